@@ -1,0 +1,158 @@
+"""Scenes drawn by code: what the embedded model learns and is measured on.
+
+Frozen: a change here makes every figure in docs/ and the trained weights incomparable. `TRAINING` and `HELD_OUT` seeds are
+disjoint.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from .figures import FIGURES, Outline, Rng
+from .grounds import GROUNDS
+from .palette import PALETTE, THING_COLOURS
+from .people import person
+
+TRAINING = range(10_000_000)
+HELD_OUT = range(10_000_000, 11_000_000)
+KINDS = (*FIGURES, "person")
+FINE = 4  # masks are drawn this much finer, then averaged: smooth borders
+LEAST_SEEN = 0.55  # share of a thing that must stay visible
+LEAST_PIXELS = 110  # and how much of it, in pixels of a 128-pixel picture
+
+
+@dataclass(frozen=True, eq=False)
+class Thing:
+    """One named thing: `mask (H, W)` bool is what is visible of it, `depth` its distance in metres, `points (18, 2)` a
+    person's key points in pixels (x, y), OpenPose COCO order."""
+
+    kind: str
+    colour: str
+    mask: np.ndarray
+    depth: float
+    points: np.ndarray | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """`pixels (H, W, 3)` RGB uint8, `caption`, `things` from far to near, `depth (H, W)` float32 metres."""
+
+    pixels: np.ndarray
+    caption: str
+    things: tuple[Thing, ...]
+    depth: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class _Drawn:
+    kind: str
+    alpha: np.ndarray
+    points: np.ndarray | None
+
+
+def scene(seed: int, size: int = 128) -> Scene:
+    """The scene of that seed, `size` pixels square: the same for ever."""
+    rng = np.random.default_rng(seed)
+    count = int(rng.choice([1, 2, 3], p=[0.25, 0.45, 0.3]))
+    drawn, seen = _arranged(rng, count, size)
+    ground = str(rng.choice(list(GROUNDS), p=[0.34, 0.12, 0.11, 0.11, 0.12, 0.1, 0.1]))
+    ground_colour = str(rng.choice(list(PALETTE)))
+    colours = rng.choice([c for c in THING_COLOURS if c != ground_colour], count, replace=False)
+    pixels = _ground_pixels(rng, ground, ground_colour, size)
+    depth = np.repeat(np.linspace(10, 4, size, dtype=np.float32)[:, None], size, 1)
+    things = []
+    far = np.sort(rng.uniform(1.5, 4, count))[::-1]
+    for thing, colour, metres, visible in zip(drawn, colours, far, seen, strict=True):
+        pixels = _shadow(pixels, thing.alpha, rng)
+        shade = _jittered(rng, str(colour)) * _ramp(rng, size, 0.14)
+        pixels = pixels + thing.alpha[..., None] * (shade - pixels)
+        depth = np.where(thing.alpha > 0.5, np.float32(metres), depth)
+        things.append(Thing(thing.kind, str(colour), visible, float(metres), thing.points))
+    pixels = pixels * _ramp(rng, size, 0.12) * rng.uniform(0.82, 1.05)
+    pixels = (
+        pixels + cv2.GaussianBlur(rng.standard_normal((size, size, 1)).astype(np.float32), (0, 0), 1)[..., None] * 4
+    )
+    named = " and ".join(_listed([f"a {thing.colour} {thing.kind}" for thing in things], rng))
+    adjective = "" if ground == "plain" else f"{ground} "
+    caption = _articled(f"{named} on a {adjective}{ground_colour} ground")
+    return Scene(np.clip(np.rint(pixels), 0, 255).astype(np.uint8), caption, tuple(things), depth)
+
+
+def _listed(names: list[str], rng: Rng) -> list[str]:
+    """Names in random order; all but the last two joined by commas."""
+    names = [names[i] for i in rng.permutation(len(names))]
+    return [", ".join(names[:-1]), names[-1]] if len(names) > 1 else names
+
+
+def _articled(caption: str) -> str:
+    return caption.replace("a orange", "an orange")
+
+
+def _arranged(rng: Rng, count: int, size: int) -> tuple[list[_Drawn], list[np.ndarray]]:
+    """`count` things of different kinds, far to near, and what is visible of each; drawn again until all are seen enough."""
+    kinds = [str(kind) for kind in rng.choice(KINDS, count, replace=False)]
+    while True:
+        drawn = [_drawn(rng, kind, count, size) for kind in kinds]
+        covers = [thing.alpha > 0.5 for thing in drawn]
+        seen = [c & ~np.any(covers[i + 1 :], axis=0) if i + 1 < count else c for i, c in enumerate(covers)]
+        least = LEAST_PIXELS * (size / 128) ** 2
+        if all(s.sum() >= max(least, LEAST_SEEN * c.sum()) for s, c in zip(seen, covers, strict=True)):
+            return drawn, seen
+
+
+def _drawn(rng: Rng, kind: str, count: int, size: int) -> _Drawn:
+    """A thing somewhere in the picture: alpha (size, size) float32 0..1."""
+    tall = kind in ("person", "curve")
+    radius = rng.uniform(30, 52) if tall else rng.uniform(17, 46 if count == 1 else 36)
+    middle = rng.uniform(radius * 0.75, 128 - radius * 0.75, 2)
+    outline: Outline
+    if kind == "person":
+        outline, points = person(rng)
+        placed = (points * radius + middle) * (size / 128)
+    else:
+        outline, placed = FIGURES[kind](rng), None
+    if rng.random() < 0.5:
+        outline = [o * [-1, 1] for o in outline]
+        placed = None if placed is None else _mirrored(placed, middle[0] * size / 128)
+    curves = [np.rint((o * radius + middle) * (size / 128 * FINE * 16)).astype(np.int32) for o in outline]
+    fine = np.zeros((size * FINE, size * FINE), np.uint8)
+    for group in [[c] for c in curves] if kind == "person" else [curves]:
+        cv2.fillPoly(fine, group, 255, shift=4)
+    alpha = cv2.resize(fine, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+    return _Drawn(kind, alpha, placed)
+
+
+def _mirrored(points: np.ndarray, x: float) -> np.ndarray:
+    """Key points mirrored at a vertical line; right and left change places, as they do in a mirrored picture of a person."""
+    pairs = [0, 1, 5, 6, 7, 2, 3, 4, 11, 12, 13, 8, 9, 10, 15, 14, 17, 16]
+    return (points * [-1, 1] + [2 * x, 0])[pairs]
+
+
+def _jittered(rng: Rng, colour: str) -> np.ndarray:
+    return np.clip(np.array(PALETTE[colour]) + rng.uniform(-14, 14, 3), 0, 255).astype(np.float32)
+
+
+def _ramp(rng: Rng, size: int, strength: float) -> np.ndarray:
+    """Light from one side: (size, size, 1) factors within 1 +- strength."""
+    angle, amount = rng.uniform(0, 2 * np.pi), rng.uniform(0, strength)
+    y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
+    return (1 + amount * (np.cos(angle) * x + np.sin(angle) * y) / 1.42).astype(np.float32)[..., None]
+
+
+def _ground_pixels(rng: Rng, ground: str, colour: str, size: int) -> np.ndarray:
+    """Two tones of a colour, the second either hardly or plainly different: edges that a threshold finds always or never."""
+    first = _jittered(rng, colour)
+    away = np.float32(255 if first.mean() < 128 else 0)
+    second = first + (away - first) * np.float32(0.04 if rng.random() < 0.3 else rng.uniform(0.36, 0.5))
+    mix = cv2.resize(GROUNDS[ground](rng, size * 2), (size, size), interpolation=cv2.INTER_AREA)[..., None]
+    return first + mix * (second - first)
+
+
+def _shadow(pixels: np.ndarray, alpha: np.ndarray, rng: Rng) -> np.ndarray:
+    """A soft shadow under the thing, too soft to make an edge of its own."""
+    k = len(alpha) / 128
+    moved = np.roll(alpha, rng.integers(-4, 5, 2) * max(1, round(k)), (0, 1))
+    return pixels * (1 - np.float32(rng.uniform(0, 0.16)) * cv2.GaussianBlur(moved, (0, 0), 5 * k)[..., None])
