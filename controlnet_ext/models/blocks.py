@@ -1,0 +1,223 @@
+"""The blocks of Stable Diffusion's encoder in plain torch.
+
+Submodules bear diffusers' names, so that its state dicts load strictly, and operations keep its order (diffusers
+0.42, models/resnet.py, models/attention.py, models/transformers/transformer_2d.py), so that results are equal to the
+bit. Operations that do nothing there (dropout 0, division by 1) are left out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Common:
+    """What all blocks of one network share: widths of the `time` embedding and of the prompt's `context`, `groups` of
+    the normalisations, and whether the transformers' projections are `linear` layers (SD2.1, SDXL) or 1x1
+    convolutions (SD1.5)."""
+
+    time: int
+    context: int
+    groups: int
+    linear: bool
+
+
+def sinusoid(t: Tensor, width: int) -> Tensor:
+    """Timesteps `t (B,)` as `(B, width)` float32: cosines, then sines, of frequencies 1 down to 1/10000 (width is
+    even)."""
+    half = width // 2
+    frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
+    angles = t[:, None].float() * frequencies[None, :]
+    return torch.cat([torch.cos(angles), torch.sin(angles)], dim=-1)
+
+
+class Embedding(nn.Module):
+    """A vector `(B, inputs)`, a timestep's sinusoid or SDXL's added vector, as `(B, width)`."""
+
+    def __init__(self, inputs: int, width: int):
+        super().__init__()
+        self.linear_1 = nn.Linear(inputs, width)
+        self.linear_2 = nn.Linear(width, width)
+
+    def forward(self, vector: Tensor) -> Tensor:
+        return self.linear_2(F.silu(self.linear_1(vector)))
+
+
+class HintEncoder(nn.Module):
+    """An RGB hint `(B, 3, H, W)` as features `(B, width, H/8, W/8)`; `channels` are the hint's own and those of each
+    scale."""
+
+    def __init__(self, channels: Sequence[int], width: int):
+        super().__init__()
+        image, *scales = channels
+        self.conv_in = nn.Conv2d(image, scales[0], 3, padding=1)
+        self.blocks = nn.ModuleList()
+        for a, b in pairwise(scales):
+            self.blocks.append(nn.Conv2d(a, a, 3, padding=1))
+            self.blocks.append(nn.Conv2d(a, b, 3, padding=1, stride=2))
+        self.conv_out = nn.Conv2d(scales[-1], width, 3, padding=1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        h = F.silu(self.conv_in(image))
+        for block in self.blocks:
+            h = F.silu(block(h))
+        return self.conv_out(h)
+
+
+class Resnet(nn.Module):
+    """Two convolutions around a shortcut; the time embedding is added between them."""
+
+    def __init__(self, inputs: int, outputs: int, common: Common):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(common.groups, inputs, eps=1e-5)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.time_emb_proj = nn.Linear(common.time, outputs)
+        self.norm2 = nn.GroupNorm(common.groups, outputs, eps=1e-5)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.conv_shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else None
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = h + self.time_emb_proj(F.silu(time))[:, :, None, None]
+        h = self.conv2(F.silu(self.norm2(h)))
+        return (x if self.conv_shortcut is None else self.conv_shortcut(x)) + h
+
+
+class Attention(nn.Module):
+    """Attention of tokens `(B, N, C)` over `(B, T, D)`. `heads` is not in the weights: it may be set after they are
+    loaded."""
+
+    def __init__(self, width: int, context: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.to_q = nn.Linear(width, width, bias=False)
+        self.to_k = nn.Linear(context, width, bias=False)
+        self.to_v = nn.Linear(context, width, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(width, width))
+
+    def forward(self, h: Tensor, context: Tensor) -> Tensor:
+        q, k, v = (
+            y.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, tokens, C / heads)
+            for y in (self.to_q(h), self.to_k(context), self.to_v(context))
+        )
+        return self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class GatedGELU(nn.Module):
+    def __init__(self, width: int, inner: int):
+        super().__init__()
+        self.proj = nn.Linear(width, 2 * inner)
+
+    def forward(self, h: Tensor) -> Tensor:
+        value, gate = self.proj(h).chunk(2, dim=-1)
+        return value * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        # the Identity stands where diffusers has a dropout, so that the last layer is net.2
+        self.net = nn.Sequential(GatedGELU(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width))
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.net(h)
+
+
+class TransformerBlock(nn.Module):
+    """Tokens look at each other, then at the prompt, then think: `(B, N, C)` to the same."""
+
+    def __init__(self, width: int, context: int, heads: int):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.attn1 = Attention(width, width, heads)
+        self.norm2 = nn.LayerNorm(width)
+        self.attn2 = Attention(width, context, heads)
+        self.norm3 = nn.LayerNorm(width)
+        self.ff = FeedForward(width)
+
+    def forward(self, h: Tensor, context: Tensor) -> Tensor:
+        normed = self.norm1(h)
+        h = self.attn1(normed, normed) + h
+        h = self.attn2(self.norm2(h), context) + h
+        return self.ff(self.norm3(h)) + h
+
+
+class Transformer(nn.Module):
+    """`depth` transformer blocks over the pixels of `(B, C, h, w)`, with a shortcut around them."""
+
+    def __init__(self, width: int, depth: int, heads: int, common: Common):
+        super().__init__()
+        self.linear = common.linear
+        self.norm = nn.GroupNorm(common.groups, width, eps=1e-6)
+        self.proj_in = nn.Linear(width, width) if self.linear else nn.Conv2d(width, width, 1)
+        self.transformer_blocks = nn.ModuleList(TransformerBlock(width, common.context, heads) for _ in range(depth))
+        self.proj_out = nn.Linear(width, width) if self.linear else nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        h = self.norm(x)
+        if not self.linear:
+            h = self.proj_in(h)
+        h = h.permute(0, 2, 3, 1).flatten(1, 2)  # (B, h w, C)
+        if self.linear:
+            h = self.proj_in(h)
+        for block in self.transformer_blocks:
+            h = block(h, context)
+        if self.linear:
+            h = self.proj_out(h)
+        h = h.unflatten(1, (height, width)).permute(0, 3, 1, 2).contiguous()
+        return (h if self.linear else self.proj_out(h)) + x
+
+
+class Downsample(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+class Level(nn.Module):
+    """One resolution of the encoder: a resnet from each of `widths` to the next, a transformer behind each where
+    `depths` has its depth (empty: there are none), and a downsampling unless it is the last level."""
+
+    def __init__(self, widths: Sequence[int], depths: Sequence[int], heads: int, common: Common, *, last: bool):
+        super().__init__()
+        self.resnets = nn.ModuleList(Resnet(a, b, common) for a, b in pairwise(widths))
+        self.attentions = nn.ModuleList(Transformer(widths[-1], depth, heads, common) for depth in depths)
+        self.downsamplers = nn.ModuleList([] if last else [Downsample(widths[-1])])
+
+    def forward(self, x: Tensor, time: Tensor, context: Tensor) -> list[Tensor]:
+        """All outputs in order: the skips of this level, of which the last is what the next level starts from."""
+        skips = []
+        for i, resnet in enumerate(self.resnets):
+            x = resnet(x, time)
+            if self.attentions:
+                x = self.attentions[i](x, context)
+            skips.append(x)
+        for downsampler in self.downsamplers:
+            skips.append(downsampler(x))
+        return skips
+
+
+class Middle(nn.Module):
+    """The middle block: a resnet, and unless `depth` is None a transformer of that depth and a second resnet."""
+
+    def __init__(self, width: int, depth: int | None, heads: int, common: Common):
+        super().__init__()
+        self.resnets = nn.ModuleList(Resnet(width, width, common) for _ in range(1 if depth is None else 2))
+        self.attentions = nn.ModuleList([] if depth is None else [Transformer(width, depth, heads, common)])
+
+    def forward(self, x: Tensor, time: Tensor, context: Tensor) -> Tensor:
+        x = self.resnets[0](x, time)
+        for attention, resnet in zip(self.attentions, self.resnets[1:], strict=True):
+            x = resnet(attention(x, context), time)
+        return x

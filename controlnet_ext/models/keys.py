@@ -1,0 +1,98 @@
+"""Names of a ControlNet's tensors in ldm's layout (lllyasviel's files, webui, ComfyUI) and in diffusers' layout. The
+tensors are the same, so that a file turned there and back is equal to the bit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
+
+OUTSIDE = {
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+    "conv_in": "input_blocks.0.0",
+    "controlnet_cond_embedding.conv_in": "input_hint_block.0",
+    "controlnet_mid_block": "middle_block_out.0",
+}
+RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+
+
+def modules(resnets: Sequence[int], scales: int) -> dict[str, str]:
+    """diffusers' module names to ldm's, for a net with `resnets[i]` resnets in level i and a hint encoder of `scales`
+    scales. A name stands for all that is below it."""
+    table = dict(OUTSIDE)
+    hint = [f"blocks.{k}" for k in range(2 * (scales - 1))] + ["conv_out"]
+    for k, name in enumerate(hint, 1):
+        table[f"controlnet_cond_embedding.{name}"] = f"input_hint_block.{2 * k}"
+    blocks = 1  # input_blocks.0 is conv_in
+    for level, number in enumerate(resnets):
+        for j in range(number):
+            table |= _resnet(f"down_blocks.{level}.resnets.{j}", f"input_blocks.{blocks + j}.0")
+            table[f"down_blocks.{level}.attentions.{j}"] = f"input_blocks.{blocks + j}.1"
+        if level + 1 < len(resnets):
+            table[f"down_blocks.{level}.downsamplers.0.conv"] = f"input_blocks.{blocks + number}.0.op"
+        blocks += number + 1
+    for j in (0, 1):
+        table |= _resnet(f"mid_block.resnets.{j}", f"middle_block.{2 * j}")
+    table["mid_block.attentions.0"] = "middle_block.1"
+    table |= {f"controlnet_down_blocks.{k}": f"zero_convs.{k}.0" for k in range(blocks - 1)}
+    return table
+
+
+def to_ldm(tensors: Mapping[str, T]) -> dict[str, T]:
+    """A ControlNet's tensors under ldm's names, from diffusers' names; names that belong to no ControlNet are left as
+    they are."""
+    levels = _count(r"down_blocks\.(\d+)\.resnets\.0\.conv1\.weight", tensors)
+    resnets = [_count(rf"down_blocks\.{i}\.resnets\.(\d+)\.conv1\.weight", tensors) for i in range(levels)]
+    scales = 1 + _count(r"controlnet_cond_embedding\.blocks\.(\d+)\.weight", tensors) // 2
+    return _renamed(tensors, modules(resnets, scales))
+
+
+def to_diffusers(tensors: Mapping[str, T]) -> dict[str, T]:
+    """A ControlNet's tensors under diffusers' names, from ldm's names; names that belong to no ControlNet are left as
+    they are."""
+    resnets = [0]
+    for n in range(1, 1 + _count(r"input_blocks\.(\d+)\.0\.(?:in_layers\.0|op)\.weight", tensors)):
+        if f"input_blocks.{n}.0.op.weight" in tensors:
+            resnets.append(0)
+        else:
+            resnets[-1] += 1
+    scales = _count(r"input_hint_block\.(\d+)\.weight", tensors) // 2
+    return _renamed(tensors, {ldm: name for name, ldm in modules(resnets, scales).items()})
+
+
+def _resnet(name: str, ldm: str) -> dict[str, str]:
+    return {f"{name}.{a}": f"{ldm}.{b}" for a, b in RESNET.items()}
+
+
+def _count(pattern: str, names: Iterable[str]) -> int:
+    """How many names match."""
+    return sum(re.fullmatch(pattern, name) is not None for name in names)
+
+
+def _renamed(tensors: Mapping[str, T], table: Mapping[str, str]) -> dict[str, T]:
+    renamed = {_rename(name, table): tensor for name, tensor in tensors.items()}
+    if len(renamed) != len(tensors):
+        raise ValueError("holds one tensor twice, under ldm's name and under diffusers'")
+    return renamed
+
+
+def _rename(name: str, table: Mapping[str, str]) -> str:
+    head, tail = name, ""
+    while head:
+        if head in table:
+            return table[head] + tail
+        head, _, last = head.rpartition(".")
+        tail = f".{last}{tail}"
+    return name

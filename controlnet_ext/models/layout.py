@@ -1,0 +1,93 @@
+"""The numbers that decide whether a control model fits a UNet, and the words that say why it does not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+SD_SKIPS = (320, 320, 320, 320, 640, 640, 640, 1280, 1280, 1280, 1280, 1280)
+SDXL_SKIPS = (320, 320, 320, 320, 640, 640, 640, 1280, 1280)
+WORDS = {"sd15": "SD1.5", "sd21": "SD2.1", "sdxl": "SDXL"}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What of a UNet a control model meets: `channels` of x, width of the prompt's `context` (None: reads no prompt),
+    width of SDXL's `added` vector (None: takes none), channels of each of the encoder's `skips` in order, and of the
+    `middle` block."""
+
+    channels: int
+    context: int | None
+    added: int | None
+    skips: tuple[int, ...]
+    middle: int
+
+    @classmethod
+    def of(cls, unet: Any) -> Layout:
+        """The layout of a diffusers UNet2DConditionModel or UNetMotionModel, with or without LoRA layers on it."""
+        config = unet.config
+        skips = [config["block_out_channels"][0]]
+        for level in unet.down_blocks:
+            skips += [block.out_channels for block in (*level.resnets, *(level.downsamplers or ()))]
+        return cls(
+            channels=config["in_channels"],
+            context=_prompt_width(config),
+            added=config["projection_class_embeddings_input_dim"] if config["addition_embed_type"] else None,
+            skips=tuple(skips),
+            middle=config["block_out_channels"][-1],
+        )
+
+    @property
+    def family(self) -> str:
+        """For messages: "sd15", "sd21" or "sdxl" at the published widths, else "sd". The numbers decide what fits."""
+        if self.skips == SDXL_SKIPS and self.added == 2816:
+            return "sdxl"
+        if self.skips == SD_SKIPS and self.added is None:
+            return {768: "sd15", 1024: "sd21"}.get(self.context or 0, "sd")
+        return "sd"
+
+    @property
+    def words(self) -> str:
+        if self.family in WORDS:
+            return WORDS[self.family]
+        kind = "SDXL" if self.added is not None else "SD"
+        width = "narrow" if self.skips[0] < 320 else "wide" if self.skips[0] > 320 else "unusual"
+        return f"{width} {kind} (context {self.context})"
+
+
+def misfit(net: Layout, unet: Layout) -> str | None:
+    """Why `net` cannot guide `unet`, in one line; None when it can.
+
+    A UNet may have more channels than the net reads, because diffusers and ldm put the noisy latents first: an
+    inpainting UNet's 9 are 4 of latents, 1 of mask, 4 of the masked picture. A net without attention fits any
+    context.
+    """
+    pairs = [
+        ("latent channels", net.channels, min(net.channels, unet.channels)),
+        ("context width", net.context, net.context and unet.context),
+        ("added vector width", net.added, unet.added),
+        ("skip widths", net.skips, unet.skips),
+        ("middle width", net.middle, unet.middle),
+    ]
+    different = [(what, a, b) for what, a, b in pairs if a != b]
+    if not different:
+        return None
+    if net.family != unet.family:
+        return f"{net.words} ControlNet, but the model is {unet.words}"
+    what, a, b = different[0]
+    return f"the ControlNet has {what} {_text(a)}, but the model has {_text(b)}"
+
+
+def _prompt_width(config: Any) -> int | None:
+    """Width of the prompt embeddings a pipeline passes; Kolors' UNet projects them to its own width first."""
+    if config["encoder_hid_dim_type"] == "text_proj":
+        return config["encoder_hid_dim"]
+    width = config["cross_attention_dim"]
+    if isinstance(width, int) or width is None:
+        return width
+    widths = set(width)
+    return widths.pop() if len(widths) == 1 else None
+
+
+def _text(number: object) -> str:
+    return "-".join(map(str, number)) if isinstance(number, tuple) else str(number or "none")

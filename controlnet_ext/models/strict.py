@@ -1,0 +1,52 @@
+"""Tensors of a file into a network: every one of them, of the right shape and finite, or one line that says what is
+wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import reduce
+
+import torch
+from torch import Tensor, nn
+
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def fill(net: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Make `tensors` the weights of `net` without copying them; where their dtypes differ, all become the one that
+    holds them all. ValueError when one is missing, unknown, of another shape, not of a floating-point dtype, or not
+    finite."""
+    wanted = net.state_dict()
+    missing, unknown = [k for k in wanted if k not in tensors], [k for k in tensors if k not in wanted]
+    if missing or unknown:
+        parts = [f"{_some(names)} {what}" for names, what in ((missing, "missing"), (unknown, "unknown")) if names]
+        raise ValueError("the tensors are not those of the network they look like: " + ", ".join(parts))
+    for name, tensor in tensors.items():
+        if tensor.shape != wanted[name].shape:
+            raise ValueError(f"tensor {name} is {_size(tensor)}, expected {_size(wanted[name])}")
+        if tensor.dtype not in FLOATS:
+            expected = ", ".join(map(_word, FLOATS))
+            raise ValueError(f"tensor {name} is stored as {_word(tensor.dtype)}, expected one of {expected}")
+        if not finite(tensor):
+            raise ValueError(f"tensor {name} holds values that are not finite")
+    dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors.values()))
+    net.load_state_dict({name: tensor.to(dtype) for name, tensor in tensors.items()}, assign=True)
+
+
+def finite(tensor: Tensor) -> bool:
+    """Whether all values are finite. A sum tells in one pass without a mask in memory; only a sum that overflows is
+    looked at again."""
+    total = tensor.sum(dtype=torch.promote_types(tensor.dtype, torch.float32))
+    return bool(torch.isfinite(total)) or bool(torch.isfinite(tensor).all())
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _size(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "a scalar"
+
+
+def _word(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

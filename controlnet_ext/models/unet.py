@@ -1,0 +1,46 @@
+"""What a ControlNet takes from a diffusers UNet: weights below any LoRA, and the settings that weights do not show."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ENCODER = ("conv_in.", "time_embedding.", "add_embedding.", "class_embedding.", "down_blocks.", "mid_block.")
+
+
+def encoder(unet: Any) -> dict[str, Tensor]:
+    """The UNet's own tensors up to its middle block, without LoRA layers (peft keeps the weights it adds to as
+    `base_layer`), motion modules and attention processors. ValueError where a LoRA is fused into them or they are
+    offloaded to disk."""
+    wrapped = {name: module for name, module in unet.named_modules() if hasattr(module, "base_layer")}
+    if any(getattr(module, "merged", False) for module in wrapped.values()):
+        raise ValueError("a LoRA is fused into the UNet's weights; unfuse it first (pipe.unfuse_lora())")
+    added = (*(f"{name}." for name in wrapped),)
+    tensors = {}
+    for name, tensor in unet.state_dict().items():
+        if not name.startswith(ENCODER) or ".motion_modules." in name or ".processor." in name:
+            continue
+        if ".base_layer." in name or not name.startswith(added):
+            tensors[name.replace(".base_layer.", ".")] = tensor
+    if any(tensor.is_meta for tensor in tensors.values()):
+        raise ValueError("the UNet's weights are offloaded; copy it before sequential offloading is switched on")
+    return tensors
+
+
+def heads(unet: Any) -> tuple[int, ...]:
+    """Attention heads of each level, the last being the middle block's; 1 where there is no attention."""
+    levels = [_heads(block) for block in unet.down_blocks]
+    levels[-1] = _heads(unet.mid_block) or levels[-1]
+    return tuple(n or 1 for n in levels)
+
+
+def settings(unet: Any) -> dict[str, Any]:
+    """The UNet's config with its heads under the name that diffusers gives their number."""
+    return {**unet.config, "num_attention_heads": None, "attention_head_dim": heads(unet)}
+
+
+def _heads(block: Any) -> int | None:
+    transformers = getattr(block, "attentions", ())
+    return next((b.attn1.heads for t in transformers for b in getattr(t, "transformer_blocks", ())), None)
