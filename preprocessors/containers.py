@@ -1,0 +1,151 @@
+"""What kind of image some bytes are, and whether they are there to the last one: decoders are content with less."""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from collections.abc import Iterator
+
+_MAGIC = {
+    "JPEG": rb"\xff\xd8\xff",
+    "PNG": rb"\x89PNG\r\n\x1a\n",
+    "GIF": rb"GIF8[79]a",
+    "WEBP": rb"RIFF....WEBP",
+    "TIFF": rb"II\*\0|MM\0\*|II\+\0|MM\0\+",
+    "AVIF": rb"....ftypavi[fs]",
+    "BMP": rb"BM",
+    "PPM": rb"P[1-6]\s",
+}
+FORMATS = tuple(_MAGIC)
+_NEXT_MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])", re.DOTALL)  # not a stuffed zero, not a restart
+
+
+def kind(head: bytes) -> str | None:
+    """Pillow's name for the format that begins with these bytes (16 suffice), None for all that is not read here."""
+    return next((name for name, magic in _MAGIC.items() if re.match(magic, head, re.DOTALL)), None)
+
+
+def whole(content: bytes, kind: str) -> bool:
+    """Whether all is there that the format's own lengths promise; PNG's checksums are compared too. What follows the
+    end of a picture is not looked at, such as the further pictures of a JPEG."""
+    try:
+        if kind == "JPEG":
+            return any(marker == 0xD9 for marker, _ in jpeg_segments(content))
+        if kind == "PNG":
+            return any(name == b"IEND" for name, _ in png_chunks(content))
+        if kind == "GIF":
+            return _gif_ends(content)
+        if kind == "WEBP":
+            return struct.unpack_from("<I", content, 4)[0] + 8 <= len(content)
+        if kind == "BMP":
+            return struct.unpack_from("<I", content, 2)[0] <= len(content)
+        if kind == "AVIF":
+            return _boxes_end(content)
+        if kind == "TIFF":
+            return _tiff_ends(content)
+    except (struct.error, IndexError):  # the file ends in the middle of a field
+        return False
+    return True  # PPM, AVIF's inside: the decoder finds what is missing
+
+
+def jpeg_segments(content: bytes) -> Iterator[tuple[int, memoryview]]:
+    """(marker, payload) of each segment up to the end of the image, 0xD9, or of the bytes. The compressed lines that
+    follow a start of scan, 0xDA, are passed over."""
+    at = 2
+    while found := _NEXT_MARKER.search(content, at):
+        marker, at = found[1][0], found.end()
+        if marker in (0x01, 0xD8, 0xD9):  # without payload
+            yield marker, memoryview(b"")
+            if marker == 0xD9:
+                return
+            continue
+        size = int.from_bytes(content[at : at + 2], "big")
+        yield marker, memoryview(content)[at + 2 : at + size]
+        at += max(size, 2)
+
+
+def png_chunks(content: bytes) -> Iterator[tuple[bytes, memoryview]]:
+    """(name, payload) of each chunk up to IEND or the first that is cut or, if the picture needs it, fails its
+    checksum."""
+    at = 8
+    while at + 12 <= len(content):
+        size, name = struct.unpack_from(">I4s", content, at)
+        if at + 12 + size > len(content):
+            return
+        critical = not name[0] & 0x20
+        (expected,) = struct.unpack_from(">I", content, at + 8 + size)
+        if critical and zlib.crc32(memoryview(content)[at + 4 : at + 8 + size]) != expected:
+            return
+        yield name, memoryview(content)[at + 8 : at + 8 + size]
+        if name == b"IEND":
+            return
+        at += 12 + size
+
+
+def _gif_ends(content: bytes) -> bool:
+    def table(flags: int) -> int:
+        return 3 << (flags & 7) + 1 if flags & 0x80 else 0
+
+    at = 13 + table(content[10])
+    while content[at] != 0x3B:  # trailer
+        if content[at] == 0x2C:  # a frame: its place, flags, colours, then the code size before the blocks
+            at += 11 + table(content[at + 9])
+        elif content[at] == 0x21:
+            at += 2
+        else:
+            return False
+        while size := content[at]:
+            at += 1 + size
+        at += 1
+    return True
+
+
+def _boxes_end(content: bytes) -> bool:
+    at = 0
+    while at < len(content):
+        (size,) = struct.unpack_from(">I", content, at)
+        if size == 1:
+            (size,) = struct.unpack_from(">Q", content, at + 8)
+        at += size or len(content) - at  # 0: up to the end
+        if 0 < size < 8 or at > len(content):
+            return False
+    return True
+
+
+_TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+_TIFF_INTEGERS = {3: "H", 4: "I", 16: "Q"}
+
+
+def _tiff_ends(content: bytes) -> bool:
+    """Every directory, what its entries point at, and every strip or tile of pixels."""
+    order = "<" if content[:2] == b"II" else ">"
+    big = content[2:4] in (b"+\0", b"\0+")
+    word, count, entry_size = ("Q", "Q", 20) if big else ("I", "H", 12)  # the file's offsets, entries per directory
+    (at,) = struct.unpack_from(order + word, content, 8 if big else 4)
+    seen = set()
+    while at and at not in seen:
+        seen.add(at)
+        (entries,) = struct.unpack_from(order + count, content, at)
+        at += struct.calcsize(count)
+        arrays = {}
+        for place in range(at, at + entries * entry_size, entry_size):
+            tag, type, length = struct.unpack_from(order + "HH" + word, content, place)
+            value = place + 4 + struct.calcsize(word)
+            size = _TIFF_SIZES.get(type, 0) * length
+            if size > struct.calcsize(word):
+                (value,) = struct.unpack_from(order + word, content, value)
+            if value + size > len(content):
+                return False
+            if type in _TIFF_INTEGERS:
+                arrays[tag] = (order + str(length) + _TIFF_INTEGERS[type], value)
+        for offsets, sizes in ((273, 279), (324, 325)):  # of strips, of tiles
+            if offsets in arrays and sizes in arrays:
+                pairs = zip(
+                    *(struct.unpack_from(arrays[tag][0], content, arrays[tag][1]) for tag in (offsets, sizes)),
+                    strict=False,
+                )
+                if any(start + size > len(content) for start, size in pairs):
+                    return False
+        (at,) = struct.unpack_from(order + word, content, at + entries * entry_size)
+    return True

@@ -1,0 +1,144 @@
+"""Bytes in from regular files, bytes out whole or not at all.
+
+Names stand in messages as `repr` writes them, so that an error is one line whatever a file is called."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+JSON_LIMIT = 2**20  # bytes
+
+
+@contextmanager
+def opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A regular file, open for reading bytes.
+
+    Raises FileNotFoundError when it is missing, ValueError when it is a folder, a pipe, a device, or may not be read.
+    """
+    name = repr(os.fspath(path))
+    try:
+        mode = os.stat(path).st_mode  # before opening, which waits at a pipe
+        file = open(path, "rb") if stat.S_ISREG(mode) else None  # noqa: SIM115  its reader's errors are not ours
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{name} does not exist") from None
+    except (OSError, ValueError) as error:  # ValueError: a null byte
+        raise ValueError(f"{name} cannot be read: {getattr(error, 'strerror', error)}") from error
+    if file is None:
+        raise ValueError(f"{name} is {'a folder' if stat.S_ISDIR(mode) else 'a pipe or a device'}, expected a file")
+    with file:
+        yield file
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The JSON object in a file of at most 1 MiB, such as a model's config.json. ValueError when it is another
+    thing."""
+    with opened(path) as file:
+        content = file.read(JSON_LIMIT + 1)
+    if len(content) > JSON_LIMIT:
+        raise ValueError(f"{os.fspath(path)!r} is over {JSON_LIMIT} bytes, too large for a configuration")
+    return parse_object(content, repr(os.fspath(path)))
+
+
+def parse_object(text: bytes, name: str) -> dict[str, Any]:
+    """The JSON object in `text`. ValueError, beginning with `name`: broken JSON, a key given twice, nested too
+    deeply."""
+    try:
+        value = json.loads(text.decode(), object_pairs_hook=_unique)
+    except RecursionError:
+        raise ValueError(f"{name} nests its JSON too deeply") from None
+    except ValueError as error:  # broken JSON or UTF-8, a number of thousands of digits, a key given twice
+        raise ValueError(f"{name} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} holds a JSON {type(value).__name__}, expected an object")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        raise ValueError("a key is given twice")
+    return value
+
+
+def write_atomically(
+    path: str | os.PathLike[str], content: bytes | Iterable[bytes | memoryview], overwrite: bool = False
+) -> None:
+    """Write `content`, at once or in parts, so that `path` names either the whole of it or what it named before.
+
+    The bytes go to a hidden `.….part` file in the same folder, are flushed to the disk, then get their name. Without
+    `overwrite` a file that is there, or comes meanwhile, raises FileExistsError. After any failure or interruption
+    nothing is left behind; after kill -9 a `.part` file may be. An OSError names the file.
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise ValueError(f"{str(target)!r} is a folder, expected a file name")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"{str(target.parent)!r} is not a folder, so {target.name!r} cannot be written into it")
+    if not overwrite and os.path.lexists(target):
+        raise _exists(target)
+    temporary = target.parent / f".{os.urandom(8).hex()}.part"
+    try:
+        try:
+            _write(temporary, [content] if isinstance(content, bytes) else content)
+            _place(temporary, target, overwrite)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except FileExistsError:
+        raise _exists(target) from None
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(target)) from error
+
+
+def _write(temporary: Path, parts: Iterable[bytes | memoryview]) -> None:
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    try:
+        for part in parts:
+            rest = memoryview(part).cast("B")
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _place(temporary: Path, target: Path, overwrite: bool) -> None:
+    """Give the temporary file its name. The folder is flushed too, so that the name outlives a power cut."""
+    if overwrite:
+        os.replace(temporary, target)
+        _flush(target.parent)
+        return
+    try:
+        os.link(temporary, target)  # unlike a rename, a link refuses a name that is taken
+    except FileExistsError:
+        raise
+    except (
+        OSError
+    ):  # a file system without links (FAT, some shares): here, another process may come between the two lines
+        if os.path.lexists(target):
+            raise _exists(target) from None
+        os.replace(temporary, target)
+    try:
+        _flush(target.parent)
+    except BaseException:
+        target.unlink()
+        raise
+
+
+def _flush(folder: Path) -> None:
+    if os.name == "nt":  # folders cannot be opened there
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _exists(target: Path) -> FileExistsError:
+    return FileExistsError(f"{str(target)!r} exists already; it is only replaced when overwriting is asked for")
