@@ -240,6 +240,7 @@ def test_a_copy_of_an_inpainting_unet_reads_all_its_channels() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"mid_block_type": None}, "the UNet has no middle block"),
         ({"class_embed_type": "timestep"}, "class_embed_type is 'timestep'"),
         ({"num_class_embeds": 10}, "num_class_embeds is 10"),
         ({"resnet_time_scale_shift": "scale_shift"}, "resnet_time_scale_shift is 'scale_shift'"),

@@ -41,6 +41,9 @@ FIXED: dict[str, tuple[object, ...]] = {
 }
 
 
+LARGEST = 2**16  # a hundred times wider than any published network; a file of empty tensors may claim anything
+
+
 @dataclass(frozen=True)
 class Plan:
     """The shape of a ControlNet. One entry a level, outermost first: `widths` in channels, number of `resnets`, and
@@ -68,8 +71,9 @@ class Plan:
     time_ids: int = 256
 
     def __post_init__(self) -> None:
-        if not self.widths or not all((self.channels, *self.widths, *self.hint)):
-            raise ValueError("the tensors have no channels")
+        sizes = (self.channels, self.context or 1, self.added or 1, *self.widths, *self.hint)
+        if not self.widths or not all(1 <= size <= LARGEST for size in sizes):
+            raise ValueError(f"the tensors have no levels, or widths outside 1..{LARGEST}")
         for width, heads in zip(self.widths, self.heads or self.likely_heads, strict=True):
             if width % self.groups or width % heads or width % 2:
                 raise ValueError(f"width {width} is odd or not a multiple of {self.groups} groups and of {heads} heads")
@@ -129,6 +133,11 @@ class Plan:
         for width, resnets in zip(self.widths, self.resnets, strict=True):
             skips += [width] * (resnets + 1)
         return Layout(self.channels, self.context, self.added, tuple(skips[:-1]), self.widths[-1])
+
+    def unseen(self) -> dict[str, Any]:
+        """What is known of this network and not shown by its tensors, in diffusers' words."""
+        heads = {} if self.heads is None else {"attention_head_dim": list(self.heads), "norm_num_groups": self.groups}
+        return heads | {"addition_time_embed_dim": self.time_ids, "global_pool_conditions": self.pooled}
 
     def config(self) -> dict[str, Any]:
         """The config of the same network as a `diffusers.ControlNetModel`; ValueError when that class cannot be it."""

@@ -36,8 +36,7 @@ def fill(net: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 def finite(tensor: Tensor) -> bool:
     """Whether all values are finite. A sum tells in one pass without a mask in memory; only a sum that overflows is
     looked at again."""
-    total = tensor.sum(dtype=torch.promote_types(tensor.dtype, torch.float32))
-    return bool(torch.isfinite(total)) or bool(torch.isfinite(tensor).all())
+    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
 def _some(names: Sequence[str]) -> str:

@@ -12,12 +12,14 @@ ENCODER = ("conv_in.", "time_embedding.", "add_embedding.", "class_embedding.", 
 
 def encoder(unet: Any) -> dict[str, Tensor]:
     """The UNet's own tensors up to its middle block, without LoRA layers (peft keeps the weights it adds to as
-    `base_layer`), motion modules and attention processors. ValueError where a LoRA is fused into them or they are
-    offloaded to disk."""
+    `base_layer`), motion modules and attention processors. ValueError where a LoRA is fused into them, they are
+    offloaded, or there is no middle block."""
+    if unet.mid_block is None:
+        raise ValueError("the UNet has no middle block, which a ControlNet is a copy of too")
     wrapped = {name: module for name, module in unet.named_modules() if hasattr(module, "base_layer")}
     if any(getattr(module, "merged", False) for module in wrapped.values()):
         raise ValueError("a LoRA is fused into the UNet's weights; unfuse it first (pipe.unfuse_lora())")
-    added = (*(f"{name}." for name in wrapped),)
+    added = tuple(f"{name}." for name in wrapped)
     tensors = {}
     for name, tensor in unet.state_dict().items():
         if not name.startswith(ENCODER) or ".motion_modules." in name or ".processor." in name:
