@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from functools import cache
+
 import numpy as np
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
@@ -53,7 +56,13 @@ def randomised(net: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
 
 
 def reference(shape: str, **changes: object) -> ControlNetModel:
-    return randomised(ControlNetModel(**SHAPES[shape] | changes))
+    """diffusers' network; drawing it takes ten times longer than copying it."""
+    return deepcopy(_reference(shape, tuple(changes.items())))
+
+
+@cache
+def _reference(shape: str, changes: tuple[tuple[str, object], ...]) -> ControlNetModel:
+    return randomised(ControlNetModel(**SHAPES[shape] | dict(changes)))
 
 
 def ours(theirs: ControlNetModel) -> ControlNet:
@@ -61,7 +70,12 @@ def ours(theirs: ControlNetModel) -> ControlNet:
 
 
 def unet(shape: str, **changes: object) -> UNet2DConditionModel:
-    config = SHAPES[shape] | changes
+    return deepcopy(_unet(shape, tuple(changes.items())))
+
+
+@cache
+def _unet(shape: str, changes: tuple[tuple[str, object], ...]) -> UNet2DConditionModel:
+    config = SHAPES[shape] | dict(changes)
     down = config.get("down_block_types", ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",))
     up = tuple(UP_BLOCKS[name] for name in reversed(down))
     return randomised(UNet2DConditionModel(**config | {"down_block_types": down, "up_block_types": up}))
