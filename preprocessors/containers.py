@@ -7,6 +7,8 @@ import struct
 import zlib
 from collections.abc import Iterator
 
+import numpy as np
+
 _MAGIC = {
     "JPEG": rb"\xff\xd8\xff",
     "PNG": rb"\x89PNG\r\n\x1a\n",
@@ -114,38 +116,41 @@ def _boxes_end(content: bytes) -> bool:
 
 
 _TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
-_TIFF_INTEGERS = {3: "H", 4: "I", 16: "Q"}
+_TIFF_INTEGERS = {3: "u2", 4: "u4", 16: "u8"}
+_TIFF_PIXELS = ((273, 279), (324, 325))  # offsets and sizes of strips, of tiles
 
 
 def _tiff_ends(content: bytes) -> bool:
-    """Every directory, what its entries point at, and every strip or tile of pixels."""
+    """Every directory, what its entries point at, and every strip or tile of pixels (TIFF 6.0, section 2)."""
     order = "<" if content[:2] == b"II" else ">"
-    big = content[2:4] in (b"+\0", b"\0+")
-    word, count, entry_size = ("Q", "Q", 20) if big else ("I", "H", 12)  # the file's offsets, entries per directory
-    (at,) = struct.unpack_from(order + word, content, 8 if big else 4)
-    seen = set()
-    while at and at not in seen:
-        seen.add(at)
+    word, count, entry_size = ("Q", "Q", 20) if b"+" in content[2:4] else ("I", "H", 12)  # BigTIFF, TIFF
+    wide = struct.calcsize(word)
+    (at,) = struct.unpack_from(order + word, content, 8 if wide == 8 else 4)
+    looked_at = 0  # bytes: directories that overlap, or that are met again, could be read without end
+    while at:
         (entries,) = struct.unpack_from(order + count, content, at)
         at += struct.calcsize(count)
+        looked_at += entries * entry_size
+        if looked_at > len(content):
+            return False
         arrays = {}
         for place in range(at, at + entries * entry_size, entry_size):
             tag, type, length = struct.unpack_from(order + "HH" + word, content, place)
-            value = place + 4 + struct.calcsize(word)
+            value = place + 4 + wide
             size = _TIFF_SIZES.get(type, 0) * length
-            if size > struct.calcsize(word):
+            if size > wide:
                 (value,) = struct.unpack_from(order + word, content, value)
             if value + size > len(content):
                 return False
-            if type in _TIFF_INTEGERS:
-                arrays[tag] = (order + str(length) + _TIFF_INTEGERS[type], value)
-        for offsets, sizes in ((273, 279), (324, 325)):  # of strips, of tiles
+            if type in _TIFF_INTEGERS and any(tag in tags for tags in _TIFF_PIXELS):
+                looked_at += size
+                numbers = np.frombuffer(content, order + _TIFF_INTEGERS[type], length, value)
+                arrays[tag] = numbers.astype(float)  # exact below 2**53
+        for offsets, sizes in _TIFF_PIXELS:
             if offsets in arrays and sizes in arrays:
-                pairs = zip(
-                    *(struct.unpack_from(arrays[tag][0], content, arrays[tag][1]) for tag in (offsets, sizes)),
-                    strict=False,
-                )
-                if any(start + size > len(content) for start, size in pairs):
+                shared = min(len(arrays[offsets]), len(arrays[sizes]))
+                if (arrays[offsets][:shared] + arrays[sizes][:shared] > len(content)).any():
                     return False
         (at,) = struct.unpack_from(order + word, content, at + entries * entry_size)
+        looked_at += 1
     return True

@@ -6,7 +6,6 @@ CVE-2026-24747). Here no name is ever looked up: a few have a meaning, any other
 
 from __future__ import annotations
 
-import pickletools
 from collections.abc import Callable, Iterable
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
@@ -37,6 +36,8 @@ def unpickled(stream: BinaryIO, storages: dict[str, Storage] | None = None) -> A
 
     Dicts, lists, tuples, text, numbers, bytes and Plans. Raises ValueError for a global, a step or a size that has no
     place among weights, and LookupError or TypeError too where the program is broken."""
+    import pickletools  # not at the top, where a canny edge map would pay for it
+
     machine = _Machine({} if storages is None else storages)
     for step, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
         if opcode.name not in _STEPS:

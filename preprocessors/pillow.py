@@ -95,8 +95,10 @@ def _strict(name: str) -> Iterator[None]:
 
 
 def _orientation(image: Image) -> int:
+    if image.format == "TIFF":
+        return 1  # load() has turned it; Pillow 9.5 leaves the tag
     try:
-        return image.getexif().get(274, 1)  # after load(): Pillow turns TIFFs itself and then says 1
+        return image.getexif().get(274, 1)
     except _BROKEN:
         return 1
 

@@ -3,7 +3,6 @@ pickle."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import struct
 import zlib
@@ -39,6 +38,8 @@ class Weights:
     def sha256(self) -> str:
         """The file's hash, in hex, computed when first asked for. ValueError when the file has changed since it was
         read."""
+        import hashlib  # not at the top, where a canny edge map would pay for it
+
         digest = hashlib.sha256()
         with opened(self.path) as file:
             while block := file.read(2**20):

@@ -6,14 +6,17 @@ import random
 import struct
 import subprocess
 import sys
+import time
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageFile, features
 
+from preprocessors.containers import whole
 from preprocessors.files import read_image
 
 H, W = 60, 84
@@ -338,6 +341,28 @@ def test_a_mutated_file_gives_a_picture_or_one_line(count):
         else:
             assert pixels.dtype == np.uint8 and pixels.ndim == 3, number
     assert count / 10 < refused < count  # both happened
+
+
+def test_a_tiff_of_directories_without_end_is_refused_soon():
+    itself = b"II*\0\x08\0\0\0" + b"\0\0" + b"\x08\0\0\0"
+    overlapping = bytearray(b"II*\0\x08\0\0\0" + bytes(3_000_000))
+    entries = 60_000
+    for at in range(8, 100_000, 2):  # each of many entries, and the next begins within it
+        struct.pack_into("<H", overlapping, at, entries)
+        struct.pack_into("<I", overlapping, at + 2 + 12 * entries, at + 2)
+    started = time.perf_counter()
+    for content in (itself, bytes(overlapping)):
+        assert not whole(content, "TIFF")
+        refusal(content)
+    assert time.perf_counter() - started < 2
+
+
+def test_threads_that_read_leave_the_process_as_it_was():
+    filters, content = list(warnings.filters), encoded(np.dstack([RGB, ALPHA]), "PNG")
+    with ThreadPoolExecutor(8) as pool:
+        read = list(pool.map(read_image, [content] * 64))
+    assert all((pixels == read[0]).all() for pixels in read)
+    assert warnings.filters == filters and not ImageFile.LOAD_TRUNCATED_IMAGES
 
 
 def test_one_changed_bit_in_a_png_s_pixels_is_refused():

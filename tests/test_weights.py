@@ -408,6 +408,16 @@ def test_a_tensor_put_together_by_hand_is_read(read):
     assert read(data_pkl(tensor_program((4,), (0,)), FOUR)).tensors["a"].tolist() == [1, 1, 1, 1]
 
 
+def test_a_zip_of_more_than_4_gib_has_another_directory_and_is_read(read, refusal, monkeypatch):
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 10)  # writes as if all were that large
+    content = data_pkl(tensor_program(), FOUR)
+    monkeypatch.undo()
+    assert b"PK\6\6" in content
+    assert read(content).tensors["a"].tolist() == [1, 2, 3, 4]
+    at = content.rindex(b"PK\6\6")
+    refusal(content[: at + 40] + struct.pack("<Q", 2**40) + content[at + 48 :])
+
+
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
