@@ -1,4 +1,4 @@
-"""Outlines of the things in a scene: each kind gives closed curves in the unit disc, y down; even-odd filling makes holes."""
+"""Outlines of the things in a scene: each kind gives closed curves in the unit disc, y down, to be filled even-odd."""
 
 from __future__ import annotations
 

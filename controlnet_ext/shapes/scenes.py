@@ -1,7 +1,7 @@
 """Scenes drawn by code: what the embedded model learns and is measured on.
 
-Frozen: a change here makes every figure in docs/ and the trained weights incomparable. `TRAINING` and `HELD_OUT` seeds are
-disjoint.
+Frozen: a change here makes every figure in docs/ and the trained weights incomparable. `TRAINING` and `HELD_OUT` seeds
+are disjoint.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _articled(caption: str) -> str:
 
 
 def _arranged(rng: Rng, count: int, size: int) -> tuple[list[_Drawn], list[np.ndarray]]:
-    """`count` things of different kinds, far to near, and what is visible of each; drawn again until all are seen enough."""
+    """`count` things of different kinds, far to near, and what is visible of each: drawn until all are seen enough."""
     kinds = [str(kind) for kind in rng.choice(KINDS, count, replace=False)]
     while True:
         drawn = [_drawn(rng, kind, count, size) for kind in kinds]
@@ -126,7 +126,7 @@ def _drawn(rng: Rng, kind: str, count: int, size: int) -> _Drawn:
 
 
 def _mirrored(points: np.ndarray, x: float) -> np.ndarray:
-    """Key points mirrored at a vertical line; right and left change places, as they do in a mirrored picture of a person."""
+    """Key points mirrored at a vertical line; right and left change places, as on a mirrored picture of a person."""
     pairs = [0, 1, 5, 6, 7, 2, 3, 4, 11, 12, 13, 8, 9, 10, 15, 14, 17, 16]
     return (points * [-1, 1] + [2 * x, 0])[pairs]
 
@@ -143,7 +143,7 @@ def _ramp(rng: Rng, size: int, strength: float) -> np.ndarray:
 
 
 def _ground_pixels(rng: Rng, ground: str, colour: str, size: int) -> np.ndarray:
-    """Two tones of a colour, the second either hardly or plainly different: edges that a threshold finds always or never."""
+    """Two tones of a colour, the second hardly or plainly different: edges that a threshold finds always or never."""
     first = _jittered(rng, colour)
     away = np.float32(255 if first.mean() < 128 else 0)
     second = first + (away - first) * np.float32(0.04 if rng.random() < 0.3 else rng.uniform(0.36, 0.5))

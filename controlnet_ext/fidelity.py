@@ -1,0 +1,48 @@
+"""How well a picture obeys the map that guided it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+
+class EdgeScore(NamedTuple):
+    """F1 between two edge maps, 0..1; nan where the asked map is empty (to be excluded and counted)."""
+
+    exact: float
+    within_1px: float
+
+
+def edge_f1(asked: np.ndarray, found: np.ndarray) -> EdgeScore:
+    """F1 of two edge maps (H, W) or (H, W, 3), uint8 or bool, anything above 127 (or True) is an edge.
+
+    `within_1px`: an edge pixel counts as right when the other map has one in its 3x3 neighbourhood, in both directions
+    (precision: found in the dilated asked map; recall: asked in the dilated found map).
+    """
+    a, b = _binary(asked), _binary(found)
+    if a.shape != b.shape:
+        raise ValueError(f"maps of {a.shape} and {b.shape} cannot be compared: make them the same size first")
+    if not a.any() or not b.any():
+        return EdgeScore(0.0, 0.0) if a.any() else EdgeScore(float("nan"), float("nan"))
+    square = np.ones((3, 3), np.uint8)
+    near_a, near_b = cv2.dilate(a, square), cv2.dilate(b, square)
+    return EdgeScore(
+        _f1((b & a).sum() / b.sum(), (a & b).sum() / a.sum()),
+        _f1((b & near_a).sum() / b.sum(), (a & near_b).sum() / a.sum()),
+    )
+
+
+def canny_f1(asked: np.ndarray, picture: np.ndarray, low: int = 100, high: int = 200) -> EdgeScore:
+    """F1 between an asked canny map and the canny map of a picture (H, W, 3) RGB uint8, with the thresholds of both."""
+    return edge_f1(asked, cv2.Canny(np.ascontiguousarray(picture), low, high))
+
+
+def _binary(edges: np.ndarray) -> np.ndarray:
+    one = edges.max(2) if edges.ndim == 3 else edges
+    return (one.astype(bool) if one.dtype == bool else one > 127).astype(np.uint8)
+
+
+def _f1(precision: float, recall: float) -> float:
+    return float(2 * precision * recall / (precision + recall)) if precision + recall else 0.0
