@@ -6,8 +6,8 @@ import numpy as np
 
 from .figures import Outline, Rng, stroke
 
-# OpenPose COCO-18: nose, neck, then right before left: shoulder, elbow, wrist; hip, knee, ankle (each side whole); eyes;
-# ears
+# OpenPose COCO-18: nose, neck, then right before left: shoulder, elbow, wrist; hip, knee, ankle (each side whole);
+# eyes; ears
 LIMBS = ((2, 3), (3, 4), (5, 6), (6, 7), (8, 9), (9, 10), (11, 12), (12, 13), (2, 5), (8, 11), (1, 0))
 TORSO = (2, 5, 11, 8)
 

@@ -1,7 +1,7 @@
-"""Trains the embedded VAE on scenes: `python -m controlnet_ext.shapes.train_vae runs/vae --steps 6000`. Run it again to go on.
+"""Trains the embedded VAE on scenes: `python -m controlnet_ext.shapes.train_vae runs/vae`. Run it again to go on.
 
-Step k always sees the same scenes, so a resumed run sees what an uninterrupted one would. Loss: L1 of the pixels, L1 of their
-differences to the right and below (what an edge detector sees), and a KL term too weak to blur.
+Step k always sees the same scenes, so a resumed run sees what an uninterrupted one would. Loss: L1 of the pixels, L1 of
+their differences to the right and below (what an edge detector sees), and a KL term too weak to blur.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def rate(step: int, steps: int, peak: float) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--every", type=int, default=250, help="steps between measurements and checkpoints")
@@ -114,7 +114,7 @@ def main() -> None:
             error, f1 = held_out(average)
             row = {
                 "step": step + 1,
-                "loss": round(float(np.mean(losses)), 5),
+                "loss": float(np.mean(losses)),
                 "held_out_error": error,
                 "held_out_f1": f1,
             }
