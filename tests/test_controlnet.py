@@ -198,6 +198,14 @@ def test_a_fresh_copy_learns() -> None:
     ]
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler, of torch's own
+def test_a_compiled_unet_is_copied_like_any() -> None:
+    model = unet("SD1.5")
+    copied, plain = ControlNet.copy_of(torch.compile(model)), ControlNet.copy_of(model)
+    assert torch.equal(copied.conv_in.weight, plain.conv_in.weight)
+    assert copied.plan == plain.plan
+
+
 def test_a_copy_for_training_may_be_float32() -> None:
     net = ControlNet.copy_of(unet("SD1.5").half(), dtype=torch.float32)
     assert {p.dtype for p in net.parameters()} == {torch.float32}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -173,6 +175,13 @@ def test_ldm_files_keep_what_tensors_do_not_show(tmp_path: Path) -> None:
     assert models.load(tmp_path / "net.safetensors").plan == net.plan
 
 
+def test_pooling_that_was_switched_on_is_kept(tmp_path: Path) -> None:
+    net = ours(reference("SD1.5"))
+    net.global_average_pooling = True
+    save_ldm(net, tmp_path / "shuffle.safetensors")
+    assert models.load(tmp_path / "shuffle.safetensors").global_average_pooling
+
+
 def test_heads_taken_from_a_unet_are_kept(tmp_path: Path) -> None:
     net = ControlNet.load(reference("SD1.5").state_dict())
     save_ldm(net, tmp_path / "guessed.safetensors")
@@ -281,6 +290,12 @@ def test_broken_files_are_refused_in_one_line_that_begins_with_the_file(
     assert "\n" not in str(caught.value)
 
 
+def test_missing_tensors_of_an_ldm_file_have_ldms_names() -> None:
+    tensors = LAYOUTS["ldm with prefix"](broken("missing"))
+    with pytest.raises(ValueError, match=r"input_blocks\.0\.0\.bias, middle_block\.0\.in_layers\.2\.weight missing$"):
+        ControlNet.load(tensors)
+
+
 def test_large_finite_values_are_finite() -> None:
     tensors = reference("SD1.5").state_dict()
     tensors["conv_in.bias"][:] = 3e38  # whose sum overflows
@@ -340,6 +355,11 @@ def test_other_kinds_with_the_same_hint_encoder_are_not_claimed(other: str) -> N
     names = {"controlnet_cond_embedding.conv_in.weight", "conv_in.weight"}
     assert detect(names)
     assert not detect(names | {other})
+
+
+def test_finding_models_loads_no_torch() -> None:
+    code = "import sys, controlnet_ext.models, controlnet_ext.models.layout; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1]).returncode == 0
 
 
 def test_two_kinds_that_claim_one_file_are_an_error_that_names_both(

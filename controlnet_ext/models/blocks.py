@@ -19,9 +19,8 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Common:
-    """What all blocks of one network share: widths of the `time` embedding and of the prompt's `context`, `groups` of
-    the normalisations, and whether the transformers' projections are `linear` layers (SD2.1, SDXL) or 1x1
-    convolutions (SD1.5)."""
+    """What all blocks of a network share: widths of the `time` embedding and the prompt's `context`, `groups` of the
+    normalisations, and whether the transformers' projections are `linear` (SD2.1, SDXL) or 1x1 convolutions."""
 
     time: int
     context: int
@@ -30,8 +29,7 @@ class Common:
 
 
 def sinusoid(t: Tensor, width: int) -> Tensor:
-    """Timesteps `t (B,)` as `(B, width)` float32: cosines, then sines, of frequencies 1 down to 1/10000 (width is
-    even)."""
+    """Timesteps `t (B,)` as `(B, width)` float32, width even: cosines, then sines, of frequencies 1 to 1/10000."""
     half = width // 2
     frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
     angles = t[:, None].float() * frequencies[None, :]
@@ -51,8 +49,7 @@ class Embedding(nn.Module):
 
 
 class HintEncoder(nn.Module):
-    """An RGB hint `(B, 3, H, W)` as features `(B, width, H/8, W/8)`; `channels` are the hint's own and those of each
-    scale."""
+    """A hint `(B, 3, H, W)` as `(B, width, H/8, W/8)`; `channels` are the hint's own, then those of each scale."""
 
     def __init__(self, channels: Sequence[int], width: int):
         super().__init__()

@@ -28,7 +28,8 @@ class ControlNet(nn.Module):
     to `diffusers.ControlNetModel`, under the same names of submodules.
 
     Weights do not show how many attention heads there are. Where no config states it, `settle` takes it from the
-    UNet; until then it is as in the published models (`Plan.likely_heads`).
+    UNet; until then it is as in the published models (`Plan.likely_heads`). Nor do they show
+    `global_average_pooling`, which may be switched on for a shuffle ControlNet whose file does not say so.
     """
 
     architecture = "controlnet"
@@ -64,11 +65,12 @@ class ControlNet(nn.Module):
             raise ValueError("holds a ControlNet minus a UNet; the weights of the UNet it was made from are missing")
         if any(name.startswith(PREFIX) for name in tensors):  # what lies beside it is the rest of Stable Diffusion
             tensors = {name.removeprefix(PREFIX): t for name, t in tensors.items() if name.startswith(PREFIX)}
-        if DIFFUSERS not in tensors:
+        ldm = DIFFUSERS not in tensors
+        if ldm:
             tensors = keys.to_diffusers(tensors)
         with torch.device("meta"):
             net = cls(Plan.read(tensors, config or {}))
-        fill(net, tensors)
+        fill(net, tensors, dict(zip(net.state_dict(), keys.to_ldm(net.state_dict()), strict=True)) if ldm else {})
         return net.eval()
 
     @classmethod
@@ -108,7 +110,8 @@ class ControlNet(nn.Module):
         if self.plan.heads is not None and not self._borrowed:
             return
         heads = source.heads(unet)
-        plan = replace(self.plan, heads=heads, groups=unet.config["norm_num_groups"])
+        sizes = unet.config["addition_time_embed_dim"] or self.plan.time_ids
+        plan = replace(self.plan, heads=heads, groups=unet.config["norm_num_groups"], time_ids=sizes)
         if self._borrowed and plan != self.plan:
             raise ValueError(
                 f"the ControlNet's file states no attention heads and it took {self.plan.heads} from another model; "

@@ -39,8 +39,6 @@ FIXED: dict[str, tuple[object, ...]] = {
     "time_embedding_type": ("positional",),
     "timestep_post_act": (None,),
 }
-
-
 LARGEST = 2**16  # a hundred times wider than any published network; a file of empty tensors may claim anything
 
 
@@ -109,10 +107,8 @@ class Plan:
             linear=any(tensor.ndim == 2 for name, tensor in tensors.items() if name.endswith("proj_in.weight")),
             hint=(
                 _size(f"{encoder}.conv_in.weight", 1, tensors),
-                *(
-                    _size(f"{encoder}.{name}.weight", 0, tensors)
-                    for name in ("conv_in", *(f"blocks.{k}" for k in blocks))
-                ),
+                _size(f"{encoder}.conv_in.weight", 0, tensors),
+                *(_size(f"{encoder}.blocks.{k}.weight", 0, tensors) for k in blocks),
             ),
             heads=_heads(config, len(levels)),
             groups=_positive("norm_num_groups", config.get("norm_num_groups", 32)),
@@ -149,7 +145,6 @@ class Plan:
             raise ValueError("diffusers' ControlNetModel needs equal resnets in all levels and one depth in each level")
         return {
             "_class_name": "ControlNetModel",
-            "_diffusers_version": "0.31.0",
             "act_fn": "silu",
             "addition_embed_type": None if self.added is None else "text_time",
             "addition_time_embed_dim": None if self.added is None else self.time_ids,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,12 +16,13 @@ from .location import STEM
 
 if TYPE_CHECKING:
     from .controlnet import ControlNet
+    from .plan import Plan
 
 
 def save_diffusers(net: ControlNet, folder: str | os.PathLike[str], overwrite: bool = False) -> None:
     """Write the folder that `diffusers.ControlNetModel.from_pretrained` loads, in the network's dtype. An existing
     file raises FileExistsError unless `overwrite`; ValueError when diffusers has no such network."""
-    settings = json.dumps(net.plan.config(), indent=2) + "\n"
+    settings = json.dumps(_plan(net).config(), indent=2) + "\n"
     config, weights = Path(folder) / "config.json", Path(folder) / f"{STEM}.safetensors"
     if not overwrite and any(map(os.path.lexists, (config, weights))):
         raise FileExistsError(f"{os.fspath(folder)!r} holds a model already; it is only replaced when asked for")
@@ -38,4 +40,9 @@ def save_ldm(net: ControlNet, path: str | os.PathLike[str], overwrite: bool = Fa
 
 def metadata(net: ControlNet) -> dict[str, str]:
     """What the tensors of a file do not show, as safetensors metadata."""
-    return {"format": "pt", CONFIG: json.dumps(net.plan.unseen())}
+    return {"format": "pt", CONFIG: json.dumps(_plan(net).unseen())}
+
+
+def _plan(net: ControlNet) -> Plan:
+    """The network's plan with the one setting that may be changed on it."""
+    return replace(net.plan, pooled=net.global_average_pooling)

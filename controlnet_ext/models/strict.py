@@ -12,23 +12,25 @@ from torch import Tensor, nn
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-def fill(net: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def fill(net: nn.Module, tensors: Mapping[str, Tensor], names: Mapping[str, str] | None = None) -> None:
     """Make `tensors` the weights of `net` without copying them; where their dtypes differ, all become the one that
     holds them all. ValueError when one is missing, unknown, of another shape, not of a floating-point dtype, or not
-    finite."""
-    wanted = net.state_dict()
-    missing, unknown = [k for k in wanted if k not in tensors], [k for k in tensors if k not in wanted]
+    finite. `names` are what the file calls them, where that differs."""
+    wanted, called = net.state_dict(), names or {}
+    missing = [called.get(name, name) for name in wanted if name not in tensors]
+    unknown = [name for name in tensors if name not in wanted]
     if missing or unknown:
-        parts = [f"{_some(names)} {what}" for names, what in ((missing, "missing"), (unknown, "unknown")) if names]
+        parts = [f"{_some(some)} {what}" for some, what in ((missing, "missing"), (unknown, "unknown")) if some]
         raise ValueError("the tensors are not those of the network they look like: " + ", ".join(parts))
     for name, tensor in tensors.items():
+        own = called.get(name, name)
         if tensor.shape != wanted[name].shape:
-            raise ValueError(f"tensor {name} is {_size(tensor)}, expected {_size(wanted[name])}")
+            raise ValueError(f"tensor {own} is {_size(tensor)}, expected {_size(wanted[name])}")
         if tensor.dtype not in FLOATS:
             expected = ", ".join(map(_word, FLOATS))
-            raise ValueError(f"tensor {name} is stored as {_word(tensor.dtype)}, expected one of {expected}")
+            raise ValueError(f"tensor {own} is stored as {_word(tensor.dtype)}, expected one of {expected}")
         if not finite(tensor):
-            raise ValueError(f"tensor {name} holds values that are not finite")
+            raise ValueError(f"tensor {own} holds values that are not finite")
     dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors.values()))
     net.load_state_dict({name: tensor.to(dtype) for name, tensor in tensors.items()}, assign=True)
 

@@ -14,6 +14,7 @@ def encoder(unet: Any) -> dict[str, Tensor]:
     """The UNet's own tensors up to its middle block, without LoRA layers (peft keeps the weights it adds to as
     `base_layer`), motion modules and attention processors. ValueError where a LoRA is fused into them, they are
     offloaded, or there is no middle block."""
+    unet = getattr(unet, "_orig_mod", unet)  # below torch.compile(unet), which puts this into all names
     if unet.mid_block is None:
         raise ValueError("the UNet has no middle block, which a ControlNet is a copy of too")
     wrapped = {name: module for name, module in unet.named_modules() if hasattr(module, "base_layer")}
