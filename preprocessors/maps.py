@@ -1,0 +1,48 @@
+"""What a preprocessor gives: the picture that a control model was trained to read, and its kind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+KINDS = (
+    "edges",
+    "soft edges",
+    "lines",
+    "straight lines",
+    "scribble",
+    "depth",
+    "normals",
+    "pose",
+    "face",
+    "segmentation",
+    "tile",
+    "colour",
+    "luminance",
+    "shuffle",
+    "inpaint",
+    "embedding",
+    "other",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class ControlMap:
+    """A control map: `pixels` (H, W, 3) uint8 RGB, `kind` (one of KINDS), and in `values` what a picture cannot hold:
+    depth as floats (H, W), people with key points, an embedding; None where the picture says all. Raises ValueError
+    on anything else."""
+
+    pixels: np.ndarray
+    kind: str
+    values: Any = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.pixels, np.ndarray):
+            raise TypeError(f"pixels of a map are an array (H, W, 3) of uint8, not {type(self.pixels).__name__}")
+        shape, dtype = self.pixels.shape, self.pixels.dtype
+        if len(shape) != 3 or shape[2] != 3 or 0 in shape or dtype != np.uint8:
+            raise ValueError(f"pixels {shape} {dtype} are no map: expected (H, W, 3) uint8, RGB")
+        if self.kind not in KINDS:
+            raise ValueError(f"kind {self.kind!r} of a map is none of: {', '.join(KINDS)}")

@@ -1,0 +1,86 @@
+"""A preprocessor's parameters, read off its signature: the one place that flags, sliders and checks come from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from inspect import signature
+from numbers import Integral, Real
+from typing import Any, get_args, get_type_hints
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Range:
+    """The values a number may take, both ends included: `Annotated[int, Range(0, 255)]`."""
+
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.low:g}..{self.high:g}"
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter: `type` is int, float or bool; numbers have a range. A default of None means that None is
+    allowed."""
+
+    name: str
+    type: type
+    default: Any
+    range: Range | None = None
+
+    @property
+    def expected(self) -> str:
+        """The legal values in words."""
+        return {int: f"a whole number {self.range}", float: f"a number {self.range}", bool: "true or false"}[self.type]
+
+    def check(self, value: Any) -> Any:
+        """The value as the declared type. Raises TypeError on another type (a bool is no number, 1.0 is no whole
+        number), ValueError outside the range."""
+        if value is None and self.default is None:
+            return None
+        accepted: Any = {int: Integral, float: Real, bool: (bool, np.bool_)}[self.type]
+        if not isinstance(value, accepted) or (isinstance(value, bool) and self.type is not bool):
+            shown = " ".join(repr(value).split())  # an array's has several lines
+            raise TypeError(f"{self.name} {shown:.40} is {type(value).__name__}, expected {self.expected}")
+        if self.range and not self.range.low <= value <= self.range.high:  # NaN is outside too
+            raise ValueError(f"{self.name} {value!s:.40} is outside {self.range}")
+        return self.type(value)
+
+    def parse(self, text: str) -> Any:
+        """The value written as text, as on a command line. Raises ValueError."""
+        try:
+            value = {"true": True, "false": False}[text.lower()] if self.type is bool else self.type(text)
+        except (KeyError, ValueError):
+            raise ValueError(f"{self.name} {text!r:.40}: expected {self.expected}") from None
+        return self.check(value)
+
+
+def parameters(call: Callable[..., Any], skip: int) -> tuple[Parameter, ...]:
+    """The parameters of `call` after the first `skip`. Raises TypeError when one has no default or an unknown type,
+    and what `check` raises when a default is not legal."""
+    hints = get_type_hints(call, include_extras=True)
+    return tuple(_read(p.name, p.default, hints.get(p.name)) for p in list(signature(call).parameters.values())[skip:])
+
+
+def _read(name: str, default: Any, hint: Any) -> Parameter:
+    kind, *notes = get_args(hint) or (hint,)
+    limits = notes[0] if notes and isinstance(notes[0], Range) else None
+    if kind not in (int, float, bool) or (limits is None) is not (kind is bool):
+        raise TypeError(
+            f"{name}: {hint} is none of bool, Annotated[int, Range(low, high)], Annotated[float, Range(low, high)]"
+        )
+    parameter = Parameter(name, kind, default, limits)
+    parameter.check(default)
+    return parameter
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The three known words most like `word`, for an error message: those that contain it, then by common letters."""
+    word = word.casefold()[:80]
+    alike = {other: SequenceMatcher(None, word, other.casefold()).ratio() for other in known}
+    return ", ".join(sorted(alike, key=lambda other: (word not in other.casefold(), -alike[other]))[:3])
