@@ -1,0 +1,56 @@
+"""Guidance for Stable Diffusion: maps become residuals, residuals enter a frozen UNet and leave no trace.
+
+    unit = Unit(load("canny.safetensors"), "photo.jpg", preprocessor="canny", window=Window(0, 0.8))
+    with guide(pipe, [unit]):
+        picture = pipe("a red house").images[0]
+
+Importing this loads no torch: that happens where it is needed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+from preprocessors.maps import ControlMap
+from preprocessors.registry import preprocess
+
+from .control import ControlModel, Residuals, Span, Step, Window
+from .unit import PerSample, Unit
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "ControlMap",
+    "ControlModel",
+    "PerSample",
+    "Residuals",
+    "Span",
+    "Step",
+    "Unit",
+    "Window",
+    "guide",
+    "load",
+    "preprocess",
+]
+
+
+def load(
+    path_or_repo: str | os.PathLike[str], device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> ControlModel:
+    """As `controlnet_ext.models.load`: the control model in a file, a folder or a cached repository, known by its
+    content."""
+    from . import models
+
+    return models.load(path_or_repo, device, dtype)
+
+
+def guide(pipe: Any, units: Iterable[Unit]) -> AbstractContextManager[None]:
+    """As `controlnet_ext.hosts.diffusers.guide`: calls of a diffusers pipeline in this context are guided by the
+    units."""
+    from .hosts import diffusers
+
+    return diffusers.guide(pipe, units)

@@ -1,0 +1,63 @@
+"""A unit's maps: its images read once, and fitted to whatever size a run has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from preprocessors.files import read_image
+from preprocessors.fit import fit, pixel_perfect
+from preprocessors.maps import ControlMap
+from preprocessors.registry import RESOLUTION, find
+
+from .unit import PerSample, Unit
+
+
+class Maps:
+    """The maps of one unit. Images are read, and preprocessed where the size does not matter, at once; then errors come
+    before anything runs."""
+
+    def __init__(self, unit: Unit):
+        self._fit = unit.fit
+        self._match = unit.parameters.get("resolution") == "match"
+        self._parameters = {name: v for name, v in unit.parameters.items() if name != "resolution" or not self._match}
+        self._make = find(unit.preprocessor).ready() if unit.preprocessor else None
+        self._images = [
+            [self._read(image) for image in (a.images if isinstance(a, PerSample) else (a,))] for a in unit.alternatives
+        ]
+        self._mask = None if unit.inpaint is None else _mask(unit.inpaint, self._sizes(unit))
+        if self._make and not self._match:
+            self._images = [[self._make(p, **self._parameters).pixels for p in some] for some in self._images]
+
+    def at(self, height: int, width: int) -> list[np.ndarray]:
+        """For each image that acts the map for all pictures, `(1, H, W, 3)`, or one for each, `(n, H, W, 3)`: RGB
+        uint8; with an inpainting mask floats `(…, 3, H, W)` in 0..1, -1 where to repaint."""
+        return [np.stack([self._fitted(pixels, height, width) for pixels in some]) for some in self._images]
+
+    def _read(self, image: Any) -> np.ndarray:
+        return image.pixels if isinstance(image, ControlMap) else read_image(image)
+
+    def _sizes(self, unit: Unit) -> set[tuple[int, ...]]:
+        return {pixels.shape[:2] for some in self._images for pixels in some}
+
+    def _fitted(self, pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+        if self._match and self._make:
+            resolution = pixel_perfect(pixels.shape[0], pixels.shape[1], height, width, self._fit)
+            assert RESOLUTION.range is not None
+            resolution = int(min(max(resolution, RESOLUTION.range.low), RESOLUTION.range.high))
+            pixels = self._make(pixels, **self._parameters, resolution=resolution).pixels
+        if self._mask is None:
+            return fit(pixels, height, width, self._fit)
+        mask = fit(self._mask, pixels.shape[0], pixels.shape[1], "stretch")[..., :1]
+        fitted = fit(np.concatenate([pixels, mask], axis=2), height, width, self._fit)
+        hint = fitted[..., :3].astype(np.float32) / 255
+        hint[fitted[..., 3] > 127] = -1
+        return hint.transpose(2, 0, 1)
+
+
+def _mask(image: Any, sizes: set[tuple[int, ...]]) -> np.ndarray:
+    mask = image.pixels if isinstance(image, ControlMap) else read_image(image)
+    if sizes != {mask.shape[:2]}:
+        raise ValueError(f"inpaint mask of {mask.shape[1]}x{mask.shape[0]} pixels, but the image has another size")
+    return mask
