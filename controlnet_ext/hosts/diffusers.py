@@ -1,0 +1,134 @@
+"""Units in diffusers pipelines: a pre-hook on the UNet, which the pipeline does not notice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel, UNetMotionModel
+
+from ..control import Residuals
+from ..maps import Maps
+from ..run import Run, placed
+from ..unit import Unit
+from .diffusers_host import DiffusersHost
+from .unet_calls import Call, Clock, prompted, rows
+from .unet_hook import hooked, uncompiled
+
+CPU = torch.device("cpu")
+REFINER = 2560  # width of its added vector: 1280 of the pooled prompt, 5 x 256 of sizes and score; the base has 6 x 256
+
+
+@contextmanager
+def guide(pipe: Any, units: Iterable[Unit]) -> Iterator[None]:
+    """Calls of `pipe` in this context are guided by `units`; afterwards pipe, UNet and models are as before.
+
+    `pipe` is any diffusers pipeline whose UNet is a UNet2DConditionModel or a UNetMotionModel: text, images,
+    inpainting, SDXL, video; the UNet may be compiled, offloaded or carry LoRAs. Each call of it is one run, with its
+    own fractions and hints. Guides nest: residuals add up in order of entry, after those that the pipe itself passes.
+    A model on another device works on the pipe's, and goes back in the end.
+
+    Images are read on entering. ValueError, TypeError or FileNotFoundError says what cannot act: a model that does
+    not fit the UNet, a pipeline without a UNet, a window that holds no step (in the run's first step), a hint or
+    residuals that are not finite (in that step). RuntimeError: another thread guides or calls the UNet; or, when the
+    block ends, a run of the pipe's scheduler did not come through this UNet, or none came in which a unit may act, so
+    that a picture has no guidance. A block in which nothing runs is legal."""
+    unet = _checked(pipe)
+    guiding = Guiding(pipe, unet, units)
+    with guiding.models, hooked(pipe.unet, guiding):
+        yield
+        guiding.check()
+
+
+class Guiding:
+    """One guide: its units, and the run they are in."""
+
+    def __init__(self, pipe: Any, unet: Any, units: Iterable[Unit]):
+        if isinstance(units, Unit):
+            raise TypeError("units is one Unit, expected a list of them")
+        self._units = list(units)
+        self._maps = []
+        for i, unit in enumerate(self._units, 1):
+            with _named(f"unit {i}"):
+                self._maps.append(_ready(unit, unet))
+        self.models = ExitStack()  # back to where they were
+        self._pipe, self._host = pipe, DiffusersHost(pipe, unet)
+        self._seen = pipe.scheduler, pipe.scheduler.timesteps
+        self._runs = 0
+        self._run: tuple[Run, Clock] | None = None
+        self._rows: tuple[Any, Any] = (None, None)
+
+    def sees(self, call: Call) -> bool:
+        """Take note of a UNet call; whether a run begins with it."""
+        begins = self._run is None or self._pipe.scheduler.timesteps is not self._run[1].timesteps
+        self._seen = self._pipe.scheduler, self._pipe.scheduler.timesteps
+        self._host.sees(call, begins)
+        return begins
+
+    def residuals(self, call: Call, begins: bool) -> Iterator[Residuals]:
+        """What each unit adds in this UNet call."""
+        if begins or self._run is None:
+            self._run = None
+            clock = Clock(self._pipe, call.t)
+            for unit in self._units:
+                self.models.enter_context(placed(unit.model, CPU if unit.low_vram else call.x.device))
+            self._run = Run(self._units, self._maps, clock.spans, self._host, self._runs), clock
+            self._runs += 1
+        run, clock = self._run
+        key = prompted(self._pipe), len(call.x)
+        if begins or self._rows[0] != key:
+            self._rows = key, rows(key[0], call)
+        return run.residuals(call.step(clock.span(), *self._rows[1]))
+
+    def detach(self) -> None:
+        """Undo what units did to the UNet's attention."""
+        if self._run is not None:
+            self._run[0].detach()
+
+    def check(self) -> None:
+        """RuntimeError when a picture was made that a unit should have guided and could not."""
+        name, (scheduler, timesteps) = type(self._pipe).__name__, self._seen
+        if self._units and scheduler is self._pipe.scheduler and timesteps is not scheduler.timesteps:
+            raise RuntimeError(f"a run of {name} was not guided: it called another UNet than it had on entering")
+        for i, unit in enumerate(self._units, 1):
+            if self._runs == 1 and unit.passes == "second" and unit.weight != 0:
+                raise RuntimeError(f"unit {i} acts in the second run only, but {name} ran once")
+
+
+def _ready(unit: Any, unet: Any) -> Maps:
+    """The maps of a unit that fits the UNet."""
+    if not isinstance(unit, Unit):
+        raise TypeError(f"a {type(unit).__name__}, expected a Unit")
+    if hasattr(unit.model, "after_step"):
+        raise ValueError(f"{unit.model.architecture} acts after each step, which diffusers pipelines do not offer yet")
+    if hasattr(unit.model, "settle"):
+        unit.model.settle(unet)
+    return Maps(unit)
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{name}: {error}") from error
+    except TypeError as error:
+        raise TypeError(f"{name}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _checked(pipe: Any) -> Any:
+    """The UNet of a pipeline that can be guided."""
+    name, unet = type(pipe).__name__, uncompiled(getattr(pipe, "unet", None))
+    if unet is None:
+        raise ValueError(f"{name} has no UNet; guide works on Stable Diffusion pipelines, 1.5 to XL, and their videos")
+    if not isinstance(unet, UNet2DConditionModel | UNetMotionModel):
+        kind = type(unet).__name__
+        raise ValueError(f"the UNet of {name} is a {kind}, expected a UNet2DConditionModel or a UNetMotionModel")
+    config: Any = unet.config  # type: ignore[union-attr]
+    if config["projection_class_embeddings_input_dim"] == REFINER or pipe.config.get("requires_aesthetics_score"):
+        raise ValueError(f"{name} holds SDXL's refiner, for which there are no ControlNets; guide the base pipeline")
+    return unet

@@ -1,0 +1,79 @@
+"""What a diffusers pipeline offers to kinds that act inside the UNet's attention."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.models.attention_processor import Attention
+from torch import Tensor
+
+from .unet_calls import Call
+
+
+class DiffusersHost:
+    """The pipeline and its UNet during one run (`controlnet_ext.control.Host`)."""
+
+    def __init__(self, pipe: Any, unet: Any):
+        self.unet = unet
+        self._pipe = pipe
+        self._call: Call | None = None
+        self._generator: torch.Generator | None = None
+
+    def sees(self, call: Call, begins: bool) -> None:
+        """Take note of a UNet call; whether a run begins with it."""
+        self._call = call
+        if begins:
+            self._generator = None
+
+    @property
+    def call(self) -> Call:
+        if self._call is None:
+            raise ValueError("the host has no size, device or numbers before the UNet's first call")
+        return self._call
+
+    @property
+    def pixel_size(self) -> tuple[int, int]:
+        height, width = self.call.x.shape[-2:]
+        return height * self._pipe.vae_scale_factor, width * self._pipe.vae_scale_factor
+
+    @property
+    def generator(self) -> torch.Generator:
+        """On the CPU, seeded by the latents of the call in which a run first asks for it."""
+        if self._generator is None:
+            latents = self.call.x.detach().cpu().contiguous().view(torch.uint8)
+            self._generator = torch.Generator().manual_seed(zlib.crc32(latents.numpy().tobytes()))
+        return self._generator
+
+    @torch.no_grad()
+    def encode(self, image: np.ndarray) -> Tensor:
+        """The VAE's mode, not a sample, for RGB uint8 `(H, W, 3)` or `(B, H, W, 3)`."""
+        vae, x = self._pipe.vae, self.call.x
+        pixels = torch.from_numpy(image.reshape(-1, *image.shape[-3:])).permute(0, 3, 1, 2).to(x.device)
+        with _upcast(vae):
+            encoded = vae.encode(pixels.to(vae.dtype) / 127.5 - 1)
+        return (encoded.latent_dist.mode() * vae.config["scaling_factor"]).to(x.dtype)
+
+    def attentions(self) -> Iterator[tuple[str, Any, str]]:
+        """All but motion modules, whose tokens are frames."""
+        for place, block in (("input", "down_blocks"), ("middle", "mid_block"), ("output", "up_blocks")):
+            for name, module in getattr(self.unet, block).named_modules(prefix=block):
+                if isinstance(module, Attention) and ".motion_modules." not in name:
+                    yield name, module, place
+
+
+@contextmanager
+def _upcast(vae: Any) -> Iterator[None]:
+    """SDXL's VAE overflows in fp16; fp16 to fp32 and back is exact."""
+    if vae.dtype != torch.float16 or not vae.config["force_upcast"]:
+        yield
+        return
+    vae.to(torch.float32)
+    try:
+        yield
+    finally:
+        vae.to(torch.float16)

@@ -1,0 +1,111 @@
+"""The hook on a UNet: residuals in before each call, and everything as it was afterwards."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from ..control import Residuals
+from .unet_calls import Call
+
+BUSY = "the UNet is guided in another thread; wait until that is done, or give each thread a UNet of its own"
+
+
+class Guide(Protocol):
+    def sees(self, call: Call) -> bool: ...
+
+    def residuals(self, call: Call, begins: bool) -> Iterator[Residuals]: ...
+
+    def detach(self) -> None: ...
+
+
+class Hook:
+    """What is called before a UNet: guides in order of entry, which all belong to one thread."""
+
+    def __init__(self, unet: Any):
+        self.unet = unet
+        self.thread = threading.get_ident()
+        self.guides: list[Guide] = []
+        self._shape: Any = None
+        self._undo = self._put()
+
+    def __call__(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
+        """The arguments with residuals, as forward pre-hooks give them; None where there is nothing to add."""
+        if threading.get_ident() != self.thread:
+            raise RuntimeError(BUSY)
+        call = Call(uncompiled(self.unet), args, kwargs)
+        begins = [guide.sees(call) for guide in self.guides]
+        if any(begins) or call.x.shape != self._shape:
+            self.detach()
+            self._shape = call.x.shape
+        total = passed = call.residuals
+        for guide, new in zip(self.guides, begins, strict=True):
+            for residuals in guide.residuals(call, new):
+                total = residuals if total is None else total + residuals
+        return None if total is passed or total is None else call.passing(total)
+
+    def detach(self) -> None:
+        """Undo what acts in the attention, last first; of guides that stay it comes back with the next call."""
+        for guide in reversed(self.guides):
+            guide.detach()
+
+    def leave(self, guide: Guide) -> None:
+        """The last one takes the hook along, whatever goes wrong with what acts in the attention."""
+        try:
+            self.detach()
+        finally:
+            self.guides.remove(guide)
+            if not self.guides:
+                self._undo()
+
+    def _put(self) -> Callable[[], None]:
+        """Be called before the UNet; what is given back undoes it."""
+        compiled = getattr(self.unet, "_compiled_call_impl", None)
+        if compiled is None:
+            return self.unet.register_forward_pre_hook(self, with_kwargs=True).remove
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            args, kwargs = self(self.unet, args, kwargs) or (args, kwargs)
+            return compiled(*args, **kwargs)
+
+        # unet.compile() compiles a module's hooks with it, and does not notice those that come later
+        self.unet._compiled_call_impl = call
+        return lambda: setattr(self.unet, "_compiled_call_impl", compiled)
+
+
+_hooks: dict[Any, Hook] = {}  # by UNet, while it is guided
+_changing = threading.Lock()
+
+
+@contextmanager
+def hooked(unet: Any, guide: Guide) -> Iterator[None]:
+    """In this context the guide acts on the UNet, after those that do already. RuntimeError when they belong to another
+    thread."""
+    key = uncompiled(unet)
+    with _changing:
+        hook = _hooks.get(key)
+        if hook is None:
+            hook = _hooks[key] = Hook(unet)
+        if hook.thread != threading.get_ident():
+            raise RuntimeError(BUSY)
+        if hook.unet is not unet:
+            raise RuntimeError(
+                "the UNet is guided already, but compiled otherwise; nested guides need the same pipeline"
+            )
+        hook.guides.append(guide)
+    try:
+        yield
+    finally:
+        with _changing:
+            try:
+                hook.leave(guide)
+            finally:
+                if not hook.guides:
+                    del _hooks[key]
+
+
+def uncompiled(unet: Any) -> Any:
+    """The UNet inside of torch.compile(unet); any other as it is."""
+    return getattr(unet, "_orig_mod", unet)
