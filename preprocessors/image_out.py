@@ -28,11 +28,15 @@ def write_image(
     path: str | os.PathLike[str], pixels: np.ndarray, text: Mapping[str, str] | None = None, overwrite: bool = False
 ) -> None:
     """Write (H, W, 3) RGB or (H, W) grey of uint8, or grey of uint16 to a PNG, whole or not at all
-    (`write_atomically`).
+    (`write_atomically`). Raises what `encoded_image` and write_atomically do."""
+    write_atomically(path, encoded_image(path, pixels, text), overwrite)
+
+
+def encoded_image(path: str | os.PathLike[str], pixels: np.ndarray, text: Mapping[str, str] | None = None) -> bytes:
+    """The bytes of an image file that could be called `path`.
 
     The suffix says how: .png and .webp without loss, .jpg and .jpeg at quality 95. `text` goes into a PNG, compressed,
-    by keyword (1 to 79 Latin-1 characters), each up to 1 MiB. Raises ValueError for anything else, and what
-    write_atomically does.
+    by keyword (1 to 79 Latin-1 characters), each up to 1 MiB. Raises ValueError for anything else.
     """
     name, suffix = repr(os.fspath(path)), Path(path).suffix.lower()
     if suffix not in _FORMATS:
@@ -55,7 +59,7 @@ def write_image(
     if not done:
         raise ValueError(f"OpenCV could not encode {width}x{height} pixels for {name}")
     content = encoded.tobytes()
-    write_atomically(path, content[:33] + chunks + content[33:] if chunks else content, overwrite)  # 33: after IHDR
+    return content[:33] + chunks + content[33:] if chunks else content  # 33: after IHDR
 
 
 def _writable(pixels: np.ndarray, suffix: str) -> bool:
