@@ -1,0 +1,137 @@
+"""One training loop for the embedded models and for ControlNets: resumable at any moment, measured on held-out data."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from preprocessors.files import read_weights, write_weights
+
+CHECKPOINT, LOG = "checkpoint.safetensors", "log.jsonl"
+WARM_UP = 100  # steps
+FALL = 0.4  # the last share of the steps, in which the rate falls to zero
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast. `batches` are accumulated in each step; `average` is the decay of the averaged weights;
+    after `minutes` the run stops at a checkpoint. ValueError on numbers that make no sense."""
+
+    steps: int
+    rate: float = 1e-3
+    batches: int = 1
+    average: float = 0.999
+    decay: float = 0.01
+    every: int = 250
+    minutes: float = math.inf
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batches", "every", "rate", "minutes"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} {getattr(self, name)} of the training, expected more than 0")
+        if not 0 <= self.average < 1:
+            raise ValueError(f"average {self.average} of the training is outside 0..1")
+
+    def rate_at(self, step: int) -> float:
+        """Rises over 100 steps, stays level, falls to zero over the last 40 %."""
+        return self.rate * min(1.0, (step + 1) / WARM_UP, (self.steps - step) / (FALL * self.steps))
+
+
+def train(
+    network: nn.Module,
+    loss: Callable[[nn.Module, int, int], Tensor],
+    measure: Callable[[nn.Module], dict[str, float]],
+    schedule: Schedule,
+    folder: Path,
+) -> nn.Module | None:
+    """The averaged weights after all steps; None when the minutes ran out before.
+
+    `loss(network, step, batch)` must depend on nothing else: then a run that was killed and started again is
+    the same to the bit as one that was not. `measure(averaged)` gives held-out figures; it and a checkpoint come every
+    `every` steps, a row of both in log.jsonl. Forward passes run under bf16 autocast.
+    """
+    accelerator = Accelerator(mixed_precision="bf16", cpu=not torch.cuda.is_available())
+    network = network.to(accelerator.device)
+    averaged = copy.deepcopy(network).requires_grad_(False).eval()
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, schedule.rate, betas=(0.9, 0.98), weight_decay=schedule.decay)
+    folder.mkdir(parents=True, exist_ok=True)
+    first = _restore(folder / CHECKPOINT, network, averaged, optimizer)
+    prepared = accelerator.prepare_model(network.train())
+    began, losses = time.monotonic(), []
+    for step in range(first, schedule.steps):
+        torch.manual_seed(step)
+        optimizer.param_groups[0]["lr"] = schedule.rate_at(step)
+        optimizer.zero_grad()
+        for batch in range(schedule.batches):
+            with accelerator.autocast():
+                value = loss(prepared, step, batch)
+            accelerator.backward(value / schedule.batches)
+            losses.append(value.item())
+        if not math.isfinite(losses[-1]):
+            raise FloatingPointError(
+                f"the loss of step {step + 1} is {losses[-1]}; {folder / CHECKPOINT} is from before"
+            )
+        accelerator.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        _follow(averaged, network, min(schedule.average, (step + 1) / (step + 10)))
+        done, late = step + 1, time.monotonic() - began > schedule.minutes * 60
+        if done % schedule.every == 0 or done == schedule.steps or late:
+            row = {"step": done, "loss": sum(losses) / len(losses), **measure(averaged)}
+            losses = []
+            _save(folder / CHECKPOINT, network, averaged, optimizer, done)
+            with (folder / LOG).open("a") as log:
+                log.write(json.dumps(row) + "\n")
+            left = (time.monotonic() - began) / (done - first) * (schedule.steps - done)
+            print(*(f"{k} {v:.4g}" for k, v in row.items()), f"left {left / 60:.0f} min", file=sys.stderr, flush=True)
+        if late and done < schedule.steps:
+            return None
+    return averaged
+
+
+@torch.no_grad()
+def _follow(averaged: nn.Module, network: nn.Module, decay: float) -> None:
+    for slow, fast in zip(averaged.parameters(), network.parameters(), strict=True):
+        slow.lerp_(fast, 1 - decay)
+
+
+def _parts(network: nn.Module, averaged: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
+    """All tensors of a checkpoint by name, as views of the living ones."""
+    for prefix, module in (("network", network), ("averaged", averaged)):
+        yield from ((f"{prefix}.{name}", t) for name, t in module.state_dict().items())
+    for i, state in enumerate(optimizer.state_dict()["state"].values()):
+        yield from ((f"optimizer.{i}.{name}", t) for name, t in state.items())
+
+
+def _save(path: Path, network: nn.Module, averaged: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+    tensors = {name: t.detach().cpu().contiguous() for name, t in _parts(network, averaged, optimizer)}
+    write_weights(path, tensors, {"step": str(step)}, overwrite=True)
+
+
+def _restore(path: Path, network: nn.Module, averaged: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Put a checkpoint back, if there is one; how many steps are done."""
+    if not path.exists():
+        return 0
+    weights = read_weights(path)
+    groups: dict[str, dict[str, Tensor]] = {"network": {}, "averaged": {}, "optimizer": {}}
+    for name, tensor in weights.tensors.items():
+        group, _, rest = name.partition(".")
+        groups[group][rest] = tensor
+    network.load_state_dict(groups["network"])
+    averaged.load_state_dict(groups["averaged"])
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in groups["optimizer"].items():
+        i, _, entry = name.partition(".")
+        state.setdefault(int(i), {})[entry] = tensor
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    return int(weights.metadata["step"])

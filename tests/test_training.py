@@ -1,0 +1,66 @@
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from controlnet_ext.training.loop import CHECKPOINT, LOG, Schedule, train
+
+
+def _net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 1))
+
+
+def _loss(net, step, batch):
+    x = torch.randn(16, 4, generator=torch.Generator().manual_seed(step * 7 + batch))
+    return (net(x).float() - x.sum(1, keepdim=True)).square().mean()
+
+
+def _held_out(net):
+    return {"held_out": _loss(net, 10_000, 0).item()}
+
+
+def test_training_learns_and_writes_a_row_for_each_measurement(tmp_path):
+    net = _net()
+    before = _held_out(net)["held_out"]
+    averaged = train(net, _loss, _held_out, Schedule(300, 1e-2, every=100), tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / LOG).read_text().splitlines()]
+    assert [row["step"] for row in rows] == [100, 200, 300]
+    assert rows[-1]["held_out"] == _held_out(averaged)["held_out"] < before / 4
+
+
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):
+    whole = train(_net(), _loss, _held_out, Schedule(20, batches=2, every=5), tmp_path / "whole")
+
+    class Killed(Exception):
+        pass
+
+    def dies(net, step, batch):
+        if step == 13:
+            raise Killed
+        return _loss(net, step, batch)
+
+    with pytest.raises(Killed):
+        train(_net(), dies, _held_out, Schedule(20, batches=2, every=5), tmp_path / "cut")
+    resumed = train(_net(), _loss, _held_out, Schedule(20, batches=2, every=5), tmp_path / "cut")
+    for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert (tmp_path / "whole" / LOG).read_text() == (tmp_path / "cut" / LOG).read_text()
+
+
+def test_minutes_that_run_out_leave_a_checkpoint(tmp_path):
+    assert train(_net(), _loss, _held_out, Schedule(50, minutes=1e-9), tmp_path) is None
+    assert (tmp_path / CHECKPOINT).exists()
+    assert json.loads((tmp_path / LOG).read_text())["step"] == 1
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(tmp_path):
+    with pytest.raises(FloatingPointError, match="step 1 is nan"):
+        train(_net(), lambda *_: _loss(*_) * float("nan"), _held_out, Schedule(5), tmp_path)
+
+
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"rate": -1.0}, {"average": 1.0}, {"batches": 0}])
+def test_a_schedule_that_makes_no_sense_is_refused(wrong):
+    with pytest.raises(ValueError, match="training"):
+        Schedule(**{"steps": 10, **wrong})
