@@ -26,7 +26,7 @@ class Maps:
         self._images = [
             [self._read(image) for image in (a.images if isinstance(a, PerSample) else (a,))] for a in unit.alternatives
         ]
-        self._mask = None if unit.inpaint is None else _mask(unit.inpaint, self._sizes(unit))
+        self._mask = None if unit.inpaint is None else self._checked(self._read(unit.inpaint))
         if self._make and not self._match:
             self._images = [[self._make(p, **self._parameters).pixels for p in some] for some in self._images]
 
@@ -38,8 +38,12 @@ class Maps:
     def _read(self, image: Any) -> np.ndarray:
         return image.pixels if isinstance(image, ControlMap) else read_image(image)
 
-    def _sizes(self, unit: Unit) -> set[tuple[int, ...]]:
-        return {pixels.shape[:2] for some in self._images for pixels in some}
+    def _checked(self, mask: np.ndarray) -> np.ndarray:
+        for pixels in (pixels for some in self._images for pixels in some):
+            if pixels.shape != mask.shape:
+                sizes = [f"{columns}x{rows}" for rows, columns, _ in (mask.shape, pixels.shape)]
+                raise ValueError(f"inpaint mask of {sizes[0]} pixels, but the image is {sizes[1]}")
+        return mask
 
     def _fitted(self, pixels: np.ndarray, height: int, width: int) -> np.ndarray:
         if self._match and self._make:
@@ -54,10 +58,3 @@ class Maps:
         hint = fitted[..., :3].astype(np.float32) / 255
         hint[fitted[..., 3] > 127] = -1
         return hint.transpose(2, 0, 1)
-
-
-def _mask(image: Any, sizes: set[tuple[int, ...]]) -> np.ndarray:
-    mask = image.pixels if isinstance(image, ControlMap) else read_image(image)
-    if sizes != {mask.shape[:2]}:
-        raise ValueError(f"inpaint mask of {mask.shape[1]}x{mask.shape[0]} pixels, but the image has another size")
-    return mask

@@ -77,6 +77,8 @@ class Unit:
     def __post_init__(self) -> None:
         if isinstance(self.model, type) or not callable(getattr(self.model, "hint", None)):
             raise TypeError(f"model {_short(self.model)} is no control model; load(path) gives one")
+        if isinstance(self.image, tuple) and not self.image:
+            raise ValueError("image () is an empty tuple, expected images that act together")
         for image in self.alternatives:
             if not isinstance(image, PerSample):
                 _check_picture(image)

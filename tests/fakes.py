@@ -20,8 +20,8 @@ class Pushes:
 
     architecture, family = "pushes", "sd15"
 
-    def __init__(self, value: float = 0.5, fails_at: int | None = None):
-        self.value, self.fails_at = value, fails_at
+    def __init__(self, value: float = 0.5, fails_at: int | None = None, skips: int = 12):
+        self.value, self.fails_at, self.skips = value, fails_at, skips
         self.steps: list[Step] = []
         self.hints: list[tuple[int, ...]] = []
 
@@ -34,7 +34,7 @@ class Pushes:
             raise KeyError("the model fails")
         self.steps.append(step)
         push = self.value * hint.to(step.x)[:, None, None, None]
-        return Residuals((push,) * (12 if step.added is None else 9), push)
+        return Residuals((push,) * self.skips, push)
 
 
 class Plus(Pushes):

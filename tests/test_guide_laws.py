@@ -145,7 +145,7 @@ def test_fractions_are_those_of_the_steps_that_run() -> None:
 
 def test_a_run_that_ends_early_has_its_own_fractions() -> None:
     pipe = tiny.pipeline(StableDiffusionXLPipeline, "SDXL")
-    model = Pushes()
+    model = Pushes(skips=9)
     with guide(pipe, [Unit(model, GREY)]):
         run(pipe, steps=5, denoising_end=0.6)
     assert [step.span for step in model.steps] == [(i / 3, (i + 1) / 3) for i in range(3)]

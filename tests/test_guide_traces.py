@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from fakes import GREY, Plus, Pushes, run, state
+from networks import randomised
 from peft import LoraConfig
 
 from controlnet_ext import Unit, Window, guide
@@ -144,23 +145,24 @@ def test_another_thread_is_refused_in_one_line(pipe: Any) -> None:
 
 @pytest.mark.parametrize("way", ["compile(unet)", "unet.compile()"])
 def test_a_compiled_unet_is_guided_and_as_before(way: str) -> None:
-    unet = tiny.unet()
-    plain_pipe = tiny.pipeline(StableDiffusionPipeline, unet=tiny.unet())
-    with guide(plain_pipe, [Unit(Pushes(), GREY)]):
-        expected = run(plain_pipe, steps=2)
+    config = {"block_out_channels": (32, 32), "layers_per_block": 1, "cross_attention_dim": 32}
+    down, up = ("CrossAttnDownBlock2D", "DownBlock2D"), ("UpBlock2D", "CrossAttnUpBlock2D")
+    unet = randomised(UNet2DConditionModel(down_block_types=down, up_block_types=up, **config))
+    pipe = tiny.pipeline(StableDiffusionPipeline, unet=unet)
+    unit = Unit(Pushes(skips=4), GREY)
+    with guide(pipe, [unit]):
+        expected = run(pipe, steps=2)
     if way == "unet.compile()":
         unet.compile(backend="eager")
-        pipe = tiny.pipeline(StableDiffusionPipeline, unet=unet)
     else:
-        pipe = tiny.pipeline(StableDiffusionPipeline, unet=unet)
         pipe.unet = torch.compile(unet, backend="eager")
-    plain = run(pipe, steps=2)  # compiled without a hook
+    plain = run(pipe, steps=2)  # compiled before there is a hook
     before = state(pipe)
     for _ in range(2):
-        with guide(pipe, [Unit(Pushes(), GREY)]):
-            assert torch.allclose(run(pipe, steps=2), expected, rtol=0, atol=1e-4)
-        assert torch.equal(run(pipe, steps=2), plain)
-    assert {k: v for k, v in state(pipe).items() if k in before} == before
+        with guide(pipe, [unit]):
+            assert torch.allclose(run(pipe, steps=2), expected, rtol=0, atol=1e-5)
+        assert torch.equal(run(pipe, steps=2), plain) and state(pipe) == before
+    assert (plain - expected).abs().max() > 1e-3
 
 
 def test_a_lora_is_guided_and_as_before() -> None:
