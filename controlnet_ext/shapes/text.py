@@ -1,0 +1,57 @@
+"""The embedded model's words: a CLIP tokenizer that knows the captions' words whole, and a narrow CLIP text encoder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from .grounds import GROUNDS
+from .palette import PALETTE
+from .scenes import KINDS
+
+WIDTH = 128
+TOKENS = 77  # as in Stable Diffusion, so that hosts that know its prompts know these
+WORDS = (*PALETTE, *KINDS, *(g for g in GROUNDS if g != "plain"), "ground", "and", "an", "on", "a", ",")
+MARKS = ("<|startoftext|>", "<|endoftext|>")
+
+
+def write_vocabulary(folder: Path) -> None:
+    """vocab.json and merges.txt of byte-pair encoding in CLIP's form, every word of a caption one token. Unknown words
+    fall into letters."""
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789.!?'-,"
+    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    bpe.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    alphabet = [*letters, *(f"{letter}</w>" for letter in letters)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=10_000, end_of_word_suffix="</w>", special_tokens=[*alphabet, *MARKS], show_progress=False
+    )
+    bpe.train_from_iterator(WORDS, trainer)
+    trained = json.loads(bpe.to_str())["model"]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps(trained["vocab"], indent=0))
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in trained["merges"]]
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
+
+
+def tokenizer(folder: Path) -> CLIPTokenizer:
+    write_vocabulary(folder)
+    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=TOKENS)
+
+
+def narrow_text_encoder(words: CLIPTokenizer) -> CLIPTextModel:
+    config = CLIPTextConfig(
+        vocab_size=len(words),
+        hidden_size=WIDTH,
+        intermediate_size=4 * WIDTH,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=TOKENS,
+        bos_token_id=words.bos_token_id,
+        eos_token_id=words.eos_token_id,
+        pad_token_id=words.pad_token_id,
+        hidden_act="quick_gelu",
+    )
+    return CLIPTextModel(config)
