@@ -1,0 +1,162 @@
+"""controlnet-ext preprocess NAME[,NAME...] INPUT... -o OUT [--PARAMETER VALUE | --NAME.PARAMETER VALUE]...
+
+Make control maps of pictures. `controlnet-ext preprocessors` lists the names and their parameters.
+
+    INPUT             a picture, or a folder: all pictures in it
+    -o, --output OUT  a file (.png, .jpg, .webp); a folder, if it ends in / or there are several results, which are
+                      then called <stem>_<name>.png; or - for a PNG on stdout
+    --PARAMETER       for every named preprocessor that has it; --NAME.PARAMETER for one
+    --resolution N    the short side in pixels to work at, 64..2048, by default the picture's own
+    --recursive       the folders in a folder too
+    --overwrite       replace files that exist
+
+Two results of one name are refused before any work. Exit code 0: done; 1: some failed, one line each on stderr, the
+others are done; 2: refused, nothing is written; 130: interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from argparse import SUPPRESS, ArgumentParser, Namespace
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from preprocessors.image_in import read_image
+from preprocessors.image_out import encoded_image, write_image
+from preprocessors.registry import RESOLUTION, Preprocessor, find, registered
+
+from . import say
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".avif")
+STDOUT = "-"
+
+
+def arguments(parser: ArgumentParser, words: list[str]) -> None:
+    """Declares a flag for every parameter of the named preprocessors, plain and with its preprocessor's name."""
+    parser.add_argument("names", metavar="NAME")
+    parser.add_argument("inputs", metavar="INPUT", nargs="+")
+    parser.add_argument("-o", "--output", metavar="OUT", required=True)
+    parser.add_argument("--recursive", action="store_true")
+    parser.add_argument("--overwrite", action="store_true")
+    named = _entries(words[0]) if words and not words[0].startswith("-") else registered()
+    for flag in {flag: None for entry in named for flag in _flags(entry)}:
+        parser.add_argument(f"--{flag}", dest=f"--{flag}", default=SUPPRESS)
+
+
+def run(options: Namespace) -> int:
+    """Plans all of the work, which may refuse it, then does it."""
+    entries = _entries(options.names)
+    values = _values(entries, {flag[2:]: text for flag, text in vars(options).items() if flag.startswith("--")})
+    pictures = [picture for path in options.inputs for picture in _pictures(Path(path), options.recursive)]
+    targets = _targets(options.output, pictures, entries)
+    _check(targets, pictures, options.overwrite)
+    ready = [entry.ready() for entry in entries]
+    written, failed = 0, 0
+    for picture, paths in zip(pictures, targets, strict=True):
+        try:
+            pixels = read_image(picture)
+            for make, chosen, path in zip(ready, values, paths, strict=True):
+                _write(path, make(pixels, **chosen).pixels, options.overwrite)
+                written += 1
+        except (ValueError, OSError) as error:
+            if len(pictures) == 1 and not written and isinstance(error, (ValueError, FileNotFoundError)):
+                raise
+            say(f"controlnet-ext: {error}")
+            failed += 1
+    return 1 if failed else 0
+
+
+def _entries(names: str) -> list[Preprocessor]:
+    return [find(name.strip()) for name in names.split(",")]
+
+
+def _flags(entry: Preprocessor) -> dict[str, str]:
+    """The flags that are for an entry and the parameters they give, the particular after the plain."""
+    names = [parameter.name for parameter in (*entry.parameters, RESOLUTION)]
+    return {name: name for name in names} | {f"{entry.name}.{name}": name for name in names}
+
+
+def _values(entries: list[Preprocessor], given: dict[str, str]) -> list[dict[str, Any]]:
+    """For each entry the values of the flags that are for it. A flag for none of them is refused."""
+    if idle := given.keys() - {flag for entry in entries for flag in _flags(entry)}:
+        raise ValueError(f"--{min(idle)} is for none of the preprocessors named: {', '.join(e.name for e in entries)}")
+    texts = [{name: given[flag] for flag, name in _flags(entry).items() if flag in given} for entry in entries]
+    return [entry.parse(chosen) for entry, chosen in zip(entries, texts, strict=True)]
+
+
+def _pictures(given: Path, recursive: bool) -> list[Path]:
+    """The picture, or those of a folder, sorted. Hidden files and folders are left out."""
+    if not given.is_dir():
+        if not given.exists():
+            raise FileNotFoundError(f"{str(given)!r} does not exist")
+        return [given]
+    found = sorted(path for path in _files(given, recursive) if path.suffix.lower() in SUFFIXES)
+    if not found:
+        raise ValueError(
+            f"{str(given)!r} holds no pictures{'' if recursive else ' (--recursive looks into its folders)'}"
+        )
+    return found
+
+
+def _files(folder: Path, recursive: bool) -> Iterator[Path]:
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for here, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if recursive and not name.startswith(".")]
+        yield from (Path(here, name) for name in names if not name.startswith("."))
+
+
+def _targets(out: str, pictures: list[Path], entries: list[Preprocessor]) -> list[list[str | Path]]:
+    """For each picture, for each entry, where the map goes: a path, or STDOUT."""
+    results = len(pictures) * len(entries)
+    if not out:
+        raise ValueError("OUT is empty, expected a file, a folder or -")
+    if out == STDOUT:
+        if results > 1:
+            raise ValueError(f"{results} results do not go to stdout: name a folder")
+        return [[STDOUT]]
+    folder = Path(out)
+    if results == 1 and not out.endswith(("/", os.sep)) and not folder.is_dir():
+        if not folder.parent.is_dir():
+            raise FileNotFoundError(f"the folder {str(folder.parent)!r} does not exist")
+        return [[folder]]
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{out!r} is a file, expected a folder for {results} results")
+    return [[folder / f"{picture.stem}_{entry.name}.png" for entry in entries] for picture in pictures]
+
+
+def _check(targets: list[list[str | Path]], pictures: list[Path], overwrite: bool) -> None:
+    """Raises ValueError when two results have one name, one would replace another's picture, or exists."""
+    sources = {_place(picture): picture for picture in pictures}
+    makers: dict[str, Path] = {}
+    for picture, paths in zip(pictures, targets, strict=True):
+        for path in paths:
+            if path == STDOUT:
+                continue
+            place = _place(path)
+            if place in makers:
+                raise ValueError(f"{str(path)!r} would be made twice, of {str(makers[place])!r} and {str(picture)!r}")
+            if sources.get(place, picture) != picture:
+                raise ValueError(f"{str(path)!r} would replace a picture that is still to be read")
+            if os.path.lexists(path) and not overwrite:
+                raise FileExistsError(f"{str(path)!r} exists; --overwrite replaces it")
+            makers[place] = picture
+
+
+def _place(path: str | Path) -> str:
+    return os.path.normcase(os.path.realpath(path))
+
+
+def _write(path: str | Path, pixels: np.ndarray, overwrite: bool) -> None:
+    if isinstance(path, str):
+        with open(sys.stdout.fileno(), "wb", closefd=False) as stdout:
+            stdout.write(encoded_image("stdout.png", pixels))
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_image(path, pixels, overwrite=overwrite)
+    say(path)

@@ -1,0 +1,33 @@
+"""controlnet-ext preprocessors
+
+List the preprocessors: name, kind of map, parameters with their range and default, display name in webui.
+"""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+
+from preprocessors.parameters import Parameter
+from preprocessors.registry import RESOLUTION, registered
+
+
+def arguments(parser: ArgumentParser, words: list[str]) -> None:
+    """None."""
+
+
+def run(options: Namespace) -> int:
+    """Prints the table."""
+    rows = [("name", "makes", "parameters", "label")]
+    for entry in registered():
+        label = entry.label if entry.label != entry.name else ""
+        rows.append((entry.name, entry.makes, ", ".join(map(_words, entry.parameters)), label))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print(f"\nEach takes resolution {RESOLUTION.range} too: the short side in pixels, by default the picture's own.")
+    return 0
+
+
+def _words(parameter: Parameter) -> str:
+    span = f" {parameter.range}" if parameter.range else ""
+    return f"{parameter.name}{span} ({str(parameter.default).lower()})"
