@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from preprocessors.files import check_pixels
 from preprocessors.resize import resize
+from preprocessors.sizes import check_pixels
 
 WAYS = ("crop", "stretch", "fill")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from difflib import SequenceMatcher
 from inspect import signature
 from numbers import Integral, Real
 from typing import Any, get_args, get_type_hints
@@ -81,6 +80,8 @@ def _read(name: str, default: Any, hint: Any) -> Parameter:
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """The three known words most like `word`, for an error message: those that contain it, then by common letters."""
+    from difflib import SequenceMatcher  # only where something is wrong already
+
     word = word.casefold()[:80]
     alike = {other: SequenceMatcher(None, word, other.casefold()).ratio() for other in known}
     return ", ".join(sorted(alike, key=lambda other: (word not in other.casefold(), -alike[other]))[:3])

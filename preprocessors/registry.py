@@ -1,9 +1,10 @@
-"""The preprocessors by name. A family of them is one file in this package: looking up a name imports every file here,
-and the decorator `preprocessor` enters what it finds, with the parameters its signature declares."""
+"""The preprocessors by name. A family of them is one file in this package: `registered` imports every file here, and
+their decorator `preprocessor` enters them, with the parameters that their signatures declare."""
 
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any, TypeVar
 import cv2
 import numpy as np
 
-from preprocessors.files import read_image
+from preprocessors.image_in import read_image  # not from files, which brings the readers of weights: 10 ms
 from preprocessors.maps import KINDS, ControlMap
 from preprocessors.parameters import Parameter, Range, nearest, parameters
 from preprocessors.resolution import resized
@@ -93,15 +94,14 @@ def preprocessor(name: str, *, makes: str, label: str | None = None, weights: An
 
 
 @cache
-def _discover() -> None:
-    package = importlib.import_module(__package__)
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{__package__}.{module.name}")
+def _files() -> frozenset[str]:
+    return frozenset(module.name for module in pkgutil.iter_modules([os.path.dirname(__file__)]))
 
 
 def registered() -> tuple[Preprocessor, ...]:
     """Every preprocessor, by name."""
-    _discover()
+    for file in sorted(_files()):
+        importlib.import_module(f"{__package__}.{file}")
     return tuple(sorted(set(_by_name.values()), key=lambda entry: entry.name))
 
 
@@ -109,11 +109,14 @@ def find(name: str) -> Preprocessor:
     """The preprocessor of that name or label, in any case. Raises ValueError with the nearest names."""
     if not isinstance(name, str):
         raise TypeError(f"a preprocessor's name is text, not {type(name).__name__}")
-    _discover()
-    if name.casefold() not in _by_name:
-        names = (entry.name for entry in registered())
-        raise ValueError(f"unknown preprocessor {name!r:.80}, the nearest are: {nearest(name, names)}")
-    return _by_name[name.casefold()]
+    key = name.casefold()
+    if key not in _by_name and key in _files():  # most are in the file of their name: the others need not be read
+        importlib.import_module(f"{__package__}.{key}")
+    if key not in _by_name:
+        names = [entry.name for entry in registered()]
+        if key not in _by_name:
+            raise ValueError(f"unknown preprocessor {name!r:.80}, the nearest are: {nearest(name, names)}")
+    return _by_name[key]
 
 
 def preprocess(name: str, image: Any, **parameters: Any) -> ControlMap:

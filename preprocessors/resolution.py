@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from preprocessors.files import working_size
+from preprocessors.sizes import working_size
 
 
 def resized(pixels: np.ndarray, resolution: int) -> tuple[np.ndarray, int, int]:
