@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import tiny
@@ -198,6 +199,15 @@ def test_a_fake_attention_kind_has_all_that_it_needs(pipe: Any) -> None:
     assert first.strength.tolist() == [0.0, 0.5] and first.step.span == (0.0, 0.25) and first.turn == 1
     assert first.region is not None and first.region.shape == (1, 1, 4, 4) and first.layers == (1.0, 2.0)
     assert models[1].nows[0] is not None and models[1].nows[0].strength.tolist() == [-0.5, -0.5]
+
+
+def test_processors_that_a_pipeline_changes_for_a_run_are_put_back() -> None:
+    pag = tiny.pipeline(diffusers.StableDiffusionPAGPipeline, pag_applied_layers=["down"], unet=tiny.unet())
+    run(pag)
+    before, plain = state(pag), run(pag)
+    with guide(pag, [Unit(Plus(), GREY), Unit(Plus(), GREY, window=Window(0, 0.5))]):
+        assert (run(pag) - plain).abs().max() > 1e-3
+    assert untouched(pag, before, plain)
 
 
 def test_attentions_come_in_the_order_in_which_they_run(pipe: Any) -> None:

@@ -82,6 +82,11 @@ class Guiding:
             self._rows = key, rows(key[0], call)
         return run.residuals(call.step(clock.span(), *self._rows[1]))
 
+    @property
+    def ended(self) -> bool:
+        """Whether the present UNet call is the last of its run."""
+        return self._run is not None and self._run[1].ended
+
     def detach(self) -> None:
         """Undo what units did to the UNet's attention."""
         if self._run is not None:

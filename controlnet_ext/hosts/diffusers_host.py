@@ -56,7 +56,10 @@ class DiffusersHost:
         pixels = torch.from_numpy(image.reshape(-1, *image.shape[-3:])).permute(0, 3, 1, 2).to(x.device)
         with _upcast(vae):
             encoded = vae.encode(pixels.to(vae.dtype) / 127.5 - 1)
-        return (encoded.latent_dist.mode() * vae.config["scaling_factor"]).to(x.dtype)
+        latents = (
+            encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
+        )
+        return (latents * vae.config["scaling_factor"]).to(x.dtype)
 
     def attentions(self) -> Iterator[tuple[str, Any, str]]:
         """All but motion modules, whose tokens are frames."""
@@ -69,7 +72,7 @@ class DiffusersHost:
 @contextmanager
 def _upcast(vae: Any) -> Iterator[None]:
     """SDXL's VAE overflows in fp16; fp16 to fp32 and back is exact."""
-    if vae.dtype != torch.float16 or not vae.config["force_upcast"]:
+    if vae.dtype != torch.float16 or not vae.config.get("force_upcast"):
         yield
         return
     vae.to(torch.float32)

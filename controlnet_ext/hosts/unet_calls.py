@@ -82,10 +82,12 @@ class Call:
 
 
 class Clock:
-    """Which of a run's steps a UNet call is. A run begins when the scheduler's timesteps are a new tensor."""
+    """Which of a run's steps a UNet call is. A run begins when the scheduler's timesteps are a new tensor; it has
+    `ended` when the last step was asked for."""
 
     def __init__(self, pipe: Any, t: Tensor):
         self.scheduler, self.timesteps = pipe.scheduler, pipe.scheduler.timesteps
+        self.ended = False
         self._calls = 0
         self._begin: int | None = None
         count = _steps(pipe, t.flatten()[0].item(), self.timesteps.tolist())
@@ -99,12 +101,13 @@ class Clock:
         if hasattr(self.scheduler, "step_index"):  # DDIM and PNDM have none
             at = self.scheduler.step_index
             if self._begin is None and at is not None:
-                begin = self.scheduler.begin_index
+                begin = getattr(self.scheduler, "begin_index", None)
                 self._begin = begin if begin is not None else at - (self._calls > 0)
             index = 0 if at is None else at - self._begin
         self._calls += 1
         if not 0 <= index < len(self.spans):
             raise ValueError(f"UNet call {index + 1} in a run of {len(self.spans)} steps; {OTHER_PIPE}")
+        self.ended = index == len(self.spans) - 1
         return self.spans[index]
 
 

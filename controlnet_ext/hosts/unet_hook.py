@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
 from ..control import Residuals
@@ -17,6 +17,9 @@ class Guide(Protocol):
     def sees(self, call: Call) -> bool: ...
 
     def residuals(self, call: Call, begins: bool) -> Iterator[Residuals]: ...
+
+    @property
+    def ended(self) -> bool: ...
 
     def detach(self) -> None: ...
 
@@ -46,6 +49,12 @@ class Hook:
                 total = residuals if total is None else total + residuals
         return None if total is passed or total is None else call.passing(total)
 
+    def after(self, failed: bool) -> None:
+        """Be called after the UNet. Attention is given back when a run ends, because the pipeline may then put back its
+        own processors, as those for perturbed attention guidance do."""
+        if failed or any(guide.ended for guide in self.guides):
+            self.detach()
+
     def detach(self) -> None:
         """Undo what acts in the attention, last first; of guides that stay it comes back with the next call."""
         for guide in reversed(self.guides):
@@ -64,11 +73,21 @@ class Hook:
         """Be called before the UNet; what is given back undoes it."""
         compiled = getattr(self.unet, "_compiled_call_impl", None)
         if compiled is None:
-            return self.unet.register_forward_pre_hook(self, with_kwargs=True).remove
+            handles = ExitStack()
+            handles.callback(self.unet.register_forward_pre_hook(self, with_kwargs=True).remove)
+            ended = self.unet.register_forward_hook(lambda *call: self.after(failed=call[-1] is None), always_call=True)
+            handles.callback(ended.remove)
+            return handles.close
 
         def call(*args: Any, **kwargs: Any) -> Any:
             args, kwargs = self(self.unet, args, kwargs) or (args, kwargs)
-            return compiled(*args, **kwargs)
+            failed = True
+            try:
+                result = compiled(*args, **kwargs)
+                failed = False
+            finally:
+                self.after(failed)
+            return result
 
         # unet.compile() compiles a module's hooks with it, and does not notice those that come later
         self.unet._compiled_call_impl = call
