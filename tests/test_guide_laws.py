@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import diffusers
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -207,6 +208,19 @@ def test_a_batch_of_another_make_is_not_guessed(pipe: Any) -> None:
         pytest.raises(ValueError, match="unit 1 acts on the prompt"),
     ):
         other(["a cat", "a dog"], **call)
+
+
+def test_residuals_take_their_dtype_from_x() -> None:
+    pipe = tiny.pipeline(StableDiffusionPipeline, unet=tiny.unet().to(torch.bfloat16))
+    theirs = tiny.control()
+    net = ControlNet.load(theirs.state_dict(), theirs.config)  # float32
+    pipe.scheduler.set_timesteps(2)
+    call = {"sample": torch.randn(2, 4, 8, 8), "encoder_hidden_states": torch.randn(2, 16, 32)}
+    call = {name: value.to(torch.bfloat16) for name, value in call.items()}
+    with torch.no_grad(), guide(pipe, [Unit(net, GREY, weight=0.3, region=np.ones((5, 5))), Unit(Pushes(), GREY)]):
+        guided = pipe.unet(timestep=501, **call).sample
+    assert guided.dtype == torch.bfloat16
+    assert (guided - pipe.unet(timestep=501, **call).sample).abs().max() > 1e-2
 
 
 def test_arguments_may_come_by_place_or_by_name(pipe: Any) -> None:

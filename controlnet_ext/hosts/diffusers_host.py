@@ -56,9 +56,7 @@ class DiffusersHost:
         pixels = torch.from_numpy(image.reshape(-1, *image.shape[-3:])).permute(0, 3, 1, 2).to(x.device)
         with _upcast(vae):
             encoded = vae.encode(pixels.to(vae.dtype) / 127.5 - 1)
-        latents = (
-            encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
-        )
+        latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
         return (latents * vae.config["scaling_factor"]).to(x.dtype)
 
     def attentions(self) -> Iterator[tuple[str, Any, str]]:

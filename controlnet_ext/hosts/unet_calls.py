@@ -35,9 +35,10 @@ class Call:
 
     def _added(self) -> Tensor | None:
         """SDXL's vector, as the UNet makes it (diffusers 0.42, unet_2d_condition.py, get_aug_embed)."""
-        if self.unet.config["addition_embed_type"] != "text_time":
+        given = self.given.get("added_cond_kwargs")
+        if self.unet.config["addition_embed_type"] != "text_time" or not given:
             return None
-        pooled, sizes = (self.given["added_cond_kwargs"][name] for name in ("text_embeds", "time_ids"))
+        pooled, sizes = given["text_embeds"], given["time_ids"]
         return torch.cat([pooled, self.unet.add_time_proj(sizes.flatten()).reshape(len(pooled), -1)], dim=-1)
 
     def _rows(self, value: Any) -> Any:

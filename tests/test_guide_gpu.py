@@ -1,0 +1,40 @@
+"""What a guide does only where there is a GPU: offloaded pipelines, models that wait on the CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from diffusers import StableDiffusionControlNetPipeline, StableDiffusionPipeline
+from fakes import run
+
+from controlnet_ext import Unit, guide
+from controlnet_ext.models.controlnet import ControlNet
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+
+
+def fresh(kind: type, **others: Any) -> Any:
+    tiny.parts.cache_clear()  # offloading leaves hooks on the parts
+    return tiny.pipeline(kind, unet=tiny.unet(), **others)
+
+
+@pytest.mark.parametrize("way", ["to", "enable_model_cpu_offload", "enable_sequential_cpu_offload"])
+@pytest.mark.parametrize("low_vram", [False, True])
+def test_offloaded_pipelines_are_guided_and_models_go_back(way: str, low_vram: bool) -> None:
+    theirs = tiny.control()
+    net = ControlNet.load({name: t.clone() for name, t in theirs.state_dict().items()}, theirs.config)
+    controlled = fresh(StableDiffusionControlNetPipeline, controlnet=theirs.cuda()).to("cuda")
+    expected = run(controlled, image=tiny.picture())
+    pipe = fresh(StableDiffusionPipeline)
+    getattr(pipe, way)(*(["cuda"] if way == "to" else []))
+    plain = run(pipe)
+    with guide(pipe, [Unit(net, tiny.picture(), low_vram=low_vram)]):
+        guided = run(pipe)
+        assert net.device.type == ("cpu" if low_vram else "cuda")
+    # kernels are chosen by the device, not by offloading; last bits may differ
+    assert torch.allclose(guided, expected, rtol=0, atol=1e-3)
+    assert net.device.type == "cpu" and torch.equal(run(pipe), plain)
+    assert (guided - plain).abs().max() > 1e-3
