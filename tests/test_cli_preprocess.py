@@ -28,6 +28,8 @@ def folder(tmp_path, monkeypatch):
         write_image(name, PIXELS)
     Path("in/notes.txt").write_text("no picture")
     Path("in/.hidden.png").write_text("no picture")
+    Path("in/.thumbnails").mkdir()
+    write_image("in/.thumbnails/e.png", PIXELS)
     return tmp_path
 
 
@@ -184,6 +186,13 @@ def test_the_only_picture_bad_is_a_refusal(capsys):
     assert "'bad.png'" in refused("canny,invert bad.png -o maps/", capsys)
 
 
+def test_the_only_picture_bad_for_one_preprocessor_is_a_failure_on_the_way(capsys):
+    write_image("strip.png", np.zeros((3, 1000, 3), np.uint8))
+    assert run("canny,invert strip.png -o maps --invert.resolution 2048") == 1
+    assert files("maps") == ["strip_canny.png"]
+    assert "over the limit of 64 megapixels" in capsys.readouterr().err
+
+
 def test_a_failure_to_write_is_a_failure_on_the_way(capsys):
     Path("maps").write_text("a file")
     assert run("canny a.png -o maps/deeper/") == 1
@@ -204,6 +213,15 @@ def test_a_map_goes_to_stdout_and_nothing_else_does():
     np.testing.assert_array_equal(read_image(out), 255 - PIXELS)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
+def test_a_closed_stdout_is_one_line_and_code_1():
+    words = [sys.executable, "-m", "controlnet_ext.cli", "preprocess", "invert", "a.png", "-o", "-"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    done = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *words], env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("controlnet-ext: ") and done.stderr.count("\n") == 1
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_behind_stdout_is_one_line_and_code_1():
     with open("/dev/full", "wb") as full:
@@ -218,7 +236,7 @@ def test_an_interruption_is_130_and_leaves_nothing_half_written():
     for i in range(300):
         write_image(f"in/{i}.png", PIXELS)
     process = command("preprocess", "lineart_standard", "in", "-o", "maps/", stderr=subprocess.PIPE, text=True)
-    while not Path("maps").is_dir() or len(files("maps")) < 2:
+    while not Path("maps").is_dir() or len(files("maps")) < 3:  # two of which may be the same, getting its name
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preprocessors.fit import fit, pixel_perfect
+from preprocessors.resize import _ridges
 
 rng = np.random.default_rng(0)
 PHOTO = cv2.resize(rng.integers(0, 256, (12, 17, 3), np.uint8), (170, 120), interpolation=cv2.INTER_CUBIC)
@@ -127,6 +128,16 @@ def test_one_pixel_edges_stay_one_pixel_wide_and_where_they_were(scale):
     assert (there & ~cv2.dilate(after, reach).astype(bool)).mean() < 0.001
 
 
+def test_a_ridge_is_no_lower_than_both_neighbours_in_one_direction_of_four():
+    x = rng.integers(0, 256, (30, 40), np.uint8)
+    middle, kept = x[1:-1, 1:-1], np.zeros((28, 38), bool)
+    for down, right in ((0, 1), (1, 0), (1, 1), (1, -1)):
+        before, after = (np.roll(x, (i * down, i * right), (0, 1))[1:-1, 1:-1] for i in (1, -1))
+        kept |= (middle >= before) & (middle >= after)
+    assert 0.1 < (~kept).mean() < 0.9
+    np.testing.assert_array_equal(_ridges(x)[1:-1, 1:-1], np.where(kept, middle, 0))
+
+
 def test_a_line_along_the_border_stays():
     for turn in range(4):
         marks = np.zeros((40, 40), np.uint8)
@@ -153,6 +164,13 @@ def test_a_mask_follows_the_picture_and_stays_binary():
         result = fit(np.dstack([PHOTO, mask]), *size, "crop")
         assert result.shape == (*size, 4) and set(np.unique(result[..., 3])) == {0, 255}
         assert (result[..., 3] > 0).mean() == pytest.approx((mask > 0).mean(), rel=0.05)
+
+
+def test_a_mask_that_covers_half_of_a_pixel_covers_it():
+    mask = np.zeros((120, 170), np.uint8)
+    mask[0:2, 0], mask[10, 10] = 255, 255
+    small = fit(np.dstack([PHOTO, mask]), 60, 85, "stretch")[..., 3]
+    assert small[0, 0] == 255 and np.count_nonzero(small) == 1
 
 
 @pytest.mark.parametrize(

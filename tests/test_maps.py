@@ -96,6 +96,12 @@ def test_lineart_standard_makes_a_dark_line_white_and_a_blank_picture_black():
     assert (result[:, 32] == 127).all() and not result[:, :16].any()
 
 
+def test_lineart_standard_keeps_faint_lines_faint():
+    image = np.full((64, 64, 3), 200, np.uint8)
+    image[:, 32] = 188  # about 11 below its surroundings, more than 8, less than 16: taken as 16
+    assert 80 < preprocess("lineart_standard", image).pixels[:, 32].min() < 95
+
+
 def test_scribble_xdog_follows_its_formula():
     for threshold in (32, 7.5):
         dog = (255 - (blurred(NOISE, 5.0) - blurred(NOISE, 0.5)).min(axis=2)).clip(0, 255)
@@ -123,9 +129,9 @@ def test_a_resolution_is_the_short_side_resized_and_padded_as_webui_does():
         resized = cv2.resize(NOISE, size, interpolation=way)
         height, width = resized.shape[:2]
         padded = np.pad(resized, ((0, -height % 64), (0, -width % 64), (0, 0)), mode="edge")
-        expected = cv2.Canny(padded, 20, 60)[:height, :width]
-        result = preprocess("canny", NOISE, resolution=resolution, low=20, high=60).pixels[..., 0]
-        np.testing.assert_array_equal(result, expected)
+        for name in ("canny", "lineart_standard"):
+            expected = preprocess(name, padded).pixels[:height, :width]
+            np.testing.assert_array_equal(preprocess(name, NOISE, resolution=resolution).pixels, expected)
 
 
 def test_nothing_is_changed_in_the_picture_that_was_given():

@@ -17,7 +17,6 @@ others are done; 2: refused, nothing is written; 130: interrupted.
 from __future__ import annotations
 
 import os
-import sys
 from argparse import SUPPRESS, ArgumentParser, Namespace
 from collections.abc import Iterator
 from pathlib import Path
@@ -154,7 +153,7 @@ def _place(path: str | Path) -> str:
 
 def _write(path: str | Path, pixels: np.ndarray, overwrite: bool) -> None:
     if isinstance(path, str):
-        with open(sys.stdout.fileno(), "wb", closefd=False) as stdout:
+        with open(1, "wb", closefd=False) as stdout:
             stdout.write(encoded_image("stdout.png", pixels))
         return
     path.parent.mkdir(parents=True, exist_ok=True)
