@@ -128,6 +128,14 @@ def test_one_pixel_edges_stay_one_pixel_wide_and_where_they_were(scale):
     assert (there & ~cv2.dilate(after, reach).astype(bool)).mean() < 0.001
 
 
+def test_lines_side_by_side_do_not_melt_together():
+    hatching = np.zeros((60, 60), np.uint8)
+    for x in range(-40, 60, 2):
+        cv2.line(hatching, (x, 0), (x + 40, 59), 255)
+    shrunk = fit(grey(hatching), 45, 45, "stretch")[..., 0]
+    assert (shrunk > 0).mean() > 0.9 * (hatching > 0).mean()  # without ridges 0.55
+
+
 def test_a_ridge_is_no_lower_than_both_neighbours_in_one_direction_of_four():
     x = rng.integers(0, 256, (30, 40), np.uint8)
     middle, kept = x[1:-1, 1:-1], np.zeros((28, 38), bool)
