@@ -95,7 +95,7 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
     try:
         return _recipe(words, found)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{name}: its recipe: {error}") from error
+        raise ValueError(f"{name}: its recipe: {str(error)[:400]}") from error  # which may show thousands of digits
 
 
 def _recipe(words: dict[str, Any], found: Mapping[str, str]) -> Recipe:
