@@ -1,0 +1,176 @@
+"""Trains the embedded UNet and text encoder: `python -m controlnet_ext.shapes.train_base runs/vae/vae runs/base`.
+
+Run it again to go on. The VAE's latents of all training scenes are made once, into the folder. The loss is the error of
+the predicted noise, weighted by min(SNR, 5) / SNR (Hang et al., arXiv:2303.09556, eq. 5); one caption in ten is empty,
+for guidance.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTokenizer
+
+from ..training.loop import Schedule, train
+from .scenes import HELD_OUT, scene
+from .text import WIDTH, narrow_text_encoder, tokenizer
+from .train_vae import GROUPS, pixels
+
+SCENES = 40_000
+BATCH = 64
+EMPTY_CAPTIONS = 0.1
+SNR_LIMIT = 5.0
+HELD_OUT_SCENES = 256
+
+
+def narrow_unet() -> UNet2DConditionModel:
+    """SD1.5's UNet topology, 4.4 M parameters instead of 859.5 M."""
+    return UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(64,) * 4,
+        cross_attention_dim=WIDTH,
+        attention_head_dim=8,
+        norm_num_groups=GROUPS,
+    )
+
+
+def noise_scheduler() -> DDIMScheduler:
+    """SD1.5's noise levels."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+
+
+class Examples:
+    """Latents (N, 4, 16, 16) scaled to a standard deviation of 1, and tokens (N, 77) of their captions."""
+
+    def __init__(self, latents: Tensor, tokens: Tensor):
+        self.latents, self.tokens = latents, tokens
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, vae: AutoencoderKL, words: CLIPTokenizer, seeds: range) -> Examples:
+        latents = torch.cat(
+            [vae.encode(pixels(seeds[i : i + 32])).latent_dist.mode() for i in range(0, len(seeds), 32)]
+        )
+        return cls(latents * vae.config["scaling_factor"], tokens(words, [scene(seed).caption for seed in seeds]))
+
+    @classmethod
+    def kept(cls, file: Path, vae: AutoencoderKL, words: CLIPTokenizer, seeds: range) -> Examples:
+        """Those in the file, made first if need be."""
+        if not file.exists():
+            made = cls.of(vae, words, seeds)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with file.with_suffix(".part").open("wb") as part:
+                np.savez(part, latents=made.latents.half().numpy(), tokens=made.tokens.short().numpy())
+            file.with_suffix(".part").rename(file)
+        with np.load(file) as kept:
+            return cls(torch.from_numpy(kept["latents"]).float(), torch.from_numpy(kept["tokens"]).long())
+
+
+def tokens(words: CLIPTokenizer, captions: list[str]) -> Tensor:
+    return words(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+
+
+class Noising:
+    """Noised latents and how wrong a prediction of their noise is."""
+
+    def __init__(self, scheduler: DDIMScheduler):
+        self._scheduler = scheduler
+        alphas = scheduler.alphas_cumprod
+        snr = alphas / (1 - alphas)
+        self._weights = snr.clamp(max=SNR_LIMIT) / snr
+
+    def draw(self, latents: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Noised latents, their noise, and timesteps (B,)."""
+        noise = torch.randn(latents.shape, generator=generator)
+        t = torch.randint(len(self._weights), (len(latents),), generator=generator)
+        return self._scheduler.add_noise(latents, noise, t), noise, t
+
+    def loss(self, predicted: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        return ((predicted.float() - noise).square().mean((1, 2, 3)) * self._weights[t]).mean()
+
+
+def generator(*numbers: int) -> torch.Generator:
+    """Random numbers that depend on these alone."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
+
+
+def base_loss(net: nn.Module, examples: Examples, empty: Tensor, noising: Noising, step: int, batch: int) -> Tensor:
+    numbers = generator(step, batch)
+    rows = torch.randint(len(examples.latents), (BATCH,), generator=numbers)
+    dropped = torch.rand(BATCH, 1, generator=numbers) < EMPTY_CAPTIONS
+    words = torch.where(dropped, empty, examples.tokens[rows])
+    x, noise, t = noising.draw(examples.latents[rows], numbers)
+    return noising.loss(net(x, t, words), noise, t)
+
+
+class Base(nn.Module):
+    """UNet and text encoder as one network: the noise in x (B, 4, 16, 16), for tokens (B, 77)."""
+
+    def __init__(self, unet: nn.Module, text: nn.Module):
+        super().__init__()
+        self.unet, self.text = unet, text
+
+    def forward(self, x: Tensor, t: Tensor, words: Tensor) -> Tensor:
+        return self.unet(x, t, self.text(words).last_hidden_state).sample
+
+
+@torch.no_grad()
+def held_out_loss(net: nn.Module, examples: Examples, noising: Noising) -> dict[str, float]:
+    """The loss on held-out scenes, always with the same noise and timesteps."""
+    x, noise, t = noising.draw(examples.latents, generator(1))
+    parts = [net(*part) for part in zip(x.split(64), t.split(64), examples.tokens.split(64), strict=True)]
+    return {"held_out": noising.loss(torch.cat(parts), noise, t).item()}
+
+
+def scaling_factor(vae: AutoencoderKL) -> float:
+    """What brings latents to a standard deviation of 1, measured on 512 training scenes."""
+    with torch.no_grad():
+        latents = torch.cat([vae.encode(pixels(range(i, i + 32))).latent_dist.mode() for i in range(0, 512, 32)])
+    return 1 / latents.std().item()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("vae", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--steps", type=int, default=12_000)
+    parser.add_argument("--every", type=int, default=250)
+    options = parser.parse_args()
+    vae = AutoencoderKL.from_pretrained(options.vae)
+    if vae.config["scaling_factor"] == 0.18215:  # SD1.5's, which diffusers writes when nobody says otherwise
+        vae.register_to_config(scaling_factor=scaling_factor(vae))
+        vae.save_pretrained(options.vae)
+    words = tokenizer(options.folder / "words")
+    examples = Examples.kept(options.folder / "training.npz", vae, words, range(SCENES))
+    held_out = Examples.of(vae, words, HELD_OUT[:HELD_OUT_SCENES])
+    torch.manual_seed(0)
+    noising, empty = Noising(noise_scheduler()), tokens(words, [""])
+    net = train(
+        Base(narrow_unet(), narrow_text_encoder(words)),
+        lambda net, step, batch: base_loss(net, examples, empty, noising, step, batch),
+        lambda net: held_out_loss(net, held_out, noising),
+        Schedule(options.steps, rate=1e-3, every=options.every),
+        options.folder,
+    )
+    if net is not None:
+        assert isinstance(net, Base)
+        pipe = StableDiffusionPipeline(
+            vae, net.text, words, net.unet, noise_scheduler(), None, None, requires_safety_checker=False
+        )
+        pipe.save_pretrained(options.folder / "model")
+
+
+if __name__ == "__main__":
+    main()
