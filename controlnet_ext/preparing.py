@@ -17,7 +17,7 @@ from preprocessors.registry import find
 from .control import Span
 from .maps import Maps
 from .pipeline import PipelineFolder, quiet
-from .recipe import Ingredient, Recipe
+from .recipe import Ingredient, Recipe, named
 from .recipe_text import texts
 from .sources import Source, control_files, hashed, verify, wanted
 from .unit import Unit
@@ -95,16 +95,14 @@ def prepare(recipe: Recipe, device: str) -> Prepared:
 def _loaded(i: int, ingredient: Ingredient, nets: Nets, load: Callable[[str], Any]) -> Ingredient:
     """The ingredient with hashes and architecture; its network is in `nets` then."""
     unit, source, option = ingredient.unit, ingredient.source, f"--control {i},model=PATH"
-    try:
-        known = nets.get(source.path)
+    known = nets.get(source.path)
+    with named(f"unit {i}"):
         hashes = known[0] if known else hashed(_found(source, control_files, option))
         if source.sha256:
             verify(source, hashes, option)
         net = known[1] if known else load(source.path)
         if unit.layers is not None and hasattr(net, "layout"):
             scales(1, unit.mode, unit.layers, len(net.layout.skips), 0)
-    except (FileNotFoundError, TypeError, ValueError) as error:
-        raise type(error)(f"unit {i}: {error}") from error
     nets[source.path] = hashes, net
     model: Any = Source(source.path, hashes)
     return replace(ingredient, unit=replace(unit, model=model), architecture=net.architecture)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from preprocessors.files import MAX_PIXELS
 from preprocessors.parameters import Parameter, Range
 
 from .sources import Source
@@ -78,8 +80,26 @@ class Recipe:
         for name, choices in (("dtype", DTYPES), ("device", DEVICES)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} {getattr(self, name)!r} is none of: {', '.join(choices)}")
-        if len(self.ingredients) > UNITS:
-            raise ValueError(f"{len(self.ingredients)} units, expected up to {UNITS}")
+        check_units(len(self.ingredients), self.width, self.height)
+
+
+def check_units(count: int, width: int, height: int) -> None:
+    """ValueError when there are over 16 units, or their maps over 64 megapixels in all."""
+    if count > UNITS or count * width * height > MAX_PIXELS:
+        raise ValueError(f"{count} units of {width}x{height} pixels: expected up to {UNITS}, and 64 megapixels in all")
+
+
+@contextmanager
+def named(name: str) -> Iterator[None]:
+    """Errors about input with a name before them."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{name}: {error}") from error
+    except TypeError as error:
+        raise TypeError(f"{name}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def _check_text(name: str, text: Any) -> None:

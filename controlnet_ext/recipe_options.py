@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 import re
 from argparse import Namespace
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 from .control_text import SETTINGS, parts, settings, unit
 from .pipeline import PipelineFolder
 from .preparing import fitted
-from .recipe import NUMBERS, Ingredient, Recipe
+from .recipe import NUMBERS, Ingredient, Recipe, named
 from .recipe_text import read_recipe
 from .sources import Source
 
@@ -28,7 +26,7 @@ def asked(options: Namespace) -> tuple[Recipe, str]:
         raise ValueError(f"--image {options.image!r} without a --control that reads it")
     words, units = _words(options), []
     for i, text in enumerate(options.control, 1):
-        with _named(f"unit {i}"):
+        with named(f"unit {i}"):
             units.append(unit(text, options.image))
     if "width" not in words:
         words["height"], words["width"] = PipelineFolder.find(options.model).size
@@ -39,7 +37,7 @@ def asked(options: Namespace) -> tuple[Recipe, str]:
     recipe = Recipe(**{**defaults, **words}, model=Source(options.model), ingredients=())
     made = []
     for i, its in enumerate(units, 1):
-        with _named(f"unit {i}"):
+        with named(f"unit {i}"):
             made.append(fitted(Ingredient(its, its.preprocessor, its.parameters), recipe.height, recipe.width))
     return replace(recipe, ingredients=tuple(made)), device
 
@@ -49,21 +47,21 @@ def again(options: Namespace) -> tuple[Recipe, str]:
     if options.image is not None:
         raise ValueError("--image with --from: the recipe holds its maps already")
     old = read_recipe(options.recipe)
-    words, ingredients, named = _words(options), list(old.ingredients), set()
+    words, ingredients, moved = _words(options), list(old.ingredients), set[int]()
     for text in options.control:
         number, changes = parts(text)
         if number not in map(str, range(1, len(ingredients) + 1)):
             raise ValueError(f"--control {number!r} with --from: expected a unit of the recipe, 1..{len(ingredients)}")
         i = int(number) - 1
-        with _named(f"unit {number}"):
+        with named(f"unit {number}"):
             ingredients[i] = _changed(ingredients[i], changes)
-        named |= {i} if "model" in changes else set()
+        moved |= {i} if "model" in changes else set()
     if options.model is not None:
         words["model"] = Source(options.model, old.model.sha256)
     elif _is_elsewhere(old.model):
         raise ValueError(f"the recipe's model lies on another machine, {old.model.path!r:.80}: name it with --model")
     for i, ingredient in enumerate(ingredients):
-        if i not in named and _is_elsewhere(ingredient.source):
+        if i not in moved and _is_elsewhere(ingredient.source):
             raise ValueError(
                 f"the model of unit {i + 1} lies on another machine: name it with --control {i + 1},model=PATH"
             )
@@ -98,9 +96,7 @@ def _words(options: Namespace) -> dict[str, Any]:
         sides = re.fullmatch(r"(\d{1,9})x(\d{1,9})", options.size)
         if sides is None:
             raise ValueError(f"size {options.size!r}: expected WIDTHxHEIGHT in pixels, such as 512x768")
-        words |= {
-            name: NUMBERS[name].parse(side) for name, side in zip(("width", "height"), sides.groups(), strict=True)
-        }
+        words |= {name: NUMBERS[name].parse(sides[k]) for k, name in enumerate(("width", "height"), 1)}
     return words
 
 
@@ -127,11 +123,3 @@ def _threads() -> int:
 def _is_elsewhere(source: Source) -> bool:
     """A path that Windows would ask another machine for, and tell it who asks."""
     return source.path[:1] in ("\\", "/") and source.path[1:2] in ("\\", "/")
-
-
-@contextmanager
-def _named(name: str) -> Iterator[None]:
-    try:
-        yield
-    except (FileNotFoundError, TypeError, ValueError) as error:
-        raise type(error)(f"{name}: {error}") from error

@@ -8,6 +8,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -18,7 +19,7 @@ from preprocessors.image_out import TEXT_LIMIT, TEXTS_LIMIT
 from preprocessors.maps import ControlMap
 
 from .control import ControlModel, Window
-from .recipe import NUMBERS, UNITS, Ingredient, Recipe
+from .recipe import NUMBERS, Ingredient, Recipe, check_units, named
 from .sources import Source
 from .unit import Unit
 
@@ -102,21 +103,18 @@ def _recipe(words: dict[str, Any], found: Mapping[str, str]) -> Recipe:
     if words.get("format") != FORMAT:
         raise ValueError(f"format {str(words.get('format'))[:20]!r}, this version reads {FORMAT}")
     _check_fields("the recipe", words, FIELDS)
-    if len(words["units"]) > UNITS:
-        raise ValueError(f"{len(words['units'])} units, expected up to {UNITS}")
     if not re.fullmatch(r"[A-Za-z0-9]{1,80}", words["scheduler"]):
         raise ValueError(f"scheduler {words['scheduler'][:80]!r} is no name of a class")
     given = {name: words[name] for name in FIELDS if name not in ("format", "units")}
     given |= {"model": _model("model", words["model"]), "ingredients": ()}
     _check_words("made_with", words["made_with"])
-    plain = Recipe(**given)  # its size is checked before any map is decoded
+    recipe = Recipe(**given)
+    check_units(len(words["units"]), recipe.width, recipe.height)  # before a map is decoded
     made = []
     for i, unit in enumerate(words["units"], 1):
-        try:
-            made.append(_ingredient(i, unit, found, plain.height, plain.width))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"unit {i}: {error}") from error
-    return Recipe(**{**given, "ingredients": tuple(made)})
+        with named(f"unit {i}"):
+            made.append(_ingredient(i, unit, found, recipe.height, recipe.width))
+    return replace(recipe, ingredients=tuple(made))
 
 
 def _ingredient(i: int, words: Any, found: Mapping[str, str], height: int, width: int) -> Ingredient:
