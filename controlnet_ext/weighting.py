@@ -168,5 +168,6 @@ def finite(tensors: Sequence[Tensor]) -> bool:
 
     if not tensors:
         return True
-    sums = torch.stack([h.sum(dtype=torch.promote_types(h.dtype, torch.float32)) for h in tensors])
+    # torch adds up bfloat16 in float32 unasked, in half the time on a CPU as when asked; float16's sums would overflow
+    sums = torch.stack([h.sum(dtype=torch.float32 if h.dtype == torch.float16 else None) for h in tensors])
     return math.isfinite(sums.sum().item()) or all(bool(h.isfinite().all()) for h in tensors)

@@ -1,0 +1,171 @@
+"""A step of SD1.5 at its real width, random weights: unguided, guided by us, and by diffusers' own ControlNet pipeline.
+
+    python benchmarks/step.py [--device cuda --dtype float16 --steps 20] [--size 512] [--rounds 3] [--steps 3]
+
+The three take turns, each with the same ControlNet and batch of 2 for guidance; a step is what lies between two
+callbacks of the pipeline: UNet, ControlNet, guidance and scheduler. The first step of each call is its warm-up, which
+also holds our hint. Then one more guided call, with a wait for the device at each boundary, shows where the time goes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
+from PIL import Image
+
+from controlnet_ext import Unit, guide, run
+from controlnet_ext.models.controlnet import ControlNet
+
+DDIM = {"clip_sample": False, "steps_offset": 1}  # what both pipelines would set, the plain one only with a warning
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--size", type=int, default=512, help="height and width of the picture")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=3, help="steps of each call, of which the first is warm-up")
+    options = parser.parse_args()
+    machine = torch.cuda.get_device_name() if options.device == "cuda" else cpu()
+    print(f"torch {torch.__version__}, diffusers {diffusers.__version__}, Python {platform.python_version()}")
+    print(f"{machine}, {torch.get_num_threads()} threads, {options.dtype}")
+    print(f"SD1.5 widths, 2 rows of {options.size // 8}x{options.size // 8} latents, {options.size} pixels")
+    compare(options)
+
+
+def compare(options: argparse.Namespace) -> None:
+    dtype, device = getattr(torch, options.dtype), options.device
+    unet = drawn(UNet2DConditionModel, dtype, device, cross_attention_dim=768)
+    theirs = drawn(ControlNetModel, dtype, device, cross_attention_dim=768)
+    ours = ControlNet.load(theirs.state_dict(), theirs.config)  # the same tensors, not copies
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    vae = AutoencoderKL(
+        **blocks, block_out_channels=(8,) * 4, norm_num_groups=4
+    )  # only says that 8 pixels are a latent
+    parts = {"vae": vae, "unet": unet, "text_encoder": None, "tokenizer": None}
+    parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    plain = diffusers.StableDiffusionPipeline(**parts, scheduler=DDIMScheduler(**DDIM))
+    controlled = diffusers.StableDiffusionControlNetPipeline(
+        **parts, controlnet=theirs, scheduler=DDIMScheduler(**DDIM)
+    )
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (options.size,) * 2 + (3,), np.uint8))
+    given = {name: torch.randn(1, 77, 768).to(device, dtype) for name in ("prompt_embeds", "negative_prompt_embeds")}
+    given |= {"height": options.size, "width": options.size, "num_inference_steps": options.steps}
+    units = [Unit(ours, picture)]
+
+    def guided() -> tuple[list[float], torch.Tensor]:
+        with guide(plain, units):
+            return steps(plain, device, given)
+
+    ways: dict[str, Callable[[], tuple[list[float], torch.Tensor]]] = {
+        "unguided": lambda: steps(plain, device, given),
+        "diffusers": lambda: steps(controlled, device, given | {"image": picture}),
+        "ours": guided,
+    }
+    times: dict[str, list[float]] = defaultdict(list)
+    latents = {}
+    for _ in range(options.rounds):
+        for name, way in ways.items():
+            seconds, latents[name] = way()
+            times[name] += seconds[1:]
+    print(f"1 warm-up a call, then median (least to most) of {len(times['ours'])} steps, in {options.rounds} turns")
+    for name, seconds in times.items():
+        shown = f"{statistics.median(seconds):8.4f} s ({min(seconds):.4f} to {max(seconds):.4f})"
+        print(f"{name:10} {shown}  {statistics.median(seconds) / statistics.median(times['unguided']):.3f} x unguided")
+    ratio = statistics.median(times["ours"]) / statistics.median(times["diffusers"])
+    difference = (latents["ours"] - latents["diffusers"]).abs().max().item()
+    print(f"ours / diffusers {ratio:.3f}; largest difference of their latents {difference:g}")
+    where(guided, device, options.steps, ours, unet)
+
+
+def where(guided: Callable[[], Any], device: str, count: int, net: ControlNet, unet: Any) -> None:
+    """Print how the time of a guided call is shared out. Our own functions are wrapped, and waited for."""
+    spent: dict[str, float] = defaultdict(float)
+
+    def timed(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def timing(*args: Any, **kwargs: Any) -> Any:
+            begin = clock(device)
+            result = call(*args, **kwargs)
+            spent[name] += clock(device) - begin
+            return result
+
+        return timing
+
+    kept = {name: getattr(run, name) for name in ("finite", "weighted", "spread")}
+    names = {"finite": "checks", "weighted": "weighting", "spread": "weighting"}
+    try:
+        for name, call in kept.items():
+            setattr(run, name, timed(names[name], call))
+        net.hint, net.forward, unet.forward = (
+            timed("hint", net.hint),
+            timed("net", net.forward),
+            timed("unet", unet.forward),
+        )
+        begin = clock(device)
+        guided()
+        total = clock(device) - begin
+    finally:
+        for name, call in kept.items():
+            setattr(run, name, call)
+        for module, name in ((net, "hint"), (net, "forward"), (unet, "forward")):
+            delattr(module, name)
+    spent["the rest"] = total - sum(spent.values())
+    print(f"where {total:.3f} s of a guided call with {count} steps go:")
+    for name, seconds in sorted(spent.items(), key=lambda item: -item[1]):
+        print(f"  {name:10} {seconds:8.4f} s  {seconds / total:7.2%}")
+
+
+def steps(pipe: Any, device: str, given: dict[str, Any]) -> tuple[list[float], torch.Tensor]:
+    """Seconds between the callbacks of one call, and its latents."""
+    pipe.set_progress_bar_config(disable=True)
+    at = []
+
+    def ended(pipe: Any, i: int, t: Any, given: dict[str, Any]) -> dict[str, Any]:
+        at.append(clock(device))
+        return given
+
+    begin = clock(device)
+    seed = torch.Generator().manual_seed(0)
+    result = pipe(**given, generator=seed, output_type="latent", callback_on_step_end=ended).images
+    return [b - a for a, b in zip([begin, *at], at, strict=False)], result
+
+
+def clock(device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def drawn(kind: Any, dtype: torch.dtype, device: str, **config: Any) -> Any:
+    """A network whose every tensor is random and keeps activations near 1."""
+    with torch.device("meta"):
+        net = kind(**config).eval()
+    tensors = {}
+    for name, t in net.state_dict().items():
+        scale = t[0].numel() ** -0.5 if t.ndim > 1 else 0.3
+        tensors[name] = (scale * torch.randn(t.shape)).to(device, dtype)
+    net.load_state_dict(tensors, assign=True)
+    return net
+
+
+def cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    named = [line.split(": ")[1] for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.machine()
+
+
+if __name__ == "__main__":
+    main()
