@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,11 +32,13 @@ def save_diffusers(net: ControlNet, folder: str | os.PathLike[str], overwrite: b
     write_atomically(config, settings.encode(), overwrite=overwrite)
 
 
-def save_ldm(net: ControlNet, path: str | os.PathLike[str], overwrite: bool = False) -> None:
+def save_ldm(
+    net: ControlNet, path: str | os.PathLike[str], overwrite: bool = False, more: Mapping[str, str] | None = None
+) -> None:
     """Write one .safetensors file under ldm's names without a prefix, in the network's dtype. What tensors do not
-    show is in its metadata, under `controlnet_ext.config`. An existing file raises FileExistsError unless
-    `overwrite`."""
-    write_weights(path, to_ldm(net.state_dict()), metadata(net), overwrite=overwrite)
+    show is in its metadata, under `controlnet_ext.config`, with `more` beside it. An existing file raises
+    FileExistsError unless `overwrite`."""
+    write_weights(path, to_ldm(net.state_dict()), {**(more or {}), **metadata(net)}, overwrite=overwrite)
 
 
 def metadata(net: ControlNet) -> dict[str, str]:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import copy
 import json
 import math
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,7 +61,8 @@ def train(
 
     `loss(network, step, batch)` must depend on nothing else: then a run that was killed and started again is
     the same to the bit as one that was not. `measure(averaged)` gives held-out figures; it and a checkpoint come every
-    `every` steps, a row of both in log.jsonl. Forward passes run under bf16 autocast.
+    `every` steps, a row of both in log.jsonl. Forward passes run under bf16 autocast. Ctrl-C ends the step and leaves a
+    checkpoint before it raises KeyboardInterrupt; pressed again it does so at once.
     """
     accelerator = Accelerator(mixed_precision="bf16", cpu=not torch.cuda.is_available())
     network = network.to(accelerator.device)
@@ -69,34 +73,61 @@ def train(
     first = _restore(folder / CHECKPOINT, network, averaged, optimizer)
     prepared = accelerator.prepare_model(network.train())
     began, losses = time.monotonic(), []
-    for step in range(first, schedule.steps):
-        torch.manual_seed(step)
-        optimizer.param_groups[0]["lr"] = schedule.rate_at(step)
-        optimizer.zero_grad()
-        for batch in range(schedule.batches):
-            with accelerator.autocast():
-                value = loss(prepared, step, batch)
-            accelerator.backward(value / schedule.batches)
-            losses.append(value.item())
-        if not math.isfinite(losses[-1]):
-            raise FloatingPointError(
-                f"the loss of step {step + 1} is {losses[-1]}; {folder / CHECKPOINT} is from before"
-            )
-        accelerator.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        _follow(averaged, network, min(schedule.average, (step + 1) / (step + 10)))
-        done, late = step + 1, time.monotonic() - began > schedule.minutes * 60
-        if done % schedule.every == 0 or done == schedule.steps or late:
-            row = {"step": done, "loss": sum(losses) / len(losses), **measure(averaged)}
-            losses = []
-            _save(folder / CHECKPOINT, network, averaged, optimizer, done)
-            with (folder / LOG).open("a") as log:
-                log.write(json.dumps(row) + "\n")
-            left = (time.monotonic() - began) / (done - first) * (schedule.steps - done)
-            print(*(f"{k} {v:.4g}" for k, v in row.items()), f"left {left / 60:.0f} min", file=sys.stderr, flush=True)
-        if late and done < schedule.steps:
-            return None
+    with _interruption() as stopping:
+        for step in range(first, schedule.steps):
+            torch.manual_seed(step)
+            optimizer.param_groups[0]["lr"] = schedule.rate_at(step)
+            optimizer.zero_grad()
+            for batch in range(schedule.batches):
+                with accelerator.autocast():
+                    value = loss(prepared, step, batch)
+                accelerator.backward(value / schedule.batches)
+                losses.append(value.item())
+            if not math.isfinite(losses[-1]):
+                raise FloatingPointError(
+                    f"the loss of step {step + 1} is {losses[-1]}; {folder / CHECKPOINT} is from before"
+                )
+            accelerator.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            _follow(averaged, network, min(schedule.average, (step + 1) / (step + 10)))
+            done, late = step + 1, time.monotonic() - began > schedule.minutes * 60
+            if done % schedule.every == 0 or done == schedule.steps or late:
+                row = {"step": done, "loss": sum(losses) / len(losses), **measure(averaged)}
+                losses = []
+                _save(folder / CHECKPOINT, network, averaged, optimizer, done)
+                with (folder / LOG).open("a") as log:
+                    log.write(json.dumps(row) + "\n")
+                left = (time.monotonic() - began) / (done - first) * (schedule.steps - done)
+                print(
+                    *(f"{k} {v:.4g}" for k, v in row.items()), f"left {left / 60:.0f} min", file=sys.stderr, flush=True
+                )
+            elif stopping.is_set():
+                _save(folder / CHECKPOINT, network, averaged, optimizer, done)
+            if stopping.is_set():
+                raise KeyboardInterrupt
+            if late and done < schedule.steps:
+                return None
     return averaged
+
+
+@contextmanager
+def _interruption() -> Iterator[threading.Event]:
+    """Set by the first Ctrl-C, where Python takes signals, which is in the main thread."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def ask(*_: object) -> None:
+        asked.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @torch.no_grad()
