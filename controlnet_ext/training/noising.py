@@ -1,0 +1,54 @@
+"""Noised latents, and how wrong a prediction of what was done to them is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SNR_LIMIT = 5.0
+
+
+class Noising:
+    """With the noise levels of a diffusers scheduler, for networks that predict the noise or, where its config says
+    `v_prediction`, the velocity (Salimans and Ho, arXiv:2202.00512, appendix D). The loss is weighted by
+    min(SNR, 5) / SNR for noise, min(SNR, 5) / (SNR + 1) for velocity (Hang et al., arXiv:2303.09556, section 3.4).
+    ValueError on another kind of prediction."""
+
+    def __init__(self, scheduler: Any):
+        kind = scheduler.config.get("prediction_type", "epsilon")
+        if kind not in ("epsilon", "v_prediction"):
+            raise ValueError(f"the model predicts {kind!r}, expected epsilon or v_prediction")
+        self._velocity = kind == "v_prediction"
+        alphas = scheduler.alphas_cumprod.float()
+        self._signal, self._noise = alphas.sqrt(), (1 - alphas).sqrt()
+        snr = alphas / (1 - alphas)
+        weights = (SNR_LIMIT / snr).clamp(max=1)
+        self._weights = weights * snr / (snr + 1) if self._velocity else weights
+
+    @property
+    def steps(self) -> int:
+        """The number of noise levels."""
+        return len(self._weights)
+
+    def draw(self, latents: Tensor, numbers: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Noised latents, what is to be predicted of them, and timesteps (B,), drawn on the CPU."""
+        noise = torch.randn(latents.shape, generator=numbers)
+        t = torch.randint(self.steps, (len(latents),), generator=numbers)
+        return self.noised(latents, noise, t)
+
+    def noised(self, latents: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As `draw`, of noise and timesteps that are given."""
+        signal, sigma = self._signal[t].view(-1, 1, 1, 1), self._noise[t].view(-1, 1, 1, 1)
+        return signal * latents + sigma * noise, signal * noise - sigma * latents if self._velocity else noise, t
+
+    def loss(self, predicted: Tensor, target: Tensor, t: Tensor) -> Tensor:
+        errors = (predicted.float() - target.to(predicted.device)).square().mean((1, 2, 3))
+        return (errors * self._weights[t].to(errors.device)).mean()
+
+
+def generator(*numbers: int) -> torch.Generator:
+    """Random numbers that depend on these alone."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
