@@ -15,6 +15,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from PIL import Image
 from controlnet_ext import Unit, guide, run
 from controlnet_ext.models.controlnet import ControlNet
 
+Result = tuple[list[tuple[float, float]], torch.Tensor]
 DDIM = {"clip_sample": False, "steps_offset": 1}  # what both pipelines would set, the plain one only with a warning
 
 
@@ -65,28 +67,32 @@ def compare(options: argparse.Namespace) -> None:
     given |= {"height": options.size, "width": options.size, "num_inference_steps": options.steps}
     units = [Unit(ours, picture)]
 
-    def guided() -> tuple[list[float], torch.Tensor]:
+    def guided() -> Result:
         with guide(plain, units):
             return steps(plain, device, given)
 
-    ways: dict[str, Callable[[], tuple[list[float], torch.Tensor]]] = {
+    ways: dict[str, Callable[[], Result]] = {
         "unguided": lambda: steps(plain, device, given),
         "diffusers": lambda: steps(controlled, device, given | {"image": picture}),
         "ours": guided,
     }
-    times: dict[str, list[float]] = defaultdict(list)
-    latents = {}
+    walls, works, latents = defaultdict(list), defaultdict(list), {}
     for _ in range(options.rounds):
         for name, way in ways.items():
             seconds, latents[name] = way()
-            times[name] += seconds[1:]
-    print(f"1 warm-up a call, then median (least to most) of {len(times['ours'])} steps, in {options.rounds} turns")
-    for name, seconds in times.items():
-        shown = f"{statistics.median(seconds):8.4f} s ({min(seconds):.4f} to {max(seconds):.4f})"
-        print(f"{name:10} {shown}  {statistics.median(seconds) / statistics.median(times['unguided']):.3f} x unguided")
-    ratio = statistics.median(times["ours"]) / statistics.median(times["diffusers"])
-    difference = (latents["ours"] - latents["diffusers"]).abs().max().item()
-    print(f"ours / diffusers {ratio:.3f}; largest difference of their latents {difference:g}")
+            for wall, work in seconds[1:]:
+                walls[name].append(wall)
+                works[name].append(work)
+    print(f"1 warm-up a call, then median (least to most) of {len(walls['ours'])} steps, in {options.rounds} turns")
+    for words, times in (("on the clock", walls), ("of the processor, which other work does not add to", works)):
+        if times is works and device != "cpu":
+            continue
+        print(f"seconds {words}:")
+        for name, seconds in times.items():
+            ratio = statistics.median(seconds) / statistics.median(times["diffusers"])
+            shown = f"{statistics.median(seconds):8.4f} ({min(seconds):.4f} to {max(seconds):.4f})"
+            print(f"  {name:10} {shown}  {ratio:.3f} x diffusers")
+    print(f"largest difference of latents {(latents['ours'] - latents['diffusers']).abs().max().item():g}")
     where(guided, device, options.steps, ours, unet)
 
 
@@ -127,19 +133,18 @@ def where(guided: Callable[[], Any], device: str, count: int, net: ControlNet, u
         print(f"  {name:10} {seconds:8.4f} s  {seconds / total:7.2%}")
 
 
-def steps(pipe: Any, device: str, given: dict[str, Any]) -> tuple[list[float], torch.Tensor]:
-    """Seconds between the callbacks of one call, and its latents."""
+def steps(pipe: Any, device: str, given: dict[str, Any]) -> Result:
+    """Between the callbacks of one call, seconds on the clock and of the processor; and its latents."""
     pipe.set_progress_bar_config(disable=True)
-    at = []
+    at = [(clock(device), time.process_time())]
 
     def ended(pipe: Any, i: int, t: Any, given: dict[str, Any]) -> dict[str, Any]:
-        at.append(clock(device))
+        at.append((clock(device), time.process_time()))
         return given
 
-    begin = clock(device)
     seed = torch.Generator().manual_seed(0)
     result = pipe(**given, generator=seed, output_type="latent", callback_on_step_end=ended).images
-    return [b - a for a, b in zip([begin, *at], at, strict=False)], result
+    return [(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(at)], result
 
 
 def clock(device: str) -> float:
