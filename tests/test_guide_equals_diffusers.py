@@ -75,8 +75,7 @@ def nets(shape: str, seed: int = 2, **changes: Any) -> tuple[Any, ControlNet]:
 
 def latents(pipe: Any, **given: Any) -> torch.Tensor:
     call = {"prompt": "a cat", "guidance_scale": 5.0, "num_inference_steps": 4, "output_type": "latent"}
-    if "image" not in given or "control_image" not in given:
-        call |= {"height": tiny.SIZE, "width": tiny.SIZE}
+    call |= {"height": tiny.SIZE, "width": tiny.SIZE}
     return pipe(**{**call, **given}, generator=torch.Generator().manual_seed(5)).images
 
 
@@ -90,17 +89,25 @@ def pipelines(task: str, shape: str, scheduler: str, control: Any) -> tuple[Any,
     return made[0], made[1]
 
 
+def arguments(task: str, scheduler: str) -> dict[str, Any]:
+    """What both pipelines are called with; schedulers that call the UNet twice a step have fewer steps."""
+    given = TASKS[task][2]
+    if scheduler not in ("Heun", "KDPM2 ancestral"):
+        return given
+    return given | {"num_inference_steps": given.get("num_inference_steps", 5) - 2}
+
+
 @functools.cache
 def unguided(task: str, scheduler: str, shape: str) -> torch.Tensor:
     plain, _ = pipelines(task, shape, scheduler, nets(shape)[0])
-    return latents(plain, **TASKS[task][2])
+    return latents(plain, **arguments(task, scheduler))
 
 
 @pytest.mark.parametrize(("task", "scheduler", "window", "shape"), CASES, ids=lambda value: str(value))
 def test_latents_are_equal(task: str, scheduler: str, window: tuple[float, float], shape: str) -> None:
     theirs, ours = nets(shape)
     plain, controlled = pipelines(task, shape, scheduler, theirs)
-    given, map_ = TASKS[task][2], tiny.picture()
+    given, map_ = arguments(task, scheduler), tiny.picture()
     where = {"image": map_} if task == "text" else {"control_image": map_}
     start, end = window
     expected = latents(
