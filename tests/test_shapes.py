@@ -1,4 +1,5 @@
 import hashlib
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -100,3 +101,17 @@ def test_every_word_of_a_caption_is_one_token(scenes, tmp_path):
 def test_an_empty_mask_has_no_colour():
     with pytest.raises(ValueError, match="empty mask"):
         majority_colour(np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4), bool))
+
+
+def test_the_trained_vae_keeps_edges_and_is_small_enough():
+    import torch
+    from diffusers import AutoencoderKL
+
+    from controlnet_ext import shapes
+    from controlnet_ext.shapes.train_vae import held_out, narrow_vae
+
+    vae = AutoencoderKL.from_pretrained(Path(shapes.__file__).parent / "model" / "vae", local_files_only=True).eval()
+    assert sum(p.numel() for p in vae.parameters()) == sum(p.numel() for p in narrow_vae().parameters()) <= 1_200_000
+    assert vae.dtype == torch.float32
+    figures = held_out(vae, 16)
+    assert figures["held_out_f1"] > 0.92 and figures["held_out_error"] < 9
