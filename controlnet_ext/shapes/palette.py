@@ -27,7 +27,7 @@ LIGHTNESS_SHARE = 0.6  # light changes lightness more than hue, so lightness cou
 def _lab(rgb: np.ndarray) -> np.ndarray:
     """CIE Lab (N, 3) of sRGB 0..255 (N, 3), lightness scaled by LIGHTNESS_SHARE."""
     lab = cv2.cvtColor(rgb.astype(np.float32)[None] / 255, cv2.COLOR_RGB2LAB)[0]
-    return lab * np.float32([LIGHTNESS_SHARE, 1, 1])
+    return lab * np.array([LIGHTNESS_SHARE, 1, 1], np.float32)
 
 
 def majority_colour(pixels: np.ndarray, mask: np.ndarray) -> str:

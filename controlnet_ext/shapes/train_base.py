@@ -1,14 +1,14 @@
 """Trains the embedded UNet and text encoder: `python -m controlnet_ext.shapes.train_base runs/vae/vae runs/base`.
 
-Run it again to go on. The VAE's latents of all training scenes are made once, into the folder. The loss is the error of
-the predicted noise, weighted by min(SNR, 5) / SNR (Hang et al., arXiv:2303.09556, eq. 5); one caption in ten is empty,
-for guidance.
+Run it again to go on. The VAE's latents of all training scenes are made once, into the folder. One caption in ten is
+empty, for guidance.
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from ..training.loop import Schedule, train
+from ..training.noising import Noising, generator
 from .scenes import HELD_OUT, scene
 from .text import WIDTH, narrow_text_encoder, tokenizer
 from .train_vae import GROUPS, pixels
@@ -24,11 +25,10 @@ from .train_vae import GROUPS, pixels
 SCENES = 40_000
 BATCH = 64
 EMPTY_CAPTIONS = 0.1
-SNR_LIMIT = 5.0
 HELD_OUT_SCENES = 256
 
 
-def narrow_unet() -> UNet2DConditionModel:
+def narrow_unet() -> Any:
     """SD1.5's UNet topology, 4.4 M parameters instead of 859.5 M."""
     return UNet2DConditionModel(
         sample_size=16,
@@ -39,7 +39,7 @@ def narrow_unet() -> UNet2DConditionModel:
     )
 
 
-def noise_scheduler() -> DDIMScheduler:
+def noise_scheduler() -> Any:
     """SD1.5's noise levels."""
     return DDIMScheduler(
         beta_start=0.00085,
@@ -59,14 +59,14 @@ class Examples:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, vae: AutoencoderKL, words: CLIPTokenizer, seeds: range) -> Examples:
+    def of(cls, vae: Any, words: CLIPTokenizer, seeds: range) -> Examples:
         latents = torch.cat(
             [vae.encode(pixels(seeds[i : i + 32])).latent_dist.mode() for i in range(0, len(seeds), 32)]
         )
         return cls(latents * vae.config["scaling_factor"], tokens(words, [scene(seed).caption for seed in seeds]))
 
     @classmethod
-    def kept(cls, file: Path, vae: AutoencoderKL, words: CLIPTokenizer, seeds: range) -> Examples:
+    def kept(cls, file: Path, vae: Any, words: CLIPTokenizer, seeds: range) -> Examples:
         """Those in the file, made first if need be."""
         if not file.exists():
             made = cls.of(vae, words, seeds)
@@ -80,30 +80,6 @@ class Examples:
 
 def tokens(words: CLIPTokenizer, captions: list[str]) -> Tensor:
     return words(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
-
-
-class Noising:
-    """Noised latents and how wrong a prediction of their noise is."""
-
-    def __init__(self, scheduler: DDIMScheduler):
-        self._scheduler = scheduler
-        alphas = scheduler.alphas_cumprod
-        snr = alphas / (1 - alphas)
-        self._weights = snr.clamp(max=SNR_LIMIT) / snr
-
-    def draw(self, latents: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Noised latents, their noise, and timesteps (B,)."""
-        noise = torch.randn(latents.shape, generator=generator)
-        t = torch.randint(len(self._weights), (len(latents),), generator=generator)
-        return self._scheduler.add_noise(latents, noise, t), noise, t
-
-    def loss(self, predicted: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        return ((predicted.float() - noise).square().mean((1, 2, 3)) * self._weights[t]).mean()
-
-
-def generator(*numbers: int) -> torch.Generator:
-    """Random numbers that depend on these alone."""
-    return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
 
 
 def base_loss(net: nn.Module, examples: Examples, empty: Tensor, noising: Noising, step: int, batch: int) -> Tensor:
@@ -134,7 +110,7 @@ def held_out_loss(net: nn.Module, examples: Examples, noising: Noising) -> dict[
     return {"held_out": noising.loss(torch.cat(parts), noise, t).item()}
 
 
-def scaling_factor(vae: AutoencoderKL) -> float:
+def scaling_factor(vae: Any) -> float:
     """What brings latents to a standard deviation of 1, measured on 512 training scenes."""
     with torch.no_grad():
         latents = torch.cat([vae.encode(pixels(range(i, i + 32))).latent_dist.mode() for i in range(0, 512, 32)])
@@ -148,7 +124,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12_000)
     parser.add_argument("--every", type=int, default=250)
     options = parser.parse_args()
-    vae = AutoencoderKL.from_pretrained(options.vae)
+    vae: Any = AutoencoderKL.from_pretrained(options.vae)
     if vae.config["scaling_factor"] == 0.18215:  # SD1.5's, which diffusers writes when nobody says otherwise
         vae.register_to_config(scaling_factor=scaling_factor(vae))
         vae.save_pretrained(options.vae)
@@ -166,7 +142,7 @@ def main() -> None:
     )
     if net is not None:
         assert isinstance(net, Base)
-        pipe = StableDiffusionPipeline(
+        pipe: Any = StableDiffusionPipeline(
             vae, net.text, words, net.unet, noise_scheduler(), None, None, requires_safety_checker=False
         )
         pipe.save_pretrained(options.folder / "model")
