@@ -17,10 +17,10 @@ from preprocessors.registry import find
 from .control import Span
 from .maps import Maps
 from .pipeline import PipelineFolder, quiet
-from .recipe import Ingredient, Recipe, named
+from .recipe import Ingredient, Recipe
 from .recipe_text import texts
 from .sources import Source, control_files, hashed, verify, wanted
-from .unit import Unit
+from .unit import Unit, named
 from .weighting import scales
 
 T = TypeVar("T")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,19 +86,6 @@ def check_units(count: int, width: int, height: int) -> None:
     """ValueError when there are over 16 units, or their maps over 64 megapixels in all."""
     if count > UNITS or count * width * height > MAX_PIXELS:
         raise ValueError(f"{count} units of {width}x{height} pixels: expected up to {UNITS}, and 64 megapixels in all")
-
-
-@contextmanager
-def named(name: str) -> Iterator[None]:
-    """Errors about input with a name before them."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{name}: {error}") from error
-    except TypeError as error:
-        raise TypeError(f"{name}: {error}") from error
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
 
 
 def _check_text(name: str, text: Any) -> None:

@@ -11,9 +11,10 @@ from typing import Any
 from .control_text import SETTINGS, parts, settings, unit
 from .pipeline import PipelineFolder
 from .preparing import fitted
-from .recipe import NUMBERS, Ingredient, Recipe, named
+from .recipe import NUMBERS, Ingredient, Recipe
 from .recipe_text import read_recipe
 from .sources import Source
+from .unit import named
 
 
 def asked(options: Namespace) -> tuple[Recipe, str]:

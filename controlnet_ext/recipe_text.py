@@ -19,9 +19,9 @@ from preprocessors.image_out import TEXT_LIMIT, TEXTS_LIMIT
 from preprocessors.maps import ControlMap
 
 from .control import ControlModel, Window
-from .recipe import NUMBERS, Ingredient, Recipe, check_units, named
+from .recipe import NUMBERS, Ingredient, Recipe, check_units
 from .sources import Source
-from .unit import Unit
+from .unit import Unit, named
 
 KEYWORD = "controlnet-ext"  # of the text; pictures in it have keywords that begin so
 FORMAT = 1

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal
@@ -118,6 +119,19 @@ class Unit:
         for image in self.alternatives:
             if any(isinstance(p, ControlMap) for p in (image.images if isinstance(image, PerSample) else (image,))):
                 raise ValueError(f"preprocessor {self.preprocessor!r} on a ControlMap, which is a map already")
+
+
+@contextmanager
+def named(name: str) -> Iterator[None]:
+    """Errors about input with a name before them."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{name}: {error}") from error
+    except TypeError as error:
+        raise TypeError(f"{name}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def _check_picture(image: Any) -> None:

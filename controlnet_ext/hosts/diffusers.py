@@ -12,7 +12,7 @@ from diffusers import UNet2DConditionModel, UNetMotionModel
 from ..control import Residuals
 from ..maps import Maps
 from ..run import Run, placed
-from ..unit import Unit
+from ..unit import Unit, named
 from .diffusers_host import DiffusersHost
 from .unet_calls import Call, Clock, prompted, rows
 from .unet_hook import hooked, uncompiled
@@ -51,7 +51,7 @@ class Guiding:
         self._units = list(units)
         self._maps = []
         for i, unit in enumerate(self._units, 1):
-            with _named(f"unit {i}"):
+            with named(f"unit {i}"):
                 self._maps.append(_ready(unit, unet))
         self.models = ExitStack()  # back to where they were
         self._pipe, self._host = pipe, DiffusersHost(pipe, unet)
@@ -111,18 +111,6 @@ def _ready(unit: Any, unet: Any) -> Maps:
     if hasattr(unit.model, "settle"):
         unit.model.settle(unet)
     return Maps(unit)
-
-
-@contextmanager
-def _named(name: str) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{name}: {error}") from error
-    except TypeError as error:
-        raise TypeError(f"{name}: {error}") from error
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
 
 
 def _checked(pipe: Any) -> Any:
