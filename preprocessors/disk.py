@@ -46,17 +46,22 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def parse_object(text: bytes, name: str) -> dict[str, Any]:
-    """The JSON object in `text`. ValueError, beginning with `name`: broken JSON, a key given twice, nested too
+    """The JSON object in `text`. ValueError, beginning with `name`: what `parse_json` refuses, another thing."""
+    value = parse_json(text, name)
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} holds a JSON {type(value).__name__}, expected an object")
+    return value
+
+
+def parse_json(text: bytes, name: str) -> Any:
+    """The JSON value in `text`. ValueError, beginning with `name`: broken JSON, a key given twice, nested too
     deeply."""
     try:
-        value = json.loads(text.decode(), object_pairs_hook=_unique)
+        return json.loads(text.decode(), object_pairs_hook=_unique)
     except RecursionError:
         raise ValueError(f"{name} nests its JSON too deeply") from None
     except ValueError as error:  # broken JSON or UTF-8, a number of thousands of digits, a key given twice
         raise ValueError(f"{name} is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{name} holds a JSON {type(value).__name__}, expected an object")
-    return value
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
