@@ -20,7 +20,7 @@ from networks import randomised
 
 from controlnet_ext import Unit, guide, load
 from controlnet_ext.cli import main
-from controlnet_ext.training import control
+from controlnet_ext.training import control, lesson
 from controlnet_ext.training.control import Frozen, verdict
 from controlnet_ext.training.loop import LOG
 from controlnet_ext.training.noising import Noising, generator
@@ -129,7 +129,7 @@ def test_the_model_stays_as_it_is_to_the_bit(monkeypatch):
             seen.append((pipe, digest(pipe)))
             super().__init__(pipe, device)
 
-    monkeypatch.setattr(control, "Frozen", Spied)
+    monkeypatch.setattr(lesson, "Frozen", Spied)
     assert main(words("out.safetensors", steps=3)) == 0
     ((pipe, before),) = seen
     assert digest(pipe) == before
@@ -152,7 +152,7 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(monkeypatch, caps
         return loss(*given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(control, "control_loss", interrupting)
+        patch.setattr(lesson, "control_loss", interrupting)
         assert main(words("cut.safetensors", "--accumulate", "2", steps=3)) == 130
     assert not Path("cut.safetensors").exists() and len(calls) == 4
     assert read_weights("cut.safetensors.training/checkpoint.safetensors").metadata == {"step": "2"}
@@ -172,6 +172,19 @@ def test_the_documented_command_trains():
     command = next(row for row in text.splitlines() if row.startswith("    controlnet-ext train "))
     assert main([*shlex.split(command)[1:], "--minutes", "1e-9"]) == 1
     assert [row["step"] for row in log(Path("canny.safetensors.training"))] == [1]
+
+
+def test_a_trained_control_learns_further(shelf, capsys):
+    """With a rate of nearly nothing it stays as it was: what begins is the file, not a copy."""
+    first = str(shelf / "out.safetensors")
+    assert main(words("more.safetensors", "--control", first, "--rate", "1e-12", steps=2)) == 0
+    before, after = read_weights(first).tensors, read_weights("more.safetensors").tensors
+    assert max((before[name] - after[name]).abs().max() for name in before) < 1e-9
+    capsys.readouterr()
+    assert main(words("more.safetensors", "--overwrite", "--rate", "1e-12", steps=2)) == 2
+    assert "another control" in line(capsys)
+    assert main(words("none.safetensors", "--control", "none.pth", steps=2)) == 2
+    assert "none.pth" in line(capsys)
 
 
 def test_other_arguments_than_the_checkpoints_are_refused(capsys):
@@ -214,6 +227,7 @@ def test_scenes_are_drawn_where_no_pictures_are_needed():
         (["--validation", "pictures"], "is held out and also to be learnt"),
         (["--data", "nowhere"], "'nowhere' is not a folder"),
         (["--data", "scenes"], "held-out ones of their own"),
+        (["--data", "scenes:0"], "at least one scene"),
         (["--data", "sd"], "'sd' holds no pictures"),
         (["--model", "pictures"], "holds no model_index.json"),
         (["--work", "sd"], "no folder of a training"),

@@ -1,13 +1,14 @@
-"""controlnet-ext train --model M --data FOLDER|scenes --map NAME[,PARAMETER=VALUE]... -o OUT.safetensors
+"""controlnet-ext train --model M --data FOLDER|scenes[:N] --map NAME[,PARAMETER=VALUE]... -o OUT.safetensors
 
 Train a ControlNet beside a model, which stays as it is. The same command again goes on where it was stopped.
 
     --model M          a folder saved by diffusers (SD1.5, SD2.1), or owner/name in the local Hugging Face cache
     --data FOLDER      pictures, each with its caption in <stem>.txt beside it; or metadata.jsonl (captions.jsonl) with
                        lines {"file_name": "a.png", "text": "a caption", "map": "a_map.png"}, the map may be left out.
-                       The word scenes: the embedded model's drawn scenes
+                       Or scenes: the embedded model's drawn scenes; scenes:8000: the first 8000 of them
     --map TEXT         the preprocessor that makes the maps, canny,low=50; or none,kind=depth where all are given
     -o, --output OUT   a .safetensors in the layout of webui and ComfyUI
+    --control C        a ControlNet that learns further; by default a copy of the model's encoder begins
     --steps N          by default 10000
     --batch B          pictures at once, by default 8
     --accumulate K     batches in each step, by default 1
@@ -43,15 +44,15 @@ from preprocessors.maps import KINDS
 from preprocessors.registry import find
 
 from ..control_text import parts
+from ..models.location import locate
 from ..pipeline import PipelineFolder, quiet
-from ..sources import hashed
+from ..sources import hashed, sha256
 from . import say
 
 if TYPE_CHECKING:
     from ..training.pictures import MakeMap, Pictures
 
 ARGUMENTS = "arguments.json"
-SCENES = "scenes"
 
 
 def arguments(parser: ArgumentParser, words: list[str]) -> None:
@@ -63,8 +64,8 @@ def arguments(parser: ArgumentParser, words: list[str]) -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--rate", type=float, default=1e-4)
     parser.add_argument("--minutes", type=float, default=math.inf)
-    parser.add_argument("--size")
-    parser.add_argument("--validation")
+    for name in ("control", "size", "validation"):
+        parser.add_argument(f"--{name}")
     parser.add_argument("--work", type=Path)
     parser.add_argument("--overwrite", action="store_true")
 
@@ -87,27 +88,30 @@ def run(options: Namespace) -> int:
         folder = PipelineFolder.find(options.model)
         height, width = _size(options.size, folder)
         to_learn, held_out = _pictures(options, maps.make, height == width)
+        from ..training.lesson import Lesson
         from ..training.loop import Schedule
 
         schedule = Schedule(
             options.steps, options.rate, options.accumulate, every=options.every, minutes=options.minutes
         )
         hashes = hashed(folder.files())
+        first = None if options.control is None else locate(options.control)
         work = options.work or options.output.with_name(f"{options.output.name}.training")
         asked = {
             **{name: getattr(options, name) for name in ("steps", "batch", "accumulate", "rate", "seed", "map")},
             "size": f"{width}x{height}",
+            "control": None if first is None else sha256(first),
             "model": hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest(),
             "data": to_learn.identity,
             "validation": held_out.identity,
         }
         begun = _begun(work, asked)
-        lesson = _lesson(folder, to_learn, held_out, options, (height, width))
+        lesson = Lesson(folder, first, to_learn, held_out, (height, width), options.batch, options.seed)
         if not begun:
             work.mkdir(parents=True, exist_ok=True)
             write_atomically(work / ARGUMENTS, (json.dumps(asked, indent=2) + "\n").encode())
         try:
-            net, sentence = lesson(schedule, work)
+            net, sentence = lesson.learn(schedule, work)
         except (RuntimeError, ValueError, ArithmeticError, OSError) as error:
             say(f"controlnet-ext: {' '.join(str(error).split())[:500]}")
             return 1
@@ -170,10 +174,13 @@ def _pictures(options: Namespace, make: MakeMap | None, square: bool) -> tuple[P
     from ..shapes.scenes import HELD_OUT, TRAINING
     from ..training.pictures import Folder, Scenes, apart, examples, split
 
-    if options.data == SCENES:
+    if drawn := re.fullmatch(r"scenes(?::(\d{1,8}))?", options.data):
+        seeds = TRAINING if drawn[1] is None else TRAINING[: int(drawn[1])]
+        if not seeds:
+            raise ValueError(f"--data {options.data!r}: expected at least one scene")
         if make is None or options.validation is not None or not square:
             raise ValueError("scenes are square, have held-out ones of their own, and need a preprocessor in --map")
-        return Scenes(TRAINING, make), Scenes(HELD_OUT, make)
+        return Scenes(seeds, make), Scenes(HELD_OUT, make)
     found = examples(Path(options.data))
     validation = options.validation or "0.1"
     try:
@@ -201,46 +208,3 @@ def _begun(work: Path, asked: dict[str, Any]) -> bool:
     if os.path.lexists(work) and (not work.is_dir() or any(work.iterdir())):
         raise ValueError(f"{str(work)!r} exists and is no folder of a training: name another with --work")
     return False
-
-
-def _lesson(
-    folder: PipelineFolder, to_learn: Pictures, held_out: Pictures, options: Namespace, size: tuple[int, int]
-) -> Any:
-    """The model loaded and its copy made: a function of schedule and folder that trains, and gives the network, None
-    when the minutes ran out, and the verdict."""
-    import torch
-
-    from ..models.controlnet import ControlNet
-    from ..training.control import Examples, FixedLoss, Frozen, control_loss, verdict
-    from ..training.loop import LOG, Schedule, train
-    from ..training.noising import Noising, generator
-
-    noising = Noising(folder.scheduler("ddpm"))
-    pipe = folder.load(torch.float32, folder.scheduler(None))
-    frozen = Frozen(pipe, "cuda" if torch.cuda.is_available() else "cpu")
-    torch.manual_seed(options.seed)
-    copied = ControlNet.copy_of(pipe.unet)
-
-    def lesson(schedule: Schedule, work: Path) -> tuple[ControlNet | None, str]:
-        learnt = Examples(to_learn, frozen, *size)
-        fixed = {
-            "training": FixedLoss(frozen, learnt, noising, options.batch),
-            "held_out": FixedLoss(frozen, Examples(held_out, frozen, *size), noising, options.batch),
-        }
-
-        def loss(net: torch.nn.Module, step: int, part: int) -> torch.Tensor:
-            numbers = generator(options.seed, step, part)
-            return control_loss(net, frozen, learnt, noising, options.batch, numbers)
-
-        def measure(net: torch.nn.Module) -> dict[str, float]:
-            losses = {side: each(net) for side, each in fixed.items()}
-            return losses | {f"{side}_unguided": each.unguided for side, each in fixed.items()}
-
-        net = train(copied.requires_grad_(True), loss, measure, schedule, work)
-        if net is None:
-            return None, ""
-        assert isinstance(net, ControlNet)
-        rows = {row["step"]: row for row in map(json.loads, (work / LOG).read_text().splitlines())}
-        return net, verdict([rows[step] for step in sorted(rows)])
-
-    return lesson
