@@ -7,14 +7,19 @@ empty, for guidance.
 from __future__ import annotations
 
 import argparse
+import os
+from concurrent.futures import ProcessPoolExecutor
+from itertools import chain
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
-from transformers import CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..training.loop import Schedule, train
 from ..training.noising import Noising, generator
@@ -22,21 +27,25 @@ from .scenes import HELD_OUT, scene
 from .text import WIDTH, narrow_text_encoder, tokenizer
 from .train_vae import GROUPS, pixels
 
-SCENES = 40_000
-BATCH = 64
+SCENES = 16_000
+BATCH = 32
+HEADS = 4  # of attention, each 16 wide; SD1.5 has 8, which on a CPU cost half as much again for each step
 EMPTY_CAPTIONS = 0.1
 HELD_OUT_SCENES = 256
 
 
 def narrow_unet() -> Any:
     """SD1.5's UNet topology, 4.4 M parameters instead of 859.5 M."""
-    return UNet2DConditionModel(
+    unet = UNet2DConditionModel(
         sample_size=16,
         block_out_channels=(64,) * 4,
         cross_attention_dim=WIDTH,
-        attention_head_dim=8,
+        attention_head_dim=HEADS,  # diffusers' name for the number of heads
         norm_num_groups=GROUPS,
     )
+    if not torch.cuda.is_available():
+        unet.set_attn_processor(AttnProcessor())  # for heads this narrow, PyTorch's fused attention is slower on a CPU
+    return unet
 
 
 def noise_scheduler() -> Any:
@@ -58,15 +67,14 @@ class Examples:
         self.latents, self.tokens = latents, tokens
 
     @classmethod
-    @torch.no_grad()
-    def of(cls, vae: Any, words: CLIPTokenizer, seeds: range) -> Examples:
-        latents = torch.cat(
-            [vae.encode(pixels(seeds[i : i + 32])).latent_dist.mode() for i in range(0, len(seeds), 32)]
-        )
-        return cls(latents * vae.config["scaling_factor"], tokens(words, [scene(seed).caption for seed in seeds]))
+    def of(cls, vae: Path, words: CLIPTokenizer, seeds: range) -> Examples:
+        parts = [seeds[i : i + 256] for i in range(0, len(seeds), 256)]
+        with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as processes:
+            latents, captions = zip(*processes.map(encoded, [vae] * len(parts), parts), strict=True)
+        return cls(torch.from_numpy(np.concatenate(latents)), tokens(words, [*chain.from_iterable(captions)]))
 
     @classmethod
-    def kept(cls, file: Path, vae: Any, words: CLIPTokenizer, seeds: range) -> Examples:
+    def kept(cls, file: Path, vae: Path, words: CLIPTokenizer, seeds: range) -> Examples:
         """Those in the file, made first if need be."""
         if not file.exists():
             made = cls.of(vae, words, seeds)
@@ -76,6 +84,15 @@ class Examples:
             file.with_suffix(".part").rename(file)
         with np.load(file) as kept:
             return cls(torch.from_numpy(kept["latents"]).float(), torch.from_numpy(kept["tokens"]).long())
+
+
+@torch.no_grad()
+def encoded(vae: Path, seeds: range) -> tuple[np.ndarray, list[str]]:
+    """Latents (N, 4, 16, 16) and captions of scenes."""
+    torch.set_num_threads(1)
+    net: Any = AutoencoderKL.from_pretrained(vae)
+    latents = torch.cat([net.encode(pixels(seeds[i : i + 32])).latent_dist.mode() for i in range(0, len(seeds), 32)])
+    return (latents * net.config["scaling_factor"]).numpy(), [scene(seed).caption for seed in seeds]
 
 
 def tokens(words: CLIPTokenizer, captions: list[str]) -> Tensor:
@@ -123,18 +140,26 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--steps", type=int, default=12_000)
     parser.add_argument("--every", type=int, default=250)
+    parser.add_argument("--start", type=Path, help="a saved model whose UNet and text encoder learn further")
+    parser.add_argument("--compile", action="store_true", help="a third faster after minutes of compiling")
     options = parser.parse_args()
     vae: Any = AutoencoderKL.from_pretrained(options.vae)
     if vae.config["scaling_factor"] == 0.18215:  # SD1.5's, which diffusers writes when nobody says otherwise
         vae.register_to_config(scaling_factor=scaling_factor(vae))
         vae.save_pretrained(options.vae)
     words = tokenizer(options.folder / "words")
-    examples = Examples.kept(options.folder / "training.npz", vae, words, range(SCENES))
-    held_out = Examples.of(vae, words, HELD_OUT[:HELD_OUT_SCENES])
+    examples = Examples.kept(options.folder / "training.npz", options.vae, words, range(SCENES))
+    held_out = Examples.kept(options.folder / "held_out.npz", options.vae, words, HELD_OUT[:HELD_OUT_SCENES])
     torch.manual_seed(0)
     noising, empty = Noising(noise_scheduler()), tokens(words, [""])
+    base = Base(narrow_unet(), narrow_text_encoder(words))
+    if options.start is not None:
+        base.unet.load_state_dict(UNet2DConditionModel.from_pretrained(options.start / "unet").state_dict())
+        base.text.load_state_dict(CLIPTextModel.from_pretrained(options.start / "text_encoder").state_dict())
+    if options.compile:
+        base.compile()
     net = train(
-        Base(narrow_unet(), narrow_text_encoder(words)),
+        base,
         lambda net, step, batch: base_loss(net, examples, empty, noising, step, batch),
         lambda net: held_out_loss(net, held_out, noising),
         Schedule(options.steps, rate=1e-3, every=options.every),
