@@ -1,12 +1,14 @@
-"""controlnet-ext generate PROMPT --model M --control NAME,model=PATH[,KEY=VALUE]... [--image IMG] -o OUT
+"""controlnet-ext generate PROMPT [--control NAME[,KEY=VALUE]]... [--image IMG] [--model M] -o OUT
 
 Make a picture that obeys control maps. The PNG holds its recipe; --from PNG makes it again, to the bit.
 
     PROMPT             what the picture shows
-    --model M          a folder saved by diffusers (SD1.5, SD2.1, SDXL), or owner/name in the local Hugging Face cache
+    --model M          a folder saved by diffusers (SD1.5, SD2.1, SDXL), or owner/name in the local Hugging Face cache;
+                       by default the embedded model
     --control TEXT     one unit; may be given several times. First a preprocessor (`controlnet-ext preprocessors`), or
                        none for an image that is a map already; then
-                         model=PATH     the control model: a file, a folder, or owner/name in the cache
+                         model=PATH     the control model: a file, a folder, or owner/name in the cache; with the
+                                        embedded model by default its own for that preprocessor
                          image=IMG      its picture, if not that of --image
                          weight=1       -2..2, or weights at fractions of the run: "0.2@0, 1@0.3"
                          window=0..1    the part of the run in which it acts
@@ -34,20 +36,16 @@ Exit code 0: done; 1: it failed on the way; 2: refused, nothing is written; 130:
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from argparse import ArgumentParser, Namespace
-from pathlib import Path
 
-from preprocessors.files import encoded_image, write_atomically
+from preprocessors.files import encoded_image
 
 from ..drawing import draw
 from ..preparing import prepare
 from ..recipe_options import again, asked
+from ..target import target, write
 from . import say
-
-STDOUT = "-"
 
 
 def arguments(parser: ArgumentParser, words: list[str]) -> None:
@@ -64,7 +62,7 @@ def arguments(parser: ArgumentParser, words: list[str]) -> None:
 def run(options: Namespace) -> int:
     """Checks all that can be checked, loads, draws, writes."""
     recipe, device = asked(options) if options.recipe is None else again(options)
-    target = _target(options.output, recipe.seed, options.overwrite)
+    out = target(options.output, f"{recipe.seed}.png", options.overwrite)
     times = [time.perf_counter()]
     try:
         prepared = prepare(recipe, device)
@@ -73,41 +71,12 @@ def run(options: Namespace) -> int:
         times.append(time.perf_counter())
         pixels = draw(prepared)
         times.append(time.perf_counter())
-        _write(target, encoded_image("picture.png", pixels, prepared.texts), options.overwrite)
+        write(out, encoded_image("picture.png", pixels, prepared.texts), options.overwrite)
     except (RuntimeError, OSError) as error:
         if len(times) == 1 and isinstance(error, OSError):
             raise
         say(f"controlnet-ext: {' '.join(str(error).split())[:500]}")
         return 1
     start, loaded, drawn = times
-    say(f"{target or 'stdout'}: seed {recipe.seed}, loaded in {loaded - start:.1f} s, drawn in {drawn - loaded:.1f} s")
+    say(f"{out or 'stdout'}: seed {recipe.seed}, loaded in {loaded - start:.1f} s, drawn in {drawn - loaded:.1f} s")
     return 0
-
-
-def _target(out: str, seed: int, overwrite: bool) -> Path | None:
-    """Where the picture goes, None for stdout. Raises where it cannot go there."""
-    if out == STDOUT:
-        return None
-    path = Path(out)
-    if out.endswith(("/", os.sep)) or path.is_dir():
-        path = path / f"{seed}.png"
-        if path.parent.exists() and not path.parent.is_dir():
-            raise ValueError(f"{out!r} is a file, expected a folder")
-    elif not path.parent.is_dir():
-        raise FileNotFoundError(f"the folder {str(path.parent)!r} does not exist")
-    if path.suffix.lower() != ".png":
-        raise ValueError(f"{out!r} does not end in .png; only a PNG holds the recipe")
-    if path.parent.is_dir() and not os.access(path.parent, os.W_OK):
-        raise ValueError(f"the folder {str(path.parent)!r} may not be written to")
-    if os.path.lexists(path) and not overwrite:
-        raise FileExistsError(f"{str(path)!r} exists; --overwrite replaces it")
-    return path
-
-
-def _write(target: Path | None, content: bytes, overwrite: bool) -> None:
-    if target is None:
-        with open(sys.stdout.fileno(), "wb", closefd=False) as stdout:
-            stdout.write(content)
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(target, content, overwrite)
