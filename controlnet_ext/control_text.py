@@ -6,6 +6,8 @@ else are the preprocessor's parameters. A value with commas stands in quotes, "â
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, cast
 
 import cv2
@@ -24,23 +26,25 @@ KEYS = ("model", "image", *SETTINGS, "region", "fit")
 _PART = re.compile(r"""\s*(?:([\w.-]+)\s*=\s*)?(?:"([^"]*)"|'([^']*)'|([^,"'\s][^,]*|))\s*(,|$)""")
 
 
-def unit(text: str, image: str | None = None) -> Unit:
-    """The unit, its image and region not yet preprocessed and fitted, its model a `Source`. `image` is that of units
-    which name none. ValueError or TypeError in one line: an unknown preprocessor, key or parameter with the nearest
-    names, a key given twice, a value that is none."""
+def unit(text: str, image: str | None = None, models: Mapping[str, str] = MappingProxyType({})) -> Unit:
+    """The unit, its image and region not yet preprocessed and fitted, its model a `Source`. A unit that names none has
+    `image` as its image, and of `models` that for its preprocessor. ValueError or TypeError in one line: an unknown
+    preprocessor, key or parameter with the nearest names, a key given twice, a value that is none."""
     name, values = parts(text)
     makes = None if name.casefold() == "none" else find(name)
     own = [] if makes is None else [p.name for p in (*makes.parameters, RESOLUTION)]
     for key in values:
         if key not in KEYS and key not in own:
             raise ValueError(f"{key!r} is unknown to {name}, the nearest are: {nearest(key, [*KEYS, *own])}")
-    if "model" not in values:
-        raise ValueError("no control model given: name one with model=PATH")
+    model = values.get("model", models.get(makes.name) if makes else None)
+    if model is None:
+        known = f" (the embedded model has its own for {', '.join(models)})" if models else ""
+        raise ValueError(f"no control model given{known}: name one with model=PATH")
     picture = values.get("image", image)
     if picture is None:
         raise ValueError("no image given: name one with image=PATH, or for all units with --image")
     return Unit(
-        cast(ControlModel, Source(values["model"])),
+        cast(ControlModel, Source(model)),
         picture,
         **settings(values),
         region=_region(values["region"]) if "region" in values else None,

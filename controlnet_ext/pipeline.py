@@ -15,6 +15,8 @@ from preprocessors.disk import opened, read_json
 from preprocessors.parameters import nearest
 from preprocessors.safetensors_file import safetensors_contents
 
+from .shapes.embedded import place
+
 KINDS = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 REQUIRED = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
@@ -50,7 +52,7 @@ class PipelineFolder:
 
     @classmethod
     def find(cls, path_or_repo: str) -> PipelineFolder:
-        """The folder, or that of a Hub repository `owner/name` in the local cache; nothing is downloaded.
+        """The folder, or that of `embedded` or a Hub repository `owner/name` in the local cache; nothing is downloaded.
         FileNotFoundError or ValueError in one line says why it is none."""
         path = _located(path_or_repo)
         index = read_json(path / "model_index.json")
@@ -188,7 +190,7 @@ def quiet() -> Iterator[None]:
 
 
 def _located(path_or_repo: str) -> Path:
-    path = Path(path_or_repo)
+    path = Path(place(path_or_repo))
     if path.is_dir() and path_or_repo:
         if not (path / "model_index.json").exists():
             raise FileNotFoundError(f"{path_or_repo!r} holds no model_index.json, expected a folder saved by diffusers")

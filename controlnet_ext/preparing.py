@@ -19,6 +19,7 @@ from .maps import Maps
 from .pipeline import PipelineFolder, quiet
 from .recipe import Ingredient, Recipe
 from .recipe_text import texts
+from .shapes.embedded import place
 from .sources import Source, control_files, hashed, verify, wanted
 from .unit import Unit, named
 from .weighting import scales
@@ -72,7 +73,7 @@ def prepare(recipe: Recipe, device: str) -> Prepared:
         nets: Nets = {}
         unet = folder.unet() if recipe.ingredients else None
         ingredients = tuple(
-            _loaded(i, ingredient, nets, lambda path: _fitting(models.load(path, device, dtype), unet, path))
+            _loaded(i, ingredient, nets, lambda path: _fitting(models.load(place(path), device, dtype), unet, path))
             for i, ingredient in enumerate(recipe.ingredients, 1)
         )
         hashes = hashed(folder.files())

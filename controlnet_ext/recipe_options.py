@@ -13,6 +13,7 @@ from .pipeline import PipelineFolder
 from .preparing import fitted
 from .recipe import NUMBERS, Ingredient, Recipe
 from .recipe_text import read_recipe
+from .shapes.embedded import NAME, controls, place
 from .sources import Source
 from .unit import named
 
@@ -21,21 +22,21 @@ def asked(options: Namespace) -> tuple[Recipe, str]:
     """The recipe that the options ask for, its maps made, and the device."""
     if options.prompt is None:
         raise ValueError("no PROMPT given, and no recipe (--from)")
-    if options.model is None:
-        raise ValueError("no model given: name one with --model")
     if options.image is not None and not options.control:
         raise ValueError(f"--image {options.image!r} without a --control that reads it")
+    model = NAME if options.model is None else options.model
+    place(model)  # that it is installed, before anything else is said of it
     words, units = _words(options), []
     for i, text in enumerate(options.control, 1):
         with named(f"unit {i}"):
-            units.append(unit(text, options.image))
+            units.append(unit(text, options.image, controls(model)))
     if "width" not in words:
-        words["height"], words["width"] = PipelineFolder.find(options.model).size
+        words["height"], words["width"] = PipelineFolder.find(model).size
     device = _device(options.device)
     defaults: dict[str, Any] = {name: NUMBERS[name].default for name in ("steps", "guidance")}
     defaults |= {"negative": "", "seed": int.from_bytes(os.urandom(4), "big"), "threads": _threads()}
     defaults |= {"dtype": "float32" if device == "cpu" else "float16", "device": device.partition(":")[0]}
-    recipe = Recipe(**{**defaults, **words}, model=Source(options.model), ingredients=())
+    recipe = Recipe(**{**defaults, **words}, model=Source(model), ingredients=())
     made = []
     for i, its in enumerate(units, 1):
         with named(f"unit {i}"):

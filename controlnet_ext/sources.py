@@ -11,6 +11,7 @@ from typing import Any
 from preprocessors.disk import opened
 
 from .models.location import config_of, locate
+from .shapes.embedded import place
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Source:
 def control_files(path: str) -> dict[str, Path]:
     """The files of a control model: "weights", whatever the file is called, and its config. FileNotFoundError or
     ValueError when there is none."""
-    weights = locate(path)
+    weights = locate(place(path))
     config = {"config.json": weights.parent / "config.json"} if config_of(weights) else {}
     return {"weights": weights, **config}
 

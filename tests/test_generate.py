@@ -385,7 +385,6 @@ BAD: dict[str, tuple[list[str], str]] = {
         replaced("control.s", "xl.s"),
         "unit 1: 'xl.safetensors' does not fit the model: the ControlNet has context width 64, but the model has 32",
     ),
-    "no model": (["generate", "a cat", "-o", "out.png"], "no model given: name one with --model"),
     "no prompt": (["generate", "--model", "sd", "-o", "out.png"], "no PROMPT given"),
     "a missing model": (words("out.png", model="absent"), "'absent' does not exist"),
     "a model that is not in the cache": (words("out.png", model="nobody/nothing"), "nor a repository in the"),

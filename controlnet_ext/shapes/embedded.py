@@ -1,0 +1,38 @@
+"""The embedded model by its names, which mean the same on every machine: `embedded`, and for its ControlNet that reads
+canny maps `embedded/canny`. A folder of one's own that is called so is `./embedded`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+NAME = "embedded"
+FOLDER = Path(__file__).parent / "model"  # as diffusers saves it, with a controlnet_<preprocessor> for each ControlNet
+
+
+def place(name: str) -> str:
+    """The folder that one of its names means; any other name as it is. FileNotFoundError when the weights are not
+    installed, or there is no such ControlNet."""
+    found = re.fullmatch(rf"{NAME}(?:/(\w+))?", name)
+    if found is None:
+        return name
+    index = FOLDER / "model_index.json"
+    if not index.exists():
+        raise FileNotFoundError(
+            f"the embedded model's weights are not installed: {str(index)!r} does not exist; generate takes another "
+            "model with --model"
+        )
+    if found[1] is None:
+        return str(FOLDER)
+    if name not in (own := controls(NAME)).values():
+        raise FileNotFoundError(f"{name!r}: the embedded model has a ControlNet for {', '.join(own) or 'nothing'} only")
+    return str(FOLDER / f"controlnet_{found[1]}")
+
+
+def controls(model: str) -> dict[str, str]:
+    """The names of the ControlNets that come with a model, by the preprocessor whose maps they read; of any but the
+    embedded one none."""
+    if model != NAME:
+        return {}
+    names = sorted(folder.name.removeprefix("controlnet_") for folder in FOLDER.glob("controlnet_*"))
+    return {name: f"{NAME}/{name}" for name in names}
