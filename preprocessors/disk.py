@@ -91,7 +91,7 @@ def write_atomically(
     try:
         try:
             _write(temporary, [content] if isinstance(content, bytes) else content)
-            _place(temporary, target, overwrite)
+            place(temporary, target, overwrite)
         finally:
             temporary.unlink(missing_ok=True)
     except FileExistsError:
@@ -112,7 +112,7 @@ def _write(temporary: Path, parts: Iterable[bytes | memoryview]) -> None:
         os.close(descriptor)
 
 
-def _place(temporary: Path, target: Path, overwrite: bool) -> None:
+def place(temporary: Path, target: Path, overwrite: bool) -> None:
     """Give the temporary file its name. The folder is flushed too, so that the name outlives a power cut."""
     if overwrite:
         os.replace(temporary, target)

@@ -9,7 +9,7 @@ import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import cv2
 import numpy as np
@@ -18,6 +18,10 @@ from preprocessors.image_in import read_image  # not from files, which brings th
 from preprocessors.maps import KINDS, ControlMap
 from preprocessors.parameters import Parameter, Range, nearest, parameters
 from preprocessors.resolution import resized
+
+if TYPE_CHECKING:
+    from preprocessors.library import Library
+    from preprocessors.network import Device
 
 RESOLUTION = Parameter("resolution", int, None, Range(64, 2048))
 
@@ -56,9 +60,16 @@ class Preprocessor:
         except (TypeError, ValueError) as error:
             raise type(error)(f"{self.name}: {error}") from None
 
-    def ready(self, device: str = "cpu", library: Any = None) -> Callable[..., ControlMap]:
-        """`preprocess` of this entry, its weights loaded: a function of (image, **parameters)."""
-        return partial(self._map, self.make(device, library) if isinstance(self.make, type) else self.make)
+    def ready(self, device: str | Device = "cpu", library: Library | None = None) -> Callable[..., ControlMap]:
+        """`preprocess` of this entry, its weights loaded: a function of (image, **parameters). They stay loaded while
+        the caller keeps it. Without a library they come from the environment's folders, or are downloaded."""
+        if not isinstance(self.make, type):
+            return partial(self._map, self.make)
+        if library is None:
+            from preprocessors.library import Library  # 10 ms
+
+            library = Library()
+        return partial(self._map, self.make(device, library))
 
     def _map(self, run: Callable[..., np.ndarray], /, image: Any, **given: Any) -> ControlMap:
         values = self.check(given)
@@ -119,11 +130,15 @@ def find(name: str) -> Preprocessor:
     return _by_name[key]
 
 
-def preprocess(name: str, image: Any, **parameters: Any) -> ControlMap:
+def preprocess(
+    name: str, image: Any, *, device: str | Device = "cpu", library: Library | None = None, **parameters: Any
+) -> ControlMap:
     """The map that the preprocessor `name` (or label, any case) makes of an image: anything `read_image` takes.
+
+    What needs weights loads them anew in each call, on `device`, unless the `library` keeps them.
 
     `resolution` (64..2048) is the short side in pixels to work at, which is also the map's size; by default the
     picture keeps its own size and is worked on as it is, without the edge pixels that `resized` adds. All other
     parameters are those of the preprocessor's signature. Raises ValueError or TypeError in one line: unknown names
     with the nearest ones, values outside their range, an unreadable image."""
-    return find(name).ready()(image, **parameters)
+    return find(name).ready(device, library)(image, **parameters)

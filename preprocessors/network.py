@@ -1,0 +1,73 @@
+"""A network where it runs: on one device, in one kind of number."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device as torch names it, "cpu", "cuda", "cuda:1", "mps", and the numbers in which networks compute there."""
+
+    name: str = "cpu"
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype {self.dtype!r:.40} is none of: {', '.join(DTYPES)}")
+
+    @staticmethod
+    def of(device: Any) -> Device:
+        """`device` itself, or float32 on the device that it names (text, or a torch.device)."""
+        return device if isinstance(device, Device) else Device(str(device))
+
+
+class Network:
+    """A module on its device. Calls take and give tensors in float32 on the CPU, and need no care for gradients."""
+
+    def __init__(self, module: nn.Module, device: Any, dtype: Any, bytes: int):
+        self.module, self.device, self.dtype, self.bytes = module, device, dtype, bytes
+
+    @staticmethod
+    def on(module: nn.Module, device: Device) -> Network:
+        """The module in evaluation mode on `device`, in its numbers. Raises ValueError when there is no such device
+        here."""
+        import torch
+
+        dtype = getattr(torch, device.dtype)
+        try:
+            place = torch.device(device.name)
+            module = module.to(place, dtype).eval().requires_grad_(False)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:  # AssertionError: torch without CUDA
+            raise ValueError(f"device {device.name!r:.40} cannot be used: {str(error).splitlines()[0]}") from error
+        tensors = [*module.parameters(), *module.buffers()]
+        return Network(module, place, dtype, sum(t.numel() * t.element_size() for t in tensors))
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        """The module's result of these inputs, which are first moved to its device and, if they are floats, its
+        numbers. Tensors in a tuple, list or dict come back too; the rest as it is."""
+        import torch
+
+        def there(x: Tensor) -> Tensor:
+            return x.to(self.device, self.dtype if x.is_floating_point() else None)
+
+        with torch.inference_mode():
+            return _here(self.module(*map(there, inputs)))
+
+
+def _here(result: Any) -> Any:
+    import torch
+
+    if isinstance(result, torch.Tensor):
+        return result.float().cpu() if result.is_floating_point() else result.cpu()
+    if isinstance(result, dict):
+        return {key: _here(value) for key, value in result.items()}
+    if isinstance(result, (tuple, list)):
+        return type(result)(map(_here, result))
+    return result

@@ -1,0 +1,37 @@
+"""What is known of a published file of weights before it is here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from urllib.parse import quote
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """A published file of weights: what a preprocessor declares, and `Library` finds.
+
+    `repo` on the Hugging Face Hub and `path` in it; `folder` is what sd-webui-controlnet calls its place below
+    annotator/downloads; `size` in bytes, None where no source states it; `sha256` in hex where a cited source states
+    it, None where the Hub's own record is what a download is compared with."""
+
+    repo: str
+    path: str
+    folder: str
+    licence: str
+    size: int | None = None
+    sha256: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The file's own name, such as "table5_pidinet.pth"."""
+        return PurePosixPath(self.path).name
+
+    @property
+    def address(self) -> str:
+        """Where it is at the Hub, after the host."""
+        return quote(f"{self.repo}/resolve/main/{self.path}")
+
+    def instructions(self, target: Path) -> str:
+        """What a user can do by hand, in one line: which file to put where."""
+        return f"put https://huggingface.co/{self.address} at {str(target)!r}"
