@@ -1,0 +1,127 @@
+"""All figures of the embedded model, on scenes that it has never seen: one command, which goes on where it was stopped.
+
+    python -m benchmarks.embedded [-o docs]            all of them, on 256 scenes: about 2,100 pictures
+    python -m benchmarks.embedded --scenes 32 --only guided --base F --control F      a look at a checkpoint
+    python -m benchmarks.embedded --scenes 32 --base F --control none                 at a base without ControlNet
+
+Maps are cv2.Canny(scene, 100, 200). Each picture is a scene's caption, drawn by a plain StableDiffusionPipeline with
+the model's own scheduler, from noise that is that of the scene's seed in every arm. Pictures stay in --work, so that
+nothing is drawn twice. Tables go to stdout; figures.json, the curves and the contact sheet to --output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+
+from controlnet_ext import load
+from controlnet_ext.pipeline import PipelineFolder, quiet
+from controlnet_ext.sources import control_files, hashed
+from preprocessors.files import read_json, write_atomically, write_image
+
+from .arms import GROUPS, Asked, Figures, examples
+from .losses import losses
+from .photos import photos, printed
+from .report import curves, report
+from .sampling import Sampler
+from .scenes import CHOOSING, MEASURED
+from .sheet import sheet
+
+ROOT = Path(__file__).parents[2]
+MODEL = ROOT / "controlnet_ext" / "shapes" / "model"
+ASSETS = Path(os.environ.get("CONTROLNET_EXT_ASSETS", ROOT.parent / "shared" / "assets"))
+UNGUIDED = ("truth", "unguided", "losses")  # what needs no ControlNet
+ALL = (*GROUPS, "photos", "losses", "sheet")
+SHOWN = 8  # scenes on the sheet
+
+
+def main(words: list[str] | None = None) -> None:
+    options = arguments(words)
+    with quiet():
+        folder = PipelineFolder.find(str(options.base))
+        pipe = folder.load(torch.float32, folder.scheduler(None)).to(options.device)
+    weights = {"base": hashed(folder.files())}
+    net = None
+    if options.control != "none":
+        net = load(options.control, options.device, torch.float32)
+        weights["control"] = hashed(control_files(options.control))
+    sampler = Sampler(pipe, net, options.steps, weights, options.work / "pictures")
+    seeds = CHOOSING[: options.scenes] if options.scenes else MEASURED
+    asked = Asked.of(seeds, sampler, options.guidance)
+    made_with = {
+        **weights,
+        "steps": options.steps,
+        "guidance": options.guidance,
+        "scenes": [seeds.start, seeds.stop],
+        "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__},
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {options.device}",
+    }
+    output = options.output or options.work
+    output.mkdir(parents=True, exist_ok=True)
+    arms = kept(output / "embedded_figures.json", made_with)
+    for name, figures in measured(options, asked, pipe, net):
+        arms[name] = figures
+        text = json.dumps({"made_with": made_with, "arms": arms}, indent=1) + "\n"
+        write_atomically(output / "embedded_figures.json", text.encode(), overwrite=True)
+    for name, svg in curves(arms).items():
+        write_atomically(output / f"embedded_{name}.svg", svg.encode(), overwrite=True)
+    if "sheet" in options.only:
+        rows = examples(asked, SHOWN) + printed(sampler, options.guidance)
+        write_image(output / "embedded_sheet.png", sheet(rows), overwrite=True)
+    print(f"{len(asked.scenes)} scenes from seed {seeds.start}, {options.steps} steps, guidance {options.guidance:g}\n")
+    print(report(arms))
+
+
+def arguments(words: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", type=Path, default=MODEL, help="a folder saved by diffusers")
+    parser.add_argument("--control", help="a canny ControlNet, or none; by default BASE/controlnet_canny")
+    parser.add_argument("--only", help=f"some of: {','.join(ALL)}")
+    parser.add_argument("--scenes", type=int, help="so many, of those by which choices are made, not the measured 256")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument(
+        "--guidance", type=float, default=4.0, help="guidance scale; the group `guidance` compares some"
+    )
+    parser.add_argument("--photos", type=Path, default=ASSETS / "images", help="a folder")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--work", type=Path, default=Path("runs/figures"))
+    parser.add_argument("-o", "--output", type=Path, help="a folder, by default that of --work")
+    options = parser.parse_args(words)
+    options.control = options.control or str(options.base / "controlnet_canny")
+    possible = UNGUIDED if options.control == "none" else ALL
+    options.only = options.only.split(",") if options.only else list(possible)
+    for name in options.only:
+        if name not in possible:
+            parser.error(f"--only {name}: expected some of {','.join(possible)}")
+    if options.scenes is not None and not 2 <= options.scenes <= len(CHOOSING):
+        parser.error(f"--scenes {options.scenes}: expected 2..{len(CHOOSING)}")
+    return options
+
+
+def measured(options: argparse.Namespace, asked: Asked, pipe: Any, net: Any) -> Iterator[tuple[str, Figures]]:
+    """The figures of the groups that are wanted."""
+    for name, group in GROUPS.items():
+        if name in options.only:
+            yield from group(asked)
+    if "photos" in options.only:
+        yield from photos(options.photos, asked.sampler)
+    if "losses" in options.only:
+        yield from losses(pipe, net)
+
+
+def kept(path: Path, made_with: dict[str, Any]) -> dict[str, Figures]:
+    """Figures that an earlier run has left for the same weights and settings."""
+    before = read_json(path) if path.exists() else {}
+    return before["arms"] if before.get("made_with") == made_with else {}
+
+
+if __name__ == "__main__":
+    main()

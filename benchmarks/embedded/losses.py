@@ -1,0 +1,32 @@
+"""The loss of base and ControlNet on training and held-out scenes, by one measure: whether they over- or underfit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from controlnet_ext.shapes.scenes import TRAINING
+from controlnet_ext.shapes.train_base import SCENES
+from controlnet_ext.training.control import Examples, FixedLoss, Frozen
+from controlnet_ext.training.noising import Noising
+from controlnet_ext.training.pictures import Scenes
+
+from .arms import Figures
+from .sampling import BATCH
+from .scenes import MEASURED, edges
+
+SIDE = 128
+
+
+def losses(pipe: Any, net: Any) -> Iterator[tuple[str, Figures]]:
+    """The loss as in training, of 128 of the scenes that the base learnt and of 128 that nothing has seen; noise and
+    noise levels are the same on both sides."""
+    frozen, noising = Frozen(pipe, str(pipe.device)), Noising(pipe.scheduler)
+    sides = {"training": TRAINING[:SCENES], "held_out": MEASURED}
+    fixed = {
+        side: FixedLoss(frozen, Examples(Scenes(seeds, edges), frozen, SIDE, SIDE), noising, BATCH)
+        for side, seeds in sides.items()
+    }
+    yield "loss", {side: each.unguided for side, each in fixed.items()}
+    if net is not None:
+        yield "loss, guided", {side: each(net) for side, each in fixed.items()}

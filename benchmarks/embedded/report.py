@@ -1,0 +1,101 @@
+"""Figures as Markdown tables with the goals, and as curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from .arms import ENDS, SCALES, WEIGHTS, Figures
+from .chart import chart
+
+Arms = Mapping[str, Figures]
+
+
+class Row(NamedTuple):
+    """One figure of an arm, and its goal: at least (positive) or at most (negative) so much; 0 has none."""
+
+    words: str
+    arm: str
+    figure: str
+    goal: float = 0.0
+
+
+ROWS = (
+    Row("F1 within 1 px, guided", "guided", "f1", 0.80),
+    Row("… exact", "guided", "f1_exact"),
+    Row("… against another scene's map", "guided, another scene's map", "f1", -0.30),
+    Row("… unguided", "unguided", "f1"),
+    Row("… the VAE's ceiling", "VAE", "f1", 0.92),
+    Row("… the VAE's ceiling, exact", "VAE", "f1_exact"),
+    Row("… the maps of two scenes (chance)", "another scene", "f1"),
+    Row("edge density of the scenes", "scenes", "density"),
+    Row("… of guided pictures", "guided", "density"),
+    Row("… of unguided pictures", "unguided", "density"),
+    Row("empty maps, left out", "guided", "empty"),
+    Row("colour words right, guided", "guided", "colours", 0.90),
+    Row("… the scene's, with other colours in its caption", "guided, colours swapped", "colours", -0.30),
+    Row("… those that this caption names", "guided, colours swapped", "colours_asked"),
+    Row("… the scene's, with another scene's caption", "guided, another scene's caption", "colours", -0.30),
+    Row("… unguided, where the scene's things are", "unguided", "colours"),
+    Row("… the VAE's ceiling", "VAE", "colours"),
+    Row("F1 with other colours in the caption", "guided, colours swapped", "f1"),
+    Row("named colours anywhere in the picture, unguided", "unguided", "seen"),
+    Row("… as many that are not named", "unguided", "seen_unnamed"),
+    Row("processor's seconds for a picture, guided", "guided", "seconds"),
+    Row("… unguided", "unguided", "seconds"),
+)
+AXES = {  # the arms of a curve: what its axis shows, and the value and arm of each point
+    "weights": ("weight of the unit", [(value, f"weight {value:g}") for value in WEIGHTS]),
+    "windows": ("x of the window 0..x", [(value, f"window 0..{value:g}") for value in ENDS]),
+    "guidance": ("guidance scale", [(value, f"guidance {value:g}") for value in SCALES]),
+}
+
+
+def report(arms: Arms) -> str:
+    """Tables of all arms that are there."""
+    goals = [_row(row, arms[row.arm]) for row in ROWS if row.arm in arms]
+    parts = [table(("figure", "measured", "goal", "reached"), goals)]
+    for axis, points in AXES.values():
+        there = [(value, arms[name]) for value, name in points if name in arms]
+        if there:
+            rows = [(f"{v:g}", *(f"{each[k]:.3f}" for k in ("f1", "f1_exact", "colours"))) for v, each in there]
+            parts.append(table((axis, "F1 within 1 px", "exact", "colour words right"), rows))
+    photos = {name: figures for name, figures in arms.items() if name.startswith("photo")}
+    if photos:
+        keys = ("guided", "unguided", "VAE", "density")
+        rows = [(name.removeprefix("photo "), *(f"{each[key]:.3f}" for key in keys)) for name, each in photos.items()]
+        parts.append(table(("photo", "F1 guided", "unguided", "the VAE's ceiling", "edge density"), rows))
+    losses = {name: figures for name, figures in arms.items() if name.startswith("loss")}
+    if losses:
+        rows = [(name, f"{each['training']:.4f}", f"{each['held_out']:.4f}") for name, each in losses.items()]
+        parts.append(table(("", "training scenes", "held-out scenes"), rows))
+    return "\n".join(parts)
+
+
+def curves(arms: Arms) -> dict[str, str]:
+    """An SVG by name for each curve that is whole."""
+    made = {}
+    for name, (axis, points) in AXES.items():
+        if all(arm in arms for _, arm in points):
+            shown = {
+                words: [(value, arms[arm][figure]) for value, arm in points]
+                for words, figure in (("F1 within 1 px", "f1"), ("F1 exact", "f1_exact"), ("colour words", "colours"))
+            }
+            made[name] = chart(f"Fidelity by {axis}", axis, "share", shown)
+    return made
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _row(row: Row, figures: Figures) -> tuple[str, str, str, str]:
+    value = figures[row.figure]
+    measured = f"{value:.3f}" if isinstance(value, float) else str(value)
+    if row.figure == "f1":
+        measured += f" ± {figures['f1_error']:.3f}"
+    if not row.goal:
+        return row.words, measured, "", ""
+    reached = value >= row.goal if row.goal > 0 else value <= -row.goal
+    return row.words, measured, f"{'≥' if row.goal > 0 else '≤'} {abs(row.goal):.2f}", "yes" if reached else "**no**"

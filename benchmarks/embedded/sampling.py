@@ -1,0 +1,116 @@
+"""Pictures of the embedded model, always from the same noise for the same number, kept on disk batch by batch."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from controlnet_ext import Unit, Window, guide
+from controlnet_ext.unit import PerSample
+from preprocessors.files import write_atomically
+
+BATCH = 32
+
+
+@dataclass(frozen=True, eq=False)
+class Arm:
+    """Pictures to make: one for each caption, from the noise of each number, guided by each map (H, W, 3) uint8.
+    `maps` None leaves them unguided; `guidance` is the scale by which the caption is followed."""
+
+    captions: Sequence[str]
+    noise: Sequence[int]
+    maps: Sequence[np.ndarray] | None
+    guidance: float
+    weight: float = 1.0
+    window: Window = field(default_factory=Window)
+
+    def part(self, begin: int, end: int) -> Arm:
+        maps = None if self.maps is None else self.maps[begin:end]
+        return replace(self, captions=self.captions[begin:end], noise=self.noise[begin:end], maps=maps)
+
+
+class Sampler:
+    """Makes the pictures of arms, and finds again those that were made: a file in `folder` for each batch, named by
+    the sha256 of all that it depends on. `made_with` names the weights. `net` None refuses guided arms."""
+
+    def __init__(self, pipe: Any, net: Any, steps: int, made_with: Mapping[str, Any], folder: Path):
+        self._pipe, self._net, self._steps, self.vae = pipe, net, steps, pipe.vae
+        self._made_with, self._folder = {**made_with, "steps": steps}, folder
+        self._pipe.set_progress_bar_config(disable=True)
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def pictures(self, name: str, arm: Arm) -> tuple[np.ndarray, float]:
+        """The arm's pictures (N, H, W, 3) RGB uint8, and the processor's seconds that each took, the first time."""
+        pictures, seconds = [], 0.0
+        for begin in range(0, len(arm.captions), BATCH):
+            part = arm.part(begin, begin + BATCH)
+            made, spent = self._kept(part)
+            pictures.append(made)
+            seconds += spent
+            done = begin + len(made)
+            print(f"{name}: {done} of {len(arm.captions)}, {seconds / done:.2f} s each", file=sys.stderr, flush=True)
+        return np.concatenate(pictures), seconds / len(arm.captions)
+
+    def _kept(self, part: Arm) -> tuple[np.ndarray, float]:
+        path = self._folder / f"{self._digest(part)}.npz"
+        if not path.exists():
+            begin = time.process_time()
+            pictures = self._made(part)
+            file = io.BytesIO()
+            np.savez(file, pictures=pictures, seconds=time.process_time() - begin)
+            write_atomically(path, file.getvalue(), overwrite=True)  # another process may have made it too
+        with np.load(path) as kept:
+            return kept["pictures"], float(kept["seconds"])
+
+    def _digest(self, part: Arm) -> str:
+        guided = None if part.maps is None else [part.weight, part.window.start, part.window.end]
+        words = [self._made_with, list(part.captions), list(part.noise), part.guidance, guided]
+        digest = hashlib.sha256(json.dumps(words, sort_keys=True).encode())
+        for pixels in part.maps or ():
+            digest.update(pixels.tobytes())
+        return digest.hexdigest()
+
+    @torch.no_grad()
+    def _made(self, part: Arm) -> np.ndarray:
+        pipe, units = self._pipe, []
+        if part.maps is not None:
+            if self._net is None:
+                raise ValueError("a guided arm without a control model: name one with --control")
+            units = [Unit(self._net, PerSample(list(part.maps)), weight=part.weight, window=part.window)]
+        with guide(pipe, units):
+            latents = pipe(
+                list(part.captions),
+                latents=torch.stack([self._noise(number) for number in part.noise]).to(pipe.device),
+                num_inference_steps=self._steps,
+                guidance_scale=part.guidance,
+                output_type="latent",
+            ).images
+        return decoded(pipe.vae, latents / pipe.vae.config["scaling_factor"])
+
+    def _noise(self, number: int) -> torch.Tensor:
+        config = self._pipe.unet.config
+        size = (config["in_channels"], config["sample_size"], config["sample_size"])
+        return torch.randn(size, generator=torch.Generator().manual_seed(number))
+
+
+def decoded(vae: Any, latents: torch.Tensor) -> np.ndarray:
+    """Pictures (N, H, W, 3) RGB uint8 of the VAE's own latents (N, C, h, w), unscaled."""
+    pixels = torch.cat([vae.decode(part).sample for part in latents.split(BATCH)]).clamp(-1, 1)
+    return ((pixels + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+@torch.no_grad()
+def through_vae(vae: Any, pictures: np.ndarray) -> np.ndarray:
+    """Pictures (N, H, W, 3) RGB uint8 encoded and decoded: the ceiling of everything that the model makes."""
+    x = torch.from_numpy(pictures).permute(0, 3, 1, 2).to(vae.device).float() / 127.5 - 1
+    return decoded(vae, torch.cat([vae.encode(part).latent_dist.mode() for part in x.split(BATCH)]))

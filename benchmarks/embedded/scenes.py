@@ -1,0 +1,60 @@
+"""The scenes that figures are taken on, and their captions with other colours."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from controlnet_ext.shapes.palette import THING_COLOURS
+from controlnet_ext.shapes.scenes import HELD_OUT, Scene
+
+# Nothing was ever chosen on these: the held-out figures of the trainings are of HELD_OUT's first 64 (VAE), its first
+# 256 (base) and every 7,812th (ControlNet).
+MEASURED = HELD_OUT[1000:1256]
+CHOOSING = HELD_OUT[2000:3000]  # for what is chosen by looking: the guidance scale, a checkpoint
+
+
+def edges(pixels: np.ndarray) -> np.ndarray:
+    """The map (H, W, 3) uint8 that is asked of the model, as the canny preprocessor makes it."""
+    return cv2.Canny(pixels, 100, 200)[..., None].repeat(3, 2)
+
+
+def ground_colour(caption: str) -> str:
+    return caption.split()[-2]
+
+
+def recoloured(drawn: Scene, seed: int) -> tuple[str, tuple[str, ...]]:
+    """The scene's caption with another colour for each thing, none of them named in its own caption, and these
+    colours in the order of `things`. As in all captions they differ from each other and from the ground's."""
+    named = {ground_colour(drawn.caption), *(thing.colour for thing in drawn.things)}
+    others = [colour for colour in THING_COLOURS if colour not in named]
+    chosen = np.random.default_rng(seed).choice(others, len(drawn.things), replace=False)
+    colours = tuple(map(str, chosen))
+    caption = drawn.caption
+    for thing, colour in zip(drawn.things, colours, strict=True):
+        article = "an" if colour == "orange" else "a"
+        caption = re.sub(rf"\ban? {thing.colour} {thing.kind}\b", f"{article} {colour} {thing.kind}", caption)
+    return caption, colours
+
+
+def mismatched(count: int) -> list[int]:
+    """For each of `count` scenes another one: the next, for the last the first."""
+    if count < 2:
+        raise ValueError(f"{count} scenes hold no other one: at least 2 are needed")
+    return [(i + 1) % count for i in range(count)]
+
+
+def elsewhere(drawn: Sequence[Scene]) -> list[int]:
+    """For each scene the next one, past the last the first ones, whose caption names none of its things' colours."""
+    found = []
+    for i, here in enumerate(drawn):
+        own = {thing.colour for thing in here.things}
+        later = [*range(i + 1, len(drawn)), *range(i)]
+        other = next((j for j in later if not own & set(re.findall(r"\w+", drawn[j].caption))), None)
+        if other is None:
+            raise ValueError(f"no other of {len(drawn)} scenes names other colours than {here.caption!r}: take more")
+        found.append(other)
+    return found
