@@ -71,7 +71,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name in ("prompt", "negative"):
-            _check_text(name, getattr(self, name))
+            check_text(name, getattr(self, name))
         for name, number in NUMBERS.items():
             object.__setattr__(self, name, number.check(getattr(self, name)))
         if self.width % 8 or self.height % 8:
@@ -88,7 +88,8 @@ def check_units(count: int, width: int, height: int) -> None:
         raise ValueError(f"{count} units of {width}x{height} pixels: expected up to {UNITS}, and 64 megapixels in all")
 
 
-def _check_text(name: str, text: Any) -> None:
+def check_text(name: str, text: Any) -> None:
+    """TypeError or ValueError unless it can be a prompt."""
     if not isinstance(text, str):
         raise TypeError(f"{name} is {type(text).__name__}, expected text")
     if len(text) > TEXT:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 NAME = "embedded"
 FOLDER = Path(__file__).parent / "model"  # as diffusers saves it, with a controlnet_<preprocessor> for each ControlNet
+PHOTO = Path(__file__).parent / "coffee.jpg"  # Rachel Michetti, CC0: the middle of examples/coffee.jpg
 
 
 def place(name: str) -> str:
