@@ -6,9 +6,9 @@ from __future__ import annotations
 import importlib
 import os
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import cv2
@@ -31,9 +31,10 @@ _by_name: dict[str, Preprocessor] = {}  # by name and by label, casefolded
 
 @dataclass(frozen=True, eq=False)
 class Preprocessor:
-    """One entry: `make` is a function of the image, or a class of (device, library) whose calls take the image; both
-    give uint8 pixels (H, W) or (H, W, 3). `parameters` in the order of the signature: threshold_a, threshold_b where
-    they can be given by position. `resolution` is everyone's and not among them."""
+    """One entry: `make` is a function of the image (H, W, 3), or a class of (device, library) whose calls take the
+    image; both give uint8 pixels (H, W) or (H, W, 3), or a pair of these and the map's values. With `stacks` calls
+    take images (B, H, W, 3) and give a result for each. `parameters` in the order of the signature: threshold_a,
+    threshold_b where they can be given by position. `resolution` is everyone's and not among them."""
 
     name: str
     makes: str
@@ -41,6 +42,7 @@ class Preprocessor:
     make: Callable[..., Any]
     parameters: tuple[Parameter, ...]
     weights: Any = None
+    stacks: bool = False
 
     def check(self, given: dict[str, Any]) -> dict[str, Any]:
         """The values of the parameters given by name, as their declared types. Raises ValueError or TypeError in one
@@ -60,41 +62,75 @@ class Preprocessor:
         except (TypeError, ValueError) as error:
             raise type(error)(f"{self.name}: {error}") from None
 
-    def ready(self, device: str | Device = "cpu", library: Library | None = None) -> Callable[..., ControlMap]:
-        """`preprocess` of this entry, its weights loaded: a function of (image, **parameters). They stay loaded while
-        the caller keeps it. Without a library they come from the environment's folders, or are downloaded."""
+    def ready(self, device: str | Device = "cpu", library: Library | None = None) -> Ready:
+        """`preprocess` of this entry, its weights loaded; they stay loaded while the caller keeps it. Without a
+        library they come from the environment's folders, or are downloaded."""
         if not isinstance(self.make, type):
-            return partial(self._map, self.make)
+            return Ready(self, self.make)
         if library is None:
             from preprocessors.library import Library  # 10 ms
 
             library = Library()
-        return partial(self._map, self.make(device, library))
+        return Ready(self, self.make(device, library))
 
-    def _map(self, run: Callable[..., np.ndarray], /, image: Any, **given: Any) -> ControlMap:
-        values = self.check(given)
+
+@dataclass(frozen=True, eq=False)
+class Ready:
+    """A preprocessor that has all it needs: calls take an image and parameters, and give its map."""
+
+    entry: Preprocessor
+    run: Callable[..., Any]
+
+    def __call__(self, image: Any, /, **given: Any) -> ControlMap:
+        """What `preprocess` does."""
+        return self.batch([image], **given)[0]
+
+    def batch(self, images: Sequence[Any], /, **given: Any) -> list[ControlMap]:
+        """The maps of several images, in their order. Those that a network can take together, of one size, it takes
+        together. Raises what `preprocess` does, for the first that fails."""
+        values = self.entry.check(given)
         resolution = values.pop("resolution", None)
-        pixels = read_image(image)
-        if resolution is None:
-            result = run(pixels, **values)
-        else:
-            padded, height, width = resized(pixels, resolution)
-            result = run(padded, **values)[:height, :width]
-        if result.ndim == 2:
-            result = cv2.cvtColor(result, cv2.COLOR_GRAY2RGB)
-        return ControlMap(np.ascontiguousarray(result), self.makes)
+        inputs = [_input(read_image(image), resolution) for image in images]
+        alike: dict[tuple[int, ...], list[int]] = {}
+        for i, (pixels, *_) in enumerate(inputs):
+            alike.setdefault(pixels.shape if self.entry.stacks else (i,), []).append(i)
+        maps: dict[int, ControlMap] = {}
+        for group in alike.values():
+            pictures = [inputs[i][0] for i in group]
+            results = self.run(np.stack(pictures), **values) if self.entry.stacks else [self.run(*pictures, **values)]
+            for i, result in zip(group, results, strict=True):
+                maps[i] = _map(result, self.entry.makes, *inputs[i])
+        return [maps[i] for i in range(len(images))]
 
 
-def preprocessor(name: str, *, makes: str, label: str | None = None, weights: Any = None) -> Callable[[Make], Make]:
+def _input(pixels: np.ndarray, resolution: int | None) -> tuple[np.ndarray, int, int]:
+    """What is worked on, and the height and width that are kept of it."""
+    return (pixels, *pixels.shape[:2]) if resolution is None else resized(pixels, resolution)
+
+
+def _map(result: Any, kind: str, worked_on: np.ndarray, height: int, width: int) -> ControlMap:
+    pixels, values = result if isinstance(result, tuple) else (result, None)
+    if isinstance(values, np.ndarray) and values.shape[:2] == worked_on.shape[:2]:
+        values = np.ascontiguousarray(values[:height, :width])
+    pixels = pixels[:height, :width]
+    if pixels.ndim == 2:
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)
+    return ControlMap(np.ascontiguousarray(pixels), kind, values)
+
+
+def preprocessor(
+    name: str, *, makes: str, label: str | None = None, weights: Any = None, stacks: bool = False
+) -> Callable[[Make], Make]:
     """Enters the function or class below it under `name` (canonical) and `label` (sd-webui-controlnet's display
-    name). `makes` is the kind of its maps, `weights` the files it loads. Raises ValueError when a name is taken or a
-    kind unknown, TypeError when the signature cannot be read; the registry is then unchanged."""
+    name). `makes` is the kind of its maps, `weights` the files it loads, `stacks` as in `Preprocessor`. Raises
+    ValueError when a name is taken or a kind unknown, TypeError when the signature cannot be read; the registry is
+    then unchanged."""
 
     def enter(make: Make) -> Make:
         if makes not in KINDS:
             raise ValueError(f"{name} makes {makes!r}, which is none of: {', '.join(KINDS)}")
         declared = parameters(make.__call__, skip=2) if isinstance(make, type) else parameters(make, skip=1)
-        entry = Preprocessor(name, makes, label or name, make, declared, weights)
+        entry = Preprocessor(name, makes, label or name, make, declared, weights, stacks)
         keys = {entry.name.casefold(), entry.label.casefold()}
         if taken := sorted(keys & _by_name.keys()):
             raise ValueError(f"preprocessor {taken[0]!r} is entered already, by {_by_name[taken[0]].make.__module__}")

@@ -140,6 +140,35 @@ def test_a_class_is_made_once_and_called_for_each_image():
     ]
 
 
+def test_a_class_that_takes_stacks_gets_pictures_of_one_size_together():
+    sizes = []
+
+    @preprocessor("fake", makes="depth", stacks=True)
+    class Fake:
+        def __init__(self, device, library): ...
+
+        def __call__(self, images, near: Annotated[int, Range(0, 255)] = 9):
+            sizes.append(images.shape)
+            return images.max(axis=3) + np.uint8(near)
+
+    run = find("fake").ready()
+    large, small = np.zeros((8, 9, 3), np.uint8), np.full((4, 6, 3), 7, np.uint8)
+    results = run.batch([IMAGE, large, small], near=3)
+    assert sizes == [(2, 4, 6, 3), (1, 8, 9, 3)]
+    assert [(r.pixels.shape, int(r.pixels.max())) for r in results] == [((4, 6, 3), 3), ((8, 9, 3), 3), ((4, 6, 3), 10)]
+    assert run(small).pixels.max() == 16 and run.batch([]) == []
+    assert [r.pixels.shape for r in find("invert").ready().batch([small, large])] == [(4, 6, 3), (8, 9, 3)]
+
+
+def test_values_come_with_the_pixels_and_are_cut_with_them():
+    @preprocessor("fake", makes="depth")
+    def fake(image):
+        return image, np.ones(image.shape[:2])
+
+    result = preprocess("fake", IMAGE, resolution=64)
+    assert result.values.shape == result.pixels.shape[:2] == (64, 96)
+
+
 def test_what_a_resolution_adds_is_cut_off_again():
     @preprocessor("fake", makes="other")
     def fake(image):
