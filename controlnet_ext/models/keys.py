@@ -38,13 +38,13 @@ def modules(resnets: Sequence[int], scales: int) -> dict[str, str]:
     blocks = 1  # input_blocks.0 is conv_in
     for level, number in enumerate(resnets):
         for j in range(number):
-            table |= _resnet(f"down_blocks.{level}.resnets.{j}", f"input_blocks.{blocks + j}.0")
+            table |= resnet(f"down_blocks.{level}.resnets.{j}", f"input_blocks.{blocks + j}.0")
             table[f"down_blocks.{level}.attentions.{j}"] = f"input_blocks.{blocks + j}.1"
         if level + 1 < len(resnets):
             table[f"down_blocks.{level}.downsamplers.0.conv"] = f"input_blocks.{blocks + number}.0.op"
         blocks += number + 1
     for j in (0, 1):
-        table |= _resnet(f"mid_block.resnets.{j}", f"middle_block.{2 * j}")
+        table |= resnet(f"mid_block.resnets.{j}", f"middle_block.{2 * j}")
     table["mid_block.attentions.0"] = "middle_block.1"
     table |= {f"controlnet_down_blocks.{k}": f"zero_convs.{k}.0" for k in range(blocks - 1)}
     return table
@@ -56,7 +56,7 @@ def to_ldm(tensors: Mapping[str, T]) -> dict[str, T]:
     levels = _count(r"down_blocks\.(\d+)\.resnets\.0\.conv1\.weight", tensors)
     resnets = [_count(rf"down_blocks\.{i}\.resnets\.(\d+)\.conv1\.weight", tensors) for i in range(levels)]
     scales = 1 + _count(r"controlnet_cond_embedding\.blocks\.(\d+)\.weight", tensors) // 2
-    return _renamed(tensors, modules(resnets, scales))
+    return renamed(tensors, modules(resnets, scales))
 
 
 def to_diffusers(tensors: Mapping[str, T]) -> dict[str, T]:
@@ -69,10 +69,11 @@ def to_diffusers(tensors: Mapping[str, T]) -> dict[str, T]:
         else:
             resnets[-1] += 1
     scales = _count(r"input_hint_block\.(\d+)\.weight", tensors) // 2
-    return _renamed(tensors, {ldm: name for name, ldm in modules(resnets, scales).items()})
+    return renamed(tensors, {ldm: name for name, ldm in modules(resnets, scales).items()})
 
 
-def _resnet(name: str, ldm: str) -> dict[str, str]:
+def resnet(name: str, ldm: str) -> dict[str, str]:
+    """A resnet's module names in diffusers' layout to ldm's."""
     return {f"{name}.{a}": f"{ldm}.{b}" for a, b in RESNET.items()}
 
 
@@ -81,11 +82,12 @@ def _count(pattern: str, names: Iterable[str]) -> int:
     return sum(re.fullmatch(pattern, name) is not None for name in names)
 
 
-def _renamed(tensors: Mapping[str, T], table: Mapping[str, str]) -> dict[str, T]:
-    renamed = {_rename(name, table): tensor for name, tensor in tensors.items()}
-    if len(renamed) != len(tensors):
+def renamed(tensors: Mapping[str, T], table: Mapping[str, str]) -> dict[str, T]:
+    """Tensors under the names that `table` gives the modules above them; others keep theirs."""
+    found = {_rename(name, table): tensor for name, tensor in tensors.items()}
+    if len(found) != len(tensors):
         raise ValueError("holds one tensor twice, under ldm's name and under diffusers'")
-    return renamed
+    return found
 
 
 def _rename(name: str, table: Mapping[str, str]) -> str:
