@@ -84,7 +84,7 @@ def _draw_body(canvas: np.ndarray, points: Points, scale: int) -> None:
             angle = math.degrees(math.atan2(ay - by, ax - bx))
             centre, axes = (int((ax + bx) / 2), int((ay + by) / 2)), (int(length / 2), 4 * scale)
             stick = cv2.ellipse2Poly(centre, axes, int(angle), 0, 360, 1)
-            cv2.fillConvexPoly(canvas, stick, [int(c * 0.6) for c in colour])
+            cv2.fillConvexPoly(canvas, np.asarray(stick), [int(c * 0.6) for c in colour])
     for i, pixel in _pixels(canvas, points).items():
         cv2.circle(canvas, pixel, 4 * scale, _BODY_COLOURS[i], thickness=-1)
 

@@ -1,0 +1,154 @@
+"""People out of OpenPose's heat maps and part affinity fields (Cao et al., arXiv 1611.08050, section 2).
+
+The maps are at an eighth of the network's input, and the original enlarges all 57 to the picture before it looks for
+points. Enlarging, cutting the padding off and blurring are linear and separable, rows @ map @ columns.T: here they are
+two small matrices, and the fields, of which few values are needed, are never enlarged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+STRIDE = 8  # pixels of the network's input in a cell of its maps
+# Limbs as pairs of points, and which of the 38 fields is the x of the one along the limb; its y is the next. From
+# lllyasviel/ControlNet @ ed85cd1e25a5, annotator/openpose/body.py. The last two only extend people, and join them.
+_LIMBS = (
+    *((1, 2), (1, 5), (2, 3), (3, 4), (5, 6), (6, 7), (1, 8), (8, 9), (9, 10), (1, 11)),
+    *((11, 12), (12, 13), (1, 0), (0, 14), (14, 16), (0, 15), (15, 17), (2, 16), (5, 17)),
+)
+_FIELDS = (12, 20, 14, 16, 22, 24, 0, 2, 4, 6, 8, 10, 28, 30, 34, 32, 36, 18, 26)
+_BEGINNING = 17  # limbs
+_PEAK = 0.1  # of the heat map, blurred
+_SAMPLES, _ALONG = 10, 0.05  # of the field on the way from point to point: more than 8 of 10 go along it
+_COUNT, _SCORE = 4, 0.4  # points of a person, and its score by point, at least
+_PAIRS = 2**13  # of points that are looked at together
+
+
+def bodies(heat: np.ndarray, fields: np.ndarray, inside: tuple[int, int], size: tuple[int, int]) -> list[np.ndarray]:
+    """People as arrays (18, 3): x and y in whole pixels of a picture of `size` (height, width), and score; NaN where a
+    point was not found.
+
+    `heat` (18 or more, h, w) and `fields` (38, h, w) float32 are a network's for an input of 8h x 8w pixels, of which
+    `inside` (rows, columns) show the picture and the rest, on the right and below, is padding. The people are those
+    that controlnet_aux 0.0.10's Body finds in the same maps."""
+    way = cv2.INTER_AREA if sum(size) < sum(inside) else cv2.INTER_LANCZOS4
+    rows, columns = (_enlarging(*axis, way) for axis in zip(heat.shape[1:], inside, size, strict=True))
+    blurred_rows, blurred_columns = _blurred(rows), _blurred(columns)
+    points, scores = [], []
+    for one in heat[:18]:
+        y, x = _peaks(blurred_rows @ one @ blurred_columns.T)
+        points.append(np.stack([x, y], axis=1))
+        scores.append(_values(one, rows[y], columns[x]))
+    limbs = [
+        _connections(points[a], points[b], fields[field : field + 2], rows, columns)
+        for (a, b), field in zip(_LIMBS, _FIELDS, strict=True)
+    ]
+    return [_array(person, points, scores) for person in _people(scores, limbs)]
+
+
+def _enlarging(cells: int, inside: int, length: int, way: int) -> np.ndarray:
+    """The matrix (length, cells) by which a column of a map becomes one of the picture."""
+    input = cv2.resize(np.eye(cells), (cells, STRIDE * cells), interpolation=cv2.INTER_LANCZOS4)[:inside]
+    return cv2.resize(input, (cells, length), interpolation=way)
+
+
+def _blurred(matrix: np.ndarray) -> np.ndarray:
+    """The same with its result blurred, as by scipy.ndimage.gaussian_filter of sigma 3, which is cut at 4 sigma; and a
+    zero before it and behind."""
+    weights = np.exp(-0.5 * (np.arange(-12, 13) / 3) ** 2)
+    padded = np.pad(matrix, ((12, 12), (0, 0)), "symmetric")
+    blurred = sum(w * padded[i : i + len(matrix)] for i, w in enumerate(weights / weights.sum()))
+    return np.pad(blurred, ((1, 1), (0, 0)))
+
+
+def _peaks(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of the local maxima in reading order, of a map that is one larger on all sides. Where one lies
+    exactly between two pixels it is the last of them; the original takes what float32's noise makes the larger."""
+    above = np.flatnonzero(values > _PEAK)
+    flat, width = values.ravel(), values.shape[1]
+    peak = [flat[above] >= flat[above - step] for step in (1, width)]
+    peak += [flat[above] > flat[above + step] for step in (1, width)]
+    y, x = np.divmod(above[np.logical_and.reduce(peak)], width)
+    return y - 1, x - 1
+
+
+def _values(map: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """The enlarged map's values at places (...), by their rows of the two matrices (..., h) and (..., w)."""
+    return (rows @ map * columns).sum(axis=-1)
+
+
+def _connections(
+    a: np.ndarray, b: np.ndarray, field: np.ndarray, rows: np.ndarray, columns: np.ndarray
+) -> list[tuple[int, int, float]]:
+    """Limbs from points `a` to points `b` as (index, index, score), the best first, no point in two of them."""
+    if not len(a) or not len(b):
+        return []
+    parts = np.array_split(a, -(-len(a) * len(b) // _PAIRS))
+    scores = np.concatenate([_scores(part, b, field, rows, columns) for part in parts])
+    order = np.argsort(-scores, axis=None, kind="stable")[: (scores > 0).sum()]
+    found: list[tuple[int, int, float]] = []
+    used_a: set[int] = set()
+    used_b: set[int] = set()
+    for i, j in zip(*(axis.tolist() for axis in np.unravel_index(order, scores.shape)), strict=True):
+        if i not in used_a and j not in used_b:
+            used_a.add(i)
+            used_b.add(j)
+            found.append((i, j, float(scores[i, j])))
+    return found
+
+
+def _scores(a: np.ndarray, b: np.ndarray, field: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """How well the field runs from each point of `a` to each of `b`, (a, b); 0 where it does not."""
+    way = b - a[:, None]
+    distance = np.maximum(np.sqrt((way**2).sum(axis=-1)), 0.001)
+    x, y = np.moveaxis(np.rint(np.linspace(a[:, None], np.broadcast_to(b, way.shape), _SAMPLES)).astype(int), -1, 0)
+    fx, fy = (_values(one, rows[y], columns[x]) for one in field)  # (samples, a, b)
+    along = (fx * way[..., 0] + fy * way[..., 1]) / distance
+    score = along.mean(axis=0) + np.minimum(0.5 * len(rows) / distance - 1, 0)
+    return np.where((along > _ALONG).sum(axis=0) > 0.8 * _SAMPLES, score, 0).clip(0)
+
+
+@dataclass
+class _Found:
+    points: list[int]  # of each of the 18 the index of its place, -1 for none
+    score: float
+    count: int
+
+    def extend(self, part: int, place: int, score: float) -> None:
+        self.points[part] = place
+        self.score += score
+        self.count += 1
+
+
+def _people(scores: list[np.ndarray], limbs: list[list[tuple[int, int, float]]]) -> list[_Found]:
+    """The limbs put together, limb by limb, the original's way, in which a point may end up in two people."""
+    people: list[_Found] = []
+    for k, ((a, b), limb) in enumerate(zip(_LIMBS, limbs, strict=True)):
+        for i, j, score in limb:
+            touching = [person for person in people if person.points[a] == i or person.points[b] == j][:2]
+            if len(touching) == 2 and not any(
+                p >= 0 and q >= 0 for p, q in zip(*(t.points for t in touching), strict=True)
+            ):
+                one, other = touching
+                one.points = [max(p, q) for p, q in zip(one.points, other.points, strict=True)]
+                one.score += other.score + score
+                one.count += other.count
+                people = [person for person in people if person is not other]
+            elif touching:
+                if len(touching) == 2 or touching[0].points[b] != j:
+                    touching[0].extend(b, j, scores[b][j] + score)
+            elif k < _BEGINNING:
+                person = _Found([-1] * 18, scores[a][i] + scores[b][j] + score, 2)
+                person.points[a], person.points[b] = i, j
+                people.append(person)
+    return [person for person in people if person.count >= _COUNT and person.score / person.count >= _SCORE]
+
+
+def _array(person: _Found, points: list[np.ndarray], scores: list[np.ndarray]) -> np.ndarray:
+    found = np.full((18, 3), np.nan)
+    for part, place in enumerate(person.points):
+        if place >= 0:
+            found[part] = *points[part][place], scores[part][place]
+    return found
