@@ -217,8 +217,8 @@ def test_what_was_drawn_is_not_drawn_again_and_all_else_is(asked, monkeypatch):
     drawn = []
     monkeypatch.setattr(asked.sampler, "_made", lambda part: drawn.append(part) or asked.truth)
     arm = asked.guided
-    for _ in range(2):
-        assert np.array_equal(asked.sampler.pictures("guided", arm)[0], asked.truth)
+    for same in (arm, arm, replace(arm, weight=1, window=Window(0, 1))):
+        assert np.array_equal(asked.sampler.pictures("guided", same)[0], asked.truth)
     assert len(drawn) == 1
     others = [
         asked.unguided,
@@ -344,20 +344,20 @@ def test_the_report_says_which_goals_are_reached_and_draws_curves_that_are_whole
     }
     lines = report(figures).splitlines()
     assert "| F1 within 1 px, guided | 0.810 ± 0.010 | ≥ 0.80 | yes |" in lines
-    assert "| … against another scene's map | 0.300 ± 0.020 | ≤ 0.30 | yes |" in lines
+    assert "| F1, guided, against another scene's map | 0.300 ± 0.020 | ≤ 0.30 | yes |" in lines
     assert "| colour words right, guided | 0.890 | ≥ 0.90 | **no** |" in lines
-    assert "| empty maps, left out | 2 |  |  |" in lines and "| 0.25 | 0.125 | 0.083 | 1.000 |" in lines
+    assert "| empty maps, left out of F1 | 2 |  |  |" in lines and "| 0.25 | 0.125 | 0.083 | 1.000 |" in lines
     assert curves(figures) == {}
     figures["weight 1.5"] = figures["weight 1"]
     assert curves(figures).keys() == {"weights"}
 
 
 def test_a_chart_is_xml_whose_points_lie_where_the_values_do():
-    svg = chart("a < b", "x", "y", {"rising": [(0, 0), (1, 0.5), (2, 1.0)]}, goal=0.8)
+    svg = chart("a < b", "x", "y", {"rising": [(0, 0), (1, 0.5), (2, 1.0)]})
     points = [
         (float(c.get("cx")), float(c.get("cy"))) for c in ET.fromstring(svg).iter("{http://www.w3.org/2000/svg}circle")
     ]
-    assert points == [(60, 316), (342, 184), (624, 52)]
+    assert points == [(60, 316), (338, 184), (616, 52)]
 
 
 def test_ticks_are_round_and_hold_all_values():

@@ -73,8 +73,8 @@ class Sampler:
             return kept["pictures"], float(kept["seconds"])
 
     def _digest(self, part: Arm) -> str:
-        guided = None if part.maps is None else [part.weight, part.window.start, part.window.end]
-        words = [self._made_with, list(part.captions), list(part.noise), part.guidance, guided]
+        numbers = [part.guidance, *([] if part.maps is None else [part.weight, part.window.start, part.window.end])]
+        words = [self._made_with, list(part.captions), list(part.noise), [*map(float, numbers)]]
         digest = hashlib.sha256(json.dumps(words, sort_keys=True).encode())
         for pixels in part.maps or ():
             digest.update(pixels.tobytes())
