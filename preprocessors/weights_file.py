@@ -6,14 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote
 
+# Who states hashes of published files, sha256 and in the second also sizes
+HORDE = "Haidra-Org/horde-model-reference @ 243ba255cd46, src/horde_model_reference/annotator_catalog.py"
+DINKSTER = "Kosinkadink/Dinkster @ 4258cb557cb6, tools/gen_line_edge_goldens.py"
+
 
 @dataclass(frozen=True)
 class WeightsFile:
     """A published file of weights: what a preprocessor declares, and `Library` finds.
 
     `repo` on the Hugging Face Hub and `path` in it; `folder` is what sd-webui-controlnet calls its place below
-    annotator/downloads; `size` in bytes, None where no source states it; `sha256` in hex where a cited source states
-    it, None where the Hub's own record is what a download is compared with."""
+    annotator/downloads; `size` in bytes, None where no source states it; `sha256` in hex where `source` states it,
+    None where the Hub's own record is what a download is compared with."""
 
     repo: str
     path: str
@@ -21,6 +25,7 @@ class WeightsFile:
     licence: str
     size: int | None = None
     sha256: str | None = None
+    source: str = ""
 
     @property
     def name(self) -> str:

@@ -1,0 +1,48 @@
+"""What the maps of edge networks go through: pictures in, soft edges in steps or as a scribble out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_DIAGONAL = np.eye(3, dtype=np.uint8)
+_DIRECTIONS = [_DIAGONAL, np.fliplr(_DIAGONAL), np.ones((1, 3), np.uint8), np.ones((3, 1), np.uint8)]
+
+
+def extended(images: np.ndarray, multiple: int) -> np.ndarray:
+    """Pictures (B, H, W, 3) extended on the right and below with their edge pixels to multiples of that."""
+    bottom, right = -images.shape[1] % multiple, -images.shape[2] % multiple
+    return np.pad(images, ((0, 0), (0, bottom), (0, right), (0, 0)), mode="edge")
+
+
+def tensor(images: np.ndarray) -> Tensor:
+    """Pictures (B, H, W, C) as a tensor (B, C, H, W) float32 of the same values."""
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float()
+
+
+def grey(edges: np.ndarray) -> np.ndarray:
+    """Edges in 0..1 as 0..255, cut to whole numbers as ControlNet does."""
+    return (edges * 255).clip(0, 255).astype(np.uint8)
+
+
+def safe(edges: np.ndarray, steps: int = 2) -> np.ndarray:
+    """Edges in 0..1 in `steps` steps, trunc((steps + 1) x) / steps, which hide what a map says beyond its lines. What
+    comes to more than 1 is for `grey` to cut (lllyasviel/ControlNet-v1-1-nightly, annotator/util.py, safe_step)."""
+    return np.trunc(edges.astype(np.float32) * np.float32(steps + 1)) / np.float32(steps)
+
+
+def scribble(edges: np.ndarray) -> np.ndarray:
+    """A drawing, 0 or 255, along the ridges of soft edges (H, W) uint8: where these, blurred (3 pixels), are highest
+    in one of four directions and over 127, blurred once more and kept from 5 on (ControlNet's nms and what follows
+    it)."""
+    smooth = cv2.GaussianBlur(edges.astype(np.float32), (0, 0), 3.0)
+    highest = np.logical_or.reduce([cv2.dilate(smooth, line) == smooth for line in _DIRECTIONS])
+    ridges = np.where(highest & (smooth > 127), np.uint8(255), np.uint8(0))
+    return np.where(cv2.GaussianBlur(ridges, (0, 0), 3.0) > 4, np.uint8(255), np.uint8(0))
