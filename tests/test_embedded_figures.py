@@ -141,7 +141,7 @@ def test_a_colour_is_seen_from_two_blocks_on():
     assert colours_seen(picture) == {"white"}
     picture[24:, 24:] = PALETTE["red"]
     assert colours_seen(picture) == {"white", "red"}
-    assert seen_share([picture, picture], [["red", "white"], ["blue", "red"]]) == 0.75
+    assert seen_share([{"white", "red"}] * 2, [["red", "white"], ["blue", "red"]]) == 0.75
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from controlnet_ext.shapes.scenes import Scene, scene
 
 from .sampling import BATCH, Arm, Sampler, through_vae
 from .scenes import CHOOSING, edges, elsewhere, mismatched, recoloured
-from .scores import colour_share, edge_figures, seen_share
+from .scores import colour_share, colours_seen, edge_figures, seen_share
 
 Figures = dict[str, float]
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
@@ -131,7 +131,8 @@ def _seen(asked: Asked, pictures: np.ndarray) -> Figures:
     """How many of the caption's colours, and of as many others, are anywhere in the pictures."""
     own = [[thing.colour for thing in each.things] for each in asked.scenes]
     others = [recoloured(each, seed)[1] for each, seed in zip(asked.scenes, asked.seeds, strict=True)]
-    return {"seen": seen_share(pictures, own), "seen_unnamed": seen_share(pictures, others)}
+    seen = [colours_seen(picture) for picture in pictures]
+    return {"seen": seen_share(seen, own), "seen_unnamed": seen_share(seen, others)}
 
 
 GROUPS: dict[str, Callable[[Asked], Iterator[tuple[str, Figures]]]] = {

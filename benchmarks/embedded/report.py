@@ -54,7 +54,7 @@ AXES = {  # the arms of a curve: what its axis shows, and the value and arm of e
 def report(arms: Arms) -> str:
     """Tables of all arms that are there."""
     goals = [_row(row, arms[row.arm]) for row in ROWS if row.arm in arms]
-    parts = [table(("figure", "measured", "goal", "reached"), goals)]
+    parts = [table(("figure", "measured", "goal", "reached"), goals)] if goals else []
     for axis, points in AXES.values():
         there = [(value, arms[name]) for value, name in points if name in arms]
         if there:

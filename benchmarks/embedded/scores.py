@@ -46,14 +46,11 @@ def colour_share(scenes: Sequence[Scene], pictures: Pictures, named: Sequence[Se
     return float(np.mean(right))
 
 
-def seen_share(pictures: Pictures, named: Sequence[Iterable[str]]) -> float:
+def seen_share(seen: Sequence[set[str]], named: Sequence[Iterable[str]]) -> float:
     """The share of named colours that are anywhere in their picture: for pictures without a map, of which nobody knows
     where a thing is."""
-    found = []
-    for picture, colours in zip(pictures, named, strict=True):
-        seen = colours_seen(picture)
-        found += [colour in seen for colour in colours]
-    return float(np.mean(found))
+    pairs = zip(seen, named, strict=True)
+    return float(np.mean([colour in colours for colours, names in pairs for colour in names]))
 
 
 def colours_seen(pixels: np.ndarray) -> set[str]:
