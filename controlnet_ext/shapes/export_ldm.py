@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,16 @@ import torch
 import yaml
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
+from transformers import AutoTokenizer
 
-from preprocessors.files import read_json, write_atomically, write_weights
+from preprocessors.files import write_atomically, write_weights
 
 from .. import models
 from ..models.controlnet import PREFIX
 from ..models.keys import to_ldm
 from . import ldm
-from .embedded import FOLDER
+from .embedded import NAME as EMBEDDED
+from .embedded import place
 from .ldm_settings import control_settings, settings, width_and_heads
 from .wide import GROUPS, factor, widened
 
@@ -61,7 +62,8 @@ def export(model: Path, out: Path, dtype: torch.dtype = torch.float16, overwrite
     pipe: Any = StableDiffusionPipeline.from_pretrained(model, local_files_only=True)
     text = out.resolve() / f"{NAME}_text"
     text.mkdir(parents=True, exist_ok=True)
-    for name, content in text_files(model / "tokenizer" / "tokenizer.json", pipe.text_encoder).items():
+    words = AutoTokenizer.from_pretrained(model / "tokenizer", local_files_only=True)
+    for name, content in text_files(words, pipe.text_encoder).items():
         write_atomically(text / name, content.encode(), overwrite)
     encoder = ldm.text_encoder(pipe.text_encoder.state_dict())
     write_weights(text / "model.safetensors", _as(dtype, encoder), METADATA, overwrite)
@@ -82,10 +84,10 @@ def export(model: Path, out: Path, dtype: torch.dtype = torch.float16, overwrite
     return written
 
 
-def text_files(tokenizer: str | os.PathLike[str], encoder: Any) -> dict[str, str]:
-    """The files by which CLIPTokenizer and CLIPTextModel are made in transformers before 5, which webui has; from the
-    tokenizer.json that later ones write instead."""
-    bpe = read_json(tokenizer)["model"]
+def text_files(words: Any, encoder: Any) -> dict[str, str]:
+    """The files from which transformers before 5, which webui has, make a CLIPTokenizer and a CLIPTextModel; later ones
+    read them too but write others. `words` is a fast tokenizer, one with a `backend_tokenizer`."""
+    bpe = json.loads(words.backend_tokenizer.to_str())["model"]
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in bpe["merges"]]
     marks = {"bos_token": "<|startoftext|>"} | dict.fromkeys(("eos_token", "unk_token", "pad_token"), "<|endoftext|>")
     return {
@@ -103,14 +105,12 @@ def _as(dtype: torch.dtype, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path, metavar="FOLDER")
-    parser.add_argument(
-        "--model", type=Path, default=FOLDER, help="the diffusers folder, the embedded model's otherwise"
-    )
+    parser.add_argument("--model", default=EMBEDDED, help="a diffusers folder (default: %(default)s)")
     parser.add_argument("--fp32", action="store_true", help="fp16 otherwise")
     parser.add_argument("--overwrite", action="store_true")
     options = parser.parse_args()
     dtype = torch.float32 if options.fp32 else torch.float16
-    for path in export(options.model, options.out, dtype, options.overwrite):
+    for path in export(Path(place(options.model)), options.out, dtype, options.overwrite):
         print(path)
 
 
