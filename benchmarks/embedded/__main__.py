@@ -6,7 +6,7 @@
 
 Maps are cv2.Canny(scene, 100, 200). Each picture is a scene's caption, drawn by a plain StableDiffusionPipeline with
 the model's own scheduler, from noise that is that of the scene's seed in every arm. Pictures stay in --work, so that
-nothing is drawn twice. Tables go to stdout; figures.json, the curves and the contact sheet to --output.
+nothing is drawn twice. Tables go to stdout; embedded_figures.json, curves and contact sheet to --output.
 """
 
 from __future__ import annotations
