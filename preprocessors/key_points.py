@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import TypeAlias
@@ -77,6 +77,18 @@ class Poses:
         check_pixels(self.height, self.width, "the canvas of the poses")
         if max(self.width, self.height) > MAX_SIDE:
             raise ValueError(f"the canvas of the poses is {self.width}x{self.height}, a side over {MAX_SIDE}")
+
+
+def found(places: Iterable[Sequence[float]], height: int, width: int) -> tuple[KeyPoint | None, ...]:
+    """Key points from (x, y, confidence) in pixels of a picture; those that are NaN, or have no confidence, or lie
+    further outside than a key point may, are None."""
+    low, high = REACH
+    return tuple(
+        KeyPoint(x / width, y / height, confidence)
+        if confidence > 0 and low <= x / width <= high and low <= y / height <= high
+        else None
+        for x, y, confidence in places
+    )
 
 
 def _check(part: str, points: Points, *counts: int) -> None:

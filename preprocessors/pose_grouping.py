@@ -34,8 +34,8 @@ def bodies(heat: np.ndarray, fields: np.ndarray, inside: tuple[int, int], size: 
     `inside` (rows, columns) show the picture and the rest, on the right and below, is padding. The people are those
     that controlnet_aux 0.0.10's Body finds in the same maps."""
     way = cv2.INTER_AREA if sum(size) < sum(inside) else cv2.INTER_LANCZOS4
-    rows, columns = (_enlarging(*axis, way) for axis in zip(heat.shape[1:], inside, size, strict=True))
-    blurred_rows, blurred_columns = _blurred(rows), _blurred(columns)
+    rows, columns = (enlarging(*axis, way) for axis in zip(heat.shape[1:], inside, size, strict=True))
+    blurred_rows, blurred_columns = (np.pad(blurring(axis), ((1, 1), (0, 0))) for axis in (rows, columns))
     points, scores = [], []
     for one in heat[:18]:
         y, x = _peaks(blurred_rows @ one @ blurred_columns.T)
@@ -48,19 +48,21 @@ def bodies(heat: np.ndarray, fields: np.ndarray, inside: tuple[int, int], size: 
     return [_array(person, points, scores) for person in _people(scores, limbs)]
 
 
-def _enlarging(cells: int, inside: int, length: int, way: int) -> np.ndarray:
-    """The matrix (length, cells) by which a column of a map becomes one of the picture."""
+def enlarging(cells: int, inside: int, length: int, way: int) -> np.ndarray:
+    """The matrix (length, cells) by which a column of a map becomes one of the picture: enlarged to the network's
+    input, cut to what is `inside`, and resized to `length` in OpenCV's `way`."""
     input = cv2.resize(np.eye(cells), (cells, STRIDE * cells), interpolation=cv2.INTER_LANCZOS4)[:inside]
     return cv2.resize(input, (cells, length), interpolation=way)
 
 
-def _blurred(matrix: np.ndarray) -> np.ndarray:
-    """The same with its result blurred, as by scipy.ndimage.gaussian_filter of sigma 3, which is cut at 4 sigma; and a
-    zero before it and behind."""
+def blurring(matrix: np.ndarray) -> np.ndarray:
+    """The same with its result blurred, as by scipy.ndimage.gaussian_filter of sigma 3, which is cut at 4 sigma."""
     weights = np.exp(-0.5 * (np.arange(-12, 13) / 3) ** 2)
     padded = np.pad(matrix, ((12, 12), (0, 0)), "symmetric")
-    blurred = sum(w * padded[i : i + len(matrix)] for i, w in enumerate(weights / weights.sum()))
-    return np.pad(blurred, ((1, 1), (0, 0)))
+    blurred = np.zeros_like(matrix)
+    for i, weight in enumerate(weights / weights.sum()):
+        blurred += weight * padded[i : i + len(matrix)]
+    return blurred
 
 
 def _peaks(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

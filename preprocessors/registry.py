@@ -32,8 +32,9 @@ _by_name: dict[str, Preprocessor] = {}  # by name and by label, casefolded
 @dataclass(frozen=True, eq=False)
 class Preprocessor:
     """One entry: `make` is a function of the image (H, W, 3), or a class of (device, library) whose calls take the
-    image; both give uint8 pixels (H, W) or (H, W, 3), or a pair of these and the map's values. With `stacks` calls
-    take images (B, H, W, 3) and give a result for each. `parameters` in the order of the signature: threshold_a,
+    image; both give uint8 pixels (H, W) or (H, W, 3), a pair of these and the map's values, or a function that draws
+    either at the height and width which are kept of the image. With `stacks` calls take images (B, H, W, 3) and give
+    a result for each. `parameters` in the order of the signature: threshold_a,
     threshold_b where they can be given by position. `resolution` is everyone's and not among them."""
 
     name: str
@@ -109,6 +110,8 @@ def _input(pixels: np.ndarray, resolution: int | None) -> tuple[np.ndarray, int,
 
 
 def _map(result: Any, kind: str, worked_on: np.ndarray, height: int, width: int) -> ControlMap:
+    if callable(result):
+        result = result(height, width)
     pixels, values = result if isinstance(result, tuple) else (result, None)
     if isinstance(values, np.ndarray) and values.shape[:2] == worked_on.shape[:2]:
         values = np.ascontiguousarray(values[:height, :width])

@@ -7,6 +7,7 @@ Make control maps of pictures. `controlnet-ext preprocessors` lists the names an
                       then called <stem>_<name>.png; or - for a PNG on stdout
     --PARAMETER       for every named preprocessor that has it; --NAME.PARAMETER for one
     --resolution N    the short side in pixels to work at, 64..2048, by default the picture's own
+    --json            the key points of people or animals too, beside each map, with the suffix .json: see `draw`
     --recursive       the folders in a folder too
     --overwrite       replace files that exist
 
@@ -26,6 +27,9 @@ import numpy as np
 
 from preprocessors.image_in import read_image
 from preprocessors.image_out import encoded_image, write_image
+from preprocessors.key_points import Poses
+from preprocessors.maps import ControlMap
+from preprocessors.pose_json import write_poses
 from preprocessors.registry import RESOLUTION, Preprocessor, find, registered
 
 from . import say
@@ -39,6 +43,7 @@ def arguments(parser: ArgumentParser, words: list[str]) -> None:
     parser.add_argument("names", metavar="NAME")
     parser.add_argument("inputs", metavar="INPUT", nargs="+")
     parser.add_argument("-o", "--output", metavar="OUT", required=True)
+    parser.add_argument("--json", action="store_true")
     parser.add_argument("--recursive", action="store_true")
     parser.add_argument("--overwrite", action="store_true")
     named = _entries(words[0]) if words and not words[0].startswith("-") else registered()
@@ -52,14 +57,17 @@ def run(options: Namespace) -> int:
     values = _values(entries, {flag[2:]: text for flag, text in vars(options).items() if flag.startswith("--")})
     pictures = [picture for path in options.inputs for picture in _pictures(Path(path), options.recursive)]
     targets = _targets(options.output, pictures, entries)
-    _check(targets, pictures, options.overwrite)
+    _check(_files_of(targets, options.json), pictures, options.overwrite)
     ready = [entry.ready() for entry in entries]
     written, failed = 0, 0
     for picture, paths in zip(pictures, targets, strict=True):
         try:
             pixels = read_image(picture)
             for make, chosen, path in zip(ready, values, paths, strict=True):
-                _write(path, make(pixels, **chosen).pixels, options.overwrite)
+                made = make(pixels, **chosen)
+                if options.json:
+                    _write_json(path, made, options.overwrite)
+                _write(path, made.pixels, options.overwrite)
                 written += 1
         except (ValueError, OSError) as error:
             if len(pictures) == 1 and not written and isinstance(error, (ValueError, FileNotFoundError)):
@@ -129,6 +137,13 @@ def _targets(out: str, pictures: list[Path], entries: list[Preprocessor]) -> lis
     return [[folder / f"{picture.stem}_{entry.name}.png" for entry in entries] for picture in pictures]
 
 
+def _files_of(targets: list[list[str | Path]], json: bool) -> list[list[str | Path]]:
+    """The maps, and with them their key points."""
+    if json and targets == [[STDOUT]]:
+        raise ValueError("--json writes a file beside the map, which goes to stdout: name a file or folder")
+    return [[*paths, *(Path(path).with_suffix(".json") for path in paths if json)] for paths in targets]
+
+
 def _check(targets: list[list[str | Path]], pictures: list[Path], overwrite: bool) -> None:
     """Raises ValueError when two results have one name, one would replace another's picture, or exists."""
     sources = {_place(picture): picture for picture in pictures}
@@ -149,6 +164,15 @@ def _check(targets: list[list[str | Path]], pictures: list[Path], overwrite: boo
 
 def _place(path: str | Path) -> str:
     return os.path.normcase(os.path.realpath(path))
+
+
+def _write_json(path: str | Path, made: ControlMap, overwrite: bool) -> None:
+    if not isinstance(made.values, Poses):
+        raise ValueError(f"--json writes key points, which a map of {made.kind} has not")
+    target = Path(path).with_suffix(".json")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_poses(target, made.values, overwrite)
+    say(target)
 
 
 def _write(path: str | Path, pixels: np.ndarray, overwrite: bool) -> None:
