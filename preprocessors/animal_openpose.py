@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from preprocessors.coco_person import SCORE
+from preprocessors.dwpose import DETECTOR
+from preprocessors.key_points import Animal, Poses, found
+from preprocessors.onnx_network import onnx_network
+from preprocessors.pose_drawing import drawn
+from preprocessors.registry import preprocessor
+from preprocessors.simcc import points
+from preprocessors.weights_file import WeightsFile
+from preprocessors.yolox import ANIMALS, boxes
+
+if TYPE_CHECKING:
+    from preprocessors.library import Library
+    from preprocessors.network import Device
+
+ANIMAL = WeightsFile(
+    "bdsqlsz/qinglong_controlnet-lllite",
+    "Annotators/rtmpose-m_simcc-ap10k_pt-aic-coco_210e-256x256-7a041aa1_20230206.onnx",
+    folder="openpose",
+    licence="Apache-2.0",
+)
+
+
+@preprocessor("animal_openpose", makes="pose", weights=(DETECTOR, ANIMAL))
+class AnimalPose:
+    """Animals as lines, by RTMPose trained on AP-10K. Points that score below 0.3 are absent, and lines that need them;
+    the ComfyUI pack draws all."""
+
+    def __init__(self, device: str | Device, library: Library):
+        self.detector = onnx_network(library, DETECTOR, device)
+        self.network = onnx_network(library, ANIMAL, device)
+
+    def __call__(self, image: np.ndarray) -> Callable[[int, int], Any]:
+        animals = points(self.network, image, boxes(self.detector, image, ANIMALS))
+        animals[animals[..., 2] < SCORE] = np.nan
+
+        def result(height: int, width: int) -> tuple[np.ndarray, Poses]:
+            parts = (Animal(found(one.tolist(), height, width)) for one in animals)
+            poses = Poses((), tuple(parts), width, height)
+            return drawn(poses, height, width), poses
+
+        return result

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from preprocessors.coco_person import person
+from preprocessors.key_points import Poses
+from preprocessors.onnx_network import onnx_network
+from preprocessors.pose_drawing import drawn
+from preprocessors.registry import preprocessor
+from preprocessors.simcc import points
+from preprocessors.weights_file import WeightsFile
+from preprocessors.yolox import PEOPLE, boxes
+
+if TYPE_CHECKING:
+    from preprocessors.library import Library
+    from preprocessors.network import Device
+
+DETECTOR = WeightsFile("yzd-v/DWPose", "yolox_l.onnx", folder="openpose", licence="Apache-2.0")
+WHOLE_BODY = WeightsFile("yzd-v/DWPose", "dw-ll_ucoco_384.onnx", folder="openpose", licence="Apache-2.0")
+BODY = WeightsFile("bukuroo/RTMPose-ONNX", "rtmpose-m.onnx", folder="openpose", licence="Apache-2.0")
+
+
+@preprocessor("dw_openpose_full", makes="pose", weights=(DETECTOR, WHOLE_BODY))
+class DwPose:
+    """Bodies, hands and faces of people, by DWPose: a detector, then the points in each box.
+
+    Where no person is detected the map is empty; sd-webui-controlnet looks at the whole picture if it holds another
+    thing."""
+
+    def __init__(self, device: str | Device, library: Library):
+        self.detector = onnx_network(library, DETECTOR, device)
+        self.network = onnx_network(library, WHOLE_BODY, device)
+
+    def __call__(
+        self,
+        image: np.ndarray,
+        *,
+        body: bool = True,
+        hands: bool = True,
+        face: bool = True,
+        scale_sticks: bool = False,
+    ) -> Callable[[int, int], Any]:
+        people = points(self.network, image, boxes(self.detector, image, PEOPLE))
+
+        def result(height: int, width: int) -> tuple[np.ndarray, Poses]:
+            poses = Poses(tuple(person(one, height, width) for one in people), (), width, height)
+            return drawn(poses, height, width, body=body, hands=hands, face=face, scale_sticks=scale_sticks), poses
+
+        return result
+
+
+@preprocessor("rtmpose", makes="pose", weights=(DETECTOR, BODY))
+class RtmPose:
+    """Bodies of people, by RTMPose: a detector, then the points in each box."""
+
+    def __init__(self, device: str | Device, library: Library):
+        self.detector = onnx_network(library, DETECTOR, device)
+        self.network = onnx_network(library, BODY, device)
+
+    def __call__(self, image: np.ndarray, *, scale_sticks: bool = False) -> Callable[[int, int], Any]:
+        people = points(self.network, image, boxes(self.detector, image, PEOPLE))
+
+        def result(height: int, width: int) -> tuple[np.ndarray, Poses]:
+            poses = Poses(tuple(person(one, height, width) for one in people), (), width, height)
+            return drawn(poses, height, width, scale_sticks=scale_sticks), poses
+
+        return result
