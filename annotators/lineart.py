@@ -1,0 +1,54 @@
+"""Line drawings of photographs, fine and coarse (Chan et al., Learning to Generate Line Drawings that Convey Geometry
+and Semantics, CVPR 2022).
+
+Written after the paper and carolineec/informative-drawings @ 213b24cc5dac, model.py (MIT), with its names of weights.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class Generator(nn.Module):
+    """Drawings (B, 1, H, W), in 0..1, 1 the paper, of pictures (B, 3, H, W), RGB in 0..1, H and W multiples of 4."""
+
+    def __init__(self, blocks: int = 3):
+        super().__init__()
+        self.model0 = nn.Sequential(nn.ReflectionPad2d(3), nn.Conv2d(3, 64, 7), *_normal(64))
+        self.model1 = nn.Sequential(*_half(64), *_half(128))
+        self.model2 = nn.Sequential(*(_Residual(256) for _ in range(blocks)))
+        self.model3 = nn.Sequential(*_double(256), *_double(128))
+        self.model4 = nn.Sequential(nn.ReflectionPad2d(3), nn.Conv2d(64, 1, 7), nn.Sigmoid())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model4(self.model3(self.model2(self.model1(self.model0(x)))))
+
+
+def _normal(width: int) -> list[nn.Module]:
+    return [nn.InstanceNorm2d(width), nn.ReLU(inplace=True)]
+
+
+def _half(width: int) -> list[nn.Module]:
+    return [nn.Conv2d(width, 2 * width, 3, stride=2, padding=1), *_normal(2 * width)]
+
+
+def _double(width: int) -> list[nn.Module]:
+    up = nn.ConvTranspose2d(width, width // 2, 3, stride=2, padding=1, output_padding=1)
+    return [up, *_normal(width // 2)]
+
+
+class _Residual(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        first, second = ([nn.ReflectionPad2d(1), nn.Conv2d(width, width, 3)] for _ in range(2))
+        self.conv_block = nn.Sequential(*first, *_normal(width), *second, nn.InstanceNorm2d(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv_block(x)
+
+
+def load(tensors: dict[str, Tensor]) -> Generator:
+    """The network of a published file's tensors, all of them and no others. Raises RuntimeError otherwise."""
+    net = Generator()
+    net.load_state_dict(tensors)
+    return net
