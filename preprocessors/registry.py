@@ -22,6 +22,7 @@ from preprocessors.resolution import resized
 if TYPE_CHECKING:
     from preprocessors.library import Library
     from preprocessors.network import Device
+    from preprocessors.weights_file import WeightsFile
 
 RESOLUTION = Parameter("resolution", int, None, Range(64, 2048))
 
@@ -42,7 +43,7 @@ class Preprocessor:
     label: str
     make: Callable[..., Any]
     parameters: tuple[Parameter, ...]
-    weights: Any = None
+    weights: tuple[WeightsFile, ...] = ()
     stacks: bool = False
 
     def check(self, given: dict[str, Any]) -> dict[str, Any]:
@@ -122,7 +123,12 @@ def _map(result: Any, kind: str, worked_on: np.ndarray, height: int, width: int)
 
 
 def preprocessor(
-    name: str, *, makes: str, label: str | None = None, weights: Any = None, stacks: bool = False
+    name: str,
+    *,
+    makes: str,
+    label: str | None = None,
+    weights: WeightsFile | tuple[WeightsFile, ...] = (),
+    stacks: bool = False,
 ) -> Callable[[Make], Make]:
     """Enters the function or class below it under `name` (canonical) and `label` (sd-webui-controlnet's display
     name). `makes` is the kind of its maps, `weights` the files it loads, `stacks` as in `Preprocessor`. Raises
@@ -133,7 +139,8 @@ def preprocessor(
         if makes not in KINDS:
             raise ValueError(f"{name} makes {makes!r}, which is none of: {', '.join(KINDS)}")
         declared = parameters(make.__call__, skip=2) if isinstance(make, type) else parameters(make, skip=1)
-        entry = Preprocessor(name, makes, label or name, make, declared, weights, stacks)
+        files = weights if isinstance(weights, tuple) else (weights,)
+        entry = Preprocessor(name, makes, label or name, make, declared, files, stacks)
         keys = {entry.name.casefold(), entry.label.casefold()}
         if taken := sorted(keys & _by_name.keys()):
             raise ValueError(f"preprocessor {taken[0]!r} is entered already, by {_by_name[taken[0]].make.__module__}")

@@ -11,6 +11,16 @@ Make control maps of pictures. `controlnet-ext preprocessors` lists the names an
     --recursive       the folders in a folder too
     --overwrite       replace files that exist
 
+Of preprocessors with weights:
+
+    --library FOLDER  where weights are, several times if need be, by default those in CONTROLNET_EXT_MODELS; then the
+                      Hugging Face cache is looked into; what is nowhere is downloaded, to the first folder
+    --no-download     only say which file to put where
+    --weights FILE    the file itself, where one is needed
+    --device D        where networks compute: cpu (by default), cuda, cuda:1, mps, ...
+    --dtype T         in which numbers: float32 (by default), float16, bfloat16
+    --batch N         so many pictures at once, of those that are alike in size
+
 Two results of one name are refused before any work. Exit code 0: done; 1: some failed, one line each on stderr, the
 others are done; 2: refused, nothing is written; 130: interrupted.
 """
@@ -30,8 +40,9 @@ from preprocessors.image_out import encoded_image, write_image
 from preprocessors.key_points import Poses
 from preprocessors.maps import ControlMap
 from preprocessors.pose_json import write_poses
-from preprocessors.registry import RESOLUTION, Preprocessor, find, registered
+from preprocessors.registry import RESOLUTION, Preprocessor, Ready, find, registered
 
+from .. import library_options
 from . import say
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".avif")
@@ -46,6 +57,7 @@ def arguments(parser: ArgumentParser, words: list[str]) -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--recursive", action="store_true")
     parser.add_argument("--overwrite", action="store_true")
+    library_options.declare(parser)
     named = _entries(words[0]) if words and not words[0].startswith("-") else registered()
     for flag in {flag: None for entry in named for flag in _flags(entry)}:
         parser.add_argument(f"--{flag}", dest=f"--{flag}", default=SUPPRESS)
@@ -58,13 +70,11 @@ def run(options: Namespace) -> int:
     pictures = [picture for path in options.inputs for picture in _pictures(Path(path), options.recursive)]
     targets = _targets(options.output, pictures, entries)
     _check(_files_of(targets, options.json), pictures, options.overwrite)
-    ready = [entry.ready() for entry in entries]
+    ready = library_options.ready(entries, options)
     written, failed = 0, 0
-    for picture, paths in zip(pictures, targets, strict=True):
+    for paths, maps in zip(targets, _maps(pictures, ready, values, options.batch or 1), strict=True):
         try:
-            pixels = read_image(picture)
-            for make, chosen, path in zip(ready, values, paths, strict=True):
-                made = make(pixels, **chosen)
+            for made, path in zip(maps, paths, strict=True):
                 if options.json:
                     _write_json(path, made, options.overwrite)
                 _write(path, made.pixels, options.overwrite)
@@ -75,6 +85,31 @@ def run(options: Namespace) -> int:
             say(f"controlnet-ext: {error}")
             failed += 1
     return 1 if failed else 0
+
+
+def _maps(
+    pictures: list[Path], ready: list[Ready], values: list[dict[str, Any]], batch: int
+) -> Iterator[Iterator[ControlMap]]:
+    """For each picture its maps, which are made when they are asked for; what is wrong with a picture is raised then.
+    Up to `batch` pictures are computed together, and one by one where that fails, so that the bad one is told."""
+    for i in range(0, len(pictures), batch):
+        some = pictures[i : i + batch]
+        if len(some) > 1:
+            try:
+                pixels = [read_image(picture) for picture in some]
+                columns = [make.batch(pixels, **chosen) for make, chosen in zip(ready, values, strict=True)]
+            except (ValueError, OSError):
+                pass
+            else:
+                yield from map(iter, zip(*columns, strict=True))
+                continue
+        yield from (_alone(picture, ready, values) for picture in some)
+
+
+def _alone(picture: Path, ready: list[Ready], values: list[dict[str, Any]]) -> Iterator[ControlMap]:
+    pixels = read_image(picture)
+    for make, chosen in zip(ready, values, strict=True):
+        yield make(pixels, **chosen)
 
 
 def _entries(names: str) -> list[Preprocessor]:
