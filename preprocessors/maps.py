@@ -7,25 +7,28 @@ from typing import Any
 
 import numpy as np
 
-KINDS = (
-    "edges",
-    "soft edges",
-    "lines",
-    "straight lines",
-    "scribble",
-    "depth",
-    "normals",
-    "pose",
-    "face",
-    "segmentation",
-    "tile",
-    "colour",
-    "luminance",
-    "shuffle",
-    "inpaint",
-    "embedding",
-    "other",
-)
+# Kinds of maps, and the words in the names of control models that read them (sd-webui-controlnet @ 56cec5b filters its
+# list of models by these).
+FEEDS = {
+    "edges": ("canny",),
+    "soft edges": ("softedge", "hed", "pidi"),
+    "lines": ("lineart",),
+    "straight lines": ("mlsd",),
+    "scribble": ("scribble", "sketch"),
+    "depth": ("depth",),
+    "normals": ("normal",),
+    "pose": ("openpose",),
+    "face": ("mediapipe_face",),
+    "segmentation": ("seg", "densepose"),
+    "tile": ("tile", "blur"),
+    "colour": ("t2iadapter_color",),
+    "luminance": ("recolor",),
+    "shuffle": ("shuffle",),
+    "inpaint": ("inpaint",),
+    "embedding": ("ip-adapter", "revision", "t2iadapter_style"),
+    "other": (),
+}
+KINDS = tuple(FEEDS)
 
 
 @dataclass(frozen=True, eq=False)

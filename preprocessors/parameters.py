@@ -19,7 +19,7 @@ class Range:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.low:g}..{self.high:g}"
+        return f"{self.low:.10g}..{self.high:.10g}"
 
 
 @dataclass(frozen=True)

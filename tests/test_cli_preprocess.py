@@ -265,6 +265,9 @@ def test_preprocessors_lists_every_name_with_its_parameters(capsys):
     rows = {line.split()[0]: line for line in out.splitlines()[1:] if line}
     assert "low 0..255 (100), high 0..255 (200)" in rows["canny"] and "edges" in rows["canny"]
     assert find("invert").label in rows["invert"]
+    assert "canny" in rows["canny"].split("edges")[1] and "softedge hed pidi" in rows["hed"]
+    assert "table5_pidinet.pth (2.9 MB, research only, pinned)" in rows["pidinet"]
+    assert "MTEED.pth (0.2 MB, non-commercial, pinned)" in rows["softedge_anyline"]
     assert "64..2048" in out and error == ""
 
 

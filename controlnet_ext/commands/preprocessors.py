@@ -1,12 +1,15 @@
 """controlnet-ext preprocessors
 
-List the preprocessors: name, kind of map, parameters with their range and default, display name in webui.
+List the preprocessors: name, kind of map, words in the names of control models that read it, parameters with their
+range and default, display name in webui, and the weights they load: file, size, licence, and whether its sha256 is
+pinned here or is what the Hub says at the download.
 """
 
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 
+from preprocessors.maps import FEEDS
 from preprocessors.parameters import Parameter
 from preprocessors.registry import RESOLUTION, registered
 
@@ -17,10 +20,11 @@ def arguments(parser: ArgumentParser, words: list[str]) -> None:
 
 def run(options: Namespace) -> int:
     """Prints the table."""
-    rows = [("name", "makes", "parameters", "label")]
+    rows = [("name", "makes", "feeds", "parameters", "label", "weights")]
     for entry in registered():
         label = entry.label if entry.label != entry.name else ""
-        rows.append((entry.name, entry.makes, ", ".join(map(_words, entry.parameters)), label))
+        parameters, weights = ", ".join(map(_words, entry.parameters)), ", ".join(map(str, entry.weights))
+        rows.append((entry.name, entry.makes, " ".join(FEEDS[entry.makes]), parameters, label, weights))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
