@@ -71,6 +71,8 @@ def _record(file: WeightsFile) -> Record:
 
     if constants.HF_HUB_OFFLINE:
         raise OSError("HF_HUB_OFFLINE is set")
+    if file.url and file.size is not None and file.sha256:
+        return Record(file.url, file.size, file.sha256)
     headers, url = _head(f"{constants.ENDPOINT}/{file.address}", constants.HF_HUB_ETAG_TIMEOUT)
     etag = (headers.get("X-Linked-Etag") or headers.get("ETag") or "").removeprefix("W/").strip('"').lower()
     size = headers.get("X-Linked-Size") or ("" if "Location" in headers else headers.get("Content-Length")) or ""

@@ -17,7 +17,8 @@ class WeightsFile:
 
     `repo` on the Hugging Face Hub and `path` in it; `folder` is what sd-webui-controlnet calls its place below
     annotator/downloads; `size` in bytes, None where no source states it; `sha256` in hex where `source` states it,
-    None where the Hub's own record is what a download is compared with."""
+    None where the Hub's own record is what a download is compared with. `url` is where a file is that is not on the
+    Hub; it has size and sha256."""
 
     repo: str
     path: str
@@ -26,6 +27,7 @@ class WeightsFile:
     size: int | None = None
     sha256: str | None = None
     source: str = ""
+    url: str = ""
 
     @property
     def name(self) -> str:
@@ -44,4 +46,4 @@ class WeightsFile:
 
     def instructions(self, target: Path) -> str:
         """What a user can do by hand, in one line: which file to put where."""
-        return f"put https://huggingface.co/{self.address} at {str(target)!r}"
+        return f"put {self.url or f'https://huggingface.co/{self.address}'} at {str(target)!r}"
