@@ -1,0 +1,65 @@
+"""Networks of transformers, in folders like the Hub's: config.json, preprocessor_config.json, model.safetensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from preprocessors.disk import read_json
+from preprocessors.network import Device, Network
+from preprocessors.weights_file import WeightsFile
+
+if TYPE_CHECKING:
+    from preprocessors.library import Library
+
+Files = tuple[WeightsFile, ...]
+_CONFIG, _WEIGHTS = "config.json", "model.safetensors"
+
+
+def model_files(repo: str, licence: str) -> Files:
+    """The files of a model on the Hub; in a folder of weights they are in repo/."""
+    names = (_CONFIG, "preprocessor_config.json", _WEIGHTS)
+    return tuple(WeightsFile(repo, name, folder=repo, licence=licence) for name in names)
+
+
+def folder(library: Library, files: Files) -> Path:
+    """The folder that holds all of a model's files, after a download if there was none. Raises what Library.path does,
+    and FileNotFoundError when the files lie apart."""
+    found = [path.parent for path in map(library.path, files)]
+    if len(set(found)) > 1:
+        raise FileNotFoundError(f"the files of {files[0].repo} lie apart, in {', '.join(sorted(set(map(str, found))))}")
+    return found[0]
+
+
+def transformers_network(library: Library, files: Files, name: str, device: str | Device) -> Network:
+    """The network of transformers' class `name`, shared and kept as the library's others are. Its weights are read by
+    our own reader and must be all of its. Raises what `folder` does, ValueError where transformers is too old for the
+    class or the files are refused."""
+    where = Device.of(device)
+    return library.pool.get((files, name, where), lambda: _loaded(folder(library, files), name, where))
+
+
+def transformers_class(name: str) -> Any:
+    """A class of transformers, of image processors the one that needs no torchvision. ValueError where transformers
+    has none."""
+    import transformers
+
+    for candidate in (f"{name}Pil", name) if name.endswith("ImageProcessor") else (name,):
+        if hasattr(transformers, candidate):
+            return getattr(transformers, candidate)
+    raise ValueError(f"transformers {transformers.__version__} has no {name}: install a later one")
+
+
+def _loaded(path: Path, name: str, device: Device) -> Network:
+    from preprocessors.weights import read_weights
+
+    kind = transformers_class(name)
+    config = kind.config_class.from_dict(read_json(path / _CONFIG))
+    tensors = read_weights(path / _WEIGHTS).tensors
+    try:
+        module, report = kind.from_pretrained(None, config=config, state_dict=tensors, output_loading_info=True)
+    except (ValueError, RuntimeError) as error:  # RuntimeError: shapes
+        raise ValueError(f"{str(path)!r} is refused: {' '.join(str(error).split())[:400]}") from error
+    if wrong := sorted(map(str, [*report["missing_keys"], *report["unexpected_keys"], *report["mismatched_keys"]])):
+        raise ValueError(f"{str(path)!r} is refused: {len(wrong)} tensors are not {name}'s, such as {wrong[0]}")
+    return Network.on(module, device)
