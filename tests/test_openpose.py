@@ -155,7 +155,7 @@ def test_only_the_networks_that_are_needed_are_loaded():
         find(name).ready(library=library)
         assert library.asked == files
         entry = find(name)
-        assert set(files) == set(entry.weights if isinstance(entry.weights, tuple) else [entry.weights])
+        assert set(files) == set(entry.weights)
         assert all("non-commercial" in file.licence for file in files)
 
 
@@ -245,7 +245,7 @@ def test_the_command_writes_the_key_points_beside_the_map(tmp_path, monkeypatch)
     from controlnet_ext import cli
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("preprocessors.library.Library", Stands)
+    monkeypatch.setattr("preprocessors.library.Library", lambda *_, **__: Stands())
     write_image("a.png", NOISE)
     assert cli.main(["preprocess", "openpose", "a.png", "-o", "map.png", "--json"]) == 0
     assert cli.main(["draw", "map.json", "-o", "again.png"]) == 0
