@@ -22,7 +22,7 @@ _ENDS = (1, 3, 6, 10, 13)  # the last layer of each
 
 class Large(nn.Module):
     """Centres and displacements (B, 9, H/2, W/2) of pictures (B, 4, H, W): RGB and a channel of ones, x / 127.5 - 1,
-    H and W multiples of 32. Channel 0 is the logit of a line's centre, 1 to 4 are x and y from there to its start and
+    H and W multiples of 16. Channel 0 is the logit of a line's centre, 1 to 4 are x and y from there to its start and
     its end in pixels of the map."""
 
     def __init__(self) -> None:

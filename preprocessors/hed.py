@@ -32,7 +32,7 @@ def _edges(device: str | Device, library: Library) -> Callable[[np.ndarray], np.
 
     def edges(images: np.ndarray) -> np.ndarray:
         height, width = images.shape[1:3]
-        return hed.together(network(tensor(extended(images, 64))))[:, 0, :height, :width].numpy()
+        return hed.together(network(tensor(extended(images, 1, least=16))))[:, 0, :height, :width].numpy()
 
     return edges
 

@@ -41,7 +41,7 @@ def _lines(file: WeightsFile, device: str | Device, library: Library) -> Callabl
 
     def lines(images: np.ndarray) -> np.ndarray:
         height, width = images.shape[1:3]
-        paper = network(tensor(extended(images, 64)) / 255)[:, 0, :height, :width].numpy()
+        paper = network(tensor(extended(images, 4, least=8)) / 255)[:, 0, :height, :width].numpy()
         return 255 - grey(paper)
 
     return lines

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from preprocessors.registry import preprocessor
-from preprocessors.soft_edges import extended, tensor
+from preprocessors.soft_edges import tensor
 from preprocessors.weights_file import DINKSTER, HORDE, WeightsFile
 
 if TYPE_CHECKING:
@@ -36,11 +36,9 @@ class LineartAnime:
         self.network = library.network(ANIME, lineart_anime.load, device)
 
     def __call__(self, images: np.ndarray) -> list[np.ndarray]:
-        height, width = images.shape[1:3]
-        images = extended(images, 64)
         size = images.shape[2], images.shape[1]
         seen = tuple(-(-side // MULTIPLE) * MULTIPLE for side in size)
         distorted = np.stack([cv2.resize(image, seen, interpolation=cv2.INTER_CUBIC) for image in images])
         papers = self.network(tensor(distorted) / 127.5 - 1)[:, 0].numpy() * 127.5 + 127.5
         papers = [cv2.resize(paper, size, interpolation=cv2.INTER_CUBIC) for paper in papers]
-        return [255 - paper[:height, :width].clip(0, 255).astype(np.uint8) for paper in papers]
+        return [255 - paper.clip(0, 255).astype(np.uint8) for paper in papers]

@@ -44,7 +44,7 @@ class Mlsd:
         thr_d: Annotated[float, Range(0.01, 20)] = 0.1,
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         height, width = images.shape[1:3]
-        with_ones = np.pad(extended(images, 64), ((0, 0), (0, 0), (0, 0), (0, 1)), constant_values=1)
+        with_ones = np.pad(extended(images, 16), ((0, 0), (0, 0), (0, 0), (0, 1)), constant_values=1)
         found = self.network(tensor(with_ones) / 127.5 - 1)
         results = []
         for segments in self.segments(found, thr_v, thr_d):

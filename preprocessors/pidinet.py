@@ -33,7 +33,7 @@ def _edges(device: str | Device, library: Library) -> Callable[[np.ndarray], np.
 
     def edges(images: np.ndarray) -> np.ndarray:
         height, width = images.shape[1:3]
-        bgr = extended(images, 64)[..., ::-1]
+        bgr = extended(images, 1, least=8)[..., ::-1]
         return network(tensor(bgr) / 255)[-1][:, 0, :height, :width].numpy()
 
     return edges

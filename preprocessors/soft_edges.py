@@ -14,9 +14,12 @@ _DIAGONAL = np.eye(3, dtype=np.uint8)
 _DIRECTIONS = [_DIAGONAL, np.fliplr(_DIAGONAL), np.ones((1, 3), np.uint8), np.ones((3, 1), np.uint8)]
 
 
-def extended(images: np.ndarray, multiple: int) -> np.ndarray:
-    """Pictures (B, H, W, 3) extended on the right and below with their edge pixels to multiples of that."""
-    bottom, right = -images.shape[1] % multiple, -images.shape[2] % multiple
+def extended(images: np.ndarray, multiple: int, least: int = 1) -> np.ndarray:
+    """Pictures (B, H, W, 3) extended on the right and below with their edge pixels to multiples of that, and to `least`
+    pixels. No further than a network needs: PiDiNet's F on BSDS500's pictures of 321x481 is .713 as they are, .683
+    extended to multiples of 64."""
+    height, width = images.shape[1:3]
+    bottom, right = (max(-side % multiple, least - side) for side in (height, width))
     return np.pad(images, ((0, 0), (0, bottom), (0, right), (0, 0)), mode="edge")
 
 

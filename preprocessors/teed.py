@@ -46,7 +46,7 @@ def _edges(file: WeightsFile, device: str | Device, library: Library) -> Callabl
 
     def edges(images: np.ndarray, steps: int) -> np.ndarray:
         height, width = images.shape[1:3]
-        logits = sum(network(tensor(extended(images, 64)))) / 4
+        logits = sum(network(tensor(extended(images, 4)))) / 4
         soft = logits.sigmoid()[:, 0, :height, :width].numpy()
         return grey(safe(soft, steps) if steps else soft)
 

@@ -134,11 +134,22 @@ def test_pictures_in_a_batch_give_the_maps_of_each_alone(name):
         assert result.pixels.shape == image.shape and np.median(difference) == 0 and (difference > 1).mean() < 2e-3
 
 
-@pytest.mark.parametrize("name", ["pidinet", "softedge_teed", "mlsd", "hed", "lineart"])
-def test_a_picture_of_any_size_is_worked_on_as_at_its_resolution(name):
+def test_a_picture_is_worked_on_as_it_is():
+    shelf = random_shelf(NETWORKS["pidinet"])
+    net = pidinet.load(shelf.tensors).eval()
+    x = torch.from_numpy(NOISE[..., ::-1].copy()).permute(2, 0, 1)[None].float() / 255
+    with torch.inference_mode():
+        edges = net(x)[-1][0, 0].numpy() * 255
+    result = preprocess("pidinet", NOISE, library=shelf).pixels[..., 0]
+    assert np.abs(result - edges.astype(int)).max() <= 1 and (result != edges.astype(int)).mean() < 0.01
+
+
+@pytest.mark.parametrize("name", ["pidinet", "softedge_teed", "mlsd", "hed", "lineart", "lineart_anime_denoise"])
+def test_the_smallest_and_oddest_pictures_have_maps(name):
     run = find(name).ready(library=random_shelf(NETWORKS[name]))
-    np.testing.assert_array_equal(run(NOISE).pixels, run(NOISE, resolution=70).pixels)
-    assert run(NOISE[:1, :1]).pixels.shape == (1, 1, 3)
+    for height, width in ((1, 1), (5, 33), (67, 2), (49, 35)):
+        assert run(NOISE[:height, :width]).pixels.shape == (height, width, 3)
+    assert run(NOISE, resolution=64).pixels.shape == (64, 82, 3)
 
 
 def test_pictures_are_extended_by_their_edge():
@@ -146,7 +157,7 @@ def test_pictures_are_extended_by_their_edge():
     result = extended(image, 4)
     assert result.shape == (1, 4, 4, 3) and (result[0, :, 3] == result[0, :, 2]).all()
     assert (result[0, 3] == result[0, 1]).all() and (result[0, :2, :3] == image[0]).all()
-    assert extended(image, 1).shape == image.shape
+    assert extended(image, 1).shape == image.shape and extended(image, 1, least=3).shape == (1, 3, 3, 3)
 
 
 @pytest.mark.weights
@@ -414,5 +425,5 @@ def test_manga_line_reads_grey_and_gives_white_lines():
     seen = []
     image = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]]], np.uint8)
     result = preprocess("lineart_anime_denoise", image, library=Paper()).pixels[0, :, 0]
-    assert seen[0].shape == (1, 1, 64, 64) and seen[0][0, 0, 0, :5].tolist() == [76, 150, 29, 255, 255]
+    assert seen[0].shape == (1, 1, 16, 16) and seen[0][0, 0, 0, :5].tolist() == [76, 150, 29, 255, 255]
     assert result.tolist() == [255 - 84, 255 - 195, 255 - 13, 0]
