@@ -9,7 +9,8 @@ from controlnet_ext.training.loop import CHECKPOINT, LOG, Schedule, train
 
 def _net() -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 1))
+    inner = [part for _ in range(4) for part in (nn.Linear(8, 8), nn.SiLU())]  # over ten tensors: "10" sorts before "2"
+    return nn.Sequential(nn.Linear(4, 8), nn.SiLU(), *inner, nn.Linear(8, 1))
 
 
 def _loss(net, step, batch):
@@ -30,19 +31,20 @@ def test_training_learns_and_writes_a_row_for_each_measurement(tmp_path):
     assert rows[-1]["held_out"] == _held_out(averaged)["held_out"] < before / 4
 
 
-def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):
+def test_a_run_that_was_stopped_twice_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):
     whole = train(_net(), _loss, _held_out, Schedule(20, batches=2, every=5), tmp_path / "whole")
 
     class Killed(Exception):
         pass
 
     def dies(net, step, batch):
-        if step == 13:
+        if step == killed_at:
             raise Killed
         return _loss(net, step, batch)
 
-    with pytest.raises(Killed):
-        train(_net(), dies, _held_out, Schedule(20, batches=2, every=5), tmp_path / "cut")
+    for killed_at in (8, 13):
+        with pytest.raises(Killed):
+            train(_net(), dies, _held_out, Schedule(20, batches=2, every=5), tmp_path / "cut")
     resumed = train(_net(), _loss, _held_out, Schedule(20, batches=2, every=5), tmp_path / "cut")
     for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b)

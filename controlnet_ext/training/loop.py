@@ -140,7 +140,7 @@ def _parts(network: nn.Module, averaged: nn.Module, optimizer: torch.optim.Optim
     """All tensors of a checkpoint by name, as views of the living ones."""
     for prefix, module in (("network", network), ("averaged", averaged)):
         yield from ((f"{prefix}.{name}", t) for name, t in module.state_dict().items())
-    for i, state in enumerate(optimizer.state_dict()["state"].values()):
+    for i, state in optimizer.state_dict()["state"].items():
         yield from ((f"optimizer.{i}.{name}", t) for name, t in state.items())
 
 
