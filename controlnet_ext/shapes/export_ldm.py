@@ -28,6 +28,7 @@ from . import ldm
 from .embedded import NAME as EMBEDDED
 from .embedded import place
 from .ldm_settings import control_settings, settings, width_and_heads
+from .text import text_files
 from .wide import GROUPS, factor, widened
 
 NAME = "shapes"
@@ -82,20 +83,6 @@ def export(model: Path, out: Path, dtype: torch.dtype = torch.float16, overwrite
         name = f"{NAME}_{folder.name.removeprefix('controlnet_')}"
         written.append(write(name, *control(net), control_settings(base, net.plan.hint[0])))
     return written
-
-
-def text_files(words: Any, encoder: Any) -> dict[str, str]:
-    """The files from which transformers before 5, which webui has, make a CLIPTokenizer and a CLIPTextModel; later ones
-    read them too but write others. `words` is a fast tokenizer, one with a `backend_tokenizer`."""
-    bpe = json.loads(words.backend_tokenizer.to_str())["model"]
-    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in bpe["merges"]]
-    marks = {"bos_token": "<|startoftext|>"} | dict.fromkeys(("eos_token", "unk_token", "pad_token"), "<|endoftext|>")
-    return {
-        "vocab.json": json.dumps(bpe["vocab"]),
-        "merges.txt": "\n".join(["#version: 0.2", *merges, ""]),
-        "tokenizer_config.json": json.dumps({"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, **marks}),
-        "config.json": encoder.config.to_json_string(),
-    }
 
 
 def _as(dtype: torch.dtype, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -55,3 +56,17 @@ def narrow_text_encoder(words: CLIPTokenizer) -> CLIPTextModel:
         hidden_act="quick_gelu",
     )
     return CLIPTextModel(config)
+
+
+def text_files(words: Any, encoder: Any) -> dict[str, str]:
+    """The files from which transformers before 5, which webui has, make a CLIPTokenizer and a CLIPTextModel; later ones
+    read them too but write others. `words` is a fast tokenizer, one with a `backend_tokenizer`."""
+    bpe = json.loads(words.backend_tokenizer.to_str())["model"]
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in bpe["merges"]]
+    marks = {"bos_token": "<|startoftext|>"} | dict.fromkeys(("eos_token", "unk_token", "pad_token"), "<|endoftext|>")
+    return {
+        "vocab.json": json.dumps(bpe["vocab"]),
+        "merges.txt": "\n".join(["#version: 0.2", *merges, ""]),
+        "tokenizer_config.json": json.dumps({"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, **marks}),
+        "config.json": encoder.config.to_json_string(),
+    }
