@@ -5,9 +5,12 @@ Written after the paper and lhwcv/mlsd_pytorch @ 2312205254e6 (Apache-2.0), with
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 MOST = 200  # lines of a picture
 _STAGES = (
@@ -120,7 +123,7 @@ class _Inverted(nn.Module):
         self.residual = stride == 1 and before == width
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv(x) if self.residual else self.conv(x)
+        return self.conv(x).add_(x) if self.residual else self.conv(x)
 
 
 class _Merge(nn.Module):
@@ -140,19 +143,23 @@ class _Merge(nn.Module):
 class _Mix(nn.Module):
     def __init__(self, before: int, width: int):
         super().__init__()
-        self.conv1 = nn.Sequential(nn.Conv2d(before, before, 3, padding=1), nn.BatchNorm2d(before), nn.ReLU())
-        self.conv2 = nn.Sequential(nn.Conv2d(before, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())
+        self.conv1 = nn.Sequential(
+            nn.Conv2d(before, before, 3, padding=1), nn.BatchNorm2d(before), nn.ReLU(inplace=True)
+        )
+        self.conv2 = nn.Sequential(nn.Conv2d(before, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv2(self.conv1(x) + x)
+        return self.conv2(self.conv1(x).add_(x))
 
 
 class _Head(nn.Module):
     def __init__(self, before: int, width: int):
         super().__init__()
         dilated = nn.Conv2d(before, before, 3, padding=5, dilation=5)
-        self.conv1 = nn.Sequential(dilated, nn.BatchNorm2d(before), nn.ReLU())
-        self.conv2 = nn.Sequential(nn.Conv2d(before, before, 3, padding=1), nn.BatchNorm2d(before), nn.ReLU())
+        self.conv1 = nn.Sequential(dilated, nn.BatchNorm2d(before), nn.ReLU(inplace=True))
+        self.conv2 = nn.Sequential(
+            nn.Conv2d(before, before, 3, padding=1), nn.BatchNorm2d(before), nn.ReLU(inplace=True)
+        )
         self.conv3 = nn.Conv2d(before, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -164,10 +171,15 @@ def _larger(x: Tensor) -> Tensor:
 
 
 def load(tensors: dict[str, Tensor]) -> Large | Tiny:
-    """The network of a published file's tensors, all of them and no others; its size is read off their names. Raises
-    RuntimeError otherwise."""
+    """The network of a published file's tensors, all of them and no others, in evaluation mode; its size is read off
+    their names. Normalisations become part of the convolutions before them. Raises RuntimeError otherwise."""
     net = Large() if any(key.startswith("block23.") for key in tensors) else Tiny()
     net.load_state_dict(tensors)
+    for layers in net.eval().modules():
+        if isinstance(layers, nn.Sequential):
+            for i, (layer, norm) in enumerate(pairwise(layers)):
+                if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                    layers[i], layers[i + 1] = fuse_conv_bn_eval(layer, norm), nn.Identity()
     return net
 
 
