@@ -36,7 +36,7 @@ HELD_OUT_SCENES = 256
 
 def narrow_unet() -> Any:
     """SD1.5's UNet topology, 4.4 M parameters instead of 859.5 M."""
-    unet = UNet2DConditionModel(
+    unet: Any = UNet2DConditionModel(
         sample_size=16,
         block_out_channels=(64,) * 4,
         cross_attention_dim=WIDTH,
