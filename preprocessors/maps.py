@@ -34,12 +34,14 @@ KINDS = tuple(FEEDS)
 @dataclass(frozen=True, eq=False)
 class ControlMap:
     """A control map: `pixels` (H, W, 3) uint8 RGB, `kind` (one of KINDS), and in `values` what a picture cannot hold:
-    depth as floats (H, W), people with key points, an embedding; None where the picture says all. Raises ValueError
-    on anything else."""
+    depth as floats (H, W), people with key points, an embedding; None where the picture says all. `fine` is a grey
+    picture in 65,536 steps, (H, W) uint16, where it has them; pixels are its upper 8 bits. Raises ValueError on
+    anything else."""
 
     pixels: np.ndarray
     kind: str
     values: Any = None
+    fine: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.pixels, np.ndarray):
@@ -49,3 +51,5 @@ class ControlMap:
             raise ValueError(f"pixels {shape} {dtype} are no map: expected (H, W, 3) uint8, RGB")
         if self.kind not in KINDS:
             raise ValueError(f"kind {self.kind!r} of a map is none of: {', '.join(KINDS)}")
+        if self.fine is not None and (self.fine.shape != shape[:2] or self.fine.dtype != np.uint16):
+            raise ValueError(f"fine {self.fine.shape} {self.fine.dtype} of a map of {shape}: expected (H, W) uint16")

@@ -33,10 +33,10 @@ _by_name: dict[str, Preprocessor] = {}  # by name and by label, casefolded
 @dataclass(frozen=True, eq=False)
 class Preprocessor:
     """One entry: `make` is a function of the image (H, W, 3), or a class of (device, library) whose calls take the
-    image; both give uint8 pixels (H, W) or (H, W, 3), a pair of these and the map's values, or a function that draws
-    either at the height and width which are kept of the image. With `stacks` calls take images (B, H, W, 3) and give
-    a result for each. `parameters` in the order of the signature: threshold_a,
-    threshold_b where they can be given by position. `resolution` is everyone's and not among them."""
+    image; both give uint8 pixels (H, W) or (H, W, 3), or uint16 (H, W), a pair of these and the map's values, or a
+    function that draws either at the height and width which are kept of the image. With `stacks` calls take images
+    (B, H, W, 3) and give a result for each. `parameters` in the order of the signature: threshold_a, threshold_b
+    where they can be given by position. `resolution` is everyone's and not among them."""
 
     name: str
     makes: str
@@ -116,10 +116,13 @@ def _map(result: Any, kind: str, worked_on: np.ndarray, height: int, width: int)
     pixels, values = result if isinstance(result, tuple) else (result, None)
     if isinstance(values, np.ndarray) and values.shape[:2] == worked_on.shape[:2]:
         values = np.ascontiguousarray(values[:height, :width])
-    pixels = pixels[:height, :width]
+    pixels = np.ascontiguousarray(pixels[:height, :width])
+    fine = pixels if pixels.dtype == np.uint16 else None
+    if fine is not None:
+        pixels = (fine // 257).astype(np.uint8)  # cut to whole numbers twice is cut once: trunc(255 x)
     if pixels.ndim == 2:
         pixels = cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)
-    return ControlMap(np.ascontiguousarray(pixels), kind, values)
+    return ControlMap(pixels, kind, values, fine)
 
 
 def preprocessor(
