@@ -1,4 +1,4 @@
-"""Networks of transformers, in folders like the Hub's: config.json, preprocessor_config.json, model.safetensors."""
+"""Networks of transformers, in folders like the Hub's: config.json, preprocessor_config.json, weights."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from preprocessors.library import Library
 
 Files = tuple[WeightsFile, ...]
-_CONFIG, _WEIGHTS = "config.json", "model.safetensors"
+CONFIG, PREPARATION = "config.json", "preprocessor_config.json"
 
 
-def model_files(repo: str, licence: str) -> Files:
-    """The files of a model on the Hub; in a folder of weights they are in repo/."""
-    names = (_CONFIG, "preprocessor_config.json", _WEIGHTS)
+def model_files(repo: str, licence: str, weights: str = "model.safetensors") -> Files:
+    """The files of a model on the Hub, its weights last; in a folder of weights they are in repo/."""
+    names = (CONFIG, PREPARATION, weights)
     return tuple(WeightsFile(repo, name, folder=repo, licence=licence) for name in names)
 
 
@@ -36,7 +36,7 @@ def transformers_network(library: Library, files: Files, name: str, device: str 
     our own reader and must be all of its. Raises what `folder` does, ValueError where transformers is too old for the
     class or the files are refused."""
     where = Device.of(device)
-    return library.pool.get((files, name, where), lambda: _loaded(folder(library, files), name, where))
+    return library.pool.get((files, name, where), lambda: _loaded(folder(library, files), files[-1].name, name, where))
 
 
 def transformers_class(name: str) -> Any:
@@ -50,12 +50,12 @@ def transformers_class(name: str) -> Any:
     raise ValueError(f"transformers {transformers.__version__} has no {name}: install a later one")
 
 
-def _loaded(path: Path, name: str, device: Device) -> Network:
+def _loaded(path: Path, weights: str, name: str, device: Device) -> Network:
     from preprocessors.weights import read_weights
 
     kind = transformers_class(name)
-    config = kind.config_class.from_dict(read_json(path / _CONFIG))
-    tensors = read_weights(path / _WEIGHTS).tensors
+    config = kind.config_class.from_dict(read_json(path / CONFIG))
+    tensors = read_weights(path / weights).tensors
     try:
         module, report = kind.from_pretrained(None, config=config, state_dict=tensors, output_loading_info=True)
     except (ValueError, RuntimeError) as error:  # RuntimeError: shapes

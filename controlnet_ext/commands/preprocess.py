@@ -8,6 +8,7 @@ Make control maps of pictures. `controlnet-ext preprocessors` lists the names an
     --PARAMETER       for every named preprocessor that has it; --NAME.PARAMETER for one
     --resolution N    the short side in pixels to work at, 64..2048, by default the picture's own
     --json            the key points of people or animals too, beside each map, with the suffix .json: see `draw`
+    --sixteen-bit     depth as a grey PNG of 16 bits
     --recursive       the folders in a folder too
     --overwrite       replace files that exist
 
@@ -55,6 +56,7 @@ def arguments(parser: ArgumentParser, words: list[str]) -> None:
     parser.add_argument("inputs", metavar="INPUT", nargs="+")
     parser.add_argument("-o", "--output", metavar="OUT", required=True)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--sixteen-bit", action="store_true")
     parser.add_argument("--recursive", action="store_true")
     parser.add_argument("--overwrite", action="store_true")
     library_options.declare(parser)
@@ -70,6 +72,8 @@ def run(options: Namespace) -> int:
     pictures = [picture for path in options.inputs for picture in _pictures(Path(path), options.recursive)]
     targets = _targets(options.output, pictures, entries)
     _check(_files_of(targets, options.json), pictures, options.overwrite)
+    if options.sixteen_bit:
+        _check_sixteen_bit(entries, targets)
     ready = library_options.ready(entries, options)
     written, failed = 0, 0
     for paths, maps in zip(targets, _maps(pictures, ready, values, options.batch or 1), strict=True):
@@ -77,7 +81,8 @@ def run(options: Namespace) -> int:
             for made, path in zip(maps, paths, strict=True):
                 if options.json:
                     _write_json(path, made, options.overwrite)
-                _write(path, made.pixels, options.overwrite)
+                pixels = made.pixels if made.fine is None or not options.sixteen_bit else made.fine
+                _write(path, pixels, options.overwrite)
                 written += 1
         except (ValueError, OSError) as error:
             if len(pictures) == 1 and not written and isinstance(error, (ValueError, FileNotFoundError)):
@@ -195,6 +200,13 @@ def _check(targets: list[list[str | Path]], pictures: list[Path], overwrite: boo
             if os.path.lexists(path) and not overwrite:
                 raise FileExistsError(f"{str(path)!r} exists; --overwrite replaces it")
             makers[place] = picture
+
+
+def _check_sixteen_bit(entries: list[Preprocessor], targets: list[list[str | Path]]) -> None:
+    if other := [entry.name for entry in entries if entry.makes != "depth"]:
+        raise ValueError(f"--sixteen-bit is for depth, which {other[0]} does not make")
+    if other := [path for paths in targets for path in paths if Path(path).suffix.lower() not in (".png", "")]:
+        raise ValueError(f"--sixteen-bit is for PNG, not for {str(other[0])!r}")
 
 
 def _place(path: str | Path) -> str:

@@ -1,0 +1,14 @@
+"""MiDaS (Ranftl et al., arXiv 1907.01341) as DPT (arXiv 2103.13413): inverse depth, by transformers. The names without
+a size are of the hybrid network, as sd-webui-controlnet's are."""
+
+from __future__ import annotations
+
+from preprocessors.registry import preprocessor
+from preprocessors.transformers_depth import depth_by
+from preprocessors.transformers_network import model_files
+
+MIDAS = model_files("Intel/dpt-hybrid-midas", "Apache-2.0", "pytorch_model.bin")
+LARGE = model_files("Intel/dpt-large", "Apache-2.0")
+
+preprocessor("depth_midas", makes="depth", weights=MIDAS, stacks=True)(depth_by(MIDAS))
+preprocessor("depth_midas_large", makes="depth", weights=LARGE, stacks=True)(depth_by(LARGE))

@@ -1,0 +1,12 @@
+"""Depth Pro (Bochkovskii et al., arXiv 2410.02073): depth in metres with sharp borders, by transformers 4.49 or
+later."""
+
+from __future__ import annotations
+
+from preprocessors.registry import preprocessor
+from preprocessors.transformers_depth import depth_by
+from preprocessors.transformers_network import model_files
+
+DEPTH_PRO = model_files("apple/DepthPro-hf", "Apple AMLR, research only")
+
+preprocessor("depth_pro", makes="depth", weights=DEPTH_PRO, stacks=True)(depth_by(DEPTH_PRO))

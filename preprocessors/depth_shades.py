@@ -1,0 +1,31 @@
+"""Depth as a picture: near is white. And what is told of it beside the picture."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def shades(depth: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Values (H, W) as grey (H, W) uint16, `low` black and `high` white, cut to whole numbers; all black where these
+    are one."""
+    if not low < high:
+        return np.zeros(depth.shape, np.uint16)
+    return (((depth - low) / (high - low)).clip(0, 1) * 65535).astype(np.uint16)
+
+
+def of_inverse(inverse: np.ndarray) -> np.ndarray:
+    """The picture of inverse depth of unknown scale, from its least to its largest, as MiDaS and Depth Anything do."""
+    return shades(inverse, inverse.min(), inverse.max())
+
+
+def of_metres(metres: np.ndarray) -> np.ndarray:
+    """The picture of depth in metres: inverse depth from its least to its largest, between 0.1 m and 250 m
+    (apple/ml-depth-pro, src/depth_pro/cli/run.py)."""
+    inverse = 1 / metres.clip(1e-4, 1e4)
+    return shades(inverse, max(inverse.min(), 1 / 250), min(inverse.max(), 1 / 0.1))
+
+
+def of_metres_as_zoe(metres: np.ndarray) -> np.ndarray:
+    """The picture of depth in metres, linear: white at the percentile 2, black at 85 (ControlNet 1.1 on ZoeDepth)."""
+    near, far = np.percentile(metres, (2, 85))
+    return shades(-metres, -far, -near)

@@ -1,0 +1,13 @@
+"""ZoeDepth (Bhat et al., arXiv 2302.12288): depth in metres, of rooms, by transformers 4.44 or later."""
+
+from __future__ import annotations
+
+from preprocessors.registry import preprocessor
+from preprocessors.transformers_depth import depth_by
+from preprocessors.transformers_network import model_files
+
+ZOE = model_files("Intel/zoedepth-nyu", "MIT")
+BOTH = model_files("Intel/zoedepth-nyu-kitti", "MIT")
+
+preprocessor("depth_zoe", makes="depth", weights=ZOE, stacks=True)(depth_by(ZOE))
+preprocessor("depth_zoe_outdoor", makes="depth", weights=BOTH, stacks=True)(depth_by(BOTH))
