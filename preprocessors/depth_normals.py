@@ -1,0 +1,71 @@
+"""Normals of surfaces from their depth.
+
+A plane's inverse depth is linear in the pixel: with the normal n, n . (x, y, 1) Z = k along the ray (x, y, 1) gives
+1/Z = n . (x, y, 1) / k. So gradient and value of the inverse depth are the normal, and no point is computed."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+
+def normals(inverse: np.ndarray, fov: float, smooth: float = 0) -> np.ndarray:
+    """Unit normals (H, W, 3) float32, left, up and to the viewer, of inverse depth (H, W) in any unit, seen by a camera
+    whose longer side spans `fov` degrees. Exact on planes, to the border.
+
+    With `smooth` the planes are fitted to Gaussian windows of that many pixels, else to neighbours. Where a window
+    spans a step in depth the normal is that of a slope between. Raises ValueError when inverse depth is not 0 or more,
+    and finite."""
+    if not (np.isfinite(inverse).all() and (inverse >= 0).all()):
+        raise ValueError(f"inverse depth {inverse.min():g}..{inverse.max():g} is not 0 or more, and finite")
+    height, width = inverse.shape
+    focal = max(height, width) / 2 / np.tan(np.radians(fov) / 2)
+    x, y = np.arange(width) - (width - 1) / 2, (np.arange(height) - (height - 1) / 2)[:, None]
+    w = inverse.astype(np.float64)
+    w, right, down = _planes(w, smooth) if smooth else (w, _slope(w, 1), _slope(w, 0))
+    n = np.stack([focal * right, focal * down, w - x * right - y * down], axis=2)
+    length = np.linalg.norm(n, axis=2, keepdims=True)
+    return np.where(length > 0, n / np.where(length > 0, length, 1), (0, 0, 1)).astype(np.float32)
+
+
+def coloured(n: np.ndarray) -> np.ndarray:
+    """Normals (..., 3) in -1..1 as the picture that ControlNet 1.1 reads, uint8 RGB: red is left, green is up, blue is
+    to the viewer."""
+    return ((n + 1) / 2 * 255).clip(0, 255).astype(np.uint8)
+
+
+def midas_normals(inverse: np.ndarray, threshold: float) -> np.ndarray:
+    """What ControlNet 1.0's normal model reads, (H, W, 3) uint8: Sobel's derivatives of inverse depth (H, W) float32
+    in MiDaS's unit, 0 where it is below `threshold` of the way from its least to its largest, beside a constant 2 pi.
+    Red is to the viewer, green up, blue left; no camera is meant (sd-webui-controlnet's normal_midas)."""
+    least, largest = inverse.min(), inverse.max()
+    far = inverse - least < threshold * (largest - least)
+    left, up = (np.where(far, 0, cv2.Sobel(inverse, cv2.CV_32F, *axis, ksize=3)) for axis in ((1, 0), (0, 1)))
+    n = np.stack([np.full_like(left, 2 * np.pi), up, left], axis=2)
+    n /= np.linalg.norm(n, axis=2, keepdims=True)
+    return (n * 127.5 + 127.5).clip(0, 255).astype(np.uint8)
+
+
+def _slope(w: np.ndarray, axis: int) -> np.ndarray:
+    """Half the difference of the neighbours, at a border that to the one."""
+    return np.gradient(w, axis=axis) if w.shape[axis] > 1 else np.zeros_like(w)
+
+
+def _planes(w: np.ndarray, sigma: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Value and slopes to the right and down of the plane fitted to each pixel's window, by least squares."""
+    height, width = w.shape
+    k = cv2.getGaussianKernel(2 * int(np.ceil(3 * sigma)) + 1, sigma)
+    i = np.arange(len(k))[:, None] - len(k) // 2
+    kernels = k, k * i, k * i * i
+
+    def moment(picture: np.ndarray, p: int, q: int) -> np.ndarray:
+        """The sum of the window's pixels times dx^p dy^q; outside the picture there is none."""
+        return cv2.sepFilter2D(picture, cv2.CV_64F, kernels[p], kernels[q], borderType=cv2.BORDER_CONSTANT)
+
+    one = np.ones((height, width))
+    a, x, y, xx, xy, yy = (moment(one, p, q) for p, q in ((0, 0), (1, 0), (0, 1), (2, 0), (1, 1), (0, 2)))
+    matrix = np.stack([a, x, y, x, xx, xy, y, xy, yy], axis=2).reshape(height, width, 3, 3)
+    matrix[..., range(3), range(3)] += 1e-12  # a picture of one row has no slope down
+    right = np.stack([moment(w, 0, 0), moment(w, 1, 0), moment(w, 0, 1)], axis=2)
+    value, *slopes = np.moveaxis(np.linalg.solve(matrix, right[..., None])[..., 0], 2, 0)
+    return value, *slopes
