@@ -72,13 +72,17 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def write_atomically(
-    path: str | os.PathLike[str], content: bytes | Iterable[bytes | memoryview], overwrite: bool = False
+    path: str | os.PathLike[str],
+    content: bytes | Iterable[bytes | memoryview],
+    overwrite: bool = False,
+    mark: str = "",
 ) -> None:
     """Write `content`, at once or in parts, so that `path` names either the whole of it or what it named before.
 
     The bytes go to a hidden `.….part` file in the same folder, are flushed to the disk, then get their name. Without
     `overwrite` a file that is there, or comes meanwhile, raises FileExistsError. After any failure or interruption
-    nothing is left behind; after kill -9 a `.part` file may be. An OSError names the file.
+    nothing is left behind; after kill -9 a `.part` file may be, whose name begins with `.` and `mark`. An OSError names
+    the file.
     """
     target = Path(path)
     if target.is_dir():
@@ -87,7 +91,7 @@ def write_atomically(
         raise FileNotFoundError(f"{str(target.parent)!r} is not a folder, so {target.name!r} cannot be written into it")
     if not overwrite and os.path.lexists(target):
         raise _exists(target)
-    temporary = target.parent / f".{os.urandom(8).hex()}.part"
+    temporary = target.parent / f".{mark}{os.urandom(8).hex()}.part"
     try:
         try:
             _write(temporary, [content] if isinstance(content, bytes) else content)

@@ -84,7 +84,7 @@ def test_a_folder_means_its_pictures():
     assert run("canny in -o maps/") == 0
     assert files("maps") == ["c_canny.png"]
     assert run("canny in -o all/ --recursive") == 0
-    assert files("all") == ["c_canny.png", "d_canny.png"]
+    assert files("all") == ["c_canny.png", "deeper/d_canny.png"]
 
 
 def test_a_plain_parameter_is_for_all_that_have_it_and_a_particular_one_goes_before():
@@ -117,7 +117,8 @@ def test_flags_stand_anywhere(words):
         ("canny, a.png -o maps/", "unknown preprocessor ''"),
         ("canny a.png -o x.png --lo 3", "unknown argument '--lo', the nearest are: --low, "),
         ("canny a.png -o x.png --hihg=3", "unknown argument '--hihg=3', the nearest are: --high, "),
-        ("canny a.png -o x.png --jobs 2", "unknown argument '--jobs'"),
+        ("canny a.png -o x.png --jobs 0", "--jobs 0 is below 1"),
+        ("canny a.png -o x/ --shard 3/2", "--shard '3/2': expected i/n"),
         ("invert a.png -o x.png --low 3", "unknown argument '--low'"),
         ("--low 3 invert a.png -o x.png", "--low is for none of the preprocessors named: invert"),
         ("invert a.png -o x.png --canny.low 3", "unknown argument '--canny.low'"),

@@ -19,7 +19,7 @@ from preprocessors.files import check_pixels, read_image
 from preprocessors.fit import fit
 from preprocessors.image_in import FILE_LIMIT
 
-from ..commands.preprocess import SUFFIXES
+from ..jobs.inputs import SUFFIXES
 from ..shapes.scenes import scene
 from ..sources import sha256
 

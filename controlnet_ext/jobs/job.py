@@ -1,0 +1,54 @@
+"""A job from its beginning to its end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+
+from .engines import Engine
+from .loop import Recipe, Sink, Source, results
+from .progress import Progress
+from .record import ERRORS, Errors, Record, begin, finish
+
+
+@dataclass(frozen=True, eq=False)
+class Stream:
+    """A source, of `total` pictures where that is known, and what opens its sink once the job has begun."""
+
+    source: Source
+    sink: Callable[[], Sink]
+    total: int | None
+
+
+def work(
+    streams: Sequence[Stream],
+    recipe: Recipe,
+    engine: Engine,
+    record: Record,
+    say: Callable[[str], None],
+    shard: tuple[int, int] = (0, 1),
+    again: bool = True,
+) -> int:
+    """Does what is left of the job and gives the number of pictures that failed, which are in the errors file. `again`:
+    the same job, begun another time, tries these again. Raises OSError when results cannot be written."""
+    with begin(record):
+        errors = Errors(record.folder)
+        done = 0
+        for stream in streams:
+            progress = Progress(stream.total, say)
+            with closing(stream.sink()) as sink, closing(results(stream.source, sink, recipe, engine, shard)) as made:
+                for result in made:
+                    sink.add(result)
+                    errors.add(result)
+                    for error in result.errors:
+                        progress.error(error)
+                    progress.add(result.picture.index)
+                    done += 1
+                sink.finish()
+            progress.close()
+        finish(record, again)
+    say(f"{done - errors.pictures} of {done} pictures done")
+    if errors.pictures:
+        say(f"{errors.pictures} failed: see {record.folder / ERRORS}")
+    return errors.pictures

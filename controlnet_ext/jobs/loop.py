@@ -1,0 +1,83 @@
+"""The loop of a job: pictures of a source through the stages into a sink."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from itertools import count, islice
+from typing import Protocol
+
+from .engines import Engine
+from .pictures import Picture, Result
+from .stages import After, Networks, Read, Store, Write
+
+
+class Source(Protocol):
+    """Pictures in a fixed order."""
+
+    def pictures(self, start: int) -> Iterator[Picture]:
+        """Those from `start` on."""
+
+
+class Sink(Protocol):
+    """Takes results in their order, and passes over those it has. `store` is what processes do with files before that;
+    all pictures before `start` are done."""
+
+    store: Store
+    start: int
+
+    def done(self, picture: Picture) -> bool:
+        """Whether it has this picture's result, of an earlier run."""
+
+    def add(self, result: Result) -> None: ...
+
+    def finish(self) -> None:
+        """The last result is there."""
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is made of every picture. `networks` is None where no preprocessor needs weights. `size`
+    pictures are a lot, which networks take at once: as the last bits of a result depend on what was beside it, lots are
+    the same in every run and in all shards."""
+
+    names: tuple[str, ...]
+    read: Read
+    networks: Networks | None
+    size: int
+    json: bool
+    sixteen_bit: bool
+
+
+def mine(lot: int, shard: tuple[int, int]) -> bool:
+    """Whether a lot belongs to shard (i, n), which takes every n-th."""
+    return lot % shard[1] == shard[0]
+
+
+def results(
+    source: Source, sink: Sink, recipe: Recipe, engine: Engine, shard: tuple[int, int] = (0, 1)
+) -> Generator[Result, None, None]:
+    """The results of the pictures that are not done yet, in their order."""
+    lots = _lots(source, sink, recipe, shard)
+    write = Write(recipe.names, recipe.json, recipe.sixteen_bit, sink.store)
+    if recipe.networks is None:
+        stage: Callable[[list[Picture]], list[Result]] = After(recipe.read, write)
+        made = engine.map(stage, lots)
+    else:
+        made = engine.behind(write, map(recipe.networks, engine.map(recipe.read, lots)))
+    for lot in made:
+        yield from lot
+
+
+def _lots(source: Source, sink: Sink, recipe: Recipe, shard: tuple[int, int]) -> Iterator[list[Picture]]:
+    first = sink.start // recipe.size
+    pictures = source.pictures(first * recipe.size)
+    for i in count(first):
+        lot = list(islice(pictures, recipe.size))
+        if not lot:
+            return
+        left = [picture for picture in lot if not sink.done(picture)]
+        if left and mine(i, shard):
+            yield left if recipe.networks is None else lot

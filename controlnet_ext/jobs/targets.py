@@ -1,0 +1,44 @@
+"""Where the results of files go, checked before any work."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+
+
+def target(folder: str, key: str, ending: str) -> str:
+    """Where a map goes: `<folder>/<key>_<ending>`."""
+    return os.path.join(folder, f"{key}_{ending}")
+
+
+def check(targets: Iterable[tuple[str, Sequence[str], bool]]) -> None:
+    """Looks at pictures, the files that will be made of each, and whether these may exist. ValueError when two results
+    have one name, or one would replace another's picture; FileExistsError when one exists that may not."""
+    targets = list(targets)
+    place = _places()
+    pictures = {place(picture): picture for picture, *_ in targets}
+    makers: dict[str, str] = {}
+    for picture, paths, may_exist in targets:
+        for path in paths:
+            here = place(path)
+            if here in makers:
+                raise ValueError(f"{path!r} would be made twice, of {makers[here]!r} and {picture!r}")
+            if pictures.get(here, picture) != picture:
+                raise ValueError(f"{path!r} would replace a picture that is still to be read")
+            if not may_exist and os.path.lexists(path):
+                raise FileExistsError(f"{path!r} exists; --overwrite replaces it")
+            makers[here] = picture
+
+
+def _places() -> Callable[[str], str]:
+    """A function that gives a file's place, the same for all its names. Asking the system about each folder once makes
+    a million files a matter of seconds."""
+    real = cache(os.path.realpath)
+
+    def place(path: str) -> str:
+        folder, name = os.path.split(path)
+        here = os.path.join(real(folder), name)
+        return os.path.normcase(os.path.realpath(here) if os.path.islink(here) else here)
+
+    return place
