@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import quote
 
 # Who states hashes of published files, sha256 and in the second also sizes
-HORDE = "Haidra-Org/horde-model-reference @ 243ba255cd46, src/horde_model_reference/annotator_catalog.py"
+HORDE = "Haidra-Org/horde-model-reference @ 418cf00b4d24, src/horde_model_reference/annotator_catalog.py"
 DINKSTER = "Kosinkadink/Dinkster @ 4258cb557cb6, tools/gen_line_edge_goldens.py"
 
 
