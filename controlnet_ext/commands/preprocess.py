@@ -2,7 +2,8 @@
 
 Make control maps of pictures. `controlnet-ext preprocessors` lists the names and their parameters.
 
-    INPUT             a picture, a folder: all pictures in it, or a glob in quotes: 'in/**/*.jpg'
+    INPUT             a picture, a folder: all pictures in it, or a glob in quotes: 'in/**/*.jpg'; or a video, a
+                      WebDataset shard (.tar), a list (.jsonl) or table (.parquet), which become one of their kind
     -o, --output OUT  a file (.png, .jpg, .webp); a folder, if it ends in / or there are several results, which are
                       then called <stem>_<name>.png; or - for a PNG on stdout
     --PARAMETER       for every named preprocessor that has it; --NAME.PARAMETER for one
@@ -40,7 +41,7 @@ from typing import Any
 from preprocessors.registry import RESOLUTION, Preprocessor, find, registered
 
 from .. import library_options
-from ..jobs.inputs import File, found
+from ..jobs.inputs import File, found, holds_pictures
 from ..jobs.order import Order
 from . import say
 
@@ -69,7 +70,7 @@ def run(options: Namespace) -> int:
     order = Order(tuple(entries), tuple(values), options.json, options.sixteen_bit, options.output, options.overwrite)
     shard, jobs = _shard(options.shard), _jobs(options.jobs)
     files = found(options.inputs, options.recursive)
-    if len(files) == 1 and shard is None:
+    if len(files) == 1 and shard is None and not holds_pictures(files[0].path):
         from ..jobs import alone
 
         paths = alone.paths(order, files[0])
@@ -89,7 +90,7 @@ def _many(order: Order, files: list[File], shard: tuple[int, int] | None, jobs: 
     recipe = plan.recipe(order, ready, size)
     engine = Here() if jobs == 1 else Processes(jobs)
     try:
-        failed = job.work(planned.streams, recipe, engine, planned.record, say, shard or (0, 1), not order.overwrite)
+        failed = job.work(planned.streams, recipe, engine, planned.record, say, not order.overwrite)
     except OSError as error:
         say(f"controlnet-ext: {error}; the same command goes on from here")
         return 1

@@ -23,7 +23,7 @@ def paths(order: Order, file: File) -> list[str]:
         return [single]
     maps = [single] if single else [target(order.out, file.key, f"{entry.name}.png") for entry in order.entries]
     texts = [str(Path(path).with_suffix(".json")) for path in maps if order.json]
-    check([(file.path, [*maps, *texts], order.overwrite)])
+    check([(file.path, [*maps, *texts], order.overwrite)], own=True)
     return maps
 
 

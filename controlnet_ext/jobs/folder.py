@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -25,7 +25,7 @@ class Files:
     def __len__(self) -> int:
         return len(self.files)
 
-    def pictures(self, start: int) -> Iterator[Picture]:
+    def pictures(self, start: int) -> Generator[Picture, None, None]:
         """Those from `start` on."""
         for i in range(start, len(self.files)):
             path, key = self.files[i]
@@ -62,6 +62,7 @@ class Folder:
     its key also stands in `journal`, as a line of JSON."""
 
     start = 0
+    finished = False
 
     def __init__(self, store: Place, endings: Sequence[str], journal: Path | None):
         self.store = store
@@ -74,6 +75,9 @@ class Folder:
             self._keys = {json.loads(line) for line in whole}
             self._file = open(journal, "w")  # noqa: SIM115  closed by close
             self._file.writelines(whole)
+
+    def before(self) -> Iterable[Result]:
+        return ()
 
     def done(self, picture: Picture) -> bool:
         if self._keys is not None and picture.key not in self._keys:

@@ -1,4 +1,4 @@
-"""The words of a command line as pictures: files, folders, globs."""
+"""The words of a command line as files: pictures, and what holds several of them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".avif")
+
+TARS = (".tar", ".tar.gz", ".tgz")
+VIDEOS = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg")
+LISTS, TABLES = (".jsonl",), (".parquet",)
 
 
 class File(NamedTuple):
@@ -66,3 +70,13 @@ def _matched(pattern: str) -> list[File]:
 
 def _key(name: str) -> str:
     return os.path.splitext(name)[0].replace(os.sep, "/")
+
+
+def holds_pictures(path: str) -> bool:
+    """Whether a file is, by its suffix, no picture but one that holds pictures."""
+    return path.lower().endswith((*TARS, *VIDEOS, *LISTS, *TABLES))
+
+
+def is_list(path: str) -> bool:
+    """Whether a file's rows name files, so that these are what a job reads."""
+    return path.lower().endswith(LISTS)

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
 from .engines import Engine
 from .loop import Recipe, Sink, Source, results
+from .pictures import Result
 from .progress import Progress
 from .record import ERRORS, Errors, Record, begin, finish
 
 
 @dataclass(frozen=True, eq=False)
 class Stream:
-    """A source, of `total` pictures where that is known, and what opens its sink once the job has begun."""
+    """A source, of `total` pictures where that is known, of which the shard takes its part, what opens its sink once
+    the job has begun, and what there is to do `after` the last picture."""
 
     source: Source
     sink: Callable[[], Sink]
     total: int | None
+    shard: tuple[int, int] = (0, 1)
+    after: Callable[[], None] = lambda: None
 
 
 def work(
@@ -27,7 +31,6 @@ def work(
     engine: Engine,
     record: Record,
     say: Callable[[str], None],
-    shard: tuple[int, int] = (0, 1),
     again: bool = True,
 ) -> int:
     """Does what is left of the job and gives the number of pictures that failed, which are in the errors file. `again`:
@@ -37,7 +40,10 @@ def work(
         done = 0
         for stream in streams:
             progress = Progress(stream.total, say)
-            with closing(stream.sink()) as sink, closing(results(stream.source, sink, recipe, engine, shard)) as made:
+            with closing(stream.sink()) as sink, closing(_results(stream, sink, recipe, engine)) as made:
+                for result in sink.before():
+                    errors.add(result)
+                    done += 1
                 for result in made:
                     sink.add(result)
                     errors.add(result)
@@ -45,10 +51,17 @@ def work(
                         progress.error(error)
                     progress.add(result.picture.index)
                     done += 1
-                sink.finish()
-            progress.close()
+                progress.close()
+                if not sink.finished:
+                    sink.finish()
+                    stream.after()
         finish(record, again)
     say(f"{done - errors.pictures} of {done} pictures done")
     if errors.pictures:
         say(f"{errors.pictures} failed: see {record.folder / ERRORS}")
     return errors.pictures
+
+
+def _results(stream: Stream, sink: Sink, recipe: Recipe, engine: Engine) -> Generator[Result, None, None]:
+    if not sink.finished:
+        yield from results(stream.source, sink, recipe, engine, stream.shard)

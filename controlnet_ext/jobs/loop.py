@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count, islice
 from typing import Protocol
@@ -15,16 +15,20 @@ from .stages import After, Networks, Read, Store, Write
 class Source(Protocol):
     """Pictures in a fixed order."""
 
-    def pictures(self, start: int) -> Iterator[Picture]:
+    def pictures(self, start: int) -> Generator[Picture, None, None]:
         """Those from `start` on."""
 
 
 class Sink(Protocol):
-    """Takes results in their order, and passes over those it has. `store` is what processes do with files before that;
-    all pictures before `start` are done."""
+    """Takes results in their order. `store` is what processes do with files before that. All pictures before `start`
+    are done, all there are when it has `finished`."""
 
     store: Store
     start: int
+    finished: bool
+
+    def before(self) -> Iterable[Result]:
+        """The results of these pictures, without files."""
 
     def done(self, picture: Picture) -> bool:
         """Whether it has this picture's result, of an earlier run."""
@@ -68,7 +72,7 @@ def results(
     else:
         made = engine.behind(write, map(recipe.networks, engine.map(recipe.read, lots)))
     for lot in made:
-        yield from lot
+        yield from (result for result in lot if result.picture.index >= sink.start)
 
 
 def _lots(source: Source, sink: Sink, recipe: Recipe, shard: tuple[int, int]) -> Iterator[list[Picture]]:

@@ -20,12 +20,14 @@ JOB, ERRORS, LOCK = "job.json", "errors.jsonl", "lock"
 @dataclass(frozen=True)
 class Record:
     """`folder` holds job.json, which says what the job is, errors.jsonl, and what sinks need to go on. `begun`: an
-    earlier run has begun this job. `mark` begins the names of its unfinished files."""
+    earlier run has begun this job. `mark` begins the names of its unfinished files, of which some may be `left`, of
+    another job too if this one starts anew."""
 
     folder: Path
     job: dict[str, Any]
     begun: bool
     mark: str
+    left: bool
 
 
 def beside(out: str, shard: tuple[int, int] | None) -> Path:
@@ -41,14 +43,14 @@ def look(folder: Path, job: dict[str, Any], anew: bool) -> Record:
     mark = begun.pop("mark", None)
     job = json.loads(json.dumps(job))
     if begun == job and isinstance(mark, str):
-        return Record(folder, job, True, mark)
+        return Record(folder, job, True, mark, True)
     if begun and not anew:
         other = next((name for name in job if begun.get(name) != job[name]), "mark")
         raise ValueError(
             f"{str(folder)!r} records an unfinished job with another {other}: give its arguments to finish it, "
             "--overwrite to start anew, or remove that folder"
         )
-    return Record(folder, job, False, f"{os.urandom(4).hex()}.")
+    return Record(folder, job, False, mark or f"{os.urandom(4).hex()}.", bool(begun))
 
 
 @contextmanager

@@ -12,9 +12,10 @@ def target(folder: str, key: str, ending: str) -> str:
     return os.path.join(folder, f"{key}_{ending}")
 
 
-def check(targets: Iterable[tuple[str, Sequence[str], bool]]) -> None:
+def check(targets: Iterable[tuple[str, Sequence[str], bool]], own: bool) -> None:
     """Looks at pictures, the files that will be made of each, and whether these may exist. ValueError when two results
-    have one name, or one would replace another's picture; FileExistsError when one exists that may not."""
+    have one name, or one would replace another's picture; FileExistsError when one exists that may not.
+    With `own` a result may replace the picture it is made of."""
     targets = list(targets)
     place = _places()
     pictures = {place(picture): picture for picture, *_ in targets}
@@ -24,7 +25,7 @@ def check(targets: Iterable[tuple[str, Sequence[str], bool]]) -> None:
             here = place(path)
             if here in makers:
                 raise ValueError(f"{path!r} would be made twice, of {makers[here]!r} and {picture!r}")
-            if pictures.get(here, picture) != picture:
+            if here in pictures and not (own and pictures[here] == picture):
                 raise ValueError(f"{path!r} would replace a picture that is still to be read")
             if not may_exist and os.path.lexists(path):
                 raise FileExistsError(f"{path!r} exists; --overwrite replaces it")
