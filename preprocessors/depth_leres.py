@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+
+from preprocessors.depth_shades import shades
+from preprocessors.imagenet import normalised
+from preprocessors.parameters import Range
+from preprocessors.registry import preprocessor
+from preprocessors.soft_edges import extended
+from preprocessors.transformers_depth import Drawing
+from preprocessors.weights_file import HORDE, WeightsFile
+
+if TYPE_CHECKING:
+    from preprocessors.library import Library
+    from preprocessors.network import Device
+
+LERES = WeightsFile(
+    "lllyasviel/Annotators",
+    "res101.pth",
+    folder="leres",
+    licence="BSD-2-Clause, academic use",
+    sha256="1d696b2ef3e8336b057d0c15bc82d2fecef821bfebe5ef9d7671a5ec5dde520b",
+    source=HORDE,
+)
+
+
+@preprocessor("depth_leres", makes="depth", weights=LERES, stacks=True)
+class DepthLeres:
+    """Depth up to scale and offset; the map's values (H, W) are more where it is farther.
+
+    The network is fed as ControlNet 1.1 feeds it, whose depth models have seen maps made so: BGR, 0..255 where its
+    authors' code has RGB in 0..1. Of the way from the nearest to the farthest, the first `remove_near` percent become
+    white, the last `remove_background` percent black."""
+
+    def __init__(self, device: str | Device, library: Library):
+        from annotators import leres
+
+        self.network = library.network(LERES, leres.load, device)
+
+    def __call__(
+        self,
+        images: np.ndarray,
+        remove_near: Annotated[float, Range(0, 100)] = 0,
+        remove_background: Annotated[float, Range(0, 100)] = 0,
+    ) -> list[Drawing]:
+        height, width = images.shape[1:3]
+        depth = self.network(normalised(extended(images, 32)[..., ::-1]))[:, 0, :height, :width].numpy()
+        return [_drawing(one, remove_near, remove_background) for one in depth]
+
+
+def _drawing(depth: np.ndarray, near: float, background: float) -> Drawing:
+    def at(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+        kept = depth[:height, :width]
+        return _cut(shades(kept, kept.min(), kept.max()), near, background), kept
+
+    return at
+
+
+def _cut(distance: np.ndarray, near: float, background: float) -> np.ndarray:
+    """Distance (H, W) uint16 as a picture, near white, without so many percent of the nearest and farthest."""
+    white = np.where(distance > near / 100 * 65535, 65535 - distance, np.uint16(65535))
+    return np.where(white > background / 100 * 65535, white, np.uint16(0))
