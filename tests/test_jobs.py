@@ -13,12 +13,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from lines import random_state
+from deadly import doubled
 
-from annotators import pidinet
 from controlnet_ext import cli
 from controlnet_ext.jobs import folder, record
 from controlnet_ext.jobs.engines import in_order
+from controlnet_ext.jobs.processes import Processes
 from controlnet_ext.jobs.progress import duration
 from preprocessors.files import read_image, write_image, write_weights
 
@@ -78,6 +78,10 @@ def test_shards_together_are_the_whole(shards):
 
 
 def test_shards_and_resumed_jobs_put_the_same_pictures_into_a_networks_batch():
+    from lines import random_state  # here, as processes that start import this file
+
+    from annotators import pidinet
+
     write_weights("table5_pidinet.pth", random_state(pidinet.PiDiNet(20, 8).state_dict()))
     Path("same").mkdir()
     for i in range(7):
@@ -243,6 +247,12 @@ def test_results_come_in_order_with_few_under_way():
     results = in_order(lambda i: (begun.append(i), Ready(i))[1], range(9), 3)
     assert next(results) == 0 and begun == [0, 1, 2]
     assert list(results) == list(range(1, 9))
+
+
+def test_a_picture_that_ends_its_process_is_told_and_the_others_are_done():
+    lots = [["a", "b"], ["d"], ["e", "f"]]
+    done = list(Processes(2).map(doubled, lots, lambda one: f"{one} lost"))
+    assert done == [["aa", "b lost"], ["dd"], ["ee", "ff"]]
 
 
 def test_a_duration_is_hours_minutes_seconds():

@@ -80,7 +80,8 @@ def run(options: Namespace) -> int:
 
 def _many(order: Order, files: list[File], shard: tuple[int, int] | None, jobs: int, options: Namespace) -> int:
     from ..jobs import job, plan  # 20 ms, which one picture need not wait for
-    from ..jobs.engines import Here, Processes
+    from ..jobs.engines import Here
+    from ..jobs.processes import Processes
 
     inputs = [os.path.abspath(word) for word in options.inputs]
     places = {name: getattr(options, name) for name in ("recursive", *library_options.NAMES)}

@@ -1,4 +1,4 @@
-"""The three stages of a job. Each takes a list of consecutive pictures and gives a list as long."""
+"""The stages of a job. Each takes a list of consecutive pictures and gives a list as long."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OF_ONE_NAME = {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.EISDIR}  # 
 
 
 class Store(Protocol):
-    """Where files go from the process that made them; gives those that are still for the sink."""
+    """Where files go, from several threads; gives those that are for the sink."""
 
     def __call__(self, picture: Picture, files: dict[str, bytes]) -> dict[str, bytes]: ...
 
@@ -79,14 +79,13 @@ class Networks:
 
 
 @dataclass(frozen=True)
-class Write:
-    """Encodes maps as PNG, those that are `fine` so with `sixteen_bit`, with `json` their key points too, and stores
-    them, in the order of `names`. Raises OSError when nothing can be stored, as on a full disk."""
+class Encode:
+    """Encodes maps as PNG, those that are `fine` so with `sixteen_bit`, with `json` their key points too, in the order
+    of `names`."""
 
     names: tuple[str, ...]
     json: bool
     sixteen_bit: bool
-    store: Store
 
     def __call__(self, sheets: Sequence[Sheet]) -> list[Result]:
         return [self._result(sheet) for sheet in sheets]
@@ -99,15 +98,25 @@ class Write:
                 files |= encoded(name, sheet.maps[name], self.json, self.sixteen_bit)
             except ValueError as error:
                 errors[name] = line(error, sheet.picture.name)
-        try:
-            files = self.store(sheet.picture, files)
-        except ValueError as error:
-            errors[""] = line(error, sheet.picture.name)
-        except OSError as error:
-            if error.errno not in OF_ONE_NAME:
-                raise
-            errors[""] = line(error, sheet.picture.name)
         return Result(sheet.picture, files, tuple(errors[name] for name in ("", *self.names) if name in errors))
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Stores files. Raises OSError when nothing can be stored, as on a full disk."""
+
+    store: Store
+
+    def __call__(self, results: Sequence[Result]) -> list[Result]:
+        return [self._kept(result) for result in results]
+
+    def _kept(self, result: Result) -> Result:
+        try:
+            return replace(result, files=self.store(result.picture, result.files))
+        except (ValueError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in OF_ONE_NAME:
+                raise
+            return replace(result, files={}, errors=(*result.errors, line(error, result.picture.name)))
 
 
 @dataclass(frozen=True)
@@ -142,6 +151,12 @@ def pose_text(made: ControlMap) -> bytes:
     if not isinstance(made.values, Poses):
         raise ValueError(f"--json writes key points, which a map of {made.kind} has not")
     return json.dumps(poses_object(made.values), allow_nan=False).encode() + b"\n"
+
+
+def lost(picture: Picture) -> Sheet:
+    """What stands for a picture that ended the process it was in."""
+    reason = f"{picture.name!r} ended the process that worked at it, for want of memory or by a fault in a decoder"
+    return Sheet(replace(picture, content=None), errors={"": reason})
 
 
 def line(error: BaseException, name: str) -> str:
