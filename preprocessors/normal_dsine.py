@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+
+from preprocessors.depth_normals import coloured
+from preprocessors.imagenet import normalised
+from preprocessors.parameters import Range
+from preprocessors.registry import preprocessor
+from preprocessors.weights_file import WeightsFile
+
+if TYPE_CHECKING:
+    from preprocessors.library import Library
+    from preprocessors.network import Device
+
+DSINE = WeightsFile(
+    "bdsqlsz/qinglong_controlnet-lllite",
+    "Annotators/dsine.pt",
+    folder="normal_dsine",
+    licence="Imperial College London's, non-commercial",
+)
+
+
+@preprocessor("normal_dsine", makes="normals", weights=DSINE, stacks=True)
+class NormalDsine:
+    """Normals for ControlNet 1.1, refined `iterations` times, of a camera whose longer side spans `fov` degrees. The
+    map's values are the unit normals (H, W, 3), left, up and to the viewer. As in its authors' code the picture stands
+    in the middle of black up to multiples of 32."""
+
+    def __init__(self, device: str | Device, library: Library):
+        from annotators import dsine
+
+        self.network = library.network(DSINE, dsine.load, device)
+
+    def __call__(
+        self,
+        images: np.ndarray,
+        fov: Annotated[float, Range(1, 170)] = 60,
+        iterations: Annotated[int, Range(1, 20)] = 5,
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        import torch
+
+        height, width = images.shape[1:3]
+        top, left = -height % 32 // 2, -width % 32 // 2
+        sides = (0, 0), (top, -height % 32 - top), (left, -width % 32 - left), (0, 0)
+        focal = max(height, width) / 2 / np.tan(np.radians(fov) / 2)
+        camera = torch.tensor([focal, left + width / 2, top + height / 2], dtype=torch.float32)
+        n = self.network(normalised(np.pad(images, sides) / 255), camera, torch.tensor(iterations))[-1]
+        n = n[:, :, top : top + height, left : left + width].permute(0, 2, 3, 1).numpy()
+        return [(coloured(one), one) for one in n]
