@@ -348,6 +348,10 @@ def test_noising_is_that_of_diffusers(kind):
     expected = (weights * torch.ones(4)).mean()
     torch.testing.assert_close(noising.loss(target + 1, target, t), expected, rtol=1e-5, atol=0)  # order of rounding
     assert torch.equal(noising.draw(latents, generator(3))[0], noising.draw(latents, generator(3))[0])
+    layout = Noising(scheduler, "layout").loss(target + 1, target, t)
+    torch.testing.assert_close(layout, (weights * (1 / snr + 1).clamp(max=20)).mean(), rtol=1e-5, atol=0)
+    with pytest.raises(ValueError, match="weighting 'even'"):
+        Noising(scheduler, "even")
     with pytest.raises(ValueError, match="predicts 'sample'"):
         Noising(DDPMScheduler(prediction_type="sample"))
 

@@ -13,6 +13,8 @@ Train a ControlNet beside a model, which stays as it is. The same command again 
     --batch B          pictures at once, by default 8
     --accumulate K     batches in each step, by default 1
     --rate R           learning rate, by default 0.0001
+    --weighting W      what the loss counts of each noise level: min-snr, by default; or layout, which weighs much noise up
+                       to 20 times as much: there the places of colours are decided
     --size WxH         by default what the model was trained for; all pictures are cropped to it
     --every N          steps between measurements, each with a checkpoint, by default 250
     --validation V     held-out pictures: a share of the different ones, by default 0.1, or a folder like that of --data
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
     from ..training.pictures import MakeMap, Pictures
 
 ARGUMENTS = "arguments.json"
+ASKED = ("steps", "batch", "accumulate", "rate", "weighting", "seed", "map")
 
 
 def arguments(parser: ArgumentParser, words: list[str]) -> None:
@@ -64,6 +67,7 @@ def arguments(parser: ArgumentParser, words: list[str]) -> None:
     for name, default in {"steps": 10_000, "batch": 8, "accumulate": 1, "every": 250, "seed": 0}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--rate", type=float, default=1e-4)
+    parser.add_argument("--weighting", default="min-snr")
     parser.add_argument("--minutes", type=float, default=math.inf)
     for name in ("control", "size", "validation"):
         parser.add_argument(f"--{name}")
@@ -100,7 +104,7 @@ def run(options: Namespace) -> int:
         first = None if options.control is None else locate(options.control)
         work = options.work or options.output.with_name(f"{options.output.name}.training")
         asked = {
-            **{name: getattr(options, name) for name in ("steps", "batch", "accumulate", "rate", "seed", "map")},
+            **{name: getattr(options, name) for name in ASKED},
             "size": f"{width}x{height}",
             "control": None if first is None else sha256(first),
             "model": hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest(),
@@ -109,7 +113,8 @@ def run(options: Namespace) -> int:
         }
         begun = _begun(work, asked)
         size = height, width
-        lesson = Lesson(folder, first, to_learn, held_out, size, options.batch, options.seed, options.compile)
+        how = options.batch, options.seed, options.weighting, options.compile
+        lesson = Lesson(folder, first, to_learn, held_out, size, *how)
         if not begun:
             work.mkdir(parents=True, exist_ok=True)
             write_atomically(work / ARGUMENTS, (json.dumps(asked, indent=2) + "\n").encode())

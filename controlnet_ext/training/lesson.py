@@ -29,9 +29,10 @@ class Lesson:
         size: tuple[int, int],
         batch: int,
         seed: int,
+        weighting: str = "min-snr",
         compiled: bool = False,
     ):
-        self._noising, self._batch, self._seed = Noising(folder.scheduler("ddpm")), batch, seed
+        self._noising, self._batch, self._seed = Noising(folder.scheduler("ddpm"), weighting), batch, seed
         pipe = folder.load(torch.float32, folder.scheduler(None))
         self._frozen = Frozen(pipe, "cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(seed)

@@ -9,15 +9,22 @@ import torch
 from torch import Tensor
 
 SNR_LIMIT = 5.0
+LAYOUT = 20.0  # times min-snr's weight, at most
+WEIGHTINGS = ("min-snr", "layout")
 
 
 class Noising:
     """With the noise levels of a diffusers scheduler, for networks that predict the noise or, where its config says
-    `v_prediction`, the velocity (Salimans and Ho, arXiv:2202.00512, appendix D). The loss is weighted by
-    min(SNR, 5) / SNR for noise, min(SNR, 5) / (SNR + 1) for velocity (Hang et al., arXiv:2303.09556, section 3.4).
-    ValueError on another kind of prediction."""
+    `v_prediction`, the velocity (Salimans and Ho, arXiv:2202.00512, appendix D).
 
-    def __init__(self, scheduler: Any):
+    The `weighting` min-snr weights the loss by min(SNR, 5) / SNR for noise, min(SNR, 5) / (SNR + 1) for velocity (Hang et
+    al., arXiv:2303.09556, section 3.4). `layout` weights it by min(1 / SNR + 1, 20) times that: little signal, at which
+    the places of colours are decided, counts almost as for velocity without weights.
+    ValueError on another kind of prediction or weighting."""
+
+    def __init__(self, scheduler: Any, weighting: str = "min-snr"):
+        if weighting not in WEIGHTINGS:
+            raise ValueError(f"weighting {weighting!r} of the losses, expected one of {', '.join(WEIGHTINGS)}")
         kind = scheduler.config.get("prediction_type", "epsilon")
         if kind not in ("epsilon", "v_prediction"):
             raise ValueError(f"the model predicts {kind!r}, expected epsilon or v_prediction")
@@ -26,6 +33,8 @@ class Noising:
         self._signal, self._noise = alphas.sqrt(), (1 - alphas).sqrt()
         snr = alphas / (1 - alphas)
         weights = (SNR_LIMIT / snr).clamp(max=1)
+        if weighting == "layout":
+            weights = weights * (1 / snr + 1).clamp(max=LAYOUT)
         self._weights = weights * snr / (snr + 1) if self._velocity else weights
 
     @property
