@@ -20,7 +20,8 @@ _MAGIC = {
     "PPM": rb"P[1-6]\s",
 }
 FORMATS = tuple(_MAGIC)
-_NEXT_MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])", re.DOTALL)  # not a stuffed zero, not a restart
+_NEXT_MARKER = re.compile(rb"\xff\xff*([^\x00\xd0-\xd7\xff])", re.DOTALL)  # not a stuffed zero, not a restart; an
+# `\xff+` is searched for byte by byte, 10 times slower than a literal
 
 
 def kind(head: bytes) -> str | None:

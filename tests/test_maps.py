@@ -52,6 +52,15 @@ def test_canny_is_opencvs_on_the_three_channels():
         np.testing.assert_array_equal(preprocess("canny", NOISE, low=37, high=91).pixels[..., channel], expected)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 1), (2, 3), (97, 33)])
+def test_canny_is_opencvs_at_every_size_and_with_channels_that_tie(size):
+    for levels in (2, 256):
+        pixels = rng.integers(0, levels, (*size, 3)).astype(np.uint8) * np.uint8(255 // (levels - 1))
+        for low, high in ((0, 0), (100, 200), (255, 10)):
+            made = preprocess("canny", pixels, low=low, high=high).pixels[..., 0]
+            np.testing.assert_array_equal(made, cv2.Canny(pixels, low, high))
+
+
 def test_invert_is_the_negative():
     np.testing.assert_array_equal(preprocess("invert", NOISE).pixels, 255 - NOISE)
 
