@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
+from pathlib import Path
 
 from preprocessors.registry import Preprocessor, Ready
 
@@ -11,7 +12,7 @@ NAMES = ("library", "weights", "no_download", "device", "dtype", "batch")
 
 
 def declare(parser: ArgumentParser) -> None:
-    """Adds --library FOLDER (several), --weights FILE, --no-download, --device, --dtype and --batch."""
+    """Adds --library FOLDER (several), --weights FILE or FOLDER, --no-download, --device, --dtype and --batch."""
     parser.add_argument("--library", metavar="FOLDER", action="append")
     parser.add_argument("--weights", metavar="FILE")
     parser.add_argument("--no-download", action="store_true", default=None)
@@ -34,15 +35,19 @@ def ready(entries: Sequence[Preprocessor], options: Namespace) -> list[Ready]:
     from preprocessors.library import Library
     from preprocessors.network import Device
 
-    files = {} if options.weights is None else {_only(entries): options.weights}
+    files = {} if options.weights is None else _files(entries, Path(options.weights))
     library = Library(options.library, download=not options.no_download, files=files)
     device = Device(options.device or "cpu", options.dtype or "float32")
     return [entry.ready(device, library) for entry in entries]
 
 
-def _only(entries: Sequence[Preprocessor]) -> str:
-    """The name of the one file that the preprocessors load."""
-    names = {file.name for entry in entries for file in entry.weights}
+def _files(entries: Sequence[Preprocessor], given: Path) -> dict[str, Path]:
+    """The given file by the name of the one that the preprocessors load; a folder's files by the names of theirs, if
+    these are one model of transformers."""
+    wanted = [file for entry in entries for file in entry.weights]
+    names = {file.name for file in wanted}
+    if given.is_dir() and len({file.repo for file in wanted}) == 1 and "config.json" in names:
+        return {name: given / name for name in names}
     if len(names) != 1:
         raise ValueError(f"--weights is one file, and these are loaded: {', '.join(sorted(names))}; name a --library")
-    return names.pop()
+    return {names.pop(): given}

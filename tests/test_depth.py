@@ -137,6 +137,18 @@ def test_the_command_writes_sixteen_bits(models, tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png"]
 
 
+def test_the_command_takes_a_folder_of_any_of_these_networks(models, tmp_path, capsys):
+    Image.fromarray(IMAGE).save(tmp_path / "a.png")
+    folder = models[0] / DEPTH_PRO[0].repo
+    command = ["preprocess", "depth_anything_v2", str(tmp_path / "a.png"), "-o", str(tmp_path / "b.png")]
+    assert main([*command, "--weights", str(folder), "--no-download"]) == 0
+    expected = preprocess("depth_pro", IMAGE, library=Library([models[0]], download=False))
+    np.testing.assert_array_equal(read_image(tmp_path / "b.png"), expected.pixels)
+    (tmp_path / "empty").mkdir()
+    assert main([*command, "--weights", str(tmp_path / "empty"), "--overwrite"]) == 2
+    assert "config.json' does not exist" in capsys.readouterr().err
+
+
 def test_a_folder_of_another_network_or_of_none_is_refused(models, tmp_path):
     root, _ = models
     library = Library([tmp_path], download=False)

@@ -20,7 +20,7 @@ Of preprocessors with weights:
     --library FOLDER  where weights are, several times if need be, by default those in CONTROLNET_EXT_MODELS; then the
                       Hugging Face cache is looked into; what is nowhere is downloaded, to the first folder
     --no-download     only say which file to put where
-    --weights FILE    the file itself, where one is needed
+    --weights FILE    the file itself, where one is needed; or the folder of a model of transformers
     --device D        where networks compute: cpu (by default), cuda, cuda:1, mps, ...
     --dtype T         in which numbers: float32 (by default), float16, bfloat16
     --batch N         so many pictures at once, of those that are alike in size
