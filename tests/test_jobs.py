@@ -255,6 +255,34 @@ def test_a_picture_that_ends_its_process_is_told_and_the_others_are_done():
     assert done == [["aa", "b lost"], ["dd"], ["ee", "ff"]]
 
 
+def test_without_ray_its_engine_is_refused_in_one_line(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert run("canny in -o maps --engine ray") == 2
+    assert "--engine ray needs ray: pip install" in capsys.readouterr().err and not Path("maps.job").exists()
+
+
+def test_two_workers_of_a_ray_cluster_give_the_same_bytes(monkeypatch):
+    ray = pytest.importorskip("ray", reason="--engine ray needs ray")
+    from lines import random_state
+
+    from annotators import pidinet
+
+    write_weights("table5_pidinet.pth", random_state(pidinet.PiDiNet(20, 8).state_dict()))
+    Path("in/3.png").write_text("no picture")
+    words = "canny,pidinet in --recursive --library . --batch 2 -o"
+    assert run(f"{words} here") == 1
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *sys.path]))
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        assert run(f"{words} there --engine ray --jobs 2") == 1
+        assert run("invert in/deeper -o more --engine ray --jobs 2") == 0
+    finally:
+        ray.shutdown()
+    assert contents("there") == contents("here") and len(contents("there")) == 18
+    assert contents("there.job")["errors.jsonl"] == contents("here.job")["errors.jsonl"]
+    assert np.array_equal(read_image("more/7_invert.png"), 255 - read_image("in/deeper/7.png"))
+
+
 def test_a_duration_is_hours_minutes_seconds():
     assert duration(3723.4) == "1:02:03" and duration(0) == "0:00:00"
 

@@ -14,6 +14,7 @@ Make control maps of pictures. `controlnet-ext preprocessors` lists the names an
     --overwrite       replace files that exist; start anew where another job has begun
     --jobs N          so many processes, for reading, writing and maps without weights
     --shard I/N       the I-th of N parts, for as many machines
+    --engine ray      on a Ray cluster, N of its workers for --jobs N, where networks run too
 
 Of preprocessors with weights:
 
@@ -36,7 +37,8 @@ from __future__ import annotations
 
 import os
 from argparse import SUPPRESS, ArgumentParser, Namespace
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from preprocessors.registry import RESOLUTION, Preprocessor, find, registered
 
@@ -44,6 +46,10 @@ from .. import library_options
 from ..jobs.inputs import File, found, holds_pictures
 from ..jobs.order import Order
 from . import say
+
+if TYPE_CHECKING:
+    from ..jobs.engines import Engine
+    from ..jobs.stages import Networks
 
 
 def arguments(parser: ArgumentParser, words: list[str]) -> None:
@@ -57,6 +63,7 @@ def arguments(parser: ArgumentParser, words: list[str]) -> None:
     parser.add_argument("--overwrite", action="store_true")
     parser.add_argument("--jobs", metavar="N", type=int, default=1)
     parser.add_argument("--shard", metavar="I/N")
+    parser.add_argument("--engine", choices=("local", "ray"), default="local")
     library_options.declare(parser)
     named = _entries(words[0]) if words and not words[0].startswith("-") else registered()
     for flag in {flag: None for entry in named for flag in _flags(entry)}:
@@ -80,22 +87,39 @@ def run(options: Namespace) -> int:
 
 def _many(order: Order, files: list[File], shard: tuple[int, int] | None, jobs: int, options: Namespace) -> int:
     from ..jobs import job, plan  # 20 ms, which one picture need not wait for
-    from ..jobs.engines import Here
-    from ..jobs.processes import Processes
+    from ..jobs.stages import Loading
 
     inputs = [os.path.abspath(word) for word in options.inputs]
     places = {name: getattr(options, name) for name in ("recursive", *library_options.NAMES)}
     size = plan.lot(order, options.batch)
     planned = plan.planned(order, files, shard, size, {"inputs": inputs, "shard": shard, **places})
-    ready = library_options.ready(order.entries, options)
-    recipe = plan.recipe(order, ready, size)
-    engine = Here() if jobs == 1 else Processes(jobs)
+    engine = _engine(options.engine, jobs, (options.device or "cpu").startswith("cuda"))
+    load = partial(_networks, options.names, order.values, options)
+    networks = Loading(load) if engine.whole and order.networks else load()
+    recipe = plan.recipe(order, networks, size)
     try:
         failed = job.work(planned.streams, recipe, engine, planned.record, say, not order.overwrite)
     except OSError as error:
         say(f"controlnet-ext: {error}; the same command goes on from here")
         return 1
     return 1 if failed else 0
+
+
+def _engine(name: str, jobs: int, gpu: bool) -> Engine:
+    from ..jobs.engines import Here
+    from ..jobs.processes import Processes
+    from ..jobs.ray_engine import Ray
+
+    if name == "ray":
+        return Ray(jobs, gpu)
+    return Here() if jobs == 1 else Processes(jobs)
+
+
+def _networks(names: str, values: tuple[dict[str, Any], ...], options: Namespace) -> Networks | None:
+    """The networks of the preprocessors named, loaded in the process that calls this."""
+    from ..jobs.plan import networks
+
+    return networks(library_options.ready(_entries(names), options), values)
 
 
 def _shard(text: str | None) -> tuple[int, int] | None:

@@ -15,7 +15,10 @@ Stage = Callable[[list[In]], list[Out]]
 
 
 class Engine(Protocol):
-    """Runs a stage over lots. `lost` is what stands for one of a lot that ended the process it was in."""
+    """Runs a stage over lots. `lost` is what stands for one of a lot that ended the process it was in. With `whole`
+    networks run there too, and are loaded there."""
+
+    whole: bool
 
     def map(
         self, stage: Stage[In, Out], lots: Iterable[list[In]], lost: Callable[[In], Out]
@@ -24,6 +27,8 @@ class Engine(Protocol):
 
 class Here:
     """In this process, one after the other."""
+
+    whole = False
 
     def map(self, stage: Stage[In, Out], lots: Iterable[list[In]], lost: Callable[[In], Out]) -> Iterator[list[Out]]:
         return map(stage, lots)

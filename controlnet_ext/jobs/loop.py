@@ -9,7 +9,7 @@ from typing import Protocol
 
 from .engines import Engine, threads
 from .pictures import Picture, Result
-from .stages import After, Encode, Keep, Networks, Read, Store, lost
+from .stages import After, Encode, Keep, Loading, Networks, Read, Store, lost
 
 WRITERS = 8  # threads, which mostly wait for the disk: flushed 8 at a time a file takes 3.7 ms, alone 15
 
@@ -51,7 +51,7 @@ class Recipe:
 
     names: tuple[str, ...]
     read: Read
-    networks: Networks | None
+    networks: Networks | Loading | None
     size: int
     json: bool
     sixteen_bit: bool
@@ -68,8 +68,9 @@ def results(
     """The results of the pictures that are not done yet, in their order."""
     lots = _lots(source, sink, recipe, shard)
     encode, keep = Encode(recipe.names, recipe.json, recipe.sixteen_bit), Keep(sink.store)
-    if recipe.networks is None:
-        made = engine.map(After(recipe.read, encode), lots, lambda picture: encode([lost(picture)])[0])
+    if recipe.networks is None or engine.whole:
+        maps = recipe.read if recipe.networks is None else After(recipe.read, recipe.networks)
+        made = engine.map(After(maps, encode), lots, lambda picture: encode([lost(picture)])[0])
         kept = threads(WRITERS, keep, made)
     else:
         sheets = map(recipe.networks, engine.map(recipe.read, lots, lost))

@@ -30,6 +30,11 @@ class Order:
         if self.sixteen_bit and (other := [entry.name for entry in self.entries if entry.makes != "depth"]):
             raise ValueError(f"--sixteen-bit is for depth, which {other[0]} does not make")
 
+    @property
+    def networks(self) -> bool:
+        """Whether any of the preprocessors has something to load."""
+        return any(isinstance(entry.make, type) for entry in self.entries)
+
     def single(self, results: int) -> str | None:
         """The file, or STDOUT, that OUT stands for; None where it is a folder for the results. ValueError or
         FileNotFoundError where it cannot be either."""

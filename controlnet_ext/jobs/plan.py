@@ -18,7 +18,7 @@ from .lists import listed, write_list
 from .loop import Recipe, Sink, mine
 from .order import Order
 from .record import Record, beside, look
-from .stages import Networks, Read, endings
+from .stages import Loading, Networks, Read, endings
 from .streams import output, stream
 from .targets import check, target
 
@@ -118,13 +118,18 @@ def _listing(file: File, order: Order) -> Callable[[], None]:
 
 def lot(order: Order, batch: int | None) -> int:
     """How many pictures go through the stages together."""
-    return (batch or 1) if any(isinstance(entry.make, type) for entry in order.entries) else TOGETHER
+    return (batch or 1) if order.networks else TOGETHER
 
 
-def recipe(order: Order, ready: Sequence[Ready], size: int) -> Recipe:
-    """How a job makes its maps, with preprocessors that are loaded, of lots of that size."""
-    made = list(zip(ready, order.values, strict=True))
-    quick = tuple((make.entry.name, values) for make, values in made if not isinstance(make.entry.make, type))
-    slow = tuple((make, values) for make, values in made if isinstance(make.entry.make, type))
+def recipe(order: Order, networks: Networks | Loading | None, size: int) -> Recipe:
+    """How a job makes its maps of lots of that size."""
+    made = zip(order.entries, order.values, strict=True)
+    quick = tuple((entry.name, values) for entry, values in made if not isinstance(entry.make, type))
     names = tuple(entry.name for entry in order.entries)
-    return Recipe(names, Read(quick, bool(slow)), Networks(slow) if slow else None, size, order.json, order.sixteen_bit)
+    return Recipe(names, Read(quick, networks is not None), networks, size, order.json, order.sixteen_bit)
+
+
+def networks(ready: Sequence[Ready], values: Sequence[dict[str, Any]]) -> Networks | None:
+    """Those of the preprocessors that have something to load."""
+    slow = [(make, chosen) for make, chosen in zip(ready, values, strict=True) if isinstance(make.entry.make, type)]
+    return Networks(tuple(slow)) if slow else None

@@ -22,6 +22,8 @@ AHEAD = 3  # lots under way for each process: one at work, one waiting, one bein
 class Processes:
     """An engine of so many processes. They end with this one, however it ends."""
 
+    whole = False
+
     def __init__(self, jobs: int):
         self._jobs = jobs
 

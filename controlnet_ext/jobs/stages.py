@@ -6,6 +6,7 @@ import errno
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import cv2
@@ -76,6 +77,20 @@ class Networks:
             for i in there[len(maps) :]:
                 done[i] = _with(done[i], make, sheets[i].pixels, values)
         return [replace(sheet, pixels=None) for sheet in done]
+
+
+@dataclass(frozen=True)
+class Loading:
+    """Networks that are loaded where they are first needed."""
+
+    load: Callable[[], Networks | None]
+
+    @cached_property
+    def networks(self) -> Networks | None:
+        return self.load()
+
+    def __call__(self, sheets: Sequence[Sheet]) -> list[Sheet]:
+        return self.networks(sheets) if self.networks else list(sheets)
 
 
 @dataclass(frozen=True)
