@@ -4,8 +4,7 @@ import errno
 import json
 import os
 import random
-import signal
-import subprocess
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -14,16 +13,15 @@ import cv2
 import numpy as np
 import pytest
 from deadly import doubled
+from killing import ROOT, command, contents, killed
 
 from controlnet_ext import cli
-from controlnet_ext.jobs import folder, record
+from controlnet_ext.jobs import folder, progress, record
 from controlnet_ext.jobs.engines import in_order
 from controlnet_ext.jobs.processes import Processes
-from controlnet_ext.jobs.progress import duration
 from preprocessors.files import read_image, write_image, write_weights
 
 rng = np.random.default_rng(0)
-ROOT = Path(cli.__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -39,17 +37,6 @@ def pictures(tmp_path, monkeypatch):
 
 def run(words):
     return cli.main(["preprocess", *words.split()])
-
-
-def contents(path):
-    """Every file in a folder, hidden ones too, with its bytes."""
-    return {str(p.relative_to(path)): p.read_bytes() for p in Path(path).rglob("*") if p.is_file()}
-
-
-def command(words, **options):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    arguments = [sys.executable, "-m", "controlnet_ext.cli", "preprocess", *words.split()]
-    return subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, text=True, **options)
 
 
 def test_two_processes_give_the_same_bytes_as_one_and_keep_the_tree():
@@ -157,28 +144,6 @@ def test_a_full_disk_stops_the_job_which_then_goes_on_from_there(overwrite, monk
     assert sorted(os.listdir()) == ["in", "maps", "uninterrupted"]
 
 
-def killed(words, seconds):
-    process = command(words)
-    try:
-        process.wait(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        process.kill()
-    process.communicate()
-    return process.returncode
-
-
-def until_done(words, moments, out):
-    """How often the command was killed, at these moments, until it came to its end."""
-    kills = 0
-    for seconds in moments:
-        if killed(words, seconds) != -signal.SIGKILL:
-            break
-        kills += 1
-    if Path(f"{out}.job").exists() or not Path(out).exists():
-        assert run(words) == 0
-    return kills
-
-
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_job_killed_and_run_again_gives_the_bytes_of_an_uninterrupted_one(jobs):
@@ -206,11 +171,13 @@ def test_two_hundred_kills_of_a_thousand_pictures_leave_no_trace():
         write_image(f"many/{i % 10}/{i}.png", cv2.resize(rng.integers(0, 256, (8, 8, 3), np.uint8), (128, 128)))
     words = "canny,invert many --recursive --jobs 2 -o"
     assert run(f"{words} whole") == 0
-    moments, kills, out = random.Random(0), 0, 0
+    moments, kills = random.Random(0), 0
     while kills < 200:
-        kills += until_done(f"{words} maps{out}", (moments.uniform(0.2, 1.5) for _ in range(200)), f"maps{out}")
-        assert contents(f"maps{out}") == contents("whole")
-        out += 1
+        if killed(f"{words} maps", moments.uniform(0.2, 1.5)):
+            kills += 1
+        else:
+            assert contents("maps") == contents("whole") and sorted(os.listdir()) == ["in", "many", "maps", "whole"]
+            shutil.rmtree("maps")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")
@@ -283,8 +250,24 @@ def test_two_workers_of_a_ray_cluster_give_the_same_bytes(monkeypatch):
     assert np.array_equal(read_image("more/7_invert.png"), 255 - read_image("in/deeper/7.png"))
 
 
+def test_progress_is_one_line_on_a_terminal_and_seldom_elsewhere(monkeypatch, capsys):
+    clock, said = iter(range(1000)), []
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    quiet = progress.Progress(1000, said.append)
+    for i in range(100, 165):
+        quiet.add(i)
+    assert said == ["160 of 1000 pictures, 1.0 a second, 0:14:00 left"] and capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    loud = progress.Progress(None, said.append)
+    loud.add(0)
+    assert capsys.readouterr().err == "\r\x1b[K1 pictures, 1.0 a second" and len(said) == 1
+    for _ in range(30):
+        loud.error("bad")
+    assert len(said) == 21
+
+
 def test_a_duration_is_hours_minutes_seconds():
-    assert duration(3723.4) == "1:02:03" and duration(0) == "0:00:00"
+    assert progress.duration(3723.4) == "1:02:03" and progress.duration(0) == "0:00:00"
 
 
 def test_maps_in_a_tree_are_those_of_the_pictures():

@@ -53,7 +53,8 @@ def planned(
         "overwrite": order.overwrite,
         "opencv": cv2.__version__,  # encodes
         "holding": [
-            (file.path, os.stat(file.path).st_size, os.stat(file.path).st_mtime_ns) for file in (*boxes, *lists)
+            (os.path.abspath(file.path), os.stat(file.path).st_size, os.stat(file.path).st_mtime_ns)
+            for file in (*boxes, *lists)
         ],
         **more,
     }

@@ -29,7 +29,7 @@ class Video:
 
     def __len__(self) -> int:
         with _opened(self.path) as video:
-            return max(0, int(video.get(cv2.CAP_PROP_FRAME_COUNT)))
+            return _count(video)
 
     def pictures(self, start: int) -> Generator[Picture, None, None]:
         """Those from `start` on. Where the file breaks off, the last one says so."""
@@ -43,7 +43,7 @@ class Video:
                     content = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB) if there else broken
                     yield Picture(i, str(i), name, content)
                 i += 1
-            said = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
+            said = _count(video)
         if i == 0 or i < said * (1 - MISSING):
             reason = f"breaks off after {i} of {said} frames" if i else "is no video that OpenCV reads"
             yield Picture(i, "", self.path, ValueError(f"{self.path!r} {reason}"))
@@ -56,6 +56,12 @@ def _opened(path: str) -> Iterator[cv2.VideoCapture]:
         yield video
     finally:
         video.release()
+
+
+def _count(video: cv2.VideoCapture) -> int:
+    """How many frames the file says it has, 0 where it says nothing sensible."""
+    said = video.get(cv2.CAP_PROP_FRAME_COUNT)
+    return int(said) if 0 < said < 2**31 else 0
 
 
 @dataclass(frozen=True)
@@ -74,9 +80,9 @@ class Film:
 
     def conclude(self, part: Path) -> None:
         with _opened(self.source) as video:
-            rate = video.get(cv2.CAP_PROP_FPS) or 25.0
+            rate = video.get(cv2.CAP_PROP_FPS)
         for name, (path, _) in zip(self.paths, self.files(part), strict=True):
-            _write(path, lambda name=name: _frames(part, name), rate)
+            _write(path, lambda name=name: _frames(part, name), rate if 0 < rate < 1000 else 25.0)
 
 
 def _write(path: Path, frames: Callable[[], Iterator[np.ndarray | None]], rate: float) -> None:
@@ -92,7 +98,7 @@ def _write(path: Path, frames: Callable[[], Iterator[np.ndarray | None]], rate: 
         count += 1
     writer.release()
     with _opened(str(path)) as video:  # the writer does not say when a disk is full
-        if int(video.get(cv2.CAP_PROP_FRAME_COUNT)) != count:
+        if _count(video) != count:
             raise OSError(errno.EIO, "OpenCV could not write all frames of the video", str(path))
 
 

@@ -1,0 +1,162 @@
+"""Maps of a thousand pictures, files in and out, beside a loop around controlnet_aux's CannyDetector and Pillow.
+
+    python benchmarks/dataset.py [--pictures 1000] [--runs 3] [--memory 10000]
+
+Whole processes, one thread each, in turn: ours with --jobs 1 and --jobs 2, theirs in one process. Their loop is also
+timed alone, without the seconds that its imports take: the ratios are to that. The maps are compared, all pixels of all
+pictures. These are JPEGs of 512x512, noise of all scales and discs. We flush every file to the disk before it gets its
+name, they do not: with --disk /dev/shm nobody waits for a disk. With --memory, instead, the largest memory of all our
+processes together in each tenth of so many pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+ALONE = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+OURS = "import sys, cv2; cv2.setNumThreads(1); from controlnet_ext.cli import main; sys.exit(main())"
+AUX = """
+import sys, time, cv2
+from pathlib import Path
+from PIL import Image
+from controlnet_aux import CannyDetector
+cv2.setNumThreads(1)
+detector, out = CannyDetector(), Path(sys.argv[2])
+out.mkdir()
+begin = time.perf_counter()
+for path in sorted(Path(sys.argv[1]).iterdir()):
+    detector(Image.open(path), 100, 200, 512, 512).save(out / f"{path.stem}_canny.png")
+print(time.perf_counter() - begin)
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--pictures", type=int, default=1000)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--memory", type=int)
+    parser.add_argument("--disk", type=Path, help="a folder to work in, by default the system's for temporary files")
+    options = parser.parse_args()
+    print(f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}, OpenCV {cv2.__version__}")
+    with tempfile.TemporaryDirectory(dir=options.disk) as folder:
+        pictures, out = Path(folder, "in"), Path(folder, "out")
+        draw(pictures, options.memory or options.pictures)
+        if options.memory:
+            for jobs in (1, 2):
+                print(f"--jobs {jobs}: MiB in each tenth:", *(f"{peak:.0f}" for peak in peaks(pictures, out, jobs)))
+                subprocess.run(["rm", "-r", str(out)], check=True)
+        else:
+            compare(pictures, out, options.runs)
+
+
+def draw(folder: Path, count: int) -> None:
+    """Pictures, of which a hundred are different; the others are links to these."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        path = folder / f"{i:06}.jpg"
+        if i >= 100:
+            os.link(folder / f"{i % 100:06}.jpg", path)
+            continue
+        picture = np.full((512, 512, 3), 110, np.float32)
+        for cells in (4, 16, 64, 256):
+            noise = rng.normal(0, 100 / cells**0.5, (cells, cells, 3)).astype(np.float32)
+            picture += cv2.resize(noise, (512, 512), interpolation=cv2.INTER_CUBIC)
+        for _ in range(60):
+            x, y, r, *colour = rng.integers((0, 0, 5, 0, 0, 0), (512, 512, 70, 256, 256, 256)).tolist()
+            cv2.circle(picture, (x, y), r, colour, -1, cv2.LINE_AA)
+        cv2.imwrite(str(path), picture.clip(0, 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, 90])
+
+
+def compare(pictures: Path, out: Path, runs: int) -> None:
+    commands = {f"--jobs {jobs}": ours(pictures, out, jobs) for jobs in (1, 2)}
+    commands["controlnet_aux"] = [AUX, str(pictures), str(out)]
+    measured: dict[str, list[tuple[float, float]]] = {name: [] for name in (*commands, "its loop alone")}
+    expected: dict[str, np.ndarray] = {}
+    for _ in range(runs):
+        for name, command in commands.items():
+            seconds, work, printed = once(command)
+            measured[name].append((seconds, work))
+            if printed.strip():
+                measured["its loop alone"].append((float(printed), float(printed)))
+            same(out, expected)
+            subprocess.run(["rm", "-r", str(out)], check=True)
+    count = len(list(pictures.iterdir()))
+    for name, samples in measured.items():
+        times = [seconds / count * 1e3 for seconds, _ in samples]
+        ratio = statistics.median(
+            loop / mine for (loop, _), (mine, _) in zip(measured["its loop alone"], samples, strict=True)
+        )
+        work = statistics.median(seconds for _, seconds in samples) / count * 1e3
+        print(
+            f"{name:15} {statistics.median(times):6.2f} ms a picture ({min(times):.2f} to {max(times):.2f}), "
+            f"{work:.2f} ms of processors; {ratio:.2f} times as fast as its loop alone"
+        )
+
+
+def ours(pictures: Path, out: Path, jobs: int) -> list[str]:
+    return [OURS, "preprocess", "canny", str(pictures), "-o", f"{out}/", "--jobs", str(jobs)]
+
+
+def once(command: list[str]) -> tuple[float, float, str]:
+    """Seconds on the clock, seconds of processors with all child processes, and what is printed."""
+    before, begin = os.times(), time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", *command],
+        env=ALONE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        check=True,
+        text=True,
+    )
+    seconds, after = time.perf_counter() - begin, os.times()
+    work = after.children_user + after.children_system - before.children_user - before.children_system
+    return seconds, work, done.stdout
+
+
+def same(out: Path, expected: dict[str, np.ndarray]) -> None:
+    """Compares the maps with those of the first run."""
+    for path in out.iterdir():
+        pixels = cv2.imread(str(path))
+        if not np.array_equal(pixels, expected.setdefault(path.name, pixels)):
+            raise SystemExit(f"{path.name} differs")
+    if len(list(out.iterdir())) != len(expected):
+        raise SystemExit("some maps are missing")
+
+
+def peaks(pictures: Path, out: Path, jobs: int) -> list[float]:
+    """The largest memory that our processes have together (MiB of their own and their share) in each tenth."""
+    import psutil
+
+    count, found = len(list(pictures.iterdir())), [0.0] * 10
+    process = subprocess.Popen(
+        [sys.executable, "-c", *ours(pictures, out, jobs)], env=ALONE, stderr=subprocess.DEVNULL, cwd=ROOT
+    )
+    while process.poll() is None:
+        made = len(os.listdir(out)) if out.is_dir() else 0
+        total = 0.0
+        for each in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
+            try:
+                total += each.memory_full_info().pss / 2**20
+            except psutil.Error:
+                continue
+        tenth = min(9, made * 10 // count)
+        found[tenth] = max(found[tenth], total)
+        time.sleep(0.2)
+    return found
+
+
+if __name__ == "__main__":
+    main()
