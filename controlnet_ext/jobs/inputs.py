@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".avif")
@@ -77,6 +77,9 @@ def holds_pictures(path: str) -> bool:
     return path.lower().endswith((*TARS, *VIDEOS, *LISTS, *TABLES))
 
 
-def is_list(path: str) -> bool:
-    """Whether a file's rows name files, so that these are what a job reads."""
-    return path.lower().endswith(LISTS)
+def by_kind(files: Sequence[File]) -> tuple[list[File], list[File], list[File]]:
+    """Pictures, lists of pictures, and files with pictures in them."""
+    kinds: tuple[list[File], list[File], list[File]] = [], [], []
+    for file in files:
+        kinds[0 if not holds_pictures(file.path) else 1 if file.path.lower().endswith(LISTS) else 2].append(file)
+    return kinds

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import cv2
@@ -12,7 +13,7 @@ import cv2
 from preprocessors.registry import Ready
 
 from .folder import Files, Folder, Place
-from .inputs import File, holds_pictures, is_list
+from .inputs import File, by_kind
 from .job import Stream
 from .lists import listed, write_list
 from .loop import Recipe, Sink, mine
@@ -39,82 +40,84 @@ def planned(
     """The plan for these files, in lots of `size`. With the order, `more` is all that results depend on: a job that is
     run again is the same job if these are. A file that holds pictures is not divided, so shards take every n-th of
     them. Raises what `look`, `check` and `output` do, before anything is written."""
-    boxes = [file for file in files if holds_pictures(file.path) and not is_list(file.path)]
-    lists = [file for file in files if is_list(file.path)]
-    pictures = [file for file in files if not holds_pictures(file.path)]
+    pictures, lists, boxes = by_kind(files)
     single = len(files) == len(boxes) == 1 and shard is None
     if not single:
         order.single(max(2, len(files)) * len(order.entries))
-    job = {
+    record = look(beside(order.out, shard), _job(order, [*lists, *boxes], more), order.overwrite)
+    draft = _Draft(order, record, shard or (0, 1), size)
+    rows = [listed(file.path) for file in lists]
+    outputs = [output(order, file, single) for file in boxes]
+    wanted = chain(
+        *(draft.targets(some) for some in (pictures, *rows)),
+        ((file.path, [draft.list_place(file)], draft.expected or shard is not None) for file in lists),
+        ((f.path, made.paths, draft.expects(i)) for i, (f, made) in enumerate(zip(boxes, outputs, strict=True))),
+    )
+    check(wanted, own=False)
+    streams = [draft.stream(pictures)] if pictures else []
+    streams += [draft.stream(some, draft.listing(file)) for file, some in zip(lists, rows, strict=True)]
+    streams += [stream(made, i, record) for i, made in enumerate(outputs) if mine(i, draft.shard)]
+    return Plan(tuple(streams), record)
+
+
+def _job(order: Order, holding: Sequence[File], more: dict[str, Any]) -> dict[str, Any]:
+    """What makes a job the same: where it goes on inside of a file, that file may not have changed."""
+    found = [(os.path.abspath(file.path), os.stat(file.path)) for file in holding]
+    return {
         "preprocessors": [entry.name for entry in order.entries],
         "values": list(order.values),
         "json": order.json,
         "sixteen_bit": order.sixteen_bit,
         "overwrite": order.overwrite,
         "opencv": cv2.__version__,  # encodes
-        "holding": [
-            (os.path.abspath(file.path), os.stat(file.path).st_size, os.stat(file.path).st_mtime_ns)
-            for file in (*boxes, *lists)
-        ],
+        "holding": [(path, stat.st_size, stat.st_mtime_ns) for path, stat in found],
         **more,
     }
-    record = look(beside(order.out, shard), job, order.overwrite)
-    part = shard or (0, 1)
-    rows = {file.path: listed(file.path) for file in lists}
-    outputs = [output(order, file, single) for file in boxes]
-    expected = record.begun or order.overwrite
-    ends = endings([entry.name for entry in order.entries], order.json)
-    check(
-        [
-            *_targets(pictures, order, ends, part, size, expected),
-            *(wanted for files in rows.values() for wanted in _targets(files, order, ends, part, size, expected)),
-            *((file.path, [_list_place(file, order)], expected or shard is not None) for file in lists),
-            *(
-                (file.path, made.paths, expected or not mine(i, part))
-                for i, (file, made) in enumerate(zip(boxes, outputs, strict=True))
-            ),
-        ],
-        own=False,
-    )
-    streams = [_files(order, pictures, record, ends, part)] if pictures else []
-    for file in lists:
-        streams.append(_files(order, rows[file.path], record, ends, part, _listing(file, order)))
-    streams += [stream(made, i, record) for i, made in enumerate(outputs) if mine(i, part)]
-    return Plan(tuple(streams), record)
 
 
-def _targets(
-    files: Sequence[File], order: Order, ends: Sequence[str], shard: tuple[int, int], size: int, expected: bool
-) -> Iterator[tuple[str, list[str], bool]]:
-    for i, (path, key) in enumerate(files):
-        yield path, [target(order.out, key, end) for end in ends], expected or not mine(i // size, shard)
+@dataclass(frozen=True)
+class _Draft:
+    """Where the results of files go, in lots of `size`."""
 
+    order: Order
+    record: Record
+    shard: tuple[int, int]
+    size: int
 
-def _files(
-    order: Order,
-    files: Sequence[File],
-    record: Record,
-    ends: Sequence[str],
-    shard: tuple[int, int],
-    after: Callable[[], None] = lambda: None,
-) -> Stream:
-    place = Place(order.out, record.mark)
+    @property
+    def names(self) -> list[str]:
+        return [entry.name for entry in self.order.entries]
 
-    def sink() -> Sink:
-        if record.left:
-            place.sweep({file.key for file in files})
-        return Folder(place, ends, record.folder / "done" if order.overwrite else None)
+    @property
+    def expected(self) -> bool:
+        """Whether results may be there already."""
+        return self.record.begun or self.order.overwrite
 
-    return Stream(Files(files), sink, len(files), shard, after)
+    def expects(self, lot: int) -> bool:
+        """Whether those of a lot may, which is perhaps another shard's."""
+        return self.expected or not mine(lot, self.shard)
 
+    def targets(self, files: Sequence[File]) -> Iterator[tuple[str, list[str], bool]]:
+        ends = endings(self.names, self.order.json)
+        for i, (path, key) in enumerate(files):
+            yield path, [target(self.order.out, key, end) for end in ends], self.expects(i // self.size)
 
-def _list_place(file: File, order: Order) -> str:
-    return os.path.join(order.out, os.path.basename(file.path))
+    def stream(self, files: Sequence[File], after: Callable[[], None] = lambda: None) -> Stream:
+        place = Place(self.order.out, self.record.mark)
+        journal = self.record.folder / "done" if self.order.overwrite else None
 
+        def sink() -> Sink:
+            if self.record.left:
+                place.sweep({file.key for file in files})
+            return Folder(place, endings(self.names, self.order.json), journal)
 
-def _listing(file: File, order: Order) -> Callable[[], None]:
-    names = [entry.name for entry in order.entries]
-    return lambda: write_list(file.path, _list_place(file, order), order.out, names)
+        return Stream(Files(files), sink, len(files), self.shard, after)
+
+    def list_place(self, file: File) -> str:
+        return os.path.join(self.order.out, os.path.basename(file.path))
+
+    def listing(self, file: File) -> Callable[[], None]:
+        return lambda: write_list(file.path, self.list_place(file), self.order.out, self.names)
 
 
 def lot(order: Order, batch: int | None) -> int:
