@@ -9,7 +9,9 @@ import zlib
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
+
+from preprocessors.disk import parse_json
 
 from .pictures import Picture, Result
 from .tars import member, members_of
@@ -44,34 +46,59 @@ def indexed(part: Path) -> Iterator[tuple[int, dict[str, bytes]]]:
             yield int(index), {m.name.partition(".")[2]: tar.extractfile(m).read() for m in members}  # type: ignore
 
 
+def box(form: Form, part: Path, journal: Path) -> Box | Made:
+    """The sink as earlier runs left it."""
+    rows = lines(journal)
+    if not rows or rows[-1] != {"finished": True}:
+        return Box(form, part, journal, rows)
+    _rename(form.files(part))  # it may have been killed before it did
+    part.unlink(missing_ok=True)
+    return Made(rows[:-1])
+
+
+class Made:
+    """A sink that an earlier run finished."""
+
+    store = staticmethod(as_it_is)
+    finished = True
+
+    def __init__(self, rows: list[dict[str, Any]]):
+        self._rows, self.start = rows, len(rows)
+
+    def before(self) -> Iterator[Result]:
+        return _results(self._rows)
+
+    def done(self, picture: Picture) -> bool:
+        return True
+
+    def add(self, result: Result) -> None: ...
+
+    def finish(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class Box:
     """Members of a tar in the file `part`, a line in `journal` for each picture: where its members end, the CRC-32 of
     all bytes up to there, its name, key and errors. What follows the last line whose CRC holds is cut off."""
 
     store = staticmethod(as_it_is)
+    finished = False
 
-    def __init__(self, form: Form, part: Path, journal: Path):
+    def __init__(self, form: Form, part: Path, journal: Path, rows: list[dict[str, Any]]):
         self._form, self._part = form, part
-        rows = _rows(journal)
-        self.finished = bool(rows) and rows[-1] == {"finished": True}
-        if self.finished:
-            _rename(form.files(part))
-            part.unlink(missing_ok=True)
         part.parent.mkdir(parents=True, exist_ok=True)
-        self._rows = rows[:-1] if self.finished else _true(rows, part)
+        self._file = open(part, "ab+", buffering=0)  # noqa: SIM115  both are closed by close
+        self._rows = _true(rows, self._file)
         self.start = len(self._rows)
-        self._end = self._rows[-1]["end"] if self._rows else 0
-        self._crc = self._rows[-1]["crc"] if self._rows else 0
-        self._journal = open(journal, "w", buffering=1)  # noqa: SIM115  closed by close
-        self._journal.writelines(json.dumps(row) + "\n" for row in rows[: self.start + self.finished])
-        self._file = open(part if not self.finished else os.devnull, "ab", buffering=0)  # noqa: SIM115
-        if not self.finished:
-            self._file.truncate(self._end)
+        last = self._rows[-1] if self._rows else {"end": 0, "crc": 0}
+        self._end, self._crc = last["end"], last["crc"]
+        self._file.truncate(self._end)
+        self._journal = open(journal, "w", buffering=1)  # noqa: SIM115
+        self._journal.writelines(json.dumps(row) + "\n" for row in self._rows)
 
     def before(self) -> Iterator[Result]:
-        """The results of earlier runs, without files."""
-        for i, row in enumerate(self._rows):
-            yield Result(Picture(i, row["key"], row["name"], None), {}, tuple(row["errors"]))
+        return _results(self._rows)
 
     def done(self, picture: Picture) -> bool:
         return picture.index < self.start
@@ -109,22 +136,34 @@ def _rename(files: list[tuple[Path, Path]]) -> None:
             os.replace(path, name)
 
 
-def _rows(journal: Path) -> list[dict[str, Any]]:
-    lines = journal.read_text().splitlines(keepends=True) if journal.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]  # the last may be cut short
+def _results(rows: list[dict[str, Any]]) -> Iterator[Result]:
+    for i, row in enumerate(rows):
+        yield Result(Picture(i, row["key"], row["name"], None), {}, tuple(row["errors"]))
 
 
-def _true(rows: list[dict[str, Any]], part: Path) -> list[dict[str, Any]]:
+def lines(journal: Path) -> list[Any]:
+    """The lines of a journal, as far as they are whole: the last may be cut short, or more after a power cut."""
+    rows: list[Any] = []
+    for line in journal.read_bytes().splitlines(keepends=True) if journal.exists() else []:
+        try:
+            rows.append(parse_json(line, "a line"))
+        except ValueError:
+            break
+        if not line.endswith(b"\n"):
+            return rows[:-1]
+    return rows
+
+
+def _true(rows: list[dict[str, Any]], part: BinaryIO) -> list[dict[str, Any]]:
     """The rows whose bytes are in the part: after a power cut, a journal can be ahead of it."""
     held = []
     crc = at = 0
-    with open(part, "ab+") as file:
-        file.seek(0)
-        for row in rows:
-            while at < row["end"] and (content := file.read(min(CHUNK, row["end"] - at))):
-                crc = zlib.crc32(content, crc)
-                at += len(content)
-            if (at, crc) != (row["end"], row["crc"]):
-                break
-            held.append(row)
+    part.seek(0)
+    for row in rows:
+        while at < row["end"] and (content := part.read(min(CHUNK, row["end"] - at))):
+            crc = zlib.crc32(content, crc)
+            at += len(content)
+        if (at, crc) != (row["end"], row["crc"]):
+            break
+        held.append(row)
     return held

@@ -11,6 +11,7 @@ from typing import TextIO
 
 from preprocessors.disk import write_atomically
 
+from .box import lines
 from .inputs import File
 from .pictures import Picture, Result
 from .targets import target
@@ -70,11 +71,9 @@ class Folder:
         self._keys: set[str] | None = None
         self._file: TextIO | None = None
         if journal is not None:
-            lines = journal.read_text().splitlines(True) if journal.exists() else []
-            whole = [line for line in lines if line.endswith("\n")]  # the last may be cut short
-            self._keys = {json.loads(line) for line in whole}
+            self._keys = set(lines(journal))
             self._file = open(journal, "w")  # noqa: SIM115  closed by close
-            self._file.writelines(whole)
+            self._file.writelines(json.dumps(key) + "\n" for key in self._keys)
 
     def before(self) -> Iterable[Result]:
         return ()

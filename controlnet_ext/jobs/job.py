@@ -39,8 +39,11 @@ def work(
         errors = Errors(record.folder)
         done = 0
         for stream in streams:
-            progress = Progress(stream.total, say)
-            with closing(stream.sink()) as sink, closing(_results(stream, sink, recipe, engine)) as made:
+            with (
+                closing(Progress(stream.total, say)) as progress,
+                closing(stream.sink()) as sink,
+                closing(_results(stream, sink, recipe, engine)) as made,
+            ):
                 for result in sink.before():
                     errors.add(result)
                     done += 1
@@ -51,7 +54,6 @@ def work(
                         progress.error(error)
                     progress.add(result.picture.index)
                     done += 1
-                progress.close()
                 if not sink.finished:
                     sink.finish()
                     stream.after()

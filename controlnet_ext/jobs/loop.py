@@ -25,9 +25,14 @@ class Sink(Protocol):
     """Takes results in their order. `store` is what threads do with files before that. All pictures before `start`
     are done, all there are when it has `finished`."""
 
-    store: Store
-    start: int
-    finished: bool
+    @property
+    def store(self) -> Store: ...
+
+    @property
+    def start(self) -> int: ...
+
+    @property
+    def finished(self) -> bool: ...
 
     def before(self) -> Iterable[Result]:
         """The results of these pictures, without files."""

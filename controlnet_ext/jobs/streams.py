@@ -8,10 +8,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
-from .box import Box, Form
+from .box import Form, box
 from .inputs import SUFFIXES, TABLES, TARS, File
 from .job import Stream
-from .loop import Source
+from .loop import Sink, Source
 from .order import STDOUT, Order
 from .record import Record
 from .stages import endings
@@ -66,9 +66,9 @@ def _checked(made: Output, single: bool) -> Output:
 def stream(made: Output, number: int, record: Record) -> Stream:
     """The stream that makes an output, the one of this number in its job."""
 
-    def sink() -> Box:
+    def sink() -> Sink:
         part = Path(made.paths[0]).parent / f".{record.mark}{number}.box"
-        return Box(made.form, part, record.folder / f"{number}.journal")
+        return box(made.form, part, record.folder / f"{number}.journal")
 
     return Stream(made.source, sink, made.total)
 

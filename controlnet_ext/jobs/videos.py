@@ -6,6 +6,7 @@ import errno
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -82,7 +83,7 @@ class Film:
         with _opened(self.source) as video:
             rate = video.get(cv2.CAP_PROP_FPS)
         for name, (path, _) in zip(self.paths, self.files(part), strict=True):
-            _write(path, lambda name=name: _frames(part, name), rate if 0 < rate < 1000 else 25.0)
+            _write(path, partial(_frames, part, name), rate if 0 < rate < 1000 else 25.0)
 
 
 def _write(path: Path, frames: Callable[[], Iterator[np.ndarray | None]], rate: float) -> None:
