@@ -130,6 +130,17 @@ def full(after, monkeypatch):
     monkeypatch.setattr(folder, "write_atomically", limited)
 
 
+@pytest.mark.parametrize("out", ["in", "in/maps"])
+def test_results_among_the_pictures_are_not_taken_for_pictures_by_shards_and_resumed_jobs(out, monkeypatch):
+    assert run("canny in -o whole --recursive") == 0
+    with monkeypatch.context() as patch:
+        full(5, patch)
+        assert run(f"canny in -o {out} --recursive") == 1
+    assert run(f"canny in -o {out} --recursive") == 0
+    assert len(contents("in")) == 20 and contents("whole").items() <= contents(out).items()
+    assert run(f"invert in -o {out}/2 --shard 1/2") == 0 and run(f"invert in -o {out}/2 --shard 2/2") == 0
+
+
 @pytest.mark.parametrize("overwrite", ["", " --overwrite"])
 def test_a_full_disk_stops_the_job_which_then_goes_on_from_there(overwrite, monkeypatch, capsys):
     if overwrite:  # what is there of another job is not taken for done

@@ -21,7 +21,7 @@ from .order import Order
 from .record import Record, beside, look
 from .stages import Loading, Networks, Read, endings
 from .streams import output, stream
-from .targets import check, target
+from .targets import check, originals, target
 
 TOGETHER = 4  # pictures that a process is given at once where no network takes a batch
 
@@ -46,6 +46,8 @@ def planned(
         order.single(max(2, len(files)) * len(order.entries))
     record = look(beside(order.out, shard), _job(order, [*lists, *boxes], more), order.overwrite)
     draft = _Draft(order, record, shard or (0, 1), size)
+    if record.begun or shard is not None:
+        pictures = originals(pictures, draft.ends, order.out)
     rows = [listed(file.path) for file in lists]
     outputs = [output(order, file, single) for file in boxes]
     wanted = chain(
@@ -89,6 +91,10 @@ class _Draft:
         return [entry.name for entry in self.order.entries]
 
     @property
+    def ends(self) -> list[str]:
+        return endings(self.names, self.order.json)
+
+    @property
     def expected(self) -> bool:
         """Whether results may be there already."""
         return self.record.begun or self.order.overwrite
@@ -98,7 +104,7 @@ class _Draft:
         return self.expected or not mine(lot, self.shard)
 
     def targets(self, files: Sequence[File]) -> Iterator[tuple[str, list[str], bool]]:
-        ends = endings(self.names, self.order.json)
+        ends = self.ends
         for i, (path, key) in enumerate(files):
             yield path, [target(self.order.out, key, end) for end in ends], self.expects(i // self.size)
 
@@ -109,7 +115,7 @@ class _Draft:
         def sink() -> Sink:
             if self.record.left:
                 place.sweep({file.key for file in files})
-            return Folder(place, endings(self.names, self.order.json), journal)
+            return Folder(place, self.ends, journal)
 
         return Stream(Files(files), sink, len(files), self.shard, after)
 

@@ -72,6 +72,12 @@ class _Line(Generic[In, Out]):
     def _alone(self, one: In) -> Out:
         with shut(_pool(1)) as pool:
             try:
+                _submit(pool, list, []).result()
+            except BrokenProcessPool:
+                raise ChildProcessError(
+                    "processes end as they begin: a script that calls this does so below if __name__ == '__main__'"
+                ) from None
+            try:
                 return _submit(pool, self._stage, [one]).result()[0]
             except BrokenProcessPool:
                 return self._lost(one)

@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 
+from .inputs import File
+
 
 def target(folder: str, key: str, ending: str) -> str:
     """Where a map goes: `<folder>/<key>_<ending>`."""
@@ -30,6 +32,13 @@ def check(targets: Iterable[tuple[str, Sequence[str], bool]], own: bool) -> None
             if not may_exist and os.path.lexists(path):
                 raise FileExistsError(f"{path!r} exists; --overwrite replaces it")
             makers[here] = picture
+
+
+def originals(files: Sequence[File], ends: Sequence[str], folder: str) -> list[File]:
+    """The files that are no results of others: what an earlier run made may lie among its pictures."""
+    place = _places()
+    results = {place(target(folder, file.key, end)) for file in files for end in ends}
+    return [file for file in files if place(file.path) not in results]
 
 
 def _places() -> Callable[[str], str]:
