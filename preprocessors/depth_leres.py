@@ -2,8 +2,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
+import cv2
 import numpy as np
 
+from preprocessors.depth_boost import boosted
 from preprocessors.depth_shades import shades
 from preprocessors.imagenet import normalised
 from preprocessors.parameters import Range
@@ -22,6 +24,14 @@ LERES = WeightsFile(
     folder="leres",
     licence="BSD-2-Clause, academic use",
     sha256="1d696b2ef3e8336b057d0c15bc82d2fecef821bfebe5ef9d7671a5ec5dde520b",
+    source=HORDE,
+)
+MERGE = WeightsFile(
+    "lllyasviel/Annotators",
+    "latest_net_G.pth",
+    folder="leres",
+    licence="academic use",
+    sha256="50ec735d74ed6499562d898f41b49343e521808b8dae589aa3c2f5c9ac9f7462",
     source=HORDE,
 )
 
@@ -48,6 +58,37 @@ class DepthLeres:
         height, width = images.shape[1:3]
         depth = self.network(normalised(extended(images, 32)[..., ::-1]))[:, 0, :height, :width].numpy()
         return [_drawing(one, remove_near, remove_background) for one in depth]
+
+
+@preprocessor("depth_leres++", makes="depth", weights=(LERES, MERGE))
+class DepthLeresBoosted:
+    """The same in more detail, merged from several sizes: for pictures from some 500 pixels on, and slow. Its values
+    are in 0..1, more where it is farther."""
+
+    def __init__(self, device: str | Device, library: Library):
+        from annotators import depth_merge, leres
+
+        self.network = library.network(LERES, leres.load, device)
+        self.merge = library.network(MERGE, depth_merge.load, device)
+
+    def __call__(
+        self,
+        image: np.ndarray,
+        remove_near: Annotated[float, Range(0, 100)] = 0,
+        remove_background: Annotated[float, Range(0, 100)] = 0,
+    ) -> Drawing:
+        return _drawing(boosted(image, self._estimate, self._merged), remove_near, remove_background)
+
+    def _estimate(self, image: np.ndarray, size: int) -> np.ndarray:
+        small = cv2.resize(np.ascontiguousarray(image[..., ::-1]), (size, size))
+        depth = self.network(normalised(small[None]))[0, 0].numpy()
+        return cv2.resize(depth, image.shape[1::-1], interpolation=cv2.INTER_CUBIC)
+
+    def _merged(self, coarse: np.ndarray, fine: np.ndarray) -> np.ndarray:
+        import torch
+
+        both = torch.from_numpy(np.stack([coarse, fine])[None]).float() * 2 - 1
+        return (self.merge(both)[0, 0].numpy() + 1) / 2
 
 
 def _drawing(depth: np.ndarray, near: float, background: float) -> Drawing:

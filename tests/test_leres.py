@@ -53,7 +53,7 @@ def test_depth_and_maps_are_controlnet_auxs(state):
         other = detector(IMAGE, near, background, detect_resolution=64, image_resolution=64, output_type="np")
         off = np.abs(made.pixels.astype(int) - other)
         # theirs rounds to 8 bits before it cuts: a value at a limit may fall on its other side
-        assert np.ptp(other) > 50 and (off > 1).mean() < 0.01 and np.median(off) <= 1
+        assert np.ptp(other) > 50 and (off > 1).mean() < (0.01 if near or background else 1e-9)
         assert made.values.shape == IMAGE.shape[:2] and made.values.dtype == np.float32
 
 
