@@ -250,6 +250,7 @@ def test_two_workers_of_a_ray_cluster_give_the_same_bytes(monkeypatch):
     words = "canny,pidinet in --recursive --library . --batch 2 -o"
     assert run(f"{words} here") == 1
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *sys.path]))
+    monkeypatch.setenv("HOME", os.getcwd())  # where it writes a token
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         assert run(f"{words} there --engine ray --jobs 2") == 1
