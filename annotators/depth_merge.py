@@ -25,7 +25,7 @@ class Merge(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.model.model(x)
+        return self.get_submodule("model.model")(x)
 
 
 class _Level(nn.Module):

@@ -36,7 +36,7 @@ class DSINE(nn.Module):
         self.up_prob_head = _head(64 + 2, 64, 9 * _FINE**2)
 
     def forward(self, x: Tensor, camera: Tensor, iterations: int | Tensor = 5) -> list[Tensor]:
-        *_, eighth, sixteenth, deep = self.encoder.original_model(x)
+        *_, eighth, sixteenth, deep = self.get_submodule("encoder.original_model")(x)
         directions = [_directions(y, camera, scale) for y, scale in ((deep, 32), (sixteenth, 16), (eighth, 8))]
         uv = directions[-1]  # (B, 2, h, w)
         rays = F.normalize(F.pad(uv, (0, 0, 0, 0, 0, 1), value=1), dim=1)

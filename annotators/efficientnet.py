@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 # Of each stage: blocks, kernel, stride, how much wider the middle is, channels; B0's times 2.2 in depth, 1.6 in width
-_STAGES = ((3, 3, 1, 1, 24), (5, 3, 2, 6, 40), (5, 5, 2, 6, 64), (7, 3, 2, 6, 128))
-_STAGES += ((7, 5, 1, 6, 176), (9, 5, 2, 6, 304), (3, 3, 1, 6, 512))
+_FIRST = ((3, 3, 1, 1, 24), (5, 3, 2, 6, 40), (5, 5, 2, 6, 64), (7, 3, 2, 6, 128))
+_STAGES = (*_FIRST, (7, 5, 1, 6, 176), (9, 5, 2, 6, 304), (3, 3, 1, 6, 512))
 
 
 class EfficientNetB5(nn.Module):

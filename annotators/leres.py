@@ -24,7 +24,8 @@ class LeReS(nn.Module):
         self.depth_model.decoder_modules = _Decoder()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.depth_model.decoder_modules(self.depth_model.encoder_modules.encoder(x))
+        features = self.get_submodule("depth_model.encoder_modules.encoder")(x)
+        return self.get_submodule("depth_model.decoder_modules")(features)
 
 
 class _ResNeXt(nn.Module):

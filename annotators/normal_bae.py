@@ -24,7 +24,7 @@ class NormalBae(nn.Module):
         self.decoder = _Decoder()
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        return self.decoder(self.encoder.original_model(x))
+        return self.decoder(self.get_submodule("encoder.original_model")(x))
 
 
 class _Decoder(nn.Module):

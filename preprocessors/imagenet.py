@@ -11,7 +11,7 @@ from preprocessors.soft_edges import tensor
 if TYPE_CHECKING:
     from torch import Tensor
 
-_MEAN, _DEVIATION = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+_MEAN, _DEVIATION = np.array([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]], np.float32)
 
 
 def normalised(images: np.ndarray) -> Tensor:

@@ -88,7 +88,7 @@ def _dpt(network: Network, where: Path) -> Run:
     def run(images: np.ndarray) -> Tensor:
         images = extended(images, 1, _least(prepare, images))
         depth = network(_prepared(prepare, images))["predicted_depth"]
-        return _sized(depth, *images.shape[1:3], "bicubic")
+        return _sized(depth, images.shape[1:3], "bicubic")
 
     return run
 
@@ -102,7 +102,7 @@ def _zoe(network: Network, where: Path) -> Run:
         height, width = images.shape[1:3]
         down, right = (int((side / 2) ** 0.5 * 3) if prepare.do_pad else 0 for side in (height, width))
         depth = network(_prepared(prepare, images))["predicted_depth"]
-        depth = _sized(depth, height + 2 * down, width + 2 * right, "bicubic")
+        depth = _sized(depth, (height + 2 * down, width + 2 * right), "bicubic")
         return depth[:, down : down + height, right : right + width]
 
     return run
@@ -123,7 +123,7 @@ def _depth_pro(network: Network, where: Path) -> Run:
         inverse = found["predicted_depth"]
         if found["field_of_view"] is not None:
             inverse = inverse * 2 * torch.deg2rad(found["field_of_view"] / 2).tan()[:, None, None]
-        return 1 / _sized(inverse, *images.shape[1:3], "bilinear").clamp(1e-4, 1e4)
+        return 1 / _sized(inverse, images.shape[1:3], "bilinear").clamp(1e-4, 1e4)
 
     return run
 
@@ -141,10 +141,10 @@ def _prepared(prepare: Any, images: np.ndarray) -> Tensor:
     return prepare(list(images), input_data_format="channels_last", return_tensors="pt")["pixel_values"]
 
 
-def _sized(depth: Tensor, height: int, width: int, mode: str) -> Tensor:
+def _sized(depth: Tensor, size: tuple[int, ...], mode: str) -> Tensor:
     import torch
 
-    return torch.nn.functional.interpolate(depth[:, None], (height, width), mode=mode, align_corners=False)[:, 0]
+    return torch.nn.functional.interpolate(depth[:, None], size, mode=mode, align_corners=False)[:, 0]
 
 
 _KINDS: dict[str, tuple[Callable[[Network, Path], Run], Callable[[np.ndarray], np.ndarray]]] = {
