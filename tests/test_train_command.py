@@ -348,12 +348,24 @@ def test_noising_is_that_of_diffusers(kind):
     expected = (weights * torch.ones(4)).mean()
     torch.testing.assert_close(noising.loss(target + 1, target, t), expected, rtol=1e-5, atol=0)  # order of rounding
     assert torch.equal(noising.draw(latents, generator(3))[0], noising.draw(latents, generator(3))[0])
-    layout = Noising(scheduler, "layout").loss(target + 1, target, t)
-    torch.testing.assert_close(layout, (weights * (1 / snr + 1).clamp(max=20)).mean(), rtol=1e-5, atol=0)
+    layout = Noising(scheduler, "layout")
+    even = layout.loss(target + 1, target, t, drawn=False)
+    torch.testing.assert_close(even, (weights * (1 / snr + 1).clamp(max=20)).mean(), rtol=1e-5, atol=0)
     with pytest.raises(ValueError, match="weighting 'even'"):
         Noising(scheduler, "even")
     with pytest.raises(ValueError, match="predicts 'sample'"):
         Noising(DDPMScheduler(prediction_type="sample"))
+
+
+def test_layout_draws_levels_as_often_as_they_count():
+    layout = Noising(DDPMScheduler(**{**tiny.DDIM, "clip_sample": False}), "layout")
+    latents, levels = torch.zeros(40_000, 1, 1, 1), torch.arange(layout.steps)
+    _, target, t = layout.draw(latents, generator(1))
+    wrong = (t / layout.steps).view(-1, 1, 1, 1)  # an error that depends on the level
+    every = (levels / layout.steps).view(-1, 1, 1, 1)
+    expected = layout.loss(every, torch.zeros_like(every), levels, drawn=False)
+    torch.testing.assert_close(layout.loss(target + wrong, target, t), expected, rtol=0.02, atol=0)  # of 40,000 draws
+    assert (t > 700).float().mean() > 0.6
 
 
 def row(step: float, training: float, held_out: float) -> dict[str, float]:

@@ -143,7 +143,8 @@ class FixedLoss:
             latents, context, maps = self._examples.batch([i * len(self._examples) // DRAWS for i in draws.tolist()])
             noise = torch.randn(latents.shape, generator=numbers)
             x, target, t = self._noising.noised(latents, noise, times[draws])
-            losses.append(len(draws) * self._noising.loss(self._frozen.predict(x, t, context, net, maps), target, t))
+            predicted = self._frozen.predict(x, t, context, net, maps)
+            losses.append(len(draws) * self._noising.loss(predicted, target, t, drawn=False))
         return float(sum(losses)) / DRAWS
 
 

@@ -19,8 +19,9 @@ class Noising:
 
     The `weighting` min-snr weights the loss by min(SNR, 5) / SNR for noise, min(SNR, 5) / (SNR + 1) for velocity (Hang et
     al., arXiv:2303.09556, section 3.4). `layout` weights it by min(1 / SNR + 1, 20) times that: little signal, at which
-    the places of colours are decided, counts almost as for velocity without weights.
-    ValueError on another kind of prediction or weighting."""
+    the places of colours are decided, counts almost as for velocity without weights. Levels are then drawn as often
+    as they count, instead of evenly, which is the same on average. ValueError on another kind of prediction or
+    weighting."""
 
     def __init__(self, scheduler: Any, weighting: str = "min-snr"):
         if weighting not in WEIGHTINGS:
@@ -36,6 +37,7 @@ class Noising:
         if weighting == "layout":
             weights = weights * (1 / snr + 1).clamp(max=LAYOUT)
         self._weights = weights * snr / (snr + 1) if self._velocity else weights
+        self._even = weighting == "min-snr"
 
     @property
     def steps(self) -> int:
@@ -45,7 +47,10 @@ class Noising:
     def draw(self, latents: Tensor, numbers: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Noised latents, what is to be predicted of them, and timesteps (B,), drawn on the CPU."""
         noise = torch.randn(latents.shape, generator=numbers)
-        t = torch.randint(self.steps, (len(latents),), generator=numbers)
+        if self._even:
+            t = torch.randint(self.steps, (len(latents),), generator=numbers)
+        else:
+            t = torch.multinomial(self._weights, len(latents), replacement=True, generator=numbers)
         return self.noised(latents, noise, t)
 
     def noised(self, latents: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -53,9 +58,11 @@ class Noising:
         signal, sigma = self._signal[t].view(-1, 1, 1, 1), self._noise[t].view(-1, 1, 1, 1)
         return signal * latents + sigma * noise, signal * noise - sigma * latents if self._velocity else noise, t
 
-    def loss(self, predicted: Tensor, target: Tensor, t: Tensor) -> Tensor:
+    def loss(self, predicted: Tensor, target: Tensor, t: Tensor, drawn: bool = True) -> Tensor:
+        """The mean of weighted squared errors, of timesteps that `draw` drew or, if not, of evenly spread ones."""
         errors = (predicted.float() - target.to(predicted.device)).square().mean((1, 2, 3))
-        return (errors * self._weights[t].to(errors.device)).mean()
+        weights = self._weights[t] if self._even or not drawn else self._weights.mean()
+        return (errors * weights.to(errors.device)).mean()
 
 
 def generator(*numbers: int) -> torch.Generator:
