@@ -175,5 +175,8 @@ def test_depth_that_is_no_number_is_refused(models):
 
 def test_names_are_those_of_sd_webui_controlnet():
     made = {entry.name: entry for entry in registered() if entry.makes == "depth"}
-    assert {"depth_midas", "depth_zoe", "depth_anything", "depth_anything_v2", "depth_pro"} <= made.keys()
-    assert all(entry.stacks and entry.weights and not entry.parameters for entry in made.values())
+    names = {"depth_midas", "depth_zoe", "depth_anything", "depth_anything_v2", "depth_leres", "depth_leres++"}
+    assert names | {"depth_pro"} <= made.keys()
+    assert all(entry.weights for entry in made.values())
+    for name in ("depth_leres", "depth_leres++"):
+        assert [parameter.name for parameter in made[name].parameters] == ["remove_near", "remove_background"]
