@@ -53,7 +53,7 @@ def panel(whole: np.ndarray, column: int, row: int) -> np.ndarray:
 
 
 def generated(out: str, prompt: str, *more: str) -> np.ndarray:
-    assert main(["generate", prompt, "--steps", "2", "--seed", "0", *more, "-o", out]) == 0
+    assert main(["generate", prompt, "--guidance", "4", "--steps", "2", "--seed", "0", *more, "-o", out]) == 0
     return read_image(out)
 
 
@@ -87,7 +87,7 @@ def test_scores_are_told_and_are_those_of_the_pictures(capsys: pytest.CaptureFix
     scores, last = err.splitlines()
     told = SCORES.fullmatch(scores)
     assert out == "" and told and told[1] == "a red ring"
-    assert re.fullmatch(r"one\.png: seed 0, 2 steps, guidance 7\.5; 2 pictures in \d+\.\d s, loaded in \d+\.\d s", last)
+    assert re.fullmatch(r"one\.png: seed 0, 2 steps, guidance 4; 2 pictures in \d+\.\d s, loaded in \d+\.\d s", last)
     asked = fit(preprocess("canny", read_image(embedded.PHOTO), resolution=128).pixels, 128, 128)
     guided = canny_f1(asked, generated("g.png", "a red ring", *photo, "--control", "canny,resolution=match"))
     plain = canny_f1(asked, generated("p.png", "a red ring"))
@@ -226,7 +226,6 @@ def test_text_stays_in_its_lines() -> None:
         assert (whole[:, -MARGIN:] == whole[0, 0]).all() and (whole[-MARGIN // 2 :] == whole[0, 0]).all()
 
 
-@pytest.mark.skipif(not (INSTALLED / "model_index.json").exists(), reason="the embedded model is in training")
 def test_the_embedded_model_obeys_the_photo(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -238,4 +237,4 @@ def test_the_embedded_model_obeys_the_photo(
     for told in found:
         assert told is not None
         guided, unguided = float(told[2]), float(told[3])
-        assert guided >= 0.6 and guided >= unguided + 0.2, told[0]
+        assert guided >= 0.5 and guided >= unguided + 0.25, told[0]

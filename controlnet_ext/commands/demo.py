@@ -12,8 +12,8 @@ the guided ones and F1 scores: how well the edges of a picture are those of the 
     --steps N          1..1000, by default 20
     --overwrite        replace OUT if it exists
 
-`controlnet-ext generate PROMPT --image IMG --control canny,resolution=match --seed N --steps N` makes the same guided
-pictures.
+`controlnet-ext generate PROMPT --image IMG --control canny,resolution=match --guidance 4 --seed N --steps N` makes the
+same guided pictures.
 Exit code 0: done; 1: it failed on the way; 2: refused, nothing is written; 130: interrupted.
 """
 
@@ -43,12 +43,12 @@ from . import say
 
 CONTROL = f"{NAME}/canny"
 PROMPTS = (
-    "a red circle on a white ground",
-    "a blue ring and a yellow circle on a green ground",
-    "a pink blob on a striped purple ground",
+    "a blue blob, an orange star and a yellow curve on a dotted red ground",
+    "a green blob, a purple person and a white curve on a wavy yellow ground",
+    "a red triangle, a cyan square and a blue person on a mottled brown ground",
 )
 MOST = 6
-GUIDANCE = NUMBERS["guidance"].default
+GUIDANCE = 4.0  # as in the figures of docs/embedded.md
 
 
 def arguments(parser: ArgumentParser, words: list[str]) -> None:
