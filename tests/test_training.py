@@ -37,14 +37,17 @@ def test_a_run_that_was_stopped_twice_goes_on_as_if_it_had_not_been(tmp_path, mo
     class Killed(Exception):
         pass
 
-    def dies(net, step, batch):
-        if step == killed_at:
-            raise Killed
-        return _loss(net, step, batch)
+    def dies_at(last):
+        def loss(net, step, batch):
+            if step == last:
+                raise Killed
+            return _loss(net, step, batch)
 
-    for killed_at in (8, 13):
+        return loss
+
+    for last in (8, 13):
         with pytest.raises(Killed):
-            train(_net(), dies, _held_out, Schedule(20, batches=2, every=5), tmp_path / "cut")
+            train(_net(), dies_at(last), _held_out, Schedule(20, batches=2, every=5), tmp_path / "cut")
     resumed = train(_net(), _loss, _held_out, Schedule(20, batches=2, every=5), tmp_path / "cut")
     for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b)

@@ -13,8 +13,8 @@ Train a ControlNet beside a model, which stays as it is. The same command again 
     --batch B          pictures at once, by default 8
     --accumulate K     batches in each step, by default 1
     --rate R           learning rate, by default 0.0001
-    --weighting W      what the loss counts of each noise level: min-snr, by default; or layout, which weighs much noise up
-                       to 20 times as much: there the places of colours are decided
+    --weighting W      how much noise levels count: min-snr, by default; or layout, which lets much noise count up to
+                       20 times as much, for the places of colours are decided there
     --size WxH         by default what the model was trained for; all pictures are cropped to it
     --every N          steps between measurements, each with a checkpoint, by default 250
     --validation V     held-out pictures: a share of the different ones, by default 0.1, or a folder like that of --data

@@ -18,7 +18,8 @@ from .pictures import Pictures
 
 class Lesson:
     """The model of a folder, on a GPU where there is one, and beside it the ControlNet in the file `first`, or a copy
-    of the UNet's encoder. `size` is height and width. ValueError where the file is another kind or fits another UNet."""
+    of the UNet's encoder. `size` is height and width, `weighting` that of noise levels. ValueError where the file is
+    another kind or fits another UNet."""
 
     def __init__(
         self,

@@ -17,10 +17,10 @@ class Noising:
     """With the noise levels of a diffusers scheduler, for networks that predict the noise or, where its config says
     `v_prediction`, the velocity (Salimans and Ho, arXiv:2202.00512, appendix D).
 
-    The `weighting` min-snr weights the loss by min(SNR, 5) / SNR for noise, min(SNR, 5) / (SNR + 1) for velocity (Hang et
-    al., arXiv:2303.09556, section 3.4). `layout` weights it by min(1 / SNR + 1, 20) times that: little signal, at which
-    the places of colours are decided, counts almost as for velocity without weights. Levels are then drawn as often
-    as they count, instead of evenly, which is the same on average. ValueError on another kind of prediction or
+    The `weighting` min-snr weights the loss by min(SNR, 5) / SNR for noise, min(SNR, 5) / (SNR + 1) for velocity (Hang
+    et al., arXiv:2303.09556, section 3.4). `layout` weights it by min(1 / SNR + 1, 20) times that: little signal, at
+    which the places of colours are decided, counts almost as for velocity without weights. Levels are then drawn as
+    often as they count, instead of evenly, which is the same on average. ValueError on another kind of prediction or
     weighting."""
 
     def __init__(self, scheduler: Any, weighting: str = "min-snr"):
