@@ -1,0 +1,150 @@
+"""Networks for lines beside controlnet_aux's on the same weights, pictures in files to maps in files.
+
+    python -W ignore benchmarks/lines.py --weights ASSETS/weights [--runs 5] [--pictures 4] [--size 512] [NAME ...]
+
+Each run takes all pictures, size x size, through one preprocessor: read, computed, written as PNG. Ours and
+controlnet_aux's runs alternate; the first of each is warm-up. Where --weights has no file of that name both compute on
+the same random weights. The maps are compared, and ours in bfloat16 with ours in float32. Needs controlnet_aux.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import controlnet_aux
+import cv2
+import numpy as np
+import torch
+from controlnet_aux.hed import ControlNetHED_Apache2
+from controlnet_aux.lineart import Generator
+from controlnet_aux.mlsd.models.mbv2_mlsd_large import MobileV2_MLSD_Large
+from controlnet_aux.pidi.model import pidinet
+from controlnet_aux.teed.ted import TED
+
+from preprocessors import find
+from preprocessors.files import Device, read_image, read_weights, write_image
+from preprocessors.network import Network
+
+# preprocessor: controlnet_aux's network, its detector around it, a file of weights
+THEIRS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any], str]] = {
+    "pidinet": (pidinet, controlnet_aux.PidiNetDetector, "table5_pidinet.pth"),
+    "softedge_teed": (TED, controlnet_aux.TEEDdetector, "teed_7_model.pth"),
+    "mlsd": (MobileV2_MLSD_Large, controlnet_aux.MLSDdetector, "mlsd_large_512_fp32.pth"),
+    "hed": (ControlNetHED_Apache2, controlnet_aux.HEDdetector, "ControlNetHED.pth"),
+    "lineart": (partial(Generator, 3, 1, 3), lambda net: controlnet_aux.LineartDetector(net, net), "sk_model.pth"),
+}
+
+
+class Shelf:
+    """A library whose one file is these tensors."""
+
+    def __init__(self, tensors: dict[str, torch.Tensor]):
+        self.tensors = tensors
+
+    def network(self, file: Any, build: Callable[[Any], Any], device: Any) -> Network:
+        return Network.on(build(dict(self.tensors)), Device.of(device))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("names", metavar="NAME", nargs="*", default=list(THEIRS)[:3])
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--pictures", type=int, default=4)
+    parser.add_argument("--size", type=int, default=512)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    print(
+        f"{platform.machine()}, {options.threads} thread(s), torch {torch.__version__}, OpenCV {cv2.__version__}, "
+        f"{options.pictures} pictures of {options.size}x{options.size} a run, {options.device}; median (least to most) "
+        f"of {options.runs} runs in turn, after 1"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = made(Path(folder), options.pictures, options.size)
+        for name in options.names:
+            compared(name, pictures, options)
+
+
+def made(folder: Path, count: int, size: int) -> list[Path]:
+    """Pictures of noise of all scales, discs and lines."""
+    numbers, paths = np.random.default_rng(0), []
+    for i in range(count):
+        pixels = np.full((size, size, 3), 110, np.float32)
+        for cells in (4, 16, 64):
+            noise = numbers.normal(0, 90 / cells**0.5, (cells, cells, 3)).astype(np.float32)
+            pixels += cv2.resize(noise, (size, size), interpolation=cv2.INTER_CUBIC)
+        for x, y, r, *colour in numbers.integers(
+            (0, 0, 9, 0, 0, 0), (size, size, size // 6, 256, 256, 256), (24, 6)
+        ).tolist():
+            cv2.circle(pixels, (x, y), r, colour, -1, cv2.LINE_AA)
+            cv2.line(pixels, (y, x), (x, size - y), colour, 3, cv2.LINE_AA)
+        paths.append(folder / f"{i}.png")
+        write_image(paths[-1], pixels.clip(0, 255).astype(np.uint8))
+    return paths
+
+
+def compared(name: str, pictures: list[Path], options: argparse.Namespace) -> None:
+    make, detector, file = THEIRS[name]
+    torch.manual_seed(0)
+    net = make().eval()
+    real = options.weights is not None and (options.weights / file).is_file()
+    if real:
+        state = {key.removeprefix("module."): t for key, t in read_weights(options.weights / file).tensors.items()}
+        net.load_state_dict(state)
+    state = net.state_dict()
+    entry, theirs = find(name), detector(net.to(options.device))
+    size = {"detect_resolution": options.size} | ({} if name == "softedge_teed" else {"image_resolution": options.size})
+    computed: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+        "controlnet_aux": lambda image: theirs(image, output_type="np", **size),
+        "ours": partial(pixels, entry.ready(options.device, Shelf(state))),  # type: ignore[arg-type]
+        "ours, bfloat16": partial(pixels, entry.ready(Device(options.device, "bfloat16"), Shelf(state))),  # type: ignore[arg-type]
+    }
+    seconds: dict[str, list[tuple[float, float]]] = {who: [] for who in computed}
+    for _ in range(options.runs + 1):
+        for who, compute in computed.items():
+            seconds[who].append(timed(compute, pictures, who))
+    print(f"\n{name}, {'the published' if real else 'random'} weights, seconds a picture")
+    base = tuple(zip(*seconds["controlnet_aux"][1:], strict=True))
+    maps = {who: np.stack([read_image(target(path, who)).astype(int) for path in pictures]) for who in computed}
+    for who, pairs in seconds.items():
+        clocks, processors = (np.array(column) / len(pictures) for column in zip(*pairs[1:], strict=True))
+        ratios = [
+            statistics.median(b / c / len(pictures) for b, c in zip(them, us, strict=True))
+            for them, us in zip(base, (clocks, processors), strict=True)
+        ]
+        off = np.abs(maps[who] - maps["controlnet_aux" if who == "ours" else "ours"])
+        print(
+            f"  {who:15} {np.median(clocks):.3f} ({clocks.min():.3f} to {clocks.max():.3f}), of the processor "
+            f"{np.median(processors):.3f}; {ratios[0]:.2f} times as fast, {ratios[1]:.2f} by the processor"
+            + ("" if who == "controlnet_aux" else f"; off by {off.max()} of 255 at most, {off.mean():.4f} on average")
+        )
+
+
+def pixels(run: Callable[..., Any], image: np.ndarray) -> np.ndarray:
+    return run(image).pixels
+
+
+def target(picture: Path, who: str) -> Path:
+    return picture.with_name(f"{picture.stem}_{who.split()[-1].strip(',')}.png")
+
+
+def timed(compute: Callable[[np.ndarray], np.ndarray], pictures: list[Path], who: str) -> tuple[float, float]:
+    """Seconds on the clock and of the processor."""
+    clock, processor = time.perf_counter(), time.process_time()
+    for path in pictures:
+        write_image(target(path, who), compute(read_image(path)), overwrite=True)
+    return time.perf_counter() - clock, time.process_time() - processor
+
+
+if __name__ == "__main__":
+    main()
