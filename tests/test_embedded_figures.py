@@ -45,7 +45,7 @@ from benchmarks.embedded.scenes import (  # noqa: E402
     mismatched,
     recoloured,
 )
-from benchmarks.embedded.scores import colour_share, colours_seen, edge_figures, seen_share  # noqa: E402
+from benchmarks.embedded.scores import colour_share, colours_by_count, colours_seen, edge_figures, seen_share  # noqa: E402
 
 SEEDS = range(HELD_OUT.start, HELD_OUT.start + 60)
 
@@ -66,6 +66,13 @@ def two_things() -> Scene:
     left[:, :16] = True
     things = Thing("circle", "red", left, 2.0), Thing("star", "blue", ~left, 1.0)
     return Scene(filled("red", "blue"), "a blue star and a red circle on a white ground", things, np.ones((32, 32)))
+
+
+def test_colours_are_counted_by_the_number_of_things_and_mistaken_ones_told():
+    swapped, plain = filled("blue", "red"), filled("red", "green")  # of things that are red and blue
+    figures = colours_by_count([two_things()] * 2, [swapped, plain])
+    assert figures == {"colours_of_2": 0.25, "mistaken": 2 / 3}
+    assert np.isnan(colours_by_count([two_things()], [filled("red", "blue")])["mistaken"])
 
 
 def test_the_map_of_another_scene_is_never_the_own_one():

@@ -12,7 +12,7 @@ from controlnet_ext.shapes.scenes import Scene, scene
 
 from .sampling import BATCH, Arm, Sampler, through_vae
 from .scenes import CHOOSING, edges, elsewhere, mismatched, recoloured
-from .scores import colour_share, colours_seen, edge_figures, seen_share
+from .scores import colour_share, colours_by_count, colours_seen, edge_figures, seen_share
 
 Figures = dict[str, float]
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
@@ -73,7 +73,7 @@ def truth(asked: Asked) -> Iterator[tuple[str, Figures]]:
 
 def guided(asked: Asked) -> Iterator[tuple[str, Figures]]:
     pictures, figures = asked.measured("guided", asked.guided)
-    yield "guided", figures
+    yield "guided", {**figures, **colours_by_count(asked.scenes, pictures)}
     others = [asked.maps[j] for j in mismatched(len(pictures))]
     yield "guided, another scene's map", edge_figures(others, pictures)
 

@@ -34,6 +34,8 @@ ROWS = (
     Row("edge density, unguided", "unguided", "density"),
     Row("empty maps, left out of F1", "guided", "empty"),
     Row("colour words right, guided", "guided", "colours", 0.90),
+    *(Row(f"colour words right, scenes of {n} thing{'s' * (n > 1)}", "guided", f"colours_of_{n}") for n in (1, 2, 3)),
+    Row("wrong colours that are another thing's", "guided", "mistaken"),
     Row("colour words of the scene, other colours in the caption", "guided, colours swapped", "colours", -0.30),
     Row("colour words of that caption", "guided, colours swapped", "colours_asked"),
     Row("colour words of the scene, another scene's caption", "guided, another scene's caption", "colours", -0.30),
@@ -53,7 +55,7 @@ AXES = {  # the arms of a curve: what its axis shows, and the value and arm of e
 
 def report(arms: Arms) -> str:
     """Tables of all arms that are there."""
-    goals = [_row(row, arms[row.arm]) for row in ROWS if row.arm in arms]
+    goals = [_row(row, arms[row.arm]) for row in ROWS if row.figure in arms.get(row.arm, {})]
     parts = [table(("figure", "measured", "goal", "reached"), goals)] if goals else []
     for axis, points in AXES.values():
         there = [(value, arms[name]) for value, name in points if name in arms]

@@ -46,6 +46,22 @@ def colour_share(scenes: Sequence[Scene], pictures: Pictures, named: Sequence[Se
     return float(np.mean(right))
 
 
+def colours_by_count(scenes: Sequence[Scene], pictures: Pictures) -> dict[str, float]:
+    """`colours_of_N`, the share of right colours in scenes of N things; `mistaken`, the share of the wrong ones that
+    are the colour of another thing in the caption."""
+    right: dict[int, list[bool]] = {}
+    mistaken = []
+    for each, picture in zip(scenes, pictures, strict=True):
+        named = {thing.colour for thing in each.things}
+        for thing in each.things:
+            seen = majority_colour(picture, thing.mask)
+            right.setdefault(len(each.things), []).append(seen == thing.colour)
+            if seen != thing.colour:
+                mistaken.append(seen in named)
+    shares = {f"colours_of_{count}": float(np.mean(right[count])) for count in sorted(right)}
+    return {**shares, "mistaken": float(np.mean(mistaken)) if mistaken else math.nan}
+
+
 def seen_share(seen: Sequence[set[str]], named: Sequence[Iterable[str]]) -> float:
     """The share of named colours that are anywhere in their picture: for pictures without a map, of which nobody knows
     where a thing is."""
