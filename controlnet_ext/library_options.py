@@ -43,10 +43,10 @@ def ready(entries: Sequence[Preprocessor], options: Namespace) -> list[Ready]:
 
 def _files(entries: Sequence[Preprocessor], given: Path) -> dict[str, Path]:
     """The given file by the name of the one that the preprocessors load; a folder's files by the names of theirs, if
-    these are one model of transformers."""
+    these are one model of transformers or diffusers."""
     wanted = [file for entry in entries for file in entry.weights]
-    names = {file.name for file in wanted}
-    if given.is_dir() and len({file.repo for file in wanted}) == 1 and "config.json" in names:
+    names = {file.short for file in wanted}
+    if given.is_dir() and len({file.repo for file in wanted}) == 1 and names & {"config.json", "model_index.json"}:
         return {name: given / name for name in names}
     if len(names) != 1:
         raise ValueError(f"--weights is one file, and these are loaded: {', '.join(sorted(names))}; name a --library")

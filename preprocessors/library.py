@@ -26,7 +26,7 @@ class Library:
     a file by its name, in sd-webui-controlnet's folder for it, or as repo/path (controlnet_aux's and ComfyUI's way).
     Then the Hugging Face cache. Then, unless `download` is False, it is downloaded to sd-webui-controlnet's place in
     the first folder (without any: to controlnet-ext in HF_HOME), where it gets its name when size and hash are right.
-    `files` gives single files by name, before all folders.
+    `files` gives single files by name, a whole model's by their paths in it, before all folders.
 
     Networks are shared while somebody holds them. Beyond that, up to `keep` bytes of them stay loaded, the longest
     unused go first, until `free`."""
@@ -54,17 +54,17 @@ class Library:
     def path(self, file: WeightsFile) -> Path:
         """Where the file is, after a download if it was nowhere. Raises FileNotFoundError in one line that says which
         file to put where."""
-        if file.name in self.files:
-            return self.files[file.name]
+        if file.short in self.files:
+            return self.files[file.short]
         with self._downloading:
             return self.found(file) or self._downloaded(file)
 
     def found(self, file: WeightsFile) -> Path | None:
         """Where the file is, None when it would have to be downloaded."""
-        if file.name in self.files:
-            return self.files[file.name]
+        if file.short in self.files:
+            return self.files[file.short]
         for folder in (*self.folders, self._home()):
-            for place in (file.name, f"{file.folder}/{file.name}", f"{file.repo}/{file.path}"):
+            for place in (file.short, f"{file.folder}/{file.name}", f"{file.repo}/{file.path}"):
                 if (folder / place).is_file():
                     return folder / place
         from huggingface_hub import try_to_load_from_cache

@@ -67,6 +67,8 @@ def parameters(call: Callable[..., Any], skip: int) -> tuple[Parameter, ...]:
 
 
 def _read(name: str, default: Any, hint: Any) -> Parameter:
+    if type(None) in get_args(hint):
+        hint = get_args(hint)[0]
     kind, *notes = get_args(hint) or (hint,)
     limits = notes[0] if notes and isinstance(notes[0], Range) else None
     if kind not in (int, float, bool) or (limits is None) is not (kind is bool):

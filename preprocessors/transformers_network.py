@@ -10,6 +10,8 @@ from preprocessors.network import Device, Network
 from preprocessors.weights_file import WeightsFile
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from preprocessors.library import Library
 
 Files = tuple[WeightsFile, ...]
@@ -25,7 +27,7 @@ def model_files(repo: str, licence: str, weights: str = "model.safetensors") -> 
 def folder(library: Library, files: Files) -> Path:
     """The folder that holds all of a model's files, after a download if there was none. Raises what Library.path does,
     and FileNotFoundError when the files lie apart."""
-    found = [path.parent for path in map(library.path, files)]
+    found = [library.path(file).parents[file.path.count("/")] for file in files]
     if len(set(found)) > 1:
         raise FileNotFoundError(f"the files of {files[0].repo} lie apart, in {', '.join(sorted(set(map(str, found))))}")
     return found[0]
@@ -36,7 +38,11 @@ def transformers_network(library: Library, files: Files, name: str, device: str 
     our own reader and must be all of its. Raises what `folder` does, ValueError where transformers is too old for the
     class or the files are refused."""
     where = Device.of(device)
-    return library.pool.get((files, name, where), lambda: _loaded(folder(library, files), files[-1].name, name, where))
+
+    def load() -> Network:
+        return Network.on(transformers_module(folder(library, files), files[-1].name, name), where)
+
+    return library.pool.get((files, name, where), load)
 
 
 def transformers_class(name: str) -> Any:
@@ -50,7 +56,9 @@ def transformers_class(name: str) -> Any:
     raise ValueError(f"transformers {transformers.__version__} has no {name}: install a later one")
 
 
-def _loaded(path: Path, weights: str, name: str, device: Device) -> Network:
+def transformers_module(path: Path, weights: str, name: str) -> nn.Module:
+    """The network of transformers' class `name` in a folder with config.json and a file of weights, which are all of
+    its. Raises ValueError as `transformers_network` does."""
     from preprocessors.weights import read_weights
 
     kind = transformers_class(name)
@@ -62,4 +70,4 @@ def _loaded(path: Path, weights: str, name: str, device: Device) -> Network:
         raise ValueError(f"{str(path)!r} is refused: {' '.join(str(error).split())[:400]}") from error
     if wrong := sorted(map(str, [*report["missing_keys"], *report["unexpected_keys"], *report["mismatched_keys"]])):
         raise ValueError(f"{str(path)!r} is refused: {len(wrong)} tensors are not {name}'s, such as {wrong[0]}")
-    return Network.on(module, device)
+    return module

@@ -35,6 +35,11 @@ class WeightsFile:
         return PurePosixPath(self.path).name
 
     @property
+    def short(self) -> str:
+        """Where it lies in a folder that was made for it: by its name, as a part of a whole model by its path there."""
+        return self.path if self.folder.startswith(self.repo) else self.name
+
+    @property
     def address(self) -> str:
         """Where it is at the Hub, after the host."""
         return quote(f"{self.repo}/resolve/main/{self.path}")
