@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 Files = tuple[WeightsFile, ...]
 CONFIG, PREPARATION = "config.json", "preprocessor_config.json"
+_RUNNING = {"is_training": False, "output_attentions": False, "output_hidden_states": False}  # some files say else
+_SPARE = ("relative_position_index", "text_mapper")  # tensors in published files: computed from sizes; for training
 
 
 def model_files(repo: str, licence: str, weights: str = "model.safetensors") -> Files:
@@ -62,12 +64,14 @@ def transformers_module(path: Path, weights: str, name: str) -> nn.Module:
     from preprocessors.weights import read_weights
 
     kind = transformers_class(name)
-    config = kind.config_class.from_dict(read_json(path / CONFIG))
+    settings = read_json(path / CONFIG)
+    config = kind.config_class.from_dict(settings | {key: _RUNNING[key] for key in settings.keys() & _RUNNING})
     tensors = read_weights(path / weights).tensors
     try:
         module, report = kind.from_pretrained(None, config=config, state_dict=tensors, output_loading_info=True)
     except (ValueError, RuntimeError) as error:  # RuntimeError: shapes
         raise ValueError(f"{str(path)!r} is refused: {' '.join(str(error).split())[:400]}") from error
-    if wrong := sorted(map(str, [*report["missing_keys"], *report["unexpected_keys"], *report["mismatched_keys"]])):
+    more = [key for key in report["unexpected_keys"] if not any(part in _SPARE for part in key.split("."))]
+    if wrong := sorted(map(str, [*report["missing_keys"], *more, *report["mismatched_keys"]])):
         raise ValueError(f"{str(path)!r} is refused: {len(wrong)} tensors are not {name}'s, such as {wrong[0]}")
     return module

@@ -1,0 +1,19 @@
+"""OneFormer (Jain et al., arXiv 2211.06220) on Swin-L, by transformers 4.26 or later: what sd-webui-controlnet's two
+preprocessors run, whose file is another layout of the same weights."""
+
+from __future__ import annotations
+
+from preprocessors.palettes import ADE20K, COCO
+from preprocessors.registry import preprocessor
+from preprocessors.transformers_network import model_files
+from preprocessors.transformers_segmentation import segmentation_by
+
+ONEFORMER_ADE20K = model_files("shi-labs/oneformer_ade20k_swin_large", "MIT", "pytorch_model.bin")
+ONEFORMER_COCO = model_files("shi-labs/oneformer_coco_swin_large", "MIT", "pytorch_model.bin")
+
+preprocessor("oneformer_ade20k", makes="segmentation", label="seg_ofade20k", weights=ONEFORMER_ADE20K, stacks=True)(
+    segmentation_by(ONEFORMER_ADE20K, ADE20K)
+)
+preprocessor("oneformer_coco", makes="segmentation", label="seg_ofcoco", weights=ONEFORMER_COCO, stacks=True)(
+    segmentation_by(ONEFORMER_COCO, COCO)
+)

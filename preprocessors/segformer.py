@@ -1,0 +1,15 @@
+"""SegFormer (Xie et al., arXiv 2105.15203), by transformers: its largest network and its smallest."""
+
+from __future__ import annotations
+
+from preprocessors.palettes import ADE20K
+from preprocessors.registry import preprocessor
+from preprocessors.transformers_network import model_files
+from preprocessors.transformers_segmentation import segmentation_by
+
+_LICENCE = "licence unknown: see its page"
+B5 = model_files("nvidia/segformer-b5-finetuned-ade-640-640", _LICENCE, "pytorch_model.bin")
+B0 = model_files("nvidia/segformer-b0-finetuned-ade-512-512", _LICENCE, "pytorch_model.bin")
+
+preprocessor("segformer_ade20k", makes="segmentation", weights=B5, stacks=True)(segmentation_by(B5, ADE20K))
+preprocessor("segformer_ade20k_small", makes="segmentation", weights=B0, stacks=True)(segmentation_by(B0, ADE20K))

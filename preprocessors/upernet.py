@@ -1,0 +1,13 @@
+"""UperNet (Xiao et al., arXiv 1807.10221) on ConvNeXt, by transformers 4.26 or later: what diffusers' documents of
+ControlNet take for segmentation."""
+
+from __future__ import annotations
+
+from preprocessors.palettes import ADE20K
+from preprocessors.registry import preprocessor
+from preprocessors.transformers_network import model_files
+from preprocessors.transformers_segmentation import segmentation_by
+
+UPERNET = model_files("openmmlab/upernet-convnext-small", "MIT", "pytorch_model.bin")
+
+preprocessor("upernet_ade20k", makes="segmentation", weights=UPERNET, stacks=True)(segmentation_by(UPERNET, ADE20K))
