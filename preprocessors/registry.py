@@ -35,8 +35,9 @@ class Preprocessor:
     """One entry: `make` is a function of the image (H, W, 3), or a class of (device, library) whose calls take the
     image; both give uint8 pixels (H, W) or (H, W, 3), or uint16 (H, W), a pair of these and the map's values, or a
     function that draws either at the height and width which are kept of the image. With `stacks` calls take images
-    (B, H, W, 3) and give a result for each. `parameters` in the order of the signature: threshold_a, threshold_b
-    where they can be given by position. `resolution` is everyone's and not among them."""
+    (B, H, W, 3) and give a result for each; with `masked` a mask is the image's fourth channel. `parameters` in the
+    order of the signature: threshold_a, threshold_b where they can be given by position. `resolution` is everyone's and
+    not among them."""
 
     name: str
     makes: str
@@ -45,6 +46,7 @@ class Preprocessor:
     parameters: tuple[Parameter, ...]
     weights: tuple[WeightsFile, ...] = ()
     stacks: bool = False
+    masked: bool = False
 
     def check(self, given: dict[str, Any]) -> dict[str, Any]:
         """The values of the parameters given by name, as their declared types. Raises ValueError or TypeError in one
@@ -83,16 +85,22 @@ class Ready:
     entry: Preprocessor
     run: Callable[..., Any]
 
-    def __call__(self, image: Any, /, **given: Any) -> ControlMap:
+    def __call__(self, image: Any, /, mask: Any = None, **given: Any) -> ControlMap:
         """What `preprocess` does."""
-        return self.batch([image], **given)[0]
+        return self.batch([image], masks=None if mask is None else [mask], **given)[0]
 
-    def batch(self, images: Sequence[Any], /, **given: Any) -> list[ControlMap]:
+    def batch(self, images: Sequence[Any], /, masks: Sequence[Any] | None = None, **given: Any) -> list[ControlMap]:
         """The maps of several images, in their order. Those that a network can take together, of one size, it takes
         together. Raises what `preprocess` does, for the first that fails."""
+        if self.entry.masked is (masks is None):
+            known = "needs a mask, white where to paint" if self.entry.masked else "takes no mask"
+            raise ValueError(f"{self.entry.name} {known}")
         values = self.entry.check(given)
         resolution = values.pop("resolution", None)
-        inputs = [_input(read_image(image), resolution) for image in images]
+        read = [read_image(image) for image in images]
+        if masks is not None:
+            read = [_with_mask(pixels, read_image(mask)) for pixels, mask in zip(read, masks, strict=True)]
+        inputs = [_input(pixels, resolution) for pixels in read]
         alike: dict[tuple[int, ...], list[int]] = {}
         for i, (pixels, *_) in enumerate(inputs):
             alike.setdefault(pixels.shape if self.entry.stacks else (i,), []).append(i)
@@ -108,6 +116,13 @@ class Ready:
 def _input(pixels: np.ndarray, resolution: int | None) -> tuple[np.ndarray, int, int]:
     """What is worked on, and the height and width that are kept of it."""
     return (pixels, *pixels.shape[:2]) if resolution is None else resized(pixels, resolution)
+
+
+def _with_mask(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    if mask.shape != pixels.shape:
+        sizes = [f"{width}x{height}" for height, width, _ in (mask.shape, pixels.shape)]
+        raise ValueError(f"the mask is {sizes[0]} pixels, but the image {sizes[1]}")
+    return np.dstack([pixels, mask[..., 0]])
 
 
 def _map(result: Any, kind: str, worked_on: np.ndarray, height: int, width: int) -> ControlMap:
@@ -132,18 +147,19 @@ def preprocessor(
     label: str | None = None,
     weights: WeightsFile | tuple[WeightsFile, ...] = (),
     stacks: bool = False,
+    masked: bool = False,
 ) -> Callable[[Make], Make]:
     """Enters the function or class below it under `name` (canonical) and `label` (sd-webui-controlnet's display
-    name). `makes` is the kind of its maps, `weights` the files it loads, `stacks` as in `Preprocessor`. Raises
-    ValueError when a name is taken or a kind unknown, TypeError when the signature cannot be read; the registry is
-    then unchanged."""
+    name). `makes` is the kind of its maps, `weights` the files it loads, `stacks` and `masked` as in `Preprocessor`.
+    Raises ValueError when a name is taken or a kind unknown, TypeError when the signature cannot be read; the registry
+    is then unchanged."""
 
     def enter(make: Make) -> Make:
         if makes not in KINDS:
             raise ValueError(f"{name} makes {makes!r}, which is none of: {', '.join(KINDS)}")
         declared = parameters(make.__call__, skip=2) if isinstance(make, type) else parameters(make, skip=1)
         files = weights if isinstance(weights, tuple) else (weights,)
-        entry = Preprocessor(name, makes, label or name, make, declared, files, stacks)
+        entry = Preprocessor(name, makes, label or name, make, declared, files, stacks, masked)
         keys = {entry.name.casefold(), entry.label.casefold()}
         if taken := sorted(keys & _by_name.keys()):
             raise ValueError(f"preprocessor {taken[0]!r} is entered already, by {_by_name[taken[0]].make.__module__}")
@@ -180,9 +196,16 @@ def find(name: str) -> Preprocessor:
 
 
 def preprocess(
-    name: str, image: Any, *, device: str | Device = "cpu", library: Library | None = None, **parameters: Any
+    name: str,
+    image: Any,
+    *,
+    mask: Any = None,
+    device: str | Device = "cpu",
+    library: Library | None = None,
+    **parameters: Any,
 ) -> ControlMap:
-    """The map that the preprocessor `name` (or label, any case) makes of an image: anything `read_image` takes.
+    """The map that the preprocessor `name` (or label, any case) makes of an image: anything `read_image` takes; and of
+    a mask, of the same size, white where to paint, if it fills pictures.
 
     What needs weights loads them anew in each call, on `device`, unless the `library` keeps them.
 
@@ -190,4 +213,4 @@ def preprocess(
     picture keeps its own size and is worked on as it is, without the edge pixels that `resized` adds. All other
     parameters are those of the preprocessor's signature. Raises ValueError or TypeError in one line: unknown names
     with the nearest ones, values outside their range, an unreadable image."""
-    return find(name).ready(device, library)(image, **parameters)
+    return find(name).ready(device, library)(image, mask, **parameters)

@@ -10,6 +10,7 @@ Make control maps of pictures. `controlnet-ext preprocessors` lists the names an
     --resolution N    the short side in pixels to work at, 64..2048, by default the picture's own
     --json            the key points of people or animals too, beside each map, with the suffix .json: see `draw`
     --sixteen-bit     depth as a grey PNG of 16 bits
+    --mask FILE       a picture as large as the one INPUT, white where inpaint_only+lama is to paint
     --recursive       the folders in a folder too, kept in OUT
     --overwrite       replace files that exist; start anew where another job has begun
     --jobs N          so many processes, for reading, writing and maps without weights
@@ -59,6 +60,7 @@ def arguments(parser: ArgumentParser, words: list[str]) -> None:
     parser.add_argument("-o", "--output", metavar="OUT", required=True)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--sixteen-bit", action="store_true")
+    parser.add_argument("--mask", metavar="FILE")
     parser.add_argument("--recursive", action="store_true")
     parser.add_argument("--overwrite", action="store_true")
     parser.add_argument("--jobs", metavar="N", type=int, default=1)
@@ -75,14 +77,26 @@ def run(options: Namespace) -> int:
     entries = _entries(options.names)
     values = _values(entries, {flag[2:]: text for flag, text in vars(options).items() if flag.startswith("--")})
     order = Order(tuple(entries), tuple(values), options.json, options.sixteen_bit, options.output, options.overwrite)
+    _check_mask(entries, options.mask)
     shard, jobs = _shard(options.shard), _jobs(options.jobs)
     files = found(options.inputs, options.recursive)
     if len(files) == 1 and shard is None and not holds_pictures(files[0].path):
         from ..jobs import alone
 
         paths = alone.paths(order, files[0])
-        return alone.work(order, files[0], library_options.ready(entries, options), paths, say)
+        ready = library_options.ready(entries, options)
+        return alone.work(order, files[0], ready, paths, say, options.mask)
+    if options.mask is not None:
+        raise ValueError("--mask is for one picture")
     return _many(order, files, shard, jobs, options)
+
+
+def _check_mask(entries: list[Preprocessor], mask: str | None) -> None:
+    masked = [entry.name for entry in entries if entry.masked]
+    if masked and mask is None:
+        raise ValueError(f"{masked[0]} needs --mask FILE, white where to paint")
+    if mask is not None and not masked:
+        raise ValueError(f"{entries[0].name} takes no --mask")
 
 
 def _many(order: Order, files: list[File], shard: tuple[int, int] | None, jobs: int, options: Namespace) -> int:

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import cv2
+import numpy as np
+
+from preprocessors.parameters import Range
+from preprocessors.registry import preprocessor
+from preprocessors.resolution import resized
+from preprocessors.soft_edges import tensor
+from preprocessors.weights_file import WeightsFile
+
+if TYPE_CHECKING:
+    from preprocessors.library import Library
+    from preprocessors.network import Device
+
+LAMA = WeightsFile("lllyasviel/Annotators", "ControlNetLama.pth", folder="lama", licence="Apache-2.0")
+
+
+@preprocessor("inpaint_only+lama", makes="inpaint", weights=LAMA, masked=True)
+class InpaintLama:
+    """The picture with what LaMa puts where the mask is white, as a beginning for what is drawn there; grey mixes both.
+
+    LaMa works with the short side at `fill_resolution` pixels, of which it was trained with 256, and its result is
+    enlarged; where the mask is black no pixel changes."""
+
+    def __init__(self, device: str | Device, library: Library):
+        from annotators import lama
+
+        self.network = library.network(LAMA, lama.load, device)
+
+    def __call__(self, image: np.ndarray, fill_resolution: Annotated[int, Range(64, 2048)] = 256) -> np.ndarray:
+        small, height, width = resized(image, fill_resolution)
+        x = tensor(small[None]) / 255
+        found = self.network(x[:, :3], (x[:, 3:] > 0.5).float())[0, :, :height, :width].permute(1, 2, 0).numpy()
+        filled = cv2.resize(found * 255, image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+        share = image[..., 3:] / np.float32(255)
+        return (filled * share + image[..., :3] * (1 - share)).clip(0, 255).astype(np.uint8)
