@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import ControlNetModel
+from diffusers import ControlNetModel, UNet2DConditionModel
 from networks import SHAPES, all_of, ours, picture, reference, step_for, theirs_on, unet
 from safetensors.torch import load_file, save_file
 
@@ -244,7 +244,7 @@ def broken(change: str) -> dict[str, torch.Tensor]:
         case "whole numbers":
             tensors[name] = tensors[name].to(torch.int64)
         case "float8":
-            tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+            tensors[name] = torch.full_like(tensors[name], torch.nan).to(torch.float8_e4m3fn)
         case "twice":
             tensors["input_blocks.0.0.bias"] = tensors["conv_in.bias"]
             tensors = {k: t for k, t in tensors.items() if not k.startswith("controlnet_cond")} | {
@@ -271,8 +271,8 @@ def broken(change: str) -> dict[str, torch.Tensor]:
         ("nan", r"tensor mid_block\.resnets\.0\.conv1\.weight holds values that are not finite"),
         ("inf", "not finite"),
         ("-inf", "not finite"),
-        ("whole numbers", "is stored as int64, expected one of float64, float32, bfloat16, float16"),
-        ("float8", "is stored as float8_e4m3fn"),
+        ("whole numbers", "is stored as int64, expected one of float64, float32, bfloat16, float16, float8"),
+        ("float8", "not finite"),
         ("twice", "one tensor twice, under ldm's name and under diffusers'"),
         ("some transformers", "transformers behind some of its resnets only"),
         ("wide", "widths outside 1..65536"),
@@ -321,11 +321,91 @@ def test_configs_that_contradict_the_tensors_are_refused(config: dict[str, objec
         ControlNet.load(reference("SD1.5").state_dict(), config)
 
 
-def test_difference_files_say_what_is_missing(tmp_path: Path) -> None:
-    tensors = to_ldm(reference("SD1.5").state_dict()) | {"difference": torch.ones(1)}
+def difference(net: ControlNetModel, base: UNet2DConditionModel) -> dict[str, torch.Tensor]:
+    """ldm's tensors less those of the UNet that bear the same name."""
+    own = base.state_dict()
+    return to_ldm({n: t - own[n] if n in own else t for n, t in net.state_dict().items()}) | {
+        "difference": torch.ones(1)
+    }
+
+
+@pytest.mark.parametrize("prefix", ["", "control_model."])
+@torch.no_grad()
+def test_a_difference_is_the_network_once_the_unet_is_there(prefix: str, tmp_path: Path) -> None:
+    theirs, base = reference("SD1.5"), unet("SD1.5")
+    base.conv_in.weight.mul_(3)  # not what the network has there
+    tensors = {(prefix if n != "difference" else "") + n: t for n, t in difference(theirs, base).items()}
     save_file(tensors, tmp_path / "diff.safetensors")
+    net, whole = models.load(tmp_path / "diff.safetensors"), ours(theirs)
+    step, hint = step_for(net), net.hint(picture())
     with pytest.raises(ValueError, match="the weights of the UNet it was made from are missing"):
-        models.load(tmp_path / "diff.safetensors")
+        net(step, hint)
+    with pytest.raises(ValueError, match="the weights of the UNet it was made from are missing"):
+        save_ldm(net, tmp_path / "whole.safetensors")
+    net.settle(base)
+    net.settle(base)  # once is enough
+    for a, b in zip(all_of(net(step, hint)), all_of(whole(step, whole.hint(picture()))), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=2e-5)  # the sums round
+    save_ldm(net, tmp_path / "whole.safetensors")
+    assert "difference" not in load_file(tmp_path / "whole.safetensors")
+    with pytest.raises(ValueError, match="added to another model's weights; load it once more"):
+        net.settle(unet("SD1.5"))
+
+
+@torch.no_grad()
+def test_a_difference_reads_below_lora_and_leaves_the_file_alone() -> None:
+    from peft import LoraConfig
+
+    theirs, base = reference("SD1.5"), unet("SD1.5")
+    tensors = difference(theirs, base)
+    before = {name: tensor.clone() for name, tensor in tensors.items()}
+    base.add_adapter(LoraConfig(r=2, target_modules=["to_q", "conv1", "conv_in"], init_lora_weights=False))
+    net = ControlNet.load(tensors)
+    net.settle(base)
+    for name, tensor in theirs.state_dict().items():
+        torch.testing.assert_close(net.state_dict()[name], tensor, rtol=0, atol=1e-6)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tensors.items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+@torch.no_grad()
+def test_float8_is_kept_and_computes_in_the_dtype_of_x(dtype: torch.dtype, tmp_path: Path) -> None:
+    theirs = reference("SD1.5")
+    stored = {name: t.to(dtype) if t.ndim > 1 else t.half() for name, t in theirs.state_dict().items()}
+    save_file(stored, tmp_path / "small.safetensors")
+    net = models.load(tmp_path / "small.safetensors")
+    net.settle(unet("SD1.5"))
+    assert {p.dtype for p in net.parameters()} == {dtype, torch.float16}
+    theirs.load_state_dict({name: t.float() for name, t in stored.items()})
+    step = step_for(net)
+    for a, b in zip(all_of(net(step, net.hint(picture()))), theirs_on(theirs, step, picture()), strict=True):
+        assert a.dtype == torch.float32
+        assert torch.equal(a, b)
+    half = models.load(tmp_path / "small.safetensors", dtype=torch.float16)
+    assert {p.dtype for p in half.parameters()} == {torch.float16}
+
+
+@torch.no_grad()
+def test_any_network_can_be_kept_in_float8(tmp_path: Path) -> None:
+    save_ldm(ours(reference("SD1.5")), tmp_path / "net.safetensors")
+    net = models.load(tmp_path / "net.safetensors", dtype=torch.float8_e4m3fn)
+    whole = models.load(tmp_path / "net.safetensors")
+    sizes = [sum(p.numel() * p.element_size() for p in some.parameters()) for some in (net, whole)]
+    assert sizes[0] * 4 == sizes[1]
+    step = step_for(net)
+    a, b = (some(step, some.hint(picture())).middle for some in (net, whole))
+    assert (a - b).std() < 0.2 * b.std()  # three bits of mantissa
+
+
+def test_a_shuffle_map_switches_pooling_on_where_nothing_is_stated() -> None:
+    theirs = reference("SD1.5")
+    unstated, stated = ControlNet.load(theirs.state_dict()), ours(theirs)  # diffusers' config says false
+    assert unstated.global_average_pooling is None
+    assert unstated.reads(["shuffle"]).global_average_pooling is True
+    assert unstated.reads(["shuffle"]).conv_in is unstated.conv_in
+    assert unstated.reads(["edges"]) is unstated
+    assert stated.reads(["shuffle"]) is stated
+    assert unstated.global_average_pooling is None
 
 
 @pytest.mark.parametrize(
@@ -352,7 +432,7 @@ def test_other_files_are_called_what_they_are(name: str, words: str, tmp_path: P
     "other", ["task_embedding", "lora_controlnet", "down_blocks.0.motion_modules.0.temporal_transformer.norm.weight"]
 )
 def test_other_kinds_with_the_same_hint_encoder_are_not_claimed(other: str) -> None:
-    names = {"controlnet_cond_embedding.conv_in.weight", "conv_in.weight"}
+    names = {"controlnet_cond_embedding.conv_in.weight", "controlnet_down_blocks.0.weight"}
     assert detect(names)
     assert not detect(names | {other})
 

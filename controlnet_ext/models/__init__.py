@@ -1,33 +1,72 @@
-"""Control models. Each kind is one file of this package with `detect(names) -> bool`, whether tensors of these names
-are of its kind, and `load(tensors, config) -> ControlModel`; a file added here is found by that alone."""
+"""Control models. Each kind is one file of this package; a file added here is found by that alone. It has
+
+    detect(names) -> bool                   whether tensors of these names are of its kind
+    load(tensors, config) -> ControlModel   the model, which shares the tensors; ValueError on missing or unknown ones
+
+and where its files are written in more than one layout, also `layout(names) -> str`, which of them tensors of these
+names are in. Such a model is a torch module with `LAYOUTS`, by layout what turns its state dict into a file's tensors;
+`config()`, what diffusers' config.json says of it (ValueError where diffusers has no such network); and `unseen()`,
+what its tensors do not show, in diffusers' words. Any model may have `details() -> dict`, for `controlnet-ext inspect`.
+"""
 
 from __future__ import annotations
 
 import importlib
 import os
 import pkgutil
-from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from preprocessors.disk import parse_object
 
 from .location import config_of, locate
+from .others import what
 
 if TYPE_CHECKING:
     import torch
+
+    from preprocessors.weights import Weights
 
     from ..control import ControlModel
 
 CONFIG = "controlnet_ext.config"  # where safetensors' metadata hold a config in diffusers' words
 
-# What a file that is no control model may be: the first of these that has a mark in any of its names.
-OTHERS = {
-    "a Stable Diffusion checkpoint": ("model.diffusion_model.",),
-    "a LoRA": (".lora_", "lora_unet_", "lora_te"),
-    "a VAE": ("decoder.",),
-    "a UNet": ("up_blocks.", "output_blocks."),
-    "a text encoder": ("text_model.",),
-}
+
+@dataclass(frozen=True, eq=False)
+class ControlFile:
+    """A file of weights that was read, the kind of control model it holds (a module of this package; None: it is none)
+    and what a config beside or inside it states."""
+
+    path: Path
+    weights: Weights
+    kind: Any
+    config: dict[str, Any]
+
+    @classmethod
+    def read(cls, path_or_repo: str | os.PathLike[str]) -> ControlFile:
+        """ValueError or FileNotFoundError is one line that begins with the file."""
+        from preprocessors.files import read_weights  # until here nothing needs an image library
+
+        path = locate(path_or_repo)
+        weights = read_weights(path)
+        name = repr(str(path))
+        stated = parse_object(weights.metadata.get(CONFIG, "{}").encode(), f"{name}: {CONFIG}")
+        kinds = [kind for kind in found() if kind.detect(weights.tensors)]
+        if len(kinds) > 1:
+            both = " and ".join(kind.__name__ for kind in kinds)
+            raise ValueError(f"{name} is claimed by two kinds of control model: {both}")
+        return cls(path, weights, kinds[0] if kinds else None, {**stated, **config_of(path)})
+
+    def load(self) -> ControlModel:
+        """The model, on the CPU, in the file's dtype, which shares the tensors of `weights`."""
+        name = repr(str(self.path))
+        if self.kind is None:
+            raise ValueError(f"{name} is not a control model but {what(self.weights.tensors)}")
+        try:
+            return self.kind.load(self.weights.tensors, self.config)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
 
 
 def load(
@@ -40,21 +79,7 @@ def load(
     FileNotFoundError or ValueError is one line that begins with the file and says what it is instead, or what is
     missing.
     """
-    from preprocessors.files import read_weights  # until here nothing needs an image library
-
-    path = locate(path_or_repo)
-    weights = read_weights(path)
-    name = repr(str(path))
-    stated = parse_object(weights.metadata.get(CONFIG, "{}").encode(), f"{name}: {CONFIG}")
-    kinds = [kind for kind in found() if kind.detect(weights.tensors)]
-    if len(kinds) > 1:
-        raise ValueError(f"{name} is claimed by two kinds of control model: {' and '.join(k.__name__ for k in kinds)}")
-    if not kinds:
-        raise ValueError(f"{name} is not a control model but {_seen(weights.tensors)}")
-    try:
-        net = kinds[0].load(weights.tensors, {**stated, **config_of(path)})
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
+    net: Any = ControlFile.read(path_or_repo).load()
     return net.to(device=device, dtype=dtype)
 
 
@@ -62,11 +87,3 @@ def found() -> list[Any]:
     """The modules of all kinds."""
     modules = (importlib.import_module(f"{__name__}.{file.name}") for file in pkgutil.iter_modules(__path__))
     return [module for module in modules if hasattr(module, "detect")]
-
-
-def _seen(names: Iterable[str]) -> str:
-    for words, marks in OTHERS.items():
-        if any(mark in name for name in names for mark in marks):
-            return words
-    some = sorted(names)[:3]
-    return f"something unknown, with tensors {', '.join(some)} …" if some else "empty"

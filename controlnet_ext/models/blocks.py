@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .layers import Conv2d, GroupNorm, LayerNorm, Linear
+
 
 @dataclass(frozen=True)
 class Common:
@@ -41,8 +43,8 @@ class Embedding(nn.Module):
 
     def __init__(self, inputs: int, width: int):
         super().__init__()
-        self.linear_1 = nn.Linear(inputs, width)
-        self.linear_2 = nn.Linear(width, width)
+        self.linear_1 = Linear(inputs, width)
+        self.linear_2 = Linear(width, width)
 
     def forward(self, vector: Tensor) -> Tensor:
         return self.linear_2(F.silu(self.linear_1(vector)))
@@ -54,12 +56,12 @@ class HintEncoder(nn.Module):
     def __init__(self, channels: Sequence[int], width: int):
         super().__init__()
         image, *scales = channels
-        self.conv_in = nn.Conv2d(image, scales[0], 3, padding=1)
+        self.conv_in = Conv2d(image, scales[0], 3, padding=1)
         self.blocks = nn.ModuleList()
         for a, b in pairwise(scales):
-            self.blocks.append(nn.Conv2d(a, a, 3, padding=1))
-            self.blocks.append(nn.Conv2d(a, b, 3, padding=1, stride=2))
-        self.conv_out = nn.Conv2d(scales[-1], width, 3, padding=1)
+            self.blocks.append(Conv2d(a, a, 3, padding=1))
+            self.blocks.append(Conv2d(a, b, 3, padding=1, stride=2))
+        self.conv_out = Conv2d(scales[-1], width, 3, padding=1)
 
     def forward(self, image: Tensor) -> Tensor:
         h = F.silu(self.conv_in(image))
@@ -73,12 +75,12 @@ class Resnet(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, common: Common):
         super().__init__()
-        self.norm1 = nn.GroupNorm(common.groups, inputs, eps=1e-5)
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.time_emb_proj = nn.Linear(common.time, outputs)
-        self.norm2 = nn.GroupNorm(common.groups, outputs, eps=1e-5)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
-        self.conv_shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else None
+        self.norm1 = GroupNorm(common.groups, inputs, eps=1e-5)
+        self.conv1 = Conv2d(inputs, outputs, 3, padding=1)
+        self.time_emb_proj = Linear(common.time, outputs)
+        self.norm2 = GroupNorm(common.groups, outputs, eps=1e-5)
+        self.conv2 = Conv2d(outputs, outputs, 3, padding=1)
+        self.conv_shortcut = Conv2d(inputs, outputs, 1) if inputs != outputs else None
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
@@ -94,10 +96,10 @@ class Attention(nn.Module):
     def __init__(self, width: int, context: int, heads: int):
         super().__init__()
         self.heads = heads
-        self.to_q = nn.Linear(width, width, bias=False)
-        self.to_k = nn.Linear(context, width, bias=False)
-        self.to_v = nn.Linear(context, width, bias=False)
-        self.to_out = nn.Sequential(nn.Linear(width, width))
+        self.to_q = Linear(width, width, bias=False)
+        self.to_k = Linear(context, width, bias=False)
+        self.to_v = Linear(context, width, bias=False)
+        self.to_out = nn.Sequential(Linear(width, width))
 
     def forward(self, h: Tensor, context: Tensor) -> Tensor:
         q, k, v = (
@@ -110,7 +112,7 @@ class Attention(nn.Module):
 class GatedGELU(nn.Module):
     def __init__(self, width: int, inner: int):
         super().__init__()
-        self.proj = nn.Linear(width, 2 * inner)
+        self.proj = Linear(width, 2 * inner)
 
     def forward(self, h: Tensor) -> Tensor:
         value, gate = self.proj(h).chunk(2, dim=-1)
@@ -121,7 +123,7 @@ class FeedForward(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         # the Identity stands where diffusers has a dropout, so that the last layer is net.2
-        self.net = nn.Sequential(GatedGELU(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width))
+        self.net = nn.Sequential(GatedGELU(width, 4 * width), nn.Identity(), Linear(4 * width, width))
 
     def forward(self, h: Tensor) -> Tensor:
         return self.net(h)
@@ -132,11 +134,11 @@ class TransformerBlock(nn.Module):
 
     def __init__(self, width: int, context: int, heads: int):
         super().__init__()
-        self.norm1 = nn.LayerNorm(width)
+        self.norm1 = LayerNorm(width)
         self.attn1 = Attention(width, width, heads)
-        self.norm2 = nn.LayerNorm(width)
+        self.norm2 = LayerNorm(width)
         self.attn2 = Attention(width, context, heads)
-        self.norm3 = nn.LayerNorm(width)
+        self.norm3 = LayerNorm(width)
         self.ff = FeedForward(width)
 
     def forward(self, h: Tensor, context: Tensor) -> Tensor:
@@ -152,10 +154,10 @@ class Transformer(nn.Module):
     def __init__(self, width: int, depth: int, heads: int, common: Common):
         super().__init__()
         self.linear = common.linear
-        self.norm = nn.GroupNorm(common.groups, width, eps=1e-6)
-        self.proj_in = nn.Linear(width, width) if self.linear else nn.Conv2d(width, width, 1)
+        self.norm = GroupNorm(common.groups, width, eps=1e-6)
+        self.proj_in = Linear(width, width) if self.linear else Conv2d(width, width, 1)
         self.transformer_blocks = nn.ModuleList(TransformerBlock(width, common.context, heads) for _ in range(depth))
-        self.proj_out = nn.Linear(width, width) if self.linear else nn.Conv2d(width, width, 1)
+        self.proj_out = Linear(width, width) if self.linear else Conv2d(width, width, 1)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         height, width = x.shape[-2:]
@@ -176,7 +178,7 @@ class Transformer(nn.Module):
 class Downsample(nn.Module):
     def __init__(self, width: int):
         super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, stride=2, padding=1)
+        self.conv = Conv2d(width, width, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x)

@@ -3,9 +3,10 @@ UNet's skips."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -15,11 +16,15 @@ from ..control import Residuals, Step
 from . import keys
 from . import unet as source
 from .blocks import Attention, Common, Embedding, HintEncoder, Level, Middle, sinusoid
+from .difference import DIFFERENCE, Difference
+from .hints import channels_of, fitting, rows
+from .layers import Conv2d
 from .layout import Layout, misfit
 from .plan import Plan
-from .strict import fill
+from .strict import SMALL, fill
 
 LDM, DIFFUSERS = "input_hint_block.0.weight", "controlnet_cond_embedding.conv_in.weight"
+ZEROS = "zero_convs.0.0.weight", "controlnet_down_blocks.0.weight"  # ldm's and diffusers', in whatever holds residuals
 PREFIX = "control_model."
 
 
@@ -29,10 +34,19 @@ class ControlNet(nn.Module):
 
     Weights do not show how many attention heads there are. Where no config states it, `settle` takes it from the
     UNet; until then it is as in the published models (`Plan.likely_heads`). Nor do they show
-    `global_average_pooling`, which may be switched on for a shuffle ControlNet whose file does not say so.
+    `global_average_pooling`, which the published shuffle ControlNet needs: None means that nobody stated it, and then
+    it is on for maps of the kind "shuffle".
+
+    Of a `difference` file the weights are what is added to the UNet's; `settle` adds them up, once.
+
+    Weights stored in float8 stay so; they compute in x's dtype, other ones in their own.
     """
 
     architecture = "controlnet"
+    LAYOUTS: ClassVar[Mapping[str, Callable[[Mapping[str, Tensor]], dict[str, Tensor]]]] = {
+        "diffusers": dict,
+        "ldm": keys.to_ldm,
+    }
 
     def __init__(self, plan: Plan):
         super().__init__()
@@ -41,10 +55,11 @@ class ControlNet(nn.Module):
         self.family = self.layout.family
         self.global_average_pooling = plan.pooled
         self._borrowed = False  # whether plan.heads and plan.groups come from a UNet
+        self.difference: Difference | None = None
         first, last = plan.widths[0], len(plan.widths) - 1
         common = Common(4 * first, plan.context or 1, plan.groups, plan.linear)
         heads = plan.heads or plan.likely_heads
-        self.conv_in = nn.Conv2d(plan.channels, first, 3, padding=1)
+        self.conv_in = Conv2d(plan.channels, first, 3, padding=1)
         self.time_embedding = Embedding(first, common.time)
         self.add_embedding = None if plan.added is None else Embedding(plan.added, common.time)
         self.controlnet_cond_embedding = HintEncoder(plan.hint, first)
@@ -53,24 +68,26 @@ class ControlNet(nn.Module):
             widths = [plan.widths[max(i - 1, 0)]] + [width] * resnets
             self.down_blocks.append(Level(widths, plan.depths[i], heads[i], common, last=i == last))
         self.mid_block = Middle(plan.widths[-1], plan.middle, heads[-1], common)
-        self.controlnet_down_blocks = nn.ModuleList(nn.Conv2d(c, c, 1) for c in self.layout.skips)
-        self.controlnet_mid_block = nn.Conv2d(self.layout.middle, self.layout.middle, 1)
+        self.controlnet_down_blocks = nn.ModuleList(Conv2d(c, c, 1) for c in self.layout.skips)
+        self.controlnet_mid_block = Conv2d(self.layout.middle, self.layout.middle, 1)
 
     @classmethod
     def load(cls, tensors: Mapping[str, Tensor], config: Mapping[str, Any] | None = None) -> ControlNet:
         """The ControlNet with these tensors, which it shares, in ldm's layout (with or without `control_model.`) or
         diffusers'. `config` in diffusers' words states what tensors do not show. ValueError on tensors that are
         missing, unknown, misshapen or not finite."""
-        if "difference" in tensors:
-            raise ValueError("holds a ControlNet minus a UNet; the weights of the UNet it was made from are missing")
         if any(name.startswith(PREFIX) for name in tensors):  # what lies beside it is the rest of Stable Diffusion
-            tensors = {name.removeprefix(PREFIX): t for name, t in tensors.items() if name.startswith(PREFIX)}
+            inside = {name.removeprefix(PREFIX): t for name, t in tensors.items() if name.startswith(PREFIX)}
+            tensors = inside | {name: t for name, t in tensors.items() if name == DIFFERENCE}
+        difference = Difference() if DIFFERENCE in tensors else None
+        tensors = {name: tensor for name, tensor in tensors.items() if name != DIFFERENCE}
         ldm = DIFFUSERS not in tensors
         if ldm:
             tensors = keys.to_diffusers(tensors)
         with torch.device("meta"):
             net = cls(Plan.read(tensors, config or {}))
         fill(net, tensors, dict(zip(net.state_dict(), keys.to_ldm(net.state_dict()), strict=True)) if ldm else {})
+        net.difference = difference
         return net.eval()
 
     @classmethod
@@ -95,20 +112,25 @@ class ControlNet(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.conv_in.weight.device
+        return self.controlnet_mid_block.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.conv_in.weight.dtype
+        return self.controlnet_mid_block.weight.dtype
 
     def settle(self, unet: Any) -> None:
         """Make sure that this network fits a diffusers UNet; where no config stated heads and groups, take the
-        UNet's. Settling again on a UNet of the same shape changes nothing. ValueError says why it does not fit."""
+        UNet's; add the UNet's weights to those of a difference file. Settling again on a UNet of the same shape changes
+        nothing. ValueError says why it does not fit."""
         reason = misfit(self.layout, Layout.of(unet))
         if reason:
             raise ValueError(reason)
-        if self.plan.heads is not None and not self._borrowed:
-            return
+        if self.plan.heads is None or self._borrowed:
+            self._borrow(unet)
+        if self.difference is not None:
+            self.difference.settle(self, getattr(unet, "_orig_mod", unet))
+
+    def _borrow(self, unet: Any) -> None:
         heads = source.heads(unet)
         sizes = unet.config["addition_time_embed_dim"] or self.plan.time_ids
         plan = replace(self.plan, heads=heads, groups=unet.config["norm_num_groups"], time_ids=sizes)
@@ -125,34 +147,48 @@ class ControlNet(nn.Module):
                 elif isinstance(module, nn.GroupNorm):
                     module.num_groups = plan.groups
 
+    def reads(self, kinds: Sequence[str | None]) -> ControlNet:
+        """This network, to read maps of these kinds (None: unknown): with its residuals pooled if they are for
+        shuffling and nobody stated whether they should be."""
+        if self.global_average_pooling is not None or set(kinds) != {"shuffle"}:
+            return self
+        pooling = copy(self)  # on the same weights
+        pooling.global_average_pooling = True
+        return pooling
+
     def hint(self, image: np.ndarray | Tensor) -> Tensor:
         """The embedded hint `(B, C, H/8, W/8)` of an RGB picture at the size of the output: uint8 array `(H, W, 3)`
-        or `(B, H, W, 3)`, or float tensor `(B, 3, H, W)` in 0..1 (inpainting ControlNets: -1 where to repaint).
-        Nothing is resized: ValueError unless both sides are multiples of 8."""
-        if self.plan.hint[0] != 3:
-            raise ValueError(f"the ControlNet takes hints of {self.plan.hint[0]} channels, but a picture has 3")
-        pixels = _pixels(image)
+        or `(B, H, W, 3)`, or float tensor `(B, 3, H, W)` in 0..1 (inpainting ControlNets: -1 where to repaint). A
+        network that reads 4 channels takes the latter as colours, black where to repaint, and a mask, 1 there; or a
+        float tensor `(B, 4, H, W)` as it is. Nothing is resized: ValueError unless both sides are multiples of 8."""
+        pixels = channels_of(image, self.plan.hint[0])
         height, width = pixels.shape[-2:]
         scale = 2 ** (len(self.plan.hint) - 2)
         if not height or not width or height % scale or width % scale:
             raise ValueError(f"hint of {width}x{height} pixels: both sides must be multiples of {scale}")
-        return self.controlnet_cond_embedding(pixels.to(self.device, self.dtype))
+        dtype = torch.float32 if self.dtype in SMALL else self.dtype
+        return self.controlnet_cond_embedding(pixels.to(self.device, dtype))
 
     def forward(self, step: Step, hint: Tensor) -> Residuals:
         """Residuals of weight 1 in the dtype of `step.x`, for a `hint` that `hint()` made: one for all rows of x, one
         a picture or one a row. Of an inpainting UNet's x the first channels, which are the latents, are read."""
-        dtype = self.dtype
-        context, hint = _rows("prompts", step.context.to(dtype), step), _rows("hints", hint.to(dtype), step)
-        time = sinusoid(_rows("timesteps", step.t, step), self.plan.widths[0])
+        return self.encode(step, lambda x: x + fitting(hint, x, step))
+
+    def encode(self, step: Step, read: Callable[[Tensor], Tensor], more: Tensor | None = None) -> Residuals:
+        """Residuals for an embedded x to which `read` adds what the map says; `more (B, C)` is added to the time
+        embedding. Its dtype is that of the embedded x."""
+        if self.difference is not None:
+            self.difference.check()
+        dtype = step.x.dtype if self.dtype in SMALL else self.dtype
+        context = rows("prompts", step.context.to(dtype), step)
+        time = sinusoid(rows("timesteps", step.t, step), self.plan.widths[0])
         time = self.time_embedding(time.to(dtype))
+        time = time if more is None else time + more.to(dtype)
         if self.add_embedding is not None:
             if step.added is None:
                 raise ValueError("an SDXL ControlNet needs the step's added vector (pooled prompt and sizes)")
-            time = time + self.add_embedding(_rows("added vectors", step.added.to(dtype), step))
-        x = self.conv_in(step.x[:, : self.plan.channels].to(dtype))
-        if hint.shape[1:] != x.shape[1:]:
-            raise ValueError(f"hint of {_size(hint)} for x of {_size(x)}: make it from a picture of the output's size")
-        skips = [x + hint]
+            time = time + self.add_embedding(rows("added vectors", step.added.to(dtype), step))
+        skips = [read(self.conv_in(step.x[:, : self.plan.channels].to(dtype)))]
         for level in self.down_blocks:
             skips += level(skips[-1], time, context)
         middle = self.mid_block(skips[-1], time, context)
@@ -163,48 +199,45 @@ class ControlNet(nn.Module):
         *skips, middle = (output.to(step.x.dtype) for output in outputs)
         return Residuals(tuple(skips), middle)
 
+    def config(self) -> dict[str, Any]:
+        """The config of the same network as a `diffusers.ControlNetModel`; ValueError when that class cannot be it."""
+        return self._whole().config()
+
+    def unseen(self) -> dict[str, Any]:
+        """What its tensors do not show, in diffusers' words."""
+        return self._whole().unseen()
+
+    def details(self) -> dict[str, Any]:
+        """For `controlnet-ext inspect`."""
+        plan, pooled = self.plan, self.global_average_pooling
+        return {
+            "base": self.layout.words,
+            "transformer blocks": " ".join(map(str, (*(max(level, default=0) for level in plan.depths), plan.middle))),
+            "heads": " ".join(map(str, plan.heads or plan.likely_heads)) + (" (stated)" if plan.heads else " (likely)"),
+            "hint channels": plan.hint[0],
+            "global average pooling": {True: "on", False: "off", None: "unstated, on for shuffle maps"}[pooled],
+        } | ({"difference": "to be added to the UNet it was made from"} if self.difference is not None else {})
+
+    def _whole(self) -> Plan:
+        """The plan with the one setting that may be changed on the network, which has all its weights."""
+        if self.difference is not None:
+            self.difference.check()
+        return replace(self.plan, pooled=self.global_average_pooling)
+
 
 def detect(names: Collection[str]) -> bool:
     """Whether these are the names of a ControlNet's tensors; a union of ControlNets, a Control-LoRA and SparseCtrl,
     which have the same hint encoder, are other kinds."""
     plain = {name.removeprefix(PREFIX) for name in names}
     others = ("task_embedding", "lora_controlnet", "down_blocks.0.motion_modules.0.temporal_transformer.norm.weight")
-    return (DIFFUSERS in plain or LDM in plain) and not plain.intersection(others)
+    return not plain.isdisjoint((LDM, DIFFUSERS)) and not plain.isdisjoint(ZEROS) and plain.isdisjoint(others)
+
+
+def layout(names: Collection[str]) -> str:
+    """The layout of these names of a ControlNet's tensors."""
+    return "diffusers" if DIFFUSERS in names else "ldm"
 
 
 def load(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> ControlNet:
     """As `ControlNet.load`."""
     return ControlNet.load(tensors, config)
-
-
-def _pixels(image: np.ndarray | Tensor) -> Tensor:
-    """A hint as float tensor `(B, 3, H, W)`."""
-    if isinstance(image, Tensor):
-        if image.is_floating_point() and image.ndim == 4 and image.shape[1] == 3:
-            return image
-    elif isinstance(image, np.ndarray):
-        if image.dtype == np.uint8 and image.ndim in (3, 4) and image.shape[-1] == 3:
-            scaled = image.astype(np.float32) / 255  # not on a GPU, which multiplies by 1/255: another last bit
-            pixels = torch.from_numpy(scaled if image.ndim == 4 else scaled[None])
-            return pixels.permute(0, 3, 1, 2).contiguous()
-    else:
-        raise TypeError(f"hint of type {type(image).__name__}, expected an array or a tensor")
-    expected = "an array (H, W, 3) or (B, H, W, 3) of uint8, or a float tensor (B, 3, H, W)"
-    raise ValueError(f"hint of shape {tuple(image.shape)} and type {image.dtype}, expected {expected}")
-
-
-def _rows(what: str, values: Tensor, step: Step) -> Tensor:
-    """One value for each row of x; given are one for all, one for each picture's frames, or already one for each
-    row."""
-    given, rows = values.shape[0], step.x.shape[0]
-    if given == rows:
-        return values
-    if given == 1:
-        return values.expand(rows, *values.shape[1:])
-    if given * step.frames == rows:
-        return values.repeat_interleave(step.frames, dim=0)
-    raise ValueError(f"{given} {what} for {rows} rows of x and {step.frames} frames")
-
-
-def _size(h: Tensor) -> str:
-    return f"{h.shape[1]} channels, {h.shape[3]}x{h.shape[2]}"

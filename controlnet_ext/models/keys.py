@@ -62,9 +62,12 @@ def to_ldm(tensors: Mapping[str, T]) -> dict[str, T]:
 def to_diffusers(tensors: Mapping[str, T]) -> dict[str, T]:
     """A ControlNet's tensors under diffusers' names, from ldm's names; names that belong to no ControlNet are left as
     they are."""
+    blocks = _count(r"input_blocks\.\d+\.0\.in_layers\.0\.weight", tensors)
+    downs = [name for name in tensors if re.fullmatch(r"input_blocks\.\d+\.0\.op\.(weight|up)", name)]  # up: of a LoRA
+    ends = {int(name.split(".")[1]) for name in downs}
     resnets = [0]
-    for n in range(1, 1 + _count(r"input_blocks\.(\d+)\.0\.(?:in_layers\.0|op)\.weight", tensors)):
-        if f"input_blocks.{n}.0.op.weight" in tensors:
+    for n in range(1, 1 + blocks + len(ends)):
+        if n in ends:
             resnets.append(0)
         else:
             resnets[-1] += 1

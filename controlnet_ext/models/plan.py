@@ -50,8 +50,8 @@ class Plan:
     then those of its encoder's scales.
 
     Not shown by tensors: `heads` (one number a level, the last also the middle's; None: nobody stated it), `groups`
-    of the normalisations, whether residuals are `pooled` to one value a channel, and `time_ids`, the width of each of
-    SDXL's six sizes in `added`, which only diffusers' config needs.
+    of the normalisations, whether residuals are `pooled` to one value a channel (None: nobody stated it), and
+    `time_ids`, the width of each of SDXL's six sizes in `added`, which only diffusers' config needs.
     """
 
     channels: int
@@ -65,7 +65,7 @@ class Plan:
     hint: tuple[int, ...]
     heads: tuple[int, ...] | None = None
     groups: int = 32
-    pooled: bool = False
+    pooled: bool | None = None
     time_ids: int = 256
 
     def __post_init__(self) -> None:
@@ -112,7 +112,7 @@ class Plan:
             ),
             heads=_heads(config, len(levels)),
             groups=_positive("norm_num_groups", config.get("norm_num_groups", 32)),
-            pooled=config.get("global_pool_conditions", False) is True,
+            pooled=_stated("global_pool_conditions", config),
             time_ids=_positive("addition_time_embed_dim", config.get("addition_time_embed_dim") or 256),
         )
 
@@ -133,7 +133,8 @@ class Plan:
     def unseen(self) -> dict[str, Any]:
         """What is known of this network and not shown by its tensors, in diffusers' words."""
         heads = {} if self.heads is None else {"attention_head_dim": list(self.heads), "norm_num_groups": self.groups}
-        return heads | {"addition_time_embed_dim": self.time_ids, "global_pool_conditions": self.pooled}
+        pooled = {} if self.pooled is None else {"global_pool_conditions": self.pooled}
+        return heads | {"addition_time_embed_dim": self.time_ids} | pooled
 
     def config(self) -> dict[str, Any]:
         """The config of the same network as a `diffusers.ControlNetModel`; ValueError when that class cannot be it."""
@@ -157,7 +158,7 @@ class Plan:
             "down_block_types": ["CrossAttnDownBlock2D" if level else "DownBlock2D" for level in self.depths],
             "flip_sin_to_cos": True,
             "freq_shift": 0,
-            "global_pool_conditions": self.pooled,
+            "global_pool_conditions": bool(self.pooled),
             "in_channels": self.channels,
             "layers_per_block": self.resnets[0],
             "mid_block_type": "UNetMidBlock2D" if self.middle is None else "UNetMidBlock2DCrossAttn",
@@ -198,6 +199,13 @@ def _heads(config: Mapping[str, Any], levels: int) -> tuple[int, ...] | None:
     if len(heads) != levels:
         raise ValueError(f"the config states heads for {len(heads)} levels, but the tensors have {levels}")
     return tuple(_positive("attention_head_dim", n) for n in heads)
+
+
+def _stated(what: str, config: Mapping[str, Any]) -> bool | None:
+    value = config.get(what)
+    if value is not None and not isinstance(value, bool):
+        raise ValueError(f"{what} is {value!r:.40}, expected true or false")
+    return value
 
 
 def _positive(what: str, value: object) -> int:

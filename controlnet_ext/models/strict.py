@@ -9,13 +9,14 @@ from functools import reduce
 import torch
 from torch import Tensor, nn
 
-FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+SMALL = (torch.float8_e4m3fn, torch.float8_e5m2)  # stored, never computed in
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16, *SMALL)
 
 
 def fill(net: nn.Module, tensors: Mapping[str, Tensor], names: Mapping[str, str] | None = None) -> None:
     """Make `tensors` the weights of `net` without copying them; where their dtypes differ, all become the one that
-    holds them all. ValueError when one is missing, unknown, of another shape, not of a floating-point dtype, or not
-    finite. `names` are what the file calls them, where that differs."""
+    holds them all, but float8 stays as it is. ValueError when one is missing, unknown, of another shape, not of a
+    floating-point dtype, or not finite. `names` are what the file calls them, where that differs."""
     wanted, called = net.state_dict(), names or {}
     missing = [called.get(name, name) for name in wanted if name not in tensors]
     unknown = [name for name in tensors if name not in wanted]
@@ -31,13 +32,17 @@ def fill(net: nn.Module, tensors: Mapping[str, Tensor], names: Mapping[str, str]
             raise ValueError(f"tensor {own} is stored as {_word(tensor.dtype)}, expected one of {expected}")
         if not finite(tensor):
             raise ValueError(f"tensor {own} holds values that are not finite")
-    dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors.values()))
-    net.load_state_dict({name: tensor.to(dtype) for name, tensor in tensors.items()}, assign=True)
+    wide = {name: tensor for name, tensor in tensors.items() if tensor.dtype not in SMALL}
+    if wide:
+        dtype = reduce(torch.promote_types, (tensor.dtype for tensor in wide.values()))
+        wide = {name: tensor.to(dtype) for name, tensor in wide.items()}
+    net.load_state_dict({**tensors, **wide}, assign=True)
 
 
 def finite(tensor: Tensor) -> bool:
     """Whether all values are finite. A sum tells in one pass without a mask in memory; only a sum that overflows is
     looked at again."""
+    tensor = tensor.half() if tensor.dtype in SMALL else tensor  # all of whose values float16 has
     return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 

@@ -1,0 +1,42 @@
+"""torch's layers, computing in their input's dtype whatever their weights are stored in: float8, which nothing computes
+in, or another net's. Where the dtypes are the same nothing is copied."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Linear(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return apply(self, x, self.weight, self.bias)
+
+
+class Conv2d(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return apply(self, x, self.weight, self.bias)
+
+
+class GroupNorm(nn.GroupNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return apply(self, x, self.weight, self.bias)
+
+
+class LayerNorm(nn.LayerNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return apply(self, x, self.weight, self.bias)
+
+
+def apply(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """What the layer computes, with these weights instead of its own."""
+    weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+    match layer:
+        case nn.Linear():
+            return F.linear(x, weight, bias)
+        case nn.Conv2d():
+            return F.conv2d(x, weight, bias, layer.stride, layer.padding)
+        case nn.GroupNorm():
+            return F.group_norm(x, layer.num_groups, weight, bias, layer.eps)
+        case nn.LayerNorm():
+            return F.layer_norm(x, layer.normalized_shape, weight, bias, layer.eps)
+    raise TypeError(f"a {type(layer).__name__} is no layer of a ControlNet")

@@ -1,0 +1,74 @@
+"""What a file may be that holds none of our control models, told by the names of its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+# Control networks for transformers, which diffusers has: all of the marks are names of its tensors, or begin them.
+# After each what diffusers (0.42) calls the network and a pipeline that runs it.
+NEWER = {
+    "Z-Image": (("control_layers.", "control_all_x_embedder."), "ZImageControlNetModel", "ZImageControlNetPipeline"),
+    "Qwen-Image": (
+        ("controlnet_blocks.", "controlnet_x_embedder.", "txt_norm."),
+        "QwenImageControlNetModel",
+        "QwenImageControlNetPipeline",
+    ),
+    "Flux": (
+        ("controlnet_blocks.", "controlnet_x_embedder.", "x_embedder."),
+        "FluxControlNetModel",
+        "FluxControlNetPipeline",
+    ),
+    "SD3": (
+        ("controlnet_blocks.", "pos_embed_input.", "transformer_blocks."),
+        "SD3ControlNetModel",
+        "StableDiffusion3ControlNetPipeline",
+    ),
+    "Hunyuan-DiT": (
+        ("controlnet_blocks.", "input_block.", "blocks.", "text_embedder."),
+        "HunyuanDiT2DControlNetModel",
+        "HunyuanDiTControlNetPipeline",
+    ),
+    "Sana": (
+        ("controlnet_blocks.", "input_block.", "transformer_blocks.", "caption_projection."),
+        "SanaControlNetModel",
+        "SanaControlNetPipeline",
+    ),
+}
+# Those that diffusers does not read
+FOREIGN = {
+    "a Flux ControlNet in XLabs' layout": ("controlnet_blocks.", "double_blocks.", "input_hint_block."),
+    "a ControlNet-XS": ("control_model.input_hint_block.", "control_model.enc_zero_convs_out."),
+    "a ControlNet-XS in diffusers' layout": ("controlnet_cond_embedding.", "down_blocks.0.ctrl_resnets."),
+}
+# A mark in any name is enough, in this order
+OTHERS = {
+    "a Stable Diffusion checkpoint": ("model.diffusion_model.",),
+    "a LoRA": (".lora_", "lora_unet_", "lora_te"),
+    "an IP-Adapter": ("ip_adapter.", "image_proj."),
+    "a VAE": ("decoder.",),
+    "a UNet": ("up_blocks.", "output_blocks."),
+    "a transformer of Flux": ("double_blocks.",),
+    "a text encoder": ("text_model.",),
+}
+
+
+def what(names: Collection[str]) -> str:
+    """What the file is, in words, and where there is one a way to use it."""
+    for base, (marks, network, pipeline) in NEWER.items():
+        if _all(marks, names):
+            return (
+                f"a ControlNet for {base}, a transformer, which guide does not reach: use diffusers.{pipeline} with "
+                f"diffusers.{network}"
+            )
+    for words, marks in FOREIGN.items():
+        if _all(marks, names):
+            return f"{words}, which nothing here runs"
+    for words, marks in OTHERS.items():
+        if any(mark in name for name in names for mark in marks):
+            return words
+    some = sorted(names)[:3]
+    return f"something unknown, with tensors {', '.join(some)} …" if some else "empty"
+
+
+def _all(marks: Collection[str], names: Collection[str]) -> bool:
+    return all(any(name.startswith(mark) for name in names) for mark in marks)
