@@ -137,7 +137,10 @@ class ControlModel(Protocol):
 
     It either is called, `model(step, hint) -> Residuals` of weight 1 with a row for each of x's, or it has `attach`
     (`AttachedModel`). One that has `settle(unet)` is asked first whether it fits the UNet, and raises ValueError if
-    not. `global_average_pooling = True` confines it to the prompt's rows."""
+    not. One that has `reads(kinds)` is asked for itself as it reads maps of these kinds (one for each image that acts,
+    None: unknown), and raises ValueError if it does not. One with `together = True` is called once with a list of the
+    hints of all images that act, instead of once for each. `global_average_pooling = True` confines it to the prompt's
+    rows."""
 
     architecture: str
     family: str

@@ -26,9 +26,14 @@ class Maps:
         self._images = [
             [self._read(image) for image in (a.images if isinstance(a, PerSample) else (a,))] for a in unit.alternatives
         ]
+        self.kinds = tuple(_kind(a, unit) for a in unit.alternatives)  # of maps, None where nobody says it
         self._mask = None if unit.inpaint is None else self._checked(self._read(unit.inpaint))
         if self._make and not self._match:
             self._images = [[self._make(p, **self._parameters).pixels for p in some] for some in self._images]
+
+    def reader(self, model: Any) -> Any:
+        """The model as it reads maps of these kinds. ValueError when it does not."""
+        return model.reads(self.kinds) if hasattr(model, "reads") else model
 
     def at(self, height: int, width: int) -> list[np.ndarray]:
         """For each image that acts the map for all pictures, `(1, H, W, 3)`, or one for each, `(n, H, W, 3)`: RGB
@@ -58,3 +63,12 @@ class Maps:
         hint = fitted[..., :3].astype(np.float32) / 255
         hint[fitted[..., 3] > 127] = -1
         return hint.transpose(2, 0, 1)
+
+
+def _kind(image: Any, unit: Unit) -> str | None:
+    if unit.preprocessor:
+        return find(unit.preprocessor).makes
+    images = image.images if isinstance(image, PerSample) else (image,)
+    kinds = {picture.kind if isinstance(picture, ControlMap) else None for picture in images}
+    stated = kinds.pop() if len(kinds) == 1 else None
+    return stated or ("inpaint" if unit.inpaint is not None else None)

@@ -47,9 +47,9 @@ class Acting:
 
     def __init__(self, name: str, unit: Unit, maps: Maps, spans: Sequence[Span], host: Host, turn: int):
         self.name, self._unit, self._maps, self._host, self._turn = name, unit, maps, host, turn
-        self._model: Any = unit.model
+        self._model: Any = maps.reader(unit.model)
         self._weights = _weights(name, unit, spans, turn)
-        self._prompt_only = unit.mode == "control" or getattr(unit.model, "global_average_pooling", False) is True
+        self._prompt_only = unit.mode == "control" or getattr(self._model, "global_average_pooling", False) is True
         self._region: Region | None = None
         self._hints: dict[tuple[Any, ...], list[Any]] = {}
         self._rows: tuple[Tensor | None, Tensor | None] = (None, None)  # step.positive, and what follows from it
@@ -79,14 +79,15 @@ class Acting:
         self._attached.close()
 
     def _sum(self, step: Step, weight: float) -> Residuals:
-        hints, total = self._made(step), Residuals()
-        for hint in hints:
+        made, total = self._made(step), Residuals()
+        calls: list[Any] = [made] if getattr(self._model, "together", False) else made
+        for hint in calls:
             residuals = self._model(step, hint)
             if not finite(residuals.tensors):
                 steps = list(self._weights)
                 place = f"step {steps.index(step.span) + 1} of {len(steps)}"
                 raise ValueError(f"the residuals of {self.name} are not finite in {place}")
-            total += self._weighted(residuals.map(lambda h, _: h.to(step.x)), weight / len(hints))
+            total += self._weighted(residuals.map(lambda h, _: h.to(step.x)), weight / len(calls))
         return total
 
     def _weighted(self, residuals: Residuals, weight: float) -> Residuals:

@@ -110,7 +110,9 @@ def _ready(unit: Any, unet: Any) -> Maps:
         raise ValueError(f"{unit.model.architecture} acts after each step, which diffusers pipelines do not offer yet")
     if hasattr(unit.model, "settle"):
         unit.model.settle(unet)
-    return Maps(unit)
+    maps = Maps(unit)
+    maps.reader(unit.model)
+    return maps
 
 
 def _checked(pipe: Any) -> Any:
