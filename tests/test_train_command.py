@@ -194,13 +194,6 @@ def test_other_arguments_than_the_checkpoints_are_refused(capsys):
     assert "another rate (0.001, now 0.002)" in line(capsys)
 
 
-def test_compile_compiles_what_the_steps_run(monkeypatch):
-    compiled = []
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda net, *_, **__: compiled.append(type(net).__name__))
-    assert main(words("out.safetensors", "--compile", steps=1)) == 0
-    assert sorted(compiled) == ["ControlNet", "HintEncoder", "UNet2DConditionModel"]
-
-
 def test_a_picture_that_changes_is_another_training(tmp_path, capsys):
     shutil.copytree("pictures", "own")
     assert main(words("out.safetensors", "--minutes", "1e-9", data="own", steps=3)) == 1

@@ -69,3 +69,18 @@ def test_a_loss_that_is_not_finite_stops_the_training(tmp_path):
 def test_a_schedule_that_makes_no_sense_is_refused(wrong):
     with pytest.raises(ValueError, match="training"):
         Schedule(**{"steps": 10, **wrong})
+
+
+def test_a_part_without_gradients_stops_the_training(tmp_path):
+    """As those that torch.compile once gave all but the first level of the embedded UNet."""
+
+    def loss(net, step, batch):
+        return _loss(nn.Sequential(net[0], _Cut(), net[1:]), step, batch)
+
+    with pytest.raises(ValueError, match=r"2 of 12 tensors have learnt nothing in 100 steps, first 0\.weight"):
+        train(_net(), loss, _held_out, Schedule(150), tmp_path)
+
+
+class _Cut(nn.Module):
+    def forward(self, x):
+        return x.detach()

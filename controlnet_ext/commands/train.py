@@ -19,7 +19,6 @@ Train a ControlNet beside a model, which stays as it is. The same command again 
     --every N          steps between measurements, each with a checkpoint, by default 250
     --validation V     held-out pictures: a share of the different ones, by default 0.1, or a folder like that of --data
     --minutes M        stop after so long, at a checkpoint
-    --compile          a third faster, after minutes of compiling; the last bits differ
     --work FOLDER      for checkpoint and log, by default OUT.training
     --seed N           by default 0
     --overwrite        replace OUT if it exists
@@ -72,7 +71,6 @@ def arguments(parser: ArgumentParser, words: list[str]) -> None:
     for name in ("control", "size", "validation"):
         parser.add_argument(f"--{name}")
     parser.add_argument("--work", type=Path)
-    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--overwrite", action="store_true")
 
 
@@ -113,7 +111,7 @@ def run(options: Namespace) -> int:
         }
         begun = _begun(work, asked)
         size = height, width
-        how = options.batch, options.seed, options.weighting, options.compile
+        how = options.batch, options.seed, options.weighting
         lesson = Lesson(folder, first, to_learn, held_out, size, *how)
         if not begun:
             work.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..training.loop import Schedule, train
-from ..training.noising import Noising, generator
+from ..training.noising import WEIGHTINGS, Noising, generator
 from .scenes import HELD_OUT, scene
 from .text import WIDTH, narrow_text_encoder, tokenizer
 from .train_vae import GROUPS, pixels
@@ -141,7 +141,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12_000)
     parser.add_argument("--every", type=int, default=250)
     parser.add_argument("--start", type=Path, help="a saved model whose UNet and text encoder learn further")
-    parser.add_argument("--compile", action="store_true", help="a third faster after minutes of compiling")
+    parser.add_argument("--weighting", choices=WEIGHTINGS, default="min-snr")
     options = parser.parse_args()
     vae: Any = AutoencoderKL.from_pretrained(options.vae)
     if vae.config["scaling_factor"] == 0.18215:  # SD1.5's, which diffusers writes when nobody says otherwise
@@ -151,13 +151,11 @@ def main() -> None:
     examples = Examples.kept(options.folder / "training.npz", options.vae, words, range(SCENES))
     held_out = Examples.kept(options.folder / "held_out.npz", options.vae, words, HELD_OUT[:HELD_OUT_SCENES])
     torch.manual_seed(0)
-    noising, empty = Noising(noise_scheduler()), tokens(words, [""])
+    noising, empty = Noising(noise_scheduler(), options.weighting), tokens(words, [""])
     base = Base(narrow_unet(), narrow_text_encoder(words))
     if options.start is not None:
         base.unet.load_state_dict(UNet2DConditionModel.from_pretrained(options.start / "unet").state_dict())
         base.text.load_state_dict(CLIPTextModel.from_pretrained(options.start / "text_encoder").state_dict())
-    if options.compile:
-        base.compile()
     net = train(
         base,
         lambda net, step, batch: base_loss(net, examples, empty, noising, step, batch),

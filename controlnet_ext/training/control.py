@@ -43,10 +43,6 @@ class Frozen:
             pipe.unet.set_attn_processor(AttnProcessor())
         self.empty = self.context("")
 
-    def compile(self) -> None:
-        """Let torch.compile make the UNet faster."""
-        self._pipe.unet.compile()
-
     @torch.no_grad()
     def latents(self, pixels: np.ndarray) -> Tensor:
         """The likeliest latents (C, h, w), on the CPU, of RGB uint8 (H, W, 3). In float32 and alone: an example is the

@@ -31,7 +31,6 @@ class Lesson:
         batch: int,
         seed: int,
         weighting: str = "min-snr",
-        compiled: bool = False,
     ):
         self._noising, self._batch, self._seed = Noising(folder.scheduler("ddpm"), weighting), batch, seed
         pipe = folder.load(torch.float32, folder.scheduler(None))
@@ -42,10 +41,6 @@ class Lesson:
             raise ValueError(f"{str(first)!r} is a {learner.architecture}, expected a ControlNet")
         learner.settle(pipe.unet)
         self._learner = learner.requires_grad_(True)
-        if compiled:
-            self._frozen.compile()
-            learner.compile()
-            learner.controlnet_cond_embedding.compile()
         self._examples = {
             "training": Examples(to_learn, self._frozen, *size),
             "held_out": Examples(held_out, self._frozen, *size),

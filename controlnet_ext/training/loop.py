@@ -62,7 +62,8 @@ def train(
     `loss(network, step, batch)` must depend on nothing else: then a run that was killed and started again is
     the same to the bit as one that was not. `measure(averaged)` gives held-out figures; it and a checkpoint come every
     `every` steps, a row of both in log.jsonl. Forward passes run under bf16 autocast. Ctrl-C ends the step and leaves a
-    checkpoint before it raises KeyboardInterrupt; pressed again it does so at once.
+    checkpoint before it raises KeyboardInterrupt; pressed again it does so at once. ValueError when after 100 steps a
+    tensor has never had a gradient but zeros: part of the network would stay as it was, and no loss shows it.
     """
     accelerator = Accelerator(mixed_precision="bf16", cpu=not torch.cuda.is_available())
     network = network.to(accelerator.device)
@@ -73,6 +74,7 @@ def train(
     first = _restore(folder / CHECKPOINT, network, averaged, optimizer)
     prepared = accelerator.prepare_model(network.train())
     began, losses = time.monotonic(), []
+    idle = {name: p for name, p in network.named_parameters() if p.requires_grad}
     with _interruption() as stopping:
         for step in range(first, schedule.steps):
             torch.manual_seed(step)
@@ -86,6 +88,12 @@ def train(
             if not math.isfinite(losses[-1]):
                 raise FloatingPointError(
                     f"the loss of step {step + 1} is {losses[-1]}; {folder / CHECKPOINT} is from before"
+                )
+            idle = {name: p for name, p in idle.items() if p.grad is None or not p.grad.any()}
+            if idle and step - first == WARM_UP:
+                raise ValueError(
+                    f"{len(idle)} of {len(parameters)} tensors have learnt nothing in {WARM_UP} steps, first "
+                    f"{next(iter(idle))}: the loss does not depend on them, or its gradients are wrong"
                 )
             accelerator.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
