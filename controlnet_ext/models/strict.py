@@ -19,24 +19,33 @@ def fill(net: nn.Module, tensors: Mapping[str, Tensor], names: Mapping[str, str]
     floating-point dtype, or not finite. `names` are what the file calls them, where that differs."""
     wanted, called = net.state_dict(), names or {}
     missing = [called.get(name, name) for name in wanted if name not in tensors]
-    unknown = [name for name in tensors if name not in wanted]
-    if missing or unknown:
-        parts = [f"{_some(some)} {what}" for some, what in ((missing, "missing"), (unknown, "unknown")) if some]
-        raise ValueError("the tensors are not those of the network they look like: " + ", ".join(parts))
+    check_names(missing, [called.get(name, name) for name in tensors if name not in wanted])
     for name, tensor in tensors.items():
         own = called.get(name, name)
         if tensor.shape != wanted[name].shape:
             raise ValueError(f"tensor {own} is {_size(tensor)}, expected {_size(wanted[name])}")
-        if tensor.dtype not in FLOATS:
-            expected = ", ".join(map(_word, FLOATS))
-            raise ValueError(f"tensor {own} is stored as {_word(tensor.dtype)}, expected one of {expected}")
-        if not finite(tensor):
-            raise ValueError(f"tensor {own} holds values that are not finite")
+        check_values(own, tensor)
     wide = {name: tensor for name, tensor in tensors.items() if tensor.dtype not in SMALL}
     if wide:
         dtype = reduce(torch.promote_types, (tensor.dtype for tensor in wide.values()))
         wide = {name: tensor.to(dtype) for name, tensor in wide.items()}
     net.load_state_dict({**tensors, **wide}, assign=True)
+
+
+def check_names(missing: Sequence[str], unknown: Sequence[str]) -> None:
+    """ValueError that lists tensors which a file lacks, or has and should not."""
+    if missing or unknown:
+        parts = [f"{_some(some)} {what}" for some, what in ((missing, "missing"), (unknown, "unknown")) if some]
+        raise ValueError("the tensors are not those of the network they look like: " + ", ".join(parts))
+
+
+def check_values(name: str, tensor: Tensor) -> None:
+    """ValueError unless the tensor of this name is of floating-point numbers, all of them finite."""
+    if tensor.dtype not in FLOATS:
+        expected = ", ".join(map(_word, FLOATS))
+        raise ValueError(f"tensor {name} is stored as {_word(tensor.dtype)}, expected one of {expected}")
+    if not finite(tensor):
+        raise ValueError(f"tensor {name} holds values that are not finite")
 
 
 def finite(tensor: Tensor) -> bool:

@@ -32,6 +32,12 @@ def encoder(unet: Any) -> dict[str, Tensor]:
     return tensors
 
 
+def layer(unet: Any, name: str) -> Any:
+    """The layer of this name, below any LoRA."""
+    module = unet.get_submodule(name)
+    return getattr(module, "base_layer", module)
+
+
 def heads(unet: Any) -> tuple[int, ...]:
     """Attention heads of each level, the last being the middle block's; 1 where there is no attention."""
     levels = [_heads(block) for block in unet.down_blocks]
