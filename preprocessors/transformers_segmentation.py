@@ -55,15 +55,17 @@ class TransformersSegmentation:
 
     def drawings(self, images: np.ndarray) -> list[Drawing]:
         """For each picture what draws its map, at the height and width kept."""
+        return [drawing(labels, self.palette) for labels in self(images)]
 
-        def drawing(labels: np.ndarray) -> Drawing:
-            def at(height: int, width: int) -> tuple[np.ndarray, Segments]:
-                kept = np.ascontiguousarray(labels[:height, :width])
-                return self.palette.drawn(kept), Segments(kept, self.palette.names)
 
-            return at
+def drawing(labels: np.ndarray, palette: Palette) -> Drawing:
+    """What draws the map of numbers of classes (H, W), at the height and width kept."""
 
-        return [drawing(labels) for labels in self(images)]
+    def at(height: int, width: int) -> tuple[np.ndarray, Segments]:
+        kept = np.ascontiguousarray(labels[:height, :width])
+        return palette.drawn(kept), Segments(kept, palette.names)
+
+    return at
 
 
 def segmentation_by(files: Files, palette: Palette) -> type:
