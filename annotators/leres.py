@@ -1,8 +1,8 @@
 """LeReS: depth up to scale and offset (Yin et al., Learning to Recover 3D Scene Shape from a Single Image, CVPR 2021),
 by a ResNeXt-101 32x8d and a decoder that goes back up.
 
-Written after the paper and aim-uofa/AdelaiDepth @ 31afb6f, LeReS (BSD 2-Clause for academic use), with its names of
-weights."""
+Written after the paper and aim-uofa/AdelaiDepth @ 31afb6f, LeReS (whose LICENSE there is Adobe Research's, for
+noncommercial purposes), with its names of weights."""
 
 from __future__ import annotations
 

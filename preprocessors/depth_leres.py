@@ -22,7 +22,7 @@ LERES = WeightsFile(
     "lllyasviel/Annotators",
     "res101.pth",
     folder="leres",
-    licence="BSD-2-Clause, academic use",
+    licence="Adobe Research, non-commercial",
     sha256="1d696b2ef3e8336b057d0c15bc82d2fecef821bfebe5ef9d7671a5ec5dde520b",
     source=HORDE,
 )
@@ -30,7 +30,7 @@ MERGE = WeightsFile(
     "lllyasviel/Annotators",
     "latest_net_G.pth",
     folder="leres",
-    licence="academic use",
+    licence="academic use only, non-commercial",
     sha256="50ec735d74ed6499562d898f41b49343e521808b8dae589aa3c2f5c9ac9f7462",
     source=HORDE,
 )

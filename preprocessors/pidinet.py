@@ -17,7 +17,7 @@ PIDINET = WeightsFile(
     "lllyasviel/Annotators",
     "table5_pidinet.pth",
     folder="pidinet",
-    licence="research only",
+    licence="research only, non-commercial",
     size=2871148,
     sha256="80860ac267258b5f27486e0ef152a211d0b08120f62aeb185a050acc30da486c",
     source=f"{HORDE}; hellozhuo/pidinet @ 36f6506df68e, trained_models",
