@@ -40,14 +40,14 @@ class WeightsFile:
         return self.path if self.folder.startswith(self.repo) else self.name
 
     @property
+    def whole(self) -> str:
+        """What it is a part of: the repository of a whole model, else its own name."""
+        return self.repo if self.folder.startswith(self.repo) else self.name
+
+    @property
     def address(self) -> str:
         """Where it is at the Hub, after the host."""
         return quote(f"{self.repo}/resolve/main/{self.path}")
-
-    def __str__(self) -> str:
-        """Name, size, licence and whether its hash is pinned, for a list."""
-        size = "" if self.size is None else f"{self.size / 1e6:.1f} MB, "
-        return f"{self.name} ({size}{self.licence}, {'pinned' if self.sha256 else 'not pinned'})"
 
     def instructions(self, target: Path) -> str:
         """What a user can do by hand, in one line: which file to put where."""

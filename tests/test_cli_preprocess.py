@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from controlnet_ext import cli
-from preprocessors import find, preprocess
+from preprocessors import preprocess
 from preprocessors.files import read_image, write_image
 
 rng = np.random.default_rng(0)
@@ -258,18 +258,6 @@ print(code, sorted({"torch", "diffusers", "transformers", "PIL", "preprocessors.
     environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
     words = [sys.executable, "-c", code, "preprocess", "canny", "b.jpg", "-o", "x.png"]
     assert subprocess.run(words, env=environment, capture_output=True, text=True).stdout == "0 []\n"
-
-
-def test_preprocessors_lists_every_name_with_its_parameters(capsys):
-    assert cli.main(["preprocessors"]) == 0
-    out, error = capsys.readouterr()
-    rows = {line.split()[0]: line for line in out.splitlines()[1:] if line}
-    assert "low 0..255 (100), high 0..255 (200)" in rows["canny"] and "edges" in rows["canny"]
-    assert find("invert").label in rows["invert"]
-    assert "canny" in rows["canny"].split("edges")[1] and "softedge hed pidi" in rows["hed"]
-    assert "table5_pidinet.pth (2.9 MB, research only, pinned)" in rows["pidinet"]
-    assert "MTEED.pth (0.2 MB, non-commercial, pinned)" in rows["softedge_anyline"]
-    assert "64..2048" in out and error == ""
 
 
 def test_help_is_the_docstring(capsys):

@@ -1,35 +1,101 @@
-"""controlnet-ext preprocessors
+"""controlnet-ext preprocessors [--json]
 
-List the preprocessors: name, kind of map, words in the names of control models that read it, parameters with their
-range and default, display name in webui, and the weights they load: file, size, licence, and whether its sha256 is
-pinned here or is what the Hub says at the download.
+List the preprocessors, a line each: its name, its other name in webui, the kind of its map, words in the names of
+control models that read it, the weights it loads, their size and licence, whether their sha256 is pinned here (else it
+is what the Hub says at the download), and its parameters with their range and default.
+
+    --json    the same and more as JSON: an object for each, with the repository, path and hash of each file
 """
 
 from __future__ import annotations
 
+import json
 from argparse import ArgumentParser, Namespace
+from collections.abc import Iterable
+from typing import Any
 
 from preprocessors.maps import FEEDS
 from preprocessors.parameters import Parameter
-from preprocessors.registry import RESOLUTION, registered
+from preprocessors.registry import RESOLUTION, Preprocessor, registered
+from preprocessors.weights_file import WeightsFile
+
+COLUMNS = ("name", "alias", "map", "feeds", "weights", "size", "licence", "hash", "parameters")
 
 
 def arguments(parser: ArgumentParser, words: list[str]) -> None:
-    """None."""
+    """Declares --json."""
+    parser.add_argument("--json", action="store_true")
 
 
 def run(options: Namespace) -> int:
-    """Prints the table."""
-    rows = [("name", "makes", "feeds", "parameters", "label", "weights")]
-    for entry in registered():
-        label = entry.label if entry.label != entry.name else ""
-        parameters, weights = ", ".join(map(_words, entry.parameters)), ", ".join(map(str, entry.weights))
-        rows.append((entry.name, entry.makes, " ".join(FEEDS[entry.makes]), parameters, label, weights))
+    """Prints the table, or the JSON."""
+    if options.json:
+        print(json.dumps([entry_object(entry) for entry in registered()], indent=1))
+        return 0
+    rows = [COLUMNS, *(_row(entry) for entry in registered())]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     print(f"\nEach takes resolution {RESOLUTION.range} too: the short side in pixels, by default the picture's own.")
     return 0
+
+
+def entry_object(entry: Preprocessor) -> dict[str, Any]:
+    """What is known of a preprocessor, as JSON has it."""
+    return {
+        "name": entry.name,
+        "aliases": [entry.label] if entry.label != entry.name else [],
+        "makes": entry.makes,
+        "feeds": list(FEEDS[entry.makes]),
+        "masked": entry.masked,
+        "parameters": [_parameter(parameter) for parameter in (*entry.parameters, RESOLUTION)],
+        "weights": [_file(file) for file in entry.weights],
+    }
+
+
+def _parameter(parameter: Parameter) -> dict[str, Any]:
+    span = {"least": parameter.range.low, "most": parameter.range.high} if parameter.range else {}
+    return {"name": parameter.name, "type": parameter.type.__name__, "default": parameter.default, **span}
+
+
+def _file(file: WeightsFile) -> dict[str, Any]:
+    where = {"url": file.url} if file.url else {"repo": file.repo, "path": file.path}
+    pin = {"sha256": file.sha256, "source": file.source} if file.sha256 else {"sha256": None}
+    commercial = "non-commercial" not in file.licence
+    return {**where, "size": file.size, "licence": file.licence, "non_commercial": not commercial, **pin}
+
+
+def _row(entry: Preprocessor) -> tuple[str, ...]:
+    files = entry.weights
+    return (
+        entry.name,
+        entry.label if entry.label != entry.name else "",
+        entry.makes,
+        " ".join(FEEDS[entry.makes]),
+        " + ".join(_once(file.whole for file in files)),
+        _size(files),
+        "; ".join(_once(file.licence for file in files)),
+        _hash(files),
+        ", ".join(map(_words, entry.parameters)),
+    )
+
+
+def _once(words: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(words))
+
+
+def _size(files: tuple[WeightsFile, ...]) -> str:
+    known = [file.size for file in files if file.size is not None]
+    if len(known) == len(files):
+        return f"{sum(known) / 1e6:.1f} MB" if files else ""
+    return f"over {sum(known) / 1e6:.1f} MB" if known else "not stated"
+
+
+def _hash(files: tuple[WeightsFile, ...]) -> str:
+    pinned = sum(file.sha256 is not None for file in files)
+    if pinned in (0, len(files)):
+        return "" if not files else "pinned" if pinned else "not pinned"
+    return f"{pinned} of {len(files)} pinned"
 
 
 def _words(parameter: Parameter) -> str:
