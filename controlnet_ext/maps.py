@@ -9,7 +9,7 @@ import numpy as np
 from preprocessors.files import read_image
 from preprocessors.fit import fit, pixel_perfect
 from preprocessors.maps import ControlMap
-from preprocessors.registry import RESOLUTION, find
+from preprocessors.registry import RESOLUTION, Ready, find
 
 from .unit import PerSample, Unit
 
@@ -29,7 +29,7 @@ class Maps:
         self.kinds = tuple(_kind(a, unit) for a in unit.alternatives)  # of maps, None where nobody says it
         self._mask = None if unit.inpaint is None else self._checked(self._read(unit.inpaint))
         if self._make and not self._match:
-            self._images = [[self._make(p, **self._parameters).pixels for p in some] for some in self._images]
+            self._images = [[self._made(self._make, p, **self._parameters) for p in some] for some in self._images]
 
     def reader(self, model: Any) -> Any:
         """The model as it reads maps of these kinds. ValueError when it does not."""
@@ -50,12 +50,15 @@ class Maps:
                 raise ValueError(f"inpaint mask of {sizes[0]} pixels, but the image is {sizes[1]}")
         return mask
 
+    def _made(self, make: Ready, pixels: np.ndarray, **parameters: Any) -> np.ndarray:
+        return make(pixels, self._mask if make.entry.masked else None, **parameters).pixels
+
     def _fitted(self, pixels: np.ndarray, height: int, width: int) -> np.ndarray:
         if self._match and self._make:
             resolution = pixel_perfect(pixels.shape[0], pixels.shape[1], height, width, self._fit)
             assert RESOLUTION.range is not None
             resolution = int(min(max(resolution, RESOLUTION.range.low), RESOLUTION.range.high))
-            pixels = self._make(pixels, **self._parameters, resolution=resolution).pixels
+            pixels = self._made(self._make, pixels, **self._parameters, resolution=resolution)
         if self._mask is None:
             return fit(pixels, height, width, self._fit)
         mask = fit(self._mask, pixels.shape[0], pixels.shape[1], "stretch")[..., :1]

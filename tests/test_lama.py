@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from fakes import Pushes
 from lines import Shelf, random_state
 from torch.nn import functional as F
 
 from annotators import lama
-from controlnet_ext import cli
+from controlnet_ext import Unit, cli
+from controlnet_ext.maps import Maps
 from preprocessors import preprocess
 from preprocessors.files import read_image, write_image, write_weights
 from preprocessors.network import Device, Network
@@ -163,3 +165,14 @@ def test_the_command_takes_a_mask(state, tmp_path, capsys):
         capsys.readouterr()
         assert cli.main(words) == 2
         assert refusal in capsys.readouterr().err
+
+
+def test_a_units_mask_is_the_fills(state, tmp_path, monkeypatch):
+    write_weights(tmp_path / "ControlNetLama.pth", state)
+    monkeypatch.setenv("CONTROLNET_EXT_MODELS", str(tmp_path))
+    for parameters in ({}, {"resolution": "match"}):
+        unit = Unit(Pushes(), IMAGE, preprocessor="inpaint_only+lama", inpaint=MASK, parameters=parameters)
+        (hint,) = Maps(unit).at(90, 120)
+        assert (hint[0][:, MASK == 255] == -1).all() and (hint[0][:, MASK == 0] >= 0).all()
+    with pytest.raises(ValueError, match=r"inpaint_only\+lama needs a mask"):
+        Maps(Unit(Pushes(), IMAGE, preprocessor="inpaint_only+lama"))
