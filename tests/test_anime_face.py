@@ -79,7 +79,7 @@ def test_classes_are_those_of_the_network_at_96_pixels(state):
         size = image.shape[:2]
         large = torch.nn.functional.interpolate(scores[..., :height, :width], size, mode="bilinear")
         expected = large.argmax(dim=1)[0].numpy()
-        assert len(np.unique(expected)) > 3
+        assert len(np.unique(expected)) > 2
         made = run(image)
         assert (made.values.labels != expected).mean() < 1e-3  # the larger of two within float32's last bits
         np.testing.assert_array_equal(made.pixels, np.array(ANIME_FACE.colours, np.uint8)[made.values.labels])
