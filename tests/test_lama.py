@@ -123,7 +123,7 @@ def test_grey_mixes_and_a_map_has_a_resolution(state):
 
 
 def test_every_size_is_filled(state):
-    for height, width in ((1, 1), (1, 70), (300, 3), (57, 31)):
+    for height, width in ((1, 1), (1, 9000), (300, 3), (57, 31)):
         image = np.resize(IMAGE, (height, width, 3))
         made = preprocess("inpaint_only+lama", image, mask=image[..., 0] > 127, library=Shelf(state))
         assert made.pixels.shape == image.shape
