@@ -81,6 +81,7 @@ class Marigold:
             tokenizer=None,
             **{name: value for name, value in self.index.items() if name in known},
         )
+        pipe.image_processor.preprocess = _in_float32(pipe.image_processor.preprocess)
         pipe.empty_text_embedding = self.text
         pipe.set_progress_bar_config(disable=True)
         try:
@@ -99,6 +100,17 @@ class Marigold:
 
 
 _PARTS = {"unet", "vae", "scheduler", "text_encoder", "tokenizer"}
+
+
+def _in_float32(prepare: Callable[..., Any]) -> Callable[..., Any]:
+    """Marigold's preparation of a picture in float32, for torch shrinks none in bfloat16 on a CPU."""
+    import torch
+
+    def prepared(image: Any, processing: int, way: str, device: Any, dtype: Any) -> tuple[Any, ...]:
+        pixels, *sizes = prepare(image, processing, way, device, torch.float32)
+        return pixels.to(dtype), *sizes
+
+    return prepared
 
 
 def marigold(library: Library, files: Files, kind: str, device: str | Device) -> Marigold:

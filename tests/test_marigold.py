@@ -1,6 +1,8 @@
 """Depth and normals by a tiny random Marigold: as by diffusers, drawn again by its seed; and refusals."""
 
 import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import replace
 from functools import cache
@@ -15,10 +17,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from controlnet_ext.cli import main
-from preprocessors import preprocess
+from preprocessors import find, preprocess
 from preprocessors.depth_marigold import DEPTH
 from preprocessors.depth_normals import coloured
-from preprocessors.files import Library, read_image
+from preprocessors.files import Device, Library, read_image
 from preprocessors.marigold import marigold
 from preprocessors.normal_marigold import NORMALS
 
@@ -154,3 +156,38 @@ def test_what_is_no_number_is_refused(library):
         replace(model, text=model.text * float("nan"))(IMAGE, None, 1, 0, None)
     with pytest.raises(ValueError, match="must be a multiple of 8"):
         preprocess("normal_marigold", IMAGE, library=library, processing=60)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_narrow_numbers_draw_nearly_the_same(library, dtype):
+    expected = preprocess("depth_marigold", IMAGE, library=library).values
+    made = preprocess("depth_marigold", IMAGE, library=library, device=Device("cpu", dtype)).values
+    tolerance = 0.02 if dtype == "bfloat16" else 0.002  # 8 and 11 bits of values about 0.5: 4.5e-3 and 6e-4 measured
+    np.testing.assert_allclose(made, expected, atol=tolerance)
+
+
+def test_threads_share_a_model_whose_scheduler_counts_steps(library, tmp_path):
+    """An LCMScheduler also draws noise in between."""
+    place = tmp_path / DEPTH[0].repo
+    theirs = pipeline("MarigoldDepthPipeline", prediction_type="depth")
+    theirs.save_pretrained(place)
+    lcm = diffusers.LCMScheduler.from_config(theirs.scheduler.config)
+    lcm.save_pretrained(place / "scheduler")
+    theirs = diffusers.MarigoldDepthPipeline(**theirs.components | {"scheduler": lcm}, prediction_type="depth")
+    theirs.set_progress_bar_config(disable=True)
+    ready = find("depth_marigold").ready("cpu", Library([tmp_path], download=False))
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda steps: ready(IMAGE, steps=steps, seed=4).values, (1, 2, 3, 4)))
+    for steps, values in zip((1, 2, 3, 4), made, strict=True):
+        draw = torch.Generator().manual_seed(4)
+        expected = theirs(
+            Image.fromarray(IMAGE), num_inference_steps=steps, processing_resolution=64, generator=draw
+        ).prediction[0]
+        np.testing.assert_allclose(values, expected[..., 0], atol=2e-5)
+
+
+def test_an_ensemble_without_scipy_is_one_line(library, monkeypatch):
+    module = sys.modules[type(pipeline("MarigoldDepthPipeline", prediction_type="depth")).__module__]
+    monkeypatch.setattr(module, "is_scipy_available", lambda: False)
+    with pytest.raises(ValueError, match=r"an ensemble needs scipy: .*install scipy"):
+        preprocess("depth_marigold", IMAGE, library=library, ensemble=3)
