@@ -18,6 +18,7 @@ from controlnet_ext import models
 from controlnet_ext.models.controlnet import ControlNet, detect
 from controlnet_ext.models.keys import to_diffusers, to_ldm
 from controlnet_ext.models.saving import save_diffusers, save_ldm
+from controlnet_ext.models.strict import finite
 
 ASSETS = Path(os.environ.get("CONTROLNET_EXT_ASSETS", Path(__file__).parents[2] / "shared" / "assets"))
 RESNET = ["in_layers.0", "in_layers.2", "emb_layers.1", "out_layers.0", "out_layers.3"]
@@ -383,6 +384,15 @@ def test_float8_is_kept_and_computes_in_the_dtype_of_x(dtype: torch.dtype, tmp_p
         assert torch.equal(a, b)
     half = models.load(tmp_path / "small.safetensors", dtype=torch.float16)
     assert {p.dtype for p in half.parameters()} == {torch.float16}
+
+
+@torch.no_grad()
+def test_float8_that_is_not_finite_is_told_from_all_that_is() -> None:
+    for dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
+        every = torch.arange(256, dtype=torch.uint8).view(dtype)
+        for value in every:
+            assert finite(value.reshape(1)) == bool(value.float().isfinite())
+        assert not finite(every)
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ SMALL = {
     "Z-Image": {"control_layers_places": [0], "control_refiner_layers_places": [0], "dim": 128, "n_heads": 1}
     | {"n_kv_heads": 1, "n_refiner_layers": 1, "control_in_dim": 16},
     "Hunyuan-DiT": {"num_attention_heads": 2, "attention_head_dim": 8, "transformer_num_layers": 4, "sample_size": 8}
-    | {"patch_size": 2},
+    | {"patch_size": 2, "in_channels": 4, "hidden_size": 16, "mlp_ratio": 1},
     "Sana": {"num_layers": 1, "num_attention_heads": 1, "attention_head_dim": 8, "caption_channels": 8},
 }
 
