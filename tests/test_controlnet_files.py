@@ -15,8 +15,10 @@ from networks import SHAPES, all_of, ours, picture, reference, step_for, theirs_
 from safetensors.torch import load_file, save_file
 
 from controlnet_ext import models
+from controlnet_ext.models.blocks import HintEncoder
 from controlnet_ext.models.controlnet import ControlNet, detect
 from controlnet_ext.models.keys import to_diffusers, to_ldm
+from controlnet_ext.models.layout import SDXL_SKIPS
 from controlnet_ext.models.saving import save_diffusers, save_ldm
 from controlnet_ext.models.strict import finite
 
@@ -97,6 +99,52 @@ def test_the_published_canny_network_is_built_from_its_own_list_of_tensors() -> 
     assert net.plan.likely_heads == (8, 8, 8, 8)
     assert to_diffusers(to_ldm(shapes)) == shapes
     assert to_ldm(shapes).keys() == ldm_names("SD1.5")
+
+
+def published_sdxl() -> dict[str, torch.Tensor]:
+    """The tensors of an SDXL ControlNet, those of the published UNet's encoder with hint encoder and zero convolutions:
+    one stored value stretched to every shape."""
+    listing = ASSETS / "layouts" / "sdxl_unet_diffusers_keys.json"
+    if not listing.exists():
+        pytest.skip(f"{listing} is not there; set CONTROLNET_EXT_ASSETS to the folder of test assets")
+    shapes = {name: entry["shape"] for name, entry in json.loads(listing.read_text()).items()}
+    encoder = ("conv_in.", "time_embedding.", "add_embedding.", "down_blocks.", "mid_block.")
+    shapes = {name: shape for name, shape in shapes.items() if name.startswith(encoder)}
+    zeros = {f"controlnet_down_blocks.{i}": width for i, width in enumerate(SDXL_SKIPS)}
+    for name, width in (zeros | {"controlnet_mid_block": 1280}).items():
+        shapes |= {f"{name}.weight": [width, width, 1, 1], f"{name}.bias": [width]}
+    with torch.device("meta"):
+        hint = HintEncoder((3, 16, 32, 96, 256), 320).state_dict()
+    shapes |= {f"controlnet_cond_embedding.{name}": list(tensor.shape) for name, tensor in hint.items()}
+    return {name: torch.zeros(()).expand(shape) for name, shape in shapes.items()}
+
+
+@pytest.mark.weights
+def test_a_network_beside_the_published_sdxl_is_built_from_its_list_of_tensors() -> None:
+    tensors = published_sdxl()
+    net = ControlNet.load(tensors)
+    assert (net.family, net.layout.words, net.plan.likely_heads) == ("sdxl", "SDXL", (5, 10, 20))
+    assert net.plan.depths == ((), (2, 2), (10, 10))
+    assert to_ldm(tensors).keys() == ldm_names("SDXL")
+    assert sum(p.numel() for p in net.parameters()) == 1_251_014_160
+
+
+@pytest.mark.weights
+def test_a_control_lora_of_the_published_sdxl_is_of_its_family() -> None:
+    from controlnet_ext.models import control_lora
+
+    file = {"lora_controlnet": torch.zeros(0)}
+    for name, tensor in to_ldm(published_sdxl()).items():
+        own = name.startswith(("input_hint_block", "zero_convs", "middle_block_out"))
+        if own or tensor.ndim < 2:
+            file[name] = tensor
+            continue
+        stem = name.removesuffix(".weight")
+        file[f"{stem}.up"] = torch.zeros(()).expand(tensor.shape[0], 128, *[1] * (tensor.ndim - 2))
+        file[f"{stem}.down"] = torch.zeros(()).expand(128, *tensor.shape[1:])
+    assert [kind for kind in models.found() if kind.detect(file)] == [control_lora]
+    lora = control_lora.load(file, {})
+    assert (lora.family, lora.layout) == ("sdxl", ControlNet.load(published_sdxl()).layout)
 
 
 LAYOUTS = {

@@ -23,6 +23,7 @@ from .strict import check_names, check_values
 
 MARK = "lora_controlnet"  # an empty tensor in every such file
 PARTS = ("weight", "bias", "up", "down")
+OWN = ("controlnet_cond_embedding.", "controlnet_down_blocks.", "controlnet_mid_block.")  # what UNets have not
 
 
 class ControlLora(nn.Module):
@@ -164,6 +165,7 @@ def load(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> ControlLor
     tensors = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items() if name != MARK}
     if DIFFUSERS not in tensors:
         tensors = keys.to_diffusers(tensors)
+    check_names([], [name for name in tensors if not name.startswith((*source.ENCODER, *OWN))])
     for name, tensor in tensors.items():
         check_values(name, tensor)
     for name in [name for name in tensors if name.endswith((".up", ".down"))]:
