@@ -8,6 +8,7 @@ from pathlib import Path
 
 from preprocessors.registry import Preprocessor, Ready
 
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # as versions of transformers call a model's
 NAMES = ("library", "weights", "no_download", "device", "dtype", "batch")
 
 
@@ -47,7 +48,13 @@ def _files(entries: Sequence[Preprocessor], given: Path) -> dict[str, Path]:
     wanted = [file for entry in entries for file in entry.weights]
     names = {file.short for file in wanted}
     if given.is_dir() and len({file.repo for file in wanted}) == 1 and names & {"config.json", "model_index.json"}:
-        return {name: given / name for name in names}
+        return {name: _in(given, name) for name in names}
     if len(names) != 1:
         raise ValueError(f"--weights is one file, and these are loaded: {', '.join(sorted(names))}; name a --library")
     return {names.pop(): given}
+
+
+def _in(folder: Path, name: str) -> Path:
+    """The file of that name in a folder of transformers; where its weights are called otherwise, that one."""
+    others = [folder / other for other in WEIGHTS if name in WEIGHTS and not (folder / name).is_file()]
+    return next((path for path in others if path.is_file()), folder / name)

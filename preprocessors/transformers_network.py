@@ -42,7 +42,9 @@ def transformers_network(library: Library, files: Files, name: str, device: str 
     where = Device.of(device)
 
     def load() -> Network:
-        return Network.on(transformers_module(folder(library, files), files[-1].name, name), where)
+        place = folder(library, files)
+        weights = library.path(files[-1]).name  # which may be another than its own
+        return Network.on(transformers_module(place, weights, name), where)
 
     return library.pool.get((files, name, where), load)
 

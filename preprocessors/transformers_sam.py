@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from preprocessors.library import Library
     from preprocessors.network import Device
 
-# The published files of SAM2 name the network for videos, of which that for pictures is a part
-_KINDS = {"SamModel": "SamModel", "Sam2Model": "Sam2Model", "Sam2VideoModel": "Sam2Model"}
+# By config.json's model_type. The published files of SAM2 are of the network for videos, of which this is a part
+_KINDS = {"sam": "SamModel", "sam2": "Sam2Model", "sam2_video": "Sam2Model"}
 _IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}  # no published file has others
 _POINTS = 64  # at once
 _PART = 2**24  # logits that are enlarged at once: 64 MiB
@@ -32,14 +32,14 @@ class TransformersSam:
 
     def __init__(self, device: str | Device, library: Library, files: Files):
         where = folder(library, files)
-        names = read_json(where / CONFIG).get("architectures") or ["none"]
-        if names[0] not in _KINDS:
-            raise ValueError(f"{str(where)!r} is a network {names[0]!r:.80}, expected one of: {', '.join(_KINDS)}")
-        self.network = transformers_network(library, files, _KINDS[names[0]], device)
+        kind = read_json(where / CONFIG).get("model_type")
+        if not isinstance(kind, str) or kind not in _KINDS:
+            raise ValueError(f"{str(where)!r} is a network {kind!r:.80}, expected one of: {', '.join(_KINDS)}")
+        self.network = transformers_network(library, files, _KINDS[kind], device)
         module: Any = self.network.module
         self.module = module
         self.side: int = self.module.config.prompt_encoder_config.image_size
-        self.keeps_aspect = names[0] == "SamModel"
+        self.keeps_aspect = kind == "sam"
 
     def __call__(self, image: np.ndarray, points: int, least_score: float, least_stability: float) -> list[Mask]:
         """The masks in a picture (H, W, 3) uint8, RGB, found from points x points points: those of a score and a

@@ -160,9 +160,10 @@ def test_scores_that_are_no_numbers_and_other_networks_are_refused(models, tmp_p
         run.module.mask_decoder.iou_prediction_head.proj_out.bias.fill_(float("nan"))
     with pytest.raises(ValueError, match="no numbers: compute in float32"):
         run(IMAGE, 2, 0.5, 0.5)
-    segmentation_models.put(tmp_path, SAM, models[1], {}, settings={"architectures": ["BertModel"]})
-    with pytest.raises(ValueError, match="expected one of: SamModel, Sam2Model"):
-        preprocess("sam_base", IMAGE, library=Library([tmp_path], download=False))
+    for kind in ("bert", None, ["sam"]):
+        segmentation_models.put(tmp_path, SAM, models[1], {}, settings={"model_type": kind})
+        with pytest.raises(ValueError, match="expected one of: sam, sam2"):
+            preprocess("sam_base", IMAGE, library=Library([tmp_path], download=False))
     with pytest.raises(FileNotFoundError, match=r"config\.json is not there.*facebook/sam-vit-huge"):
         preprocess("sam", IMAGE, library=Library([tmp_path], download=False))
 

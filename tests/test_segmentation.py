@@ -2,18 +2,19 @@
 what published files hold beside the tensors, and refusals."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import segmentation_models as made
 import torch
 import transformers
-from lines import aux
+from lines import assets, aux
 from PIL import Image
 
 from controlnet_ext.cli import main
 from preprocessors import find, preprocess, registered
-from preprocessors.files import Device, read_image
+from preprocessors.files import Device, read_image, read_weights, write_weights
 from preprocessors.library import Library
 from preprocessors.oneformer import ONEFORMER_ADE20K, ONEFORMER_COCO
 from preprocessors.palettes import ADE20K, COCO
@@ -131,6 +132,17 @@ def test_the_palette_of_ade20k_is_controlnet_auxs():
     assert [list(colour) for colour in ADE20K.colours] == ade_palette()
 
 
+def test_the_colours_of_controlnets_published_map_are_ade20ks():
+    published = read_image(assets() / "maps" / "oneformer_ade20k_res640.png").reshape(-1, 3)
+    colours, counts = np.unique(published, axis=0, return_counts=True)
+    names = set()
+    for colour in colours[np.argsort(-counts)[:8]].astype(int):
+        apart = np.abs(np.array(ADE20K.colours) - colour).max(axis=1)
+        assert apart.min() <= 7  # a browser has changed them
+        names.add(ADE20K.names[apart.argmin()])
+    assert names == {"sky", "building", "grass", "wall", "plant", "tree", "road"}  # of a house in a meadow
+
+
 def test_what_published_files_hold_beside_the_tensors_does_no_harm(models, tmp_path):
     root, networks = models
     module, preparation = networks["oneformer_ade20k"]
@@ -195,6 +207,12 @@ def test_the_command_makes_a_map_of_a_folder_of_a_model(models, tmp_path, capsys
     command = ["preprocess", "upernet_ade20k", str(tmp_path / "a.png"), "-o", str(tmp_path / "b.png")]
     assert main([*command, "--weights", str(place), "--no-download"]) == 0
     expected = preprocess("upernet_ade20k", IMAGE, library=Library([models[0]], download=False))
+    np.testing.assert_array_equal(read_image(tmp_path / "b.png"), expected.pixels)
+    shutil.copytree(place, tmp_path / "later")  # as versions of transformers save it now
+    weights = read_weights(place / "pytorch_model.bin").tensors
+    (tmp_path / "later/pytorch_model.bin").unlink()
+    write_weights(tmp_path / "later/model.safetensors", weights)
+    assert main([*command, "--weights", str(tmp_path / "later"), "--overwrite"]) == 0
     np.testing.assert_array_equal(read_image(tmp_path / "b.png"), expected.pixels)
     (place / "preprocessor_config.json").write_text(json.dumps({"size": 64}))
     assert main([*command, "--weights", str(place), "--overwrite"]) == 2
