@@ -11,12 +11,12 @@ import torch
 from lines import assets, aux, random_state
 
 from annotators import hed
-from preprocessors import bridge, find, preprocess
+from preprocessors import bridge, find, preprocess, registered, registry
 from preprocessors.bridge import Detector, Package
 from preprocessors.files import Device, Library, WeightsFile, write_weights
 from preprocessors.hed import HED
 
-IMAGE = np.full((128, 192, 3), (200, 180, 120), np.uint8)
+IMAGE = np.full((128, 192, 3), (200, 180, 140), np.uint8)
 cv2.circle(IMAGE, (60, 60), 40, (20, 60, 150), -1)
 cv2.rectangle(IMAGE, (110, 30), (180, 110), (150, 20, 30), -1)
 
@@ -67,6 +67,24 @@ def test_what_draws_is_theirs_of_that_seed_and_leaves_no_trace(name, theirs):
         np.random.set_state(state)  # noqa: NPY002
     np.testing.assert_array_equal(made.pixels, expected)
     assert (preprocess(f"shuffle_{name}", IMAGE, seed=8).pixels != expected).any()
+
+
+PACK = [
+    ("binary", "binary", "BinaryDetector", {"bin_threshold": 90}),
+    ("pyracanny", "pyracanny", "PyraCannyDetector", {"high_threshold": 150}),
+    ("scribble", "scribble", "ScribbleDetector", {}),
+    ("tile_pyramid", "tile", "TileDetector", {"pyrUp_iters": 2}),
+    ("ttplanet_tile_simple", "tile", "TTPLanet_Tile_Detector_Simple", {"scale_factor": 2.0, "blur_strength": 3.0}),
+]
+
+
+@pytest.mark.parametrize(("name", "module", "kind", "given"), PACK)
+def test_the_packs_maps_are_its_own(name, module, kind, given):
+    pytest.importorskip("custom_controlnet_aux", reason="the ComfyUI pack's src is not on PYTHONPATH")
+    call = getattr(pytest.importorskip(f"custom_controlnet_aux.{module}"), kind)()
+    expected = call(IMAGE.copy(), detect_resolution=128, output_type="np", **given)
+    assert expected.std() > 10
+    np.testing.assert_array_equal(preprocess(name, IMAGE, **given).pixels, expected)
 
 
 @pytest.mark.long
@@ -128,7 +146,8 @@ STRIPES = WeightsFile("some/repo", "stripes.safetensors", folder="stripes", lice
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    monkeypatch.setattr("preprocessors.registry._by_name", {})
+    registered()
+    monkeypatch.setattr(registry, "_by_name", dict(registry._by_name))
     place = tmp_path / "somebody_aux"
     (place / "lines").mkdir(parents=True)
     (place / "__init__.py").write_text("")

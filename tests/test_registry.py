@@ -30,6 +30,32 @@ def test_a_signature_becomes_parameters():
     assert (high.name, high.type, high.default, high.range) == ("high", int, 200, Range(0, 255))
 
 
+def test_a_number_may_be_none_where_its_default_is():
+    @preprocessor("optional", makes="other")
+    def optional(image: np.ndarray, steps: Annotated[int, Range(1, 9)] | None = None) -> np.ndarray:
+        return np.full_like(image, 255 if steps is None else steps)
+
+    assert preprocess("optional", IMAGE).pixels.min() == preprocess("optional", IMAGE, steps=None).pixels.min() == 255
+    assert preprocess("optional", IMAGE, steps=np.int64(7)).pixels.max() == 7
+    with pytest.raises(ValueError, match=r"optional: steps 0 is outside 1\.\.9"):
+        preprocess("optional", IMAGE, steps=0)
+
+
+def test_what_is_masked_gets_the_mask_as_a_fourth_channel():
+    @preprocessor("painter", makes="inpaint", masked=True)
+    def painter(image: np.ndarray, red: Annotated[int, Range(0, 255)] = 9) -> np.ndarray:
+        return np.where(image[..., 3:] > 127, (red, 0, 0), image[..., :3]).astype(np.uint8)
+
+    mask = np.zeros((4, 6), bool)
+    mask[1, 2] = True
+    made = preprocess("painter", IMAGE + 50, mask=mask, red=200)
+    assert made.pixels[1, 2].tolist() == [200, 0, 0] and (made.pixels[~mask] == 50).all()
+    sized = preprocess("painter", IMAGE + 50, mask=mask, resolution=64)  # the mask is resized with the picture
+    assert sized.pixels[24, 40].tolist() == [9, 0, 0] and sized.pixels.shape == (64, 96, 3)
+    both = find("painter").ready().batch([IMAGE, IMAGE + 1], masks=[mask, ~mask])
+    assert [one.pixels.sum() for one in both] == [9, 9 * 23 + 3]
+
+
 @pytest.mark.parametrize(
     "name", ["invert", "INVERT", "invert (from white bg & black line)", "Invert (From White BG & Black Line)"]
 )
