@@ -60,6 +60,12 @@ def transformers_class(name: str) -> Any:
     raise ValueError(f"transformers {transformers.__version__} has no {name}: install a later one")
 
 
+def architecture(path: Path) -> str:
+    """The class of transformers that a folder's config.json names, "none" without one."""
+    names = read_json(path / CONFIG).get("architectures")
+    return str(names[0]) if isinstance(names, list) and names else "none"
+
+
 def transformers_module(path: Path, weights: str, name: str) -> nn.Module:
     """The network of transformers' class `name` in a folder with config.json and a file of weights, which are all of
     its. Raises ValueError as `transformers_network` does."""
@@ -67,13 +73,23 @@ def transformers_module(path: Path, weights: str, name: str) -> nn.Module:
 
     kind = transformers_class(name)
     settings = read_json(path / CONFIG)
-    config = kind.config_class.from_dict(settings | {key: _RUNNING[key] for key in settings.keys() & _RUNNING})
+    settings |= {key: _RUNNING[key] for key in settings.keys() & _RUNNING}
     tensors = read_weights(path / weights).tensors
     try:
+        config = kind.config_class.from_dict(settings)
         module, report = kind.from_pretrained(None, config=config, state_dict=tensors, output_loading_info=True)
-    except (ValueError, RuntimeError) as error:  # RuntimeError: shapes
+    except _refusals() as error:
         raise ValueError(f"{str(path)!r} is refused: {' '.join(str(error).split())[:400]}") from error
     more = [key for key in report["unexpected_keys"] if not any(part in _SPARE for part in key.split("."))]
     if wrong := sorted(map(str, [*report["missing_keys"], *more, *report["mismatched_keys"]])):
         raise ValueError(f"{str(path)!r} is refused: {len(wrong)} tensors are not {name}'s, such as {wrong[0]}")
     return module
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    """What transformers raises at a config.json that is not of the network: its numbers are not looked at before they
+    are used. RuntimeError also for the shapes of tensors."""
+    import huggingface_hub
+
+    strict = getattr(huggingface_hub.errors, "StrictDataclassError", ValueError)  # of huggingface_hub from 0.35 on
+    return (ValueError, RuntimeError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, strict)

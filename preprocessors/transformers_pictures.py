@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _BILINEAR = 2  # PIL's number
+_LARGEST = 8192  # pixels of a side; published networks have up to 2560
 
 
 def prepared(settings: dict[str, Any], images: np.ndarray) -> Tensor:
@@ -40,7 +41,7 @@ def input_size(settings: dict[str, Any], height: int, width: int) -> tuple[int, 
     size = {key: value for key, value in size.items() if value is not None} if isinstance(size, dict) else {}
     whole = size.keys() >= {"height", "width"}
     known = whole or "shortest_edge" in size or "longest_edge" in size
-    if not known or not all(type(value) is int and 0 < value < 2**16 for value in size.values()):
+    if not known or not all(type(value) is int and 0 < value <= _LARGEST for value in size.values()):
         raise ValueError(
             f"preprocessor_config.json has the size {settings.get('size')!r:.80}, expected sides in pixels"
         )

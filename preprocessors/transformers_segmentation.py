@@ -9,7 +9,7 @@ import numpy as np
 
 from preprocessors.disk import read_json
 from preprocessors.palettes import Palette, Segments
-from preprocessors.transformers_network import CONFIG, PREPARATION, Files, folder, transformers_network
+from preprocessors.transformers_network import PREPARATION, Files, architecture, folder, transformers_network
 from preprocessors.transformers_pictures import prepared
 
 if TYPE_CHECKING:
@@ -32,13 +32,12 @@ class TransformersSegmentation:
 
     def __init__(self, device: str | Device, library: Library, files: Files, palette: Palette):
         where = folder(library, files)
-        config = read_json(where / CONFIG)
-        names = config.get("architectures") or ["none"]
-        if names[0] not in _KINDS:
-            raise ValueError(f"{str(where)!r} is a network {names[0]!r:.80}, expected one of: {', '.join(_KINDS)}")
+        kind = architecture(where)
+        if kind not in _KINDS:
+            raise ValueError(f"{str(where)!r} is a network {kind!r:.80}, expected one of: {', '.join(_KINDS)}")
         self.settings = read_json(where / PREPARATION)
-        self.scores = _KINDS[names[0]]
-        self.network = transformers_network(library, files, names[0], device)
+        self.scores = _KINDS[kind]
+        self.network = transformers_network(library, files, kind, device)
         self.palette = palette
         told: Any = self.network.module.config
         count = told.num_labels

@@ -148,7 +148,10 @@ def test_what_published_files_hold_beside_the_tensors_does_no_harm(models, tmp_p
     module, preparation = networks["oneformer_ade20k"]
     old = "model.pixel_level_module.encoder.encoder.layers.0.blocks.0.attention.self.relative_position_index"
     more = {old: torch.zeros(16, 16, dtype=torch.int64), "model.text_mapper.prompt_ctx.weight": torch.zeros(2, 2)}
+    # shi-labs' files have these, but for is_training, which would have the network want texts
     told = {"output_attentions": True, "output_hidden_states": True, "is_training": True, "num_classes": 150}
+    told |= {"backbone": None, "use_timm_backbone": False, "use_pretrained_backbone": False, "backbone_kwargs": None}
+    told |= {"max_seq_len": 77, "torch_dtype": "float32"}
     made.put(tmp_path, ONEFORMER_ADE20K, module, preparation, more, told)
     one, other = (
         preprocess("oneformer_ade20k", IMAGE, library=Library([folder], download=False)) for folder in (root, tmp_path)
@@ -167,10 +170,21 @@ def test_folders_of_other_networks_and_classes_are_refused(models, tmp_path):
     made.put(tmp_path, ONEFORMER_ADE20K, *networks["oneformer_coco"])
     with pytest.raises(ValueError, match="tells 133 classes apart, expected 150"):
         preprocess("oneformer_ade20k", IMAGE, library=library)
-    for architectures in (["BertModel"], [], None):
+    for architectures in (["BertModel"], [], None, {"a": 1}, [["a"]]):
         made.put(tmp_path, B0, *networks["upernet_ade20k"], settings={"architectures": architectures})
         with pytest.raises(ValueError, match="expected one of: OneFormerForUniversalSegmentation"):
             preprocess("segformer_ade20k_small", IMAGE, library=library)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"hidden_sizes": [1]}, {"num_attention_heads": 0}, {"id2label": 5}, {"hidden_act": "loud"}, {"depths": "deep"}],
+)
+def test_a_config_that_is_not_the_networks_is_refused_in_a_line(models, tmp_path, settings):
+    made.put(tmp_path, B0, *models[1]["segformer_ade20k_small"], settings=settings)
+    with pytest.raises(ValueError, match="is refused: ") as refusal:
+        preprocess("segformer_ade20k_small", IMAGE, library=Library([tmp_path], download=False))
+    assert "\n" not in str(refusal.value)
 
 
 def test_scores_that_are_no_numbers_are_refused(models):
@@ -192,7 +206,14 @@ def test_inputs_have_transformers_sizes():
             assert input_size(given, height, width) == tuple(max(side, 1) for side in expected)
     assert input_size({"size": 512}, 30, 900) == (512, 512)
     assert input_size({"size": {"longest_edge": 1024}}, 768, 1000) == (786, 1024)
-    for absurd in ({}, {"size": "large"}, {"size": -1}, {"size": {"height": 3}}, {"size": {"height": 2, "width": 1e9}}):
+    for absurd in (
+        {},
+        {"size": "large"},
+        {"size": -1},
+        {"size": {"height": 3}},
+        {"size": {"height": 2, "width": 1e9}},
+        {"size": 60000},
+    ):
         with pytest.raises(ValueError, match=r"preprocessor_config\.json has the size"):
             input_size(absurd, 30, 40)
     with pytest.raises(ValueError, match="over the limit of 64"):
