@@ -40,6 +40,10 @@ def parts(theirs: ControlNetModel, base: torch.nn.Module, rank: int = 3) -> tupl
     return file, whole
 
 
+def close(a: torch.Tensor, b: torch.Tensor) -> None:
+    assert (a - b).abs().max() <= 1e-4 * b.std()
+
+
 def live() -> int:
     """Bytes in all tensors that there are."""
     gc.collect()
@@ -70,7 +74,7 @@ def test_residuals_equal_those_of_the_network_written_out(shape: str, tmp_path: 
     step = step_for(net)
     for a, b in zip(all_of(lora(step, lora.hint(picture()))), all_of(net(step, net.hint(picture()))), strict=True):
         assert b.std() >= 0.1
-        assert torch.equal(a, b)  # the same sums
+        assert (a - b).abs().max() <= 1e-5 * b.std()  # the product is added as it is made
 
 
 @torch.no_grad()
@@ -103,7 +107,7 @@ def test_it_reads_below_lora() -> None:
     lora, net = load(file | MARK, {}), ControlNet.load(whole, theirs.config)
     lora.settle(base)
     step = step_for(net)
-    assert torch.equal(lora(step, lora.hint(picture())).middle, net(step, net.hint(picture())).middle)
+    close(lora(step, lora.hint(picture())).middle, net(step, net.hint(picture())).middle)
     base.fuse_lora()
     with pytest.raises(ValueError, match="a LoRA is fused"):
         lora.settle(base)
@@ -137,7 +141,7 @@ def test_an_inpainting_unet_lends_the_channels_of_its_latents() -> None:
     lora.settle(base)
     step = step_for(net)
     nine = replace(step, x=torch.cat([step.x, step.x, step.x[:, :1]], dim=1))
-    assert torch.equal(lora(nine, lora.hint(picture())).middle, net(step, net.hint(picture())).middle)
+    close(lora(nine, lora.hint(picture())).middle, net(step, net.hint(picture())).middle)
 
 
 def test_a_half_precision_lora_computes_in_half_precision() -> None:
@@ -162,7 +166,7 @@ def test_a_guided_pipeline_equals_diffusers_with_the_network_written_out() -> No
     expected = theirs("a b", image=tiny.picture(1), generator=torch.Generator().manual_seed(0), **given).images
     with guide(pipe, [Unit(load(file | MARK, {}), tiny.picture(1))]):
         found = pipe("a b", generator=torch.Generator().manual_seed(0), **given).images
-    assert torch.equal(found, expected)
+    close(found, expected)
 
 
 def test_shuffle_maps_are_pooled() -> None:

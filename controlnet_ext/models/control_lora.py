@@ -51,8 +51,11 @@ class ControlLora(nn.Module):
         if reason:
             raise ValueError(reason)
         shared = source.encoder(unet)  # also where it is built already: a LoRA may have been fused since
-        if self._built is None or self._built[0]() is not unet:
-            self._built = weakref.ref(unet), self._build(unet, shared)
+        first = source.layer(
+            unet, "conv_in"
+        )  # tells UNets apart, whatever shows them
+        if self._built is None or self._built[0]() is not first:
+            self._built = weakref.ref(first), self._build(unet, shared)
 
     def _build(self, unet: Any, shared: dict[str, Tensor]) -> ControlNet:
         own = {name: self.tensors[key] for name, key in self._names.items()}
@@ -120,8 +123,8 @@ class Sum(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         weight = self._like("weight", x)
         if self.up is not None and self.down is not None:
-            product = self.up.to(x.dtype).flatten(1) @ self.down.to(x.dtype).flatten(1)
-            weight = weight + product.reshape(weight.shape)
+            up, down = self.up.to(x.dtype).flatten(1), self.down.to(x.dtype).flatten(1)
+            weight = torch.addmm(weight.to(x.dtype).flatten(1), up, down).reshape(weight.shape)
         return apply(self.layer, x, weight, self._like("bias", x) if self._has_bias else None)
 
     def _like(self, part: str, x: Tensor) -> Tensor:

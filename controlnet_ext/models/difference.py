@@ -28,8 +28,11 @@ class Difference:
     def settle(self, net: Any, unet: Any) -> None:
         """Add the UNet's weights to all of the network's that have their names, in float32. ValueError when that was
         done with another UNet."""
+        first = source.layer(
+            unet, "conv_in"
+        )  # tells UNets apart, whatever shows them
         if self._unet is not None:
-            if self._unet() is not unet:
+            if self._unet() is not first:
                 raise ValueError("a difference that was added to another model's weights; load it once more for this")
             return
         self._unet = lambda: None  # what is interrupted here has to be loaded once more
@@ -39,4 +42,4 @@ class Difference:
                 if name == "conv_in.weight":
                     tensor = tensor[:, : net.plan.channels]  # of an inpainting UNet
                 own[name].data = (own[name].float() + tensor.to(own[name].device).float()).to(own[name].dtype)
-        self._unet = weakref.ref(unet)
+        self._unet = weakref.ref(first)
