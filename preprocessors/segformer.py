@@ -7,7 +7,7 @@ from preprocessors.registry import preprocessor
 from preprocessors.transformers_network import model_files
 from preprocessors.transformers_segmentation import segmentation_by
 
-_LICENCE = "licence unknown: see its page"
+_LICENCE = "NVIDIA Source Code License, non-commercial"
 B5 = model_files("nvidia/segformer-b5-finetuned-ade-640-640", _LICENCE, "pytorch_model.bin")
 B0 = model_files("nvidia/segformer-b0-finetuned-ade-512-512", _LICENCE, "pytorch_model.bin")
 

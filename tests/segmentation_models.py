@@ -1,10 +1,11 @@
 """Tiny random networks of segmentation in folders like the Hub's."""
 
 import json
+from tempfile import TemporaryDirectory
 
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
@@ -79,10 +80,13 @@ def randomised(module):
 
 
 def put(root, files, module, preparation, more=None, settings=None):
-    """The folder of a network below `root`, with `more` tensors beside its own, and other `settings`."""
+    """The folder of a network below `root`, with `more` tensors beside its own, and other `settings`. The tensors have
+    the names of published files, which are not those of the modules in transformers 5."""
     place = root / files[0].repo
     place.mkdir(parents=True, exist_ok=True)
-    tensors = {key: tensor.contiguous().clone() for key, tensor in module.state_dict().items()} | (more or {})
+    with TemporaryDirectory() as folder:
+        module.save_pretrained(folder)
+        tensors = load_file(f"{folder}/model.safetensors") | (more or {})
     (torch.save if files[-1].name.endswith(".bin") else save_file)(tensors, place / files[-1].name)
     module.config.architectures = [type(module).__name__]
     config = json.loads(module.config.to_json_string(use_diff=False)) | (settings or {})

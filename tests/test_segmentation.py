@@ -162,6 +162,14 @@ def test_what_published_files_hold_beside_the_tensors_does_no_harm(models, tmp_p
         preprocess("oneformer_ade20k", IMAGE, library=Library([tmp_path], download=False))
 
 
+def test_files_have_the_names_of_published_tensors(models):
+    # huggingface/transformers @ 08196ab, convert_to_hf_oneformer.py; SegFormer's as transformers itself saves them
+    oneformer = "model.pixel_level_module.encoder.encoder.layers.0.blocks.0.attention.self.query.weight"
+    segformer = "segformer.encoder.block.0.0.attention.self.query.weight"
+    for files, name in ((ONEFORMER_ADE20K, oneformer), (B0, segformer)):
+        assert name in read_weights(models[0] / files[0].repo / "pytorch_model.bin").tensors
+
+
 def test_folders_of_other_networks_and_classes_are_refused(models, tmp_path):
     _, networks = models
     library = Library([tmp_path], download=False)
