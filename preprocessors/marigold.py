@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
 INDEX, SCHEDULER = "model_index.json", "scheduler/scheduler_config.json"
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
+_FAULTS = (  # of diffusers at a configuration whose values it does not look at
+    *(ArithmeticError, AssertionError, AttributeError, LookupError),
+    *(NotImplementedError, RuntimeError, TypeError, ValueError),
+)
 _SCHEDULERS = ("DDIMScheduler", "LCMScheduler")
 # What diffusers called the parts of a VAE's attention before 0.15, in which SD2's VAE is published
 _OLD = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -129,11 +133,7 @@ def _loaded(path: Path, kind: str, device: Device) -> Marigold:
     if not hasattr(diffusers, kind):
         raise ValueError(f"diffusers {diffusers.__version__} has no {kind}: install 0.28 or later")
     index, scheduler = read_json(path / INDEX), read_json(path / SCHEDULER)
-    if index.get("_class_name") != kind:
-        raise ValueError(f"{str(path)!r} is a {index.get('_class_name')!r:.80}, expected a {kind}")
-    if scheduler.get("_class_name") not in _SCHEDULERS:
-        found = scheduler.get("_class_name")
-        raise ValueError(f"{str(path)!r} has the scheduler {found!r:.80}, expected one of: {', '.join(_SCHEDULERS)}")
+    _check(path, kind, index, scheduler)
     unet, vae = (
         Network.on(_module(getattr(diffusers, name), path / part), device)
         for name, part in (("UNet2DConditionModel", "unet"), ("AutoencoderKL", "vae"))
@@ -141,8 +141,34 @@ def _loaded(path: Path, kind: str, device: Device) -> Marigold:
     words = Network.on(transformers_module(path / "text_encoder", "model.safetensors", "CLIPTextModel"), device)
     config: Any = words.module.config
     ends = torch.tensor([[config.vocab_size - 2, config.vocab_size - 1]])  # CLIP's tokens of begin and end are last
-    text = words(ends)["last_hidden_state"]
-    return Marigold(kind, unet, vae, text.to(unet.device, unet.dtype), index, scheduler)
+    text = words(ends)["last_hidden_state"].to(unet.device, unet.dtype)
+    try:  # whether the parts are of one model
+        with torch.inference_mode():
+            x = torch.zeros(1, 3, 64, 64, device=vae.device, dtype=vae.dtype)
+            latent: Any = vae.module.encode(x).latent_dist.mode()  # type: ignore[operator]
+            drawn = unet.module(torch.cat([latent, latent], dim=1), 1, text).sample
+            vae.module.decode(drawn)  # type: ignore[operator]
+    except _FAULTS as error:
+        raise ValueError(f"{str(path)!r} is refused: {' '.join(str(error).split())[:400]}") from error
+    return Marigold(kind, unet, vae, text, index, scheduler)
+
+
+def _check(path: Path, kind: str, index: dict[str, Any], scheduler: dict[str, Any]) -> None:
+    import diffusers
+
+    if index.get("_class_name") != kind:
+        raise ValueError(f"{str(path)!r} is a {index.get('_class_name')!r:.80}, expected a {kind}")
+    for name in ("default_denoising_steps", "default_processing_resolution"):
+        value = index.get(name)
+        if value is not None and not (type(value) is int and 0 <= value <= 2**16):
+            raise ValueError(f"{str(path)!r} has the {name} {value!r:.40}, expected a whole number")
+    found = scheduler.get("_class_name")
+    if found not in _SCHEDULERS:
+        raise ValueError(f"{str(path)!r} has the scheduler {found!r:.80}, expected one of: {', '.join(_SCHEDULERS)}")
+    try:
+        getattr(diffusers, found).from_config(scheduler).set_timesteps(index.get("default_denoising_steps") or 1)
+    except _FAULTS as error:
+        raise ValueError(f"{str(path)!r}'s scheduler is refused: {' '.join(str(error).split())[:300]}") from error
 
 
 def _module(kind: Callable[..., Any], path: Path) -> nn.Module:
@@ -153,7 +179,7 @@ def _module(kind: Callable[..., Any], path: Path) -> nn.Module:
         with torch.device("meta"):  # or 865 million weights are drawn only to be overwritten
             module = kind.from_config(config)  # type: ignore[attr-defined]
         module.load_state_dict({_renamed(key): tensor for key, tensor in tensors.items()}, assign=True)
-    except (ValueError, TypeError, RuntimeError) as error:
+    except _FAULTS as error:
         raise ValueError(f"{str(path)!r} is refused: {' '.join(str(error).split())[:400]}") from error
     return module
 

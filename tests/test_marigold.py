@@ -1,6 +1,7 @@
 """Depth and normals by a tiny random Marigold: as by diffusers, drawn again by its seed; and refusals."""
 
 import json
+import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
@@ -192,3 +193,21 @@ def test_an_ensemble_without_scipy_is_one_line(library, monkeypatch):
     monkeypatch.setattr(module, "is_scipy_available", lambda: False)
     with pytest.raises(ValueError, match=r"an ensemble needs scipy: .*install scipy"):
         preprocess("depth_marigold", IMAGE, library=library, ensemble=3)
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "words"),
+    [
+        ("model_index.json", {"default_denoising_steps": "x"}, "default_denoising_steps 'x', expected a whole number"),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": None}, "scheduler is refused"),
+        ("unet/config.json", {"down_block_types": 7}, "is refused"),
+        ("vae/config.json", {"latent_channels": 3}, "is refused"),
+    ],
+)
+def test_a_configuration_of_something_else_is_refused_in_one_line(library, tmp_path, part, changes, words):
+    place = tmp_path / DEPTH[0].repo
+    shutil.copytree(library.folders[0] / DEPTH[0].repo, place)
+    (place / part).write_text(json.dumps(json.loads((place / part).read_text()) | changes))
+    with pytest.raises(ValueError, match=words) as caught:
+        marigold(Library([tmp_path], download=False), DEPTH, "MarigoldDepthPipeline", "cpu")
+    assert "\n" not in str(caught.value)
