@@ -113,6 +113,19 @@ def test_it_reads_below_lora() -> None:
         lora.settle(base)
 
 
+def test_a_unet_without_weights_tells_what_fits() -> None:
+    theirs, base = reference("SD1.5"), unet("SD1.5")
+    lora = load(parts(theirs, base)[0] | MARK, {})
+    lora.settle(unet("SD1.5").to("meta"))
+    with pytest.raises(ValueError, match="but the model"):
+        lora.settle(unet("SD2.1").to("meta"))
+    lora.settle(base)
+    offloaded = unet("SD1.5").to("meta")
+    offloaded.conv_in._hf_hook = object()  # as accelerate's sequential offloading leaves it
+    with pytest.raises(ValueError, match="weights are offloaded"):
+        lora.settle(offloaded)
+
+
 @torch.no_grad()
 def test_another_unet_is_another_network() -> None:
     theirs, base = reference("SD1.5"), unet("SD1.5")

@@ -44,16 +44,16 @@ class ControlLora(nn.Module):
         self._built: tuple[Callable[[], Any], ControlNet] | None = None  # for which UNet
 
     def settle(self, unet: Any) -> None:
-        """Build the network on this diffusers UNet's weights, unless that is done. ValueError says why it does not
-        fit, or which tensors of the file are missing or unknown."""
+        """Build the network on this diffusers UNet's weights, unless that is done or it has none. ValueError says why
+        it does not fit, or which tensors of the file are missing or unknown."""
         unet = getattr(unet, "_orig_mod", unet)
         reason = misfit(self.layout, Layout.of(unet))
         if reason:
             raise ValueError(reason)
+        if source.is_empty(unet):
+            return
         shared = source.encoder(unet)  # also where it is built already: a LoRA may have been fused since
-        first = source.layer(
-            unet, "conv_in"
-        )  # tells UNets apart, whatever shows them
+        first = source.layer(unet, "conv_in")  # tells UNets apart, whatever shows them
         if self._built is None or self._built[0]() is not first:
             self._built = weakref.ref(first), self._build(unet, shared)
 

@@ -127,7 +127,7 @@ class ControlNet(nn.Module):
             raise ValueError(reason)
         if self.plan.heads is None or self._borrowed:
             self._borrow(unet)
-        if self.difference is not None:
+        if self.difference is not None and not source.is_empty(unet):
             self.difference.settle(self, getattr(unet, "_orig_mod", unet))
 
     def _borrow(self, unet: Any) -> None:

@@ -38,6 +38,13 @@ def layer(unet: Any, name: str) -> Any:
     return getattr(module, "base_layer", module)
 
 
+def is_empty(unet: Any) -> bool:
+    """Whether the UNet has no weights anywhere, to see what fits it, and not only here as when accelerate offloads it
+    piece by piece."""
+    first = layer(unet, "conv_in")
+    return bool(first.weight.is_meta) and not hasattr(first, "_hf_hook")
+
+
 def heads(unet: Any) -> tuple[int, ...]:
     """Attention heads of each level, the last being the middle block's; 1 where there is no attention."""
     levels = [_heads(block) for block in unet.down_blocks]
