@@ -54,8 +54,8 @@ class Step:
 
     `x (B, C, h, w)`, `t (B,)` timesteps, `context (B, T, D)` prompt embeddings. `positive (B,)` is True on the
     prompt's rows, None when the host cannot tell. `added (B, 2816)` is SDXL's vector (ldm's `y`). `samples (B,)` is
-    the index of the picture each row belongs to. With `frames` > 1 the batch is flattened video, B = pictures x
-    frames."""
+    the index of the picture each row belongs to; `pictures` is how many there are, None when the call has
+    rows of all. With `frames` > 1 the batch is flattened video, B = pictures x frames."""
 
     x: Tensor
     t: Tensor
@@ -65,6 +65,7 @@ class Step:
     added: Tensor | None = None
     samples: Tensor | None = None
     frames: int = 1
+    pictures: int | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -124,7 +124,7 @@ class Acting:
 
     def _places(self, maps: int, step: Step, pictures: tuple[int, ...]) -> list[int]:
         """Which of as many maps each row has."""
-        count = max(pictures) + 1
+        count = step.pictures or max(pictures) + 1
         if maps == count:
             return list(pictures)
         if maps == count * step.frames:  # rows are whole videos

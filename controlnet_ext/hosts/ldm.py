@@ -1,0 +1,229 @@
+"""Units on an ldm UNet, as stable-diffusion-webui has it: hooks only, no `forward` is replaced.
+
+Residuals are added where ldm's UNet has them (lllyasviel/ControlNet, cldm/cldm.py, ControlledUnetModel): to the middle
+block's output, and to the skips, which an output block's input `[h, skip]` holds as its last channels; those of
+T2I-Adapters to the output of the encoder block that ends each level.
+"""
+
+from __future__ import annotations
+
+import threading
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..control import Residuals, Span, Step
+from ..maps import Maps
+from ..run import Run, placed
+from ..unit import Unit, named
+from .ldm_unet import LdmUNet
+
+FACTOR = 8  # pixels of a picture for one of its latents
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What the host's denoiser is about to ask of the UNet, in however many calls: for each row, in order, which
+    picture it belongs to and whether it has the prompt. It is one step of a run: `span`."""
+
+    span: Span
+    pictures: Sequence[int]
+    prompted: Sequence[bool]
+
+    def __post_init__(self) -> None:
+        if len(self.pictures) != len(self.prompted):
+            raise ValueError(f"{len(self.pictures)} pictures and {len(self.prompted)} marks of rows: one of each a row")
+
+
+@contextmanager
+def guide_ldm(unet: Any, units: Iterable[Unit]) -> Iterator[LdmGuide]:
+    """In this context `units` guide the UNet; afterwards it is as before, to the bit.
+
+    The host says when a run begins (`LdmGuide.begin`) and what each step asks (`LdmGuide.expect`); a UNet call before
+    that is an error. ValueError, TypeError or FileNotFoundError says what cannot act, as in `guide`. RuntimeError when
+    the UNet is called in another thread, or is guided already."""
+    guide = LdmGuide(unet, units)
+    with guide.models, _alone(unet), ExitStack() as handles:
+        for handle in guide.hooked():
+            handles.callback(handle.remove)
+        try:
+            yield guide
+        finally:
+            guide.end()
+
+
+class LdmGuide:
+    """The units of one guided UNet, and the run they are in."""
+
+    def __init__(self, unet: Any, units: Iterable[Unit]):
+        self._unet, self._view = unet, LdmUNet(unet)
+        self._units = list(units)
+        self._maps = []
+        for i, unit in enumerate(self._units, 1):
+            with named(f"unit {i}"):
+                self._maps.append(_ready(unit, self._view))
+        self.models = ExitStack()  # back to where they were
+        self.called = 0  # UNet calls that were guided
+        self._thread = threading.get_ident()
+        self._run: Run | None = None
+        self._rows: Rows | None = None
+        self._seen = 0  # rows of the present step
+        self._host = LdmHost(unet)
+        self._total: Residuals | None = None
+        self._ends = _ends(unet.input_blocks)
+
+    def begin(self, spans: Sequence[Span], turn: int) -> None:
+        """A run of these steps begins; `turn` counts a picture's runs from 0 (hires fix: the second is 1). ValueError
+        when a unit would act in none of the steps."""
+        self.end()
+        self._host = LdmHost(self._unet)
+        self._run = Run(self._units, self._maps, spans, self._host, turn)
+
+    def expect(self, rows: Rows) -> None:
+        """The next step of the run, before the UNet is called for it."""
+        self._rows, self._seen = rows, 0
+
+    def end(self) -> None:
+        """The run is over."""
+        if self._run is not None:
+            self._run.detach()
+        self._run = self._rows = self._total = None
+
+    def hooked(self) -> Iterator[Any]:
+        """Hook the UNet; handles that undo it."""
+        blocks = list(self._unet.input_blocks)
+        yield self._unet.register_forward_pre_hook(self._before, with_kwargs=True)
+        yield self._unet.register_forward_hook(self._after, always_call=True)
+        for place, end in enumerate(self._ends):
+            yield blocks[end].register_forward_hook(lambda _, __, h, place=place: self._in_encoder(h, place))
+        yield self._unet.middle_block.register_forward_hook(lambda _, __, h: self._in_middle(h))
+        for i, block in enumerate(self._unet.output_blocks):
+            place = len(blocks) - 1 - i
+            yield block.register_forward_pre_hook(lambda _, args, place=place: self._in_decoder(args, place))
+
+    def _before(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if threading.get_ident() != self._thread:
+            raise RuntimeError("the UNet is guided in another thread; wait until that is done")
+        if self._run is None or self._rows is None:
+            raise RuntimeError("the UNet is called outside of a step that the host announced; no unit can act there")
+        step = self._step(*args, **kwargs)
+        if self._host.call is None:
+            for unit in self._units:
+                self.models.enter_context(placed(unit.model, torch.device("cpu") if unit.low_vram else step.x.device))
+        self._host.call = step
+        total: Residuals | None = None
+        for residuals in self._run.residuals(step):
+            total = residuals if total is None else total + residuals
+        self._total = total
+        self.called += 1
+
+    def _after(self, *_: Any) -> None:
+        self._total = None
+
+    def _step(self, x: Tensor, timesteps: Any = None, context: Any = None, y: Any = None, **_: Any) -> Step:
+        assert self._rows is not None
+        rows, begin = self._rows, self._seen
+        self._seen += len(x)
+        t = torch.as_tensor(timesteps, device=x.device).reshape(-1).float()
+        t = t.expand(len(x)) if len(t) == 1 else t
+        if self._seen > len(rows.pictures):
+            return Step(x, t, context, rows.span, None, y, None)
+        positive = torch.tensor(rows.prompted[begin : self._seen], device=x.device)
+        samples = torch.tensor(rows.pictures[begin : self._seen], device=x.device)
+        return Step(x, t, context, rows.span, positive, y, samples, pictures=max(rows.pictures) + 1)
+
+    def _in_encoder(self, h: Tensor, place: int) -> Tensor | None:
+        if self._total is None or place >= len(self._total.encoder):
+            return None
+        return h + self._total.encoder[place]
+
+    def _in_middle(self, h: Tensor) -> Tensor | None:
+        last = self._in_encoder(h, len(self._ends))
+        if self._total is None or self._total.middle is None:
+            return last
+        return (h if last is None else last) + self._total.middle
+
+    def _in_decoder(self, args: tuple[Any, ...], place: int) -> tuple[Any, ...] | None:
+        if self._total is None or not self._total.skips:
+            return None
+        added, h = self._total.skips[place], args[0].clone()
+        h[:, -added.shape[1] :] += added
+        return h, *args[1:]
+
+
+class LdmHost:
+    """What an ldm UNet offers during a run (`controlnet_ext.control.Host`); `call` is its present step."""
+
+    def __init__(self, unet: Any):
+        self.unet = unet
+        self.call: Step | None = None
+        self._generator: tuple[Tensor, torch.Generator] | None = None
+
+    @property
+    def pixel_size(self) -> tuple[int, int]:
+        height, width = self._x.shape[-2:]
+        return height * FACTOR, width * FACTOR
+
+    @property
+    def generator(self) -> torch.Generator:
+        """On the CPU, seeded by the latents of the call in which a run first asks for it."""
+        if self._generator is None:
+            latents = self._x.detach().cpu().contiguous().view(torch.uint8)
+            self._generator = self._x, torch.Generator().manual_seed(zlib.crc32(latents.numpy().tobytes()))
+        return self._generator[1]
+
+    @property
+    def _x(self) -> Tensor:
+        if self.call is None:
+            raise ValueError("the host has no size, device or numbers before the UNet's first call")
+        return self.call.x
+
+
+_guided: set[int] = set()  # UNets, by id
+_changing = threading.Lock()
+
+
+@contextmanager
+def _alone(unet: Any) -> Iterator[None]:
+    with _changing:
+        if id(unet) in _guided:
+            raise RuntimeError("the UNet is guided already; put all units into one guide")
+        _guided.add(id(unet))
+    try:
+        yield
+    finally:
+        with _changing:
+            _guided.remove(id(unet))
+
+
+def _ready(unit: Any, unet: LdmUNet) -> Maps:
+    """The maps of a unit that fits the UNet."""
+    if not isinstance(unit, Unit):
+        raise TypeError(f"a {type(unit).__name__}, expected a Unit")
+    for what in ("attach", "after_step"):
+        if hasattr(unit.model, what):
+            raise ValueError(f"{unit.model.architecture} acts by {what}, which this host does not offer yet")
+    if hasattr(unit.model, "settle"):
+        unit.model.settle(unet)
+    maps = Maps(unit)
+    maps.reader(unit.model)
+    return maps
+
+
+def _ends(blocks: Any) -> list[int]:
+    """The encoder blocks to whose outputs a T2I-Adapter's residuals are added: in each level the last with attention;
+    in one without the last of all, which makes it coarser. An adapter for SDXL has one more, for the middle block
+    (diffusers 0.42, unet_2d_condition.py)."""
+    ends, attention = [], False
+    for i, block in enumerate(list(blocks)[1:], 1):
+        resnet = hasattr(block[0], "in_layers")
+        attention |= any(hasattr(part, "transformer_blocks") for part in block)
+        if not resnet:
+            ends.append(i - 1 if attention else i)
+            attention = False
+    return [*ends, len(blocks) - 1]
