@@ -9,7 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, StableDiffusionPipeline
+from diffusers import (
+    ControlNetModel,
+    MotionAdapter,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionPipeline,
+    UNetMotionModel,
+)
 from networks import all_of, ours, picture, randomised, reference, step_for, unet
 from safetensors.torch import save_file
 
@@ -111,6 +117,21 @@ def test_it_reads_below_lora() -> None:
     base.fuse_lora()
     with pytest.raises(ValueError, match="a LoRA is fused"):
         lora.settle(base)
+
+
+@torch.no_grad()
+def test_a_video_unet_lends_its_spatial_weights() -> None:
+    theirs, base = reference("SD1.5", attention_head_dim=4), unet("SD1.5", attention_head_dim=4)
+    adapter = MotionAdapter(block_out_channels=(32, 64, 96, 96), motion_num_attention_heads=4, motion_max_seq_length=4)
+    file, whole = parts(theirs, base)
+    lora, net = load(file | MARK, {}), ControlNet.load(whole, theirs.config)
+    lora.settle(UNetMotionModel.from_unet2d(base, adapter))
+    with pytest.raises(ValueError, match="settled on is gone"):
+        lora(step_for(net), lora.hint(picture()))
+    video = UNetMotionModel.from_unet2d(base, adapter)
+    lora.settle(video)
+    step = replace(step_for(net, rows=4), frames=2)
+    close(lora(step, lora.hint(picture())).middle, net(step, net.hint(picture())).middle)
 
 
 def test_a_unet_without_weights_tells_what_fits() -> None:

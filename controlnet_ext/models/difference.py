@@ -28,9 +28,7 @@ class Difference:
     def settle(self, net: Any, unet: Any) -> None:
         """Add the UNet's weights to all of the network's that have their names, in float32. ValueError when that was
         done with another UNet."""
-        first = source.layer(
-            unet, "conv_in"
-        )  # tells UNets apart, whatever shows them
+        first = source.layer(unet, "conv_in")  # tells UNets apart, whatever shows them
         if self._unet is not None:
             if self._unet() is not first:
                 raise ValueError("a difference that was added to another model's weights; load it once more for this")
