@@ -73,7 +73,7 @@ class LdmGuide:
         self._run: Run | None = None
         self._rows: Rows | None = None
         self._seen = 0  # rows of the present step
-        self._host = LdmHost(unet)
+        self._host: Any = LdmHost(unet)
         self._total: Residuals | None = None
         self._ends = _ends(unet.input_blocks)
 
@@ -157,7 +157,8 @@ class LdmGuide:
 
 
 class LdmHost:
-    """What an ldm UNet offers during a run (`controlnet_ext.control.Host`); `call` is its present step."""
+    """What an ldm UNet offers during a run: of `controlnet_ext.control.Host` all but what kinds that act by `attach`
+    need. `call` is its present step."""
 
     def __init__(self, unet: Any):
         self.unet = unet

@@ -43,8 +43,8 @@ class LdmUNet:
 
     def _config(self) -> dict[str, Any]:
         first = self.unet.input_blocks[0][0]
-        label = getattr(self.unet, "label_emb", None)
-        added = label[0][0].in_features if isinstance(label, nn.Sequential) else None
+        label: Any = getattr(self.unet, "label_emb", None)
+        added = None if label is None or isinstance(label, nn.Linear | nn.Embedding) else label[0][0].in_features
         cross = next((b.attn2 for b in self.unet.modules() if hasattr(b, "attn2")), None)
         norm = next(part for part in self.unet.modules() if isinstance(part, nn.GroupNorm))
         return {
