@@ -3,6 +3,7 @@ call, and one line where a package is missing, old or broken."""
 
 import subprocess
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -16,6 +17,7 @@ from preprocessors.bridge import Detector, Package
 from preprocessors.files import Device, Library, WeightsFile, write_weights
 from preprocessors.hed import HED
 
+ROOT = Path(__file__).parents[1]
 IMAGE = np.full((128, 192, 3), (200, 180, 140), np.uint8)
 cv2.circle(IMAGE, (60, 60), 40, (20, 60, 150), -1)
 cv2.rectangle(IMAGE, (110, 30), (180, 110), (150, 20, 30), -1)
@@ -222,7 +224,8 @@ def test_what_is_missing_old_or_broken_is_one_line(package):
 
 def test_listing_imports_neither_package():
     code = "import sys, preprocessors; print(len(preprocessors.registered()) > 60, *sys.modules)"
-    names = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    names = done.stdout.split()
     assert names[0] == "True" and not {"controlnet_aux", "custom_controlnet_aux", "torch"} & set(names)
     assert {"mobile_sam", "scribble_hedsafe", "depth_metric3d"} <= {entry.name for entry in map(find, BRIDGED)}
 
