@@ -442,6 +442,12 @@ def test_float8_that_is_not_finite_is_told_from_all_that_is() -> None:
         for value in every:
             assert finite(value.reshape(1)) == bool(value.float().isfinite())
         assert not finite(every)
+        assert not finite(every[3:])  # at an odd place
+        good = every[every.float().isfinite()]
+        assert finite(good) and finite(good[1:]) and finite(good[:0]) and finite(good.reshape(2, -1).T)
+        large = good.repeat(3000)
+        large[-4000:-3999] = every[-1:]
+        assert not finite(large)
 
 
 @torch.no_grad()

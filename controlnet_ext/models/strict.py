@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import reduce
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -54,9 +55,20 @@ def finite(tensor: Tensor) -> bool:
     looked at again."""
     bits = SMALL.get(tensor.dtype)
     if bits is not None:
-        parts = tensor.view(torch.uint8).flatten().split(2**18)  # at once they would take as much memory again
-        return not any(bool(((part & bits) == bits).any()) for part in parts)
+        return _finite_bytes(tensor.cpu().flatten().view(torch.uint8).numpy(), bits)
     return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
+
+
+def _finite_bytes(values: np.ndarray, bits: int) -> bool:
+    """Whether no byte has all of these bits, which lie next to each other below the highest: adding the lowest of them
+    carries into the highest. Eight bytes at a time and 256 KiB, which stay in the processor's cache."""
+    whole = len(values) // 8 * 8
+    words, rest = values[:whole].view(np.uint64), values[whole:]
+    mask, lowest, highest = (np.uint64(n * 0x0101010101010101) for n in (bits, bits & -bits, 0x80))
+    for start in range(0, len(words), 2**15):
+        if (((words[start : start + 2**15] & mask) + lowest) & highest).any():
+            return False
+    return not ((rest & bits) == bits).any()
 
 
 def _some(names: Sequence[str]) -> str:
