@@ -69,7 +69,7 @@ def written(kind: str, folder: Path) -> Path:
     tensors = {}
     for name, tensor in names.items():
         count = -(-tensor.numel() // len(some))
-        tensors[name] = some.repeat(count)[: tensor.numel()].reshape(tensor.shape)
+        tensors[name] = some.repeat(count)[: tensor.numel()].reshape(tensor.shape).clone()
     path = folder / f"net{FORMATS['pickle' if rest else 'safetensors']}"
     if rest:
         torch.save(tensors, path)
