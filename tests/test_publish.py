@@ -22,7 +22,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """What was trained, and what was published of it, the second time over the first."""
     base, out = tmp_path_factory.mktemp("base"), tmp_path_factory.mktemp("out")
     standin.save(base)
-    save_ldm(load(base / "controlnet_canny"), base / "canny.safetensors")
+    said = {"controlnet_ext.map": "edges", "other": "not ours"}
+    save_ldm(load(base / "controlnet_canny"), base / "canny.safetensors", more=said)
     for _ in range(2):
         publish(base, out)
         publish_control(base / "canny.safetensors", out / "controlnet_canny")
@@ -47,6 +48,9 @@ def test_the_control_net_is_diffusers_own_and_rounded_once(folders: tuple[Path, 
     theirs = ControlNetModel.from_pretrained(out / "controlnet_canny").state_dict()
     trained = load(folders[0] / "controlnet_canny").state_dict()
     assert all(torch.equal(theirs[name], t.half().float()) for name, t in trained.items())
+    said = read_weights(out / "controlnet_canny" / "diffusion_pytorch_model.safetensors").metadata
+    assert said["controlnet_ext.map"] == "edges"
+    assert "other" not in said
 
 
 def test_files_are_small_readable_and_name_no_machine(folders: tuple[Path, Path]) -> None:

@@ -17,9 +17,9 @@ from transformers import AutoTokenizer
 
 from preprocessors.files import read_json, write_atomically, write_weights
 
-from .. import models
+from ..models import ControlFile
 from ..models.location import STEM
-from ..models.saving import save_diffusers
+from ..models.saving import OURS, save_diffusers
 from . import ldm
 from .embedded import FOLDER
 from .text import text_files
@@ -58,9 +58,11 @@ def _write(path: Path, text: str) -> None:
 
 
 def publish_control(file: Path, folder: Path) -> None:
-    """Write a trained ControlNet to `folder`, over what is there."""
-    net: Any = models.load(file, dtype=torch.float16)
-    save_diffusers(net, folder, overwrite=True)
+    """Write a trained ControlNet, and what its file says of it, to `folder`, over what is there."""
+    control = ControlFile.read(file)
+    net: Any = control.load()
+    said = {key: text for key, text in control.weights.metadata.items() if key.startswith(OURS)}
+    save_diffusers(net.half(), folder, overwrite=True, more=said)
 
 
 def main() -> None:
