@@ -334,3 +334,14 @@ def test_a_working_size_that_asks_for_gigabytes_is_refused(height, width, resolu
 def test_sizes_begin_at_one(height, width, resolution):
     with pytest.raises(ValueError, match="sizes begin at 1"):
         working_size(height, width, resolution)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".webp"])
+def test_a_png_of_grey_pixels_has_one_channel_and_reads_the_same(tmp_path, suffix):
+    grey = np.repeat(np.random.default_rng(0).integers(0, 256, (20, 30, 1), np.uint8), 3, axis=2)
+    last = grey.copy()
+    last[-1, -1, 2] ^= 1
+    for pixels, mode in ((grey, "L" if suffix == ".png" else "RGB"), (last, "RGB")):
+        write_image(tmp_path / f"map{suffix}", pixels, overwrite=True)
+        assert Image.open(tmp_path / f"map{suffix}").mode == mode
+        assert np.array_equal(read_image(tmp_path / f"map{suffix}"), pixels)
