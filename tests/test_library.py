@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -180,6 +181,24 @@ def test_whatever_a_fault_left_the_next_call_gets_the_file(tmp_path, monkeypatch
         hub.fault = None
         assert Library([tmp_path]).path(file()).read_bytes() == CONTENT
     assert left(tmp_path) == {"net.pth"}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_fault_twenty_times_never_gives_another_file(tmp_path, monkeypatch, fault):
+    """Of files of random sizes, the fault coming once to five times, or for ever; and once more after it."""
+    chance = random.Random(fault.__name__)
+    for number in range(20):
+        content, name = chance.randbytes(chance.randrange(1, 400_000)), f"{number}.pth"
+        address = f"/some/repo/resolve/main/sub/{name}"
+        with online(monkeypatch, Hub({address: content}, fault, times=chance.choice((1, 2, 3, 4, 5, 10**9)))) as hub:
+            try:
+                assert Library([tmp_path]).path(file(name)).read_bytes() == content
+            except FileNotFoundError:
+                assert name not in left(tmp_path)
+                hub.fault = None
+                assert Library([tmp_path]).path(file(name)).read_bytes() == content
+    assert left(tmp_path) == {f"{number}.pth" for number in range(20)}
 
 
 def test_what_has_come_is_not_asked_for_again(tmp_path, monkeypatch):
