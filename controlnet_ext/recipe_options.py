@@ -32,7 +32,7 @@ def asked(options: Namespace) -> tuple[Recipe, str]:
             units.append(unit(text, options.image, controls(model)))
     if "width" not in words:
         words["height"], words["width"] = PipelineFolder.find(model).size
-    device = _device(options.device)
+    device = chosen_device(options.device)
     defaults: dict[str, Any] = {name: NUMBERS[name].default for name in ("steps", "guidance")}
     defaults |= {"negative": "", "seed": int.from_bytes(os.urandom(4), "big"), "threads": _threads()}
     defaults |= {"dtype": "float32" if device == "cpu" else "float16", "device": device.partition(":")[0]}
@@ -67,7 +67,7 @@ def again(options: Namespace) -> tuple[Recipe, str]:
             raise ValueError(
                 f"the model of unit {i + 1} lies on another machine: name it with --control {i + 1},model=PATH"
             )
-    device = _device(options.device or old.device)
+    device = chosen_device(options.device or old.device)
     words["device"] = device.partition(":")[0]
     if "scheduler" in words:
         words["scheduler_config"] = {}
@@ -102,7 +102,8 @@ def _words(options: Namespace) -> dict[str, Any]:
     return words
 
 
-def _device(name: str | None) -> str:
+def chosen_device(name: str | None) -> str:
+    """The device, by default the fastest there is. ValueError where this machine has none of that name."""
     import torch
 
     if name is None:

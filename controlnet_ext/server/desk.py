@@ -1,0 +1,85 @@
+"""Between routes and the work: what a server offers, and what is read of a request before it waits for the worker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from preprocessors.library import Library
+from preprocessors.registry import Ready, find
+
+from .control_api import detect
+from .engine import Engine
+from .generation import TITLES, read_generation
+from .samplers import SAMPLERS, SPACINGS
+from .shelf import Shelf
+
+Work = Callable[[], Any]
+KEPT = 3  # preprocessors that stay loaded
+
+
+class Desk:
+    """An engine, its control models, and the preprocessors in use. `units` is how many a request may have."""
+
+    def __init__(self, engine: Engine, shelf: Shelf, units: int, library: Library, device: str):
+        self.engine, self.shelf, self.units = engine, shelf, units
+        self._library, self._device = library, device
+        self._ready: dict[str, Ready] = {}
+
+    def generation(self, value: Any, from_image: bool) -> Work:
+        """The work of a request for pictures. ValueError when it cannot be read."""
+        asked = read_generation(value, self.engine.size, self.units, from_image)
+        echo = {k: v for k, v in value.items() if isinstance(v, bool | int | float | str) and k != "mask"}
+        return lambda: {**self.engine.make(asked), "parameters": echo}
+
+    def detection(self, value: Any) -> Work:
+        """The work of a request for maps."""
+        return lambda: detect(value, self._preprocessor)
+
+    def models(self) -> list[dict[str, Any]]:
+        """The one checkpoint."""
+        name = self.engine.name
+        return [{"title": name, "model_name": name, "hash": None, "sha256": None, "filename": name, "config": None}]
+
+    def options(self) -> dict[str, Any]:
+        return {"sd_model_checkpoint": self.engine.name, "control_net_unit_count": self.units}
+
+    def choose(self, value: Any) -> None:
+        """Nothing, if it asks for what is there; ValueError otherwise."""
+        own = self.options()
+        if not isinstance(value, dict):
+            raise ValueError("the options are no JSON object")
+        for name, wanted in value.items():
+            if name not in own or wanted != own[name]:
+                raise ValueError(f"the option {name!r:.80} cannot be changed on this server")
+
+    def progress(self) -> dict[str, Any]:
+        """As the webui tells it."""
+        now = self.engine.progress
+        state = {
+            "skipped": False,
+            "interrupted": now.stop.is_set(),
+            "job": f"picture {now.picture + 1} of {now.count}" if now.count else "",
+            "job_count": now.count,
+            "job_no": now.picture,
+            "sampling_step": now.step,
+            "sampling_steps": now.steps,
+        }
+        return {"progress": now.fraction, "eta_relative": 0.0, "state": state, "current_image": None, "textinfo": None}
+
+    def samplers(self) -> list[dict[str, Any]]:
+        return [{"name": name, "aliases": [], "options": {}} for name in SAMPLERS]
+
+    def schedulers(self) -> list[dict[str, Any]]:
+        names = ("Automatic", *SPACINGS)
+        return [{"name": name.casefold(), "label": name, "aliases": None} for name in names]
+
+    def scripts(self) -> dict[str, list[str]]:
+        return {"txt2img": list(TITLES), "img2img": list(TITLES)}
+
+    def _preprocessor(self, name: str) -> Ready:
+        ready = self._ready.pop(name, None) or find(name).ready(self._device, self._library)
+        self._ready[name] = ready
+        while len(self._ready) > KEPT:
+            del self._ready[next(iter(self._ready))]
+        return ready

@@ -1,0 +1,90 @@
+"""From a function of JSON to an endpoint: bodies read within bounds, errors answered in one sentence."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from preprocessors.disk import parse_json
+
+from .worker import Busy, Worker
+
+BODY = 64 * 2**20  # bytes of a request at most
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+class Refused(Exception):
+    """A request that HTTP has a status for."""
+
+    def __init__(self, status: int, words: str):
+        super().__init__(words)
+        self.status = status
+
+
+def answering(answer: Callable[[Request], Any]) -> Endpoint:
+    """An endpoint of what can be answered at once."""
+
+    async def endpoint(request: Request) -> Response:
+        return await _answered(run_in_threadpool(answer, request))
+
+    return endpoint
+
+
+def reading(answer: Callable[[Any], Any]) -> Endpoint:
+    """An endpoint of a function of the request's JSON."""
+
+    async def answered(request: Request) -> Any:
+        content = await _content(request)
+        return await run_in_threadpool(lambda: answer(parse_json(content, "the request")))
+
+    async def endpoint(request: Request) -> Response:
+        return await _answered(answered(request))
+
+    return endpoint
+
+
+def working(read: Callable[[Any], Callable[[], Any]], worker: Worker) -> Endpoint:
+    """An endpoint of what the worker does; `read` gives the work of the request's JSON."""
+
+    async def worked(request: Request) -> Any:
+        content = await _content(request)
+        work = await run_in_threadpool(lambda: read(parse_json(content, "the request")))
+        return await asyncio.wrap_future(worker.submit(work))
+
+    async def endpoint(request: Request) -> Response:
+        return await _answered(worked(request))
+
+    return endpoint
+
+
+async def _answered(answer: Awaitable[Any]) -> Response:
+    try:
+        return JSONResponse(await answer)
+    except (Refused, Busy) as error:
+        return refusal(error.status, str(error))
+    except (ValueError, TypeError, FileNotFoundError) as error:
+        return refusal(422, str(error))
+    except (RuntimeError, OSError, MemoryError) as error:
+        return refusal(500, str(error) or type(error).__name__)
+
+
+def refusal(status: int, words: str) -> Response:
+    """One sentence, under the key that FastAPI has it under."""
+    headers = {429: {"Retry-After": "5"}, 401: {"WWW-Authenticate": "Basic"}}.get(status)
+    return JSONResponse({"detail": " ".join(words.split())[:500]}, status, headers)
+
+
+async def _content(request: Request) -> bytes:
+    if request.headers.get("content-type", "").partition(";")[0].strip().casefold() != "application/json":
+        raise Refused(415, "the request is no application/json")  # which a page of another site cannot send unasked
+    content = bytearray()
+    async for chunk in request.stream():
+        content += chunk
+        if len(content) > BODY:
+            raise Refused(413, f"the request is over {BODY >> 20} MiB")
+    return bytes(content)

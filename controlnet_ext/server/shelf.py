@@ -1,0 +1,78 @@
+"""The control models that a server offers, by the names that sd-webui-controlnet lists."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from preprocessors.disk import opened
+from preprocessors.parameters import nearest
+
+from ..control import ControlModel
+from ..models.location import SUFFIXES
+from ..shapes.embedded import controls
+from ..sources import control_files
+
+KEPT = 3  # networks that stay loaded
+
+
+class Shelf:
+    """Files of control models in folders and in those within, and the ControlNets that come with `model` (the embedded
+    one). Only these can be named in a request."""
+
+    def __init__(self, folders: Sequence[str], model: str):
+        for folder in folders:
+            if not Path(folder).is_dir():
+                raise FileNotFoundError(f"the folder of control models {folder!r} does not exist")
+        self._folders, self._own = tuple(map(Path, folders)), tuple(controls(model).values())
+        self._loaded: dict[tuple[Path, str, Any], ControlModel] = {}
+        self._lock = threading.Lock()
+        self.rescan()
+
+    def rescan(self) -> None:
+        """Look through the folders anew."""
+        found = {_name(own, path): path for own in self._own for path in [control_files(own)["weights"]]}
+        for folder in self._folders:
+            for path in sorted(p for p in folder.rglob("*") if p.suffix in SUFFIXES and p.is_file()):
+                found.setdefault(_name(path.stem, path), path)
+        self._paths = found
+
+    @property
+    def names(self) -> list[str]:
+        """As listed: "control_v11p_sd15_canny [d14c016b]"."""
+        return list(self._paths)
+
+    def find(self, name: str) -> str:
+        """The listed name, of which case and hash, but not both name and hash, may be left out. ValueError with the
+        nearest ones."""
+        stem = re.sub(r"\s*\[[0-9a-fA-F]{4,64}\]\s*$", "", name).strip().casefold()
+        whole = name.strip().casefold()
+        alike = [listed for listed in self._paths if listed.rpartition(" [")[0].casefold() == stem]
+        exact = [listed for listed in alike if listed.casefold() == whole]
+        if not alike:
+            known = f"the nearest are: {nearest(stem, self._paths)}" if self._paths else "this server has none"
+            raise ValueError(f"unknown control model {name!r:.80}, {known}")
+        return (exact or alike)[0]
+
+    def load(self, name: str, device: str, dtype: Any) -> ControlModel:
+        """The model of a listed name; the last three stay loaded. ValueError or FileNotFoundError in one line."""
+        from .. import models
+
+        key = self._paths[name], device, dtype
+        with self._lock:
+            net = self._loaded.pop(key, None) or models.load(key[0], device, dtype)
+            self._loaded[key] = net
+            while len(self._loaded) > KEPT:
+                del self._loaded[next(iter(self._loaded))]
+        return net
+
+
+def _name(stem: str, path: Path) -> str:
+    """With the webui's old hash: 64 KiB from 1 MiB on (AUTOMATIC1111, modules/sd_models.py, model_hash)."""
+    with opened(path) as file:
+        file.seek(0x100000)
+        return f"{stem} [{hashlib.sha256(file.read(0x10000)).hexdigest()[:8]}]"
