@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 SNR_LIMIT = 5.0
-LAYOUT = 20.0  # times min-snr's weight, at most
+LAYOUT = 50.0  # times min-snr's weight, at most
 WEIGHTINGS = ("min-snr", "layout")
 
 
@@ -18,7 +18,7 @@ class Noising:
     `v_prediction`, the velocity (Salimans and Ho, arXiv:2202.00512, appendix D).
 
     The `weighting` min-snr weights the loss by min(SNR, 5) / SNR for noise, min(SNR, 5) / (SNR + 1) for velocity (Hang
-    et al., arXiv:2303.09556, section 3.4). `layout` weights it by min(1 / SNR + 1, 20) times that: little signal, at
+    et al., arXiv:2303.09556, section 3.4). `layout` weights it by min(1 / SNR + 1, 50) times that: little signal, at
     which the places of colours are decided, counts almost as for velocity without weights. Levels are then drawn as
     often as they count, instead of evenly, which is the same on average. ValueError on another kind of prediction or
     weighting."""
