@@ -17,6 +17,7 @@ import numpy as np
 
 from controlnet_ext.server.desk import Desk
 from controlnet_ext.server.engine import Engine
+from controlnet_ext.server.modules import readied
 from controlnet_ext.server.shelf import Shelf
 from controlnet_ext.server.worker import Worker
 from controlnet_ext.shapes.embedded import PHOTO
@@ -78,7 +79,8 @@ def served(units: int = 3, queue: int = 16, token: str | None = None) -> Iterato
     from controlnet_ext.server.app import app
 
     shelf = Shelf((), "embedded")
-    desk = Desk(Engine("embedded", shelf, "cpu", "float32"), shelf, units, Library(download=False), "cpu")
+    ready = readied("cpu", Library(download=False))
+    desk = Desk(Engine("embedded", shelf, ready, "cpu", "float32"), shelf, ready, units)
     config = uvicorn.Config(app(desk, Worker(queue), token, ("127.0.0.1",)), port=0, log_level="warning")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)

@@ -66,6 +66,7 @@ def run(options: Namespace) -> int:
         raise ValueError(f"{error.name} is not installed: pip install controlnet-ext[serve]") from error
     from ..server.desk import Desk
     from ..server.engine import Engine
+    from ..server.modules import readied
     from ..server.shelf import Shelf
     from ..server.worker import Worker
 
@@ -75,8 +76,9 @@ def run(options: Namespace) -> int:
         raise ValueError(f"dtype {dtype!r} is none of: {', '.join(DTYPES)}")
     library = Library(options.library, download=not options.no_download)
     shelf = Shelf(options.controls or (), options.model)
-    engine = Engine(options.model, shelf, device, dtype)
-    desk = Desk(engine, shelf, options.units, library, device)
+    ready = readied(device, library)
+    engine = Engine(options.model, shelf, ready, device, dtype)
+    desk = Desk(engine, shelf, ready, options.units)
     served = app(desk, Worker(options.queue), token, NAMES if options.host in LOOPBACK else ("*",))
     say(f"controlnet-ext: {engine.name} on {device}, http://{options.host}:{options.port}, Ctrl-C stops it")
     uvicorn.run(served, host=options.host, port=options.port, log_level="warning")

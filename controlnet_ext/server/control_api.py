@@ -59,7 +59,7 @@ def detect(value: Any, ready: Callable[[str], Ready]) -> dict[str, Any]:
         fields.number(f"controlnet_{name}", default=-1, low=-ANY, high=ANY)
         for name in ("processor_res", "threshold_a", "threshold_b")
     )
-    run, given = ready(entry.name), values(entry, resolution, a, b, match=False)
+    run, given = ready(entry.name), values(entry, resolution, a, b)
     maps = [run(pixels, mask if entry.masked else None, **given) for pixels, mask in found]
     poses = [poses_object(each.values) for each in maps if isinstance(each.values, Poses)]
     return {"info": "Success", "images": [encoded(each.pixels) for each in maps], **({"poses": poses} if poses else {})}

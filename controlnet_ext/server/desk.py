@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from preprocessors.library import Library
-from preprocessors.registry import Ready, find
+from preprocessors.registry import Ready
 
 from .control_api import detect
 from .engine import Engine
@@ -15,16 +14,13 @@ from .samplers import SAMPLERS, SPACINGS
 from .shelf import Shelf
 
 Work = Callable[[], Any]
-KEPT = 3  # preprocessors that stay loaded
 
 
 class Desk:
-    """An engine, its control models, and the preprocessors in use. `units` is how many a request may have."""
+    """An engine, its control models, and what gives preprocessors by name. `units` is how many a request may have."""
 
-    def __init__(self, engine: Engine, shelf: Shelf, units: int, library: Library, device: str):
-        self.engine, self.shelf, self.units = engine, shelf, units
-        self._library, self._device = library, device
-        self._ready: dict[str, Ready] = {}
+    def __init__(self, engine: Engine, shelf: Shelf, ready: Callable[[str], Ready], units: int):
+        self.engine, self.shelf, self.units, self._ready = engine, shelf, units, ready
 
     def generation(self, value: Any, from_image: bool) -> Work:
         """The work of a request for pictures. ValueError when it cannot be read."""
@@ -34,7 +30,7 @@ class Desk:
 
     def detection(self, value: Any) -> Work:
         """The work of a request for maps."""
-        return lambda: detect(value, self._preprocessor)
+        return lambda: detect(value, self._ready)
 
     def models(self) -> list[dict[str, Any]]:
         """The one checkpoint."""
@@ -76,10 +72,3 @@ class Desk:
 
     def scripts(self) -> dict[str, list[str]]:
         return {"txt2img": list(TITLES), "img2img": list(TITLES)}
-
-    def _preprocessor(self, name: str) -> Ready:
-        ready = self._ready.pop(name, None) or find(name).ready(self._device, self._library)
-        self._ready[name] = ready
-        while len(self._ready) > KEPT:
-            del self._ready[next(iter(self._ready))]
-        return ready

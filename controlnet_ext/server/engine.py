@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import cv2
 import numpy as np
+
+from preprocessors.registry import Ready
 
 from ..pipeline import PipelineFolder, quiet
 from ..unit import named
@@ -39,10 +42,10 @@ class Progress:
 class Engine:
     """A pipeline `name` (a folder, or "embedded") in memory. Not for several threads at once, but for `progress`."""
 
-    def __init__(self, name: str, shelf: Shelf, device: str, dtype: str):
+    def __init__(self, name: str, shelf: Shelf, ready: Callable[[str], Ready], device: str, dtype: str):
         import torch
 
-        self.name, self.shelf, self.progress = name, shelf, Progress()
+        self.name, self.shelf, self._ready, self.progress = name, shelf, ready, Progress()
         self._device, self._dtype = device, getattr(torch, dtype)
         with quiet():
             self._folder = PipelineFolder.find(name)
@@ -88,7 +91,7 @@ class Engine:
             net: Any = self.shelf.load(model, self._device, self._dtype)
             if hasattr(net, "settle"):
                 net.settle(self._pipe.unet)
-            return guided(unit, model, net, asked.height, asked.width)
+            return guided(unit, model, net, self._ready, (asked.height, asked.width))
 
     def _pipe_for(self, asked: Generation, scheduler: Any) -> Any:
         """A pipeline on the same networks, with a scheduler of its own."""

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
 import numpy as np
 
+from preprocessors.fit import fit, pixel_perfect
 from preprocessors.maps import ControlMap
+from preprocessors.registry import Ready
 
 from ..control import ControlModel
-from ..maps import Maps
 from ..unit import Unit
 from ..weighting import scales
-from .modules import values
+from .modules import HIGH, LOW, values
 from .pictures import Pair
 from .webui_unit import WebuiUnit
 
@@ -28,47 +30,55 @@ class Guided:
     model: str
 
 
-def guided(asked: WebuiUnit, model: str, net: ControlModel, height: int, width: int) -> Guided:
-    """The unit, which has an image, for results of this size. ValueError, TypeError or FileNotFoundError in one line,
-    without the unit's name."""
-    entry, inpaints = asked.module, asked.module is not None and asked.module.makes == "inpaint"
-    sources = tuple(_source(pair, inpaints) for pair in asked.images)
-    mask = asked.images[0][1] if inpaints and len(asked.images) == 1 else None
+def guided(
+    asked: WebuiUnit, model: str, net: ControlModel, ready: Callable[[str], Ready], size: tuple[int, int]
+) -> Guided:
+    """The unit, which has an image, for results of this height and width. ValueError, TypeError or FileNotFoundError in
+    one line, without the unit's name. `ready` gives a preprocessor by name."""
+    entry = asked.module
+    inpaints = entry is not None and entry.makes == "inpaint"
+    sources = [_source(pair, inpaints) for pair in asked.images]
+    mask = asked.images[0][1] if inpaints and len(sources) == 1 else None
+    maps = [_made(asked, image, mask, ready, size) for image in sources]
+    shown = [fit(pixels, *size, asked.fit) for pixels in maps]
+    pictures: list[Any] = shown if mask is None else maps  # an inpainting hint is fitted with its mask
+    if entry is not None:
+        pictures = [ControlMap(pixels, entry.makes) for pixels in pictures]
     network: Any = net
     if asked.union is not None and hasattr(net, "of"):
         network = network.of(*[asked.union] * len(sources))
-    weight, layers = asked.weight, asked.layers
-    mode: Any = asked.mode
+    weight, mode, layers = asked.weight, asked.mode, asked.layers
     if layers is not None:  # they replace weight and soft weights, which ours multiply
         weight, (mode, layers) = 1.0, _replacing(mode, layers)
-    given = values(entry, asked.resolution, asked.a, asked.b, asked.pixel_perfect) if entry else {}
-    fit: Any = asked.fit
+    how: Any = {"fit": asked.fit, "mode": mode}
     unit = Unit(
         network,
-        sources if len(sources) > 1 else sources[0],
+        tuple(pictures) if len(pictures) > 1 else pictures[0],
         weight,
         asked.window,
-        mode,
-        layers,
-        None if asked.region is None else cv2.cvtColor(asked.region, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255,
-        _sized(mask, sources[0]),
-        fit,
-        entry.name if entry else None,
-        given,
-        "both",
-        asked.low_vram,
+        layers=layers,
+        region=None
+        if asked.region is None
+        else cv2.cvtColor(asked.region, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255,
+        inpaint=None if mask is None else _sized(mask, maps[0]),
+        low_vram=asked.low_vram,
+        **how,
     )
-    maps = [each[0] for each in Maps(unit).at(height, width)]
-    if mask is not None:
-        pixels = np.rint(maps[0].transpose(1, 2, 0).clip(0) * 255).astype(np.uint8)
-        return Guided(unit, np.ascontiguousarray(pixels), model)
-    kind = entry.makes if entry else asked.union or "other"
-    made = tuple(ControlMap(pixels, kind) for pixels in maps) if entry else tuple(maps)
-    return Guided(_with_maps(unit, made if len(made) > 1 else made[0]), maps[0], model)
+    return Guided(unit, shown[0], model)
 
 
-def _with_maps(unit: Unit, image: Any) -> Unit:
-    return replace(unit, image=image, preprocessor=None, parameters={})
+def _made(
+    asked: WebuiUnit, image: np.ndarray, mask: np.ndarray | None, ready: Callable[[str], Ready], size: tuple[int, int]
+) -> np.ndarray:
+    """What the module makes of an image."""
+    if asked.module is None:
+        return image
+    given = values(asked.module, asked.resolution, asked.a, asked.b)
+    if asked.pixel_perfect and "resolution" in given:
+        matching = pixel_perfect(image.shape[0], image.shape[1], *size, asked.fit)
+        given["resolution"] = min(max(matching, LOW), HIGH)
+    masked = _sized(mask, image) if asked.module.masked and mask is not None else None
+    return ready(asked.module.name)(image, masked, **given).pixels
 
 
 def _source(pair: Pair, inpaints: bool) -> np.ndarray:
@@ -79,10 +89,8 @@ def _source(pair: Pair, inpaints: bool) -> np.ndarray:
     return mask
 
 
-def _sized(mask: np.ndarray | None, image: np.ndarray) -> np.ndarray | None:
+def _sized(mask: np.ndarray, image: np.ndarray) -> np.ndarray:
     """The mask as large as its image, black and white."""
-    if mask is None:
-        return None
     sized = cv2.resize(mask, image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
     return np.where(sized > 127, np.uint8(255), np.uint8(0))
 

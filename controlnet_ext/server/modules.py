@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+from preprocessors.library import Library
 from preprocessors.parameters import Parameter
-from preprocessors.registry import Preprocessor, find
+from preprocessors.registry import Preprocessor, Ready, find
+
+from .kept import Kept
 
 OLD = {  # names that sd-webui-controlnet had or has (@ 56cec5b), and the registry has otherwise
     "depth": "depth_midas",
@@ -20,6 +24,7 @@ OWN_SIZE = {  # which sd-webui-controlnet runs at the picture's own size
 }
 NO_SLIDERS = {"lineart_standard"}  # it shows none; 64, which webuiapi sends with everything, would be a blur
 Slider = dict[str, Any]
+KEPT = 3  # preprocessors that stay loaded
 
 
 def module(name: str | None) -> Preprocessor | None:
@@ -37,13 +42,11 @@ def thresholds(entry: Preprocessor) -> tuple[Parameter, ...]:
     return tuple(p for p in entry.parameters if p.type is not bool and p.name != "seed")[:2]
 
 
-def values(entry: Preprocessor, resolution: float, a: float, b: float, match: bool) -> dict[str, Any]:
+def values(entry: Preprocessor, resolution: float, a: float, b: float) -> dict[str, Any]:
     """The parameters for these sliders; what lies outside of one, such as -1, means its default."""
     found: dict[str, Any] = {}
     if entry.name not in OWN_SIZE:
         found["resolution"] = int(resolution) if LOW <= resolution <= HIGH else RESOLUTION
-        if match:
-            found["resolution"] = "match"
     for parameter, value in zip(thresholds(entry), (a, b), strict=False):
         assert parameter.range is not None
         if parameter.range.low <= value <= parameter.range.high:
@@ -62,3 +65,9 @@ def sliders(entry: Preprocessor) -> list[Slider]:
         name = p.name.replace("_", " ").title()
         found.append({"name": name, "value": p.default, "min": p.range.low, "max": p.range.high, "step": step})
     return found
+
+
+def readied(device: str, library: Library) -> Callable[[str], Ready]:
+    """What gives preprocessors by name, loaded; the last few stay so."""
+    kept = Kept[Ready](KEPT)
+    return lambda name: kept.get(name, lambda: find(name).ready(device, library))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from ..control import ControlModel
 from ..models.location import SUFFIXES
 from ..shapes.embedded import controls
 from ..sources import control_files
+from .kept import Kept
 
 KEPT = 3  # networks that stay loaded
 
@@ -29,8 +29,7 @@ class Shelf:
             if not Path(folder).is_dir():
                 raise FileNotFoundError(f"the folder of control models {folder!r} does not exist")
         self._folders, self._own = tuple(map(Path, folders)), tuple(controls(model).values())
-        self._loaded: dict[tuple[Path, str, Any], ControlModel] = {}
-        self._lock = threading.Lock()
+        self._nets = Kept[ControlModel](KEPT)
         self.rescan()
 
     def rescan(self) -> None:
@@ -62,13 +61,8 @@ class Shelf:
         """The model of a listed name; the last three stay loaded. ValueError or FileNotFoundError in one line."""
         from .. import models
 
-        key = self._paths[name], device, dtype
-        with self._lock:
-            net = self._loaded.pop(key, None) or models.load(key[0], device, dtype)
-            self._loaded[key] = net
-            while len(self._loaded) > KEPT:
-                del self._loaded[next(iter(self._loaded))]
-        return net
+        path = self._paths[name]
+        return self._nets.get((path, device, dtype), lambda: models.load(path, device, dtype))
 
 
 def _name(stem: str, path: Path) -> str:
