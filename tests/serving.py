@@ -81,7 +81,9 @@ def served(units: int = 3, queue: int = 16, token: str | None = None) -> Iterato
     shelf = Shelf((), "embedded")
     ready = readied("cpu", Library(download=False))
     desk = Desk(Engine("embedded", shelf, ready, "cpu", "float32"), shelf, ready, units)
-    config = uvicorn.Config(app(desk, Worker(queue), token, ("127.0.0.1",)), port=0, log_level="warning")
+    worker = Worker(queue)
+    served = app(desk, worker, token, ("127.0.0.1",))
+    config = uvicorn.Config(served, port=0, log_level="warning", lifespan="off")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -92,3 +94,4 @@ def served(units: int = 3, queue: int = 16, token: str | None = None) -> Iterato
     finally:
         server.should_exit = True
         thread.join()
+        worker.close()

@@ -24,6 +24,7 @@ from __future__ import annotations
 import os
 import re
 from argparse import ArgumentParser, Namespace
+from contextlib import closing, suppress
 
 from preprocessors.library import Library
 
@@ -79,7 +80,9 @@ def run(options: Namespace) -> int:
     ready = readied(device, library)
     engine = Engine(options.model, shelf, ready, device, dtype)
     desk = Desk(engine, shelf, ready, options.units)
-    served = app(desk, Worker(options.queue), token, NAMES if options.host in LOOPBACK else ("*",))
+    worker = Worker(options.queue)
+    served = app(desk, worker, token, NAMES if options.host in LOOPBACK else ("*",))
     say(f"controlnet-ext: {engine.name} on {device}, http://{options.host}:{options.port}, Ctrl-C stops it")
-    uvicorn.run(served, host=options.host, port=options.port, log_level="warning")
+    with suppress(KeyboardInterrupt), closing(worker):
+        uvicorn.run(served, host=options.host, port=options.port, log_level="warning", lifespan="off")
     return 0

@@ -5,8 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
@@ -23,8 +22,8 @@ from .shelf import Shelf
 from .worker import Worker
 
 
-def control_routes(shelf: Shelf, units: int, detection: Any, worker: Worker) -> list[Route]:
-    """Those of sd-webui-controlnet. `detection` gives the work of a request for maps."""
+def control_routes(shelf: Shelf, units: int, detection: Callable[[Any], Any], worker: Worker) -> list[Route]:
+    """Those of sd-webui-controlnet; `detection` answers a request for maps."""
 
     def model_list(request: Request) -> dict[str, list[str]]:
         if _says(request, "update", "true"):
@@ -41,7 +40,7 @@ def control_routes(shelf: Shelf, units: int, detection: Any, worker: Worker) -> 
         Route("/controlnet/control_types", answering(lambda _: {"control_types": control_types(shelf.names)})),
         Route("/controlnet/settings", answering(lambda _: settings(units))),
         Route("/controlnet/detect", working(detection, worker), methods=["POST"]),
-        Route("/controlnet/render_openpose_json", reading(render_poses), methods=["POST"]),
+        Route("/controlnet/render_openpose_json", working(render_poses, worker), methods=["POST"]),
     ]
 
 
@@ -68,20 +67,15 @@ def picture_routes(desk: Desk, worker: Worker) -> list[Route]:
 
 
 def app(desk: Desk, worker: Worker, token: str | None, hosts: Sequence[str]) -> Starlette:
-    """All routes; the worker closes with it. With a `token` every request but /health must bring it, as bearer or as
+    """All routes. With a `token` every request but /health must bring it, as bearer or as
     the password of basic authentication. `hosts` are the names under which it may be asked, "*" for any: a page of
     another site whose name leads here is none of them."""
     routes = control_routes(desk.shelf, desk.units, desk.detection, worker) + picture_routes(desk, worker)
 
-    @asynccontextmanager
-    async def closing(_: Any) -> AsyncIterator[None]:
-        yield
-        worker.close()
-
     guards = [Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))]
     if token is not None:
         guards.append(Middleware(Guard, token=token))
-    return Starlette(routes=routes, middleware=guards, lifespan=closing)
+    return Starlette(routes=routes, middleware=guards)
 
 
 class Guard:

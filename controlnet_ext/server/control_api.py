@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from preprocessors.files import MAX_PIXELS
 from preprocessors.key_points import Poses
 from preprocessors.pose_drawing import drawn
 from preprocessors.pose_json import parse_poses, poses_object
@@ -72,4 +73,6 @@ def render_poses(value: Any) -> dict[str, Any]:
     if isinstance(value, list) and len(value) > PICTURES:
         raise ValueError(f"{len(value)} poses, expected up to {PICTURES}")
     poses = parse_poses(json.dumps(value).encode(), "the request")
+    if sum(each.height * each.width for each in poses) > MAX_PIXELS:
+        raise ValueError("the canvases have over 64 megapixels in all")
     return {"images": [encoded(drawn(each, each.height, each.width)) for each in poses], "info": "Success"}

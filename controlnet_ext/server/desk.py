@@ -1,4 +1,4 @@
-"""Between routes and the work: what a server offers, and what is read of a request before it waits for the worker."""
+"""Between routes and the work: what a server offers, and what it answers."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from .generation import TITLES, read_generation
 from .samplers import SAMPLERS, SPACINGS
 from .shelf import Shelf
 
-Work = Callable[[], Any]
-
 
 class Desk:
     """An engine, its control models, and what gives preprocessors by name. `units` is how many a request may have."""
@@ -22,15 +20,15 @@ class Desk:
     def __init__(self, engine: Engine, shelf: Shelf, ready: Callable[[str], Ready], units: int):
         self.engine, self.shelf, self.units, self._ready = engine, shelf, units, ready
 
-    def generation(self, value: Any, from_image: bool) -> Work:
-        """The work of a request for pictures. ValueError when it cannot be read."""
+    def generation(self, value: Any, from_image: bool) -> dict[str, Any]:
+        """The answer to a request for pictures."""
         asked = read_generation(value, self.engine.size, self.units, from_image)
         echo = {k: v for k, v in value.items() if isinstance(v, bool | int | float | str) and k != "mask"}
-        return lambda: {**self.engine.make(asked), "parameters": echo}
+        return {**self.engine.make(asked), "parameters": echo}
 
-    def detection(self, value: Any) -> Work:
-        """The work of a request for maps."""
-        return lambda: detect(value, self._ready)
+    def detection(self, value: Any) -> dict[str, Any]:
+        """The answer to a request for maps."""
+        return detect(value, self._ready)
 
     def models(self) -> list[dict[str, Any]]:
         """The one checkpoint."""

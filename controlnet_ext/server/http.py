@@ -48,13 +48,13 @@ def reading(answer: Callable[[Any], Any]) -> Endpoint:
     return endpoint
 
 
-def working(read: Callable[[Any], Callable[[], Any]], worker: Worker) -> Endpoint:
-    """An endpoint of what the worker does; `read` gives the work of the request's JSON."""
+def working(answer: Callable[[Any], Any], worker: Worker) -> Endpoint:
+    """An endpoint of a function of the request's JSON that works or needs memory: the worker calls it, one at a
+    time."""
 
     async def worked(request: Request) -> Any:
         content = await _content(request)
-        work = await run_in_threadpool(lambda: read(parse_json(content, "the request")))
-        return await asyncio.wrap_future(worker.submit(work))
+        return await asyncio.wrap_future(worker.submit(lambda: answer(parse_json(content, "the request"))))
 
     async def endpoint(request: Request) -> Response:
         return await _answered(worked(request))

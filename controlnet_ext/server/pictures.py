@@ -16,6 +16,7 @@ from preprocessors.files import encoded_image, read_image
 from .fields import empty
 
 HEAD = re.compile(r"data:image/[\w.+-]{1,40};base64,")
+IMAGES = 8  # of a unit at most
 Pair = tuple[np.ndarray, np.ndarray | None]  # image and mask
 
 
@@ -50,6 +51,8 @@ def pairs(value: Any, mask: Any, name: str) -> tuple[Pair, ...]:
         found = [(value[0], value[1] if len(value) == 2 else None)]
     else:
         found = [(value, None)]
+    if len(found) > IMAGES:
+        raise ValueError(f"{name}s: {len(found)}, expected up to {IMAGES}")
     found = [(image, its) for image, its in found if not empty(image)]
     if found and empty(found[0][1]):
         found[0] = found[0][0], mask
