@@ -39,6 +39,26 @@ def test_it_is_as_small_as_it_says(pipe: StableDiffusionPipeline) -> None:
     assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) <= 22e6
 
 
+def test_all_of_the_control_net_has_learnt() -> None:
+    """Zero convolutions start at 0; those of all but the first level once were so when they were published."""
+    net = ControlNetModel.from_pretrained(FOLDER / "controlnet_canny")
+    for zero in (*net.controlnet_down_blocks, net.controlnet_mid_block):
+        assert zero.weight.abs().mean() > 1e-3
+
+
+def test_a_things_colour_is_in_its_noun_at_any_place(pipe: StableDiffusionPipeline) -> None:
+    def noun(caption: str) -> torch.Tensor:
+        words = pipe.tokenizer(caption, return_tensors="pt")
+        with torch.no_grad():
+            states = pipe.text_encoder(**words).last_hidden_state[0]
+        return states[words.input_ids[0].tolist().index(pipe.tokenizer.convert_tokens_to_ids("star</w>"))]
+
+    first = {colour: noun(f"a {colour} star on a white ground") for colour in ("red", "blue", "green", "black")}
+    for colour in first:
+        third = noun(f"a pink ring, an orange moon and a {colour} star on a white ground")
+        assert min(first, key=lambda other: (first[other] - third).norm()) == colour
+
+
 def test_plain_diffusers_draws_what_a_caption_says(pipe: StableDiffusionPipeline) -> None:
     pictures = drawn(pipe, ["a red circle on a white ground", "a blue star on a yellow ground"])
     for picture, thing, ground in zip(pictures, ("red", "blue"), ("white", "yellow"), strict=True):

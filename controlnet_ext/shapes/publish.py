@@ -39,8 +39,7 @@ def publish(base: Path, folder: Path) -> None:
     for part in ("unet", "vae"):
         net = getattr(pipe, part)
         net.save_config(folder / part)
-        settings = {name: value for name, value in read_json(folder / part / CONFIG).items() if name != "_name_or_path"}
-        _write(folder / part / CONFIG, json.dumps(settings, indent=2) + "\n")
+        _settings(folder / part / CONFIG, folder / part / CONFIG)
         write_weights(folder / part / f"{STEM}.safetensors", net.state_dict(), METADATA, overwrite=True)
     for part in ("text_encoder", "tokenizer"):  # transformers 5 saves both so that earlier ones cannot read them
         shutil.rmtree(folder / part, ignore_errors=True)
@@ -50,7 +49,13 @@ def publish(base: Path, folder: Path) -> None:
     pipe.text_encoder.config.dtype = torch.float32  # transformers 5 would compute in fp16
     for name, content in text_files(words, pipe.text_encoder).items():
         _write(folder / ("text_encoder" if name == CONFIG else "tokenizer") / name, content)
-    _write(folder / "model_index.json", (base / "model_index.json").read_text())
+    _settings(base / "model_index.json", folder / "model_index.json")
+
+
+def _settings(source: Path, target: Path) -> None:
+    """What a config says, without where it was."""
+    settings = {name: value for name, value in read_json(source).items() if name != "_name_or_path"}
+    _write(target, json.dumps(settings, indent=2) + "\n")
 
 
 def _write(path: Path, text: str) -> None:
