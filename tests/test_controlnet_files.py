@@ -15,8 +15,8 @@ from networks import SHAPES, all_of, ours, picture, reference, step_for, theirs_
 from safetensors.torch import load_file, save_file
 
 from controlnet_ext import models
-from controlnet_ext.models.blocks import HintEncoder
 from controlnet_ext.models.controlnet import ControlNet, detect
+from controlnet_ext.models.embeddings import HintEncoder
 from controlnet_ext.models.keys import to_diffusers, to_ldm
 from controlnet_ext.models.layout import SDXL_SKIPS
 from controlnet_ext.models.saving import save_diffusers, save_ldm

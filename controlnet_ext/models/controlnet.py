@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from ..control import Residuals, Step
 from . import keys
 from . import unet as source
-from .blocks import Attention, Common, Embedding, HintEncoder, Level, Middle, sinusoid
+from .blocks import Attention, Common, Level, Middle
 from .difference import DIFFERENCE, Difference
+from .embeddings import Embedding, HintEncoder, sinusoid
 from .hints import channels_of, fitting, rows
 from .layers import Conv2d
 from .layout import Layout, misfit

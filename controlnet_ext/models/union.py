@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..control import Residuals, Step
-from .blocks import Embedding, sinusoid
 from .controlnet import ControlNet
+from .embeddings import Embedding, sinusoid
 from .hints import fitting
 from .layers import LayerNorm, Linear
 from .plan import Plan
