@@ -133,6 +133,10 @@ class Acting:
         raise ValueError(f"{self.name} has {maps} maps for {count} pictures{videos}")
 
     def _hint(self, maps: np.ndarray, step: Step) -> Any:
+        if getattr(self._model, "reads_latents", False):
+            if maps.dtype != np.uint8:
+                raise ValueError(f"{self.name} reads latents of a picture, which an inpaint mask does not change")
+            return self._model.hint(self._host.encode(maps))
         # A row of its own for each of x's, although they are often equal: convolutions of one row and of several differ
         # in their last bits, and diffusers' pipelines have several.
         rows = np.array(np.broadcast_to(maps, (len(step.x), *maps.shape[1:])))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # What training scripts call the part that holds the weights
-NESTED = ("state_dict", "model", "params", "params_ema", "depth_model")
+NESTED = ("state_dict", "model", "params", "params_ema", "depth_model", "controlnet")
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,9 +53,9 @@ class Weights:
 def read_weights(path: str | os.PathLike[str]) -> Weights:
     """The weights in a file of safetensors, or of torch.save, whatever it is called.
 
-    A dict of torch.save that has no tensors itself, but a dict of them as `state_dict`, `model`, `params`,
-    `params_ema` or `depth_model`, gives those. Numbers and text beside the tensors become metadata; other containers
-    are left out. Keys stay as they are.
+    A dict of torch.save that has no tensors itself, but a dict of them under one of the names that training scripts
+    use (`NESTED`), gives those. Numbers and text beside the tensors become metadata; other containers are left out.
+    Keys stay as they are.
 
     Nothing is executed: a pickle that names anything but tensors, containers and plain scalars is refused. Raises
     FileNotFoundError, or ValueError in one line: cut short, damaged (where the file has checksums), sizes that lie,

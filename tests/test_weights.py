@@ -165,7 +165,7 @@ def test_modules_views_and_shared_storages_come_back(zipped, read):
 
 def test_weights_within_a_dict_of_a_training_script_are_found(read):
     made = {"module.a": torch.ones(2), "b": torch.zeros(1)}
-    for key in ("state_dict", "model", "params", "params_ema", "depth_model"):
+    for key in ("state_dict", "model", "params", "params_ema", "depth_model", "controlnet"):
         optimizer = {"state": {0: {"step": torch.ones(1)}}, "groups": [{"lr": 0.1, "betas": (0.9, 0.99)}]}
         whole = {"epoch": 3, "lr": 0.5, "name": "net", "best": True, "none": None, key: made, "optimizer": optimizer}
         for zipped in (True, False):

@@ -150,15 +150,18 @@ class Level(nn.Module):
         super().__init__()
         self.resnets = nn.ModuleList(Resnet(a, b, common) for a, b in pairwise(widths))
         self.attentions = nn.ModuleList(Transformer(widths[-1], depth, heads, common) for depth in depths)
+        self.motion_modules = nn.ModuleList()  # of networks for videos: one behind each resnet and its transformer
         self.downsamplers = nn.ModuleList([] if last else [Downsample(widths[-1])])
 
-    def forward(self, x: Tensor, time: Tensor, context: Tensor) -> list[Tensor]:
+    def forward(self, x: Tensor, time: Tensor, context: Tensor, frames: int = 1) -> list[Tensor]:
         """All outputs in order: the skips of this level, of which the last is what the next level starts from."""
         skips = []
         for i, resnet in enumerate(self.resnets):
             x = resnet(x, time)
             if self.attentions:
                 x = self.attentions[i](x, context)
+            if self.motion_modules:
+                x = self.motion_modules[i](x, frames)
             skips.append(x)
         for downsampler in self.downsamplers:
             skips.append(downsampler(x))

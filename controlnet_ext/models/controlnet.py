@@ -63,7 +63,7 @@ class ControlNet(nn.Module):
         self.conv_in = Conv2d(plan.channels, first, 3, padding=1)
         self.time_embedding = Embedding(first, common.time)
         self.add_embedding = None if plan.added is None else Embedding(plan.added, common.time)
-        self.controlnet_cond_embedding = HintEncoder(plan.hint, first)
+        self.controlnet_cond_embedding: nn.Module = HintEncoder(plan.hint, first)
         self.down_blocks = nn.ModuleList()
         for i, (width, resnets) in enumerate(zip(plan.widths, plan.resnets, strict=True)):
             widths = [plan.widths[max(i - 1, 0)]] + [width] * resnets
@@ -191,7 +191,7 @@ class ControlNet(nn.Module):
             time = time + self.add_embedding(rows("added vectors", step.added.to(dtype), step))
         skips = [read(self.conv_in(step.x[:, : self.plan.channels].to(dtype)))]
         for level in self.down_blocks:
-            skips += level(skips[-1], time, context)
+            skips += level(skips[-1], time, context, step.frames)
         middle = self.mid_block(skips[-1], time, context)
         outputs = [zero(skip) for zero, skip in zip(self.controlnet_down_blocks, skips, strict=True)]
         outputs.append(self.controlnet_mid_block(middle))
@@ -230,8 +230,8 @@ def detect(names: Collection[str]) -> bool:
     """Whether these are the names of a ControlNet's tensors; a union of ControlNets, a Control-LoRA and SparseCtrl,
     which have the same hint encoder, are other kinds."""
     plain = {name.removeprefix(PREFIX) for name in names}
-    others = ("task_embedding", "lora_controlnet", "down_blocks.0.motion_modules.0.temporal_transformer.norm.weight")
-    return not plain.isdisjoint((LDM, DIFFUSERS)) and not plain.isdisjoint(ZEROS) and plain.isdisjoint(others)
+    others = not plain.isdisjoint(("task_embedding", "lora_controlnet")) or any(".motion_modules." in n for n in plain)
+    return not plain.isdisjoint((LDM, DIFFUSERS)) and not plain.isdisjoint(ZEROS) and not others
 
 
 def layout(names: Collection[str]) -> str:
