@@ -14,7 +14,9 @@ NOTHING = ("", "none", "null")  # which text may say, in any case
 
 def empty(value: Any) -> bool:
     """Whether a value says nothing: null, "", "None", an empty list."""
-    return value is None or value == [] or (isinstance(value, str) and value.strip().casefold() in NOTHING)
+    if isinstance(value, str):
+        return value.strip().casefold() in NOTHING
+    return value is None or (isinstance(value, list) and not value)
 
 
 def shown(value: Any) -> str:

@@ -41,16 +41,17 @@ def guided(
     mask = asked.images[0][1] if inpaints and len(sources) == 1 else None
     maps = [_made(asked, image, mask, ready, size) for image in sources]
     shown = [fit(pixels, *size, asked.fit) for pixels in maps]
-    pictures: list[Any] = shown if mask is None else maps  # an inpainting hint is fitted with its mask
+    pictures: list[Any] = maps  # the host fits them, for each pass to its size
     if entry is not None:
         pictures = [ControlMap(pixels, entry.makes) for pixels in pictures]
     network: Any = net
     if asked.union is not None and hasattr(net, "of"):
         network = network.of(*[asked.union] * len(sources))
-    weight, mode, layers = asked.weight, asked.mode, asked.layers
+    mode, layers = asked.mode, asked.layers
+    weight = asked.weight if asked.schedule is None else asked.schedule
     if layers is not None:  # they replace weight and soft weights, which ours multiply
-        weight, (mode, layers) = 1.0, _replacing(mode, layers)
-    how: Any = {"fit": asked.fit, "mode": mode}
+        weight, (mode, layers) = asked.schedule or 1.0, _replacing(mode, layers)
+    how: Any = {"fit": asked.fit, "mode": mode, "passes": asked.passes}
     unit = Unit(
         network,
         tuple(pictures) if len(pictures) > 1 else pictures[0],

@@ -25,12 +25,12 @@ def infotext(asked: Generation, seed: int, sampler: str, model: str, models: dic
     if asked.clip_skip:
         words["Clip skip"] = asked.clip_skip + 1
     for place, unit in asked.units:
-        words[f"ControlNet {place - 1}"] = _unit(unit, models[place])
+        words[f"ControlNet {place - 1}"] = unit_text(unit, models[place])
     return "\n".join([*lines, ", ".join(f"{name}: {_quoted(value)}" for name, value in words.items())])
 
 
-def _unit(unit: WebuiUnit, model: str) -> str:
-    """In the order and words of sd-webui-controlnet."""
+def unit_text(unit: WebuiUnit, model: str) -> str:
+    """A unit in the order and words of sd-webui-controlnet."""
     words = {
         "Module": unit.module.name if unit.module else "none",
         "Model": model,

@@ -21,7 +21,10 @@ Pair = tuple[np.ndarray, np.ndarray | None]  # image and mask
 
 
 def picture(value: Any, name: str) -> np.ndarray:
-    """(H, W, 3) uint8 RGB. ValueError that begins with `name`, the same for whatever is no picture in base64."""
+    """(H, W, 3) uint8 RGB, also of an array, which no JSON holds. ValueError that begins with `name`, the same for
+    whatever is no picture in base64."""
+    if isinstance(value, np.ndarray):
+        return read_image(value)
     refusal = f"{name} is no picture in base64; paths and addresses are not read"
     if not isinstance(value, str):
         raise ValueError(refusal)

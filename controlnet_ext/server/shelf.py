@@ -17,19 +17,19 @@ from ..shapes.embedded import controls
 from ..sources import control_files
 from .kept import Kept
 
-KEPT = 3  # networks that stay loaded
+KEPT = 3  # networks that stay loaded, unless said otherwise
 
 
 class Shelf:
     """Files of control models in folders and in those within, and the ControlNets that come with `model` (the embedded
     one). Only these can be named in a request."""
 
-    def __init__(self, folders: Sequence[str], model: str):
+    def __init__(self, folders: Sequence[str], model: str, kept: int = KEPT):
         for folder in folders:
             if not Path(folder).is_dir():
                 raise FileNotFoundError(f"the folder of control models {folder!r} does not exist")
         self._folders, self._own = tuple(map(Path, folders)), tuple(controls(model).values())
-        self._nets = Kept[ControlModel](KEPT)
+        self._nets = Kept[ControlModel](kept)
         self.rescan()
 
     def rescan(self) -> None:
@@ -58,7 +58,7 @@ class Shelf:
         return (exact or alike)[0]
 
     def load(self, name: str, device: str, dtype: Any) -> ControlModel:
-        """The model of a listed name; the last three stay loaded. ValueError or FileNotFoundError in one line."""
+        """The model of a listed name; the last few stay loaded. ValueError or FileNotFoundError in one line."""
         from .. import models
 
         path = self._paths[name]

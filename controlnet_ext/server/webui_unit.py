@@ -46,13 +46,14 @@ class BeginsIn(Window):
 @dataclass(frozen=True, eq=False)
 class WebuiUnit:
     """What a unit says. `images` are pairs (image, mask or None), empty where it has none; `model` is a name as listed.
-    `resolution`, `a` and `b` are sliders, -1 for their defaults; `layers` are scales that replace weight and soft
-    weights."""
+    `schedule` replaces the weight by text as `Unit.weight` takes it. `resolution`, `a` and `b` are sliders, -1 for
+    their defaults; `layers` are scales that replace weight and soft weights."""
 
     module: Preprocessor | None
     model: str | None
     images: tuple[Pair, ...]
     weight: float
+    schedule: str | None
     window: Window
     fit: str
     mode: str
@@ -92,6 +93,7 @@ def read_unit(value: Any, name: str) -> WebuiUnit | None:
         model=fields.text("model") or None,
         images=pairs(image, fields.get("mask", "mask_image"), f"{name}: image"),
         weight=fields.number("weight", default=1, low=0, high=2),
+        schedule=fields.text("weight_schedule") or None,
         window=window,
         fit=fields.choice("resize_mode", among=FITS, default="crop"),
         mode=fields.choice("control_mode", among=MODES, default="control" if fields.flag("guessmode") else "balanced"),

@@ -1,0 +1,39 @@
+"""What lives as long as the host: control models, preprocessors, and on which device they are."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from preprocessors.library import Library
+
+from ..server.modules import readied
+from ..server.shelf import Shelf
+from . import settings
+
+
+@cache
+def shelf() -> Shelf:
+    """The control models that the host's folders hold."""
+    return Shelf(settings.model_folders(), "", int(settings.value("control_net_model_cache_size", 2)))
+
+
+@cache
+def ready() -> Any:
+    """What gives preprocessors by name, loaded on the host's device."""
+    return readied(device(), Library(settings.weight_folders() or None))
+
+
+def device() -> str:
+    """Of the host's UNet."""
+    from modules import devices
+
+    return str(devices.device)
+
+
+def dtype() -> Any:
+    """In which control models are loaded: as the host's UNet, or float32 by the flag."""
+    import torch
+    from modules import devices, shared
+
+    return torch.float32 if getattr(shared.cmd_opts, "no_half_controlnet", False) else devices.dtype_unet

@@ -1,0 +1,75 @@
+"""Settings and flags, under the keys that sd-webui-controlnet has, so that users' configurations keep working."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+SECTION = ("control_net", "ControlNet")
+EXTENSION = Path(__file__).resolve().parents[2]
+FOLDER = "ControlNet"  # in the host's folder of models
+
+
+def register() -> None:
+    """Have the host show the settings."""
+    from modules import script_callbacks
+
+    script_callbacks.on_ui_settings(_declare)
+
+
+def _declare() -> None:
+    import gradio as gr
+    from modules import shared
+
+    def option(key: str, default: Any, words: str, component: Any = None, given: Any = None, **more: Any) -> None:
+        shown = shared.OptionInfo(default, words, component, given or more or {}, section=SECTION)
+        shared.opts.add_option(key, shown)
+
+    units: dict[str, Any] = {"minimum": 1, "maximum": 10, "step": 1}
+    option("control_net_detectedmap_dir", "detected_maps", "Folder for saved control maps")
+    option("control_net_models_path", "", "One more folder of control models (requires restart)")
+    option("control_net_modules_path", "", "Folder of preprocessors' weights (requires restart)")
+    option("control_net_unit_count", 3, "Number of ControlNet units (requires restart)", gr.Slider, units)
+    option("control_net_model_cache_size", 2, "Control models that stay loaded (requires restart)", gr.Slider, units)
+    option("control_net_no_detectmap", False, "Do not append control maps to the pictures")
+    option("control_net_detectmap_autosaving", False, "Save control maps")
+    option("control_net_allow_script_control", False, "Allow other scripts to control this extension")
+    option("controlnet_ignore_noninpaint_mask", False, "Ignore a mask painted on a unit that does not inpaint")
+
+
+def value(key: str, default: Any) -> Any:
+    """A setting, `default` where the host does not know it (yet)."""
+    from modules import shared
+
+    return shared.opts.data.get(key, default)
+
+
+def units() -> int:
+    """How many units there are."""
+    return max(1, min(int(value("control_net_unit_count", 3)), 10))
+
+
+def model_folders() -> list[str]:
+    """Folders in which control models lie, those that exist: the host's, the extension's, the setting's, the flag's."""
+    from modules import shared
+    from modules.paths import models_path
+
+    named = (value("control_net_models_path", ""), getattr(shared.cmd_opts, "controlnet_dir", None))
+    found = [Path(models_path) / FOLDER, EXTENSION / "models", *(_placed(name) for name in named if name)]
+    return [str(folder) for folder in dict.fromkeys(found) if folder.is_dir()]
+
+
+def weight_folders() -> list[str]:
+    """Folders in which preprocessors' weights are looked for, first where one is downloaded to."""
+    from modules import shared
+
+    flag = getattr(shared.cmd_opts, "controlnet_annotator_models_path", None)
+    found = [_placed(name) for name in (flag, value("control_net_modules_path", "")) if name]
+    return [str(folder) for folder in dict.fromkeys(found) if folder.is_dir()]
+
+
+def _placed(name: str) -> Path:
+    """A path as a user gives it, from the host's folder of data on."""
+    from modules.paths import data_path
+
+    return Path(data_path) / Path(name).expanduser()
