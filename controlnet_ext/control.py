@@ -141,7 +141,8 @@ class ControlModel(Protocol):
     not. One that has `reads(kinds)` is asked for itself as it reads maps of these kinds (one for each image that acts,
     None: unknown), and raises ValueError if it does not. One with `together = True` is called once with a list of the
     hints of all images that act, instead of once for each. One with `reads_latents = True` is given latents of the maps
-    for `hint`, as `Host.encode` makes them. `global_average_pooling = True` confines it to the prompt's rows."""
+    for `hint`, as `Host.encode` makes them; one with `reads_values = True` the maps' `values`.
+    `global_average_pooling = True` confines it to the prompt's rows."""
 
     architecture: str
     family: str

@@ -19,7 +19,7 @@ class Maps:
     before anything runs."""
 
     def __init__(self, unit: Unit):
-        self._fit = unit.fit
+        self._unit, self._fit = unit, unit.fit
         self._match = unit.parameters.get("resolution") == "match"
         self._parameters = {name: v for name, v in unit.parameters.items() if name != "resolution" or not self._match}
         self._make = find(unit.preprocessor).ready() if unit.preprocessor else None
@@ -39,6 +39,18 @@ class Maps:
         """For each image that acts the map for all pictures, `(1, H, W, 3)`, or one for each, `(n, H, W, 3)`: RGB
         uint8; with an inpainting mask floats `(…, 3, H, W)` in 0..1, -1 where to repaint."""
         return [np.stack([self._fitted(pixels, height, width) for pixels in some]) for some in self._images]
+
+    def values(self) -> list[np.ndarray]:
+        """For each image that acts `ControlMap.values` as float32, with a first axis as in `at`. ValueError where an
+        image has none."""
+        found = []
+        for image in self._unit.alternatives:
+            maps = image.images if isinstance(image, PerSample) else (image,)
+            arrays = [_values(each) for each in maps]
+            if len({array.shape for array in arrays}) > 1:
+                raise ValueError(f"values of {len(arrays)} maps differ in shape: {arrays[0].shape}, …")
+            found.append(np.stack(arrays))
+        return found
 
     def _read(self, image: Any) -> np.ndarray:
         return image.pixels if isinstance(image, ControlMap) else read_image(image)
@@ -75,3 +87,13 @@ def _kind(image: Any, unit: Unit) -> str | None:
     kinds = {picture.kind if isinstance(picture, ControlMap) else None for picture in images}
     stated = kinds.pop() if len(kinds) == 1 else None
     return stated or ("inpaint" if unit.inpaint is not None else None)
+
+
+def _values(image: Any) -> np.ndarray:
+    values = image.values if isinstance(image, ControlMap) else None
+    if values is None:
+        raise ValueError("this model reads an embedding: give the unit a ControlMap with its values")
+    array = values.detach().cpu().float().numpy() if hasattr(values, "detach") else np.asarray(values)
+    if array.dtype.kind != "f" or not np.isfinite(array).all():
+        raise ValueError(f"values of a map are {array.dtype}, or not finite: expected finite floats")
+    return array.astype(np.float32)

@@ -113,7 +113,8 @@ class Acting:
         pictures = self._pictures(step) if any(own) else ()
         key = *size, len(step.x), pictures
         if key not in self._hints:
-            maps = zip(self._maps.at(*size), own, strict=True)
+            reads_values = getattr(self._model, "reads_values", False)
+            maps = zip(self._maps.values() if reads_values else self._maps.at(*size), own, strict=True)
             self._hints[key] = [self._hint(m[self._places(len(m), step, pictures)] if o else m, step) for m, o in maps]
         return self._hints[key]
 
