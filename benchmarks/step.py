@@ -25,7 +25,7 @@ import torch
 from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
 from PIL import Image
 
-from controlnet_ext import Unit, guide, run
+from controlnet_ext import Unit, acting, guide
 from controlnet_ext.models.controlnet import ControlNet
 
 Result = tuple[list[tuple[float, float]], torch.Tensor]
@@ -109,11 +109,11 @@ def where(guided: Callable[[], Any], device: str, count: int, net: ControlNet, u
 
         return timing
 
-    kept = {name: getattr(run, name) for name in ("finite", "weighted", "spread")}
+    kept = {name: getattr(acting, name) for name in ("finite", "weighted", "spread")}
     names = {"finite": "checks", "weighted": "weighting", "spread": "weighting"}
     try:
         for name, call in kept.items():
-            setattr(run, name, timed(names[name], call))
+            setattr(acting, name, timed(names[name], call))
         net.hint, net.forward, unet.forward = (
             timed("hint", net.hint),
             timed("net", net.forward),
@@ -124,7 +124,7 @@ def where(guided: Callable[[], Any], device: str, count: int, net: ControlNet, u
         total = clock(device) - begin
     finally:
         for name, call in kept.items():
-            setattr(run, name, call)
+            setattr(acting, name, call)
         for module, name in ((net, "hint"), (net, "forward"), (unet, "forward")):
             delattr(module, name)
     spent["the rest"] = total - sum(spent.values())

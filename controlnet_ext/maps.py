@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,7 +11,12 @@ from preprocessors.fit import fit, pixel_perfect
 from preprocessors.maps import ControlMap
 from preprocessors.registry import RESOLUTION, Ready, find
 
+from .after_steps import painted
+from .control import Host
 from .unit import PerSample, Unit
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Maps:
@@ -38,7 +43,19 @@ class Maps:
     def at(self, height: int, width: int) -> list[np.ndarray]:
         """For each image that acts the map for all pictures, `(1, H, W, 3)`, or one for each, `(n, H, W, 3)`: RGB
         uint8; with an inpainting mask floats `(…, 3, H, W)` in 0..1, -1 where to repaint."""
-        return [np.stack([self._fitted(pixels, height, width) for pixels in some]) for some in self._images]
+        return [np.stack([self._hint(pixels, height, width) for pixels in some]) for some in self._images]
+
+    def latents(self, host: Host) -> tuple[Tensor, Tensor | None]:
+        """What the VAE makes of the first image's maps, `(1, C, h, w)` or one for each picture, in float32; and where
+        their inpainting mask is white, as `painted` has it."""
+        import torch
+
+        fitted = np.stack([self._fitted(pixels, *host.pixel_size) for pixels in self._images[0]])
+        latents = host.encode(np.ascontiguousarray(fitted[..., :3])).float()
+        if self._mask is None:
+            return latents, None
+        white = torch.from_numpy(fitted[0, ..., 3] > 127).to(latents.device)
+        return latents, painted(white, fitted.shape[1] // latents.shape[2])
 
     def values(self) -> list[np.ndarray]:
         """For each image that acts `ControlMap.values` as float32, with a first axis as in `at`. ValueError where an
@@ -66,6 +83,7 @@ class Maps:
         return make(pixels, self._mask if make.entry.masked else None, **parameters).pixels
 
     def _fitted(self, pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+        """A map at that size, the mask as its fourth channel if there is one."""
         if self._match and self._make:
             resolution = pixel_perfect(pixels.shape[0], pixels.shape[1], height, width, self._fit)
             assert RESOLUTION.range is not None
@@ -74,7 +92,12 @@ class Maps:
         if self._mask is None:
             return fit(pixels, height, width, self._fit)
         mask = fit(self._mask, pixels.shape[0], pixels.shape[1], "stretch")[..., :1]
-        fitted = fit(np.concatenate([pixels, mask], axis=2), height, width, self._fit)
+        return fit(np.concatenate([pixels, mask], axis=2), height, width, self._fit)
+
+    def _hint(self, pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+        fitted = self._fitted(pixels, height, width)
+        if self._mask is None:
+            return fitted
         hint = fitted[..., :3].astype(np.float32) / 255
         hint[fitted[..., 3] > 127] = -1
         return hint.transpose(2, 0, 1)

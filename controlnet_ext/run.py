@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from collections.abc import Iterator, Sequence
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from .control import Host, Now, Residuals, Span, Step
+from .acting import Acting
+from .control import Host, Residuals, Span, Step
 from .maps import Maps
-from .unit import PerSample, Unit
-from .weighting import Region, finite, only, schedule, spread, weighted
+from .noise import Noise
+from .unit import Unit
 
 
 class Run:
@@ -35,161 +32,21 @@ class Run:
             if residuals is not None:
                 yield residuals
 
+    def acts_after(self, step: Step) -> bool:
+        """Whether a unit does something after this step."""
+        return any(acting.acts_after(step) for acting in self._acting)
+
+    def after(self, step: Step, out: Tensor, noise: Noise) -> Tensor:
+        """The UNet's output `(B, C, h, w)` for the step, as units that act after it want it; in their order."""
+        x, outs = step.x[:, : out.shape[1]].float(), out.float()
+        before = x0 = noise.clean(x, outs)
+        for acting in self._acting:
+            if acting.acts_after(step):
+                x0 = acting.after(x0, step)
+        return noise.moved(outs, x0 - before).to(out)
+
     def detach(self) -> None:
         """Undo, last first, what kinds that act in attention did to the UNet; their next step does it again. For
         a host whose batch or size changes, and before the next run."""
         for acting in reversed(self._acting):
             acting.detach()
-
-
-class Acting:
-    """One unit in one run."""
-
-    def __init__(self, name: str, unit: Unit, maps: Maps, spans: Sequence[Span], host: Host, turn: int):
-        self.name, self._unit, self._maps, self._host, self._turn = name, unit, maps, host, turn
-        self._model: Any = maps.reader(unit.model)
-        self._weights = _weights(name, unit, spans, turn)
-        self._prompt_only = unit.mode == "control" or getattr(self._model, "global_average_pooling", False) is True
-        self._region: Region | None = None
-        self._hints: dict[tuple[Any, ...], list[Any]] = {}
-        self._rows: tuple[Tensor | None, Tensor | None] = (None, None)  # step.positive, and what follows from it
-        self._attached = ExitStack()
-        self._is_attached = False
-        self._now: Now | None = None
-
-    def residuals(self, step: Step) -> Residuals | None:
-        """What this unit adds in the step; None when it rests, or acts inside the attention."""
-        self._now = None
-        weight = self._weights[step.span]
-        if weight == 0:
-            return None
-        if self._unit.region is not None and self._region is None:
-            self._region = Region(torch.from_numpy(self._unit.region)[None, None].to(step.x.device))
-        with placed(self._model, step.x.device):
-            if hasattr(self._model, "attach"):
-                self._attach(step, weight, self._made(step))
-                return None
-            rows = self._acting_rows(step)
-            if rows is not None and not len(rows):
-                return None
-            return spread(self._sum(only(step, rows), weight), rows, len(step.x))
-
-    def detach(self) -> None:
-        self._is_attached = False
-        self._attached.close()
-
-    def _sum(self, step: Step, weight: float) -> Residuals:
-        made, total = self._made(step), Residuals()
-        calls: list[Any] = [made] if getattr(self._model, "together", False) else made
-        for hint in calls:
-            residuals = self._model(step, hint)
-            if not finite(residuals.tensors):
-                steps = list(self._weights)
-                place = f"step {steps.index(step.span) + 1} of {len(steps)}"
-                raise ValueError(f"the residuals of {self.name} are not finite in {place}")
-            total += self._weighted(residuals.map(lambda h, _: h.to(step.x)), weight / len(calls))
-        return total
-
-    def _weighted(self, residuals: Residuals, weight: float) -> Residuals:
-        try:
-            return weighted(residuals, weight, self._unit.mode, self._unit.layers, self._region)
-        except ValueError as error:
-            raise ValueError(f"{self.name}: {error}") from error
-
-    def _acting_rows(self, step: Step) -> Tensor | None:
-        """Indices of the rows on which it acts, None for all."""
-        if not self._prompt_only:
-            return None
-        if step.positive is None:
-            raise ValueError(f"{self.name} acts on the prompt's rows only, and the host cannot tell which those are")
-        if self._rows[0] is not step.positive:
-            index = step.positive.nonzero()[:, 0]
-            self._rows = step.positive, None if len(index) == len(step.positive) else index
-        return self._rows[1]
-
-    def _made(self, step: Step) -> list[Any]:
-        """The hints, one for each image that acts, made once for a size and its rows."""
-        size, own = self._host.pixel_size, [isinstance(a, PerSample) for a in self._unit.alternatives]
-        pictures = self._pictures(step) if any(own) else ()
-        key = *size, len(step.x), pictures
-        if key not in self._hints:
-            reads_values = getattr(self._model, "reads_values", False)
-            maps = zip(self._maps.values() if reads_values else self._maps.at(*size), own, strict=True)
-            self._hints[key] = [self._hint(m[self._places(len(m), step, pictures)] if o else m, step) for m, o in maps]
-        return self._hints[key]
-
-    def _pictures(self, step: Step) -> tuple[int, ...]:
-        if step.samples is None:
-            raise ValueError(f"{self.name} has a map for each picture, and the host cannot tell whose row is whose")
-        return tuple(step.samples.tolist())
-
-    def _places(self, maps: int, step: Step, pictures: tuple[int, ...]) -> list[int]:
-        """Which of as many maps each row has."""
-        count = step.pictures or max(pictures) + 1
-        if maps == count:
-            return list(pictures)
-        if maps == count * step.frames:  # rows are whole videos
-            return [picture * step.frames + row % step.frames for row, picture in enumerate(pictures)]
-        videos = f" of {step.frames} frames" if step.frames > 1 else ""
-        raise ValueError(f"{self.name} has {maps} maps for {count} pictures{videos}")
-
-    def _hint(self, maps: np.ndarray, step: Step) -> Any:
-        if getattr(self._model, "reads_latents", False):
-            if maps.dtype != np.uint8:
-                raise ValueError(f"{self.name} reads latents of a picture, which an inpaint mask does not change")
-            return self._model.hint(self._host.encode(maps))
-        # A row of its own for each of x's, although they are often equal: convolutions of one row and of several differ
-        # in their last bits, and diffusers' pipelines have several.
-        rows = np.array(np.broadcast_to(maps, (len(step.x), *maps.shape[1:])))
-        hint = self._model.hint(torch.from_numpy(rows) if rows.dtype == np.float32 else rows)
-        if isinstance(hint, Tensor) and not finite([hint]):
-            raise ValueError(f"the hint of {self.name} is not finite")
-        return hint
-
-    def _attach(self, step: Step, weight: float, hints: list[Any]) -> None:
-        strength = torch.full((len(step.x),), weight / len(hints), device=step.x.device)
-        rows = self._acting_rows(step)
-        if rows is not None:
-            strength = torch.zeros_like(strength).index_copy(0, rows, strength[rows])
-        region = None if self._region is None else self._region.mask
-        self._now = Now(step, strength, self._unit.layers, region, self._turn)
-        if not self._is_attached:
-            self._is_attached = True
-            for hint in hints:
-                self._attached.enter_context(self._model.attach(self._host, hint, lambda: self._now))
-
-
-def _weights(name: str, unit: Unit, spans: Sequence[Span], turn: int) -> dict[Span, float]:
-    """The unit's weight in each step."""
-    weights = dict.fromkeys(spans, 0.0)
-    if unit.weight == 0 or unit.passes == ("second" if turn == 0 else "first"):
-        return weights
-    held = [span for span in spans if unit.window.holds(span)]
-    if not held:
-        raise ValueError(f"window {unit.window} of {name} holds none of {len(spans)} steps")
-    weight: Callable[[float], float] = schedule(unit.weight)
-    try:
-        weights |= {span: weight(span.begins) for span in held}
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name}: {error}") from error
-    if not any(weights.values()):
-        raise ValueError(f"the weight of {name} is 0 in all {len(held)} steps that its window {unit.window} holds")
-    return weights
-
-
-@contextmanager
-def placed(model: Any, device: torch.device) -> Iterator[None]:
-    """The model on this device, and afterwards back where it was. One that accelerate moves, or that has no weights,
-    stays."""
-    first = None
-    if isinstance(model, torch.nn.Module) and not hasattr(model, "_hf_hook"):
-        first = next(model.parameters(), None)
-    if first is None or first.device == device:
-        yield
-        return
-    home = first.device
-    model.to(device)
-    try:
-        yield
-    finally:
-        model.to(home)

@@ -16,6 +16,7 @@ from preprocessors.fit import WAYS
 from preprocessors.maps import ControlMap
 from preprocessors.registry import find
 
+from .after_steps import AfterStep, of_preprocessor
 from .control import ControlModel, Window
 from .weighting import MODES, schedule
 
@@ -59,7 +60,10 @@ class Unit:
     `fit`: how the map comes to the picture's size, "crop", "stretch" or "fill".
     `preprocessor` with `parameters` makes the map; `resolution` "match" makes it as fine as the picture needs.
     `passes`: which runs of a host it acts in: "first", "second" (all after the first) or "both".
-    `low_vram`: the model is on its device only while it works."""
+    `low_vram`: the model is on its device only while it works.
+    `after`: what is done to the latents after each step, `Restore()` or `Colours(8)` of `after_steps`; by default what
+    the preprocessor is for: inpaint_only keeps the image where `inpaint` is black, tile_colorfix its colours. Weights
+    count as 0..1 there; mode and layers do not."""
 
     model: ControlModel
     image: Picture | PerSample | tuple[Picture | PerSample, ...]
@@ -74,6 +78,7 @@ class Unit:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     passes: Literal["both", "first", "second"] = "both"
     low_vram: bool = False
+    after: AfterStep | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.model, type) or not callable(getattr(self.model, "hint", None)):
@@ -100,6 +105,7 @@ class Unit:
         if self.region is not None:
             object.__setattr__(self, "region", _region(self.region))
         self._check_preprocessor()
+        self._check_after()
 
     @property
     def alternatives(self) -> tuple[Picture | PerSample, ...]:
@@ -119,6 +125,18 @@ class Unit:
         for image in self.alternatives:
             if any(isinstance(p, ControlMap) for p in (image.images if isinstance(image, PerSample) else (image,))):
                 raise ValueError(f"preprocessor {self.preprocessor!r} on a ControlMap, which is a map already")
+
+    def _check_after(self) -> None:
+        if self.after is None and self.preprocessor is not None:
+            object.__setattr__(self, "after", of_preprocessor(find(self.preprocessor).name, self.parameters))
+        if self.after is None:
+            return
+        if not callable(self.after) or not hasattr(self.after, "masked"):
+            raise TypeError(f"after {_short(self.after)} is {type(self.after).__name__}, expected Restore or Colours")
+        if self.after.masked and self.inpaint is None:
+            raise ValueError(f"{self.after.name} changes what an inpaint mask covers, and the unit has none")
+        if len(self.alternatives) > 1:
+            raise ValueError(f"{self.after.name} acts by one image, and the unit has {len(self.alternatives)}")
 
 
 @contextmanager

@@ -76,12 +76,6 @@ def test_things_that_are_no_units_are_refused(pipe: Any) -> None:
     assert refusal(pipe, [Unit(Pushes(), GREY), "canny"]) == "unit 2: a str, expected a Unit"
 
 
-def test_a_kind_that_acts_after_steps_is_refused(pipe: Any) -> None:
-    model = Pushes()
-    model.after_step = lambda x0, step: x0  # type: ignore[attr-defined]
-    assert refusal(pipe, [Unit(model, GREY)]).startswith("unit 1: pushes acts after each step")
-
-
 def test_files_are_read_before_anything_runs(pipe: Any) -> None:
     with (
         pytest.raises(FileNotFoundError, match="unit 2: 'no such map' does not exist"),

@@ -10,7 +10,16 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("annotators", "preprocessors", "controlnet_ext")  # each imports only those before it
-CORE = {"control", "weighting", "unit", "maps", "run"}  # what models and hosts stand on
+CORE = {
+    "control",
+    "weighting",
+    "unit",
+    "maps",
+    "acting",
+    "run",
+    "noise",
+    "after_steps",
+}  # what models and hosts stand on
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 HEAVY = {"torch", "diffusers", "transformers", "accelerate", "peft", "torchvision", "controlnet_aux"}
 

@@ -8,12 +8,16 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel, UNetMotionModel
+from torch import Tensor
 
-from ..control import Residuals
+from ..acting import placed
+from ..control import Residuals, Step
 from ..maps import Maps
-from ..run import Run, placed
+from ..noise import Noise
+from ..run import Run
 from ..unit import Unit, named
 from .diffusers_host import DiffusersHost
+from .noise_levels import noise_level
 from .unet_calls import Call, Clock, prompted, rows
 from .unet_hook import hooked, uncompiled
 
@@ -59,6 +63,7 @@ class Guiding:
         self._runs = 0
         self._run: tuple[Run, Clock] | None = None
         self._rows: tuple[Any, Any] = (None, None)
+        self._call: tuple[Step, Noise] | None = None  # the present one, if a unit acts after it
 
     def sees(self, call: Call) -> bool:
         """Take note of a UNet call; whether a run begins with it."""
@@ -77,10 +82,23 @@ class Guiding:
             self._run = Run(self._units, self._maps, clock.spans, self._host, self._runs), clock
             self._runs += 1
         run, clock = self._run
+        self._call = None
         key = prompted(self._pipe), len(call.x)
         if begins or self._rows[0] != key:
             self._rows = key, rows(key[0], call)
-        return run.residuals(call.step(clock.span(), *self._rows[1]))
+        step = call.step(clock.span(), *self._rows[1])
+        if run.acts_after(step):
+            self._call = step, noise_level(self._pipe.scheduler, call.t.flatten()[0].item())
+        return run.residuals(step)
+
+    def after(self, out: Tensor) -> Tensor:
+        """The UNet's output as the units want it."""
+        if self._call is None or self._run is None:
+            return out
+        (step, noise), frames = self._call, out.ndim == 5
+        flat = out.transpose(1, 2).flatten(0, 1) if frames else out  # as in Call
+        flat = self._run[0].after(step, flat, noise)
+        return flat.unflatten(0, (len(out), -1)).transpose(1, 2) if frames else flat
 
     @property
     def ended(self) -> bool:
@@ -106,8 +124,6 @@ def _ready(unit: Any, unet: Any) -> Maps:
     """The maps of a unit that fits the UNet."""
     if not isinstance(unit, Unit):
         raise TypeError(f"a {type(unit).__name__}, expected a Unit")
-    if hasattr(unit.model, "after_step"):
-        raise ValueError(f"{unit.model.architecture} acts after each step, which diffusers pipelines do not offer yet")
     if hasattr(unit.model, "settle"):
         unit.model.settle(unet)
     maps = Maps(unit)

@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..acting import placed
 from ..control import Residuals, Span, Step
 from ..maps import Maps
-from ..run import Run, placed
+from ..run import Run
 from ..unit import Unit, named
 from .ldm_unet import LdmUNet
 

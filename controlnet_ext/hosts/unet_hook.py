@@ -1,4 +1,5 @@
-"""The hook on a UNet: residuals in before each call, and everything as it was afterwards."""
+"""The hook on a UNet: residuals in before each call, its result as units want it, and everything as it was
+afterwards."""
 
 from __future__ import annotations
 
@@ -6,6 +7,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
+
+from torch import Tensor
 
 from ..control import Residuals
 from .unet_calls import Call
@@ -21,11 +24,13 @@ class Guide(Protocol):
     @property
     def ended(self) -> bool: ...
 
+    def after(self, out: Tensor) -> Tensor: ...
+
     def detach(self) -> None: ...
 
 
 class Hook:
-    """What is called before a UNet: guides in order of entry, which all belong to one thread."""
+    """What is called before and after a UNet: guides in order of entry, which all belong to one thread."""
 
     def __init__(self, unet: Any):
         self.unet = unet
@@ -49,11 +54,25 @@ class Hook:
                 total = residuals if total is None else total + residuals
         return None if total is passed or total is None else call.passing(total)
 
-    def after(self, failed: bool) -> None:
-        """Be called after the UNet. Attention is given back when a run ends, because the pipeline may then put back its
-        own processors, as those for perturbed attention guidance do."""
-        if failed or any(guide.ended for guide in self.guides):
-            self.detach()
+    def after(self, result: Any) -> Any:
+        """Be called after the UNet with its result, None when it failed; the result as guides want it. Attention is
+        given back when a run ends, because the pipeline may then put back its own processors, as those for perturbed
+        attention guidance do."""
+        if threading.get_ident() != self.thread:
+            return result  # it was refused, and may not disturb the thread whose guides these are
+        failed = True
+        try:
+            if result is not None:
+                out = changed = result[0]
+                for guide in self.guides:
+                    changed = guide.after(changed)
+                if changed is not out:
+                    result = (changed, *result[1:]) if isinstance(result, tuple) else type(result)(sample=changed)
+                failed = False
+        finally:
+            if failed or any(guide.ended for guide in self.guides):
+                self.detach()
+        return result
 
     def detach(self) -> None:
         """Undo what acts in the attention, last first; of guides that stay it comes back with the next call."""
@@ -75,18 +94,17 @@ class Hook:
         if compiled is None:
             handles = ExitStack()
             handles.callback(self.unet.register_forward_pre_hook(self, with_kwargs=True).remove)
-            ended = self.unet.register_forward_hook(lambda *call: self.after(failed=call[-1] is None), always_call=True)
+            ended = self.unet.register_forward_hook(lambda *call: self.after(call[-1]), always_call=True)
             handles.callback(ended.remove)
             return handles.close
 
         def call(*args: Any, **kwargs: Any) -> Any:
             args, kwargs = self(self.unet, args, kwargs) or (args, kwargs)
-            failed = True
+            result = None
             try:
                 result = compiled(*args, **kwargs)
-                failed = False
             finally:
-                self.after(failed)
+                result = self.after(result)
             return result
 
         # unet.compile() compiles a module's hooks with it, and does not notice those that come later
