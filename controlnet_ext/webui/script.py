@@ -19,7 +19,8 @@ from ..server.guided import Guided, guided
 from ..server.infotext import unit_text
 from ..server.webui_unit import FITS, WebuiUnit, read_unit
 from ..unit import Unit, named
-from . import host, panel, settings
+from . import host, settings
+from .panel import build, rows
 from .sampling import guide_samples, release
 
 TITLE = "ControlNet"
@@ -45,7 +46,7 @@ class ControlNetScript(scripts.Script):
         return scripts.AlwaysVisible
 
     def ui(self, is_img2img: bool) -> list[Any]:
-        shown = panel.build(self, is_img2img, settings.units())
+        shown = build(self, is_img2img, settings.units())
         self.infotext_fields, self.paste_field_names = shown.pasted, [name for _, name in shown.pasted if name]
         return shown.components
 
@@ -84,7 +85,7 @@ class ControlNetScript(scripts.Script):
 
 def read_units(args: Sequence[Any], limit: int) -> list[Placed]:
     """The units that are on."""
-    said = [value for value in args if isinstance(value, Mapping)] if _from_api(args) else list(panel.rows(args))
+    said = [value for value in args if isinstance(value, Mapping)] if _from_api(args) else list(rows(args))
     if len(said) > limit:
         raise ValueError(f"{len(said)} units, expected up to {limit}")
     units = [(i, read_unit(value, f"unit {i}")) for i, value in enumerate(said, 1)]
