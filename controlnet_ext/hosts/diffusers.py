@@ -19,7 +19,7 @@ from ..unit import Unit, named
 from .diffusers_host import DiffusersHost
 from .noise_levels import noise_level
 from .unet_calls import Call, Clock, prompted, rows
-from .unet_hook import hooked, uncompiled
+from .unet_hook import hooked, is_compiled, uncompiled
 
 CPU = torch.device("cpu")
 REFINER = 2560  # width of its added vector: 1280 of the pooled prompt, 5 x 256 of sizes and score; the base has 6 x 256
@@ -56,7 +56,7 @@ class Guiding:
         self._maps = []
         for i, unit in enumerate(self._units, 1):
             with named(f"unit {i}"):
-                self._maps.append(_ready(unit, unet))
+                self._maps.append(_ready(unit, unet, is_compiled(pipe.unet)))
         self.models = ExitStack()  # back to where they were
         self._pipe, self._host = pipe, DiffusersHost(pipe, unet)
         self._seen = pipe.scheduler, pipe.scheduler.timesteps
@@ -120,10 +120,15 @@ class Guiding:
                 raise RuntimeError(f"unit {i} acts in the second run only, but {name} ran once")
 
 
-def _ready(unit: Any, unet: Any) -> Maps:
+def _ready(unit: Any, unet: Any, compiled: bool) -> Maps:
     """The maps of a unit that fits the UNet."""
     if not isinstance(unit, Unit):
         raise TypeError(f"a {type(unit).__name__}, expected a Unit")
+    if compiled and hasattr(unit.model, "attach"):
+        raise ValueError(
+            f"{unit.model.architecture} acts inside the UNet's attention, where torch.compile does not notice it; "
+            "guide the UNet as it was before"
+        )
     if hasattr(unit.model, "settle"):
         unit.model.settle(unet)
     maps = Maps(unit)

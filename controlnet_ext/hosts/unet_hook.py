@@ -143,6 +143,12 @@ def hooked(unet: Any, guide: Guide) -> Iterator[None]:
                     del _hooks[key]
 
 
+def is_compiled(unet: Any) -> bool:
+    """Whether torch.compile has the UNet, or blocks of it."""
+    compiled = (getattr(module, "_compiled_call_impl", None) for module in uncompiled(unet).modules())
+    return uncompiled(unet) is not unet or any(call is not None for call in compiled)
+
+
 def uncompiled(unet: Any) -> Any:
     """The UNet inside of torch.compile(unet); any other as it is."""
     return getattr(unet, "_orig_mod", unet)

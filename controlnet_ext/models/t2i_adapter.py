@@ -105,6 +105,8 @@ class T2IAdapter(nn.Module):
     def settle(self, unet: Any) -> None:
         """ValueError unless it fits a diffusers UNet: its levels have these widths, and the first ends at the size of
         the first features (SDXL's first level has no attention; there features come in behind the downsampling)."""
+        if "motion_max_seq_length" in unet.config:
+            raise ValueError("a T2I-Adapter acts inside the encoder, where a UNet with motion modules takes nothing")
         widths, levels = self.shape.widths, tuple(unet.config["block_out_channels"])
         fit = (levels, (*levels, levels[-1]))  # with features for the middle block, as SDXL's adapters have
         if widths not in fit:
