@@ -55,6 +55,8 @@ PANELS = (
 WHY_NOT = {
     "inpaint": "the picture itself; the unit's mask is made -1 in the hint",
     "inpaint_only": "the same",
+    "tile_colorfix": "the picture itself",
+    "tile_colorfix+sharp": "the same",
     "mediapipe_face": "there is no face in the photo",
 }
 

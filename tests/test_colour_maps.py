@@ -10,7 +10,7 @@ from preprocessors import preprocess
 rng = np.random.default_rng(0)
 NOISE = cv2.resize(rng.integers(0, 256, (9, 14, 3), np.uint8), (140, 90), interpolation=cv2.INTER_CUBIC)
 RECOLOURS = ("recolor_luminance", "recolor_intensity")
-NAMES = ("shuffle", "color", "tile_resample", "blur_gaussian", "inpaint", "inpaint_only", *RECOLOURS)
+NAMES = ("shuffle", "color", "tile_resample", "blur_gaussian", "inpaint", "inpaint_only", "tile_colorfix", *RECOLOURS)
 
 
 def test_shuffle_takes_each_pixel_from_where_two_noises_point():

@@ -7,13 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 from ldm import UNetModel
-from tiny import control, picture, pipeline, unet
+from tiny import DDIM, control, parts, picture, pipeline, unet
 
 from controlnet_ext import PerSample, Unit, Window, guide
-from controlnet_ext.control import Residuals, Span
+from controlnet_ext.after_steps import Colours
+from controlnet_ext.control import Residuals, Span, Step
 from controlnet_ext.hosts.ldm import Rows, guide_ldm
+from controlnet_ext.hosts.ldm_host import LdmHost
 from controlnet_ext.models.controlnet import ControlNet
 
 SPANS = [Span(i / 4, (i + 1) / 4) for i in range(4)]
@@ -200,3 +202,64 @@ def test_a_map_may_be_of_any_size_and_two_runs_have_hints_of_their_own():
             guiding.expect(replace(rows(), span=SPANS[0]))
             assert called(model, given).shape == given[0].shape
         assert guiding.called == 2
+
+
+class Latent:
+    """What of ldm's LatentDiffusion is asked for after a step: schedule, parameterization and VAE."""
+
+    def __init__(self, parameterization):
+        self.first_stage_model, self.parameterization = parts()["vae"], parameterization
+        self.alphas_cumprod = DDIMScheduler(**DDIM).alphas_cumprod
+
+    def encode_first_stage(self, pixels):
+        return self.first_stage_model.encode(pixels).latent_dist
+
+    def get_first_stage_encoding(self, latents):
+        return self.first_stage_model.config.scaling_factor * latents
+
+
+MASK = np.zeros((64, 64, 3), np.uint8)
+MASK[:, 32:] = 255
+
+
+@pytest.mark.parametrize(("ldm", "diffusers"), [("eps", "epsilon"), ("v", "v_prediction"), ("x0", "sample")])
+def test_units_act_after_a_step_as_in_diffusers(ldm, diffusers):
+    """A whole run of `guide`, each of its UNet calls repeated by the ldm host, in parts too."""
+    pipe, calls = pipeline(StableDiffusionPipeline, scheduler=DDIMScheduler(**DDIM, prediction_type=diffusers)), []
+    one = unit(preprocessor="inpaint_only", inpaint=MASK, weight=0.8, window=Window(0.25, 1))
+    two = unit(weight=0.5, after=Colours(3, 2))
+    with guide(pipe, [one, two]):
+        handle = pipe.unet.register_forward_hook(
+            lambda _, args, kwargs, out: calls.append((args, kwargs, out[0].clone())), with_kwargs=True
+        )
+        numbers = torch.Generator().manual_seed(1)
+        pipe("a", height=64, width=64, num_inference_steps=4, generator=numbers, output_type="latent")
+        handle.remove()
+    model = UNetModel(pipe.unet)
+    with guide_ldm(model, [one, two], Latent(ldm)) as guiding:
+        guiding.begin(SPANS, 0)
+        for parts_of in ((2,), (1, 1)):
+            for span, (args, kwargs, out) in zip(SPANS, calls, strict=True):
+                guiding.expect(Rows(span, [0, 0], [False, True]))
+                t = torch.as_tensor(args[1]).reshape(-1).float().expand(2)
+                given = args[0], t, kwargs["encoder_hidden_states"], None
+                found = torch.cat([called(model, part) for part in _split(given, parts_of)])
+                torch.testing.assert_close(found, out, rtol=1e-4, atol=1e-4)
+
+
+def test_noise_between_timesteps_is_k_diffusions():
+    host = LdmHost(None, Latent("eps"))
+    x = torch.zeros(2, 4, 8, 8)
+    host.call = Step(x, torch.tensor([500.25, 999.0]), torch.zeros(2, 1, 1), SPANS[0])
+    alphas = host.model.alphas_cumprod.double()
+    logs = ((1 - alphas) / alphas).sqrt().log()
+    sigmas = torch.stack([0.75 * logs[500] + 0.25 * logs[501], logs[999]]).exp()
+    noise = host.noise()
+    torch.testing.assert_close((noise.noise / noise.signal).flatten().double(), sigmas, rtol=1e-6, atol=0)
+    torch.testing.assert_close(noise.noise**2 + noise.signal**2, torch.ones(2, 1, 1, 1))
+
+
+def test_without_the_model_what_needs_it_is_refused():
+    model, given = UNetModel(unet()), inputs()
+    with pytest.raises(ValueError, match="needs the host's model, with its VAE and alphas_cumprod"):
+        guided(model, [unit(after=Colours())], given)

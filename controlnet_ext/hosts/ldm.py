@@ -8,7 +8,6 @@ T2I-Adapters to the output of the encoder block that ends each level.
 from __future__ import annotations
 
 import threading
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -22,9 +21,8 @@ from ..control import Residuals, Span, Step
 from ..maps import Maps
 from ..run import Run
 from ..unit import Unit, named
+from .ldm_host import LdmHost
 from .ldm_unet import LdmUNet
-
-FACTOR = 8  # pixels of a picture for one of its latents
 
 
 @dataclass(frozen=True)
@@ -42,13 +40,14 @@ class Rows:
 
 
 @contextmanager
-def guide_ldm(unet: Any, units: Iterable[Unit]) -> Iterator[LdmGuide]:
+def guide_ldm(unet: Any, units: Iterable[Unit], model: Any = None) -> Iterator[LdmGuide]:
     """In this context `units` guide the UNet; afterwards it is as before, to the bit.
 
-    The host says when a run begins (`LdmGuide.begin`) and what each step asks (`LdmGuide.expect`); a UNet call before
-    that is an error. ValueError, TypeError or FileNotFoundError says what cannot act, as in `guide`. RuntimeError when
-    the UNet is called in another thread, or is guided already."""
-    guide = LdmGuide(unet, units)
+    `model` is the LatentDiffusion that the UNet belongs to: its alphas_cumprod, its parameterization and its VAE are
+    what units need that act after a step. The host says when a run begins (`LdmGuide.begin`) and what each step asks
+    (`LdmGuide.expect`); a UNet call before that is an error. ValueError, TypeError or FileNotFoundError says what
+    cannot act, as in `guide`. RuntimeError when the UNet is called in another thread, or is guided already."""
+    guide = LdmGuide(unet, units, model)
     with guide.models, _alone(unet), ExitStack() as handles:
         for handle in guide.hooked():
             handles.callback(handle.remove)
@@ -61,8 +60,8 @@ def guide_ldm(unet: Any, units: Iterable[Unit]) -> Iterator[LdmGuide]:
 class LdmGuide:
     """The units of one guided UNet, and the run they are in."""
 
-    def __init__(self, unet: Any, units: Iterable[Unit]):
-        self._unet, self._view = unet, LdmUNet(unet)
+    def __init__(self, unet: Any, units: Iterable[Unit], model: Any = None):
+        self._unet, self._view, self._model = unet, LdmUNet(unet), model
         self._units = list(units)
         self._maps = []
         for i, unit in enumerate(self._units, 1):
@@ -74,7 +73,7 @@ class LdmGuide:
         self._run: Run | None = None
         self._rows: Rows | None = None
         self._seen = 0  # rows of the present step
-        self._host: Any = LdmHost(unet)
+        self._host: Any = LdmHost(unet, model)
         self._total: Residuals | None = None
         self._ends = _ends(unet.input_blocks)
 
@@ -82,7 +81,7 @@ class LdmGuide:
         """A run of these steps begins; `turn` counts a picture's runs from 0 (hires fix: the second is 1). ValueError
         when a unit would act in none of the steps."""
         self.end()
-        self._host = LdmHost(self._unet)
+        self._host = LdmHost(self._unet, self._model)
         self._run = Run(self._units, self._maps, spans, self._host, turn)
 
     def expect(self, rows: Rows) -> None:
@@ -99,7 +98,7 @@ class LdmGuide:
         """Hook the UNet; handles that undo it."""
         blocks = list(self._unet.input_blocks)
         yield self._unet.register_forward_pre_hook(self._before, with_kwargs=True)
-        yield self._unet.register_forward_hook(self._after, always_call=True)
+        yield self._unet.register_forward_hook(lambda *call: self._after(call[-1]), always_call=True)
         for place, end in enumerate(self._ends):
             yield blocks[end].register_forward_hook(lambda _, __, h, place=place: self._in_encoder(h, place))
         yield self._unet.middle_block.register_forward_hook(lambda _, __, h: self._in_middle(h))
@@ -123,8 +122,15 @@ class LdmGuide:
         self._total = total
         self.called += 1
 
-    def _after(self, *_: Any) -> None:
+    def _after(self, out: Tensor | None) -> Tensor | None:
+        """The UNet's output as the units want it, None where it failed."""
+        if threading.get_ident() != self._thread:
+            return out  # of a call that was refused, which may not disturb that of the guide's thread
         self._total = None
+        step = self._host.call
+        if out is None or self._run is None or step is None or not self._run.acts_after(step):
+            return out
+        return self._run.after(step, out, self._host.noise())
 
     def _step(self, x: Tensor, timesteps: Any = None, context: Any = None, y: Any = None, **_: Any) -> Step:
         assert self._rows is not None
@@ -157,35 +163,6 @@ class LdmGuide:
         return h, *args[1:]
 
 
-class LdmHost:
-    """What an ldm UNet offers during a run: of `controlnet_ext.control.Host` all but what kinds that act by `attach`
-    need. `call` is its present step."""
-
-    def __init__(self, unet: Any):
-        self.unet = unet
-        self.call: Step | None = None
-        self._generator: tuple[Tensor, torch.Generator] | None = None
-
-    @property
-    def pixel_size(self) -> tuple[int, int]:
-        height, width = self._x.shape[-2:]
-        return height * FACTOR, width * FACTOR
-
-    @property
-    def generator(self) -> torch.Generator:
-        """On the CPU, seeded by the latents of the call in which a run first asks for it."""
-        if self._generator is None:
-            latents = self._x.detach().cpu().contiguous().view(torch.uint8)
-            self._generator = self._x, torch.Generator().manual_seed(zlib.crc32(latents.numpy().tobytes()))
-        return self._generator[1]
-
-    @property
-    def _x(self) -> Tensor:
-        if self.call is None:
-            raise ValueError("the host has no size, device or numbers before the UNet's first call")
-        return self.call.x
-
-
 _guided: set[int] = set()  # UNets, by id
 _changing = threading.Lock()
 
@@ -207,9 +184,8 @@ def _ready(unit: Any, unet: LdmUNet) -> Maps:
     """The maps of a unit that fits the UNet."""
     if not isinstance(unit, Unit):
         raise TypeError(f"a {type(unit).__name__}, expected a Unit")
-    for what in ("attach", "after_step"):
-        if hasattr(unit.model, what):
-            raise ValueError(f"{unit.model.architecture} acts by {what}, which this host does not offer yet")
+    if hasattr(unit.model, "attach"):
+        raise ValueError(f"{unit.model.architecture} acts by attach, which this host does not offer yet")
     if hasattr(unit.model, "settle"):
         unit.model.settle(unet)
     maps = Maps(unit)
