@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
 from typing import Any
 
 from .generation import Generation
-from .webui_unit import FITS, MODES, WebuiUnit
+from .webui_unit import FITS, MODES, PASSES, UNIONS, WebuiUnit
+
+FIELDS = {  # that a unit's text may set
+    *("module", "model", "weight", "resize_mode", "processor_res", "threshold_a", "threshold_b", "guidance_start"),
+    *("guidance_end", "pixel_perfect", "control_mode", "enabled", "hr_option", "low_vram", "save_detected_map"),
+    *("union_control_type", "weight_schedule", "advanced_weighting"),
+}
 
 
 def infotext(asked: Generation, seed: int, sampler: str, model: str, models: dict[int, str]) -> str:
@@ -30,21 +38,62 @@ def infotext(asked: Generation, seed: int, sampler: str, model: str, models: dic
 
 
 def unit_text(unit: WebuiUnit, model: str) -> str:
-    """A unit in the order and words of sd-webui-controlnet."""
-    words = {
+    """A unit in the order and words of sd-webui-controlnet, and after them what it has no words for."""
+    words: dict[str, Any] = {
         "Module": unit.module.name if unit.module else "none",
         "Model": model,
         "Weight": unit.weight,
-        "Resize Mode": next(word for word, way in FITS if way == unit.fit),
-        "Processor Res": unit.resolution,
+        "Resize Mode": _word(FITS, unit.fit),
+        "Processor Res": round(unit.resolution),
         "Threshold A": unit.a,
         "Threshold B": unit.b,
         "Guidance Start": unit.window.start,
         "Guidance End": unit.window.end,
         "Pixel Perfect": unit.pixel_perfect,
-        "Control Mode": next(word for word, mode in MODES if mode == unit.mode),
+        "Control Mode": _word(MODES, unit.mode),
+        "Enabled": True,
+        "Hr Option": _word(PASSES, unit.passes),
+        "Low Vram": unit.low_vram,
+        "Save Detected Map": unit.shows_map,
+        "Union Control Type": _word(UNIONS, unit.union),
     }
+    if unit.schedule is not None:
+        words["Weight Schedule"] = " ".join(unit.schedule.replace(",", " ").split())
+    if unit.layers is not None:
+        words["Advanced Weighting"] = " ".join(f"{value:g}" for value in unit.layers)
     return ", ".join(f"{name}: {value}" for name, value in words.items())
+
+
+def read_unit_text(text: str) -> dict[str, Any]:
+    """The fields of a unit that `unit_text`, or sd-webui-controlnet, wrote; what is no field is passed over."""
+    found: dict[str, Any] = {}
+    for part in text.split(","):
+        name, colon, said = part.partition(":")
+        key = "_".join(name.casefold().split())
+        if colon and key in FIELDS:
+            found[key] = _value(said.strip())
+    if "advanced_weighting" in found:
+        words = str(found["advanced_weighting"]).split()
+        found["advanced_weighting"] = [float(word) for word in words if _is_number(word)]
+    if "weight_schedule" in found:
+        found["weight_schedule"] = ", ".join(str(found["weight_schedule"]).split())
+    return found
+
+
+def _value(said: str) -> Any:
+    if said in ("True", "False"):
+        return said == "True"
+    if not _is_number(said):
+        return said
+    return int(said) if said.lstrip("-").isdigit() else float(said)
+
+
+def _is_number(said: str) -> bool:
+    return re.fullmatch(r"-?\d{1,12}(\.\d{1,20})?", said, re.ASCII) is not None
+
+
+def _word(among: Sequence[tuple[str, Any]], meaning: Any) -> str:
+    return next(word for word, value in among if value == meaning)
 
 
 def _quoted(value: Any) -> str:

@@ -33,6 +33,7 @@ UNIONS = (
     *(("Normal Map", "normals"), ("Segmentation", "segmentation"), ("Tile", "tile"), ("Inpaint", "inpaint")),
     ("Unknown", None),
 )
+LAYERS = 100  # scales in advanced_weighting at most
 ANY = 1e9  # sliders take any number: what lies outside their range means their default
 
 
@@ -47,7 +48,8 @@ class BeginsIn(Window):
 class WebuiUnit:
     """What a unit says. `images` are pairs (image, mask or None), empty where it has none; `model` is a name as listed.
     `schedule` replaces the weight by text as `Unit.weight` takes it. `resolution`, `a` and `b` are sliders, -1 for
-    their defaults; `layers` are scales that replace weight and soft weights."""
+    their defaults; `layers` are scales that replace weight and soft weights. `crops`: where only the masked part is
+    repainted, that part of the image is looked at."""
 
     module: Preprocessor | None
     model: str | None
@@ -67,6 +69,7 @@ class WebuiUnit:
     layers: tuple[float, ...] | None
     region: np.ndarray | None
     shows_map: bool
+    crops: bool
 
 
 def read_unit(value: Any, name: str) -> WebuiUnit | None:
@@ -107,6 +110,7 @@ def read_unit(value: Any, name: str) -> WebuiUnit | None:
         layers=_layers(fields),
         region=None if region is None else picture(region, f"{name}: effective_region_mask"),
         shows_map=fields.flag("save_detected_map", default=True),
+        crops=fields.flag("inpaint_crop_input_image", default=True),
     )
 
 
@@ -121,7 +125,7 @@ def _layers(fields: Fields) -> tuple[float, ...] | None:
     value = fields.get("advanced_weighting")
     if value is None:
         return None
-    if not isinstance(value, list) or len(value) > 100:
+    if not isinstance(value, list) or len(value) > LAYERS:
         raise fields.wrong("advanced_weighting", value, "a list of numbers")
     each = Fields(dict(zip(map(str, range(len(value))), value, strict=True)), f"{fields.where}: advanced_weighting")
     return tuple(each.number(key, default=0, low=-10, high=10) for key in each.values)

@@ -8,7 +8,6 @@ arrays (H, W, 3 or 4) uint8.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,9 +16,10 @@ from PIL import Image
 
 from ..server.guided import Guided, guided
 from ..server.infotext import unit_text
-from ..server.webui_unit import FITS, WebuiUnit, read_unit
+from ..server.webui_unit import WebuiUnit, read_unit
 from ..unit import Unit, named
 from . import host, settings
+from .images import with_images
 from .panel import build, rows
 from .sampling import guide_samples, release
 
@@ -27,13 +27,39 @@ TITLE = "ControlNet"
 Placed = tuple[int, WebuiUnit]  # with its place, from 1
 
 
-@dataclass(eq=False)
 class Request:
-    """What one request's units became."""
+    """The units of one request. Models are looked up at once, for the PNG info; maps are made when the host samples,
+    because only then it knows all sizes, and lets an error be seen."""
 
-    units: list[Placed]
-    guided: list[Guided] = field(default_factory=list)
-    error: Exception | None = None
+    def __init__(self, p: Any, args: Sequence[Any]):
+        self._p, self.units, self.models = p, list[Placed](), list[str]()
+        self.guided: list[Guided] | None = None
+        self._error: Exception | None = None
+        try:
+            self.units = read_units(args, settings.units())
+            self.models = [_model(place, unit) for place, unit in self.units]
+        except ValueError as error:
+            self._error = error
+
+    @property
+    def asks(self) -> bool:
+        """Whether there is something to do or to refuse."""
+        return bool(self.units) or self._error is not None
+
+    def made(self) -> list[Unit]:
+        """The units at work."""
+        if self._error is not None:
+            raise self._error
+        if self.guided is None:
+            placed = zip(self.units, self.models, strict=True)
+            self.guided = [_guided(self._p, place, unit, model) for (place, unit), model in placed]
+        return [each.unit for each in self.guided]
+
+    @property
+    def maps(self) -> list[np.ndarray]:
+        """Those to be shown."""
+        made = zip(self.units, self.guided or (), strict=False)
+        return [each.map for (_, unit), each in made if unit.shows_map]
 
 
 class ControlNetScript(scripts.Script):
@@ -51,36 +77,21 @@ class ControlNetScript(scripts.Script):
         return shown.components
 
     def process(self, p: Any, *args: Any) -> None:
-        """Make the maps, load the models. What is wrong is raised when the host samples: here it would only log it."""
+        """Read the units, and have the samples guided."""
         release(p)
-        vars(p).pop("controlnet_ext", None)
-        try:
-            units = read_units(args, settings.units())
-        except ValueError as error:
-            request = Request([], error=error)
-        else:
-            if not units:
-                return
-            request = Request(units)
-        p.controlnet_ext = request
-        try:
-            if request.error is None:
-                request.guided = [_guided(p, place, unit) for place, unit in request.units]
-        except (ValueError, TypeError, FileNotFoundError, OSError) as error:
-            request.error = error
-        for (place, unit), made in zip(request.units, request.guided, strict=False):
-            p.extra_generation_params[f"ControlNet {place - 1}"] = unit_text(unit, made.model)
-        guide_samples(p, lambda: _units(request))
+        p.controlnet_ext = request = Request(p, args)
+        if not request.asks:
+            return
+        for (place, unit), model in zip(request.units, request.models, strict=False):
+            p.extra_generation_params[f"ControlNet {place - 1}"] = unit_text(unit, model)
+        guide_samples(p, request.made)
 
     def postprocess(self, p: Any, processed: Any, *args: Any) -> None:
         """Append the maps."""
-        request = vars(p).get("controlnet_ext")
         release(p)
-        if request is None or settings.value("control_net_no_detectmap", False):
-            return
-        for (_, unit), made in zip(request.units, request.guided, strict=False):
-            if unit.shows_map:
-                processed.images.append(Image.fromarray(made.map))
+        request = vars(p).pop("controlnet_ext", None)
+        if request is not None and not settings.value("control_net_no_detectmap", False):
+            processed.images.extend(Image.fromarray(each) for each in request.maps)
 
 
 def read_units(args: Sequence[Any], limit: int) -> list[Placed]:
@@ -97,34 +108,15 @@ def _from_api(args: Sequence[Any]) -> bool:
     return bool(args) and isinstance(args[0], Mapping)
 
 
-def _units(request: Request) -> list[Unit]:
-    if request.error is not None:
-        raise request.error
-    return [each.unit for each in request.guided]
-
-
-def _guided(p: Any, place: int, unit: WebuiUnit) -> Guided:
+def _model(place: int, unit: WebuiUnit) -> str:
     with named(f"unit {place}"):
-        if not unit.images:
-            unit = replace(unit, images=(_initial(p),), fit=_fit(p))
         if unit.model is None:
             raise ValueError("it is on and has no model; choose one, or switch the unit off")
-        shelf = host.shelf()
-        model = shelf.find(unit.model)
-        net = shelf.load(model, host.device(), host.dtype())
-        return guided(unit, model, net, host.ready(), (p.height // 8 * 8, p.width // 8 * 8))
+        return host.shelf().find(unit.model)
 
 
-def _initial(p: Any) -> tuple[np.ndarray, np.ndarray | None]:
-    """img2img's picture, with its mask."""
-    images = [image for image in getattr(p, "init_images", None) or () if image is not None]
-    if not images:
-        raise ValueError("it is on and has no image")
-    mask = getattr(p, "image_mask", None)
-    return np.asarray(images[0].convert("RGB")), None if mask is None else np.asarray(mask.convert("RGB"))
-
-
-def _fit(p: Any) -> str:
-    """The host's own way of resizing img2img's picture."""
-    mode = int(getattr(p, "resize_mode", 0) or 0)
-    return FITS[mode][1] if mode < 4 else "stretch"
+def _guided(p: Any, place: int, unit: WebuiUnit, model: str) -> Guided:
+    with named(f"unit {place}"):
+        net = host.shelf().load(model, host.device(), host.dtype())
+        size = p.height // 8 * 8, p.width // 8 * 8
+        return guided(with_images(unit, p), model, net, host.ready(), size)
