@@ -16,7 +16,7 @@ from diffusers import (
     StableDiffusionPipeline,
     UNetMotionModel,
 )
-from networks import all_of, ours, picture, randomised, reference, step_for, unet
+from networks import all_of, ours, picture, randomised, reference, step_for, theirs_on, unet
 from safetensors.torch import save_file
 
 from controlnet_ext import Unit, cli, guide, models
@@ -82,6 +82,23 @@ def test_residuals_equal_those_of_the_network_written_out(shape: str, tmp_path: 
     for a, b in zip(all_of(lora(step, lora.hint(picture()))), all_of(net(step, net.hint(picture()))), strict=True):
         assert b.std() >= 0.1
         assert (a - b).abs().max() <= 1e-5 * b.std()  # the product is added as it is made
+
+
+@torch.no_grad()
+def test_residuals_equal_those_of_diffusers_loader_given_the_biases_that_it_leaves_out() -> None:
+    theirs, base = reference("SD1.5"), unet("SD1.5")
+    file, _ = parts(theirs, base)
+    hint = theirs.config.conditioning_embedding_out_channels
+    net = ControlNetModel.from_unet(base, conditioning_embedding_out_channels=hint)
+    net.load_lora_adapter(written(file, theirs), prefix=None)
+    for name, module in net.named_modules():
+        if hasattr(module, "base_layer") and f"{name}.bias" in file:
+            module.base_layer.bias.copy_(file[f"{name}.bias"])  # benchmarks/control_lora_diffusers.py
+    lora = load(file | MARK, {})
+    lora.settle(base)
+    step = step_for(lora)
+    for a, b in zip(all_of(lora(step, lora.hint(picture()))), theirs_on(net, step, picture()), strict=True):
+        assert (a - b).abs().max() <= 1e-5 * b.std()
 
 
 @torch.no_grad()
