@@ -17,6 +17,7 @@ import numpy as np
 
 from controlnet_ext.server.desk import Desk
 from controlnet_ext.server.engine import Engine
+from controlnet_ext.server.limits import Limits
 from controlnet_ext.server.modules import readied
 from controlnet_ext.server.shelf import Shelf
 from controlnet_ext.server.worker import Worker
@@ -80,7 +81,7 @@ def served(units: int = 3, queue: int = 16, token: str | None = None) -> Iterato
 
     shelf = Shelf((), "embedded")
     ready = readied("cpu", Library(download=False))
-    desk = Desk(Engine("embedded", shelf, ready, "cpu", "float32"), shelf, ready, units)
+    desk = Desk(Engine("embedded", shelf, ready, "cpu", "float32"), shelf, ready, Limits(units=units))
     worker = Worker(queue)
     served = app(desk, worker, token, ("127.0.0.1",))
     config = uvicorn.Config(served, port=0, log_level="warning", lifespan="off")

@@ -13,6 +13,8 @@ Serve the HTTP API of sd-webui-controlnet, with txt2img and img2img, over one mo
                        CONTROLNET_EXT_TOKEN, where other users do not see it
     --units N          how many units a request may have, by default 3
     --queue N          how many requests may wait, by default 16
+    --side N           how wide and high a picture may be in pixels, by default 2048
+    --steps N          how many steps a picture may take, by default 150
     --device D         cpu, cuda, cuda:1, mps; by default the fastest there is
     --dtype T          float32, bfloat16, float16; by default float32 on a CPU and float16 elsewhere
 
@@ -30,9 +32,11 @@ from preprocessors.library import Library
 
 from ..recipe import DTYPES, UNITS
 from ..recipe_options import chosen_device
+from ..server.limits import Limits
 from ..shapes.embedded import NAME
 from . import say
 
+LIMITS = Limits()
 TOKEN = "CONTROLNET_EXT_TOKEN"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 NAMES = ("127.0.0.1", "localhost", "[::1]")
@@ -42,7 +46,13 @@ def arguments(parser: ArgumentParser, words: list[str]) -> None:
     """Declares what the docstring says."""
     parser.add_argument("--model", default=NAME)
     parser.add_argument("--host", default="127.0.0.1")
-    for name, number in (("port", 7860), ("units", 3), ("queue", 16)):
+    for name, number in (
+        ("port", 7860),
+        ("queue", 16),
+        ("units", LIMITS.units),
+        ("side", LIMITS.side),
+        ("steps", LIMITS.steps),
+    ):
         parser.add_argument(f"--{name}", type=int, default=number)
     for name in ("controls", "library"):
         parser.add_argument(f"--{name}", metavar="FOLDER", action="append")
@@ -54,7 +64,13 @@ def arguments(parser: ArgumentParser, words: list[str]) -> None:
 def run(options: Namespace) -> int:
     """Loads the model, then answers until it is interrupted."""
     token = options.token or os.environ.get(TOKEN) or None
-    for name, least, most in (("port", 0, 65535), ("units", 1, UNITS), ("queue", 1, 1000)):
+    for name, least, most in (
+        ("port", 0, 65535),
+        ("units", 1, UNITS),
+        ("queue", 1, 1000),
+        ("side", 64, 8192),
+        ("steps", 1, 1000),
+    ):
         if not least <= getattr(options, name) <= most:
             raise ValueError(f"--{name} {getattr(options, name)} is outside {least}..{most}")
     if options.host not in LOOPBACK and token is None:
@@ -79,7 +95,7 @@ def run(options: Namespace) -> int:
     shelf = Shelf(options.controls or (), options.model)
     ready = readied(device, library)
     engine = Engine(options.model, shelf, ready, device, dtype)
-    desk = Desk(engine, shelf, ready, options.units)
+    desk = Desk(engine, shelf, ready, Limits(options.units, options.side, options.steps))
     worker = Worker(options.queue)
     served = app(desk, worker, token, NAMES if options.host in LOOPBACK else ("*",))
     say(f"controlnet-ext: {engine.name} on {device}, http://{options.host}:{options.port}, Ctrl-C stops it")

@@ -18,6 +18,7 @@ from .control_api import VERSION, module_list, render_poses, settings
 from .control_types import control_types
 from .desk import Desk
 from .http import answering, reading, refusal, working
+from .schema import document
 from .shelf import Shelf
 from .worker import Worker
 
@@ -70,7 +71,10 @@ def app(desk: Desk, worker: Worker, token: str | None, hosts: Sequence[str]) -> 
     """All routes. With a `token` every request but /health must bring it, as bearer or as
     the password of basic authentication. `hosts` are the names under which it may be asked, "*" for any: a page of
     another site whose name leads here is none of them."""
-    routes = control_routes(desk.shelf, desk.units, desk.detection, worker) + picture_routes(desk, worker)
+    routes = control_routes(desk.shelf, desk.limits.units, desk.detection, worker) + picture_routes(desk, worker)
+    routes.append(
+        Route("/openapi.json", answering(lambda _: document(routes, desk.limits, desk.shelf.names, bool(token))))
+    )
 
     guards = [Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))]
     if token is not None:

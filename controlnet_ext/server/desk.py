@@ -10,19 +10,20 @@ from preprocessors.registry import Ready
 from .control_api import detect
 from .engine import Engine
 from .generation import TITLES, read_generation
+from .limits import Limits
 from .samplers import SAMPLERS, SPACINGS
 from .shelf import Shelf
 
 
 class Desk:
-    """An engine, its control models, and what gives preprocessors by name. `units` is how many a request may have."""
+    """An engine, its control models, and what gives preprocessors by name."""
 
-    def __init__(self, engine: Engine, shelf: Shelf, ready: Callable[[str], Ready], units: int):
-        self.engine, self.shelf, self.units, self._ready = engine, shelf, units, ready
+    def __init__(self, engine: Engine, shelf: Shelf, ready: Callable[[str], Ready], limits: Limits):
+        self.engine, self.shelf, self.limits, self._ready = engine, shelf, limits, ready
 
     def generation(self, value: Any, from_image: bool) -> dict[str, Any]:
         """The answer to a request for pictures."""
-        asked = read_generation(value, self.engine.size, self.units, from_image)
+        asked = read_generation(value, self.engine.size, self.limits, from_image)
         echo = {k: v for k, v in value.items() if isinstance(v, bool | int | float | str) and k != "mask"}
         return {**self.engine.make(asked), "parameters": echo}
 
@@ -36,7 +37,7 @@ class Desk:
         return [{"title": name, "model_name": name, "hash": None, "sha256": None, "filename": name, "config": None}]
 
     def options(self) -> dict[str, Any]:
-        return {"sd_model_checkpoint": self.engine.name, "control_net_unit_count": self.units}
+        return {"sd_model_checkpoint": self.engine.name, "control_net_unit_count": self.limits.units}
 
     def choose(self, value: Any) -> None:
         """Nothing, if it asks for what is there; ValueError otherwise."""

@@ -14,6 +14,7 @@ from preprocessors.fit import fit
 
 from ..recipe import check_text
 from .fields import Fields, empty
+from .limits import Limits
 from .pictures import Pair, picture
 from .webui_unit import FITS, WebuiUnit, read_unit
 
@@ -27,7 +28,6 @@ NOT_OFFERED = (
     "script_name",
     "refiner_checkpoint",
 )
-SIDE, STEPS, PICTURES = 2048, 150, 16  # at most
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,22 +58,21 @@ class Generation:
     model: str | None = None
 
 
-def read_generation(value: Any, size: tuple[int, int], limit: int, from_image: bool) -> Generation:
-    """The request in a JSON object. `size` is the height and width where it says none, `limit` how many units it may
-    have. ValueError in one line."""
+def read_generation(value: Any, size: tuple[int, int], limits: Limits, from_image: bool) -> Generation:
+    """The request in a JSON object. `size` is the height and width where it says none. ValueError in one line."""
     fields = Fields.of(value, "the request")
     for name in NOT_OFFERED:
         if not empty(fields.values.get(name)) and fields.values[name] not in (False, 0):
             raise ValueError(f"the request: {name} is not offered by this server")
-    height = fields.whole("height", default=size[0], low=64, high=SIDE)
-    width = fields.whole("width", default=size[1], low=64, high=SIDE)
+    height = fields.whole("height", default=min(size[0], limits.side), low=64, high=limits.side)
+    width = fields.whole("width", default=min(size[1], limits.side), low=64, high=limits.side)
     if height % 8 or width % 8:
         raise ValueError(f"the request: size {width}x{height}: both sides must be multiples of 8")
     seed = fields.whole("seed", default=-1, low=-1, high=2**63 - 1)
-    batch = fields.whole("batch_size", default=1, low=1, high=PICTURES)
-    count = batch * fields.whole("n_iter", default=1, low=1, high=PICTURES)
-    if count > PICTURES:
-        raise ValueError(f"the request: {count} pictures, expected up to {PICTURES}")
+    batch = fields.whole("batch_size", default=1, low=1, high=limits.pictures)
+    count = batch * fields.whole("n_iter", default=1, low=1, high=limits.pictures)
+    if count > limits.pictures:
+        raise ValueError(f"the request: {count} pictures, expected up to {limits.pictures}")
     override = Fields.of(fields.get("override_settings") or {}, "override_settings")
     return Generation(
         prompt=_prompt(fields, "prompt"),
@@ -81,14 +80,14 @@ def read_generation(value: Any, size: tuple[int, int], limit: int, from_image: b
         seed=int.from_bytes(os.urandom(4), "big") if seed < 0 else seed,
         count=count,
         batch=batch,
-        steps=fields.whole("steps", default=20, low=1, high=STEPS),
+        steps=fields.whole("steps", default=min(20, limits.steps), low=1, high=limits.steps),
         width=width,
         height=height,
         guidance=fields.number("cfg_scale", default=7, low=0, high=100),
         sampler=fields.text("sampler_name") or fields.text("sampler_index"),
         spacing=fields.text("scheduler"),
         clip_skip=override.whole("CLIP_stop_at_last_layers", default=1, low=1, high=12) - 1,
-        units=_units(fields, limit),
+        units=_units(fields, limits.units),
         sends_images=fields.flag("send_images", default=True),
         model=override.text("sd_model_checkpoint") or None,
         **(_init(fields, height, width) if from_image else {}),
