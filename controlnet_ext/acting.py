@@ -64,7 +64,7 @@ class Acting:
             latents, white = self._encoded()
             if len(latents) > 1:
                 latents = latents[self._places(len(latents), step, self._pictures(step))]
-            wanted = self._unit.after(wanted, step, latents, white)
+            wanted = self._unit.after.wanted(wanted, step, latents, white)
         if not finite([wanted]):
             raise ValueError(f"the latents of {self.name} are not finite after {self._place(step)}")
         share = min(max(self._weights[step.span], 0.0), 1.0)

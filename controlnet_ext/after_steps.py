@@ -16,12 +16,17 @@ if TYPE_CHECKING:
 
 
 class AfterStep(Protocol):
-    """`name` is the preprocessor's in sd-webui-controlnet; `masked`: it needs the unit's `inpaint` mask."""
+    """A unit's `after`, or its `model` where it is to do nothing else. `architecture` is the preprocessor's name in
+    sd-webui-controlnet; `masked`: it needs the unit's `inpaint` mask."""
 
-    name: ClassVar[str]
+    architecture: ClassVar[str]
+    family: ClassVar[str]
     masked: ClassVar[bool]
 
-    def __call__(self, x0: Tensor, step: Step, picture: Tensor, painted: Tensor | None) -> Tensor:
+    def hint(self, image: Any) -> None:
+        """Nothing is read from it."""
+
+    def wanted(self, x0: Tensor, step: Step, picture: Tensor, painted: Tensor | None) -> Tensor:
         """The clean latents `(B, C, h, w)` that there should be. `picture` are the latents of the unit's image,
         `painted (1, 1, h, w)` is 1 where its mask is white, otherwise 0."""
 
@@ -30,10 +35,14 @@ class AfterStep(Protocol):
 class Restore:
     """inpaint_only: where nothing is to be repainted the latents are the picture's."""
 
-    name: ClassVar[str] = "inpaint_only"
+    architecture: ClassVar[str] = "inpaint_only"
+    family: ClassVar[str] = "every"
     masked: ClassVar[bool] = True
 
-    def __call__(self, x0: Tensor, step: Step, picture: Tensor, painted: Tensor | None) -> Tensor:
+    def hint(self, image: Any) -> None:
+        """Nothing is read from it."""
+
+    def wanted(self, x0: Tensor, step: Step, picture: Tensor, painted: Tensor | None) -> Tensor:
         assert painted is not None
         return x0 * painted + picture * (1 - painted)
 
@@ -46,7 +55,8 @@ class Colours:
 
     variation: int = 8
     sharpness: float = 0.0
-    name: ClassVar[str] = "tile_colorfix"
+    architecture: ClassVar[str] = "tile_colorfix"
+    family: ClassVar[str] = "every"
     masked: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -55,7 +65,10 @@ class Colours:
         if self.variation < 1 or not 0 <= self.sharpness <= 2:
             raise ValueError(f"variation {self.variation}, sharpness {self.sharpness}: expected from 1, and 0..2")
 
-    def __call__(self, x0: Tensor, step: Step, picture: Tensor, painted: Tensor | None) -> Tensor:
+    def hint(self, image: Any) -> None:
+        """Nothing is read from it."""
+
+    def wanted(self, x0: Tensor, step: Step, picture: Tensor, painted: Tensor | None) -> Tensor:
         fixed = x0 - blurred(x0, self.variation) + blurred(picture, self.variation)
         if not self.sharpness:
             return fixed

@@ -25,6 +25,10 @@ class Noise:
         if self.prediction not in PREDICTIONS:
             raise ValueError(f"prediction type {self.prediction!r} is none of: {', '.join(PREDICTIONS)}")
 
+    def noisy(self, clean: Tensor, gauss: Tensor) -> Tensor:
+        """x of clean latents."""
+        return self.signal * clean + self.noise * gauss
+
     def clean(self, x: Tensor, out: Tensor) -> Tensor:
         """The clean latents that the output means."""
         if self.prediction == "epsilon":

@@ -61,9 +61,9 @@ class Unit:
     `preprocessor` with `parameters` makes the map; `resolution` "match" makes it as fine as the picture needs.
     `passes`: which runs of a host it acts in: "first", "second" (all after the first) or "both".
     `low_vram`: the model is on its device only while it works.
-    `after`: what is done to the latents after each step, `Restore()` or `Colours(8)` of `after_steps`; by default what
-    the preprocessor is for: inpaint_only keeps the image where `inpaint` is black, tile_colorfix its colours. Weights
-    count as 0..1 there; mode and layers do not."""
+    `after`: what is done to the latents after each step, `Restore()` or `Colours(8)` of `after_steps`, which may be the
+    model too; by default what the preprocessor is for: inpaint_only keeps the image where `inpaint` is black,
+    tile_colorfix its colours. Weights count as 0..1 there; mode and layers do not."""
 
     model: ControlModel
     image: Picture | PerSample | tuple[Picture | PerSample, ...]
@@ -127,16 +127,18 @@ class Unit:
                 raise ValueError(f"preprocessor {self.preprocessor!r} on a ControlMap, which is a map already")
 
     def _check_after(self) -> None:
-        if self.after is None and self.preprocessor is not None:
+        if self.after is None and hasattr(self.model, "wanted"):
+            object.__setattr__(self, "after", self.model)
+        elif self.after is None and self.preprocessor is not None:
             object.__setattr__(self, "after", of_preprocessor(find(self.preprocessor).name, self.parameters))
         if self.after is None:
             return
-        if not callable(self.after) or not hasattr(self.after, "masked"):
+        if not hasattr(self.after, "wanted"):
             raise TypeError(f"after {_short(self.after)} is {type(self.after).__name__}, expected Restore or Colours")
         if self.after.masked and self.inpaint is None:
-            raise ValueError(f"{self.after.name} changes what an inpaint mask covers, and the unit has none")
+            raise ValueError(f"{self.after.architecture} changes what an inpaint mask covers, and the unit has none")
         if len(self.alternatives) > 1:
-            raise ValueError(f"{self.after.name} acts by one image, and the unit has {len(self.alternatives)}")
+            raise ValueError(f"{self.after.architecture} acts by one image, and the unit has {len(self.alternatives)}")
 
 
 @contextmanager

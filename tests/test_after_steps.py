@@ -141,7 +141,7 @@ def test_latents_are_painted_where_a_pixel_beside_them_is_white() -> None:
 def test_restore_is_the_picture_where_nothing_is_painted() -> None:
     x0, picture = noisy(1), noisy(2, rows=1)
     white = painted(torch.from_numpy(MASK[..., 0] > 0), 8)
-    found = Restore()(x0, step(), picture, white)
+    found = Restore().wanted(x0, step(), picture, white)
     assert torch.equal(found[..., 4:], x0[..., 4:])  # column 3 touches the mask's border
     assert torch.equal(found[..., 3], x0[..., 3])
     assert torch.equal(found[..., :3], picture.expand(2, -1, -1, -1)[..., :3])
@@ -160,19 +160,21 @@ def test_a_blur_is_the_mean_of_a_box_with_the_border_continued() -> None:
 def test_colours_are_the_pictures_and_details_the_steps() -> None:
     x0, picture = noisy(1), noisy(2)
     expected = x0 - blurred(x0, 3) + blurred(picture, 3)
-    assert torch.equal(Colours(3)(x0, step(), picture, None), expected)
+    assert torch.equal(Colours(3).wanted(x0, step(), picture, None), expected)
     flat = torch.full_like(x0, 0.5)  # without details: the mean of the picture
-    torch.testing.assert_close(Colours(8)(flat, step(), torch.full_like(x0, 2.0), None), torch.full_like(x0, 2.0))
+    torch.testing.assert_close(
+        Colours(8).wanted(flat, step(), torch.full_like(x0, 2.0), None), torch.full_like(x0, 2.0)
+    )
 
 
 def test_sharpness_blurs_the_rows_without_the_prompt() -> None:
     x0, picture = noisy(1), noisy(2)
-    plain = Colours(3)(x0, step(), picture, None)
-    found = Colours(3, 2)(x0, step([False, True]), picture, None)
+    plain = Colours(3).wanted(x0, step(), picture, None)
+    found = Colours(3, 2).wanted(x0, step([False, True]), picture, None)
     assert torch.equal(found[1], plain[1])
     torch.testing.assert_close(found[0], 0.02 * blurred(plain, 3)[0] + 0.98 * plain[0])
     with pytest.raises(ValueError, match="the host cannot tell which"):
-        Colours(3, 1)(x0, step(), picture, None)
+        Colours(3, 1).wanted(x0, step(), picture, None)
 
 
 # -- units

@@ -49,15 +49,9 @@ class DiffusersHost:
             self._generator = torch.Generator().manual_seed(zlib.crc32(latents.numpy().tobytes()))
         return self._generator
 
-    @torch.no_grad()
     def encode(self, image: np.ndarray) -> Tensor:
         """The VAE's mode, not a sample, for RGB uint8 `(H, W, 3)` or `(B, H, W, 3)`."""
-        vae, x = self._pipe.vae, self.call.x
-        pixels = torch.from_numpy(image.reshape(-1, *image.shape[-3:])).permute(0, 3, 1, 2).to(x.device)
-        with _upcast(vae):
-            encoded = vae.encode(pixels.to(vae.dtype) / 127.5 - 1)
-        latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
-        return (latents * vae.config["scaling_factor"]).to(x.dtype)
+        return encoded(self._pipe.vae, image, self.call.x.device).to(self.call.x.dtype)
 
     def attentions(self) -> Iterator[tuple[str, Any, str]]:
         """All but motion modules, whose tokens are frames."""
@@ -65,6 +59,16 @@ class DiffusersHost:
             for name, module in getattr(self.unet, block).named_modules(prefix=block):
                 if isinstance(module, Attention) and ".motion_modules." not in name:
                     yield name, module, place
+
+
+@torch.no_grad()
+def encoded(vae: Any, image: np.ndarray, device: torch.device) -> Tensor:
+    """The VAE's mode `(B, C, h, w)` as the UNet sees it, of RGB uint8 `(H, W, 3)` or `(B, H, W, 3)`."""
+    pixels = torch.from_numpy(image.reshape(-1, *image.shape[-3:])).permute(0, 3, 1, 2).to(device)
+    with _upcast(vae):
+        found = vae.encode(pixels.to(vae.dtype) / 127.5 - 1)
+    latents = found.latents if hasattr(found, "latents") else found.latent_dist.mode()
+    return latents * vae.config["scaling_factor"]
 
 
 @contextmanager
