@@ -7,12 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fakes import Pushes
 from serving import photo, white
 
+from controlnet_ext.after_steps import Colours, Restore
 from controlnet_ext.control import Span
+from controlnet_ext.server.guided import guided
 from controlnet_ext.server.modules import module, sliders, values
 from controlnet_ext.server.shelf import Shelf
 from controlnet_ext.server.webui_unit import WebuiUnit, read_unit
+from preprocessors.registry import find
 
 UNIT = {"image": white(8, 8), "module": "canny", "model": "m"}
 
@@ -126,3 +130,17 @@ def test_reading_a_unit_leaves_what_was_sent_as_it_was() -> None:
     kept = {**sent, "advanced_weighting": [1, 2]}
     assert isinstance(unit(**sent).images[0][0], np.ndarray)
     assert sent == kept
+
+
+def test_what_a_module_does_after_each_step_is_the_units() -> None:
+    mask = white(8, 8, slice(0, 4))
+
+    def after(**more: Any) -> Any:
+        return guided(unit(**more), "m", Pushes(), lambda name: find(name).ready(), (64, 64)).unit.after
+
+    assert after(module="tile_colorfix+sharp", threshold_a=4, threshold_b=0.5) == Colours(4, 0.5)
+    assert after(module="tile_colorfix", threshold_a=-1) == Colours(8)
+    assert after(module="inpaint_only", mask=mask) == Restore()
+    assert after(module="inpaint_global_harmonious", mask=mask) is None and after() is None
+    with pytest.raises(ValueError, match="inpaint_only changes what an inpaint mask covers, and the unit has none"):
+        after(module="inpaint_only")

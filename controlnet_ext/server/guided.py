@@ -13,6 +13,7 @@ from preprocessors.fit import fit, pixel_perfect
 from preprocessors.maps import ControlMap
 from preprocessors.registry import Ready
 
+from ..after_steps import of_preprocessor
 from ..control import ControlModel
 from ..unit import Unit
 from ..weighting import scales
@@ -63,6 +64,7 @@ def guided(
         else cv2.cvtColor(asked.region, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255,
         inpaint=None if mask is None else _sized(mask, maps[0]),
         low_vram=asked.low_vram,
+        after=None if entry is None else of_preprocessor(entry.name, values(entry, -1, asked.a, asked.b)),
         **how,
     )
     return Guided(unit, shown[0], model)

@@ -19,7 +19,15 @@ OLD = {  # names that sd-webui-controlnet had or has (@ 56cec5b), and the regist
 }
 RESOLUTION, LOW, HIGH = 512, 64, 2048  # the slider's, and what a value outside of it becomes
 OWN_SIZE = {  # which sd-webui-controlnet runs at the picture's own size
-    *("invert", "tile_resample", "inpaint", "inpaint_only", "inpaint_only+lama"),
+    *(
+        "invert",
+        "tile_resample",
+        "tile_colorfix",
+        "tile_colorfix+sharp",
+        "inpaint",
+        "inpaint_only",
+        "inpaint_only+lama",
+    ),
     *("recolor_luminance", "recolor_intensity"),
 }
 NO_SLIDERS = {"lineart_standard"}  # it shows none; 64, which webuiapi sends with everything, would be a blur

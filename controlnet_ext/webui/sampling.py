@@ -110,7 +110,7 @@ class _Calls:
     def enter(self, model: Any) -> None:
         """Guide this checkpoint's UNet."""
         self._unet = model.model.diffusion_model
-        self._guide = self._guides.enter_context(guide_ldm(self._unet, self._units))
+        self._guide = self._guides.enter_context(guide_ldm(self._unet, self._units, model))
         self._denoiser = None
 
     def asked(self, params: Any) -> None:
