@@ -42,6 +42,8 @@ class Acting:
             self._region = Region(torch.from_numpy(self._unit.region)[None, None].to(step.x.device))
         if self._unit.after is not None:
             self._encoded()  # now: under offload the VAE would push the UNet out that is at work
+        if self._unit.low_vram and hasattr(self._model, "on"):
+            self._model = self._model.on(step.x.device)
         with placed(self._model, step.x.device):
             if hasattr(self._model, "attach"):
                 self._attach(step, weight, self._made(step))
@@ -182,12 +184,17 @@ def _weights(name: str, unit: Unit, spans: Sequence[Span], turn: int) -> dict[Sp
     return weights
 
 
+def streams(model: Any) -> bool:
+    """Whether the model computes elsewhere than its weights are (`on`)."""
+    return getattr(model, "streams_to", None) is not None
+
+
 @contextmanager
 def placed(model: Any, device: torch.device) -> Iterator[None]:
-    """The model on this device, and afterwards back where it was. One that accelerate moves, or that has no weights,
-    stays."""
+    """The model on this device, and afterwards back where it was. One stays that accelerate moves, that has no weights,
+    or that computes elsewhere than they are."""
     first = None
-    if isinstance(model, torch.nn.Module) and not hasattr(model, "_hf_hook"):
+    if isinstance(model, torch.nn.Module) and not hasattr(model, "_hf_hook") and not streams(model):
         first = next(model.parameters(), None)
     if first is None or first.device == device:
         yield

@@ -142,7 +142,8 @@ class ControlModel(Protocol):
     None: unknown), and raises ValueError if it does not. One with `together = True` is called once with a list of the
     hints of all images that act, instead of once for each. One with `reads_latents = True` is given latents of the maps
     for `hint`, as `Host.encode` makes them; one with `reads_values = True` the maps' `values`.
-    `global_average_pooling = True` confines it to the prompt's rows."""
+    `global_average_pooling = True` confines it to the prompt's rows. One with `on(device)` is asked for itself as it
+    computes there while its weights stay where they are, layer by layer, for units with `low_vram`."""
 
     architecture: str
     family: str

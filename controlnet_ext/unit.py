@@ -60,7 +60,7 @@ class Unit:
     `fit`: how the map comes to the picture's size, "crop", "stretch" or "fill".
     `preprocessor` with `parameters` makes the map; `resolution` "match" makes it as fine as the picture needs.
     `passes`: which runs of a host it acts in: "first", "second" (all after the first) or "both".
-    `low_vram`: the model is on its device only while it works.
+    `low_vram`: the model's weights stay on the CPU, and each layer's are copied to the device when it is called.
     `after`: what is done to the latents after each step, `Restore()` or `Colours(8)` of `after_steps`, which may be the
     model too; by default what the preprocessor is for: inpaint_only keeps the image where `inpaint` is black,
     tile_colorfix its colours. Weights count as 0..1 there; mode and layers do not."""

@@ -38,3 +38,15 @@ def test_offloaded_pipelines_are_guided_and_models_go_back(way: str, low_vram: b
     assert torch.allclose(guided, expected, rtol=0, atol=1e-3)
     assert net.device.type == "cpu" and torch.equal(run(pipe), plain)
     assert (guided - plain).abs().max() > 1e-3
+
+
+def test_of_a_model_with_low_vram_only_single_layers_are_on_the_gpu() -> None:
+    theirs = tiny.control()
+    net = ControlNet.load({name: t.clone() for name, t in theirs.state_dict().items()}, theirs.config)
+    pipe = fresh(StableDiffusionPipeline).to("cuda")
+    with guide(pipe, [Unit(net, tiny.picture())]):
+        expected = run(pipe)
+    held = torch.cuda.memory_allocated()
+    with guide(pipe, [Unit(net, tiny.picture(), low_vram=True)]):
+        assert torch.allclose(run(pipe), expected, rtol=0, atol=1e-3)
+        assert torch.cuda.memory_allocated() - held < 0.2 * sum(p.nbytes for p in net.parameters())

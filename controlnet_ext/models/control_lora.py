@@ -16,7 +16,7 @@ from ..control import Residuals, Step
 from . import keys
 from . import unet as source
 from .controlnet import DIFFUSERS, PREFIX, ControlNet
-from .layers import apply
+from .layers import apply, like
 from .layout import Layout, misfit
 from .plan import Plan
 from .strict import check_names, check_values
@@ -42,6 +42,7 @@ class ControlLora(nn.Module):
         self._config = dict(config)
         self.global_average_pooling = config.get("global_pool_conditions")
         self._built: tuple[Callable[[], Any], ControlNet] | None = None  # for which UNet
+        self.streams_to: torch.device | None = None
 
     def settle(self, unet: Any) -> None:
         """Build the network on this diffusers UNet's weights, unless that is done or it has none. ValueError says why
@@ -79,6 +80,12 @@ class ControlLora(nn.Module):
         check_names(missing, [name for name in own if name not in used])
         return net
 
+    def on(self, device: torch.device) -> ControlLora:
+        """As `ControlNet.on`."""
+        streamed = copy(self)
+        streamed.streams_to = device
+        return streamed
+
     def reads(self, kinds: Sequence[str | None]) -> ControlLora:
         """As `ControlNet.reads`."""
         if self.global_average_pooling is not None or set(kinds) != {"shuffle"}:
@@ -89,7 +96,8 @@ class ControlLora(nn.Module):
 
     def hint(self, image: np.ndarray | Tensor) -> Tensor:
         """As `ControlNet.hint`."""
-        return self._net().hint(image)
+        net = self._net()
+        return (net if self.streams_to is None else net.on(self.streams_to)).hint(image)
 
     def forward(self, step: Step, hint: Tensor) -> Residuals:
         """As `ControlNet.forward`. ValueError when the UNet is gone or its weights are offloaded piece by piece."""
@@ -123,8 +131,8 @@ class Sum(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         weight = self._like("weight", x)
         if self.up is not None and self.down is not None:
-            up, down = self.up.to(x.dtype).flatten(1), self.down.to(x.dtype).flatten(1)
-            weight = torch.addmm(weight.to(x.dtype).flatten(1), up, down).reshape(weight.shape)
+            up, down = like(self.up, x).flatten(1), like(self.down, x).flatten(1)
+            weight = torch.addmm(like(weight, x).flatten(1), up, down).reshape(weight.shape)
         return apply(self.layer, x, weight, self._like("bias", x) if self._has_bias else None)
 
     def _like(self, part: str, x: Tensor) -> Tensor:
@@ -139,7 +147,7 @@ class Sum(nn.Module):
             raise ValueError("the UNet's weights are offloaded piece by piece; a Control-LoRA needs them whole")
         if part == "weight" and isinstance(self.layer, nn.Conv2d):
             tensor = tensor[:, : self.layer.in_channels]
-        return tensor.to(x)
+        return like(tensor, x)
 
 
 def _check_shapes(name: str, layer: nn.Module, parts: Mapping[str, Tensor]) -> None:

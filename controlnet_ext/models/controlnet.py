@@ -57,6 +57,7 @@ class ControlNet(nn.Module):
         self.global_average_pooling = plan.pooled
         self._borrowed = False  # whether plan.heads and plan.groups come from a UNet
         self.difference: Difference | None = None
+        self.streams_to: torch.device | None = None
         first, last = plan.widths[0], len(plan.widths) - 1
         common = Common(4 * first, plan.context or 1, plan.groups, plan.linear)
         heads = plan.heads or plan.likely_heads
@@ -111,9 +112,17 @@ class ControlNet(nn.Module):
         fill(net, tensors)
         return net
 
+    def on(self, device: torch.device) -> ControlNet:
+        """This network computing on `device` with the same weights, which stay where they are: each layer's are copied
+        there when it is called, and forgotten."""
+        streamed = copy(self)
+        streamed.streams_to = device
+        return streamed
+
     @property
     def device(self) -> torch.device:
-        return self.controlnet_mid_block.weight.device
+        """Where it computes."""
+        return self.streams_to or self.controlnet_mid_block.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -242,3 +251,12 @@ def layout(names: Collection[str]) -> str:
 def load(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> ControlNet:
     """As `ControlNet.load`."""
     return ControlNet.load(tensors, config)
+
+
+def streamed(model: Any, device: torch.device) -> Any:
+    """A model of another kind, on the same weights, whose network `net` computes on `device` as `ControlNet.on` has
+    it."""
+    moved = copy(model)
+    moved.streams_to = device
+    moved._modules = {**model._modules, "net": model.net.on(device)}
+    return moved

@@ -54,7 +54,7 @@ def rows(what: str, values: Tensor, step: Step) -> Tensor:
 
 def fitting(hint: Tensor, x: Tensor, step: Step) -> Tensor:
     """An embedded hint with a row for each of the embedded x's, in its dtype."""
-    hint = rows("hints", hint.to(x.dtype), step)
+    hint = rows("hints", hint.to(x), step)
     if hint.shape[1:] != x.shape[1:]:
         raise ValueError(f"hint of {_size(hint)} for x of {_size(x)}: make it from a picture of the output's size")
     return hint

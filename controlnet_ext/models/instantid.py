@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..control import Residuals, Step
-from .controlnet import ControlNet
+from .controlnet import ControlNet, streamed
 
 
 class InstantID(nn.Module):
@@ -39,6 +39,10 @@ class InstantID(nn.Module):
     def settle(self, unet: Any) -> None:
         """As `ControlNet.settle`."""
         self.net.settle(unet)
+
+    def on(self, device: torch.device) -> InstantID:
+        """As `ControlNet.on`."""
+        return streamed(self, device)
 
     def hint(self, image: np.ndarray | Tensor) -> Tensor:
         """As `ControlNet.hint`."""

@@ -1,6 +1,6 @@
 """torch's layers, computing in their input's dtype whatever their weights are stored in: float8, which nothing computes
-in, or another net's. Where the dtypes are the same nothing is copied. On torch's meta device, where a network waits for
-its weights, nothing is drawn for them first: that would take 0.1 s a network."""
+in, or another net's; and on its device, wherever they lie. Where both are the same nothing is copied. On torch's meta
+device, where a network waits for its weights, nothing is drawn for them first: that would take 0.1 s a network."""
 
 from __future__ import annotations
 
@@ -44,9 +44,16 @@ class LayerNorm(nn.LayerNorm):
         return apply(self, x, self.weight, self.bias)
 
 
+def like(tensor: Tensor, x: Tensor) -> Tensor:
+    """The tensor on x's device and in its dtype, which it gets there: float8 travels as float8."""
+    if tensor.device != x.device:
+        tensor = tensor.to(x.device, non_blocking=True)
+    return tensor.to(x.dtype)
+
+
 def apply(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """What the layer computes, with these weights instead of its own."""
-    weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+    weight, bias = like(weight, x), None if bias is None else like(bias, x)
     match layer:
         case nn.Linear():
             return F.linear(x, weight, bias)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .blocks import Attention, FeedForward
-from .layers import GroupNorm, LayerNorm, Linear
+from .layers import GroupNorm, LayerNorm, Linear, like
 
 T = TypeVar("T")
 
@@ -43,7 +43,7 @@ class Positions(nn.Module):
         self.register_buffer("pe", torch.empty(1, frames, width))
 
     def forward(self, h: Tensor) -> Tensor:
-        return h + self.pe[:, : h.shape[1]].to(h.dtype)
+        return h + like(self.pe[:, : h.shape[1]], h)
 
 
 class FrameBlock(nn.Module):

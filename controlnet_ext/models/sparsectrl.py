@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..control import Residuals, Step
-from .controlnet import DIFFUSERS, ControlNet
+from .controlnet import DIFFUSERS, ControlNet, streamed
 from .hints import pixels_of, rows
 from .layers import Conv2d
 from .motion import FRAMES, OUTER, PLACES, Motion, depths, positions, to_authors, to_diffusers
@@ -77,6 +77,10 @@ class SparseCtrl(nn.Module):
             raise ValueError("SparseCtrl guides videos, and the UNet has no motion modules, as a UNetMotionModel has")
         self.net.settle(unet)
 
+    def on(self, device: torch.device) -> SparseCtrl:
+        """As `ControlNet.on`."""
+        return streamed(self, device)
+
     def reads(self, kinds: Sequence[str | None]) -> SparseCtrl:
         """This network, to read as many maps. ValueError unless each has its frame."""
         if len(kinds) not in (1, len(self.frames)):
@@ -115,9 +119,9 @@ class SparseCtrl(nn.Module):
 
         def read(x: Tensor) -> Tensor:
             frame = torch.arange(len(x), device=x.device)[:, None, None, None] % step.frames
-            h = hints[0][:1].to(x.dtype)
+            h = hints[0][:1].to(x)
             for hint, place in zip(hints, places, strict=True):
-                own = rows("hints", hint[1:].to(x.dtype), step)
+                own = rows("hints", hint[1:].to(x), step)
                 if own.shape[1:] != x.shape[1:]:
                     size = f"{own.shape[-1]}x{own.shape[-2]}"
                     raise ValueError(f"hint of {size} for x of {x.shape[-1]}x{x.shape[-2]}: another picture's size")

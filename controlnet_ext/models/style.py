@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ..control import Host, Now
 from .hints import rows
-from .layers import LayerNorm, Linear
+from .layers import LayerNorm, Linear, like
 from .strict import SMALL, fill
 
 PREFIX = "adapter."
@@ -31,7 +31,7 @@ class Attention(nn.Module):
         self.out_proj = Linear(width, width)
 
     def forward(self, h: Tensor) -> Tensor:
-        inside = F.linear(h, self.in_proj_weight.to(h.dtype), self.in_proj_bias.to(h.dtype))
+        inside = F.linear(h, like(self.in_proj_weight, h), like(self.in_proj_bias, h))
         q, k, v = (y.unflatten(-1, (HEADS, -1)).transpose(1, 2) for y in inside.chunk(3, dim=-1))
         return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from ..control import Residuals, Step
-from .controlnet import ControlNet
+from .controlnet import ControlNet, streamed
 from .embeddings import Embedding, sinusoid
 from .hints import fitting
-from .layers import LayerNorm, Linear
+from .layers import LayerNorm, Linear, like
 from .plan import Plan
 from .strict import fill
 
@@ -99,6 +99,10 @@ class ControlNetUnion(nn.Module):
         """As `ControlNet.settle`."""
         self.net.settle(unet)
 
+    def on(self, device: torch.device) -> ControlNetUnion:
+        """As `ControlNet.on`."""
+        return streamed(self, device)
+
     def hint(self, image: np.ndarray | Tensor) -> Tensor:
         """As `ControlNet.hint`. What is to be repainted, -1 in the tensor, becomes black, as in diffusers' example for
         this network (0.42, pipeline_controlnet_union_inpaint_sd_xl.py)."""
@@ -117,7 +121,7 @@ class ControlNetUnion(nn.Module):
             total = torch.zeros_like(x)
             for hint, number in zip(hints, self.types or (), strict=True):
                 h = fitting(hint, x, step)
-                token = h.mean(dim=(2, 3)) + self.task_embedding[number].to(h.dtype)  # (B, C)
+                token = h.mean(dim=(2, 3)) + like(self.task_embedding[number], h)  # (B, C)
                 for block in self.transformer_layes:
                     token = block(token)
                 total = total + (h + self.spatial_ch_projs(token)[:, :, None, None])
@@ -174,7 +178,7 @@ class Value(nn.Module):
         self.out_proj = Linear(width, width)
 
     def forward(self, token: Tensor) -> Tensor:
-        weight, bias = (p.chunk(3)[2].to(token.dtype) for p in (self.in_proj_weight, self.in_proj_bias))
+        weight, bias = (like(p.chunk(3)[2], token) for p in (self.in_proj_weight, self.in_proj_bias))
         return self.out_proj(nn.functional.linear(token, weight, bias))
 
 
