@@ -100,9 +100,10 @@ def _check_mask(entries: list[Preprocessor], mask: str | None) -> None:
 
 
 def _many(order: Order, files: list[File], shard: tuple[int, int] | None, jobs: int, options: Namespace) -> int:
-    from ..jobs import job, plan  # 20 ms, which one picture need not wait for
+    from ..jobs import job, memory, plan  # 20 ms, which one picture need not wait for
     from ..jobs.stages import Loading
 
+    memory.keep_freed()
     inputs = [os.path.abspath(word) for word in options.inputs]
     places = {name: getattr(options, name) for name in ("recursive", *library_options.NAMES)}
     size = plan.lot(order, options.batch)

@@ -15,6 +15,7 @@ from multiprocessing.connection import wait
 from typing import Any, Generic
 
 from .engines import In, Out, Stage, shut
+from .memory import keep_freed
 
 AHEAD = 3  # lots under way for each process: one at work, one waiting, one being taken
 
@@ -97,6 +98,7 @@ def _begin() -> None:
     """In a new process: one thread for OpenCV, Ctrl-C is the parent's, and no life without the parent."""
     import cv2
 
+    keep_freed()
     cv2.setNumThreads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()

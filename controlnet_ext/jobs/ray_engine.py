@@ -12,6 +12,7 @@ from typing import Any
 import cv2
 
 from .engines import In, Out, Stage
+from .memory import keep_freed
 
 AHEAD = 2  # lots under way for each worker
 
@@ -75,6 +76,7 @@ class _Place:
     """A stage on a worker, in the folder that paths begin at."""
 
     def __init__(self, stage: Stage[Any, Any], folder: str):
+        keep_freed()
         cv2.setNumThreads(1)
         os.chdir(folder)
         self._stage = stage
