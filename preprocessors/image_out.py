@@ -22,6 +22,9 @@ _FORMATS = {  # the longest side that the format, or OpenCV's writer of it, take
     ".jpeg": (65500, (cv2.IMWRITE_JPEG_QUALITY, 95)),
     ".webp": (16383, (cv2.IMWRITE_WEBP_QUALITY, 101)),  # over 100: lossless
 }
+_UNFILTERED = (  # lines on black as they are, not as differences: in 0.6 instead of 0.75 ms, and 3/4 of the bytes
+    (cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE) if hasattr(cv2, "IMWRITE_PNG_FILTER") else ()
+)
 
 
 def write_image(
@@ -55,8 +58,10 @@ def encoded_image(path: str | os.PathLike[str], pixels: np.ndarray, text: Mappin
     if max(height, width) > longest:
         raise ValueError(f"{width}x{height} pixels cannot be written to {name}: a side of {suffix} ends at {longest}")
     if pixels.ndim == 3:
-        grey = suffix == ".png" and _is_grey(pixels)
-        pixels = np.ascontiguousarray(pixels[..., 0]) if grey else cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+        channel = _one_channel(pixels) if suffix == ".png" else None
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR) if channel is None else channel
+    if suffix == ".png" and _is_drawn(pixels):
+        options = _UNFILTERED
     done, encoded = cv2.imencode(suffix, pixels, options)
     if not done:
         raise ValueError(f"OpenCV could not encode {width}x{height} pixels for {name}")
@@ -72,12 +77,20 @@ def _writable(pixels: np.ndarray, suffix: str) -> bool:
     return pixels.ndim == 3 and pixels.shape[2] == 3 and pixels.dtype == np.uint8
 
 
-def _is_grey(pixels: np.ndarray) -> bool:
-    """Whether the channels of all pixels are equal. The first row tells it of most pictures that are not."""
-    return all(
-        np.array_equal(some[..., 0], some[..., 1]) and np.array_equal(some[..., 0], some[..., 2])
-        for some in (pixels[:1], pixels)
-    )
+def _one_channel(pixels: np.ndarray) -> np.ndarray | None:
+    """The first of the channels where they are equal in all pixels. The first row tells it of most pictures that have
+    others."""
+    channel = None
+    for some in (pixels[:1], pixels):
+        channel = cv2.extractChannel(some, 0)
+        if cv2.norm(cv2.cvtColor(channel, cv2.COLOR_GRAY2RGB), some, cv2.NORM_INF):
+            return None
+    return channel
+
+
+def _is_drawn(pixels: np.ndarray) -> bool:
+    """Whether they are one channel of only 0 and 255, as edges are."""
+    return pixels.ndim == 2 and pixels.dtype == np.uint8 and not cv2.countNonZero(cv2.inRange(pixels, 1, 254))
 
 
 def _text_chunk(keyword: str, text: str) -> bytes:

@@ -345,3 +345,12 @@ def test_a_png_of_grey_pixels_has_one_channel_and_reads_the_same(tmp_path, suffi
         write_image(tmp_path / f"map{suffix}", pixels, overwrite=True)
         assert Image.open(tmp_path / f"map{suffix}").mode == mode
         assert np.array_equal(read_image(tmp_path / f"map{suffix}"), pixels)
+
+
+def test_a_png_of_black_and_white_reads_the_same_and_has_8_bits(tmp_path):
+    for size in ((1, 1), (37, 53)):
+        edges = np.random.default_rng(0).integers(0, 2, size, np.uint8) * 255
+        for pixels in (edges, np.repeat(edges[..., None], 3, axis=2)):
+            write_image(tmp_path / "edges.png", pixels, overwrite=True)
+            assert Image.open(tmp_path / "edges.png").mode == "L"  # of one bit, Pillow makes arrays of bool
+            assert (read_image(tmp_path / "edges.png") == edges[..., None]).all()
