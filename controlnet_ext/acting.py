@@ -12,7 +12,8 @@ from torch import Tensor
 
 from .control import Host, Now, Residuals, Span, Step
 from .maps import Maps
-from .unit import PerSample, Unit
+from .reuse import Reuse
+from .unit import PerSample, Unit, named
 from .weighting import Region, finite, only, schedule, spread, weighted
 
 
@@ -27,6 +28,7 @@ class Acting:
         self._region: Region | None = None
         self._hints: dict[tuple[Any, ...], list[Any]] = {}
         self._rows: tuple[Tensor | None, Tensor | None] = (None, None)  # step.positive, and what follows from it
+        self._reuse = None if unit.reuse == 1 else Reuse(unit.reuse, unit.drift)
         self._latents: dict[tuple[int, ...], tuple[Tensor, Tensor | None]] = {}
         self._attached = ExitStack()
         self._is_attached = False
@@ -44,14 +46,18 @@ class Acting:
             self._encoded()  # now: under offload the VAE would push the UNet out that is at work
         if self._unit.low_vram and hasattr(self._model, "on"):
             self._model = self._model.on(step.x.device)
-        with placed(self._model, step.x.device):
-            if hasattr(self._model, "attach"):
+        if hasattr(self._model, "attach"):
+            with placed(self._model, step.x.device):
                 self._attach(step, weight, self._made(step))
-                return None
-            rows = self._acting_rows(step)
-            if not callable(self._model) or (rows is not None and not len(rows)):
-                return None
-            return spread(self._sum(only(step, rows), weight), rows, len(step.x))
+            return None
+        rows = self._acting_rows(step)
+        if not callable(self._model) or (rows is not None and not len(rows)):
+            return None
+        part, total = only(step, rows), Residuals()
+        made = self._called(part) if self._reuse is None else self._reused(part, self._reuse)
+        for residuals in made:
+            total += self._weighted(residuals, weight / len(made))
+        return spread(total, rows, len(step.x))
 
     def acts_after(self, step: Step) -> bool:
         own = self._unit.after is not None or hasattr(self._model, "after_step")
@@ -87,21 +93,30 @@ class Acting:
         self._is_attached = False
         self._attached.close()
 
-    def _sum(self, step: Step, weight: float) -> Residuals:
-        made, total = self._made(step), Residuals()
-        calls: list[Any] = [made] if getattr(self._model, "together", False) else made
-        for hint in calls:
-            residuals = self._model(step, hint)
-            if not finite(residuals.tensors):
-                raise ValueError(f"the residuals of {self.name} are not finite in {self._place(step)}")
-            total += self._weighted(residuals.map(lambda h, _: h.to(step.x)), weight / len(calls))
-        return total
+    def _reused(self, step: Step, reuse: Reuse) -> list[Residuals]:
+        index = list(self._weights).index(step.span)
+        with named(self.name):
+            found = reuse.find(step, index)
+        if found is None:
+            found = self._called(step)
+            reuse.keep(step, index, found)
+        return found
+
+    def _called(self, step: Step) -> list[Residuals]:
+        """The model's residuals of weight 1, for each call of it."""
+        found = []
+        with placed(self._model, step.x.device):
+            made = self._made(step)
+            for hint in [made] if getattr(self._model, "together", False) else made:
+                residuals: Residuals = self._model(step, hint)
+                if not finite(residuals.tensors):
+                    raise ValueError(f"the residuals of {self.name} are not finite in {self._place(step)}")
+                found.append(residuals.map(lambda h, _: h.to(step.x)))
+        return found
 
     def _weighted(self, residuals: Residuals, weight: float) -> Residuals:
-        try:
+        with named(self.name):
             return weighted(residuals, weight, self._unit.mode, self._unit.layers, self._region)
-        except ValueError as error:
-            raise ValueError(f"{self.name}: {error}") from error
 
     def _acting_rows(self, step: Step) -> Tensor | None:
         """Indices of the rows on which it acts, None for all."""

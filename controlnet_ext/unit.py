@@ -63,7 +63,9 @@ class Unit:
     `low_vram`: the model's weights stay on the CPU, and each layer's are copied to the device when it is called.
     `after`: what is done to the latents after each step, `Restore()` or `Colours(8)` of `after_steps`, which may be the
     model too; by default what the preprocessor is for: inpaint_only keeps the image where `inpaint` is black,
-    tile_colorfix its colours. Weights count as 0..1 there; mode and layers do not."""
+    tile_colorfix its colours. Weights count as 0..1 there; mode and layers do not.
+    `reuse`: for how many steps the network's residuals serve, 1 for no reuse. `drift`: only while the latents have
+    changed by no more than this part of their norm since. Faster, and less exact."""
 
     model: ControlModel
     image: Picture | PerSample | tuple[Picture | PerSample, ...]
@@ -79,6 +81,8 @@ class Unit:
     passes: Literal["both", "first", "second"] = "both"
     low_vram: bool = False
     after: AfterStep | None = None
+    reuse: int = 1
+    drift: float | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.model, type) or not callable(getattr(self.model, "hint", None)):
@@ -106,6 +110,7 @@ class Unit:
             object.__setattr__(self, "region", _region(self.region))
         self._check_preprocessor()
         self._check_after()
+        self._check_reuse()
 
     @property
     def alternatives(self) -> tuple[Picture | PerSample, ...]:
@@ -139,6 +144,16 @@ class Unit:
             raise ValueError(f"{self.after.architecture} changes what an inpaint mask covers, and the unit has none")
         if len(self.alternatives) > 1:
             raise ValueError(f"{self.after.architecture} acts by one image, and the unit has {len(self.alternatives)}")
+
+    def _check_reuse(self) -> None:
+        if type(self.reuse) is not int or not 1 <= self.reuse <= 1000:
+            raise ValueError(f"reuse {_short(self.reuse)}, expected for how many steps, 1..1000")
+        if self.drift is not None and (not isinstance(self.drift, Real) or not 0 <= self.drift <= 2):  # NaN neither
+            raise ValueError(f"drift {_short(self.drift)}, expected a part of the latents' norm, 0..2")
+        if self.drift is not None and self.reuse == 1:
+            raise ValueError(f"drift {self.drift} without reuse, the number of steps that residuals may serve at most")
+        if self.reuse > 1 and hasattr(self.model, "attach"):
+            raise ValueError(f"reuse {self.reuse} of {self.model.architecture}, which gives no residuals")
 
 
 @contextmanager

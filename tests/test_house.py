@@ -19,6 +19,7 @@ CORE = {
     "run",
     "noise",
     "after_steps",
+    "reuse",
 }  # what models and hosts stand on
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 HEAVY = {"torch", "diffusers", "transformers", "accelerate", "peft", "torchvision", "controlnet_aux"}
