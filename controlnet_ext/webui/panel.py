@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
-import numpy as np
+from modules.ui_components import ToolButton
 
-from ..server.control_api import detect, module_list
+from ..server.control_api import module_list
 from ..server.control_types import control_types
-from ..server.modules import module, sliders
-from ..server.pictures import picture
 from ..server.webui_unit import FITS, MODES, PASSES, UNIONS
-from . import host
+from . import actions, host, presets
+from .drawn import OLD, drawn
+from .pasting import pasted
 
 FIELDS = (
     *("enabled", "image", "module", "model", "weight", "weight_schedule", "guidance_start", "guidance_end"),
     *("control_mode", "resize_mode", "hr_option", "processor_res", "threshold_a", "threshold_b", "pixel_perfect"),
     *("low_vram", "union_control_type", "advanced_weighting", "effective_region_mask", "save_detected_map"),
 )
-OLD = gr.__version__.startswith("3.")
 
 
 @dataclass
@@ -39,15 +38,6 @@ def rows(args: Sequence[Any]) -> Iterator[dict[str, Any]]:
         yield {**said, "image": drawn(said["image"]), "advanced_weighting": _numbers(said["advanced_weighting"])}
 
 
-def drawn(value: Any) -> Any:
-    """What the drawing component holds: {"image", "mask"} of arrays, whichever gradio made it."""
-    if isinstance(value, Mapping) and "background" in value:
-        layers = [layer for layer in value.get("layers") or () if layer is not None]
-        painted = [np.where(layer[..., 3:] > 0, np.uint8(255), np.uint8(0)).repeat(3, 2) for layer in layers]
-        return {"image": value["background"], "mask": np.maximum.reduce(painted) if painted else None}
-    return value
-
-
 def _numbers(text: Any) -> list[float] | None:
     words = str(text or "").replace(",", " ").split()
     try:
@@ -62,8 +52,9 @@ def build(script: Any, is_img2img: bool, units: int) -> Panel:
     with gr.Accordion("ControlNet", open=False, elem_id=script.elem_id("panel")), gr.Tabs():
         for i in range(units):
             with gr.Tab(f"Unit {i}", elem_id=script.elem_id(f"tab_{i}")):
-                parts = Parts(script, i, is_img2img).parts
-                panel.components += [parts[name] for name in FIELDS]
+                unit = Parts(script, i, is_img2img)
+                panel.components += [unit.parts[name] for name in FIELDS]
+                panel.pasted += pasted(i, unit.parts)
     return panel
 
 
@@ -77,7 +68,14 @@ class Parts:
         with gr.Row():
             self.parts["image"] = _canvas("Image", self._id("image"))
             self._preview = gr.Image(label="Map", interactive=False, elem_id=self._id("preview"))
-        self._message = gr.HTML(elem_id=self._id("message"))
+        with gr.Row():
+            self._message = gr.HTML(elem_id=self._id("message"))
+            self._use = self._tool("use", "⬅", "Take the map as the image, without a preprocessor")
+            self._size = self._tool("size", "📐", "Set width and height to the image's")
+        with gr.Accordion("Pose", open=False, visible=False, elem_id=self._id("pose_box")) as self._pose_box:
+            words = "Key points (OpenPose JSON): edit them or paste others, then draw"
+            self._pose = gr.Textbox(label=words, lines=4, elem_id=self._id("pose"))
+            self._draw = gr.Button("Draw", elem_id=self._id("draw"))
         with gr.Row():
             self._flag("enabled", "Enable", False)
             self._flag("pixel_perfect", "Pixel Perfect", False)
@@ -87,13 +85,9 @@ class Parts:
         with gr.Row():
             names = list(module_list(True)["module_list"])
             self._choice("module", "Preprocessor", names, "none")
-            self._run = (
-                gr.Button("💥", elem_id=self._id("run"), tooltip="Run preprocessor")
-                if OLD
-                else gr.Button("💥", elem_id=self._id("run"))
-            )
+            self._run = self._tool("run", "💥", "Make the map")
             self._choice("model", "Model", models, "None")
-            self._refresh = gr.Button("🔄", elem_id=self._id("refresh"))
+            self._refresh = self._tool("refresh", "🔄", "Look for models again")
         with gr.Row():
             self._slider("weight", "Control Weight", 0, 2, 0.05, 1)
             self._slider("guidance_start", "Starting Control Step", 0, 1, 0.01, 0)
@@ -104,6 +98,12 @@ class Parts:
         self._words("control_mode", "Control Mode", MODES, "Balanced")
         self._words("resize_mode", "Resize Mode", FITS[:3], "Crop and Resize")
         self._words("hr_option", "Hires. fix", PASSES, "Both", visible=not is_img2img)
+        with gr.Row():
+            names = presets.names()
+            self._preset = gr.Dropdown(names, label="Preset", allow_custom_value=True, elem_id=self._id("preset"))
+            self._load = self._tool("load", "📂", "Set the unit as this preset says")
+            self._save = self._tool("save", "💾", "Keep the unit under this name")
+            self._forget = self._tool("forget", "🗑", "Forget this preset")
         with gr.Accordion("More", open=False):
             self._words("union_control_type", "Union Type", UNIONS, "Unknown")
             for name, label, example in (
@@ -134,14 +134,23 @@ class Parts:
     def _slider(self, name: str, label: str, low: float, high: float, step: float, value: float, **more: Any) -> None:
         self.parts[name] = gr.Slider(low, high, value=value, step=step, label=label, elem_id=self._id(name), **more)
 
+    def _tool(self, name: str, sign: str, words: str) -> Any:
+        return ToolButton(sign, elem_id=self._id(name), tooltip=words)
+
     def _wire(self) -> None:
         parts = self.parts
         slid = [parts[name] for name in ("processor_res", "threshold_a", "threshold_b")]
-        self._type.change(_of_type, [self._type], [parts["module"], parts["model"]])
-        parts["module"].change(_sliders_of, [parts["module"]], slid)
-        self._refresh.click(_refreshed, [self._type, parts["model"]], [parts["model"]])
+        self._type.change(actions.of_type, [self._type], [parts["module"], parts["model"]])
+        parts["module"].change(actions.sliders_of, [parts["module"]], slid)
+        self._refresh.click(actions.refreshed, [self._type, parts["model"]], [parts["model"]])
         asked = [parts[name] for name in ("image", "module", "processor_res", "threshold_a", "threshold_b")]
-        self._run.click(_preview, asked, [self._preview, self._message])
+        self._run.click(actions.preview, asked, [self._preview, self._message, self._pose, self._pose_box])
+        self._draw.click(actions.draw, [self._pose], [self._preview, self._message])
+        self._use.click(actions.used, [self._preview], [parts["image"], parts["module"], parts["enabled"]])
+        kept = [parts[name] for name in presets.FIELDS]
+        self._save.click(actions.saved, [self._preset, *kept], [self._preset, self._message])
+        self._load.click(actions.loaded, [self._preset], [*kept, self._message])
+        self._forget.click(actions.forgotten, [self._preset], [self._preset, self._message])
 
 
 def _canvas(label: str, elem_id: str) -> Any:
@@ -150,58 +159,3 @@ def _canvas(label: str, elem_id: str) -> Any:
             label=label, source="upload", tool="sketch", type="numpy", brush_color="#ffffff", elem_id=elem_id
         )
     return gr.ImageEditor(label=label, type="numpy", elem_id=elem_id)
-
-
-def _update(**values: Any) -> Any:
-    return gr.update(**values)
-
-
-def _of_type(kind: str) -> list[Any]:
-    found = control_types(host.shelf().names)[kind]
-    return [
-        _update(choices=found["module_list"], value=found["default_option"]),
-        _update(choices=found["model_list"], value=found["default_model"]),
-    ]
-
-
-def _sliders_of(name: str) -> list[Any]:
-    entry = module(name)
-    shown: list[Any] = list(sliders(entry)) if entry else []
-    if not shown or shown[0]["name"] != "Preprocessor Resolution":
-        shown = [None, *shown]
-    return [
-        _update(visible=False)
-        if each is None
-        else _update(
-            visible=True,
-            label=each["name"],
-            minimum=each["min"],
-            maximum=each["max"],
-            step=each["step"],
-            value=each["value"],
-        )
-        for each in (*shown, None, None)[:3]
-    ]
-
-
-def _refreshed(kind: str, chosen: str) -> Any:
-    host.shelf().rescan()
-    names = control_types(host.shelf().names)[kind]["model_list"]
-    return _update(choices=names, value=chosen if chosen in names else "None")
-
-
-def _preview(image: Any, name: str, resolution: float, a: float, b: float) -> tuple[Any, str]:
-    """The map of the image, or the sentence that says why there is none."""
-    import html
-
-    said = drawn(image)
-    pixels, mask = (said.get("image"), said.get("mask")) if isinstance(said, Mapping) else (said, None)
-    if pixels is None:
-        return None, "There is no image."
-    values = {"controlnet_module": name, "controlnet_input_images": [pixels], "controlnet_masks": [mask]}
-    sliders = {"processor_res": resolution, "threshold_a": a, "threshold_b": b}
-    try:
-        answer = detect({**values, **{f"controlnet_{key}": value for key, value in sliders.items()}}, host.ready())
-    except (ValueError, TypeError, OSError) as error:
-        return None, html.escape(str(error))
-    return picture(answer["images"][0], "the map"), ""

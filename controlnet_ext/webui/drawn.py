@@ -1,0 +1,26 @@
+"""What drawing components hold, of gradio 3.41 (stable-diffusion-webui 1.10) and of 4.40."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import gradio as gr
+import numpy as np
+
+OLD = gr.__version__.startswith("3.")
+
+
+def drawn(value: Any) -> Any:
+    """{"image", "mask"} of arrays, or the array of a component without a brush."""
+    if not isinstance(value, Mapping) or "background" not in value:
+        return value
+    layers = [layer for layer in value.get("layers") or () if layer is not None]
+    painted = [np.where(layer[..., 3:] > 0, np.uint8(255), np.uint8(0)).repeat(3, 2) for layer in layers]
+    return {"image": value["background"], "mask": np.maximum.reduce(painted) if painted else None}
+
+
+def image_of(value: Any) -> tuple[Any, Any]:
+    """Image and mask, None where there is none."""
+    said = drawn(value)
+    return (said.get("image"), said.get("mask")) if isinstance(said, Mapping) else (said, None)

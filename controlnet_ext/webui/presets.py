@@ -1,0 +1,63 @@
+"""Units kept under names, in one JSON file of the host's folder of data. Images are not kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from preprocessors.disk import read_json, write_atomically
+
+FILE = "controlnet_presets.json"
+FIELDS = (
+    *("enabled", "module", "model", "weight", "weight_schedule", "guidance_start", "guidance_end", "control_mode"),
+    *("resize_mode", "hr_option", "processor_res", "threshold_a", "threshold_b", "pixel_perfect", "low_vram"),
+    *("union_control_type", "advanced_weighting", "save_detected_map"),
+)
+
+
+def names() -> list[str]:
+    """Those there are; none where the file cannot be read."""
+    try:
+        return list(_all())
+    except ValueError:
+        return []
+
+
+def load(name: str) -> dict[str, Any]:
+    """The fields of a preset. ValueError when there is none of that name."""
+    found = _all()
+    if name not in found:
+        raise ValueError(f"there is no preset {name!r:.60}")
+    return {key: value for key, value in found[name].items() if key in FIELDS}
+
+
+def save(name: str, fields: dict[str, Any]) -> None:
+    """Keep these fields, in place of an earlier preset of that name."""
+    if not isinstance(name, str) or not 0 < len(name.strip()) <= 100:
+        raise ValueError("a preset needs a name of up to 100 letters")
+    _write({**_all(), name.strip(): fields})
+
+
+def forget(name: str) -> None:
+    """ValueError when there is none of that name."""
+    load(name)
+    _write({key: value for key, value in _all().items() if key != name})
+
+
+def _all() -> dict[str, dict[str, Any]]:
+    path = _path()
+    found = read_json(path) if path.exists() else {}
+    if not isinstance(found, dict) or not all(isinstance(each, dict) for each in found.values()):
+        raise ValueError(f"{str(path)!r} holds no presets; move it away")
+    return found
+
+
+def _write(found: dict[str, Any]) -> None:
+    write_atomically(_path(), json.dumps(found, indent=1).encode(), overwrite=True)
+
+
+def _path() -> Path:
+    from modules.paths import data_path
+
+    return Path(data_path) / FILE
