@@ -121,13 +121,17 @@ def _many(order: Order, files: list[File], shard: tuple[int, int] | None, jobs: 
 
 
 def _engine(name: str, jobs: int, gpu: bool) -> Engine:
-    from ..jobs.engines import Here
-    from ..jobs.processes import Processes
-    from ..jobs.ray_engine import Ray
-
     if name == "ray":
+        from ..jobs.ray_engine import Ray
+
         return Ray(jobs, gpu)
-    return Here() if jobs == 1 else Processes(jobs)
+    if jobs > 1:
+        from ..jobs.processes import Processes  # 30 ms
+
+        return Processes(jobs)
+    from ..jobs.engines import Here
+
+    return Here()
 
 
 def _networks(names: str, values: tuple[dict[str, Any], ...], options: Namespace) -> Networks | None:
