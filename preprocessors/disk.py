@@ -76,13 +76,14 @@ def write_atomically(
     content: bytes | Iterable[bytes | memoryview],
     overwrite: bool = False,
     mark: str = "",
+    settled: bool = True,
 ) -> None:
     """Write `content`, at once or in parts, so that `path` names either the whole of it or what it named before.
 
     The bytes go to a hidden `.….part` file in the same folder, are flushed to the disk, then get their name. Without
     `overwrite` a file that is there, or comes meanwhile, raises FileExistsError. After any failure or interruption
     nothing is left behind; after kill -9 a `.part` file may be, whose name begins with `.` and `mark`. An OSError names
-    the file.
+    the file. If it is not `settled`, the name may not outlive a power cut before `settle` is called for its folder.
     """
     target = Path(path)
     if target.is_dir():
@@ -95,7 +96,7 @@ def write_atomically(
     try:
         try:
             _write(temporary, [content] if isinstance(content, bytes) else content)
-            place(temporary, target, overwrite)
+            place(temporary, target, overwrite, settled)
         finally:
             temporary.unlink(missing_ok=True)
     except FileExistsError:
@@ -116,11 +117,13 @@ def _write(temporary: Path, parts: Iterable[bytes | memoryview]) -> None:
         os.close(descriptor)
 
 
-def place(temporary: Path, target: Path, overwrite: bool) -> None:
-    """Give the temporary file its name. The folder is flushed too, so that the name outlives a power cut."""
+def place(temporary: Path, target: Path, overwrite: bool, settled: bool = True) -> None:
+    """Give the temporary file its name. If it is to be `settled` the folder is flushed too, so that the name outlives a
+    power cut."""
     if overwrite:
         os.replace(temporary, target)
-        _flush(target.parent)
+        if settled:
+            settle(target.parent)
         return
     try:
         os.link(temporary, target)  # unlike a rename, a link refuses a name that is taken
@@ -133,13 +136,15 @@ def place(temporary: Path, target: Path, overwrite: bool) -> None:
             raise _exists(target) from None
         os.replace(temporary, target)
     try:
-        _flush(target.parent)
+        if settled:
+            settle(target.parent)
     except BaseException:
         target.unlink()
         raise
 
 
-def _flush(folder: Path) -> None:
+def settle(folder: str | os.PathLike[str]) -> None:
+    """Flushes the names in a folder to the disk."""
     if os.name == "nt":  # folders cannot be opened there
         return
     descriptor = os.open(folder, os.O_RDONLY)

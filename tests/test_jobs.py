@@ -118,6 +118,25 @@ def test_a_finished_job_is_not_done_again_without_overwrite():
     assert run("canny in -o maps --overwrite") == 0
 
 
+def test_names_are_on_the_disk_before_the_job_says_that_they_are_done(monkeypatch):
+    settle, settled = folder.settle, set()
+
+    def settling(place):
+        there = set(os.listdir(place))
+        settle(place)
+        settled.update(there)
+
+    def adding(self, result):
+        assert not result.errors and f"{result.picture.key}_invert.png" in settled
+        add(self, result)
+
+    add = folder.Folder.add
+    monkeypatch.setattr(folder, "settle", settling)
+    monkeypatch.setattr(folder.Folder, "add", adding)
+    assert run("invert in -o out --overwrite") == 0
+    assert len([name for name in settled if not name.startswith(".")]) == 6
+
+
 def full(after, monkeypatch):
     """A disk that is full after so many files."""
     write, count = folder.write_atomically, iter(range(after))

@@ -6,7 +6,7 @@ import json
 import os
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -32,9 +32,13 @@ class Form(Protocol):
         """Writes these files under their first names. The same part gives the same bytes."""
 
 
-def as_it_is(picture: Picture, files: dict[str, bytes]) -> dict[str, bytes]:
+class AsItIs:
     """A store that leaves all to the sink."""
-    return files
+
+    def __call__(self, picture: Picture, files: dict[str, bytes]) -> dict[str, bytes]:
+        return files
+
+    def settle(self, pictures: Iterable[Picture]) -> None: ...
 
 
 def indexed(part: Path) -> Iterator[tuple[int, dict[str, bytes]]]:
@@ -59,7 +63,7 @@ def box(form: Form, part: Path, journal: Path) -> Box | Made:
 class Made:
     """A sink that an earlier run finished."""
 
-    store = staticmethod(as_it_is)
+    store = AsItIs()
     finished = True
 
     def __init__(self, rows: list[dict[str, Any]]):
@@ -82,7 +86,7 @@ class Box:
     """Members of a tar in the file `part`, a line in `journal` for each picture: where its members end, the CRC-32 of
     all bytes up to there, its name, key and errors. What follows the last line whose CRC holds is cut off."""
 
-    store = staticmethod(as_it_is)
+    store = AsItIs()
     finished = False
 
     def __init__(self, form: Form, part: Path, journal: Path, rows: list[dict[str, Any]]):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from preprocessors.disk import write_atomically
+from preprocessors.disk import settle, write_atomically
 
 from .box import lines
 from .inputs import File
@@ -45,8 +45,12 @@ class Place:
         for ending, content in files.items():
             path = target(self.folder, picture.key, ending)
             os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-            write_atomically(path, content, overwrite=True, mark=self.mark)
+            write_atomically(path, content, overwrite=True, mark=self.mark, settled=False)
         return {}
+
+    def settle(self, pictures: Iterable[Picture]) -> None:
+        for folder in {os.path.dirname(target(self.folder, picture.key, "")) or "." for picture in pictures}:
+            settle(folder)
 
     def sweep(self, keys: Collection[str]) -> None:
         """Removes what a job that was killed has left where files with these keys go."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol
@@ -30,6 +30,9 @@ class Store(Protocol):
     """Where files go, from several threads; gives those that are for the sink."""
 
     def __call__(self, picture: Picture, files: dict[str, bytes]) -> dict[str, bytes]: ...
+
+    def settle(self, pictures: Iterable[Picture]) -> None:
+        """Sees to it that what it has stored of these outlives a power cut."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,10 @@ class Keep:
     store: Store
 
     def __call__(self, results: Sequence[Result]) -> list[Result]:
-        return [self._kept(result) for result in results]
+        kept = [self._kept(result) for result in results]
+        pairs = zip(results, kept, strict=True)
+        self.store.settle([result.picture for result, its in pairs if result.files and its.errors == result.errors])
+        return kept
 
     def _kept(self, result: Result) -> Result:
         try:
