@@ -82,11 +82,11 @@ class Guiding:
             self._run = Run(self._units, self._maps, clock.spans, self._host, self._runs), clock
             self._runs += 1
         run, clock = self._run
-        self._call = None
+        span, self._call = clock.span(), None
         key = prompted(self._pipe), len(call.x)
         if begins or self._rows[0] != key:
             self._rows = key, rows(key[0], call)
-        step = call.step(clock.span(), *self._rows[1])
+        step = call.step(span, *(self._rows[1] if not clock.repeats else (None, None)))
         if run.acts_after(step):
             self._call = step, noise_level(self._pipe.scheduler, call.t.flatten()[0].item())
         return run.residuals(step)
@@ -141,6 +141,8 @@ def _checked(pipe: Any) -> Any:
     name, unet = type(pipe).__name__, uncompiled(getattr(pipe, "unet", None))
     if unet is None:
         raise ValueError(f"{name} has no UNet; guide works on Stable Diffusion pipelines, 1.5 to XL, and their videos")
+    if hasattr(pipe, "get_views"):
+        raise ValueError(f"{name} asks the UNet for parts of the picture, of which each would have the whole map")
     if not isinstance(unet, UNet2DConditionModel | UNetMotionModel):
         kind = type(unet).__name__
         raise ValueError(f"the UNet of {name} is a {kind}, expected a UNet2DConditionModel or a UNetMotionModel")

@@ -84,12 +84,12 @@ class Call:
 
 class Clock:
     """Which of a run's steps a UNet call is. A run begins when the scheduler's timesteps are a new tensor; it has
-    `ended` when the last step was asked for."""
+    `ended` when the last step was asked for. `repeats`: a step had several calls, which nothing tells apart."""
 
     def __init__(self, pipe: Any, t: Tensor):
         self.scheduler, self.timesteps = pipe.scheduler, pipe.scheduler.timesteps
-        self.ended = False
-        self._calls = 0
+        self.ended = self.repeats = False
+        self._pipe, self._calls, self._index = pipe, 0, -1
         self._begin: int | None = None
         count = _steps(pipe, t.flatten()[0].item(), self.timesteps.tolist())
         self.spans = [Span(i / count, (i + 1) / count) for i in range(count)]
@@ -97,17 +97,25 @@ class Clock:
     def span(self) -> Span:
         """The span of the present call, once for each call. Not by the place of t in the timesteps: PNDM's and Heun's
         repeat. Schedulers of higher order ask the UNet several times, each of which counts as a step, as in
-        diffusers."""
+        diffusers; a guider's calls are one step."""
         index = self._calls
-        if hasattr(self.scheduler, "step_index"):  # DDIM and PNDM have none
+        state = guider_state(self._pipe)
+        if state is not None:
+            index = state["step"]
+        elif hasattr(self.scheduler, "step_index"):  # DDIM and PNDM have none
             at = self.scheduler.step_index
             if self._begin is None and at is not None:
                 begin = getattr(self.scheduler, "begin_index", None)
                 self._begin = begin if begin is not None else at - (self._calls > 0)
             index = 0 if at is None else at - self._begin
-        self._calls += 1
+        self.repeats |= state is None and index == self._index
+        self._calls, self._index = self._calls + 1, index
         if not 0 <= index < len(self.spans):
-            raise ValueError(f"UNet call {index + 1} in a run of {len(self.spans)} steps; {OTHER_PIPE}")
+            kind = type(self._pipe).__name__
+            raise ValueError(
+                f"UNet call {index + 1} in a run of {len(self.spans)} steps: {kind} calls it several times a step, "
+                f"which cannot be guided with this scheduler, or {OTHER_PIPE}"
+            )
         self.ended = index == len(self.spans) - 1
         return self.spans[index]
 
@@ -118,7 +126,9 @@ def _steps(pipe: Any, t: float, timesteps: list[float]) -> int:
     if not places:
         raise ValueError(f"timestep {t:g} is none of the scheduler's of {type(pipe).__name__}; {OTHER_PIPE}")
     left = len(timesteps) - places[0]
-    count = getattr(pipe, "num_timesteps", left)  # a few pipelines do not tell it, and none of those ends early
+    state = guider_state(pipe)
+    # a few pipelines do not tell it, and none of those ends early
+    count = getattr(pipe, "num_timesteps", left) if state is None else state["num_inference_steps"]
     if count > left:
         raise ValueError(
             f"{type(pipe).__name__} has {count} steps, but from timestep {t:g} there are {left}; {OTHER_PIPE}"
@@ -126,10 +136,22 @@ def _steps(pipe: Any, t: float, timesteps: list[float]) -> int:
     return count
 
 
+def guider_state(pipe: Any) -> dict[str, Any] | None:
+    """What the guider of a modular pipeline is about to ask the UNet (diffusers 0.42, guider_utils.py); None without
+    one, or while it asks nothing."""
+    guider: Any = getattr(pipe, "guider", None)
+    state = guider.get_state() if hasattr(guider, "get_state") else None
+    return state if state is not None and state.get("step") is not None and state["count_prepared"] else None
+
+
 def prompted(pipe: Any) -> tuple[bool, ...] | None:
     """For each copy of the pictures that the pipeline stacks in a batch, whether it has the prompt: not the first if
     guidance is on, and another that has if perturbed attention guidance is on (diffusers 0.42, pag_utils.py,
-    _prepare_perturbed_attention_guidance). None where the pipeline does not tell."""
+    _prepare_perturbed_attention_guidance). A modular pipeline's guider has a call for each of its rows' kinds. None
+    where the pipeline does not tell."""
+    if guider_state(pipe) is not None:
+        conditional = getattr(pipe.guider, "is_conditional", None)  # some of 0.42 fail there
+        return None if conditional is None else (bool(conditional),)
     guidance = getattr(pipe, "do_classifier_free_guidance", None)
     if guidance is None:
         return None
