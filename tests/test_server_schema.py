@@ -75,12 +75,13 @@ def test_numbers_are_taken_up_to_the_bounds_of_the_schema_and_not_beyond(documen
         if name == "Unit":
             read_unit({"model": "m", "image": white(8, 8), key: value}, "unit 1")
         else:
-            read_generation(
-                {"init_images": [white(8, 8)], "mask": white(8, 8), key: value},
-                (64, 64),
-                LIMITS,
-                name == "ImageToImage",
-            )
+            asked = {
+                "init_images": [white(8, 8)],
+                "mask": white(8, 8),
+                "enable_hr": key[:3] in ("hr_", "den"),
+                key: value,
+            }
+            read_generation(asked, (64, 64), LIMITS, name == "ImageToImage")
 
     for key, each in bounded.items():
         if key == "batch_size":

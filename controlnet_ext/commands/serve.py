@@ -15,6 +15,7 @@ Serve the HTTP API of sd-webui-controlnet, with txt2img and img2img, over one mo
     --queue N          how many requests may wait, by default 16
     --side N           how wide and high a picture may be in pixels, by default 2048
     --steps N          how many steps a picture may take, by default 150
+    --pictures N       how many pictures a request may ask for, by default 16
     --device D         cpu, cuda, cuda:1, mps; by default the fastest there is
     --dtype T          float32, bfloat16, float16; by default float32 on a CPU and float16 elsewhere
 
@@ -37,6 +38,14 @@ from ..shapes.embedded import NAME
 from . import say
 
 LIMITS = Limits()
+NUMBERS = {  # option: what it is by default, least and most
+    "port": (7860, 0, 65535),
+    "queue": (16, 1, 1000),
+    "units": (LIMITS.units, 1, UNITS),
+    "side": (LIMITS.side, 64, 8192),
+    "steps": (LIMITS.steps, 1, 1000),
+    "pictures": (LIMITS.pictures, 1, 100),
+}
 TOKEN = "CONTROLNET_EXT_TOKEN"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 NAMES = ("127.0.0.1", "localhost", "[::1]")
@@ -46,13 +55,7 @@ def arguments(parser: ArgumentParser, words: list[str]) -> None:
     """Declares what the docstring says."""
     parser.add_argument("--model", default=NAME)
     parser.add_argument("--host", default="127.0.0.1")
-    for name, number in (
-        ("port", 7860),
-        ("queue", 16),
-        ("units", LIMITS.units),
-        ("side", LIMITS.side),
-        ("steps", LIMITS.steps),
-    ):
+    for name, (number, _, _) in NUMBERS.items():
         parser.add_argument(f"--{name}", type=int, default=number)
     for name in ("controls", "library"):
         parser.add_argument(f"--{name}", metavar="FOLDER", action="append")
@@ -64,13 +67,7 @@ def arguments(parser: ArgumentParser, words: list[str]) -> None:
 def run(options: Namespace) -> int:
     """Loads the model, then answers until it is interrupted."""
     token = options.token or os.environ.get(TOKEN) or None
-    for name, least, most in (
-        ("port", 0, 65535),
-        ("units", 1, UNITS),
-        ("queue", 1, 1000),
-        ("side", 64, 8192),
-        ("steps", 1, 1000),
-    ):
+    for name, (_, least, most) in NUMBERS.items():
         if not least <= getattr(options, name) <= most:
             raise ValueError(f"--{name} {getattr(options, name)} is outside {least}..{most}")
     if options.host not in LOOPBACK and token is None:
@@ -95,7 +92,7 @@ def run(options: Namespace) -> int:
     shelf = Shelf(options.controls or (), options.model)
     ready = readied(device, library)
     engine = Engine(options.model, shelf, ready, device, dtype)
-    desk = Desk(engine, shelf, ready, Limits(options.units, options.side, options.steps))
+    desk = Desk(engine, shelf, ready, Limits(options.units, options.side, options.steps, options.pictures))
     worker = Worker(options.queue)
     served = app(desk, worker, token, NAMES if options.host in LOOPBACK else ("*",))
     say(f"controlnet-ext: {engine.name} on {device}, http://{options.host}:{options.port}, Ctrl-C stops it")

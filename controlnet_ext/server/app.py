@@ -48,6 +48,9 @@ def control_routes(shelf: Shelf, units: int, detection: Callable[[Any], Any], wo
 def picture_routes(desk: Desk, worker: Worker) -> list[Route]:
     """Those of the webui that its clients need."""
 
+    def progress(request: Request) -> dict[str, Any]:
+        return desk.progress(seen=not _says(request, "skip_current_image", "false"))
+
     def interrupt(_: Request) -> dict[str, Any]:
         desk.engine.progress.stop.set()
         return {}
@@ -58,7 +61,7 @@ def picture_routes(desk: Desk, worker: Worker) -> list[Route]:
         Route("/sdapi/v1/options", answering(lambda _: desk.options())),
         Route("/sdapi/v1/options", reading(desk.choose), methods=["POST"]),
         Route("/sdapi/v1/interrupt", answering(interrupt), methods=["POST"]),
-        Route("/sdapi/v1/progress", answering(lambda _: desk.progress())),
+        Route("/sdapi/v1/progress", answering(progress)),
         Route("/sdapi/v1/sd-models", answering(lambda _: desk.models())),
         Route("/sdapi/v1/samplers", answering(lambda _: desk.samplers())),
         Route("/sdapi/v1/schedulers", answering(lambda _: desk.schedulers())),

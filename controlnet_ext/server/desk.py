@@ -48,9 +48,12 @@ class Desk:
             if name not in own or wanted != own[name]:
                 raise ValueError(f"the option {name!r:.80} cannot be changed on this server")
 
-    def progress(self) -> dict[str, Any]:
-        """As the webui tells it."""
+    def progress(self, seen: bool) -> dict[str, Any]:
+        """As the webui tells it; where it is to be `seen`, with the picture of the last step before which someone
+        wanted to see it."""
         now = self.engine.progress
+        if seen and now.count:
+            now.wanted.set()
         state = {
             "skipped": False,
             "interrupted": now.stop.is_set(),
@@ -60,7 +63,13 @@ class Desk:
             "sampling_step": now.step,
             "sampling_steps": now.steps,
         }
-        return {"progress": now.fraction, "eta_relative": 0.0, "state": state, "current_image": None, "textinfo": None}
+        return {
+            "progress": now.fraction,
+            "eta_relative": now.left,
+            "state": state,
+            "current_image": now.image,
+            "textinfo": None,
+        }
 
     def samplers(self) -> list[dict[str, Any]]:
         return [{"name": name, "aliases": [], "options": {}} for name in SAMPLERS]

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
-
-import cv2
-import numpy as np
 
 from preprocessors.registry import Ready
 
@@ -18,25 +14,13 @@ from ..unit import named
 from .generation import Generation
 from .guided import Guided, guided
 from .infotext import infotext
+from .passes import Passes
 from .pictures import encoded
+from .progress import Progress
+from .repaint import Repaint
 from .samplers import sampler
 from .shelf import Shelf
 from .webui_unit import WebuiUnit
-
-
-@dataclass
-class Progress:
-    """How far the request at work is; read by other threads."""
-
-    count: int = 0
-    picture: int = 0
-    step: int = 0
-    steps: int = 0
-    stop: threading.Event = field(default_factory=threading.Event)
-
-    @property
-    def fraction(self) -> float:
-        return (self.picture + self.step / max(self.steps, 1)) / self.count if self.count else 0.0
 
 
 class Engine:
@@ -61,16 +45,17 @@ class Engine:
         with quiet():
             scheduler, sampled = sampler(self._folder, asked.sampler, asked.spacing)
         units = [self._guided(place, unit, asked) for place, unit in asked.units]
-        pipe = self._pipe_for(asked, scheduler)
+        progress = Progress(asked.count)
+        passes = Passes(self._pipe, scheduler, asked, [each.unit for each in units], progress)
         models = {place: each.model for (place, _), each in zip(asked.units, units, strict=True)}
-        self.progress = Progress(asked.count, steps=asked.steps)
+        progress.steps, self.progress = passes.steps, progress
         images, texts = [], []
         try:
             for k in range(asked.count):
-                if self.progress.stop.is_set():
+                if progress.stop.is_set():
                     break
-                self.progress.picture, self.progress.step = k, 0
-                pixels = self._picture(pipe, asked, asked.seed + k, units)
+                progress.begin(k)
+                pixels = passes.picture(asked.seed + k)
                 texts.append(infotext(asked, asked.seed + k, sampled, self.name, models))
                 images.append(encoded(pixels, {"parameters": texts[-1]}))
         finally:
@@ -84,7 +69,11 @@ class Engine:
             if not unit.images:
                 if asked.source is None:
                     raise ValueError("it is on and has no image")
-                unit = replace(unit, images=(asked.source,), fit=asked.fit)
+                image, mask = asked.source  # which other modules would take for a scribble
+                inpaints = unit.module is not None and unit.module.makes == "inpaint"
+                unit = replace(unit, images=((image, mask if inpaints else None),), fit=asked.fit)
+            if asked.repaint is not None and asked.repaint.only_masked and unit.crops:
+                unit = _part(unit, asked.repaint)
             if unit.model is None:
                 raise ValueError("it is on and has no model; /controlnet/model_list names those there are")
             model = self.shelf.find(unit.model)
@@ -93,68 +82,14 @@ class Engine:
                 net.settle(self._pipe.unet)
             return guided(unit, model, net, self._ready, (asked.height, asked.width))
 
-    def _pipe_for(self, asked: Generation, scheduler: Any) -> Any:
-        """A pipeline on the same networks, with a scheduler of its own."""
-        import diffusers
 
-        kind = type(self._pipe).__name__
-        if asked.init is not None:
-            kind = kind.replace("Pipeline", "Img2ImgPipeline" if asked.mask is None else "InpaintPipeline")
-            if int(asked.steps * asked.strength) < 1:
-                raise ValueError(f"{asked.steps} steps at denoising_strength {asked.strength:g} are none")
-        parts = {**self._pipe.components, "scheduler": scheduler}
-        known = {"requires_safety_checker": False} if "safety_checker" in parts else {}
-        with quiet():
-            pipe = getattr(diffusers, kind)(**parts, **known)
-        pipe.set_progress_bar_config(disable=True)
-        return pipe
-
-    def _picture(self, pipe: Any, asked: Generation, seed: int, units: list[Guided]) -> np.ndarray:
-        """(H, W, 3) uint8."""
-        import torch
-
-        from ..hosts.diffusers import guide
-
-        progress = self.progress
-
-        def stepped(pipe: Any, step: int, t: Any, values: dict[str, Any]) -> dict[str, Any]:
-            progress.step = step + 1
-            pipe._interrupt = progress.stop.is_set()  # the pipelines' own word for it: the remaining steps do nothing
-            return values
-
-        given: dict[str, Any] = {"height": asked.height, "width": asked.width}
-        if asked.init is not None:
-            given = {"image": _tensor(asked.init), "strength": asked.strength}
-        if asked.mask is not None:
-            given |= {"mask_image": _tensor(asked.mask)[:, :1], "height": asked.height, "width": asked.width}
-        with guide(pipe, [each.unit for each in units]):
-            result = pipe(
-                asked.prompt,
-                negative_prompt=asked.negative or None,
-                num_inference_steps=asked.steps,
-                guidance_scale=asked.guidance,
-                generator=torch.Generator().manual_seed(seed % 2**63),
-                clip_skip=asked.clip_skip or None,
-                output_type="np",
-                callback_on_step_end=stepped,
-                **given,
-            )
-        if any(getattr(result, "nsfw_content_detected", None) or ()):
-            raise RuntimeError("the model's safety checker withheld the picture; try another seed or prompt")
-        if not np.isfinite(result.images[0]).all():
-            raise RuntimeError("the picture holds NaN: the model overflows, serve it with --dtype float32")
-        pixels = (result.images[0] * 255).round().astype(np.uint8)
-        if asked.init is None or asked.mask is None:
-            return pixels
-        kept = cv2.subtract(np.full_like(asked.mask, 255), asked.mask).astype(np.float32) / 255
-        return np.rint(pixels * (1 - kept) + asked.init * kept).astype(np.uint8)
-
-
-def _tensor(pixels: np.ndarray) -> Any:
-    """(1, 3, H, W) in 0..1, which the pipelines take as it is."""
-    import torch
-
-    return torch.from_numpy(pixels.transpose(2, 0, 1)[None].astype(np.float32) / 255)
+def _part(unit: WebuiUnit, repaint: Repaint) -> WebuiUnit:
+    """The unit with that part of its images that is repainted."""
+    images = tuple(
+        (repaint.part(image, unit.fit), None if mask is None else repaint.part(mask, unit.fit))
+        for image, mask in unit.images
+    )
+    return replace(unit, images=images, fit="fill")
 
 
 def _info(asked: Generation, texts: list[str], sampled: str, model: str) -> dict[str, Any]:
@@ -172,7 +107,7 @@ def _info(asked: Generation, texts: list[str], sampled: str, model: str) -> dict
         "cfg_scale": asked.guidance,
         "steps": asked.steps,
         "batch_size": asked.batch,
-        "denoising_strength": asked.strength if asked.init is not None else None,
+        "denoising_strength": asked.denoising,
         "sd_model_name": model,
         "clip_skip": asked.clip_skip + 1,
         "index_of_first_image": 0,

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 
 from preprocessors.fit import fit
@@ -16,11 +15,12 @@ from ..recipe import check_text
 from .fields import Fields, empty
 from .limits import Limits
 from .pictures import Pair, picture
+from .repaint import Repaint, painted, read_repaint
+from .second_pass import SecondPass, read_second_pass
 from .webui_unit import FITS, WebuiUnit, read_unit
 
 TITLES = ("controlnet", "controlnet m2m")  # scripts that are here; by the second webuiapi knows that ControlNet is
 NOT_OFFERED = (
-    "enable_hr",
     "restore_faces",
     "tiling",
     "subseed_strength",
@@ -33,8 +33,8 @@ NOT_OFFERED = (
 @dataclass(frozen=True, eq=False)
 class Generation:
     """`units` are those that are on, with their places in the request, from 1. `source` is the initial image with its
-    mask, at which units without an image look; by `fit` they become `init`, (H, W, 3) as large as the pictures, and
-    `mask`, blurred, white where to repaint."""
+    mask, at which units without an image look; by `fit` it becomes `init`, (H, W, 3) as large as the pictures; what
+    its mask says is `repaint`."""
 
     prompt: str
     negative: str
@@ -52,10 +52,16 @@ class Generation:
     source: Pair | None = None
     fit: str = "stretch"
     init: np.ndarray | None = None
-    mask: np.ndarray | None = None
+    repaint: Repaint | None = None
+    second: SecondPass | None = None
     strength: float = 1.0
     sends_images: bool = True
     model: str | None = None
+
+    @property
+    def denoising(self) -> float | None:
+        """The strength of what begins with a picture; None where nothing does."""
+        return self.second.strength if self.second else None if self.init is None else self.strength
 
 
 def read_generation(value: Any, size: tuple[int, int], limits: Limits, from_image: bool) -> Generation:
@@ -74,13 +80,14 @@ def read_generation(value: Any, size: tuple[int, int], limits: Limits, from_imag
     if count > limits.pictures:
         raise ValueError(f"the request: {count} pictures, expected up to {limits.pictures}")
     override = Fields.of(fields.get("override_settings") or {}, "override_settings")
+    steps = fields.whole("steps", default=min(20, limits.steps), low=1, high=limits.steps)
     return Generation(
         prompt=_prompt(fields, "prompt"),
         negative=_prompt(fields, "negative_prompt"),
         seed=int.from_bytes(os.urandom(4), "big") if seed < 0 else seed,
         count=count,
         batch=batch,
-        steps=fields.whole("steps", default=min(20, limits.steps), low=1, high=limits.steps),
+        steps=steps,
         width=width,
         height=height,
         guidance=fields.number("cfg_scale", default=7, low=0, high=100),
@@ -90,7 +97,11 @@ def read_generation(value: Any, size: tuple[int, int], limits: Limits, from_imag
         units=_units(fields, limits.units),
         sends_images=fields.flag("send_images", default=True),
         model=override.text("sd_model_checkpoint") or None,
-        **(_init(fields, height, width) if from_image else {}),
+        **(
+            _init(fields, height, width)
+            if from_image
+            else {"second": read_second_pass(fields, height, width, steps, limits)}
+        ),
     )
 
 
@@ -106,15 +117,11 @@ def _init(fields: Fields, height: int, width: int) -> dict[str, Any]:
         raise fields.wrong("init_images", images, "a list of one picture")
     how = fields.choice("resize_mode", among=FITS[:4], default="stretch")
     image, mask = picture(images[0], "init_images"), fields.get("mask")
-    painted = None if mask is None else picture(mask, "mask")
-    if painted is not None and fields.flag("inpainting_mask_invert"):
-        painted = 255 - painted
-    found: dict[str, Any] = {"source": (image, painted), "fit": how, "init": fit(image, height, width, how)}
+    found: dict[str, Any] = {"source": (image, None), "fit": how, "init": fit(image, height, width, how)}
     found["strength"] = fields.number("denoising_strength", default=0.75, low=0, high=1)
-    if painted is not None:
-        blur = fields.number("mask_blur", default=4, low=0, high=64)
-        fitted = fit(painted, height, width, how)
-        found["mask"] = cv2.GaussianBlur(fitted, (0, 0), blur) if blur else fitted
+    if mask is not None:
+        white = painted(fields, picture(mask, "mask"), image)
+        found |= {"source": (image, white), "repaint": read_repaint(fields, image, white, height, width, how)}
     return found
 
 

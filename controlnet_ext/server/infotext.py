@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .generation import Generation
+from .repaint import FILLINGS, Repaint
 from .webui_unit import FITS, MODES, PASSES, UNIONS, WebuiUnit
 
 FIELDS = {  # that a unit's text may set
@@ -28,13 +29,37 @@ def infotext(asked: Generation, seed: int, sampler: str, model: str, models: dic
         "Size": f"{asked.width}x{asked.height}",
         "Model": model,
     }
-    if asked.init is not None:
-        words["Denoising strength"] = asked.strength
+    if asked.denoising is not None:
+        words["Denoising strength"] = asked.denoising
+    words |= _repaint_words(asked.repaint) | _second_words(asked)
     if asked.clip_skip:
         words["Clip skip"] = asked.clip_skip + 1
     for place, unit in asked.units:
         words[f"ControlNet {place - 1}"] = unit_text(unit, models[place])
     return "\n".join([*lines, ", ".join(f"{name}: {_quoted(value)}" for name, value in words.items())])
+
+
+def _repaint_words(repaint: Repaint | None) -> dict[str, Any]:
+    if repaint is None:
+        return {}
+    words: dict[str, Any] = {"Mask mode": "Inpaint not masked"} if repaint.inverted else {}
+    if repaint.blur:
+        words["Mask blur"] = repaint.blur
+    if repaint.only_masked:
+        words |= {"Inpaint area": "Only masked", "Masked area padding": repaint.padding}
+    if repaint.content != "original":
+        words["Masked content"] = _word(FILLINGS, repaint.content)
+    return words
+
+
+def _second_words(asked: Generation) -> dict[str, Any]:
+    second = asked.second
+    if second is None:
+        return {}
+    words: dict[str, Any] = {"Hires resize": f"{second.size[1]}x{second.size[0]}"}
+    if second.steps != asked.steps:
+        words["Hires steps"] = second.steps
+    return {**words, "Hires upscaler": second.upscaler}
 
 
 def unit_text(unit: WebuiUnit, model: str) -> str:

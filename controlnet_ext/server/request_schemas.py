@@ -12,7 +12,9 @@ from .control_api import PICTURES
 from .http import BODY
 from .limits import Limits
 from .pictures import IMAGES
+from .repaint import BLUR, FILLINGS, PADDING
 from .samplers import SAMPLERS, SPACINGS
+from .second_pass import SCALE, UPSCALERS
 from .webui_unit import FITS, LAYERS, MODES, PASSES, UNIONS
 
 Schema = dict[str, Any]
@@ -33,7 +35,9 @@ def requests(limits: Limits, models: Sequence[str]) -> dict[str, Schema]:
     return {
         "Picture": PICTURE,
         "Unit": _object(_unit(models)),
-        "TextToImage": _object({**_generation(limits), "alwayson_scripts": _scripts(unit, limits)}),
+        "TextToImage": _object(
+            {**_generation(limits), **_second_pass(limits), "alwayson_scripts": _scripts(unit, limits)}
+        ),
         "ImageToImage": _object(
             {**_generation(limits), **_initial(), "alwayson_scripts": _scripts(unit, limits)}, "init_images"
         ),
@@ -83,7 +87,7 @@ def _unit(models: Sequence[str]) -> Schema:
         "guidance_start": _number(0, 1, 0),
         "guidance_end": _number(0, 1, 1),
         **dict.fromkeys(("processor_res", "threshold_a", "threshold_b"), SLIDER),
-        **dict.fromkeys(("pixel_perfect", "low_vram", "save_detected_map"), FLAG),
+        **dict.fromkeys(("pixel_perfect", "low_vram", "save_detected_map", "inpaint_crop_input_image"), FLAG),
         "union_control_type": _choice(UNIONS, numbered=False),
         "effective_region_mask": REF,
         "advanced_weighting": {"type": "array", "items": _number(-10, 10), "maxItems": LAYERS},
@@ -108,14 +112,30 @@ def _generation(limits: Limits) -> Schema:
     }
 
 
+def _second_pass(limits: Limits) -> Schema:
+    side = _number(0, limits.side, 0, "integer")
+    return {
+        "enable_hr": FLAG,
+        "hr_scale": _number(1, SCALE, 2),
+        "hr_resize_x": side,
+        "hr_resize_y": side,
+        "hr_second_pass_steps": _number(0, limits.steps, 0, "integer"),
+        "hr_upscaler": {"enum": list(UPSCALERS)},
+        "denoising_strength": _number(0, 1, 0.75),
+    }
+
+
 def _initial() -> Schema:
     return {
         "init_images": {"type": "array", "items": REF, "minItems": 1, "maxItems": 1},
         "denoising_strength": _number(0, 1, 0.75),
         "resize_mode": _choice(FITS[:4]),
         "mask": REF,
-        "mask_blur": _number(0, 64, 4),
+        **{f"mask_blur{axis}": _number(0, BLUR, 4) for axis in ("", "_x", "_y")},
         "inpainting_mask_invert": _number(0, 1, 0, "integer"),
+        "inpainting_fill": _choice(FILLINGS),
+        "inpaint_full_res": FLAG | {"default": True},
+        "inpaint_full_res_padding": _number(0, PADDING, 0, "integer"),
     }
 
 
