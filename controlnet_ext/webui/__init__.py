@@ -7,8 +7,9 @@ from typing import Any
 
 def start() -> Any:
     """The script class, after the host has been told of settings and routes. Once in a process's load of scripts."""
-    from . import routes, script, settings
+    from . import axes, routes, script, settings
 
     settings.register()
     routes.register()
+    axes.register()
     return script.ControlNetScript

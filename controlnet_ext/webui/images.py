@@ -3,15 +3,19 @@ masked" repaints."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from preprocessors.files import write_image
 from preprocessors.fit import fit
 
 from ..server.pictures import Pair
 from ..server.webui_unit import FITS, WebuiUnit
+from . import settings
 
 
 def with_images(unit: WebuiUnit, p: Any) -> WebuiUnit:
@@ -27,6 +31,16 @@ def with_images(unit: WebuiUnit, p: Any) -> WebuiUnit:
     masks = [None if mask is None else _part(mask, width, height, box, unit.fit) for _, mask in unit.images]
     images = tuple(zip(seen, masks, strict=True))
     return replace(unit, images=images, fit="fill")
+
+
+def save_maps(maps: Sequence[np.ndarray]) -> None:
+    """As PNGs in the folder of the settings, by their content: a map that is there already is not written again."""
+    folder = settings.map_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    for pixels in maps:
+        path = folder / f"{hashlib.sha256(pixels.tobytes()).hexdigest()[:16]}.png"
+        if not path.exists():
+            write_image(path, pixels)
 
 
 def _initial(p: Any) -> Pair:

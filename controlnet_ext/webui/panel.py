@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +12,9 @@ from ..server.control_api import module_list
 from ..server.control_types import control_types
 from ..server.webui_unit import FITS, MODES, PASSES, UNIONS
 from . import actions, host, presets
-from .drawn import OLD, drawn
+from .drawn import OLD
+from .fields import FIELDS
 from .pasting import pasted
-
-FIELDS = (
-    *("enabled", "image", "module", "model", "weight", "weight_schedule", "guidance_start", "guidance_end"),
-    *("control_mode", "resize_mode", "hr_option", "processor_res", "threshold_a", "threshold_b", "pixel_perfect"),
-    *("low_vram", "union_control_type", "advanced_weighting", "effective_region_mask", "save_detected_map"),
-)
 
 
 @dataclass
@@ -29,21 +23,6 @@ class Panel:
 
     components: list[Any]
     pasted: list[tuple[Any, Any]]
-
-
-def rows(args: Sequence[Any]) -> Iterator[dict[str, Any]]:
-    """The units that the components' values say."""
-    for begin in range(0, len(args) - len(FIELDS) + 1, len(FIELDS)):
-        said = dict(zip(FIELDS, args[begin : begin + len(FIELDS)], strict=True))
-        yield {**said, "image": drawn(said["image"]), "advanced_weighting": _numbers(said["advanced_weighting"])}
-
-
-def _numbers(text: Any) -> list[float] | None:
-    words = str(text or "").replace(",", " ").split()
-    try:
-        return [float(word) for word in words] or None
-    except ValueError as error:
-        raise ValueError(f"layer weights {text!r:.60}: expected numbers, such as 1, 0.8, 0.5") from error
 
 
 def build(script: Any, is_img2img: bool, units: int) -> Panel:
@@ -119,6 +98,10 @@ class Parts:
             self.parts["effective_region_mask"] = gr.Image(
                 label="Effective Region Mask", type="numpy", elem_id=self._id("region"), **region
             )
+            self.parts["batch_folder"] = gr.Textbox(
+                label="Batch folder: a picture for each image in it", elem_id=self._id("batch_folder")
+            )
+            self._flag("loopback", "Loopback: from the second picture on, its image is the one before", False)
         self._wire()
 
     def _flag(self, name: str, label: str, value: bool) -> None:

@@ -19,8 +19,10 @@ from ..server.infotext import unit_text
 from ..server.webui_unit import WebuiUnit, read_unit
 from ..unit import Unit, named
 from . import host, settings
-from .images import with_images
-from .panel import build, rows
+from .batch import Batch
+from .fields import said_by
+from .images import save_maps, with_images
+from .panel import build
 from .sampling import guide_samples, release
 
 TITLE = "ControlNet"
@@ -33,12 +35,18 @@ class Request:
 
     def __init__(self, p: Any, args: Sequence[Any]):
         self._p, self.units, self.models = p, list[Placed](), list[str]()
-        self.guided: list[Guided] | None = None
+        self.guided: list[Guided] = []
+        self.last: np.ndarray | None = None  # the picture before
+        self.batch = Batch()
+        self.shown: list[np.ndarray] = []  # maps of all iterations
+        self._iteration = -1
         self._error: Exception | None = None
         try:
-            self.units = read_units(args, settings.units())
+            said = said_by(args, p, bool(settings.value("control_net_allow_script_control", False)))
+            self.units = read_units(said, settings.units())
             self.models = [_model(place, unit) for place, unit in self.units]
-        except ValueError as error:
+            self.batch = Batch.of({place: said[place - 1] for place, _ in self.units})
+        except (ValueError, OSError) as error:
             self._error = error
 
     @property
@@ -50,16 +58,20 @@ class Request:
         """The units at work."""
         if self._error is not None:
             raise self._error
-        if self.guided is None:
+        iteration = int(getattr(self._p, "iteration", 0))
+        if not self.guided or (self.batch.changes and iteration != self._iteration):
             placed = zip(self.units, self.models, strict=True)
-            self.guided = [_guided(self._p, place, unit, model) for (place, unit), model in placed]
+            self.guided = [self._guided(place, unit, model, iteration) for (place, unit), model in placed]
+            self.shown += [each.map for (_, unit), each in zip(self.units, self.guided, strict=True) if unit.shows_map]
+        self._iteration = iteration
         return [each.unit for each in self.guided]
 
-    @property
-    def maps(self) -> list[np.ndarray]:
-        """Those to be shown."""
-        made = zip(self.units, self.guided or (), strict=False)
-        return [each.map for (_, unit), each in made if unit.shows_map]
+    def _guided(self, place: int, unit: WebuiUnit, model: str, iteration: int) -> Guided:
+        p = self._p
+        with named(f"unit {place}"):
+            net = host.shelf().load(model, host.device(), host.dtype())
+            unit = with_images(self.batch.unit(place, unit, iteration, self.last), p)
+            return guided(unit, model, net, host.ready(), (p.height // 8 * 8, p.width // 8 * 8))
 
 
 class ControlNetScript(scripts.Script):
@@ -76,6 +88,15 @@ class ControlNetScript(scripts.Script):
         self.infotext_fields, self.paste_field_names = shown.pasted, [name for _, name in shown.pasted if name]
         return shown.components
 
+    def before_process(self, p: Any, *args: Any) -> None:
+        """A picture for each image of a batch folder, with one seed, unless the settings say otherwise."""
+        try:
+            count = Batch.of(dict(enumerate(said_by(args, p, False)))).count
+        except (ValueError, OSError):
+            return  # `process` says so
+        if count:
+            p.n_iter = count
+
     def process(self, p: Any, *args: Any) -> None:
         """Read the units, and have the samples guided."""
         release(p)
@@ -84,28 +105,34 @@ class ControlNetScript(scripts.Script):
             return
         for (place, unit), model in zip(request.units, request.models, strict=False):
             p.extra_generation_params[f"ControlNet {place - 1}"] = unit_text(unit, model)
+        if request.batch.count and not settings.value("controlnet_increment_seed_during_batch", False):
+            p.all_seeds = p.all_seeds[: p.batch_size] * p.n_iter
         guide_samples(p, request.made)
+
+    def postprocess_image(self, p: Any, shown: Any, *args: Any) -> None:
+        """Keep the picture, for units that loop."""
+        request = vars(p).get("controlnet_ext")
+        if request is not None and request.batch.loops:
+            request.last = np.asarray(shown.image.convert("RGB"))
 
     def postprocess(self, p: Any, processed: Any, *args: Any) -> None:
         """Append the maps."""
         release(p)
         request = vars(p).pop("controlnet_ext", None)
-        if request is not None and not settings.value("control_net_no_detectmap", False):
-            processed.images.extend(Image.fromarray(each) for each in request.maps)
+        if request is None:
+            return
+        if settings.value("control_net_detectmap_autosaving", False):
+            save_maps(request.shown)
+        if not settings.value("control_net_no_detectmap", False):
+            processed.images.extend(Image.fromarray(each) for each in request.shown)
 
 
-def read_units(args: Sequence[Any], limit: int) -> list[Placed]:
+def read_units(said: Sequence[Mapping[str, Any]], limit: int) -> list[Placed]:
     """The units that are on."""
-    said = [value for value in args if isinstance(value, Mapping)] if _from_api(args) else list(rows(args))
     if len(said) > limit:
         raise ValueError(f"{len(said)} units, expected up to {limit}")
     units = [(i, read_unit(value, f"unit {i}")) for i, value in enumerate(said, 1)]
     return [(i, unit) for i, unit in units if unit is not None]
-
-
-def _from_api(args: Sequence[Any]) -> bool:
-    """Whether the arguments are units; the image of the panel's units is an object too, but never their first field."""
-    return bool(args) and isinstance(args[0], Mapping)
 
 
 def _model(place: int, unit: WebuiUnit) -> str:
@@ -113,10 +140,3 @@ def _model(place: int, unit: WebuiUnit) -> str:
         if unit.model is None:
             raise ValueError("it is on and has no model; choose one, or switch the unit off")
         return host.shelf().find(unit.model)
-
-
-def _guided(p: Any, place: int, unit: WebuiUnit, model: str) -> Guided:
-    with named(f"unit {place}"):
-        net = host.shelf().load(model, host.device(), host.dtype())
-        size = p.height // 8 * 8, p.width // 8 * 8
-        return guided(with_images(unit, p), model, net, host.ready(), size)

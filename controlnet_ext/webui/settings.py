@@ -34,6 +34,7 @@ def _declare() -> None:
     option("control_net_no_detectmap", False, "Do not append control maps to the pictures")
     option("control_net_detectmap_autosaving", False, "Save control maps")
     option("control_net_allow_script_control", False, "Allow other scripts to control this extension")
+    option("controlnet_increment_seed_during_batch", False, "In a batch of images, another seed for each")
     option("controlnet_ignore_noninpaint_mask", False, "Ignore a mask painted on a unit that does not inpaint")
 
 
@@ -66,6 +67,11 @@ def weight_folders() -> list[str]:
     flag = getattr(shared.cmd_opts, "controlnet_annotator_models_path", None)
     found = [_placed(name) for name in (flag, value("control_net_modules_path", "")) if name]
     return [str(folder) for folder in dict.fromkeys(found) if folder.is_dir()]
+
+
+def map_folder() -> Path:
+    """Where maps are saved."""
+    return _placed(value("control_net_detectedmap_dir", "") or "detected_maps")
 
 
 def _placed(name: str) -> Path:

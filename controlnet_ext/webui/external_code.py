@@ -1,0 +1,170 @@
+"""For other extensions: units of a request read and set from Python, under the names that sd-webui-controlnet's
+`scripts.external_code` has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from enum import Enum
+from typing import Any
+
+from preprocessors.fit import pixel_perfect
+
+from ..server.control_api import VERSION, module_list
+from ..server.pictures import encoded
+from . import host, settings
+from .fields import rows
+
+TITLE = "controlnet"
+DEFAULTS: dict[str, Any] = {
+    "enabled": True,
+    "module": "none",
+    "model": "None",
+    "weight": 1.0,
+    "image": None,
+    "resize_mode": "Crop and Resize",
+    "low_vram": False,
+    "processor_res": -1,
+    "threshold_a": -1,
+    "threshold_b": -1,
+    "guidance_start": 0.0,
+    "guidance_end": 1.0,
+    "pixel_perfect": False,
+    "control_mode": "Balanced",
+    "inpaint_crop_input_image": True,
+    "hr_option": "Both",
+    "save_detected_map": True,
+    "advanced_weighting": None,
+    "effective_region_mask": None,
+    "union_control_type": "Unknown",
+    "mask": None,
+}
+
+
+class ControlMode(Enum):
+    BALANCED = "Balanced"
+    PROMPT = "My prompt is more important"
+    CONTROL = "ControlNet is more important"
+
+
+class ResizeMode(Enum):
+    RESIZE = "Just Resize"
+    INNER_FIT = "Crop and Resize"
+    OUTER_FIT = "Resize and Fill"
+
+
+class HiResFixOption(Enum):
+    BOTH = "Both"
+    LOW_RES_ONLY = "Low res only"
+    HIGH_RES_ONLY = "High res only"
+
+
+class ControlNetUnit:
+    """A unit, as its fields say. They can be set; images are base64 or arrays (H, W, 3 or 4) uint8 RGB."""
+
+    def __init__(self, **fields: Any):
+        vars(self).update({**DEFAULTS, **fields})
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ControlNetUnit) and self.to_dict() == other.to_dict()
+
+    def __repr__(self) -> str:
+        said = {key: value for key, value in vars(self).items() if key not in ("image", "mask")}
+        return f"ControlNetUnit({said})"
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> ControlNetUnit:
+        return cls(**fields)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a request has it."""
+        return {key: value.value if isinstance(value, Enum) else value for key, value in vars(self).items()}
+
+
+def get_api_version() -> int:
+    return VERSION
+
+
+def get_models(update: bool = False) -> list[str]:
+    """Control models by their listed names, first "None"."""
+    if update:
+        host.shelf().rescan()
+    return ["None", *host.shelf().names]
+
+
+def get_modules(alias_names: bool = False) -> list[str]:
+    return module_list(alias_names)["module_list"]
+
+
+def get_modules_detail(alias_names: bool = False) -> dict[str, Any]:
+    return module_list(alias_names)["module_detail"]
+
+
+def get_max_models_num() -> int:
+    """How many units there are."""
+    return settings.units()
+
+
+def is_cn_script(script: Any) -> bool:
+    return script.title().casefold() == TITLE
+
+
+def find_cn_script(script_runner: Any) -> Any:
+    """The script among those of a request, None without it."""
+    scripts = script_runner.alwayson_scripts if script_runner is not None else ()
+    return next((script for script in scripts if is_cn_script(script)), None)
+
+
+def get_all_units_in_processing(p: Any) -> list[ControlNetUnit]:
+    return get_all_units(p.scripts, p.script_args)
+
+
+def get_all_units(script_runner: Any, script_args: Any) -> list[ControlNetUnit]:
+    """Those that a request has, also such as are off."""
+    script = find_cn_script(script_runner)
+    return [] if script is None else get_all_units_from(script_args[script.args_from : script.args_to])
+
+
+def get_all_units_from(script_args: Any) -> list[ControlNetUnit]:
+    args = list(script_args)
+    said = [each for each in args if isinstance(each, Mapping)] if args and isinstance(args[0], Mapping) else rows(args)
+    return [ControlNetUnit(**each) for each in said]
+
+
+def get_single_unit_from(script_args: Any, index: int = 0) -> ControlNetUnit | None:
+    units = get_all_units_from(script_args)
+    return units[index] if -len(units) <= index < len(units) else None
+
+
+def update_cn_script_in_processing(p: Any, cn_units: Iterable[Any], **_: Any) -> None:
+    """Give the request `p` these units and no others."""
+    p.script_args = update_cn_script(p.scripts, p.script_args, cn_units)
+
+
+def update_cn_script(script_runner: Any, script_args: Any, cn_units: Iterable[Any], **_: Any) -> Any:
+    """The arguments of a request with these units. ValueError when there are more than it has room for."""
+    script = find_cn_script(script_runner)
+    if script is None:
+        return script_args
+    said = [unit.to_dict() if isinstance(unit, ControlNetUnit) else dict(unit) for unit in cn_units if unit is not None]
+    room = script.args_to - script.args_from
+    if len(said) > min(room, settings.units()):
+        raise ValueError(f"{len(said)} units, expected up to {settings.units()}")
+    given = list(script_args)
+    given[script.args_from : script.args_to] = [*said, *[None] * (room - len(said))]
+    return type(script_args)(given)
+
+
+def update_cn_script_in_place(script_runner: Any, script_args: list[Any], cn_units: Iterable[Any], **_: Any) -> None:
+    script_args[:] = update_cn_script(script_runner, script_args, cn_units)
+
+
+def pixel_perfect_resolution(image: Any, target_H: int, target_W: int, resize_mode: Any) -> int:
+    """The resolution at which the image's map is neither enlarged nor shrunk."""
+    word = resize_mode.value if isinstance(resize_mode, Enum) else resize_mode
+    how = "fill" if word == ResizeMode.OUTER_FIT.value else "crop"
+    return pixel_perfect(image.shape[0], image.shape[1], target_H, target_W, how)
+
+
+def to_base64_nparray(pixels: Any) -> str:
+    """A PNG in base64 of an array."""
+    return encoded(pixels)

@@ -1,0 +1,70 @@
+"""Units as the values of the panel's components, and as other scripts change them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from .drawn import drawn
+
+FIELDS = (
+    *("enabled", "image", "module", "model", "weight", "weight_schedule", "guidance_start", "guidance_end"),
+    *("control_mode", "resize_mode", "hr_option", "processor_res", "threshold_a", "threshold_b", "pixel_perfect"),
+    *("low_vram", "union_control_type", "advanced_weighting", "effective_region_mask", "save_detected_map"),
+    *("batch_folder", "loopback"),
+)
+PANEL_ONLY = ("batch_folder", "loopback")  # no request's JSON names a folder
+ATTRIBUTES = {  # of a request, by which scripts of old set a field of all units, or by a list one of each
+    "control_net_input_image": "image",
+    "control_net_image": "image",
+    "control_net_lowvram": "low_vram",
+    "control_net_pres": "processor_res",
+    "control_net_pthr_a": "threshold_a",
+    "control_net_pthr_b": "threshold_b",
+    "control_net_guidance_strength": "guidance_end",
+    **{
+        f"control_net_{name}": name
+        for name in (
+            *("enabled", "module", "model", "weight", "resize_mode", "guidance_start", "guidance_end"),
+            *("control_mode", "pixel_perfect"),
+        )
+    },
+}
+AXES = "controlnet_axes"  # of a request: what the XYZ script sets
+
+
+def rows(args: Sequence[Any]) -> Iterator[dict[str, Any]]:
+    """The units that the components' values say."""
+    for begin in range(0, len(args) - len(FIELDS) + 1, len(FIELDS)):
+        said = dict(zip(FIELDS, args[begin : begin + len(FIELDS)], strict=True))
+        yield {**said, "image": drawn(said["image"]), "advanced_weighting": _numbers(said["advanced_weighting"])}
+
+
+def said_by(args: Sequence[Any], p: Any, scripted: bool) -> list[dict[str, Any]]:
+    """The units of a request: objects, or the panel's values; then as the XYZ script, or with `scripted` other scripts,
+    changed them."""
+    args = list(args)
+    units: list[dict[str, Any]]
+    if args and isinstance(args[0], Mapping):
+        units = [
+            {key: each[key] for key in each if key not in PANEL_ONLY} for each in args if isinstance(each, Mapping)
+        ]
+    else:
+        units = list(rows(args))
+    changes = dict(vars(p).get(AXES, {}))
+    if scripted:
+        changes |= {field: getattr(p, name) for name, field in ATTRIBUTES.items() if getattr(p, name, None) is not None}
+    for field, value in changes.items():
+        each = value if isinstance(value, list | tuple) else [value] * len(units)
+        for unit, given in zip(units, each, strict=False):
+            if given is not None:
+                unit[field] = given
+    return units
+
+
+def _numbers(text: Any) -> list[float] | None:
+    words = str(text or "").replace(",", " ").split()
+    try:
+        return [float(word) for word in words] or None
+    except ValueError as error:
+        raise ValueError(f"layer weights {text!r:.60}: expected numbers, such as 1, 0.8, 0.5") from error
