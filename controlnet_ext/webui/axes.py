@@ -20,9 +20,10 @@ NAMES = ("xyz_grid.py", "scripts.xyz_grid")
 
 
 def register() -> None:
-    """Add them once the host has loaded its scripts."""
+    """Add them: now, as the host loads its own scripts first, and again before it draws its page, where not."""
     from modules import script_callbacks
 
+    _add()
     script_callbacks.on_before_ui(_add)
 
 
