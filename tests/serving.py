@@ -74,14 +74,16 @@ class Client:
 
 
 @contextmanager
-def served(units: int = 3, queue: int = 16, token: str | None = None) -> Iterator[tuple[Client, Desk]]:
+def served(
+    units: int = 3, queue: int = 16, token: str | None = None, fetch: Any = None
+) -> Iterator[tuple[Client, Desk]]:
     import uvicorn
 
     from controlnet_ext.server.app import app
 
     shelf = Shelf((), "embedded")
     ready = readied("cpu", Library(download=False))
-    desk = Desk(Engine("embedded", shelf, ready, "cpu", "float32"), shelf, ready, Limits(units=units))
+    desk = Desk(Engine("embedded", shelf, ready, "cpu", "float32"), shelf, ready, Limits(units=units), fetch)
     worker = Worker(queue)
     served = app(desk, worker, token, ("127.0.0.1",))
     config = uvicorn.Config(served, port=0, log_level="warning", lifespan="off")

@@ -7,6 +7,7 @@ Serve the HTTP API of sd-webui-controlnet, with txt2img and img2img, over one mo
     --controls FOLDER  where control models are, in it and below; may be given several times
     --library FOLDER   where the weights of preprocessors are; may be given several times
     --no-download      fetch no weights of preprocessors
+    --fetch            take addresses of pictures in requests, and fetch these from public hosts
     --host HOST        by default 127.0.0.1, this machine only; any other needs a --token
     --port N           by default 7860; 0 takes a free one
     --token T          what requests must bring, as bearer or as password; better in the environment's
@@ -61,7 +62,8 @@ def arguments(parser: ArgumentParser, words: list[str]) -> None:
         parser.add_argument(f"--{name}", metavar="FOLDER", action="append")
     for name in ("token", "device", "dtype"):
         parser.add_argument(f"--{name}")
-    parser.add_argument("--no-download", action="store_true")
+    for name in ("no-download", "fetch"):
+        parser.add_argument(f"--{name}", action="store_true")
 
 
 def run(options: Namespace) -> int:
@@ -78,6 +80,7 @@ def run(options: Namespace) -> int:
         from ..server.app import app
     except ModuleNotFoundError as error:
         raise ValueError(f"{error.name} is not installed: pip install controlnet-ext[serve]") from error
+    from ..server.addresses import Fetch
     from ..server.desk import Desk
     from ..server.engine import Engine
     from ..server.modules import readied
@@ -92,7 +95,13 @@ def run(options: Namespace) -> int:
     shelf = Shelf(options.controls or (), options.model)
     ready = readied(device, library)
     engine = Engine(options.model, shelf, ready, device, dtype)
-    desk = Desk(engine, shelf, ready, Limits(options.units, options.side, options.steps, options.pictures))
+    desk = Desk(
+        engine,
+        shelf,
+        ready,
+        Limits(options.units, options.side, options.steps, options.pictures),
+        Fetch() if options.fetch else None,
+    )
     worker = Worker(options.queue)
     served = app(desk, worker, token, NAMES if options.host in LOOPBACK else ("*",))
     say(f"controlnet-ext: {engine.name} on {device}, http://{options.host}:{options.port}, Ctrl-C stops it")

@@ -7,6 +7,7 @@ from typing import Any
 
 from preprocessors.registry import Ready
 
+from .addresses import fetched
 from .control_api import detect
 from .engine import Engine
 from .generation import TITLES, read_generation
@@ -16,20 +17,32 @@ from .shelf import Shelf
 
 
 class Desk:
-    """An engine, its control models, and what gives preprocessors by name."""
+    """An engine, its control models, and what gives preprocessors by name. `fetch` gives the content of
+    addresses in requests; without it they are refused."""
 
-    def __init__(self, engine: Engine, shelf: Shelf, ready: Callable[[str], Ready], limits: Limits):
+    def __init__(
+        self,
+        engine: Engine,
+        shelf: Shelf,
+        ready: Callable[[str], Ready],
+        limits: Limits,
+        fetch: Callable[[str], bytes] | None = None,
+    ):
+        self._fetch = fetch
         self.engine, self.shelf, self.limits, self._ready = engine, shelf, limits, ready
 
     def generation(self, value: Any, from_image: bool) -> dict[str, Any]:
         """The answer to a request for pictures."""
-        asked = read_generation(value, self.engine.size, self.limits, from_image)
+        asked = read_generation(self._fetched(value), self.engine.size, self.limits, from_image)
         echo = {k: v for k, v in value.items() if isinstance(v, bool | int | float | str) and k != "mask"}
         return {**self.engine.make(asked), "parameters": echo}
 
     def detection(self, value: Any) -> dict[str, Any]:
         """The answer to a request for maps."""
-        return detect(value, self._ready)
+        return detect(self._fetched(value), self._ready)
+
+    def _fetched(self, value: Any) -> Any:
+        return value if self._fetch is None else fetched(value, self._fetch)
 
     def models(self) -> list[dict[str, Any]]:
         """The one checkpoint."""
