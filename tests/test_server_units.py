@@ -16,6 +16,7 @@ from controlnet_ext.server.guided import guided
 from controlnet_ext.server.modules import module, sliders, values
 from controlnet_ext.server.shelf import Shelf
 from controlnet_ext.server.webui_unit import WebuiUnit, read_unit
+from preprocessors.registry import registered
 from preprocessors.registry import find
 
 UNIT = {"image": white(8, 8), "module": "canny", "model": "m"}
@@ -110,6 +111,12 @@ def test_sliders_set_parameters_and_outside_of_their_range_leave_the_default() -
     assert values(canny, -1, -1, -1) == {"resolution": 512}
     assert values(invert, 256, 1, 1) == {}
     assert [slider["name"] for slider in sliders(canny)] == ["Preprocessor Resolution", "Low", "High"]
+
+
+def test_every_slider_stands_at_a_number_in_its_range() -> None:
+    for entry in registered():
+        for slider in sliders(entry):
+            assert slider["min"] <= slider["value"] <= slider["max"], entry.name
 
 
 def test_control_models_are_listed_with_the_webuis_hash_and_found_without_it(tmp_path: Path) -> None:

@@ -44,10 +44,11 @@ def module(name: str | None) -> Preprocessor | None:
 
 
 def thresholds(entry: Preprocessor) -> tuple[Parameter, ...]:
-    """The parameters that threshold_a and threshold_b set: its first two numbers, except seeds."""
+    """The parameters that threshold_a and threshold_b set: its first two numbers, except seeds and those whose default is
+    no number, which no slider can show."""
     if entry.name in NO_SLIDERS:
         return ()
-    return tuple(p for p in entry.parameters if p.type is not bool and p.name != "seed")[:2]
+    return tuple(p for p in entry.parameters if p.type is not bool and p.name != "seed" and p.default is not None)[:2]
 
 
 def values(entry: Preprocessor, resolution: float, a: float, b: float) -> dict[str, Any]:

@@ -74,7 +74,9 @@ class Passes:
         given: dict[str, Any] = {
             "image": _tensor(repaint.image),
             "mask_image": mask.repeat_interleave(factor, 2).repeat_interleave(factor, 3),
-            "height": asked.height, "width": asked.width, "strength": asked.strength,
+            "height": asked.height,
+            "width": asked.width,
+            "strength": asked.strength,
         }
         if repaint.content in ("noise", "nothing"):
             latents = latents_of(self._pipe.vae, repaint.image, self._pipe.device).float().cpu()
