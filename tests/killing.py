@@ -1,8 +1,11 @@
 """Commands as processes that are killed."""
 
 import os
+import random
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from controlnet_ext import cli
@@ -22,12 +25,36 @@ def command(words):
     return subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, text=True)
 
 
-def killed(words, seconds):
-    """Whether the command was killed after so many seconds, or had come to its end."""
+def code(words, seconds):
+    """The exit code of the command, which is killed after so many seconds."""
     process = command(words)
     try:
-        process.wait(timeout=seconds)
+        process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         process.kill()
-    process.communicate()
-    return process.returncode < 0
+        process.communicate()
+    return process.returncode
+
+
+def killed_often(words, out, count, same):
+    """Kills the command and runs it again until `count` kills came while files were being written in the folder `out`.
+    Whenever it ends by itself its exit code must be 0 and `same()` hold; then what it made is removed. Gives the number
+    of kills in all, and of jobs that came to their end."""
+    moments, kills, hits, jobs = random.Random(0), 0, 0, 0
+    began = time.monotonic()
+    assert code(f"{words} {out}", None) == 0
+    half = (time.monotonic() - began) / 2
+    shutil.rmtree(out)
+    while hits < count or Path(out).exists():
+        before = _size(out)
+        if (ended := code(f"{words} {out}", moments.uniform(0, half) if hits < count else None)) < 0:
+            kills, hits = kills + 1, hits + (_size(out) != before)
+        else:
+            assert ended == 0 and same(), f"after {kills} kills: exit code {ended}"
+            jobs += 1
+            shutil.rmtree(out)
+    return kills, jobs
+
+
+def _size(folder):
+    return sum(path.stat().st_size for path in Path(folder).rglob("*"))

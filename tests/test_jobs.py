@@ -3,8 +3,7 @@
 import errno
 import json
 import os
-import random
-import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,9 +12,10 @@ import cv2
 import numpy as np
 import pytest
 from deadly import doubled
-from killing import ROOT, command, contents, killed
+from killing import ROOT, command, contents, killed_often
 
 from controlnet_ext import cli
+from controlnet_ext.commands import preprocess
 from controlnet_ext.jobs import folder, progress, record
 from controlnet_ext.jobs.engines import in_order
 from controlnet_ext.jobs.processes import Processes
@@ -193,6 +193,35 @@ def test_a_job_killed_and_run_again_gives_the_bytes_of_an_uninterrupted_one(jobs
     assert sorted(os.listdir()) == ["in", "maps", "whole"]
 
 
+def test_a_job_is_on_record_until_there_is_nothing_left_to_do(monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def kill(words):
+        if "pictures done" in words:  # the last words
+            raise Killed
+
+    words = "canny,invert in -o maps --overwrite"  # of which the record alone says that all is done
+    with monkeypatch.context() as patch:
+        patch.setattr(preprocess, "say", kill)
+        with pytest.raises(Killed):
+            run(words)
+    before = {path: os.stat(path).st_mtime_ns for path in Path("maps").iterdir()}
+    assert run(words) == 0 and not Path("maps.job").exists()
+    assert len(before) == 12 and all(os.stat(path).st_mtime_ns == then for path, then in before.items())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_a_process_ends_with_its_job_so_that_a_kill_does_not_come_between():
+    program = (
+        "import atexit, os, sys; atexit.register(os.kill, os.getpid(), 9)\n"
+        "from controlnet_ext import cli; print('said'); cli.program()"
+    )
+    words = [sys.executable, "-c", program, "preprocess", "invert", "in", "-o", "maps"]
+    done = subprocess.run(words, cwd=os.getcwd(), env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE)
+    assert (done.returncode, done.stdout.strip()) == (0, b"said") and len(contents("maps")) == 6
+
+
 @pytest.mark.long
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 def test_two_hundred_kills_of_a_thousand_pictures_leave_no_trace():
@@ -201,13 +230,9 @@ def test_two_hundred_kills_of_a_thousand_pictures_leave_no_trace():
         write_image(f"many/{i % 10}/{i}.png", cv2.resize(rng.integers(0, 256, (8, 8, 3), np.uint8), (128, 128)))
     words = "canny,invert many --recursive --jobs 2 -o"
     assert run(f"{words} whole") == 0
-    moments, kills = random.Random(0), 0
-    while kills < 200:
-        if killed(f"{words} maps", moments.uniform(0.2, 1.5)):
-            kills += 1
-        else:
-            assert contents("maps") == contents("whole") and sorted(os.listdir()) == ["in", "many", "maps", "whole"]
-            shutil.rmtree("maps")
+    kills, jobs = killed_often(words, "maps", 200, lambda: contents("maps") == contents("whole"))
+    print(f"{kills} kills, {jobs} jobs to their end")
+    assert sorted(os.listdir()) == ["in", "many", "whole"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")

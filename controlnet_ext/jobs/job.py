@@ -57,10 +57,10 @@ def work(
                 if not sink.finished:
                     sink.finish()
                     stream.after()
-        finish(record, again)
-    say(f"{done - errors.pictures} of {done} pictures done")
-    if errors.pictures:
-        say(f"{errors.pictures} failed: see {record.folder / ERRORS}")
+        say(f"{done - errors.pictures} of {done} pictures done")
+        if errors.pictures:
+            say(f"{errors.pictures} failed: see {record.folder / ERRORS}")
+        finish(record, again)  # the last there is to do: without its record the job is not known when it is run again
     return errors.pictures
 
 
