@@ -60,15 +60,10 @@ def finite(tensor: Tensor) -> bool:
 
 
 def _finite_bytes(values: np.ndarray, bits: int) -> bool:
-    """Whether no byte has all of these bits, which lie next to each other below the highest: adding the lowest of them
-    carries into the highest. Eight bytes at a time and 256 KiB, which stay in the processor's cache."""
-    whole = len(values) // 8 * 8
-    words, rest = values[:whole].view(np.uint64), values[whole:]
-    mask, lowest, highest = (np.uint64(n * 0x0101010101010101) for n in (bits, bits & -bits, 0x80))
-    for start in range(0, len(words), 2**15):
-        if (((words[start : start + 2**15] & mask) + lowest) & highest).any():
-            return False
-    return not ((rest & bits) == bits).any()
+    """Whether no byte has all of these bits, which lie next to each other below the sign: then it is among the largest
+    of its sign. A MiB at a time, which stays in the processor's cache for the second look."""
+    parts = (values[start : start + 2**20] for start in range(0, len(values), 2**20))
+    return not any(part.view(np.int8).max() >= bits or part.max() >= 0x80 + bits for part in parts)
 
 
 def _some(names: Sequence[str]) -> str:
