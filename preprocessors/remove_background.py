@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,9 +10,12 @@ import numpy as np
 from preprocessors.parameters import Range
 from preprocessors.registry import preprocessor
 from preprocessors.soft_edges import tensor
+from preprocessors.transformers_pictures import prepared
 from preprocessors.weights_file import WeightsFile
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from preprocessors.library import Library
     from preprocessors.network import Device, Network
 
@@ -20,6 +24,15 @@ RMBG = WeightsFile(
     "briaai/RMBG-1.4", "model.safetensors", folder="briaai/RMBG-1.4", licence="bria-rmbg-1.4, non-commercial"
 )
 ANIME = WeightsFile("skytnt/anime-seg", "isnetis.ckpt", folder="anime_seg", licence="Apache-2.0")
+
+
+def _birefnet(repo: str, licence: str) -> WeightsFile:
+    return WeightsFile(repo, "model.safetensors", folder=repo, licence=licence)
+
+
+BIREFNET = _birefnet("ZhengPeng7/BiRefNet", "MIT")
+BIREFNET_LITE = _birefnet("ZhengPeng7/BiRefNet_lite", "MIT")
+RMBG_2 = _birefnet("briaai/RMBG-2.0", "CC-BY-NC-4.0, non-commercial")  # the Hub asks for a login
 SIDE = 1024  # pixels of the networks' input
 
 Mattes = Callable[["Network", np.ndarray], np.ndarray]
@@ -29,7 +42,7 @@ def stretched(network: Network, images: np.ndarray) -> np.ndarray:
     """How much of each pixel is not background, (B, H, W) float32 in 0..1, of pictures (B, H, W, 3) uint8, RGB: seen as
     squares, the least of a picture taken as 0 and the most as 1 (xuebinqin/DIS, Inference.py; briaai/RMBG-1.4)."""
     small = np.stack([cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_LINEAR) for image in images])
-    mattes = _mattes(network, small.astype(np.float32) / 255 - 0.5, *images.shape[1:3])
+    mattes = _mattes(network, tensor(small.astype(np.float32) / 255 - 0.5), *images.shape[1:3])
     least, most = (side(mattes, axis=(1, 2), keepdims=True) for side in (np.min, np.max))
     return (mattes - least) / np.maximum(most - least, 1e-6)
 
@@ -44,27 +57,34 @@ def framed(network: Network, images: np.ndarray) -> np.ndarray:
     squares = np.zeros((len(images), SIDE, SIDE, 3), np.float32)
     for square, image in zip(squares, images, strict=True):
         square[top : top + h, left : left + w] = cv2.resize(image.astype(np.float32) / 255, (w, h))
-    return _mattes(network, squares, height, width, (slice(top, top + h), slice(left, left + w)))
+    return _mattes(network, tensor(squares), height, width, (slice(top, top + h), slice(left, left + w)))
 
 
-def _mattes(network: Network, x: np.ndarray, height: int, width: int, part: tuple[slice, ...] = ()) -> np.ndarray:
-    mattes = network(tensor(x)).sigmoid()[:, 0].numpy()
+def normalised(network: Network, images: np.ndarray) -> np.ndarray:
+    """As `stretched`, but by ImageNet's mean and deviation, and as the network says it (ZhengPeng7/BiRefNet,
+    tutorials/BiRefNet_inference.ipynb)."""
+    square = {"height": SIDE, "width": SIDE}
+    settings = {"size": square, "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+    return _mattes(network, prepared(settings, images), *images.shape[1:3])
+
+
+def _mattes(network: Network, x: Tensor, height: int, width: int, part: tuple[slice, ...] = ()) -> np.ndarray:
+    mattes = network(x).sigmoid()[:, 0].numpy()
     if not np.isfinite(mattes).all():
         raise ValueError("the network's mattes are no numbers: compute in float32 or bfloat16")
     return np.stack([cv2.resize(matte[part], (width, height), interpolation=cv2.INTER_LINEAR) for matte in mattes])
 
 
-def background_by(file: WeightsFile, mattes: Mattes) -> type:
-    """A class for `preprocessor` that takes the background away, by an IS-Net of this file."""
+def background_by(file: WeightsFile, mattes: Mattes, network: str = "isnet") -> type:
+    """A class for `preprocessor` that takes the background away, by the network of that name in annotators, of this
+    file."""
 
     class Background:
         """The picture on an even grey `ground`, or with `matte` what of it is not background, as white. Values: that,
         (H, W) float32 in 0..1."""
 
         def __init__(self, device: str | Device, library: Library):
-            from annotators import isnet
-
-            self.network = library.network(file, isnet.load, device)
+            self.network = library.network(file, importlib.import_module(f"annotators.{network}").load, device)
 
         def __call__(
             self, images: np.ndarray, *, ground: Annotated[int, Range(0, 255)] = 255, matte: bool = False
@@ -83,3 +103,12 @@ def background_by(file: WeightsFile, mattes: Mattes) -> type:
 preprocessor("remove_background", makes="other", weights=ISNET, stacks=True)(background_by(ISNET, stretched))
 preprocessor("remove_background_rmbg", makes="other", weights=RMBG, stacks=True)(background_by(RMBG, stretched))
 preprocessor("remove_background_anime", makes="other", weights=ANIME, stacks=True)(background_by(ANIME, framed))
+preprocessor("remove_background_birefnet", makes="other", weights=BIREFNET, stacks=True)(
+    background_by(BIREFNET, normalised, "birefnet")
+)
+preprocessor("remove_background_birefnet_lite", makes="other", weights=BIREFNET_LITE, stacks=True)(
+    background_by(BIREFNET_LITE, normalised, "birefnet")
+)
+preprocessor("remove_background_rmbg2", makes="other", weights=RMBG_2, stacks=True)(
+    background_by(RMBG_2, normalised, "birefnet")
+)
