@@ -16,8 +16,7 @@ from controlnet_ext.server.guided import guided
 from controlnet_ext.server.modules import module, sliders, values
 from controlnet_ext.server.shelf import Shelf
 from controlnet_ext.server.webui_unit import WebuiUnit, read_unit
-from preprocessors.registry import registered
-from preprocessors.registry import find
+from preprocessors.registry import find, registered
 
 UNIT = {"image": white(8, 8), "module": "canny", "model": "m"}
 
@@ -42,6 +41,25 @@ def unit(**more: Any) -> WebuiUnit:
         ("hr_option", "High res only", "passes", "second"),
         ("union_control_type", "Hard Edge", "union", "edges"),
         ("union_control_type", "Unknown", "union", None),
+        ("union_control_type", 4, "union", "normals"),
+        ("control_mode", 2.0, "mode", "control"),
+        ("control_mode", "CONTROLNET IS MORE IMPORTANT", "mode", "control"),
+        ("control_mode", None, "mode", "balanced"),
+        ("resize_mode", "2", "fit", "fill"),
+        ("resize_mode", "Scale to Fit (Inner Fit)", "fit", "crop"),
+        ("resize_mode", "Outer Fit (Shrink to Fit)", "fit", "fill"),
+        ("resize_mode", "just resize", "fit", "stretch"),
+        ("resize_mode", "null", "fit", "crop"),
+        ("hr_option", 1, "passes", "first"),
+        ("hr_option", "BOTH", "passes", "both"),
+        ("enabled", "True", "model", "m"),
+        ("enabled", 1, "model", "m"),
+        ("module", "null", "module", None),
+        ("model", "", "model", None),
+        ("model", None, "model", None),
+        ("processor_res", "512", "resolution", 512),
+        ("pixel_perfect", "false", "pixel_perfect", False),
+        ("save_detected_map", 0, "shows_map", False),
         ("weight", "0.5", "weight", 0.5),
         ("weight", None, "weight", 1),
         ("threshold_a", -1, "a", -1),

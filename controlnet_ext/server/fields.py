@@ -89,14 +89,14 @@ class Fields:
             raise self.wrong(names[0], value, f"a whole number {low}..{high}")
         return int(number)
 
-    def choice(self, *names: str, among: Sequence[tuple[str, T]], default: T, numbered: bool = True) -> T:
-        """What a word stands for, in any case; `numbered` words also by their place, from 0."""
+    def choice(self, *names: str, among: Sequence[tuple[str, T]], default: T) -> T:
+        """What a word stands for, in any case, or its place, from 0."""
         value = self.get(*names)
         if value is None:
             return default
-        key = str(value).strip().casefold()
+        key = str(value).strip().casefold().removesuffix(".0")
         for i, (word, meaning) in enumerate(among):
-            if not isinstance(value, bool | list | dict) and (key == word.casefold() or (numbered and key == str(i))):
+            if not isinstance(value, bool | list | dict) and key in (word.casefold(), str(i)):
                 return meaning
         raise self.wrong(names[0], value, "one of " + ", ".join(repr(word) for word, _ in among))
 

@@ -53,6 +53,7 @@ def working(answer: Callable[[Any], Any], worker: Worker) -> Endpoint:
     time."""
 
     async def worked(request: Request) -> Any:
+        worker.check()  # before there is a body in memory
         content = await _content(request)
         return await asyncio.wrap_future(worker.submit(lambda: answer(parse_json(content, "the request"))))
 

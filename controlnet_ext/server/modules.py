@@ -44,8 +44,8 @@ def module(name: str | None) -> Preprocessor | None:
 
 
 def thresholds(entry: Preprocessor) -> tuple[Parameter, ...]:
-    """The parameters that threshold_a and threshold_b set: its first two numbers, except seeds and those whose default is
-    no number, which no slider can show."""
+    """The parameters that threshold_a and threshold_b set: its first two numbers, except seeds and those whose default
+    is no number, which no slider can show."""
     if entry.name in NO_SLIDERS:
         return ()
     return tuple(p for p in entry.parameters if p.type is not bool and p.name != "seed" and p.default is not None)[:2]

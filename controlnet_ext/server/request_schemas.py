@@ -65,9 +65,8 @@ def _known(names: Sequence[str]) -> Schema:
     return {"anyOf": [{"enum": list(names)}, {"type": "string", "maxLength": 300}]}
 
 
-def _choice(words: Sequence[tuple[str, Any]], numbered: bool = True) -> Schema:
-    by_word = {"enum": [word for word, _ in words]}
-    return {"anyOf": [by_word, _number(0, len(words) - 1, kind="integer")]} if numbered else by_word
+def _choice(words: Sequence[tuple[str, Any]]) -> Schema:
+    return {"anyOf": [{"enum": [word for word, _ in words]}, _number(0, len(words) - 1, kind="integer")]}
 
 
 def _unit(models: Sequence[str]) -> Schema:
@@ -88,7 +87,7 @@ def _unit(models: Sequence[str]) -> Schema:
         "guidance_end": _number(0, 1, 1),
         **dict.fromkeys(("processor_res", "threshold_a", "threshold_b"), SLIDER),
         **dict.fromkeys(("pixel_perfect", "low_vram", "save_detected_map", "inpaint_crop_input_image"), FLAG),
-        "union_control_type": _choice(UNIONS, numbered=False),
+        "union_control_type": _choice(UNIONS),
         "effective_region_mask": REF,
         "advanced_weighting": {"type": "array", "items": _number(-10, 10), "maxItems": LAYERS},
     }

@@ -106,7 +106,7 @@ def read_unit(value: Any, name: str) -> WebuiUnit | None:
         b=fields.number("threshold_b", default=-1, low=-ANY, high=ANY),
         pixel_perfect=fields.flag("pixel_perfect"),
         low_vram=fields.flag("low_vram", "lowvram"),
-        union=fields.choice("union_control_type", among=UNIONS, default=None, numbered=False),
+        union=fields.choice("union_control_type", among=UNIONS, default=None),
         layers=_layers(fields),
         region=None if region is None else picture(region, f"{name}: effective_region_mask"),
         shows_map=fields.flag("save_detected_map", default=True),

@@ -29,13 +29,17 @@ class Worker:
         """How many requests wait or are at work."""
         return self._waiting
 
+    def check(self) -> None:
+        """Busy, if a request that came now were turned away."""
+        if not self._open:
+            raise Busy(503, "the server is stopping")
+        if self._waiting >= self._limit:
+            raise Busy(429, f"{self._waiting} requests wait already, try again later")
+
     def submit(self, work: Callable[[], Any]) -> Future[Any]:
         """Busy: 429 when the queue is full, 503 when the server stops."""
         with self._lock:
-            if not self._open:
-                raise Busy(503, "the server is stopping")
-            if self._waiting >= self._limit:
-                raise Busy(429, f"{self._waiting} requests wait already, try again later")
+            self.check()
             self._waiting += 1
             future = self._thread.submit(work)
         future.add_done_callback(self._done)
