@@ -262,15 +262,60 @@ def test_a_line_that_leaves_every_bound_is_cut():
     assert len(kept) == 1 and (pixels[2] == 255).all() and not np.delete(pixels, 2, axis=0).any()
 
 
-def test_mlsd_equals_controlnet_auxs(float64):
+@pytest.mark.parametrize("size", ["large", "tiny"])
+def test_mlsd_equals_controlnet_auxs(size, float64):
     aux()
-    from controlnet_aux.mlsd.models.mbv2_mlsd_large import MobileV2_MLSD_Large
+    from importlib import import_module
 
-    theirs, state = randomised(MobileV2_MLSD_Large())
+    module = import_module(f"controlnet_aux.mlsd.models.mbv2_mlsd_{size}")
+    theirs, state = randomised(getattr(module, f"MobileV2_MLSD_{size.title()}")())
     x = torch.rand(2, 4, 64, 96) * 2 - 1
     with torch.inference_mode():
         torch.testing.assert_close(mlsd.load(state).eval()(x), theirs(x), atol=1e-9, rtol=0)
         assert theirs(x).std() > 0.01
+
+
+def test_teed_equals_controlnet_auxs(float64):
+    aux()
+    from controlnet_aux.teed.ted import TED
+
+    theirs, state = randomised(TED())
+    x = torch.rand(2, 3, 48, 64) * 255
+    with torch.inference_mode():
+        for result, y in zip(teed.load(state).eval()(x), theirs(x), strict=True):
+            assert y.std() > 0.01
+            torch.testing.assert_close(result, y, atol=1e-9 * y.abs().max().item(), rtol=0)
+
+
+@pytest.mark.weights
+def test_published_weights_give_controlnet_auxs_outputs_before_rounding():
+    aux()
+    from controlnet_aux.mlsd.models.mbv2_mlsd_tiny import MobileV2_MLSD_Tiny
+    from controlnet_aux.pidi.model import PiDiNet, config_model
+    from controlnet_aux.teed.ted import TED
+
+    image = torch.from_numpy(picture("room.png", (256, 192))).permute(2, 0, 1)[None].float()
+    with_ones = torch.cat([image, torch.ones(1, 1, 192, 256)], dim=1) / 127.5 - 1
+
+    def sides(outputs):  # of TEED, of which the map is the mean's sigmoid
+        return torch.cat(outputs, dim=1).mean(dim=1).sigmoid()
+
+    def pidi(channels, reduced):
+        return PiDiNet(channels, config_model("carv4"), dil=reduced, sa=True)
+
+    for name, load, theirs, x, soft in (
+        ("table5_pidinet", pidinet.load, pidi(60, 24), image / 255, lambda y: y[-1]),
+        ("table5_pidinet-tiny", pidinet.load, pidi(20, 8), image / 255, lambda y: y[-1]),
+        ("teed_5_model", teed.load, TED(), image, sides),
+        ("teed_7_model", teed.load, TED(), image, sides),
+        ("mlsd_tiny_512_fp32", mlsd.load, MobileV2_MLSD_Tiny(), with_ones, lambda y: y[:, :1].sigmoid()),
+    ):
+        state = read_weights(assets() / "weights" / f"{name}.pth").tensors
+        theirs.load_state_dict({key.removeprefix("module."): tensor for key, tensor in state.items()})
+        with torch.inference_mode():
+            result, expected = soft(load(state).eval()(x)), soft(theirs.eval()(x))
+        assert expected.std() > 0.01, name
+        torch.testing.assert_close(result, expected, atol=1e-4, rtol=0)  # of 1; 2.6e-6 measured
 
 
 def test_hed_equals_controlnet_auxs(float64):

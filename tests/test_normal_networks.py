@@ -37,6 +37,14 @@ def test_normal_bae_equals_controlnet_auxs(bae):
             # a convolution of one pixel comes before the enlargement: float32's last bits, 2.2e-6 measured
             torch.testing.assert_close(result, y, atol=2e-5, rtol=0)
 
+    import controlnet_aux
+
+    image = IMAGE[:64, :64]
+    expected = controlnet_aux.NormalBaeDetector(theirs)(image, 64, 64, output_type="np")
+    made = preprocess("normal_bae", image, library=Shelf({f"module.{key}": tensor for key, tensor in bae.items()}))
+    difference = np.abs(made.pixels.astype(int) - expected)
+    assert expected.std() > 5 and difference.max() <= 1 and (difference > 0).mean() < 1e-3  # cut after other last bits
+
 
 def test_a_map_is_the_networks_normals_in_colour(bae):
     shelf = Shelf({f"module.{key}": tensor for key, tensor in bae.items()})
