@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -177,8 +178,14 @@ class Acting:
         self._now = Now(step, strength, self._unit.layers, region, self._turn)
         if not self._is_attached:
             self._is_attached = True
+            own = threading.get_ident()
+
+            def now() -> Now | None:
+                """None to another thread too, whose call was under way when this one attached."""
+                return self._now if threading.get_ident() == own else None
+
             for hint in hints:
-                self._attached.enter_context(self._model.attach(self._host, hint, lambda: self._now))
+                self._attached.enter_context(self._model.attach(self._host, hint, now))
 
 
 def _weights(name: str, unit: Unit, spans: Sequence[Span], turn: int) -> dict[Span, float]:

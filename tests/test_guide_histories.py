@@ -1,42 +1,107 @@
-"""Whatever happens in whatever order to guided runs on one UNet, it is as before in the end: a state machine. A
-thousand histories are `pytest -m long tests/test_guide_histories.py`."""
+"""Whatever happens in whatever order to guided runs on one UNet, each run is that of the guides which are open, and the
+UNet is as before in the end: a state machine. A thousand histories are `pytest -m long` of this file."""
 
 from __future__ import annotations
 
 import functools
-from contextlib import AbstractContextManager
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import fakes
 import pytest
 import tiny
 import torch
-from diffusers import StableDiffusionPipeline, T2IAdapter
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from fakes import GREY, Plus, Pushes
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 from networks import randomised
+from torch.nn.modules.module import register_module_forward_pre_hook
 
-from controlnet_ext import Unit, guide
-from controlnet_ext.models.t2i_adapter import load
+from controlnet_ext import Residuals, Step, Unit, guide
+from controlnet_ext.hosts.unet_hook import BUSY
 
-ADAPTER = load(randomised(T2IAdapter(channels=[32, 64, 64, 64])).state_dict(), {})
-KINDS = {"residuals": Pushes, "attention": Plus, "encoder": lambda: ADAPTER}
-PIPE = tiny.pipeline(StableDiffusionPipeline)
+STEPS = 2
+SKIPS = 4  # of the UNet below
 
 
-def run() -> torch.Tensor:
-    return fakes.run(PIPE, steps=1)
+class Encoder(Pushes):
+    """Acts inside the encoder, as T2I-Adapters do."""
+
+    def __call__(self, step: Step, hint: torch.Tensor) -> Residuals:
+        return Residuals(encoder=super().__call__(step, hint).skips[:2])
+
+
+class After(Pushes):
+    """Acts after each step."""
+
+    def after_step(self, x0: torch.Tensor, step: Step) -> torch.Tensor:
+        return x0 * 0.75
+
+
+KINDS = {"residuals": Pushes, "attention": Plus, "encoder": Encoder, "after": After}
+
+
+def units(kinds: tuple[str, ...]) -> list[Unit]:
+    return [Unit(KINDS[kind](skips=SKIPS), GREY) for kind in kinds]
+
+
+def pipeline() -> Any:
+    """Two levels of 8 channels, which take milliseconds."""
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 8),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=4,
+        attention_head_dim=2,
+        cross_attention_dim=32,
+    )
+    return tiny.pipeline(StableDiffusionPipeline, unet=randomised(unet))
+
+
+PIPE, OTHER = pipeline(), pipeline()
+
+
+def run(pipe: Any = PIPE, **given: Any) -> torch.Tensor:
+    return fakes.run(pipe, steps=STEPS, **given)
 
 
 @functools.cache
-def unguided() -> tuple[torch.Tensor, dict[str, Any]]:
-    """The latents of a run, and all that a guide could change, before the first guide."""
-    return run(), fakes.state(PIPE)
+def expected(kinds: tuple[str, ...]) -> torch.Tensor:
+    """The latents of a run with these units in one guide, of a UNet with the same weights that nothing ever failed
+    in."""
+    with guide(OTHER, units(kinds)):
+        return run(OTHER)
 
 
-MODULES = [name for name, module in PIPE.unet.named_modules() if name and not list(module.children())]
+@functools.cache
+def before() -> dict[str, Any]:
+    """All that a guide could change, before the first one."""
+    run()
+    return fakes.state(PIPE)
+
+
+@functools.cache
+def module_calls() -> int:
+    """How many modules a run calls, from the text encoder to the UNet's last."""
+    called = []
+    with at_each_call(lambda: called.append(1)):
+        run()
+    return len(called)
+
+
+@contextmanager
+def at_each_call(act: Any) -> Iterator[None]:
+    handle = register_module_forward_pre_hook(lambda *_: act())
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 class Histories(RuleBasedStateMachine):
@@ -44,20 +109,24 @@ class Histories(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.open: list[AbstractContextManager[None]] = []
+        self.open: list[tuple[tuple[str, ...], AbstractContextManager[None]]] = []
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return tuple(kind for kinds, _ in self.open for kind in kinds)
 
     @precondition(lambda self: len(self.open) < 3)
-    @rule(kinds=st.lists(st.sampled_from(sorted(KINDS)), max_size=2))
-    def enter(self, kinds: list[str]) -> None:
-        context = guide(PIPE, [Unit(KINDS[kind](), GREY) for kind in kinds])
+    @rule(kinds=st.lists(st.sampled_from(sorted(KINDS)), max_size=2).map(tuple))
+    def enter(self, kinds: tuple[str, ...]) -> None:
+        context = guide(PIPE, units(kinds))
         context.__enter__()
-        self.open.append(context)
+        self.open.append((kinds, context))
 
     @precondition(lambda self: self.open)
     @rule(place=st.integers(0, 2), failed=st.booleans())
     def leave(self, place: int, failed: bool) -> None:
         """In any order, by an exception too."""
-        context = self.open.pop(place % len(self.open))
+        _, context = self.open.pop(place % len(self.open))
         if not failed:
             context.__exit__(None, None, None)
             return
@@ -68,53 +137,98 @@ class Histories(RuleBasedStateMachine):
 
     @rule()
     def run_to_the_end(self) -> None:
-        latents = run()
-        assert self.open or torch.equal(latents, unguided()[0])
+        assert torch.equal(run(), expected(self.kinds))
 
-    @rule(name=st.sampled_from(MODULES), error=st.sampled_from([KeyError, KeyboardInterrupt, MemoryError]))
-    def run_into_an_error(self, name: str, error: type[BaseException]) -> None:
-        """A layer of the UNet fails, or the user interrupts the run there."""
+    @rule(part=st.floats(0, 1, exclude_max=True), error=st.sampled_from([KeyError, KeyboardInterrupt, MemoryError]))
+    def run_into_an_error(self, part: float, error: type[BaseException]) -> None:
+        """The k-th call of a module fails, or the user interrupts the run there."""
+        left = int(part * module_calls())
 
-        def fail(*_: Any) -> None:
-            raise error("in the middle of the UNet")
+        def fail() -> None:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise error("in the middle of the run")
 
-        handle = PIPE.unet.get_submodule(name).register_forward_pre_hook(fail)
-        try:
-            with pytest.raises(error):
-                run()
-        finally:
-            handle.remove()
+        with at_each_call(fail), pytest.raises(error):
+            run()
 
-    @rule(call=st.integers(0, 1))
+    @rule()
+    def be_interrupted_between_two_steps(self) -> None:
+        def ended(*_: Any) -> dict[str, Any]:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            run(callback_on_step_end=ended)
+
+    @rule(call=st.integers(0, STEPS))
     def run_with_a_failing_model(self, call: int) -> None:
-        with guide(PIPE, [Unit(Plus(), GREY), Unit(Pushes(fails_at=call), GREY)]):
-            if call == 0:
+        failing = Unit(Pushes(skips=SKIPS, fails_at=call), GREY)
+        with guide(PIPE, [*units(("attention",)), failing]):
+            if call < STEPS:
                 with pytest.raises(KeyError):
                     run()
             else:
                 run()
 
+    @precondition(lambda self: self.open)
+    @rule()
+    def run_while_another_thread_tries(self) -> None:
+        """It is refused at each step of ours, and ours is what it is without."""
+        refused: list[str] = []
+
+        def other() -> None:
+            for attempt in (lambda: guide(PIPE, units(("attention",))).__enter__(), lambda: PIPE.unet(*call)):
+                with pytest.raises(RuntimeError) as error:
+                    attempt()
+                refused.append(str(error.value))
+
+        def meanwhile(*_: Any) -> None:
+            thread = threading.Thread(target=other)
+            thread.start()
+            thread.join()
+
+        call = torch.zeros(1, 4, 8, 8), 1, torch.zeros(1, 16, 32)
+        handle = PIPE.unet.mid_block.register_forward_pre_hook(meanwhile)
+        try:
+            assert torch.equal(run(), expected(self.kinds))
+        finally:
+            handle.remove()
+        assert refused == [BUSY] * 2 * STEPS
+
     def teardown(self) -> None:
         while self.open:
-            self.open.pop().__exit__(None, None, None)
-        assert fakes.state(PIPE) == unguided()[1]
+            self.open.pop()[1].__exit__(None, None, None)
+        assert fakes.state(PIPE) == before()
 
 
 def histories(count: int) -> None:
-    unguided()
+    before()
     given = settings(
         max_examples=count,
-        stateful_step_count=6,
+        stateful_step_count=8,
         deadline=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
         database=None,
     )
     run_state_machine_as_test(Histories, settings=given)
-    assert torch.equal(run(), unguided()[0])
+    assert torch.equal(run(), expected(()))
 
 
 def test_random_histories_leave_the_unet_as_it_was() -> None:
     histories(8)
+
+
+def test_a_failure_at_every_eleventh_module_call_leaves_the_unet_as_it_was() -> None:
+    """The thousand histories draw the others."""
+    before()
+    kinds = ("residuals", "attention", "after")
+    for k in range(0, module_calls(), 11):
+        history = Histories()
+        history.enter(kinds)
+        history.run_into_an_error(k / module_calls(), KeyError)
+        history.teardown()
+    assert torch.equal(run(), expected(()))
 
 
 @pytest.mark.long

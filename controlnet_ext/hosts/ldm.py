@@ -106,8 +106,13 @@ class LdmGuide:
             place = len(blocks) - 1 - i
             yield block.register_forward_pre_hook(lambda _, args, place=place: self._in_decoder(args, place))
 
+    @property
+    def _is_own(self) -> bool:
+        """Whether this is the guide's thread; another one's call may have been under way when the hooks came."""
+        return threading.get_ident() == self._thread
+
     def _before(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if threading.get_ident() != self._thread:
+        if not self._is_own:
             raise RuntimeError("the UNet is guided in another thread; wait until that is done")
         if self._run is None or self._rows is None:
             raise RuntimeError("the UNet is called outside of a step that the host announced; no unit can act there")
@@ -124,7 +129,7 @@ class LdmGuide:
 
     def _after(self, out: Tensor | None) -> Tensor | None:
         """The UNet's output as the units want it, None where it failed."""
-        if threading.get_ident() != self._thread:
+        if not self._is_own:
             return out  # of a call that was refused, which may not disturb that of the guide's thread
         self._total = None
         step = self._host.call
@@ -145,18 +150,18 @@ class LdmGuide:
         return Step(x, t, context, rows.span, positive, y, samples, pictures=max(rows.pictures) + 1)
 
     def _in_encoder(self, h: Tensor, place: int) -> Tensor | None:
-        if self._total is None or place >= len(self._total.encoder):
+        if self._total is None or place >= len(self._total.encoder) or not self._is_own:
             return None
         return h + self._total.encoder[place]
 
     def _in_middle(self, h: Tensor) -> Tensor | None:
         last = self._in_encoder(h, len(self._ends))
-        if self._total is None or self._total.middle is None:
+        if self._total is None or self._total.middle is None or not self._is_own:
             return last
         return (h if last is None else last) + self._total.middle
 
     def _in_decoder(self, args: tuple[Any, ...], place: int) -> tuple[Any, ...] | None:
-        if self._total is None or not self._total.skips:
+        if self._total is None or not self._total.skips or not self._is_own:
             return None
         added, h = self._total.skips[place], args[0].clone()
         h[:, -added.shape[1] :] += added
