@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
-from serving import photo
+from serving import photo, white
 
 from controlnet_ext import cli
 from controlnet_ext.server.desk import Desk
@@ -178,3 +178,21 @@ def test_detect_takes_masks_beside_in_and_over_images() -> None:
     assert (status, answer["detail"]) == (422, "controlnet_masks has 2 masks for 1 images")
     status, answer, _ = asked(app, DETECT, body({"controlnet_module": "canny"}))
     assert (status, answer["detail"]) == (422, "No image selected")
+
+
+def test_pictures_of_a_request_have_64_megapixels_in_all() -> None:
+    large = white(6000, 6000)
+    units = [{"model": "m", "image": [{"image": large, "mask": large}]}]
+    with pytest.raises(ValueError, match=r"^the pictures of the request have 72 megapixels, expected up to 64 in all$"):
+        read_generation({"alwayson_scripts": {"ControlNet": {"args": units}}}, (64, 64), Limits(), False)
+    status, answer, _ = asked(application(Worker(1)), DETECT, body({**ASKED, "controlnet_masks": [large, large]}))
+    assert status == 422 and "have 72 megapixels" in answer["detail"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"[" * 10**6, b'{"seed": 1' + b"0" * 5000 + b"}", b'{"a": NaN}', b'{"a": "\\ud800"}', b'{"a": 1, "a": 2}'],
+)
+def test_json_that_no_answer_can_hold_is_refused_before_the_work(content: bytes) -> None:
+    status, answer, _ = asked(application(Worker(1)), "/sdapi/v1/txt2img", [content])
+    assert status == 422 and answer["detail"].startswith("the request ")

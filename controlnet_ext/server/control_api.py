@@ -14,7 +14,7 @@ from preprocessors.registry import Ready, registered
 
 from .fields import Fields, empty
 from .modules import module, sliders, values
-from .pictures import encoded, pairs, picture
+from .pictures import check_sizes, encoded, pairs, picture
 from .webui_unit import ANY
 
 VERSION = 3
@@ -36,6 +36,7 @@ def settings(units: int) -> dict[str, int]:
 def detect(value: Any, ready: Callable[[str], Ready]) -> dict[str, Any]:
     """Maps of pictures, and of poses also their JSON; `ready` gives a preprocessor by name."""
     fields = Fields.of(value, "the request")
+    check_sizes(value)
     entry = module(fields.text("controlnet_module", "none"))
     images = fields.get("controlnet_input_images", "controlnet_images")
     images = [images] if isinstance(images, str) else images

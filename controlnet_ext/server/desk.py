@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -33,8 +34,8 @@ class Desk:
 
     def generation(self, value: Any, from_image: bool) -> dict[str, Any]:
         """The answer to a request for pictures."""
+        echo = _echo(value)
         asked = read_generation(self._fetched(value), self.engine.size, self.limits, from_image)
-        echo = {k: v for k, v in value.items() if isinstance(v, bool | int | float | str) and k != "mask"}
         return {**self.engine.make(asked), "parameters": echo}
 
     def detection(self, value: Any) -> dict[str, Any]:
@@ -93,3 +94,14 @@ class Desk:
 
     def scripts(self) -> dict[str, list[str]]:
         return {"txt2img": list(TITLES), "img2img": list(TITLES)}
+
+
+def _echo(value: Any) -> dict[str, Any]:
+    """What is short of a request. ValueError for what no JSON can say, before there is work in it."""
+    said = value.items() if isinstance(value, dict) else ()
+    echo = {k: v for k, v in said if isinstance(v, bool | int | float | str) and k != "mask"}
+    try:
+        json.dumps(echo, ensure_ascii=False, allow_nan=False).encode()
+    except ValueError as error:
+        raise ValueError("the request holds NaN, an infinite number, or half a letter") from error
+    return echo

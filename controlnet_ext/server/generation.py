@@ -14,7 +14,7 @@ from preprocessors.fit import fit
 from ..recipe import check_text
 from .fields import Fields, empty
 from .limits import Limits
-from .pictures import Pair, picture
+from .pictures import Pair, check_sizes, picture
 from .repaint import Repaint, painted, read_repaint
 from .second_pass import SecondPass, read_second_pass
 from .webui_unit import FITS, WebuiUnit, read_unit
@@ -67,6 +67,7 @@ class Generation:
 def read_generation(value: Any, size: tuple[int, int], limits: Limits, from_image: bool) -> Generation:
     """The request in a JSON object. `size` is the height and width where it says none. ValueError in one line."""
     fields = Fields.of(value, "the request")
+    check_sizes(value)
     for name in NOT_OFFERED:
         if not empty(fields.values.get(name)) and fields.values[name] not in (False, 0):
             raise ValueError(f"the request: {name} is not offered by this server")

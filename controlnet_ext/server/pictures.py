@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-import binascii
+import io
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from preprocessors.containers import kind
-from preprocessors.files import encoded_image, read_image
+from preprocessors.files import MAX_PIXELS, encoded_image, read_image
+from preprocessors.pillow import header
 
 from .fields import empty
 
@@ -25,20 +26,47 @@ def picture(value: Any, name: str) -> np.ndarray:
     whatever is no picture in base64."""
     if isinstance(value, np.ndarray):
         return read_image(value)
-    refusal = f"{name} is no picture in base64; paths and addresses are not read"
-    if not isinstance(value, str):
-        raise ValueError(refusal)
-    found = HEAD.match(value)
-    try:
-        content = base64.b64decode("".join(value[found.end() if found else 0 :].split()), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise ValueError(refusal) from error
-    if kind(content[:16]) is None:  # a path may happen to be base64
-        raise ValueError(refusal)
+    content = _content(value)
+    if content is None:
+        raise ValueError(f"{name} is no picture in base64; paths and addresses are not read")
     try:
         return read_image(content)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
+
+
+def check_sizes(value: Any) -> None:
+    """ValueError where the pictures in a request's JSON have over 64 megapixels in all, judged by their headers."""
+    total = _pixels(value)
+    if total > MAX_PIXELS:
+        raise ValueError(f"the pictures of the request have {total / 1e6:.0f} megapixels, expected up to 64 in all")
+
+
+def _pixels(value: Any) -> int:
+    if isinstance(value, Mapping):
+        return sum(_pixels(each) for each in value.values())
+    if isinstance(value, list):
+        return sum(_pixels(each) for each in value)
+    content = _content(value)
+    if content is None:
+        return 0
+    try:
+        image = header(io.BytesIO(content), str(kind(content[:16])), "the image")
+    except ValueError:  # which its reader says better
+        return 0
+    return image.width * image.height
+
+
+def _content(value: Any) -> bytes | None:
+    """What text in base64 says that begins as a picture does; of all else None."""
+    if not isinstance(value, str):
+        return None
+    found = HEAD.match(value)
+    try:
+        content = base64.b64decode("".join(value[found.end() if found else 0 :].split()), validate=True)
+    except ValueError:
+        return None
+    return None if kind(content[:16]) is None else content  # a path may happen to be base64
 
 
 def pairs(value: Any, mask: Any, name: str) -> tuple[Pair, ...]:
