@@ -10,7 +10,8 @@ Make control maps of pictures. `controlnet-ext preprocessors` lists the names an
     --resolution N    the short side in pixels to work at, 64..2048, by default the picture's own
     --json            the key points of people or animals too, beside each map, with the suffix .json: see `draw`
     --sixteen-bit     depth as a grey PNG of 16 bits
-    --mask FILE       a picture as large as the one INPUT, white where inpaint_only+lama is to paint
+    --mask MASK       a picture as large as the one INPUT, white where inpaint_only+lama is to paint; or a folder of
+                      them, called as the pictures are
     --recursive       the folders in a folder too, kept in OUT
     --overwrite       replace files that exist; start anew where another job has begun
     --jobs N          so many processes, for reading, writing and maps without weights
@@ -60,7 +61,7 @@ def arguments(parser: ArgumentParser, words: list[str]) -> None:
     parser.add_argument("-o", "--output", metavar="OUT", required=True)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--sixteen-bit", action="store_true")
-    parser.add_argument("--mask", metavar="FILE")
+    parser.add_argument("--mask", metavar="MASK")
     parser.add_argument("--recursive", action="store_true")
     parser.add_argument("--overwrite", action="store_true")
     parser.add_argument("--jobs", metavar="N", type=int, default=1)
@@ -77,26 +78,36 @@ def run(options: Namespace) -> int:
     entries = _entries(options.names)
     values = _values(entries, {flag[2:]: text for flag, text in vars(options).items() if flag.startswith("--")})
     order = Order(tuple(entries), tuple(values), options.json, options.sixteen_bit, options.output, options.overwrite)
-    _check_mask(entries, options.mask)
     shard, jobs = _shard(options.shard), _jobs(options.jobs)
-    files = found(options.inputs, options.recursive)
+    files = _masked(order, found(options.inputs, options.recursive), options.mask)
     if len(files) == 1 and shard is None and not holds_pictures(files[0].path):
         from ..jobs import alone
 
         paths = alone.paths(order, files[0])
         ready = library_options.ready(entries, options)
-        return alone.work(order, files[0], ready, paths, say, options.mask)
-    if options.mask is not None:
-        raise ValueError("--mask is for one picture")
+        return alone.work(order, files[0], ready, paths, say)
     return _many(order, files, shard, jobs, options)
 
 
-def _check_mask(entries: list[Preprocessor], mask: str | None) -> None:
-    masked = [entry.name for entry in entries if entry.masked]
-    if masked and mask is None:
-        raise ValueError(f"{masked[0]} needs --mask FILE, white where to paint")
-    if mask is not None and not masked:
-        raise ValueError(f"{entries[0].name} takes no --mask")
+def _masked(order: Order, files: list[File], mask: str | None) -> list[File]:
+    """The files, each with its mask. Those that hold pictures hold masks too."""
+    pictures = [file for file in files if not holds_pictures(file.path)]
+    if mask is None:
+        if order.masked and pictures:
+            name = next(entry.name for entry in order.entries if entry.masked)
+            raise ValueError(f"{name} needs --mask FILE, or of several pictures --mask FOLDER, white where to paint")
+        return files
+    if not order.masked:
+        raise ValueError(f"{order.entries[0].name} takes no --mask")
+    if not pictures:
+        raise ValueError(f"--mask is for pictures; {files[0].path!r} has masks of its own")
+    if os.path.isdir(mask):
+        from ..jobs.masks import with_masks
+
+        return with_masks(files, mask)
+    if len(files) > 1:
+        raise ValueError(f"--mask {mask!r} is for one picture, of several it is a folder")
+    return [files[0]._replace(mask=mask)]
 
 
 def _many(order: Order, files: list[File], shard: tuple[int, int] | None, jobs: int, options: Namespace) -> int:
@@ -107,7 +118,8 @@ def _many(order: Order, files: list[File], shard: tuple[int, int] | None, jobs: 
     inputs = [os.path.abspath(word) for word in options.inputs]
     places = {name: getattr(options, name) for name in ("recursive", *library_options.NAMES)}
     size = plan.lot(order, options.batch)
-    planned = plan.planned(order, files, shard, size, {"inputs": inputs, "shard": shard, **places})
+    masks = None if options.mask is None else os.path.abspath(options.mask)
+    planned = plan.planned(order, files, shard, size, {"inputs": inputs, "mask": masks, "shard": shard, **places})
     engine = _engine(options.engine, jobs, (options.device or "cpu").startswith("cuda"))
     load = partial(_networks, options.names, order.values, options)
     networks = Loading(load) if engine.whole and order.networks else load()

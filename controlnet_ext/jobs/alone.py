@@ -33,15 +33,14 @@ def work(
     ready: Sequence[Ready],
     paths: Sequence[str],
     say: Callable[[str], None],
-    mask: str | None = None,
 ) -> int:
-    """Writes the maps to these paths, says which, and gives the exit code. The picture in the file `mask` is for those
-    preprocessors that paint. Raises what the first raises when nothing is written yet and a picture is to blame."""
+    """Writes the maps to these paths, says which, and gives the exit code. Raises what the first raises when nothing is
+    written yet and a picture is to blame."""
     written = 0
     try:
         pixels = read_image(file.path)
         for make, values, path in zip(ready, order.values, paths, strict=True):
-            made = make(pixels, mask if make.entry.masked else None, **values)
+            made = make(pixels, file.mask if make.entry.masked else None, **values)
             if order.json:
                 _write(str(Path(path).with_suffix(".json")), pose_text(made), order.overwrite, say)
             _write(path, encoded_image(_named(path), picture(made, order.sixteen_bit)), order.overwrite, say)

@@ -29,8 +29,8 @@ class Files:
     def pictures(self, start: int) -> Generator[Picture, None, None]:
         """Those from `start` on."""
         for i in range(start, len(self.files)):
-            path, key = self.files[i]
-            yield Picture(i, key, path, path)
+            path, key, mask = self.files[i]
+            yield Picture(i, key, path, path, mask)
 
 
 @dataclass(frozen=True)

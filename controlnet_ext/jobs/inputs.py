@@ -15,10 +15,12 @@ LISTS, TABLES = (".jsonl",), (".parquet",)
 
 
 class File(NamedTuple):
-    """A file, and the path without suffix, with forward slashes, that its results have in their folder."""
+    """A file, and the path without suffix, with forward slashes, that its results have in their folder. `mask` is that
+    of a picture, where one is wanted."""
 
     path: str
     key: str
+    mask: str | None = None
 
 
 def found(words: list[str], recursive: bool) -> list[File]:

@@ -15,13 +15,15 @@ from .targets import target
 
 PATHS = ("file_name", "path", "image_path", "image")  # the first that a row has
 KEYS = ("key", "__key__")
+MASK = "mask"
 LINE_LIMIT = 2**20  # bytes
 
 
-def listed(path: str) -> list[File]:
+def listed(path: str, masked: bool = False) -> list[File]:
     """The pictures of the rows, by paths from the list's folder, with the keys that rows have, by default their paths
-    without suffix. ValueError in one line: broken JSON, no path, a key that leads out of a folder."""
-    return [_file(row, path, f"line {i} of {path!r}") for i, row in enumerate(_rows(path), start=1)]
+    without suffix, and with `masked` their masks. ValueError in one line: broken JSON, no path, a key that leads out of
+    a folder."""
+    return [_file(row, path, masked, f"line {i} of {path!r}") for i, row in enumerate(_rows(path), start=1)]
 
 
 def write_list(path: str, out: str, folder: str, names: Sequence[str]) -> None:
@@ -46,11 +48,15 @@ def key_of(row: Mapping[str, Any], picture: str, where: str) -> str:
     return key
 
 
-def _file(row: dict[str, Any], path: str, where: str) -> File:
+def _file(row: dict[str, Any], path: str, masked: bool, where: str) -> File:
     picture = next((row[name] for name in PATHS if isinstance(row.get(name), str) and row[name]), None)
     if picture is None:
         raise ValueError(f"{where} names no picture, expected one of {', '.join(PATHS)}")
-    return File(os.path.join(os.path.dirname(path), picture), key_of(row, picture, where))
+    mask = row.get(MASK) if masked else None
+    if masked and not (isinstance(mask, str) and mask):
+        raise ValueError(f"{where} names no {MASK}")
+    folder = os.path.dirname(path)
+    return File(os.path.join(folder, picture), key_of(row, picture, where), mask and os.path.join(folder, mask))
 
 
 def _rows(path: str) -> Iterator[dict[str, Any]]:

@@ -35,6 +35,11 @@ class Order:
         """Whether any of the preprocessors has something to load."""
         return any(isinstance(entry.make, type) for entry in self.entries)
 
+    @property
+    def masked(self) -> bool:
+        """Whether any of the preprocessors wants masks."""
+        return any(entry.masked for entry in self.entries)
+
     def single(self, results: int) -> str | None:
         """The file, or STDOUT, that OUT stands for; None where it is a folder for the results. ValueError or
         FileNotFoundError where it cannot be either."""

@@ -48,12 +48,13 @@ def planned(
     draft = _Draft(order, record, shard or (0, 1), size)
     if record.begun or shard is not None:
         pictures = originals(pictures, draft.ends, order.out)
-    rows = [listed(file.path) for file in lists]
+    rows = [listed(file.path, order.masked) for file in lists]
     outputs = [output(order, file, single) for file in boxes]
     wanted = chain(
         *(draft.targets(some) for some in (pictures, *rows)),
         ((file.path, [draft.list_place(file)], draft.expected or shard is not None) for file in lists),
         ((f.path, made.paths, draft.expects(i)) for i, (f, made) in enumerate(zip(boxes, outputs, strict=True))),
+        ((file.mask, [], True) for some in (pictures, *rows) for file in some if file.mask),
     )
     check(wanted, own=False)
     streams = [draft.stream(pictures)] if pictures else []
@@ -105,8 +106,8 @@ class _Draft:
 
     def targets(self, files: Sequence[File]) -> Iterator[tuple[str, list[str], bool]]:
         ends = self.ends
-        for i, (path, key) in enumerate(files):
-            yield path, [target(self.order.out, key, end) for end in ends], self.expects(i // self.size)
+        for i, file in enumerate(files):
+            yield file.path, [target(self.order.out, file.key, end) for end in ends], self.expects(i // self.size)
 
     def stream(self, files: Sequence[File], after: Callable[[], None] = lambda: None) -> Stream:
         place = Place(self.order.out, self.record.mark)

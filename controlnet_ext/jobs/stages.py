@@ -47,17 +47,21 @@ class Read:
         return [self._sheet(picture) for picture in pictures]
 
     def _sheet(self, picture: Picture) -> Sheet:
-        bare = replace(picture, content=None)
-        try:
-            if isinstance(picture.content, ValueError):
-                raise picture.content
-            pixels = read_image(picture.content)
-        except BAD as error:
-            return Sheet(bare, errors={"": line(error, picture.name)})
-        sheet = Sheet(bare, pixels)
+        bare = replace(picture, content=None, mask=None)
+        pixels, mask = _read(picture.content), None if picture.mask is None else _read(picture.mask)
+        if isinstance(pixels, ValueError):
+            return Sheet(bare, errors={"": line(pixels, picture.name)})
+        sheet = Sheet(bare, pixels, mask)
         for name, values in self.quick:
-            sheet = _with(sheet, find(name).ready(), pixels, values)
-        return sheet if self.keep else replace(sheet, pixels=None)
+            sheet = _with(sheet, find(name).ready(), values)
+        return sheet if self.keep else replace(sheet, pixels=None, mask=None)
+
+
+def _read(content: Any) -> np.ndarray | ValueError:
+    try:
+        return content if isinstance(content, ValueError) else read_image(content)
+    except BAD as error:
+        return ValueError(" ".join(str(error).split()) or type(error).__name__)
 
 
 @dataclass(frozen=True)
@@ -72,14 +76,14 @@ class Networks:
         there = [i for i, sheet in enumerate(sheets) if sheet.pixels is not None]
         for make, values in self.ready:
             try:
-                maps = make.batch([sheets[i].pixels for i in there], **values) if len(there) > 1 else []
+                maps = _made(make, [sheets[i] for i in there], values) if len(there) > 1 else []
             except BAD:
                 maps = []
             for i, made in zip(there, maps, strict=False):
                 done[i] = replace(done[i], maps={**done[i].maps, make.entry.name: made})
             for i in there[len(maps) :]:
-                done[i] = _with(done[i], make, sheets[i].pixels, values)
-        return [replace(sheet, pixels=None) for sheet in done]
+                done[i] = _with(done[i], make, values)
+        return [replace(sheet, pixels=None, mask=None) for sheet in done]
 
 
 @dataclass(frozen=True)
@@ -186,9 +190,20 @@ def line(error: BaseException, name: str) -> str:
     return reason if repr(name) in reason else f"{name!r}: {reason}"
 
 
-def _with(sheet: Sheet, make: Ready, pixels: Any, values: dict[str, Any]) -> Sheet:
+def _with(sheet: Sheet, make: Ready, values: dict[str, Any]) -> Sheet:
     name = make.entry.name
     try:
-        return replace(sheet, maps={**sheet.maps, name: make(pixels, **values)})
+        return replace(sheet, maps={**sheet.maps, name: _made(make, [sheet], values)[0]})
     except BAD as error:
         return replace(sheet, errors={**sheet.errors, name: line(error, sheet.picture.name)})
+
+
+def _made(make: Ready, sheets: Sequence[Sheet], values: dict[str, Any]) -> list[ControlMap]:
+    """The maps of sheets that have their pixels. Raises what the first raises, or what is wrong with its mask."""
+    pixels = [sheet.pixels for sheet in sheets]
+    if not make.entry.masked:
+        return make.batch(pixels, **values)
+    for sheet in sheets:
+        if not isinstance(sheet.mask, np.ndarray):
+            raise sheet.mask or ValueError(f"{make.entry.name} needs a mask, of which there is none")
+    return make.batch(pixels, masks=[sheet.mask for sheet in sheets], **values)

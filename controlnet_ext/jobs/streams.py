@@ -37,13 +37,16 @@ def output(order: Order, file: File, single: bool) -> Output:
     path = file.path.lower()
     if path.endswith(TARS):
         place = _place(order, file, single, (".tar",))
-        return _checked(Output(Tar(file.path), None, Shard(Path(place)), (place,)), single)
+        return _checked(Output(Tar(file.path, order.masked), None, Shard(Path(place)), (place,)), single)
     if path.endswith(TABLES):
         place = _place(order, file, single, TABLES)
         rows = Rows(Path(place), file.path, tuple(ends))
         rows.check()
-        table = Table(file.path)
+        table = Table(file.path, order.masked)
+        table.check()
         return Output(table, len(table), rows, (place,))
+    if order.masked:
+        raise ValueError(f"{file.path!r} is a video, which has no masks")
     if order.json or order.sixteen_bit:
         raise ValueError(
             f"--{'json' if order.json else 'sixteen-bit'} has no place in a video, which {file.path!r} becomes"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .box import indexed
-from .lists import PATHS
+from .lists import MASK, PATHS
 from .pictures import Picture
 from .tars import FIELDS
 
@@ -28,23 +28,36 @@ def arrow(name: str = "pyarrow.parquet") -> Any:
 @dataclass(frozen=True, eq=False)
 class Table:
     """A source: the rows of a table. The picture is in the first column that is called as pictures' are: bytes, a path
-    from the table's folder, or both as Hugging Face's datasets write them, {"bytes", "path"}."""
+    from the table's folder, or both as Hugging Face's datasets write them, {"bytes", "path"}. So is the mask, if they
+    are `masked`, in the column of that name."""
 
     path: str
+    masked: bool = False
 
     def __len__(self) -> int:
         with _opened(self.path) as file:
             return int(file.metadata.num_rows)
+
+    def check(self) -> None:
+        """ValueError when the table has not what is wanted of it."""
+        with _opened(self.path) as file:
+            names = file.schema_arrow.names
+        picture_column(names, self.path)
+        if self.masked and MASK not in names:
+            raise ValueError(f"{self.path!r} has no column of masks: expected {MASK!r}")
 
     def pictures(self, start: int) -> Generator[Picture, None, None]:
         """Those from `start` on."""
         with _opened(self.path) as file:
             column = picture_column(file.schema_arrow.names, self.path)
             i = 0
-            for batch in file.iter_batches(ROWS, columns=[column]):
-                for value in batch.column(0).to_pylist():
+            for batch in file.iter_batches(ROWS, columns=[column, MASK] if self.masked else [column]):
+                values = batch.column(column).to_pylist()
+                masks = batch.column(MASK).to_pylist() if self.masked else [None] * len(values)
+                for value, mask in zip(values, masks, strict=True):
                     if i >= start:
-                        yield Picture(i, str(i), f"{self.path}/{i}", self._content(value))
+                        its = None if mask is None else self._content(mask)
+                        yield Picture(i, str(i), f"{self.path}/{i}", self._content(value), its)
                     i += 1
 
     def _content(self, value: Any) -> Any:

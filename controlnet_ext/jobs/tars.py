@@ -14,6 +14,7 @@ from typing import Any
 from preprocessors.image_in import FILE_LIMIT
 
 from .inputs import SUFFIXES
+from .lists import MASK
 from .pictures import Picture
 
 MEMBER = re.compile(
@@ -35,9 +36,10 @@ FIELDS = {suffix[1:] for suffix in SUFFIXES}
 @dataclass(frozen=True, eq=False)
 class Tar:
     """A source: the samples of a shard, plain or compressed. A sample's picture is its first field that is called
-    png, jpg, or as pictures are."""
+    png, jpg, or as pictures are; if they are `masked` its mask is the first that is called mask.png, or so."""
 
     path: str
+    masked: bool = False
 
     def pictures(self, start: int) -> Generator[Picture, None, None]:
         """Those from `start` on. Where the file breaks off, the last one says so."""
@@ -46,7 +48,7 @@ class Tar:
             with tarfile.open(self.path) as tar:
                 for i, (key, members) in enumerate(groupby(_members(tar), lambda member: member[0])):
                     if i >= start:
-                        yield Picture(i, key, f"{self.path}/{key}", _content(tar, members))
+                        yield Picture(i, key, f"{self.path}/{key}", *_contents(tar, members, self.masked))
         except BROKEN as error:
             words = " ".join(str(error).split())  # tarfile lists all compressions that it tried
             reason = ValueError(f"{self.path!r} is broken after {i + 1} samples: {words}")
@@ -71,17 +73,27 @@ def members_of(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         yield info
 
 
-def _content(tar: tarfile.TarFile, members: Iterator[tuple[str, str, tarfile.TarInfo]]) -> Any:
-    fields = []
+def _contents(
+    tar: tarfile.TarFile, members: Iterator[tuple[str, str, tarfile.TarInfo]], masked: bool
+) -> tuple[Any, Any]:
+    """A sample's picture and, if it is wanted and there, mask."""
+    fields, found = [], dict[str, Any]()
     for _, field, info in members:
-        if field.lower() not in FIELDS:
+        begin, _, suffix = field.lower().rpartition(".")
+        if suffix not in FIELDS or begin not in ("", MASK) or begin in found:
             fields.append(field)
-            continue
-        if info.size > FILE_LIMIT:
-            return ValueError(f"a picture of {info.size / 2**30:.1f} GiB, over the limit of 1 GiB")
-        file = tar.extractfile(info)
-        return b"" if file is None else file.read()
-    return ValueError(f"no picture among the fields {', '.join(fields)}")
+        elif masked or not begin:
+            found[begin] = _content(tar, info)
+        if "" in found and (MASK in found or not masked):
+            break
+    return found.get("", ValueError(f"no picture among the fields {', '.join(fields)}")), found.get(MASK)
+
+
+def _content(tar: tarfile.TarFile, info: tarfile.TarInfo) -> Any:
+    if info.size > FILE_LIMIT:
+        return ValueError(f"a picture of {info.size / 2**30:.1f} GiB, over the limit of 1 GiB")
+    file = tar.extractfile(info)
+    return b"" if file is None else file.read()
 
 
 def member(name: str, content: bytes) -> bytes:
