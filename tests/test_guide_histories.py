@@ -79,6 +79,12 @@ def expected(kinds: tuple[str, ...]) -> torch.Tensor:
         return run(OTHER)
 
 
+def is_expected(latents: torch.Tensor, kinds: tuple[str, ...]) -> bool:
+    """Where guides nest that act after a step, each reads the picture off the output of the one before, which rounds:
+    measured 2e-6 where values reach 6. What a unit does is over 0.06."""
+    return (latents - expected(kinds)).abs().max().item() < 1e-4
+
+
 @functools.cache
 def before() -> dict[str, Any]:
     """All that a guide could change, before the first one."""
@@ -137,7 +143,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule()
     def run_to_the_end(self) -> None:
-        assert torch.equal(run(), expected(self.kinds))
+        assert is_expected(run(), self.kinds)
 
     @rule(part=st.floats(0, 1, exclude_max=True), error=st.sampled_from([KeyError, KeyboardInterrupt, MemoryError]))
     def run_into_an_error(self, part: float, error: type[BaseException]) -> None:
@@ -191,7 +197,7 @@ class Histories(RuleBasedStateMachine):
         call = torch.zeros(1, 4, 8, 8), 1, torch.zeros(1, 16, 32)
         handle = PIPE.unet.mid_block.register_forward_pre_hook(meanwhile)
         try:
-            assert torch.equal(run(), expected(self.kinds))
+            assert is_expected(run(), self.kinds)
         finally:
             handle.remove()
         assert refused == [BUSY] * 2 * STEPS
