@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from preprocessors.config_bounds import check_numbers, no_larger_than
 from preprocessors.disk import read_json
 from preprocessors.network import Device, Network
 from preprocessors.soft_edges import extended
@@ -162,6 +163,7 @@ def _check(path: Path, kind: str, index: dict[str, Any], scheduler: dict[str, An
         value = index.get(name)
         if value is not None and not (type(value) is int and 0 <= value <= 2**16):
             raise ValueError(f"{str(path)!r} has the {name} {value!r:.40}, expected a whole number")
+    check_numbers(repr(str(path / SCHEDULER)), scheduler)
     found = scheduler.get("_class_name")
     if found not in _SCHEDULERS:
         raise ValueError(f"{str(path)!r} has the scheduler {found!r:.80}, expected one of: {', '.join(_SCHEDULERS)}")
@@ -175,8 +177,9 @@ def _module(kind: Callable[..., Any], path: Path) -> nn.Module:
     import torch
 
     config, tensors = read_json(path / CONFIG), read_weights(path / _WEIGHTS).tensors
+    check_numbers(repr(str(path / CONFIG)), config, tensors)
     try:
-        with torch.device("meta"):  # or 865 million weights are drawn only to be overwritten
+        with torch.device("meta"), no_larger_than(tensors):  # or 865 million weights are drawn only to be overwritten
             module = kind.from_config(config)  # type: ignore[attr-defined]
         module.load_state_dict({_renamed(key): tensor for key, tensor in tensors.items()}, assign=True)
     except _FAULTS as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from preprocessors.config_bounds import check_numbers, no_larger_than
 from preprocessors.disk import read_json
 from preprocessors.network import Device, Network
 from preprocessors.weights_file import WeightsFile
@@ -75,9 +76,11 @@ def transformers_module(path: Path, weights: str, name: str) -> nn.Module:
     settings = read_json(path / CONFIG)
     settings |= {key: _RUNNING[key] for key in settings.keys() & _RUNNING}
     tensors = read_weights(path / weights).tensors
+    check_numbers(repr(str(path / CONFIG)), settings, tensors)
     try:
         config = kind.config_class.from_dict(settings)
-        module, report = kind.from_pretrained(None, config=config, state_dict=tensors, output_loading_info=True)
+        with no_larger_than(tensors):
+            module, report = kind.from_pretrained(None, config=config, state_dict=tensors, output_loading_info=True)
     except _refusals() as error:
         raise ValueError(f"{str(path)!r} is refused: {' '.join(str(error).split())[:400]}") from error
     more = [key for key in report["unexpected_keys"] if not any(part in _SPARE for part in key.split("."))]

@@ -25,15 +25,15 @@ def command(words):
     return subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, text=True)
 
 
-def code(words, seconds):
-    """The exit code of the command, which is killed after so many seconds."""
+def ended(words, seconds):
+    """The exit code of the command, which is killed after so many seconds, and what it said."""
     process = command(words)
     try:
-        process.communicate(timeout=seconds)
+        said = process.communicate(timeout=seconds)[1]
     except subprocess.TimeoutExpired:
         process.kill()
-        process.communicate()
-    return process.returncode
+        said = process.communicate()[1]
+    return process.returncode, said
 
 
 def killed_often(words, out, count, same):
@@ -42,15 +42,16 @@ def killed_often(words, out, count, same):
     of kills in all, and of jobs that came to their end."""
     moments, kills, hits, jobs = random.Random(0), 0, 0, 0
     began = time.monotonic()
-    assert code(f"{words} {out}", None) == 0
+    assert ended(f"{words} {out}", None)[0] == 0
     half = (time.monotonic() - began) / 2
     shutil.rmtree(out)
     while hits < count or Path(out).exists():
         before = _size(out)
-        if (ended := code(f"{words} {out}", moments.uniform(0, half) if hits < count else None)) < 0:
+        code, said = ended(f"{words} {out}", moments.uniform(0, half) if hits < count else None)
+        if code < 0:
             kills, hits = kills + 1, hits + (_size(out) != before)
         else:
-            assert ended == 0 and same(), f"after {kills} kills: exit code {ended}"
+            assert code == 0 and same(), f"after {kills} kills: exit code {code}, {said}"
             jobs += 1
             shutil.rmtree(out)
     return kills, jobs
