@@ -56,11 +56,13 @@ def program() -> NoReturn:
     after a kill -9 in that time a job whose record is cleared away would not be known."""
     code = main()
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:  # as where it was closed
+            sys.stdout.flush()
     except OSError as error:
         commands.say(f"controlnet-ext: {error}")
         code = 1
-    sys.stderr.flush()
+    if sys.stderr is not None:
+        sys.stderr.flush()
     os._exit(code)
 
 
