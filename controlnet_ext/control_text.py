@@ -1,7 +1,7 @@
 """Units as text: `canny,model=control.safetensors,weight=.8,window=0..0.6,low=50`.
 
-First the name of a preprocessor, or `none` where the image is a map already. Then key=value: what `KEYS` names, all
-else are the preprocessor's parameters. A value with commas stands in quotes, "…" or '…'."""
+First the name of a preprocessor, or `none` where the image is a map already, whose `kind` may be said. Then key=value:
+what `KEYS` names, all else are the preprocessor's parameters. A value with commas stands in quotes, "…" or '…'."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from preprocessors.files import read_image
+from preprocessors.maps import ControlMap
 from preprocessors.parameters import nearest
 from preprocessors.registry import RESOLUTION, Preprocessor, find
 
@@ -22,7 +23,7 @@ from .sources import Source
 from .unit import Unit
 
 SETTINGS = ("weight", "window", "mode", "layers")  # how a unit acts, whatever its map
-KEYS = ("model", "image", *SETTINGS, "region", "fit")
+KEYS = ("model", "image", "kind", *SETTINGS, "region", "fit")
 _PART = re.compile(r"""\s*(?:([\w.-]+)\s*=\s*)?(?:"([^"]*)"|'([^']*)'|([^,"'\s][^,]*|))\s*(,|$)""")
 
 
@@ -43,9 +44,11 @@ def unit(text: str, image: str | None = None, models: Mapping[str, str] = Mappin
     picture = values.get("image", image)
     if picture is None:
         raise ValueError("no image given: name one with image=PATH, or for all units with --image")
+    if "kind" in values and makes is not None:
+        raise ValueError(f"kind {values['kind']!r} of a map that {makes.name} makes, whose maps are {makes.makes!r}")
     return Unit(
         cast(ControlModel, Source(model)),
-        picture,
+        ControlMap(read_image(picture), values["kind"]) if "kind" in values else picture,
         **settings(values),
         region=_region(values["region"]) if "region" in values else None,
         fit=cast(Any, values.get("fit", "crop")),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from controlnet_ext import Window
+from controlnet_ext import ControlMap, Window
 from controlnet_ext.control_text import parts, settings, unit
 from controlnet_ext.sources import Source
 
@@ -47,6 +47,24 @@ def test_a_unit_has_its_image_or_that_of_all_and_its_model_unloaded() -> None:
     assert made.parameters == {"low": 50, "resolution": "match"}
     own = unit("none,model=m.pth,image=own.png", "all.png")
     assert (own.image, own.preprocessor, own.parameters) == ("own.png", None, {})
+
+
+def test_the_kind_of_a_map_may_be_said(tmp_path) -> None:
+    from preprocessors.files import write_image
+
+    pixels = np.full((4, 4, 3), 7, np.uint8)
+    write_image(tmp_path / "map.png", pixels)
+    image = unit(f"none,model=m,image={tmp_path / 'map.png'},kind=soft edges").image
+    assert isinstance(image, ControlMap) and image.kind == "soft edges"
+    np.testing.assert_array_equal(image.pixels, pixels)
+    assert unit("none,model=m,kind=depth", str(tmp_path / "map.png")).image.kind == "depth"
+    for text, message in (
+        (f"none,model=m,image={tmp_path / 'map.png'},kind=canny", "kind 'canny' of a map is none of: edges"),
+        ("canny,model=m,image=i,kind=depth", "kind 'depth' of a map that canny makes, whose maps are 'edges'"),
+        ("none,model=m,image=missing.png,kind=depth", "'missing.png' does not exist"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            unit(text)
 
 
 def test_a_region_is_grey(tmp_path) -> None:

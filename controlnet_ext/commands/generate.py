@@ -10,6 +10,7 @@ Make a picture that obeys control maps. The PNG holds its recipe; --from PNG mak
                          model=PATH     the control model: a file, a folder, or owner/name in the cache; with the
                                         embedded model by default its own for that preprocessor
                          image=IMG      its picture, if not that of --image
+                         kind=KIND      after none: what the map shows, such as depth, for models that read several
                          weight=1       -2..2, or weights at fractions of the run: "0.2@0, 1@0.3"
                          window=0..1    the part of the run in which it acts
                          mode=balanced  or prompt, control: whether the prompt or the map prevails
