@@ -326,3 +326,25 @@ def test_settings_have_the_old_keys(host):
     host.options["control_net_models_path"] = "no/such/folder"
     assert [path.rpartition("models")[2] for path in settings.model_folders()] == ["/ControlNet"]
     assert json.dumps(settings.weight_folders()) == "[]"
+
+
+def test_forge_gets_our_preprocessors_and_no_panel(host, monkeypatch):
+    from controlnet_ext.webui import start
+
+    class Theirs:
+        def __init__(self, **values):
+            self.values = values
+
+    added = []
+    shared = SimpleNamespace(supported_preprocessors={"canny": None}, add_supported_preprocessor=added.append)
+    forge = SimpleNamespace(
+        __spec__=object(),
+        shared=shared,
+        supported_preprocessor=SimpleNamespace(Preprocessor=Theirs, PreprocessorParameter=Theirs),
+    )
+    monkeypatch.setitem(sys.modules, "modules_forge", forge)
+    assert start() is None
+    offered = {each.name: each for each in added}
+    assert "canny" not in offered and offered["threshold"].slider_1.values["label"] == "Threshold"
+    pixels = np.asarray(picture())
+    assert (offered["threshold"](pixels, 64, 127) == np.where(pixels.min(2) > 127, 255, 0)[..., None]).all()

@@ -6,7 +6,13 @@ from typing import Any
 
 
 def start() -> Any:
-    """The script class, after the host has been told of settings and routes. Once in a process's load of scripts."""
+    """The script class, after the host has been told of settings, routes and axes; None in a host that has a ControlNet
+    of its own, to which our preprocessors are added. Once in a load of scripts."""
+    from . import forge
+
+    if forge.is_here():
+        forge.register()
+        return None
     from . import axes, routes, script, settings
 
     settings.register()
