@@ -134,3 +134,9 @@ def test_what_starts_fast_loads_neither_torch_nor_diffusers_nor_transformers(cod
     code += f"\nimport sys; print(sorted(set({HEAVY}) & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.stdout.splitlines()[-1:], done.stderr) == (["[]"], "")
+
+
+def test_only_the_extension_imports_its_host():
+    hosts = {"modules", "gradio", "modules_forge", "launch"}
+    found = {path for path in FILES for _, _, name in imports(path) if name.partition(".")[0] in hosts}
+    assert found and all("webui" in path.parts for path in found)
