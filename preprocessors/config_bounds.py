@@ -20,16 +20,23 @@ def check_numbers(name: str, settings: Mapping[str, Any], tensors: Mapping[str, 
     over 65,536 and over the longest side of the tensors."""
     sides = (side for tensor in (tensors or {}).values() for side in tensor.shape)
     most = max(_COUNT, max(sides, default=0))
+    for key, value in values(settings):
+        if isinstance(value, list):
+            value = sum(one for one in value if isinstance(one, int))
+        if isinstance(value, int) and abs(value) > most:
+            raise ValueError(f"{name} has {value!s:.40} for {key!r:.80}, expected at most {most}")
+
+
+def values(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Every value in the settings with its key, also those in dicts and lists there."""
     waiting: list[tuple[str, Any]] = list(settings.items())
     while waiting:
         key, value = waiting.pop()
+        yield key, value
         if isinstance(value, dict):
             waiting += value.items()
         elif isinstance(value, list):
             waiting += ((key, one) for one in value)
-            value = sum(one for one in value if isinstance(one, int))
-        if isinstance(value, int) and abs(value) > most:
-            raise ValueError(f"{name} has {value!s:.40} for {key!r:.80}, expected at most {most}")
 
 
 @contextmanager

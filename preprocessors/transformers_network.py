@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from preprocessors.config_bounds import check_numbers, no_larger_than
+from preprocessors.config_bounds import check_numbers, no_larger_than, values
 from preprocessors.disk import read_json
 from preprocessors.network import Device, Network
 from preprocessors.weights_file import WeightsFile
@@ -77,6 +77,10 @@ def transformers_module(path: Path, weights: str, name: str) -> nn.Module:
     settings |= {key: _RUNNING[key] for key in settings.keys() & _RUNNING}
     tensors = read_weights(path / weights).tensors
     check_numbers(repr(str(path / CONFIG)), settings, tensors)
+    if others := [value for key, value in values(settings) if key == "backbone" and isinstance(value, str)]:
+        raise ValueError(  # transformers would ask the Hub for it
+            f"{str(path / CONFIG)!r} names another network, {others[0]!r:.80}, as its backbone: expected all in here"
+        )
     try:
         config = kind.config_class.from_dict(settings)
         with no_larger_than(tensors):

@@ -67,6 +67,16 @@ def test_a_configuration_of_a_far_larger_network_is_refused_soon_and_in_a_line(
     assert time.process_time() - began < 5
 
 
+@pytest.mark.parametrize("changes", [{"backbone": "x/y"}, {"backbone_config": {"backbone": "resnet18"}}])
+def test_a_backbone_from_elsewhere_is_refused_before_anybody_is_asked_for_it(models, tmp_path, changes):
+    place = tmp_path / ZOE[0].repo
+    shutil.copytree(models / ZOE[0].repo, place)
+    settings = among(json.loads((place / "config.json").read_text()), changes | {"use_pretrained_backbone": True})
+    (place / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=r"config\.json' names another network, '(x/y|resnet18)', as its backbone"):
+        preprocess("depth_zoe", IMAGE, library=Library([tmp_path], download=False))
+
+
 def test_numbers_are_looked_at_wherever_they_are_and_as_sums_of_lists():
     deep = {"a": [[{"b": 70000}]]}
     for _ in range(5000):
