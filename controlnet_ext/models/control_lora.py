@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from ..control import Residuals, Step
 from . import keys
 from . import unet as source
-from .controlnet import DIFFUSERS, PREFIX, ControlNet
+from .controlnet import ControlNet
+from .keys import DIFFUSERS, PREFIX
 from .layers import apply, like
 from .layout import Layout, misfit
 from .plan import Plan
+from .sharing import pooling
 from .strict import check_names, check_values
 
 MARK = "lora_controlnet"  # an empty tensor in every such file
@@ -88,11 +90,7 @@ class ControlLora(nn.Module):
 
     def reads(self, kinds: Sequence[str | None]) -> ControlLora:
         """As `ControlNet.reads`."""
-        if self.global_average_pooling is not None or set(kinds) != {"shuffle"}:
-            return self
-        pooling = copy(self)
-        pooling.global_average_pooling = True
-        return pooling
+        return pooling(self) if self.global_average_pooling is None and set(kinds) == {"shuffle"} else self
 
     def hint(self, image: np.ndarray | Tensor) -> Tensor:
         """As `ControlNet.hint`."""

@@ -15,18 +15,18 @@ from torch import Tensor, nn
 from ..control import Residuals, Step
 from . import keys
 from . import unet as source
-from .blocks import Attention, Common, Level, Middle
+from .blocks import Common, Level, Middle
+from .copies import copied
 from .difference import DIFFERENCE, Difference
 from .embeddings import Embedding, HintEncoder, sinusoid
-from .hints import channels_of, fitting, rows
+from .heads import borrowed
+from .hints import channels_of, check_size, fitting, rows
+from .keys import DIFFUSERS, LDM, PREFIX, ZEROS
 from .layers import Conv2d
 from .layout import Layout, misfit
 from .plan import Plan
+from .sharing import pooling
 from .strict import SMALL, fill
-
-LDM, DIFFUSERS = "input_hint_block.0.weight", "controlnet_cond_embedding.conv_in.weight"
-ZEROS = "zero_convs.0.0.weight", "controlnet_down_blocks.0.weight"  # ldm's and diffusers', in whatever holds residuals
-PREFIX = "control_model."
 
 
 class ControlNet(nn.Module):
@@ -78,11 +78,8 @@ class ControlNet(nn.Module):
         """The ControlNet with these tensors, which it shares, in ldm's layout (with or without `control_model.`) or
         diffusers'. `config` in diffusers' words states what tensors do not show. ValueError on tensors that are
         missing, unknown, misshapen or not finite."""
-        if any(name.startswith(PREFIX) for name in tensors):  # what lies beside it is the rest of Stable Diffusion
-            inside = {name.removeprefix(PREFIX): t for name, t in tensors.items() if name.startswith(PREFIX)}
-            tensors = inside | {name: t for name, t in tensors.items() if name == DIFFERENCE}
         difference = Difference() if DIFFERENCE in tensors else None
-        tensors = {name: tensor for name, tensor in tensors.items() if name != DIFFERENCE}
+        tensors = {name: tensor for name, tensor in keys.inside(tensors).items() if name != DIFFERENCE}
         ldm = DIFFUSERS not in tensors
         if ldm:
             tensors = keys.to_diffusers(tensors)
@@ -98,12 +95,8 @@ class ControlNet(nn.Module):
         global generator, and zero convolutions, so that all residuals are exactly 0. Weights under a LoRA are the
         base's. `dtype` None keeps the UNet's. ValueError on a UNet with settings that ControlNets do not have, or
         with a fused LoRA."""
-        tensors = {name: t.detach().to(dtype or t.dtype, copy=True) for name, t in source.encoder(unet).items()}
+        tensors = copied(unet, dtype)
         like = tensors["conv_in.weight"]
-        hint = HintEncoder((3, 16, 32, 96, 256), like.shape[0])
-        for parameter in hint.conv_out.parameters():
-            nn.init.zeros_(parameter)
-        tensors |= {f"controlnet_cond_embedding.{name}": t.to(like) for name, t in hint.state_dict().items()}
         with torch.device("meta"):
             net = cls(Plan.read(tensors, source.settings(unet)))
         for name, t in net.state_dict().items():
@@ -136,35 +129,15 @@ class ControlNet(nn.Module):
         if reason:
             raise ValueError(reason)
         if self.plan.heads is None or self._borrowed:
-            self._borrow(unet)
+            self.plan = borrowed(self, unet, again=self._borrowed)
+            self._borrowed = True
         if self.difference is not None and not source.is_empty(unet):
             self.difference.settle(self, getattr(unet, "_orig_mod", unet))
-
-    def _borrow(self, unet: Any) -> None:
-        heads = source.heads(unet)
-        sizes = unet.config["addition_time_embed_dim"] or self.plan.time_ids
-        plan = replace(self.plan, heads=heads, groups=unet.config["norm_num_groups"], time_ids=sizes)
-        if self._borrowed and plan != self.plan:
-            raise ValueError(
-                f"the ControlNet's file states no attention heads and it took {self.plan.heads} from another model; "
-                f"load it once more for this one, which has {heads}"
-            )
-        self.plan, self._borrowed = plan, True
-        for n, block in zip((*heads, heads[-1]), (*self.down_blocks, self.mid_block), strict=True):
-            for module in block.modules():
-                if isinstance(module, Attention):
-                    module.heads = n
-                elif isinstance(module, nn.GroupNorm):
-                    module.num_groups = plan.groups
 
     def reads(self, kinds: Sequence[str | None]) -> ControlNet:
         """This network, to read maps of these kinds (None: unknown): with its residuals pooled if they are for
         shuffling and nobody stated whether they should be."""
-        if self.global_average_pooling is not None or set(kinds) != {"shuffle"}:
-            return self
-        pooling = copy(self)  # on the same weights
-        pooling.global_average_pooling = True
-        return pooling
+        return pooling(self) if self.global_average_pooling is None and set(kinds) == {"shuffle"} else self
 
     def hint(self, image: np.ndarray | Tensor) -> Tensor:
         """The embedded hint `(B, C, H/8, W/8)` of an RGB picture at the size of the output: uint8 array `(H, W, 3)`
@@ -172,10 +145,7 @@ class ControlNet(nn.Module):
         network that reads 4 channels takes the latter as colours, black where to repaint, and a mask, 1 there; or a
         float tensor `(B, 4, H, W)` as it is. Nothing is resized: ValueError unless both sides are multiples of 8."""
         pixels = channels_of(image, self.plan.hint[0])
-        height, width = pixels.shape[-2:]
-        scale = 2 ** (len(self.plan.hint) - 2)
-        if not height or not width or height % scale or width % scale:
-            raise ValueError(f"hint of {width}x{height} pixels: both sides must be multiples of {scale}")
+        check_size(pixels, 2 ** (len(self.plan.hint) - 2))
         dtype = torch.float32 if self.dtype in SMALL else self.dtype
         return self.controlnet_cond_embedding(pixels.to(self.device, dtype))
 
@@ -236,8 +206,7 @@ class ControlNet(nn.Module):
 
 
 def detect(names: Collection[str]) -> bool:
-    """Whether these are the names of a ControlNet's tensors; a union of ControlNets, a Control-LoRA and SparseCtrl,
-    which have the same hint encoder, are other kinds."""
+    """Whether these are the names of a ControlNet's tensors, not of a kind with the same hint encoder."""
     plain = {name.removeprefix(PREFIX) for name in names}
     others = not plain.isdisjoint(("task_embedding", "lora_controlnet")) or any(".motion_modules." in n for n in plain)
     return not plain.isdisjoint((LDM, DIFFUSERS)) and not plain.isdisjoint(ZEROS) and not others
@@ -248,15 +217,4 @@ def layout(names: Collection[str]) -> str:
     return "diffusers" if DIFFUSERS in names else "ldm"
 
 
-def load(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> ControlNet:
-    """As `ControlNet.load`."""
-    return ControlNet.load(tensors, config)
-
-
-def streamed(model: Any, device: torch.device) -> Any:
-    """A model of another kind, on the same weights, whose network `net` computes on `device` as `ControlNet.on` has
-    it."""
-    moved = copy(model)
-    moved.streams_to = device
-    moved._modules = {**model._modules, "net": model.net.on(device)}
-    return moved
+load = ControlNet.load

@@ -39,6 +39,13 @@ def pixels_of(image: np.ndarray | Tensor) -> Tensor:
     raise ValueError(f"hint of shape {tuple(image.shape)} and type {image.dtype}, expected {expected}")
 
 
+def check_size(pixels: Tensor, scale: int) -> None:
+    """ValueError unless both sides of `(B, C, H, W)` are multiples of `scale`."""
+    height, width = pixels.shape[-2:]
+    if not height or not width or height % scale or width % scale:
+        raise ValueError(f"hint of {width}x{height} pixels: both sides must be multiples of {scale}")
+
+
 def rows(what: str, values: Tensor, step: Step) -> Tensor:
     """One value for each row of x; given are one for all, one for each picture's frames, or already one for each
     row."""

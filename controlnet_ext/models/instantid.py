@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..control import Residuals, Step
-from .controlnet import ControlNet, streamed
+from .controlnet import ControlNet
+from .sharing import streamed
 
 
 class InstantID(nn.Module):

@@ -9,6 +9,10 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+LDM, DIFFUSERS = "input_hint_block.0.weight", "controlnet_cond_embedding.conv_in.weight"
+ZEROS = "zero_convs.0.0.weight", "controlnet_down_blocks.0.weight"  # ldm's and diffusers', in whatever holds residuals
+PREFIX = "control_model."  # in lllyasviel's whole checkpoints, beside the rest of Stable Diffusion
+
 OUTSIDE = {
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
@@ -26,6 +30,12 @@ RESNET = {
     "conv2": "out_layers.3",
     "conv_shortcut": "skip_connection",
 }
+
+
+def inside(tensors: Mapping[str, T]) -> dict[str, T]:
+    """The tensors of the ControlNet in a checkpoint that holds more; those of any other file."""
+    found = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
+    return found or dict(tensors)
 
 
 def modules(resnets: Sequence[int], scales: int) -> dict[str, str]:

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from ..control import Residuals, Step
-from .controlnet import DIFFUSERS, ControlNet, streamed
-from .hints import pixels_of, rows
+from .controlnet import ControlNet
+from .hints import check_size, pixels_of, rows
+from .keys import DIFFUSERS
 from .layers import Conv2d
 from .motion import FRAMES, OUTER, PLACES, Motion, depths, positions, to_authors, to_diffusers
 from .plan import LARGEST, Plan
+from .sharing import streamed
 from .strict import SMALL, fill
 
 RGB = "controlnet_cond_embedding.weight"  # its encoder is one convolution
@@ -98,10 +100,7 @@ class SparseCtrl(nn.Module):
             pixels = image
         else:
             raise ValueError(f"this SparseCtrl reads latents (B, {self._channels}, h, w), which the host makes")
-        height, width = pixels.shape[-2:]
-        scale = 1 if self.reads_latents else 2 ** (len(self.net.plan.hint) - 2)
-        if not height or not width or height % scale or width % scale:
-            raise ValueError(f"hint of {width}x{height} pixels: both sides must be multiples of {scale}")
+        check_size(pixels, 1 if self.reads_latents else 2 ** (len(self.net.plan.hint) - 2))
         if bool((pixels == pixels[:1]).all()):
             pixels = pixels[:1]
         read = torch.cat([torch.zeros_like(pixels[:1]), pixels])

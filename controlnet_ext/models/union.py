@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from ..control import Residuals, Step
-from .controlnet import ControlNet, streamed
+from .controlnet import ControlNet
 from .embeddings import Embedding, sinusoid
 from .hints import fitting
 from .layers import LayerNorm, Linear, like
 from .plan import Plan
+from .sharing import streamed
 from .strict import fill
 
 # Types by number (ControlNetPlus' README): the first release has six, ProMax all eight

@@ -22,8 +22,7 @@ from transformers import AutoTokenizer
 from preprocessors.files import write_atomically, write_weights
 
 from .. import models
-from ..models.controlnet import PREFIX
-from ..models.keys import to_ldm
+from ..models.keys import PREFIX, to_ldm
 from . import ldm
 from .embedded import NAME as EMBEDDED
 from .embedded import place
