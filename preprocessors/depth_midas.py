@@ -10,5 +10,6 @@ from preprocessors.transformers_network import model_files
 MIDAS = model_files("Intel/dpt-hybrid-midas", "Apache-2.0", "pytorch_model.bin")
 LARGE = model_files("Intel/dpt-large", "Apache-2.0")
 
-preprocessor("depth_midas", makes="depth", weights=MIDAS, stacks=True)(depth_by(MIDAS))
+# "depth" is what sd-webui-controlnet calls it within
+preprocessor("depth_midas", makes="depth", weights=MIDAS, stacks=True, aliases=("depth",))(depth_by(MIDAS))
 preprocessor("depth_midas_large", makes="depth", weights=LARGE, stacks=True)(depth_by(LARGE))

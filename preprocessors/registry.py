@@ -47,6 +47,7 @@ class Preprocessor:
     weights: tuple[WeightsFile, ...] = ()
     stacks: bool = False
     masked: bool = False
+    aliases: tuple[str, ...] = ()
 
     def check(self, given: dict[str, Any]) -> dict[str, Any]:
         """The values of the parameters given by name, as their declared types. Raises ValueError or TypeError in one
@@ -148,19 +149,20 @@ def preprocessor(
     weights: WeightsFile | tuple[WeightsFile, ...] = (),
     stacks: bool = False,
     masked: bool = False,
+    aliases: tuple[str, ...] = (),
 ) -> Callable[[Make], Make]:
-    """Enters the function or class below it under `name` (canonical) and `label` (sd-webui-controlnet's display
-    name). `makes` is the kind of its maps, `weights` the files it loads, `stacks` and `masked` as in `Preprocessor`.
-    Raises ValueError when a name is taken or a kind unknown, TypeError when the signature cannot be read; the registry
-    is then unchanged."""
+    """Enters the function or class below it under `name` (canonical), `label` (sd-webui-controlnet's display name) and
+    other `aliases`. `makes` is the kind of its maps, `weights` the files it loads, `stacks` and `masked` as in
+    `Preprocessor`. Raises ValueError when a name is taken or a kind unknown, TypeError when the signature cannot be
+    read; the registry is then unchanged."""
 
     def enter(make: Make) -> Make:
         if makes not in KINDS:
             raise ValueError(f"{name} makes {makes!r}, which is none of: {', '.join(KINDS)}")
         declared = parameters(make.__call__, skip=2) if isinstance(make, type) else parameters(make, skip=1)
         files = weights if isinstance(weights, tuple) else (weights,)
-        entry = Preprocessor(name, makes, label or name, make, declared, files, stacks, masked)
-        keys = {entry.name.casefold(), entry.label.casefold()}
+        entry = Preprocessor(name, makes, label or name, make, declared, files, stacks, masked, aliases)
+        keys = {key.casefold() for key in (entry.name, entry.label, *entry.aliases)}
         if taken := sorted(keys & _by_name.keys()):
             raise ValueError(f"preprocessor {taken[0]!r} is entered already, by {_by_name[taken[0]].make.__module__}")
         _by_name.update(dict.fromkeys(keys, entry))
@@ -182,7 +184,7 @@ def registered() -> tuple[Preprocessor, ...]:
 
 
 def find(name: str) -> Preprocessor:
-    """The preprocessor of that name or label, in any case. Raises ValueError with the nearest names."""
+    """The preprocessor of that name, label or alias, in any case. Raises ValueError with the nearest names."""
     if not isinstance(name, str):
         raise TypeError(f"a preprocessor's name is text, not {type(name).__name__}")
     key = name.casefold()

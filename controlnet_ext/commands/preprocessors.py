@@ -1,6 +1,6 @@
 """controlnet-ext preprocessors [--json]
 
-List the preprocessors, a line each: its name, its other name in webui, the kind of its map, words in the names of
+List the preprocessors, a line each: its name, its other names in webui, the kind of its map, words in the names of
 control models that read it, the weights it loads, their size and licence, whether their sha256 is pinned here (else it
 is what the Hub says at the download), and its parameters with their range and default.
 
@@ -44,13 +44,17 @@ def entry_object(entry: Preprocessor) -> dict[str, Any]:
     """What is known of a preprocessor, as JSON has it."""
     return {
         "name": entry.name,
-        "aliases": [entry.label] if entry.label != entry.name else [],
+        "aliases": _aliases(entry),
         "makes": entry.makes,
         "feeds": list(FEEDS[entry.makes]),
         "masked": entry.masked,
         "parameters": [_parameter(parameter) for parameter in (*entry.parameters, RESOLUTION)],
         "weights": [_file(file) for file in entry.weights],
     }
+
+
+def _aliases(entry: Preprocessor) -> list[str]:
+    return [name for name in (entry.label, *entry.aliases) if name != entry.name]
 
 
 def _parameter(parameter: Parameter) -> dict[str, Any]:
@@ -69,7 +73,7 @@ def _row(entry: Preprocessor) -> tuple[str, ...]:
     files = entry.weights
     return (
         entry.name,
-        entry.label if entry.label != entry.name else "",
+        ", ".join(_aliases(entry)),
         entry.makes,
         " ".join(FEEDS[entry.makes]),
         " + ".join(_once(file.whole for file in files)),
