@@ -32,7 +32,7 @@ TEXT = 10_000  # characters of a prompt at most
 @dataclass(frozen=True, eq=False)
 class Ingredient:
     """A unit whose map (and region) is fitted to the picture and whose model is a `Source`. `preprocessor` and
-    `parameters` tell what made the map, `architecture` the model's kind; they are not needed again."""
+    `parameters` tell what made the map, and what that one does after each step; `architecture` the model's kind."""
 
     unit: Unit
     preprocessor: str | None

@@ -18,6 +18,7 @@ from preprocessors.files import encoded_image, opened, read_image, read_text
 from preprocessors.image_out import TEXT_LIMIT, TEXTS_LIMIT
 from preprocessors.maps import ControlMap
 
+from .after_steps import of_preprocessor
 from .control import ControlModel, Window
 from .recipe import NUMBERS, Ingredient, Recipe, check_units
 from .sources import Source
@@ -134,6 +135,9 @@ def _ingredient(i: int, words: Any, found: Mapping[str, str], height: int, width
         region = _picture(f"{KEYWORD} unit {i} region", found, height, width)[..., 0].astype(np.float32) / 255
     model = cast(ControlModel, _model("model", words["model"]))
     settings: dict[str, Any] = {name: words[name] for name in ("weight", "mode", "layers", "fit")}
+    after = of_preprocessor(preprocessor or "", parameters)
+    if after is not None and not after.masked:  # recipes have no masks
+        settings["after"] = after
     unit = Unit(model, ControlMap(pixels, words["kind"]), window=Window(*words["window"]), region=region, **settings)
     return Ingredient(unit, preprocessor, parameters, words["architecture"])
 

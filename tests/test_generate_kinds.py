@@ -14,8 +14,10 @@ from test_control_lora import parts, written
 from test_controlnet_files import difference
 
 from controlnet_ext import ControlMap
+from controlnet_ext.after_steps import Colours
 from controlnet_ext.cli import main
 from controlnet_ext.recipe_text import read_recipe
+from preprocessors.files import read_image
 
 
 def union() -> dict[str, torch.Tensor]:
@@ -63,3 +65,17 @@ def test_the_user_says_a_unions_type(
     assert Path("depth.png").read_bytes() != Path("normals.png").read_bytes()
     assert main(["generate", "--from", "depth.png", "-o", "again.png"]) == 0
     assert Path("again.png").read_bytes() == Path("depth.png").read_bytes()
+
+
+def test_colours_are_fixed_again_in_a_picture_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny.pipeline(StableDiffusionPipeline).save_pretrained("sd")
+    tiny.picture(size=64).save("photo.png")
+    save_file(tiny.control().state_dict(), "control.safetensors")
+    words = ["generate", "a cat", "--steps", "2", "--model", "sd", "--seed", "1", "--image", "photo.png", "--control"]
+    for name, control in (("a", "tile_colorfix+sharp,variation=4"), ("b", "none,kind=tile")):
+        assert main([*words, f"{control},model=control.safetensors", "-o", f"{name}.png"]) == 0
+    assert read_recipe("a.png").ingredients[0].unit.after == Colours(4, 1.0)
+    assert main(["generate", "--from", "a.png", "-o", "again.png"]) == 0
+    assert Path("again.png").read_bytes() == Path("a.png").read_bytes()
+    assert (read_image("a.png") != read_image("b.png")).any()
