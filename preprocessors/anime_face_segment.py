@@ -19,7 +19,7 @@ UNET = WeightsFile(
     "bdsqlsz/qinglong_controlnet-lllite",
     "Annotators/UNet.pth",
     folder="anime_face_segment",
-    licence="licence unknown: see its page",
+    licence="CC-BY-NC-SA-4.0, non-commercial",
 )
 # sd-webui-controlnet @ 56cec5b, annotator/anime_face_segment/__init__.py
 ANIME_FACE = Palette(

@@ -23,16 +23,18 @@ LERES = WeightsFile(
     "res101.pth",
     folder="leres",
     licence="Adobe Research, non-commercial",
+    size=530760553,
     sha256="1d696b2ef3e8336b057d0c15bc82d2fecef821bfebe5ef9d7671a5ec5dde520b",
-    source=HORDE,
+    source=f"{HORDE}; lllyasviel/Annotators @ 5bc80eec2b4f",
 )
 MERGE = WeightsFile(
     "lllyasviel/Annotators",
     "latest_net_G.pth",
     folder="leres",
     licence="academic use only, non-commercial",
+    size=318268048,
     sha256="50ec735d74ed6499562d898f41b49343e521808b8dae589aa3c2f5c9ac9f7462",
-    source=HORDE,
+    source=f"{HORDE}; lllyasviel/Annotators @ 5bc80eec2b4f",
 )
 
 

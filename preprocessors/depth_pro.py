@@ -7,6 +7,6 @@ from preprocessors.registry import preprocessor
 from preprocessors.transformers_depth import depth_by
 from preprocessors.transformers_network import model_files
 
-DEPTH_PRO = model_files("apple/DepthPro-hf", "Apple's own: see its page")
+DEPTH_PRO = model_files("apple/DepthPro-hf", "apple-amlr, research only, non-commercial")
 
 preprocessor("depth_pro", makes="depth", weights=DEPTH_PRO, stacks=True)(depth_by(DEPTH_PRO))

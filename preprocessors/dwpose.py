@@ -18,8 +18,24 @@ if TYPE_CHECKING:
     from preprocessors.library import Library
     from preprocessors.network import Device
 
-DETECTOR = WeightsFile("yzd-v/DWPose", "yolox_l.onnx", folder="openpose", licence="Apache-2.0")
-WHOLE_BODY = WeightsFile("yzd-v/DWPose", "dw-ll_ucoco_384.onnx", folder="openpose", licence="Apache-2.0")
+DETECTOR = WeightsFile(
+    "yzd-v/DWPose",
+    "yolox_l.onnx",
+    folder="openpose",
+    licence="Apache-2.0",
+    size=216746733,
+    sha256="7860ae79de6c89a3c1eb72ae9a2756c0ccfbe04b7791bb5880afabd97855a411",
+    source="ClockZinc/dwpose-for-controlnet @ 818a5a05760c, a copy",
+)
+WHOLE_BODY = WeightsFile(
+    "yzd-v/DWPose",
+    "dw-ll_ucoco_384.onnx",
+    folder="openpose",
+    licence="Apache-2.0",
+    size=134399116,
+    sha256="724f4ff2439ed61afb86fb8a1951ec39c6220682803b4a8bd4f598cd913b1843",
+    source="yzd-v/DWPose @ f7c16a3d45ad",
+)
 BODY = WeightsFile("bukuroo/RTMPose-ONNX", "rtmpose-m.onnx", folder="openpose", licence="Apache-2.0")
 
 

@@ -15,7 +15,15 @@ if TYPE_CHECKING:
     from preprocessors.library import Library
     from preprocessors.network import Device
 
-LAMA = WeightsFile("lllyasviel/Annotators", "ControlNetLama.pth", folder="lama", licence="Apache-2.0")
+LAMA = WeightsFile(
+    "lllyasviel/Annotators",
+    "ControlNetLama.pth",
+    folder="lama",
+    licence="Apache-2.0",
+    size=204597536,
+    sha256="3b54044a23222eb835b549d61b480c444c06cf36df0ca86ea97aa9b14b001150",
+    source="lllyasviel/Annotators @ 9a7d84251d48",
+)
 
 _LONGEST = 8  # times the short side; a strip of 3x300 would be 256x25600
 

@@ -19,8 +19,9 @@ BAE = WeightsFile(
     "scannet.pt",
     folder="normal_bae",
     licence="MIT",
+    size=290767728,
     sha256="03dbf1600c51ee3d45c29f77b77bf1a3b7a24c3452dba62a4ae658f37330c209",
-    source=HORDE,
+    source=f"{HORDE}; lllyasviel/Annotators @ 1e70a29f5d06",
 )
 
 

@@ -27,24 +27,27 @@ BODY = WeightsFile(
     "body_pose_model.pth",
     folder="openpose",
     licence=_LICENCE,
+    size=209267595,
     sha256="25a948c16078b0f08e236bda51a385d855ef4c153598947c28c0d47ed94bb746",
-    source=HORDE,
+    source=f"{HORDE}; lllyasviel/Annotators @ 733558ac5d0b",
 )
 HAND = WeightsFile(
     "lllyasviel/Annotators",
     "hand_pose_model.pth",
     folder="openpose",
     licence=_LICENCE,
+    size=147341049,
     sha256="b76b00d1750901abd07b9f9d8c98cc3385b8fe834a26d4b4f0aad439e75fc600",
-    source=HORDE,
+    source=f"{HORDE}; lllyasviel/Annotators @ 733558ac5d0b",
 )
 FACE = WeightsFile(
     "lllyasviel/Annotators",
     "facenet.pth",
     folder="openpose",
     licence=_LICENCE,
+    size=153718792,
     sha256="8beb52e548624ffcc4aed12af7aee7dcbfaeea420c75609fee999fe7add79d43",
-    source=HORDE,
+    source=f"{HORDE}; lllyasviel/Annotators @ 03b402ee1c5b",
 )
 _HEIGHT = 184  # pixels of the body network's input
 _WIDEST = 16 * _HEIGHT  # to which a picture that is still wider is shrunk

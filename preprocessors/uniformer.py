@@ -21,8 +21,9 @@ UNIFORMER = WeightsFile(
     "upernet_global_small.pth",
     folder="uniformer",
     licence="licence unknown: see its page",
+    size=206313115,
     sha256="bebfa1264c10381e389d8065056baaadbdadee8ddc6e36770d1ec339dc84d970",
-    source=HORDE,
+    source=f"{HORDE}; Andy1621/uniformer @ 375d5e867daa",
 )
 _LEAST = 32  # pixels of a side, that the network's deepest features have one
 _SHORT, _LONG = 512, 2048
