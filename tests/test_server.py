@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -121,14 +122,6 @@ def test_an_image_to_image_unit_without_image_looks_at_the_initial_one(client: C
     assert shown.any()
 
 
-def test_outside_of_its_mask_an_inpainted_picture_is_the_initial_one(client: Client) -> None:
-    more = {"path": "img2img", "init_images": [photo()], "mask_blur": 0, "resize_mode": 1}
-    picture = client.images(UNIT, mask=serving.white(128, 128, slice(64, 128)), **more)[0].astype(int)
-    other = client.images(mask=serving.white(128, 128, slice(0, 64)), inpainting_mask_invert=1, **more)[0]
-    assert np.array_equal(picture[:, :64], other[:, :64])
-    assert np.abs(picture[:, 64:] - other[:, 64:]).max() > 5
-
-
 def test_detect_gives_the_map_that_preprocess_gives(client: Client) -> None:
     asked = {"controlnet_module": "canny", "controlnet_threshold_a": 50, "controlnet_threshold_b": 9999}
     for name in ("controlnet_input_images", "controlnet_images"):
@@ -216,7 +209,7 @@ def test_what_a_unit_cannot_be_is_said_in_one_sentence(client: Client, unit: dic
 def test_what_a_request_cannot_be_is_said_in_one_sentence(client: Client) -> None:
     for more, words in (
         ({"width": 130}, "the request: size 130x128: both sides must be multiples of 8"),
-        ({"enable_hr": True}, "the request: enable_hr is not offered by this server"),
+        ({"tiling": True}, "the request: tiling is not offered by this server"),
         ({"sampler_name": "Eulr"}, "unknown sampler 'Eulr', the nearest are: Euler"),
         ({"alwayson_scripts": {"ADetailer": {"args": []}}}, "alwayson_scripts: always on script 'ADetailer' not found"),
         ({"prompt": 5}, "prompt is int, expected text"),
@@ -245,6 +238,19 @@ def test_a_picture_can_be_interrupted_and_health_answers_meanwhile(server: tuple
     ((status, answer),) = answers
     assert status == 200 and len(answer["images"]) == 2
     assert client("/sdapi/v1/progress")[1]["progress"] == 0
+
+
+def test_clients_at_once_get_the_answers_of_one_alone(client: Client) -> None:
+    detection = {"controlnet_module": "canny", "controlnet_input_images": [photo()], "controlnet_processor_res": 64}
+    drawn = {"prompt": "a red circle", "steps": 1, "width": 64, "height": 64}
+    unit = {"alwayson_scripts": {"ControlNet": {"args": [{**UNIT, "processor_res": 64}]}}}
+    asked = [("/sdapi/v1/txt2img", {**drawn, "seed": seed, **(unit if seed % 2 else {})}) for seed in range(4)]
+    asked += [("/controlnet/detect", {**detection, "controlnet_threshold_a": low}) for low in (20, 90)]
+    alone = [client(path, body) for path, body in asked]
+    with ThreadPoolExecutor(6) as threads:
+        together = list(threads.map(lambda i: client(*asked[i % 6]), range(18)))
+    assert together == alone * 3 and {status for status, _ in together} == {200}
+    assert len({str(answer) for _, answer in alone}) == 6
 
 
 def test_a_full_queue_and_a_missing_token_are_turned_away() -> None:
