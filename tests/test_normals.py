@@ -1,5 +1,8 @@
 """Normals from depth: exact on planes and spheres, degrees on noise-free depth, and ControlNet 1.0's formula."""
 
+import sys
+from pathlib import Path
+
 import cv2
 import depth_models
 import numpy as np
@@ -12,18 +15,11 @@ from preprocessors.depth_normals import coloured, midas_normals, normals
 from preprocessors.library import Library
 from preprocessors.transformers_depth import TransformersDepth
 
+sys.path.append(str(Path(__file__).parents[1]))  # benchmarks are not installed
+
+from benchmarks.normal_quality import FOV, degrees, figures, rays, true_normals
+
 IMAGE = np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8).repeat(10, 0).repeat(10, 1)
-
-
-def rays(height, width, fov):
-    """The rays (H, W, 3) of the pixels: right, down, forward 1."""
-    focal = max(height, width) / 2 / np.tan(np.radians(fov) / 2)
-    x, y = np.meshgrid(np.arange(width) - (width - 1) / 2, np.arange(height) - (height - 1) / 2)
-    return np.stack([x / focal, y / focal, np.ones_like(x)], axis=2)
-
-
-def degrees(one, other):
-    return np.degrees(np.arccos((one * other).sum(axis=2).clip(-1, 1)))
 
 
 @pytest.mark.parametrize("smooth", [0, 0.7, 3])
@@ -101,29 +97,6 @@ def test_depth_that_is_none_is_refused():
             normals(inverse, 60)
 
 
-FOV = 2 * np.degrees(np.arctan(320 / 481.2))  # ICL-NUIM's camera
-
-
-def true_normals(metres, fov, reach=4):
-    """Normals (H, W, 3) by another way, the least axis of the points in a window, and where these are a plane within
-    2 mm; the depth is in whole millimetres."""
-    points = rays(*metres.shape, fov) * metres[..., None]
-    size = (2 * reach + 1, 2 * reach + 1)
-
-    def mean(x):
-        return cv2.boxFilter(x, cv2.CV_64F, size, borderType=cv2.BORDER_REFLECT)
-
-    middle = mean(points)
-    spread = [
-        [mean(points[..., i] * points[..., j]) - middle[..., i] * middle[..., j] for j in range(3)] for i in range(3)
-    ]
-    lengths, axes = np.linalg.eigh(np.moveaxis(np.array(spread), (0, 1), (2, 3)))
-    n = axes[..., 0] * np.where((axes[..., 0] * points).sum(axis=2, keepdims=True) > 0, -1, 1)
-    sure = lengths[..., 0] < 0.002**2
-    sure[:reach] = sure[-reach:] = sure[:, :reach] = sure[:, -reach:] = False
-    return n * (-1, -1, -1), sure
-
-
 @pytest.mark.weights
 @pytest.mark.parametrize("frame", ["00030", "00090"])
 def test_normals_from_true_depth_in_degrees(frame):
@@ -131,14 +104,10 @@ def test_normals_from_true_depth_in_degrees(frame):
     expected, sure = true_normals(metres, FOV)
     assert sure.mean() > 0.7
 
-    def error(n):
-        off = degrees(n, expected)[sure]
-        return off.mean(), np.median(off), (off < 11.25).mean()
-
     inverse = 1 / metres
-    mean, median, right = error(normals(inverse, FOV, 2))
+    mean, median, right = figures(normals(inverse, FOV, 2), expected, sure)
     assert mean < 1.2 and median < 0.25 and right > 0.97  # measured 1.07, 0.18, .976 and 0.74, 0.17, .986
     picture = ((inverse - inverse.min()) / np.ptp(inverse) * 255).astype(np.uint8)
     made = preprocess("normal_depth", picture, fov=FOV, far=inverse.max() / inverse.min())
-    mean, median, right = error(made.values)
+    mean, median, right = figures(made.values, expected, sure)
     assert mean < 3 and median < 2 and right > 0.97  # from 256 steps: 2.62, 1.68, .976 and 1.91, 1.29, .986
