@@ -39,20 +39,20 @@ def beginning(
     return Noise("epsilon", signal, (1 - signal**2) ** 0.5).noisy(picture.to(gauss), gauss)
 
 
-def pasted(picture: np.ndarray, original: Any, mask: Any, blur: int = BLUR, fit: str = "crop") -> np.ndarray:
-    """The picture (H, W, 3) uint8 RGB with the original's own pixels where the mask is black, mixed over a border of
-    `blur` pixels inside and outside of the mask's edge, 0 for none. Original and mask, which are of one size, come to
-    the picture's as `Unit.fit` says."""
+def pasted(picture: Any, original: Any, mask: Any, blur: int = BLUR, fit: str = "crop") -> np.ndarray:
+    """The picture, (H, W, 3) uint8 RGB, with the original's own pixels where the mask is black, mixed over a border of
+    `blur` pixels outside of the mask's edge, 0 for none. Original and mask, which are of one size, come to the
+    picture's as `Unit.fit` says. All three are what `read_image` takes. ValueError on other sizes and blurs."""
     if not isinstance(blur, int) or not 0 <= blur <= 64:
         raise ValueError(f"blur {blur!r}, expected a whole number 0..64")
-    own, white = read_image(original), read_image(mask)
+    made, own, white = read_image(picture), read_image(original), read_image(mask)
     if own.shape != white.shape:
         sizes = [f"{width}x{height}" for height, width, _ in (white.shape, own.shape)]
         raise ValueError(f"the mask is {sizes[0]} pixels, but the image {sizes[1]}")
-    height, width, _ = picture.shape
+    height, width, _ = made.shape
     both = fitted(np.dstack([own, white[..., 0]]), height, width, fit)
     share: np.ndarray = (both[..., 3] > 127).astype(np.float32)
     if blur:
         share = cv2.blur(cv2.dilate(share, np.ones((blur, blur), np.uint8)), (blur, blur))
-    mixed = share[..., None] * picture + (1 - share[..., None]) * both[..., :3]
+    mixed = share[..., None] * made + (1 - share[..., None]) * both[..., :3]
     return np.rint(mixed).clip(0, 255).astype(np.uint8)

@@ -11,6 +11,7 @@ import tiny
 import torch
 from diffusers import StableDiffusionPipeline
 from fakes import Pushes
+from PIL import Image
 
 from controlnet_ext import Unit, guide, load
 from controlnet_ext.after_steps import Colours, Restore
@@ -103,7 +104,7 @@ def test_pixels_are_mixed_over_the_masks_border() -> None:
     mask[:, 8:] = 255
     expected = [0] * 6 + [80, 160] + [240] * 8
     assert pasted(picture, original, mask, blur=3)[2, :, 0].tolist() == expected
-    assert pasted(picture, original, mask, blur=0)[2, :, 0].tolist() == [0] * 8 + [240] * 8
+    assert pasted(Image.fromarray(picture), original, mask, blur=0)[2, :, 0].tolist() == [0] * 8 + [240] * 8
 
 
 def test_what_cannot_be_pasted_is_refused() -> None:
