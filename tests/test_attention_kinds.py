@@ -52,9 +52,7 @@ def test_a_video_unet_refuses_a_t2i_adapter_when_the_guide_begins() -> None:
     theirs = randomised(T2IAdapter(channels=(32, 64, 64, 64), downscale_factor=8, adapter_type="full_adapter"))
     model = t2i_adapter.load(theirs.state_dict(), theirs.config)
     with (
-        pytest.raises(
-            ValueError, match="a T2I-Adapter acts inside the encoder, where a UNet with motion modules"
-        ),
+        pytest.raises(ValueError, match="a T2I-Adapter acts inside the encoder, where a UNet with motion modules"),
         guide(pipe, [Unit(model, tiny.picture())]),
     ):
         pass
