@@ -8,6 +8,8 @@ import numpy as np
 from preprocessors.parameters import Range
 from preprocessors.registry import preprocessor
 
+STRIP = 2**15  # pixels
+
 
 @preprocessor("canny", makes="edges")
 def canny(
@@ -23,7 +25,20 @@ def canny(
 
 def _gradient(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The derivatives (H, W) int16 of each pixel's strongest channel, the first of equals, as cv2.Canny takes them of a
-    colour image itself, to the bit, in 2.4 ms of 512x512 pixels where this way takes 1.3."""
+    colour image itself, to the bit, in 2.4 ms of 512x512 pixels where this way takes 1.3. In strips: memory of that
+    size is taken again, that of whole pictures cleared anew by the system, which takes longer than all the rest."""
+    height, width = image.shape[:2]
+    dx, dy = np.empty((2, height, width), np.int16)
+    rows = max(1, STRIP // width)
+    for top in range(0, height, rows):
+        begin, end = max(top - 1, 0), min(top + rows, height)
+        strip = _strongest(image[begin : end + 1])
+        for whole, part in zip((dx, dy), strip, strict=True):
+            whole[top:end] = part[top - begin : end - begin]
+    return dx, dy
+
+
+def _strongest(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     first, *others = (_derivatives(channel) for channel in cv2.split(image))
     norm, dx, dy = first
     for its, its_dx, its_dy in others:

@@ -52,7 +52,7 @@ def test_canny_is_opencvs_on_the_three_channels():
         np.testing.assert_array_equal(preprocess("canny", NOISE, low=37, high=91).pixels[..., channel], expected)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 1), (2, 3), (97, 33)])
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 1), (2, 3), (97, 33), (3, 40000), (129, 513)])
 def test_canny_is_opencvs_at_every_size_and_with_channels_that_tie(size):
     for levels in (2, 256):
         pixels = rng.integers(0, levels, (*size, 3)).astype(np.uint8) * np.uint8(255 // (levels - 1))
