@@ -1,18 +1,20 @@
 """Maps of a thousand pictures, files in and out, beside a loop around controlnet_aux's CannyDetector and Pillow.
 
-    python benchmarks/dataset.py [--pictures 1000] [--runs 3] [--memory 10000]
+    python benchmarks/dataset.py [--pictures 1000] [--runs 3] [--memory 10000] [--steps]
 
 Whole processes, one thread each, in turn: ours with --jobs 1 and --jobs 2, theirs in one process. Their loop is also
 timed alone, without the seconds that its imports take: the ratios are to that, by the clock, and by the time of
 processors, which other work on the machine changes less. The maps are compared, all pixels of all
 pictures. These are JPEGs of 512x512, noise of all scales and discs. We flush every file to the disk before it gets its
 name, they do not: with --disk /dev/shm nobody waits for a disk. With --memory, instead, the largest memory of all our
-processes together in each tenth of so many pictures.
+processes together in each tenth of so many pictures. With --steps, instead, what a picture's steps take of the
+processor, each over a hundred pictures: as a job takes them, and where freed memory goes back to the system.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import platform
 import statistics
@@ -20,11 +22,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 
+STEPS = ("JPEG", "canny", "PNG")
 ROOT = Path(__file__).resolve().parents[1]
 ALONE = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 OURS = "import sys, cv2; cv2.setNumThreads(1); from controlnet_ext.cli import main; sys.exit(main())"
@@ -48,13 +53,16 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=1000)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--memory", type=int)
+    parser.add_argument("--steps", action="store_true")
     parser.add_argument("--disk", type=Path, help="a folder to work in, by default the system's for temporary files")
     options = parser.parse_args()
     print(f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}, OpenCV {cv2.__version__}")
     with tempfile.TemporaryDirectory(dir=options.disk) as folder:
         pictures, out = Path(folder, "in"), Path(folder, "out")
-        draw(pictures, options.memory or options.pictures)
-        if options.memory:
+        draw(pictures, 100 if options.steps else options.memory or options.pictures)
+        if options.steps:
+            steps(sorted(pictures.iterdir()))
+        elif options.memory:
             for jobs in (1, 2):
                 print(f"--jobs {jobs}: MiB in each tenth:", *(f"{peak:.0f}" for peak in peaks(pictures, out, jobs)))
                 subprocess.run(["rm", "-r", str(out)], check=True)
@@ -107,6 +115,39 @@ def compare(pictures: Path, out: Path, runs: int) -> None:
             f"{np.median(work):.2f} ms of processors; {by_clock:.2f} times as fast as its loop alone, {by_work:.2f} by "
             "the processors"
         )
+
+
+def steps(paths: list[Path]) -> None:
+    """Prints the milliseconds of each step."""
+    from PIL import Image
+
+    from controlnet_ext.jobs.memory import keep_freed
+    from preprocessors.canny import canny
+    from preprocessors.files import encoded_image, read_image
+
+    cv2.setNumThreads(1)
+
+    def saved(edges: np.ndarray) -> bytes:
+        Image.fromarray(cv2.cvtColor(edges, cv2.COLOR_GRAY2RGB)).save(file := io.BytesIO(), "png")
+        return file.getvalue()
+
+    chains: dict[str, list[Callable[[Any], Any]]] = {
+        "ours": [read_image, canny, lambda edges: encoded_image("a.png", edges)],
+        "theirs": [lambda path: np.array(Image.open(path)), lambda image: cv2.Canny(image, 100, 200), saved],
+    }
+    for memory in ("given back", "kept"):
+        if memory == "kept":
+            keep_freed()
+        for name, chain in chains.items():
+            spent = np.zeros(len(chain))
+            for path in paths:
+                made: Any = path
+                for i, step in enumerate(chain):
+                    begin = time.thread_time()
+                    made = step(made)
+                    spent[i] += time.thread_time() - begin
+            times = ", ".join(f"{words} {ms:.2f}" for words, ms in zip(STEPS, spent / len(paths) * 1e3, strict=True))
+            print(f"{name:6}, memory {memory}: {times} ms")
 
 
 def ours(pictures: Path, out: Path, jobs: int) -> list[str]:
