@@ -16,7 +16,7 @@ from killing import ROOT, command, contents, killed_often
 
 from controlnet_ext import cli
 from controlnet_ext.commands import preprocess
-from controlnet_ext.jobs import folder, progress, record
+from controlnet_ext.jobs import folder, job, progress, record
 from controlnet_ext.jobs.engines import in_order
 from controlnet_ext.jobs.processes import Processes
 from preprocessors.files import read_image, write_image, write_weights
@@ -209,6 +209,35 @@ def test_a_job_is_on_record_until_there_is_nothing_left_to_do(monkeypatch):
     before = {path: os.stat(path).st_mtime_ns for path in Path("maps").iterdir()}
     assert run(words) == 0 and not Path("maps.job").exists()
     assert len(before) == 12 and all(os.stat(path).st_mtime_ns == then for path, then in before.items())
+
+
+@pytest.mark.parametrize("step", range(5))
+def test_a_job_that_is_killed_as_it_clears_its_record_away_is_known(step, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    steps = iter(range(step))
+
+    def dying(function):
+        def call(*arguments, **options):
+            if clearing and next(steps, None) is None:
+                raise Killed
+            return function(*arguments, **options)
+
+        return call
+
+    clearing = []
+    monkeypatch.setattr(job, "finish", lambda *arguments: (clearing.append(True), record.finish(*arguments)))
+    with monkeypatch.context() as patch:
+        for owner, name in ((Path, "unlink"), (Path, "rmdir"), (os, "replace")):
+            patch.setattr(owner, name, dying(getattr(owner, name)))
+        if step < 4:
+            with pytest.raises(Killed):
+                run("invert in -o maps")
+        else:
+            assert run("invert in -o maps") == 0
+    assert run("invert in -o maps") == (2 if step == 4 else 0)  # they exist
+    assert sorted(os.listdir()) == ["in", "maps"] and len(contents("maps")) == 6
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")

@@ -39,7 +39,8 @@ def beside(out: str, shard: tuple[int, int] | None) -> Path:
 def look(folder: Path, job: dict[str, Any], anew: bool) -> Record:
     """The record of this job, begun or new; nothing is written. ValueError when another job has begun there, unless
     it is to start `anew`."""
-    begun = read_json(folder / JOB) if (folder / JOB).exists() else {}
+    told = folder / JOB if (folder / JOB).exists() else _last(folder)
+    begun = read_json(told) if told.exists() else {}
     mark = begun.pop("mark", None)
     job = json.loads(json.dumps(job))
     if begun == job and isinstance(mark, str):
@@ -64,6 +65,9 @@ def begin(record: Record) -> Iterator[None]:
                     path.unlink()
             content = json.dumps(record.job | {"mark": record.mark}, indent=1).encode()
             write_atomically(record.folder / JOB, content, overwrite=True)
+            _last(record.folder).unlink(missing_ok=True)
+        elif _last(record.folder).exists():
+            os.replace(_last(record.folder), record.folder / JOB)
         yield
 
 
@@ -71,11 +75,21 @@ def finish(record: Record, again: bool) -> None:
     """The job has tried all. What it does not need any more is removed: without errors the folder, with errors all but
     these and, if the same command is to try them `again`, what that needs."""
     failed = (record.folder / ERRORS).exists()
-    for path in sorted(record.folder.iterdir(), key=lambda path: path.name == JOB):  # the record last
-        if not (failed and (path.name == ERRORS or again)):
+    for path in record.folder.iterdir():
+        if path.name != JOB and not (failed and (path.name == ERRORS or again)):
             path.unlink()
+    if failed and again:
+        return
+    os.replace(record.folder / JOB, _last(record.folder))
     if not failed:
         record.folder.rmdir()
+    _last(record.folder).unlink()
+
+
+def _last(folder: Path) -> Path:
+    """Where the record is while its folder goes, which can take a second: it is the very last that goes, as kill -9
+    after that leaves results of which nobody knows what they are."""
+    return folder.with_name(f".{folder.name}.json")
 
 
 @contextmanager
