@@ -4,7 +4,8 @@
 
 Each run takes all pictures, size x size, through one preprocessor: read, computed, written as PNG. Ours and
 controlnet_aux's runs alternate; the first of each is warm-up. Where --weights has no file of that name both compute on
-the same random weights. The maps are compared, and ours in bfloat16 with ours in float32. Needs controlnet_aux.
+the same random weights. The maps are compared, and ours in bfloat16 with ours in float32. With --profile: how much of
+the time torch's convolutions are. Needs controlnet_aux.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--pictures", type=int, default=4)
     parser.add_argument("--size", type=int, default=512)
+    parser.add_argument("--profile", action="store_true")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
@@ -127,7 +129,16 @@ def compared(name: str, pictures: list[Path], options: argparse.Namespace) -> No
             f"  {who:15} {np.median(clocks):.3f} ({clocks.min():.3f} to {clocks.max():.3f}), of the processor "
             f"{np.median(processors):.3f}; {ratios[0]:.2f} times as fast, {ratios[1]:.2f} by the processor"
             + ("" if who == "controlnet_aux" else f"; off by {off.max()} of 255 at most, {off.mean():.4f} on average")
+            + (f"; {convolutions(computed[who], pictures[0]):.0%} convolutions" if options.profile else "")
         )
+
+
+def convolutions(compute: Callable[[np.ndarray], np.ndarray], picture: Path) -> float:
+    """How much of the operators' time on the CPU convolutions are."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
+        compute(read_image(picture))
+    times = {event.key: event.self_cpu_time_total for event in found.key_averages()}
+    return sum(time for name, time in times.items() if "conv" in name) / sum(times.values())
 
 
 def pixels(run: Callable[..., Any], image: np.ndarray) -> np.ndarray:
