@@ -88,7 +88,7 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--scenes", type=int, help="so many, of those by which choices are made, not the measured 256")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument(
-        "--guidance", type=float, default=4.0, help="guidance scale; the group `guidance` compares some"
+        "--guidance", type=float, default=2.0, help="guidance scale; the group `guidance` compares some"
     )
     parser.add_argument("--photos", type=Path, default=ASSETS / "images", help="a folder")
     parser.add_argument("--device", default="cpu")

@@ -12,7 +12,7 @@ the guided ones and F1 scores: how well the edges of a picture are those of the 
     --steps N          1..1000, by default 20
     --overwrite        replace OUT if it exists
 
-`controlnet-ext generate PROMPT --image IMG --control canny,resolution=match --guidance 4 --seed N --steps N` makes the
+`controlnet-ext generate PROMPT --image IMG --control canny,resolution=match --guidance 2 --seed N --steps N` makes the
 same guided pictures.
 Exit code 0: done; 1: it failed on the way; 2: refused, nothing is written; 130: interrupted.
 """
@@ -48,7 +48,7 @@ PROMPTS = (
     "a red triangle, a cyan square and a blue person on a mottled brown ground",
 )
 MOST = 6
-GUIDANCE = 4.0  # as in the figures of docs/embedded.md
+GUIDANCE = 2.0  # as in the figures of docs/embedded.md
 
 
 def arguments(parser: ArgumentParser, words: list[str]) -> None:
