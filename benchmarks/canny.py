@@ -34,7 +34,7 @@ for _ in range(60):
 cv2.imwrite(sys.argv[1], picture.clip(0, 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, 90])
 """
 FLOOR = "import sys, cv2; cv2.imwrite(sys.argv[2], cv2.Canny(cv2.imread(sys.argv[1]), 100, 200))"
-OURS = "import sys; from controlnet_ext.cli import main; sys.exit(main())"  # what pip installs as controlnet-ext
+OURS = "from controlnet_ext.cli import program; program()"  # what pip installs as controlnet-ext
 AUX = """
 import sys, cv2
 from controlnet_aux import CannyDetector

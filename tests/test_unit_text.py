@@ -6,10 +6,23 @@ from controlnet_ext.server.infotext import read_unit_text, unit_text
 from controlnet_ext.server.webui_unit import read_unit
 
 UNIT = {
-    **{"module": "canny", "model": "any", "weight": 0.65, "resize_mode": 2, "control_mode": 1, "processor_res": 640},
-    **{"threshold_a": 50, "threshold_b": 150.5, "guidance_start": 0.1, "guidance_end": 0.75, "pixel_perfect": True},
-    **{"low_vram": True, "hr_option": "High res only", "save_detected_map": False, "union_control_type": "Hard Edge"},
-    **{"weight_schedule": "0.2@0, 1@0.3", "advanced_weighting": [1, 0.5, 0.25, 1e-3]},
+    "module": "canny",
+    "model": "any",
+    "weight": 0.65,
+    "resize_mode": 2,
+    "control_mode": 1,
+    "processor_res": 640,
+    "threshold_a": 50,
+    "threshold_b": 150.5,
+    "guidance_start": 0.1,
+    "guidance_end": 0.75,
+    "pixel_perfect": True,
+    "low_vram": True,
+    "hr_option": "High res only",
+    "save_detected_map": False,
+    "union_control_type": "Hard Edge",
+    "weight_schedule": "0.2@0, 1@0.3",
+    "advanced_weighting": [1, 0.5, 0.25, 1e-3],
 }
 OLD = (  # as sd-webui-controlnet writes it
     "Module: canny, Model: control_v11p_sd15_canny [d14c016b], Weight: 1.0, Resize Mode: Crop and Resize, "

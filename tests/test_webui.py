@@ -225,6 +225,29 @@ def test_no_request_names_a_folder_and_the_panel_does(host, tmp_path):
         Batch.of({2: {"enabled": True, "batch_folder": str(tmp_path / "none")}})
 
 
+def test_units_keep_their_places_among_nulls_and_other_things_are_refused(host):
+    from controlnet_ext.webui.fields import said_by
+
+    p, rest = SimpleNamespace(), [None, "none", 1.0]  # what the host leaves of the panel
+    assert said_by([None, api(weight=0.5), *rest], p, False)[1]["weight"] == 0.5
+    assert [bool(each) for each in said_by([api(), None, api(), *rest], p, False)] == [True, False, True]
+    assert said_by([None] * 9, p, False) == []
+    with pytest.raises(ValueError, match="unit 1 is 'x', expected an object"):
+        said_by(["x", *rest], p, False)
+
+
+def test_a_mask_of_img2img_is_no_scribble(host):
+    from PIL import Image
+
+    mask = np.zeros((64, 64), np.uint8)
+    mask[10:30, 10:30] = 255
+    changes = {"init_images": [picture()], "image_mask": Image.fromarray(mask), "inpainting_mask_invert": 0}
+    unit = {key: value for key, value in api().items() if key != "image"}
+    (shown,) = made(host, unit, **changes)[2]
+    (expected,) = made(host, unit, init_images=[picture()])[2]
+    assert (np.asarray(shown) == np.asarray(expected)).all()
+
+
 def test_other_scripts_read_and_set_units(host):
     from controlnet_ext.webui import external_code as theirs
     from controlnet_ext.webui.script import ControlNetScript

@@ -12,7 +12,7 @@ from preprocessors.fit import pixel_perfect
 from ..server.control_api import VERSION, module_list
 from ..server.pictures import encoded
 from . import host, settings
-from .fields import rows
+from .fields import units_of
 
 TITLE = "controlnet"
 DEFAULTS: dict[str, Any] = {
@@ -125,9 +125,7 @@ def get_all_units(script_runner: Any, script_args: Any) -> list[ControlNetUnit]:
 
 
 def get_all_units_from(script_args: Any) -> list[ControlNetUnit]:
-    args = list(script_args)
-    said = [each for each in args if isinstance(each, Mapping)] if args and isinstance(args[0], Mapping) else rows(args)
-    return [ControlNetUnit(**each) for each in said]
+    return [ControlNetUnit(**each) if each else ControlNetUnit(enabled=False) for each in units_of(script_args)]
 
 
 def get_single_unit_from(script_args: Any, index: int = 0) -> ControlNetUnit | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 from .drawn import drawn
@@ -40,17 +41,23 @@ def rows(args: Sequence[Any]) -> Iterator[dict[str, Any]]:
         yield {**said, "image": drawn(said["image"]), "advanced_weighting": _numbers(said["advanced_weighting"])}
 
 
-def said_by(args: Sequence[Any], p: Any, scripted: bool) -> list[dict[str, Any]]:
-    """The units of a request: objects, or the panel's values; then as the XYZ script, or with `scripted` other scripts,
-    changed them."""
+def units_of(args: Sequence[Any]) -> list[dict[str, Any]]:
+    """Units at their places: the panel's values, of which the first is a bool, or objects and nulls, after which the
+    host leaves the panel's own values. ValueError on anything else."""
     args = list(args)
-    units: list[dict[str, Any]]
-    if args and isinstance(args[0], Mapping):
-        units = [
-            {key: each[key] for key in each if key not in PANEL_ONLY} for each in args if isinstance(each, Mapping)
-        ]
-    else:
-        units = list(rows(args))
+    if args and isinstance(args[0], bool):
+        return list(rows(args))
+    if args and args[0] is not None and not isinstance(args[0], Mapping):
+        raise ValueError(f"unit 1 is {args[0]!r:.60}, expected an object")
+    said = list(takewhile(lambda each: each is None or isinstance(each, Mapping), args))
+    while said and said[-1] is None:
+        said.pop()
+    return [{key: each[key] for key in each if key not in PANEL_ONLY} if each else {} for each in said]
+
+
+def said_by(args: Sequence[Any], p: Any, scripted: bool) -> list[dict[str, Any]]:
+    """The units of a request, as the XYZ script, or with `scripted` other scripts, changed them."""
+    units = units_of(args)
     changes = dict(vars(p).get(AXES, {}))
     if scripted:
         changes |= {field: getattr(p, name) for name, field in ATTRIBUTES.items() if getattr(p, name, None) is not None}

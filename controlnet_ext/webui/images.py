@@ -22,7 +22,9 @@ def with_images(unit: WebuiUnit, p: Any) -> WebuiUnit:
     """The unit with the host's picture where it has none of its own, and of each image the part that is repainted. For
     a request that the host has initialised. ValueError where there is no image."""
     if not unit.images:
-        unit = replace(unit, images=(_initial(p),), fit=_fit(p))
+        image, mask = _initial(p)
+        inpaints = unit.module is not None and unit.module.makes == "inpaint"
+        unit = replace(unit, images=((image, mask if inpaints else None),), fit=_fit(p))
     box = getattr(p, "paste_to", None)
     if not unit.crops or box is None or not p.inpaint_full_res or p.image_mask is None:
         return unit
