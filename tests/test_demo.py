@@ -53,7 +53,7 @@ def panel(whole: np.ndarray, column: int, row: int) -> np.ndarray:
 
 
 def generated(out: str, prompt: str, *more: str) -> np.ndarray:
-    assert main(["generate", prompt, "--guidance", "4", "--steps", "2", "--seed", "0", *more, "-o", out]) == 0
+    assert main(["generate", prompt, "--guidance", "2", "--steps", "2", "--seed", "0", *more, "-o", out]) == 0
     return read_image(out)
 
 

@@ -310,7 +310,7 @@ def test_a_hostile_recipe_is_refused(name: str, capsys: pytest.CaptureFixture[st
     [
         ("§", "its map is not base64"),
         ("AAAA", "its map is missing, or not a PNG"),
-        (base64_of(64, 64)[:200], "cut short or damaged"),
+        (base64_of(64, 64)[:100], "cut short or damaged"),
         (base64_of(64, 72), "its map is 72x64, but the picture 64x64"),
         (base64_of(9000, 9000), "over the limit of 64"),
     ],
