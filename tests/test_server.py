@@ -6,7 +6,6 @@ import base64
 import json
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,17 +22,6 @@ from preprocessors.files import read_text
 pytest.importorskip("starlette", reason="needs controlnet-ext[serve]")
 pytest.importorskip("uvicorn", reason="needs controlnet-ext[serve]")
 UNIT = {"image": photo(), "module": "canny", "model": CANNY}
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[tuple[Client, Desk]]:
-    with serving.served() as found:
-        yield found
-
-
-@pytest.fixture
-def client(server: tuple[Client, Desk]) -> Client:
-    return server[0]
 
 
 @pytest.fixture(scope="module")

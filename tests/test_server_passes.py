@@ -6,7 +6,6 @@ import base64
 import json
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +25,6 @@ pytest.importorskip("starlette", reason="needs controlnet-ext[serve]")
 pytest.importorskip("uvicorn", reason="needs controlnet-ext[serve]")
 UNIT = {"image": photo(), "module": "canny", "model": CANNY}
 SMALL = {"width": 64, "height": 64}
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[tuple[Client, Desk]]:
-    with serving.served() as found:
-        yield found
-
-
-@pytest.fixture
-def client(server: tuple[Client, Desk]) -> Client:
-    return server[0]
 
 
 @pytest.mark.parametrize(

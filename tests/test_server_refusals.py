@@ -47,7 +47,7 @@ OTHERS = [
     *("~/.ssh/id_rsa", "$HOME/.bashrc", "${HOME}", "`id`", "$(id)", "|id", "*.png", "/etc/*", "@/etc/passwd", "-"),
     *("tests/serving.py", "pyproject.toml", "a.png::$DATA", "/etc/passwd#.png", "/etc/passwd?.png", "zip:///a.zip!/a"),
     *("phar://a.png", "jar:file:/a!/b", "php://filter/resource=/etc/passwd", "expect://id", "glob:///etc/*", "x" * 300),
-    *("/dev/stdin", "/dev/tcp/127.0.0.1/80", "/proc/1/root/etc/passwd", "/sys/kernel", "/run/secrets", "/var/log"),
+    *("/dev/stdin", "/dev/tcp/127.0.0.1/80", "/proc/self/maps", "/sys/kernel", "/run/secrets", "/var/log"),
 ]
 PATHS = [before + path for before in BEFORE for path in THERE] + OTHERS
 URLS = [

@@ -12,7 +12,6 @@ from preprocessors.registry import Preprocessor, Ready, find
 from .kept import Kept
 
 OLD = {  # names that sd-webui-controlnet had or has (@ 56cec5b), and the registry has otherwise
-    "depth": "depth_midas",
     "depth_leres_boost": "depth_leres++",
     "fake_scribble": "scribble_hed",
     "tile_gaussian": "blur_gaussian",

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,12 +89,7 @@ def train(
                 raise FloatingPointError(
                     f"the loss of step {step + 1} is {losses[-1]}; {folder / CHECKPOINT} is from before"
                 )
-            idle = {name: p for name, p in idle.items() if p.grad is None or not p.grad.any()}
-            if idle and step - first == WARM_UP:
-                raise ValueError(
-                    f"{len(idle)} of {len(parameters)} tensors have learnt nothing in {WARM_UP} steps, first "
-                    f"{next(iter(idle))}: the loss does not depend on them, or its gradients are wrong"
-                )
+            idle = _still_idle(idle, len(parameters), step - first)
             accelerator.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             _follow(averaged, network, min(schedule.average, (step + 1) / (step + 10)))
@@ -103,12 +98,8 @@ def train(
                 row = {"step": done, "loss": sum(losses) / len(losses), **measure(averaged)}
                 losses = []
                 _save(folder / CHECKPOINT, network, averaged, optimizer, done)
-                with (folder / LOG).open("a") as log:
-                    log.write(json.dumps(row) + "\n")
                 left = (time.monotonic() - began) / (done - first) * (schedule.steps - done)
-                print(
-                    *(f"{k} {v:.4g}" for k, v in row.items()), f"left {left / 60:.0f} min", file=sys.stderr, flush=True
-                )
+                _told(row, folder / LOG, left)
             elif stopping.is_set():
                 _save(folder / CHECKPOINT, network, averaged, optimizer, done)
             if stopping.is_set():
@@ -116,6 +107,24 @@ def train(
             if late and done < schedule.steps:
                 return None
     return averaged
+
+
+def _still_idle(idle: dict[str, nn.Parameter], count: int, step: int) -> dict[str, nn.Parameter]:
+    """Those of these tensors that have no gradient in this step either; `count` is that of all."""
+    idle = {name: p for name, p in idle.items() if p.grad is None or not p.grad.any()}
+    if idle and step == WARM_UP:
+        raise ValueError(
+            f"{len(idle)} of {count} tensors have learnt nothing in {WARM_UP} steps, first "
+            f"{next(iter(idle))}: the loss does not depend on them, or its gradients are wrong"
+        )
+    return idle
+
+
+def _told(row: Mapping[str, float], log: Path, left: float) -> None:
+    """A row of figures in the log and on stderr, there with the seconds that are left."""
+    with log.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    print(*(f"{k} {v:.4g}" for k, v in row.items()), f"left {left / 60:.0f} min", file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -23,8 +23,9 @@ def with_images(unit: WebuiUnit, p: Any) -> WebuiUnit:
     a request that the host has initialised. ValueError where there is no image."""
     if not unit.images:
         image, mask = _initial(p)
-        inpaints = unit.module is not None and unit.module.makes == "inpaint"
-        unit = replace(unit, images=((image, mask if inpaints else None),), fit=_fit(p))
+        unit = replace(unit, images=((image, mask if _inpaints(unit) else None),), fit=_fit(p))
+    elif not _inpaints(unit) and settings.value("controlnet_ignore_noninpaint_mask", False):
+        unit = replace(unit, images=tuple((image, None) for image, _ in unit.images))
     box = getattr(p, "paste_to", None)
     if not unit.crops or box is None or not p.inpaint_full_res or p.image_mask is None:
         return unit
@@ -43,6 +44,10 @@ def save_maps(maps: Sequence[np.ndarray]) -> None:
         path = folder / f"{hashlib.sha256(pixels.tobytes()).hexdigest()[:16]}.png"
         if not path.exists():
             write_image(path, pixels)
+
+
+def _inpaints(unit: WebuiUnit) -> bool:
+    return unit.module is not None and unit.module.makes == "inpaint"
 
 
 def _initial(p: Any) -> Pair:

@@ -43,34 +43,13 @@ class Parts:
     def __init__(self, script: Any, place: int, is_img2img: bool):
         self._id = lambda name: script.elem_id(f"{name}_{place}")
         self.parts: dict[str, Any] = {}
-        types, models = control_types(host.shelf().names), ["None", *host.shelf().names]
-        with gr.Row():
-            self.parts["image"] = _canvas("Image", self._id("image"))
-            self._preview = gr.Image(label="Map", interactive=False, elem_id=self._id("preview"))
-        with gr.Row():
-            self._message = gr.HTML(elem_id=self._id("message"))
-            self._use = self._tool("use", "⬅", "Take the map as the image, without a preprocessor")
-            self._size = self._tool("size", "📐", "Set width and height to the image's")
-        with gr.Accordion("Pose", open=False, visible=False, elem_id=self._id("pose_box")) as self._pose_box:
-            words = "Key points (OpenPose JSON): edit them or paste others, then draw"
-            self._pose = gr.Textbox(label=words, lines=4, elem_id=self._id("pose"))
-            self._draw = gr.Button("Draw", elem_id=self._id("draw"))
+        self._images()
         with gr.Row():
             self._flag("enabled", "Enable", False)
             self._flag("pixel_perfect", "Pixel Perfect", False)
             self._flag("low_vram", "Low VRAM", False)
             self._flag("save_detected_map", "Append map to results", True)
-        self._type = gr.Radio(list(types), value="All", label="Control Type", elem_id=self._id("type"))
-        with gr.Row():
-            names = list(module_list(True)["module_list"])
-            self._choice("module", "Preprocessor", names, "none")
-            self._run = self._tool("run", "💥", "Make the map")
-            self._choice("model", "Model", models, "None")
-            self._refresh = self._tool("refresh", "🔄", "Look for models again")
-        with gr.Row():
-            self._slider("weight", "Control Weight", 0, 2, 0.05, 1)
-            self._slider("guidance_start", "Starting Control Step", 0, 1, 0.01, 0)
-            self._slider("guidance_end", "Ending Control Step", 0, 1, 0.01, 1)
+        self._makers()
         self._slider("processor_res", "Preprocessor Resolution", 64, 2048, 8, 512, visible=False)
         self._slider("threshold_a", "Threshold A", 0, 1, 0.01, 0.5, visible=False)
         self._slider("threshold_b", "Threshold B", 0, 1, 0.01, 0.5, visible=False)
@@ -84,25 +63,52 @@ class Parts:
             self._save = self._tool("save", "💾", "Keep the unit under this name")
             self._forget = self._tool("forget", "🗑", "Forget this preset")
         with gr.Accordion("More", open=False):
-            self._words("union_control_type", "Union Type", UNIONS, "Unknown")
-            for name, label, example in (
-                ("weight_schedule", "Weight over the steps, instead of the weight", "0.2@0, 1@0.3, 0@0.8"),
-                (
-                    "advanced_weighting",
-                    "Weights of the layers, instead of weight and mode",
-                    "13, SDXL 10, T2I 4 numbers",
-                ),
-            ):
-                self.parts[name] = gr.Textbox(label=label, placeholder=example, elem_id=self._id(name))
-            region: Any = {"source": "upload"} if OLD else {"sources": ["upload"]}
-            self.parts["effective_region_mask"] = gr.Image(
-                label="Effective Region Mask", type="numpy", elem_id=self._id("region"), **region
-            )
-            self.parts["batch_folder"] = gr.Textbox(
-                label="Batch folder: a picture for each image in it", elem_id=self._id("batch_folder")
-            )
-            self._flag("loopback", "Loopback: from the second picture on, its image is the one before", False)
+            self._more()
         self._wire()
+
+    def _images(self) -> None:
+        """The image, its map, and a pose's key points."""
+        with gr.Row():
+            self.parts["image"] = _canvas("Image", self._id("image"))
+            self._preview = gr.Image(label="Map", interactive=False, elem_id=self._id("preview"))
+        with gr.Row():
+            self._message = gr.HTML(elem_id=self._id("message"))
+            self._use = self._tool("use", "⬅", "Take the map as the image, without a preprocessor")
+            self._size = self._tool("size", "📐", "Set width and height to the image's")
+        with gr.Accordion("Pose", open=False, visible=False, elem_id=self._id("pose_box")) as self._pose_box:
+            self._text("pose", "Key points (OpenPose JSON): edit them or paste others, then draw", lines=4)
+            self._draw = gr.Button("Draw", elem_id=self._id("draw"))
+
+    def _makers(self) -> None:
+        """Preprocessor and model, by control type, and how strongly and when."""
+        names = host.shelf().names
+        types = list(control_types(names))
+        self._type = gr.Radio(types, value="All", label="Control Type", elem_id=self._id("type"))
+        with gr.Row():
+            self._choice("module", "Preprocessor", list(module_list(True)["module_list"]), "none")
+            self._run = self._tool("run", "💥", "Make the map")
+            self._choice("model", "Model", ["None", *names], "None")
+            self._refresh = self._tool("refresh", "🔄", "Look for models again")
+        with gr.Row():
+            self._slider("weight", "Control Weight", 0, 2, 0.05, 1)
+            self._slider("guidance_start", "Starting Control Step", 0, 1, 0.01, 0)
+            self._slider("guidance_end", "Ending Control Step", 0, 1, 0.01, 1)
+
+    def _more(self) -> None:
+        """What few need."""
+        self._words("union_control_type", "Union Type", UNIONS, "Unknown")
+        self._text("weight_schedule", "Weight over the steps, instead of the weight", placeholder="0.2@0, 1@0.3, 0@0.8")
+        layers = "13 numbers, for SDXL 10, for a T2I-Adapter 4"
+        self._text("advanced_weighting", "Weights of the layers, instead of weight and mode", placeholder=layers)
+        region: Any = {"source": "upload"} if OLD else {"sources": ["upload"]}
+        self.parts["effective_region_mask"] = gr.Image(
+            label="Effective Region Mask", type="numpy", elem_id=self._id("region"), **region
+        )
+        self._text("batch_folder", "Batch folder: a picture for each image in it")
+        self._flag("loopback", "Loopback: from the second picture on, its image is the one before", False)
+
+    def _text(self, name: str, label: str, **more: Any) -> None:
+        self.parts[name] = gr.Textbox(label=label, elem_id=self._id(name), **more)
 
     def _flag(self, name: str, label: str, value: bool) -> None:
         self.parts[name] = gr.Checkbox(value, label=label, elem_id=self._id(name))
@@ -127,8 +133,8 @@ class Parts:
         parts["module"].change(actions.sliders_of, [parts["module"]], slid)
         self._refresh.click(actions.refreshed, [self._type, parts["model"]], [parts["model"]])
         asked = [parts[name] for name in ("image", "module", "processor_res", "threshold_a", "threshold_b")]
-        self._run.click(actions.preview, asked, [self._preview, self._message, self._pose, self._pose_box])
-        self._draw.click(actions.draw, [self._pose], [self._preview, self._message])
+        self._run.click(actions.preview, asked, [self._preview, self._message, parts["pose"], self._pose_box])
+        self._draw.click(actions.draw, [parts["pose"]], [self._preview, self._message])
         self._use.click(actions.used, [self._preview], [parts["image"], parts["module"], parts["enabled"]])
         kept = [parts[name] for name in presets.FIELDS]
         self._save.click(actions.saved, [self._preset, *kept], [self._preset, self._message])
