@@ -142,6 +142,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=250)
     parser.add_argument("--start", type=Path, help="a saved model whose UNet and text encoder learn further")
     parser.add_argument("--weighting", choices=WEIGHTINGS, default="min-snr")
+    parser.add_argument("--rate", type=float, default=1e-3, help="a smaller one for a model that learns further")
     options = parser.parse_args()
     vae: Any = AutoencoderKL.from_pretrained(options.vae)
     if vae.config["scaling_factor"] == 0.18215:  # SD1.5's, which diffusers writes when nobody says otherwise
@@ -160,7 +161,7 @@ def main() -> None:
         base,
         lambda net, step, batch: base_loss(net, examples, empty, noising, step, batch),
         lambda net: held_out_loss(net, held_out, noising),
-        Schedule(options.steps, rate=1e-3, every=options.every),
+        Schedule(options.steps, rate=options.rate, every=options.every),
         options.folder,
     )
     if net is not None:
