@@ -1,10 +1,13 @@
-"""A step of SD1.5 at its real width, random weights: unguided, guided by us, and by diffusers' own ControlNet pipeline.
+"""A step of SD1.5 or SDXL at its real width, random weights: unguided, guided by us, and by diffusers' own ControlNet
+pipeline.
 
-    python benchmarks/step.py [--device cuda --dtype float16 --steps 20] [--size 512] [--rounds 3] [--steps 3]
+    python benchmarks/step.py [--rounds 3] [--steps 3] [--size 512]
+    python benchmarks/step.py --device cuda --dtype float16 --steps 20 [--pictures 4] [--shape SDXL --size 1024]
 
-The three take turns, each with the same ControlNet and batch of 2 for guidance; a step is what lies between two
+They take turns, each with the same ControlNet and two rows a picture for guidance; a step is what lies between two
 callbacks of the pipeline: UNet, ControlNet, guidance and scheduler. The first step of each call is its warm-up, which
-also holds our hint. Then one more guided call, with a wait for the device at each boundary, shows where the time goes.
+also holds our hint. On a GPU ours comes twice, also without a stream of its own for the net. Then one more guided
+call, with a wait for the device at each boundary, shows where the time goes.
 """
 
 from __future__ import annotations
@@ -26,9 +29,33 @@ from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DCondi
 from PIL import Image
 
 from controlnet_ext import Unit, acting, guide
+from controlnet_ext.hosts import unet_hook
 from controlnet_ext.models.controlnet import ControlNet
 
 Result = tuple[list[tuple[float, float]], torch.Tensor]
+SHAPES: dict[str, tuple[dict[str, Any], Any, Any]] = {
+    "SD1.5": (
+        {"cross_attention_dim": 768},
+        diffusers.StableDiffusionPipeline,
+        diffusers.StableDiffusionControlNetPipeline,
+    ),
+    "SDXL": (
+        {
+            "block_out_channels": (320, 640, 1280),
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            "attention_head_dim": (5, 10, 20),
+            "cross_attention_dim": 2048,
+            "use_linear_projection": True,
+            "transformer_layers_per_block": (1, 2, 10),
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": 2816,
+        },
+        diffusers.StableDiffusionXLPipeline,
+        diffusers.StableDiffusionXLControlNetPipeline,
+    ),
+}
+UP = {"SDXL": {"up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")}}  # the UNet's alone
 DDIM = {"clip_sample": False, "steps_offset": 1}  # what both pipelines would set, the plain one only with a warning
 
 
@@ -36,6 +63,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--shape", default="SD1.5", choices=SHAPES)
+    parser.add_argument("--pictures", type=int, default=1)
     parser.add_argument("--size", type=int, default=512, help="height and width of the picture")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3, help="steps of each call, of which the first is warm-up")
@@ -43,38 +72,52 @@ def main() -> None:
     machine = torch.cuda.get_device_name() if options.device == "cuda" else cpu()
     print(f"torch {torch.__version__}, diffusers {diffusers.__version__}, Python {platform.python_version()}")
     print(f"{machine}, {torch.get_num_threads()} threads, {options.dtype}")
-    print(f"SD1.5 widths, 2 rows of {options.size // 8}x{options.size // 8} latents, {options.size} pixels")
+    side = options.size // 8
+    print(f"{options.shape} widths, {2 * options.pictures} rows of {side}x{side} latents, {options.size} pixels")
     compare(options)
 
 
 def compare(options: argparse.Namespace) -> None:
     dtype, device = getattr(torch, options.dtype), options.device
-    unet = drawn(UNet2DConditionModel, dtype, device, cross_attention_dim=768)
-    theirs = drawn(ControlNetModel, dtype, device, cross_attention_dim=768)
+    shape, plain_kind, controlled_kind = SHAPES[options.shape]
+    unet = drawn(UNet2DConditionModel, dtype, device, **shape, **UP.get(options.shape, {}))
+    theirs = drawn(ControlNetModel, dtype, device, **shape)
     ours = ControlNet.load(theirs.state_dict(), theirs.config)  # the same tensors, not copies
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
     vae = AutoencoderKL(
         **blocks, block_out_channels=(8,) * 4, norm_num_groups=4
     )  # only says that 8 pixels are a latent
     parts = {"vae": vae, "unet": unet, "text_encoder": None, "tokenizer": None}
-    parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    plain = diffusers.StableDiffusionPipeline(**parts, scheduler=DDIMScheduler(**DDIM))
-    controlled = diffusers.StableDiffusionControlNetPipeline(
-        **parts, controlnet=theirs, scheduler=DDIMScheduler(**DDIM)
-    )
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (options.size,) * 2 + (3,), np.uint8))
-    given = {name: torch.randn(1, 77, 768).to(device, dtype) for name in ("prompt_embeds", "negative_prompt_embeds")}
+    width = shape["cross_attention_dim"]
+    given = {name: torch.randn(1, 77, width) for name in ("prompt_embeds", "negative_prompt_embeds")}
+    if options.shape == "SDXL":
+        parts |= {"text_encoder_2": None, "tokenizer_2": None, "add_watermarker": False}
+        given |= {f"{sign}pooled_prompt_embeds": torch.randn(1, 1280) for sign in ("", "negative_")}
+    else:
+        parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    given = {name: t.to(device, dtype).repeat_interleave(options.pictures, 0) for name, t in given.items()}
     given |= {"height": options.size, "width": options.size, "num_inference_steps": options.steps}
+    plain = plain_kind(**parts, scheduler=DDIMScheduler(**DDIM))
+    controlled = controlled_kind(**parts, controlnet=theirs, scheduler=DDIMScheduler(**DDIM))
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (options.size,) * 2 + (3,), np.uint8))
     units = [Unit(ours, picture)]
 
     def guided() -> Result:
         with guide(plain, units):
             return steps(plain, device, given)
 
+    def on_one_stream() -> Result:
+        kept, unet_hook.beside = unet_hook.beside, lambda _: None
+        try:
+            return guided()
+        finally:
+            unet_hook.beside = kept
+
     ways: dict[str, Callable[[], Result]] = {
         "unguided": lambda: steps(plain, device, given),
         "diffusers": lambda: steps(controlled, device, given | {"image": picture}),
         "ours": guided,
+        **({"one stream": on_one_stream} if device == "cuda" else {}),
     }
     walls, works, latents = defaultdict(list), defaultdict(list), {}
     for _ in range(options.rounds):
@@ -109,8 +152,8 @@ def where(guided: Callable[[], Any], device: str, count: int, net: ControlNet, u
 
         return timing
 
-    kept = {name: getattr(acting, name) for name in ("finite", "weighted", "spread")}
-    names = {"finite": "checks", "weighted": "weighting", "spread": "weighting"}
+    kept = {name: getattr(acting, name) for name in ("finite", "summed", "weighted", "spread")}
+    names = {"finite": "checks", "summed": "checks", "weighted": "weighting", "spread": "weighting"}
     try:
         for name, call in kept.items():
             setattr(acting, name, timed(names[name], call))

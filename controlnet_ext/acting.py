@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,10 @@ from torch import Tensor
 
 from .control import Host, Now, Residuals, Span, Step
 from .maps import Maps
+from .placing import placed
 from .reuse import Reuse
 from .unit import PerSample, Unit, named
-from .weighting import Region, finite, only, schedule, spread, weighted
+from .weighting import Region, finite, only, schedule, spread, summed, weighted
 
 
 class Acting:
@@ -34,10 +35,12 @@ class Acting:
         self._attached = ExitStack()
         self._is_attached = False
         self._now: Now | None = None
+        self._unsure: list[tuple[Sequence[Tensor], Tensor, str]] = []  # what was made in this step, sums, where
 
     def residuals(self, step: Step) -> Residuals | None:
         """What this unit adds in the step; None when it rests, or acts inside the attention."""
         self._now = None
+        self._unsure.clear()
         weight = self._weights[step.span]
         if weight == 0:
             return None
@@ -59,6 +62,13 @@ class Acting:
         for residuals in made:
             total += self._weighted(residuals, weight / len(made))
         return spread(total, rows, len(step.x))
+
+    def confirm(self) -> None:
+        """ValueError when the last residuals are not finite. Apart from making them, as it waits for the device."""
+        unsure, self._unsure = self._unsure, []
+        for tensors, total, place in unsure:
+            if not finite(tensors, total):
+                raise ValueError(f"the residuals of {self.name} are not finite in {place}")
 
     def acts_after(self, step: Step) -> bool:
         own = self._unit.after is not None or hasattr(self._model, "after_step")
@@ -109,10 +119,9 @@ class Acting:
         with placed(self._model, step.x.device):
             made = self._made(step)
             for hint in [made] if getattr(self._model, "together", False) else made:
-                residuals: Residuals = self._model(step, hint)
-                if not finite(residuals.tensors):
-                    raise ValueError(f"the residuals of {self.name} are not finite in {self._place(step)}")
-                found.append(residuals.map(lambda h, _: h.to(step.x)))
+                residuals: Residuals = self._model(step, hint).map(lambda h, _: h.to(step.x))
+                self._unsure.append((residuals.tensors, summed(residuals.tensors), self._place(step)))
+                found.append(residuals)
         return found
 
     def _weighted(self, residuals: Residuals, weight: float) -> Residuals:
@@ -204,26 +213,3 @@ def _weights(name: str, unit: Unit, spans: Sequence[Span], turn: int) -> dict[Sp
     if not any(weights.values()):
         raise ValueError(f"the weight of {name} is 0 in all {len(held)} steps that its window {unit.window} holds")
     return weights
-
-
-def streams(model: Any) -> bool:
-    """Whether the model computes elsewhere than its weights are (`on`)."""
-    return getattr(model, "streams_to", None) is not None
-
-
-@contextmanager
-def placed(model: Any, device: torch.device) -> Iterator[None]:
-    """The model on this device, and afterwards back where it was. One stays that accelerate moves, that has no weights,
-    or that computes elsewhere than they are."""
-    first = None
-    if isinstance(model, torch.nn.Module) and not hasattr(model, "_hf_hook") and not streams(model):
-        first = next(model.parameters(), None)
-    if first is None or first.device == device:
-        yield
-        return
-    home = first.device
-    model.to(device)
-    try:
-        yield
-    finally:
-        model.to(home)

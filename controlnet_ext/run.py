@@ -32,6 +32,11 @@ class Run:
             if residuals is not None:
                 yield residuals
 
+    def confirm(self) -> None:
+        """To be called when the UNet has been: ValueError when what a unit added was not finite."""
+        for acting in self._acting:
+            acting.confirm()
+
     def acts_after(self, step: Step) -> bool:
         """Whether a unit does something after this step."""
         return any(acting.acts_after(step) for acting in self._acting)

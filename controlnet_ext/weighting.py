@@ -161,13 +161,19 @@ def spread(residuals: Residuals, rows: Tensor | None, count: int) -> Residuals:
     return residuals.map(placed)
 
 
-def finite(tensors: Sequence[Tensor]) -> bool:
-    """Whether all values are finite, in one pass and with one wait for the device: by sums, looking again only where
-    a sum overflows."""
-    import torch
-
+def finite(tensors: Sequence[Tensor], total: Tensor | None = None) -> bool:
+    """Whether all values are finite, in one pass and with one wait for the device: by their sum, looking again only
+    where it overflows. `total` is `summed(tensors)` of earlier on."""
     if not tensors:
         return True
+    total = summed(tensors) if total is None else total
+    return math.isfinite(total.item()) or all(bool(h.isfinite().all()) for h in tensors)
+
+
+def summed(tensors: Sequence[Tensor]) -> Tensor:
+    """The sum of all values, which nobody waits for yet."""
+    import torch
+
     # torch adds up bfloat16 in float32 unasked, in half the time on a CPU as when asked; float16's sums would overflow
-    sums = torch.stack([h.sum(dtype=torch.float32 if h.dtype == torch.float16 else None) for h in tensors])
-    return math.isfinite(sums.sum().item()) or all(bool(h.isfinite().all()) for h in tensors)
+    sums = [h.sum(dtype=torch.float32 if h.dtype == torch.float16 else None) for h in tensors]
+    return torch.stack(sums).sum() if sums else torch.zeros(())

@@ -11,6 +11,7 @@ from diffusers import StableDiffusionControlNetPipeline, StableDiffusionPipeline
 from fakes import run
 
 from controlnet_ext import Unit, guide
+from controlnet_ext.hosts import unet_hook
 from controlnet_ext.models.controlnet import ControlNet
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
@@ -50,3 +51,18 @@ def test_of_a_model_with_low_vram_only_single_layers_are_on_the_gpu() -> None:
     with guide(pipe, [Unit(net, tiny.picture(), low_vram=True)]):
         assert torch.allclose(run(pipe), expected, rtol=0, atol=1e-3)
         assert torch.cuda.memory_allocated() - held < 0.2 * sum(p.nbytes for p in net.parameters())
+
+
+def test_on_a_stream_of_its_own_the_net_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    nets = [ControlNet.load(theirs.state_dict(), theirs.config) for theirs in map(tiny.control, ["SD1.5"] * 2, [2, 3])]
+    pipe = fresh(StableDiffusionPipeline).to("cuda")
+    units = [Unit(net, tiny.picture(), mode=mode) for net, mode in zip(nets, ["balanced", "control"], strict=True)]
+
+    def guided() -> torch.Tensor:
+        with guide(pipe, units):
+            return run(pipe, steps=12)
+
+    apart = [guided() for _ in range(8)]
+    monkeypatch.setattr(unet_hook, "beside", lambda device: None)
+    plain = guided()
+    assert all(torch.equal(each, plain) for each in apart)

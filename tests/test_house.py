@@ -16,6 +16,7 @@ CORE = {
     "unit",
     "maps",
     "acting",
+    "placing",
     "run",
     "noise",
     "after_steps",

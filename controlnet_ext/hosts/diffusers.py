@@ -10,10 +10,10 @@ import torch
 from diffusers import UNet2DConditionModel, UNetMotionModel
 from torch import Tensor
 
-from ..acting import placed
 from ..control import Residuals, Step
 from ..maps import Maps
 from ..noise import Noise
+from ..placing import placed
 from ..run import Run
 from ..unit import Unit, named
 from .diffusers_host import DiffusersHost
@@ -90,6 +90,16 @@ class Guiding:
         if run.acts_after(step):
             self._call = step, noise_level(self._pipe.scheduler, call.t.flatten()[0].item())
         return run.residuals(step)
+
+    def confirm(self) -> None:
+        """ValueError when what a unit added in this UNet call was not finite."""
+        if self._run is not None:
+            self._run[0].confirm()
+
+    @property
+    def in_attention(self) -> bool:
+        """Whether a unit acts inside the UNet's attention."""
+        return any(hasattr(unit.model, "attach") for unit in self._units)
 
     def after(self, out: Tensor) -> Tensor:
         """The UNet's output as the units want it."""

@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..acting import placed
 from ..control import Residuals, Span, Step
 from ..maps import Maps
+from ..placing import placed
 from ..run import Run
 from ..unit import Unit, named
+from .beside import Beside, beside
 from .ldm_host import LdmHost
-from .ldm_unet import LdmUNet
+from .ldm_unet import LdmUNet, adapted
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,9 @@ class LdmGuide:
         self._seen = 0  # rows of the present step
         self._host: Any = LdmHost(unet, model)
         self._total: Residuals | None = None
-        self._ends = _ends(unet.input_blocks)
+        self._beside: Beside | None = None
+        self._known: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}  # rows as tensors: the same in each step
+        self._ends = adapted(unet.input_blocks)
 
     def begin(self, spans: Sequence[Span], turn: int) -> None:
         """A run of these steps begins; `turn` counts a picture's runs from 0 (hires fix: the second is 1). ValueError
@@ -121,9 +124,11 @@ class LdmGuide:
             for unit in self._units:
                 self.models.enter_context(placed(unit.model, torch.device("cpu") if unit.low_vram else step.x.device))
         self._host.call = step
+        self._beside = self._beside or beside(step.x.device)
         total: Residuals | None = None
-        for residuals in self._run.residuals(step):
-            total = residuals if total is None else total + residuals
+        with nullcontext() if self._beside is None else self._beside.working():
+            for residuals in self._run.residuals(step):
+                total = residuals if total is None else total + residuals
         self._total = total
         self.called += 1
 
@@ -132,8 +137,12 @@ class LdmGuide:
         if not self._is_own:
             return out  # of a call that was refused, which may not disturb that of the guide's thread
         self._total = None
+        self._wait()
         step = self._host.call
-        if out is None or self._run is None or step is None or not self._run.acts_after(step):
+        if out is None or self._run is None or step is None:
+            return out
+        self._run.confirm()
+        if not self._run.acts_after(step):
             return out
         return self._run.after(step, out, self._host.noise())
 
@@ -145,24 +154,35 @@ class LdmGuide:
         t = t.expand(len(x)) if len(t) == 1 else t
         if self._seen > len(rows.pictures):
             return Step(x, t, context, rows.span, None, y, None)
-        positive = torch.tensor(rows.prompted[begin : self._seen], device=x.device)
-        samples = torch.tensor(rows.pictures[begin : self._seen], device=x.device)
+        key = *rows.prompted[begin : self._seen], *rows.pictures[begin : self._seen], x.device
+        if key not in self._known:
+            of = rows.prompted[begin : self._seen], rows.pictures[begin : self._seen]
+            self._known[key] = torch.tensor(of[0], device=x.device), torch.tensor(of[1], device=x.device)
+        positive, samples = self._known[key]
         return Step(x, t, context, rows.span, positive, y, samples, pictures=max(rows.pictures) + 1)
+
+    def _wait(self) -> None:
+        """For the residuals, in the first hook that reads them."""
+        if self._beside is not None:
+            self._beside.wait()
 
     def _in_encoder(self, h: Tensor, place: int) -> Tensor | None:
         if self._total is None or place >= len(self._total.encoder) or not self._is_own:
             return None
+        self._wait()
         return h + self._total.encoder[place]
 
     def _in_middle(self, h: Tensor) -> Tensor | None:
         last = self._in_encoder(h, len(self._ends))
         if self._total is None or self._total.middle is None or not self._is_own:
             return last
+        self._wait()
         return (h if last is None else last) + self._total.middle
 
     def _in_decoder(self, args: tuple[Any, ...], place: int) -> tuple[Any, ...] | None:
         if self._total is None or not self._total.skips or not self._is_own:
             return None
+        self._wait()
         added, h = self._total.skips[place], args[0].clone()
         h[:, -added.shape[1] :] += added
         return h, *args[1:]
@@ -196,17 +216,3 @@ def _ready(unit: Any, unet: LdmUNet) -> Maps:
     maps = Maps(unit)
     maps.reader(unit.model)
     return maps
-
-
-def _ends(blocks: Any) -> list[int]:
-    """The encoder blocks to whose outputs a T2I-Adapter's residuals are added: in each level the last with attention;
-    in one without the last of all, which makes it coarser. An adapter for SDXL has one more, for the middle block
-    (diffusers 0.42, unet_2d_condition.py)."""
-    ends, attention = [], False
-    for i, block in enumerate(list(blocks)[1:], 1):
-        resnet = hasattr(block[0], "in_layers")
-        attention |= any(hasattr(part, "transformer_blocks") for part in block)
-        if not resnet:
-            ends.append(i - 1 if attention else i)
-            attention = False
-    return [*ends, len(blocks) - 1]

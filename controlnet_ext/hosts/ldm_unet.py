@@ -83,3 +83,17 @@ def _levels(blocks: Any) -> Iterator[_Block]:
 
 def _is_resnet(part: Any) -> bool:
     return hasattr(part, "in_layers")
+
+
+def adapted(blocks: Any) -> list[int]:
+    """The encoder blocks to whose outputs a T2I-Adapter's residuals are added: in each level the last with attention;
+    in one without the last of all, which makes it coarser. An adapter for SDXL has one more, for the middle block
+    (diffusers 0.42, unet_2d_condition.py)."""
+    ends, attention = [], False
+    for i, block in enumerate(list(blocks)[1:], 1):
+        resnet = hasattr(block[0], "in_layers")
+        attention |= any(hasattr(part, "transformer_blocks") for part in block)
+        if not resnet:
+            ends.append(i - 1 if attention else i)
+            attention = False
+    return [*ends, len(blocks) - 1]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..control import Residuals, Span, Step
+from .beside import Awaited, Beside
 
 SKIPS, MIDDLE = "down_block_additional_residuals", "mid_block_additional_residual"
 ENCODER = "down_intrablock_additional_residuals"
@@ -59,9 +60,10 @@ class Call:
             skips, encoder = None, skips
         return Residuals(tuple(skips or ()), middle, tuple(encoder or ()))
 
-    def passing(self, total: Residuals) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def passing(self, total: Residuals, own: Beside | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments of the call with these residuals: skips and middle together, because skips alone are taken
-        for a T2I-Adapter's; in a list of its own what is added inside the encoder, because the UNet empties it."""
+        for a T2I-Adapter's; in a list of its own what is added inside the encoder, because the UNet empties it. The
+        UNet reads the skips first: then it waits for the stream of their own, if they come from one."""
         args, kwargs = list(self._args), dict(self._kwargs)
         zero, count = self.x.new_zeros(()), _skips(self.unet)
         if total.skips and len(total.skips) != count:
@@ -70,7 +72,8 @@ class Call:
             raise ValueError(f"residuals inside the encoder, which {type(self.unet).__name__} does not take")
         changed: dict[str, Any] = {ENCODER: list(total.encoder)} if total.encoder else {}
         if total.skips or total.middle is not None:
-            changed[SKIPS] = total.skips or (zero,) * count
+            skips = total.skips or (zero,) * count
+            changed[SKIPS] = skips if own is None else Awaited(skips, own.wait)
             changed[MIDDLE] = zero if total.middle is None else total.middle
         elif total.encoder:
             changed[SKIPS] = None

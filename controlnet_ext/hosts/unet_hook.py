@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from ..control import Residuals
+from .beside import Beside, beside
 from .unet_calls import Call
 
 BUSY = "the UNet is guided in another thread; wait until that is done, or give each thread a UNet of its own"
@@ -22,7 +23,12 @@ class Guide(Protocol):
     def residuals(self, call: Call, begins: bool) -> Iterator[Residuals]: ...
 
     @property
+    def in_attention(self) -> bool: ...
+
+    @property
     def ended(self) -> bool: ...
+
+    def confirm(self) -> None: ...
 
     def after(self, out: Tensor) -> Tensor: ...
 
@@ -37,6 +43,7 @@ class Hook:
         self.thread = threading.get_ident()
         self.guides: list[Guide] = []
         self._shape: Any = None
+        self._beside: Beside | None = None
         self._undo = self._put()
 
     def __call__(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
@@ -48,11 +55,24 @@ class Hook:
         if any(begins) or call.x.shape != self._shape:
             self.detach()
             self._shape = call.x.shape
+        own = self._own_stream(call)
         total = passed = call.residuals
-        for guide, new in zip(self.guides, begins, strict=True):
-            for residuals in guide.residuals(call, new):
-                total = residuals if total is None else total + residuals
-        return None if total is passed or total is None else call.passing(total)
+        with nullcontext() if own is None else own.working():
+            for guide, new in zip(self.guides, begins, strict=True):
+                for residuals in guide.residuals(call, new):
+                    total = residuals if total is None else total + residuals
+        if own is not None and total is not None and total.encoder:
+            own.wait()
+        return None if total is passed or total is None else call.passing(total, own)
+
+    def _own_stream(self, call: Call) -> Beside | None:
+        """None where what guides compute must be there before the UNet begins: inside its attention, or where it is
+        compiled and reads it who knows when."""
+        if self._beside is None:
+            self._beside = beside(call.x.device)
+        if self._beside is None or is_compiled(self.unet) or any(guide.in_attention for guide in self.guides):
+            return None
+        return self._beside
 
     def after(self, result: Any) -> Any:
         """Be called after the UNet with its result, None when it failed; the result as guides want it. Attention is
@@ -61,8 +81,12 @@ class Hook:
         if threading.get_ident() != self.thread:
             return result  # it was refused, and may not disturb the thread whose guides these are
         failed = True
+        if self._beside is not None:
+            self._beside.wait()
         try:
             if result is not None:
+                for guide in self.guides:
+                    guide.confirm()
                 out = changed = result[0]
                 for guide in self.guides:
                     changed = guide.after(changed)

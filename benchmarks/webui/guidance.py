@@ -1,0 +1,106 @@
+"""Whether units guide, in whatever way the webui samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import cv2
+import numpy as np
+
+from controlnet_ext.fidelity import canny_f1
+
+from .calls import IMAGE, SIDE, Drawn, Seen, Webui, apart, png
+
+SAMPLERS = (
+    *("Euler a", "DPM++ 2M", "Heun", "UniPC", "PLMS", "DPM++ SDE", "DPM adaptive", "LCM", "Restart", "DPM fast"),
+    *("DDIM CFG++", "DPM2 a", "LMS"),
+)
+GUIDED = 0.3  # F1 from which a picture is guided; without a unit it is 0.1 to 0.2
+
+
+def guidance(webui: Webui) -> Iterator[Seen]:
+    plain, guided = webui.drawn(), webui.drawn({})
+    edges = guided.maps[0]
+    before, after = (_f1(edges, each) for each in (plain, guided))
+    yield Seen(
+        f"F1 of the map and the picture's, {SIDE}x{SIDE}, 4 steps of DDIM",
+        f"plain {before:.2f}, guided {after:.2f}",
+        after > GUIDED > before,
+    )
+    yield _equal("the same request again", guided, webui.drawn({}))
+    yield _equal("plain after guided", plain, webui.drawn())
+    yield _equal("weight 0, and plain", plain, webui.drawn({"weight": 0}))
+    modes = [webui.drawn({"control_mode": mode}) for mode in range(3)]
+    yield _scores("control modes balanced, prompt, control", edges, modes)
+    yield _scores(
+        "prompts joined by AND", edges, [webui.drawn({}, prompt="a blue blob AND a yellow curve on a red ground")]
+    )
+    yield _scores(
+        "a prompt of over 75 tokens", edges, [webui.drawn({}, prompt="a blue blob" + " and a yellow curve" * 40)]
+    )
+    with webui.options(batch_cond_uncond=False):
+        alone = webui.drawn({}), webui.drawn({"control_mode": 2})
+    values = apart(alone[0].first, guided.first), apart(alone[1].first, modes[2].first)
+    yield Seen(
+        '"Batch cond/uncond" off, beside on: balanced, control', f"{values[0]} and {values[1]} of 255", max(values) <= 1
+    )
+    with webui.options(skip_early_cond=0.5):
+        yield _scores("Skip Early CFG", edges, [webui.drawn({}, steps=10)])
+    batch = webui.drawn({}, batch_size=2, n_iter=2)
+    yield Seen(
+        "batch size 2, count 2: the first beside one alone",
+        f"{apart(batch.first, guided.first)} of 255",
+        apart(batch.first, guided.first) <= 1 and len(batch.pictures) == 4,
+    )
+    yield _equal("low VRAM, and without", guided, webui.drawn({"low_vram": True}))
+
+
+def passes(webui: Webui) -> Iterator[Seen]:
+    """hires fix, samplers, img2img."""
+    edges = webui.drawn({}).maps[0]
+    large = cv2.resize(edges, (2 * SIDE, 2 * SIDE), interpolation=cv2.INTER_NEAREST)
+    how = {"enable_hr": True, "hr_scale": 2, "denoising_strength": 0.7, "hr_upscaler": "Latent"}
+    drawn = [webui.drawn({"hr_option": word}, **how) for word in ("Both", "Low res only", "High res only")]
+    scores = [_f1(large, each) for each in drawn]
+    yield Seen("hires fix: both passes, first only, second only", _words(scores), min(scores[0], scores[2]) > scores[1])
+    for names in (SAMPLERS[:5], SAMPLERS[5:10], SAMPLERS[10:]):
+        yield _scores(", ".join(names), edges, [webui.drawn({}, sampler_name=name) for name in names])
+    how = {"init_images": [IMAGE], "denoising_strength": 0.9}
+    yield _scores("img2img, of its own picture", edges, [webui.drawn({"image": None}, **how)])
+
+
+def inpainting(webui: Webui) -> Iterator[Seen]:
+    start = webui.drawn().first
+    mask = np.zeros((SIDE, SIDE), np.uint8)
+    mask[30:90, 40:100] = 255
+    how = {"init_images": [png(start)], "mask": png(mask), "inpaint_full_res_padding": 16, "mask_blur": 0}
+    how |= {"inpainting_fill": 1, "denoising_strength": 0.95, "steps": 10}
+    whole, part = (webui.drawn({}, inpaint_full_res=full, **how) for full in (False, True))
+    outside = max(apart(each.first[mask == 0], start[mask == 0]) for each in (whole, part))
+    inside = _f1(whole.maps[0] * (mask > 0)[..., None], Drawn([whole.first * (mask > 0)[..., None]], [], "", ""))
+    yield Seen("inpainting, whole picture: inside the mask", f"{inside:.2f}", inside > GUIDED)
+    yield Seen("inpainting, whole picture and only masked: outside", f"{outside} of 255 changed", outside == 0)
+    cut = webui.drawn({"inpaint_crop_input_image": False}, inpaint_full_res=True, **how)
+    yield Seen(
+        "only masked: the map is that of the masked part",
+        f"{(part.maps[0] != cut.maps[0]).mean():.0%} of it differs from the whole's",
+        apart(part.maps[0], cut.maps[0]) > 0,
+    )
+
+
+def _f1(edges: np.ndarray, drawn: Drawn) -> float:
+    return canny_f1(edges, drawn.first).within_1px
+
+
+def _words(scores: list[float]) -> str:
+    return ", ".join(f"{each:.2f}" for each in scores)
+
+
+def _scores(what: str, edges: np.ndarray, drawn: list[Drawn]) -> Seen:
+    scores = [_f1(edges, each) for each in drawn]
+    return Seen(what, _words(scores), min(scores) > GUIDED)
+
+
+def _equal(what: str, a: Drawn, b: Drawn) -> Seen:
+    far = apart(a.first, b.first)
+    return Seen(what, "equal" if far == 0 else f"{far} of 255 apart", far == 0)
