@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from preprocessors.library import Library
     from preprocessors.network import Device, Network
 
-ISNET = WeightsFile("bes-dev/DIS", "isnet-general-use.pth", folder="isnet", licence="Apache-2.0")
+ISNET = WeightsFile(
+    "NimaBoscarino/IS-Net_DIS-general-use", "isnet-general-use.pth", folder="isnet", licence="Apache-2.0"
+)
 RMBG = WeightsFile(
     "briaai/RMBG-1.4", "model.safetensors", folder="briaai/RMBG-1.4", licence="bria-rmbg-1.4, non-commercial"
 )

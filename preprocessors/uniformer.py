@@ -20,7 +20,7 @@ UNIFORMER = WeightsFile(
     "lllyasviel/Annotators",
     "upernet_global_small.pth",
     folder="uniformer",
-    licence="licence unknown: see its page",
+    licence="MIT",  # Sense-X/UniFormer @ 11f3f6d, LICENSE
     size=206313115,
     sha256="bebfa1264c10381e389d8065056baaadbdadee8ddc6e36770d1ec339dc84d970",
     source=f"{HORDE}; Andy1621/uniformer @ 375d5e867daa",
