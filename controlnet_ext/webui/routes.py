@@ -9,8 +9,10 @@ from concurrent.futures import Future
 from typing import Any
 
 from ..server.control_api import detect
+from ..server.limits import Limits
 from ..server.worker import Worker
 from . import host, settings
+from .description import described
 
 WAITING = 16  # requests for maps that wait at most
 
@@ -40,6 +42,7 @@ def mount(_: Any, app: Any) -> None:
     from modules import shared
 
     from ..server.app import control_routes
+    from ..server.schema import document
 
     if not (shared.cmd_opts.api or shared.cmd_opts.nowebui):
         return
@@ -51,6 +54,9 @@ def mount(_: Any, app: Any) -> None:
         if names:
             route.app = Password(route.app, names)
         app.router.routes.insert(0, route)
+    if hasattr(app, "openapi"):
+        ours = document(routes, Limits(units=settings.units()), host.shelf().names, bool(names))
+        app.openapi = described(app.openapi, ours, bool(names))
 
 
 class Password:
