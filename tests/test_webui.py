@@ -212,6 +212,73 @@ def test_png_info_comes_back_to_the_panel(host):
     assert pasted["script_controlnet_enabled_1"] is False and pasted["script_controlnet_weight_1"] is None
 
 
+def pasted(script, text):
+    """What the first unit's text makes of the panel's pictures."""
+    said = {"Steps": "4", "ControlNet 0": text}
+    found = {c.values["elem_id"].removeprefix("script_controlnet_"): read(said) for c, read in script.infotext_fields}
+    return {name: found[f"{name}_0"] for name in ("image", "mask", "effective_region_mask")}
+
+
+def test_a_units_pictures_are_saved_beside_the_results_and_come_back(host, tmp_path):
+    from controlnet_ext.server.pictures import encoded as base64_of
+    from controlnet_ext.webui.script import ControlNetScript
+
+    results = tmp_path / "results"
+    host.options["outdir_txt2img_samples"] = str(results)
+    script = ControlNetScript()
+    script.ui(False)
+    seen, mask = np.asarray(picture()), np.zeros((64, 64, 3), np.uint8)
+    mask[:20] = 255
+    asked = api(image={"image": base64_of(seen), "mask": base64_of(mask)}, effective_region_mask=base64_of(mask))
+    text = made(host, asked)[1].extra_generation_params["ControlNet 0"]
+    assert len(list((results / "controlnet").iterdir())) == 2  # the two masks are one picture
+    found = pasted(script, text)
+    assert (found["image"]["value"] == seen).all()
+    assert all((found[name]["value"] == mask).all() for name in ("mask", "effective_region_mask"))
+    made(host, asked)
+    assert len(list((results / "controlnet").iterdir())) == 2
+    bare = pasted(script, made(host, api(), saves=False)[1].extra_generation_params["ControlNet 0"])
+    assert bare == {"image": None, "mask": {"value": None}, "effective_region_mask": {"value": None}}
+    host.options["controlnet_save_unit_images"] = False
+    assert "File" not in made(host, asked)[1].extra_generation_params["ControlNet 0"]
+
+
+def test_a_text_from_elsewhere_makes_no_other_file_be_read(host, tmp_path):
+    from controlnet_ext.webui.script import ControlNetScript
+
+    results = tmp_path / "results"
+    folder = results / "controlnet"
+    folder.mkdir(parents=True)
+    host.options["outdir_img2img_samples"] = str(results)
+    script, name = ControlNetScript(), "0123456789abcdef" * 2 + ".png"
+    script.ui(True)
+    picture().save(tmp_path / "secret.png")
+    picture().save(tmp_path / name)
+    (folder / name).symlink_to(tmp_path / "secret.png")
+    (folder / f"f{name[1:]}").write_text("no picture")
+    wrong = [
+        name,
+        f"f{name[1:]}",
+        f"../../{name}",
+        str(tmp_path / name),
+        "secret.png",
+        f"{name}\0",
+        f" {name}",
+        "x" * 9999,
+    ]
+    for word in wrong:
+        assert pasted(script, f"Module: canny, Image File: {word}, Mask File: {word}")["image"] is None
+    (folder / name).unlink()
+    picture().save(folder / name)
+    assert pasted(script, f"Module: canny, Image File: {name}")["image"]["value"].shape == (64, 64, 3)
+
+
+def test_a_picture_that_cannot_be_saved_ends_the_generation(host, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError):
+        made(host, api(), outpath_samples=str(tmp_path / "file"))
+
+
 def test_no_request_names_a_folder_and_the_panel_does(host, tmp_path):
     from controlnet_ext.webui.batch import Batch
     from controlnet_ext.webui.fields import said_by
@@ -319,6 +386,29 @@ def test_routes_are_the_servers_and_stand_behind_the_hosts_password(host):
     asked = {"controlnet_module": "canny", "controlnet_input_images": [encoded()]}
     answer = client.post("/controlnet/detect", json=asked, auth=("me", "secret"))
     assert base64.b64decode(answer.json()["images"][0]).startswith(b"\x89PNG")
+
+
+def test_routes_stand_in_the_hosts_openapi_document(host):
+    from starlette.applications import Starlette
+
+    from controlnet_ext.webui import routes
+
+    validator = pytest.importorskip("openapi_spec_validator", reason="needs openapi-spec-validator from PyPI")
+    theirs = {"/sdapi/v1/progress": {"get": {"responses": {"200": {"description": "theirs"}}}}}
+    for auth in (None, "me:secret"):
+        host.flags.api_auth = auth
+        app = Starlette()
+        app.openapi = lambda: {
+            "openapi": "3.0.2",
+            "info": {"title": "host", "version": "1"},
+            "paths": theirs,
+            "components": {"securitySchemes": {"HTTPBasic": {"type": "http", "scheme": "basic"}}},
+        }
+        routes.mount(None, app)
+        found = app.openapi()
+        validator.validate(found)
+        assert len(found["paths"]) == 8 and "TextToImage" not in str(found)
+        assert found["paths"]["/controlnet/detect"]["post"]["security"] == ([{"HTTPBasic": []}] if auth else [])
 
 
 def test_the_script_loads_ours_beside_another_package_of_our_name(tmp_path, monkeypatch, host):

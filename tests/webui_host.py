@@ -105,8 +105,12 @@ class Request:
         self.sd_model, self.steps, self.width, self.height, self.iteration = host.model, 4, 64, 64, 0
         self.extra_generation_params: dict[str, Any] = {}
         self.joined, self.skips, self.batch_size, self.n_iter = True, False, len(self.prompts), 1
-        self.all_seeds = [1]
+        self.all_seeds, self.saves = [1], True
+        self.outpath_samples = host.options.get("outdir_txt2img_samples", "")
         vars(self).update(changes)
+
+    def save_samples(self) -> bool:
+        return self.saves and bool(self.outpath_samples)
 
     def sample(self, **_: Any) -> torch.Tensor:
         numbers = torch.Generator().manual_seed(7)

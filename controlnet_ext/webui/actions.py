@@ -50,13 +50,13 @@ def refreshed(kind: str, chosen: str) -> Any:
     return gr.update(choices=names, value=chosen if chosen in names else "None")
 
 
-def preview(image: Any, name: str, resolution: float, a: float, b: float) -> list[Any]:
+def preview(image: Any, mask: Any, name: str, resolution: float, a: float, b: float) -> list[Any]:
     """The map of the image, a sentence, and a pose's JSON with the box that shows it."""
-    pixels, mask = image_of(image)
+    pixels, painted = image_of(image)
     if pixels is None:
         return [None, "There is no image.", gr.update(), gr.update()]
     asked: dict[str, Any] = {"controlnet_module": name}
-    asked |= {"controlnet_input_images": [pixels], "controlnet_masks": [mask]}
+    asked |= {"controlnet_input_images": [pixels], "controlnet_masks": [mask if painted is None else painted]}
     asked |= {"controlnet_processor_res": resolution, "controlnet_threshold_a": a, "controlnet_threshold_b": b}
     try:
         answer = detect(asked, host.ready())

@@ -12,9 +12,13 @@ OLD = gr.__version__.startswith("3.")
 
 
 def drawn(value: Any) -> Any:
-    """{"image", "mask"} of arrays, or the array of a component without a brush."""
-    if not isinstance(value, Mapping) or "background" not in value:
+    """{"image", "mask"} of arrays, the mask None where nothing is painted; or the array of a component without a
+    brush."""
+    if not isinstance(value, Mapping):
         return value
+    if "background" not in value:
+        mask = value.get("mask")
+        return {**value, "mask": mask if np.any(mask) else None}
     layers = [layer for layer in value.get("layers") or () if layer is not None]
     painted = [np.where(layer[..., 3:] > 0, np.uint8(255), np.uint8(0)).repeat(3, 2) for layer in layers]
     return {"image": value["background"], "mask": np.maximum.reduce(painted) if painted else None}

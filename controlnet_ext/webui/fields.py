@@ -9,7 +9,7 @@ from typing import Any
 from .drawn import drawn
 
 FIELDS = (
-    *("enabled", "image", "module", "model", "weight", "weight_schedule", "guidance_start", "guidance_end"),
+    *("enabled", "image", "mask", "module", "model", "weight", "weight_schedule", "guidance_start", "guidance_end"),
     *("control_mode", "resize_mode", "hr_option", "processor_res", "threshold_a", "threshold_b", "pixel_perfect"),
     *("low_vram", "union_control_type", "advanced_weighting", "effective_region_mask", "save_detected_map"),
     *("batch_folder", "loopback"),

@@ -3,19 +3,18 @@ masked" repaints."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from preprocessors.files import write_image
 from preprocessors.fit import fit
 
 from ..server.pictures import Pair
 from ..server.webui_unit import FITS, WebuiUnit
 from . import settings
+from .originals import saved
 
 
 def with_images(unit: WebuiUnit, p: Any) -> WebuiUnit:
@@ -37,13 +36,9 @@ def with_images(unit: WebuiUnit, p: Any) -> WebuiUnit:
 
 
 def save_maps(maps: Sequence[np.ndarray]) -> None:
-    """As PNGs in the folder of the settings, by their content: a map that is there already is not written again."""
-    folder = settings.map_folder()
-    folder.mkdir(parents=True, exist_ok=True)
+    """As PNGs in the folder of the settings."""
     for pixels in maps:
-        path = folder / f"{hashlib.sha256(pixels.tobytes()).hexdigest()[:16]}.png"
-        if not path.exists():
-            write_image(path, pixels)
+        saved(pixels, settings.map_folder())
 
 
 def _inpaints(unit: WebuiUnit) -> bool:

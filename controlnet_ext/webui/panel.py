@@ -100,15 +100,18 @@ class Parts:
         self._text("weight_schedule", "Weight over the steps, instead of the weight", placeholder="0.2@0, 1@0.3, 0@0.8")
         layers = "13 numbers, for SDXL 10, for a T2I-Adapter 4"
         self._text("advanced_weighting", "Weights of the layers, instead of weight and mode", placeholder=layers)
-        region: Any = {"source": "upload"} if OLD else {"sources": ["upload"]}
-        self.parts["effective_region_mask"] = gr.Image(
-            label="Effective Region Mask", type="numpy", elem_id=self._id("region"), **region
-        )
+        with gr.Row():
+            self._upload("mask", "Mask, where none is painted on the image")
+            self._upload("effective_region_mask", "Effective Region Mask")
         self._text("batch_folder", "Batch folder: a picture for each image in it")
         self._flag("loopback", "Loopback: from the second picture on, its image is the one before", False)
 
     def _text(self, name: str, label: str, **more: Any) -> None:
         self.parts[name] = gr.Textbox(label=label, elem_id=self._id(name), **more)
+
+    def _upload(self, name: str, label: str) -> None:
+        source: Any = {"source": "upload"} if OLD else {"sources": ["upload"]}
+        self.parts[name] = gr.Image(label=label, type="numpy", elem_id=self._id(name), **source)
 
     def _flag(self, name: str, label: str, value: bool) -> None:
         self.parts[name] = gr.Checkbox(value, label=label, elem_id=self._id(name))
@@ -132,7 +135,7 @@ class Parts:
         self._type.change(actions.of_type, [self._type], [parts["module"], parts["model"]])
         parts["module"].change(actions.sliders_of, [parts["module"]], slid)
         self._refresh.click(actions.refreshed, [self._type, parts["model"]], [parts["model"]])
-        asked = [parts[name] for name in ("image", "module", "processor_res", "threshold_a", "threshold_b")]
+        asked = [parts[name] for name in ("image", "mask", "module", "processor_res", "threshold_a", "threshold_b")]
         self._run.click(actions.preview, asked, [self._preview, self._message, parts["pose"], self._pose_box])
         self._draw.click(actions.draw, [parts["pose"]], [self._preview, self._message])
         self._use.click(actions.used, [self._preview], [parts["image"], parts["module"], parts["enabled"]])

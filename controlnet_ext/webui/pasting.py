@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import gradio as gr
+
 from ..server.infotext import FIELDS, read_unit_text
 from ..server.modules import module
 from . import host
+from .originals import WORDS, brought
 
 
 def pasted(place: int, parts: dict[str, Any]) -> list[tuple[Any, Any]]:
@@ -17,7 +20,17 @@ def pasted(place: int, parts: dict[str, Any]) -> list[tuple[Any, Any]]:
     def of(name: str) -> Callable[[dict[str, Any]], Any]:
         return lambda said: _value(name, said, key)
 
-    return [(parts[name], of(name)) for name in sorted(FIELDS)]
+    def pictured(name: str) -> Callable[[dict[str, Any]], Any]:
+        return lambda said: _picture(name, str(said[key])) if key in said else None
+
+    texts = [(parts[name], of(name)) for name in sorted(FIELDS)]
+    return texts + [(parts[name], pictured(name)) for name in WORDS]
+
+
+def _picture(field: str, text: str) -> Any:
+    """The component with the saved picture; without one, an image stays and masks are taken away."""
+    pixels = brought(text, field)
+    return None if pixels is None and field == "image" else gr.update(value=pixels)
 
 
 def _value(name: str, said: dict[str, Any], key: str) -> Any:

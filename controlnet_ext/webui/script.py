@@ -22,6 +22,7 @@ from . import host, settings
 from .batch import Batch
 from .fields import said_by
 from .images import save_maps, with_images
+from .originals import keep
 from .panel import build
 from .sampling import guide_samples, release
 
@@ -35,6 +36,7 @@ class Request:
 
     def __init__(self, p: Any, args: Sequence[Any]):
         self._p, self.units, self.models = p, list[Placed](), list[str]()
+        self.texts: dict[str, str] = {}  # for PNG info
         self.guided: list[Guided] = []
         self.last: np.ndarray | None = None  # the picture before
         self.batch = Batch()
@@ -46,6 +48,8 @@ class Request:
             self.units = read_units(said, settings.units())
             self.models = [_model(place, unit) for place, unit in self.units]
             self.batch = Batch.of({place: said[place - 1] for place, _ in self.units})
+            for (place, unit), model in zip(self.units, self.models, strict=True):
+                self.texts[f"ControlNet {place - 1}"] = unit_text(unit, model) + keep(unit, p)
         except (ValueError, OSError) as error:
             self._error = error
 
@@ -103,8 +107,7 @@ class ControlNetScript(scripts.Script):
         p.controlnet_ext = request = Request(p, args)
         if not request.asks:
             return
-        for (place, unit), model in zip(request.units, request.models, strict=False):
-            p.extra_generation_params[f"ControlNet {place - 1}"] = unit_text(unit, model)
+        p.extra_generation_params |= request.texts
         if request.batch.count and not settings.value("controlnet_increment_seed_during_batch", False):
             p.all_seeds = p.all_seeds[: p.batch_size] * p.n_iter
         guide_samples(p, request.made)

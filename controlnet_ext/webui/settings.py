@@ -33,6 +33,7 @@ def _declare() -> None:
     option("control_net_model_cache_size", 2, "Control models that stay loaded (requires restart)", gr.Slider, units)
     option("control_net_no_detectmap", False, "Do not append control maps to the pictures")
     option("control_net_detectmap_autosaving", False, "Save control maps")
+    option("controlnet_save_unit_images", True, "Save units' images beside the pictures, for PNG info to bring back")
     option("control_net_allow_script_control", False, "Allow other scripts to control this extension")
     option("controlnet_increment_seed_during_batch", False, "In a batch of images, another seed for each")
     option("controlnet_ignore_noninpaint_mask", False, "Ignore a mask painted on a unit that does not inpaint")
@@ -67,6 +68,13 @@ def weight_folders() -> list[str]:
     flag = getattr(shared.cmd_opts, "controlnet_annotator_models_path", None)
     found = [_placed(name) for name in (flag, value("control_net_modules_path", "")) if name]
     return [str(folder) for folder in dict.fromkeys(found) if folder.is_dir()]
+
+
+def result_folders() -> list[Path]:
+    """Where the host saves pictures, one folder or one for txt2img and one for img2img."""
+    one = value("outdir_samples", "")
+    named = [one] if one else [value(f"outdir_{tab}_samples", "") for tab in ("txt2img", "img2img")]
+    return [Path(name) for name in named if name]
 
 
 def map_folder() -> Path:
