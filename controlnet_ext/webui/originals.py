@@ -49,7 +49,9 @@ def brought(text: str, field: str) -> np.ndarray | None:
     """The picture (H, W, 3) uint8 RGB that a unit's text names for this field; None where it names none, or there is no
     such picture in the host's folders."""
     found = re.search(rf"(?:^|, ){WORDS[field]}: ({NAME})(?:,|$)", text)
-    for folder in settings.result_folders() if found else ():
+    if found is None:
+        return None
+    for folder in settings.result_folders():
         path = folder / FOLDER / found[1]
         if path.is_file() and not path.is_symlink():
             return _read(path)
