@@ -18,9 +18,11 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import diffusers
 import numpy as np
@@ -56,6 +58,7 @@ SHAPES: dict[str, tuple[dict[str, Any], Any, Any]] = {
     ),
 }
 UP = {"SDXL": {"up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")}}  # the UNet's alone
+PROMPT = "keys and values of the prompt"
 DDIM = {"clip_sample": False, "steps_offset": 1}  # what both pipelines would set, the plain one only with a warning
 
 
@@ -152,28 +155,23 @@ def where(guided: Callable[[], Any], device: str, count: int, net: ControlNet, u
 
         return timing
 
-    kept = {name: getattr(acting, name) for name in ("finite", "summed", "weighted", "spread")}
-    names = {"finite": "checks", "summed": "checks", "weighted": "weighting", "spread": "weighting"}
-    try:
-        for name, call in kept.items():
-            setattr(acting, name, timed(names[name], call))
-        net.hint, net.forward, unet.forward = (
-            timed("hint", net.hint),
-            timed("net", net.forward),
-            timed("unet", unet.forward),
-        )
+    calls = [(acting, name, "checks") for name in ("finite", "summed")]
+    calls += [(acting, name, "weighting") for name in ("weighted", "spread")]
+    calls += [(net, "hint", "hint"), (net, "forward", "net"), (unet, "forward", "unet")]
+    attentions = [block.attn2 for block in net.modules() if hasattr(block, "attn2")]
+    calls += [(layer, "forward", PROMPT) for attention in attentions for layer in (attention.to_k, attention.to_v)]
+    with ExitStack() as wrapped:
+        for owner, name, part in calls:
+            wrapped.enter_context(mock.patch.object(owner, name, timed(part, getattr(owner, name))))
         begin = clock(device)
         guided()
         total = clock(device) - begin
-    finally:
-        for name, call in kept.items():
-            setattr(acting, name, call)
-        for module, name in ((net, "hint"), (net, "forward"), (unet, "forward")):
-            delattr(module, name)
+    inside = spent.pop(PROMPT)
     spent["the rest"] = total - sum(spent.values())
     print(f"where {total:.3f} s of a guided call with {count} steps go:")
     for name, seconds in sorted(spent.items(), key=lambda item: -item[1]):
         print(f"  {name:10} {seconds:8.4f} s  {seconds / total:7.2%}")
+    print(f"of net, {PROMPT} {inside:8.4f} s  {inside / total:7.2%}")
 
 
 def steps(pipe: Any, device: str, given: dict[str, Any]) -> Result:
