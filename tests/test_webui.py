@@ -202,6 +202,7 @@ def test_png_info_comes_back_to_the_panel(host):
     script = ControlNetScript()
     script.ui(False)
     asked = api(weight=0.6, control_mode=1, hr_option="Low res only", weight_schedule="0.2@0, 1@0.3")
+    asked |= {"guidance_start": 0.1, "guidance_end": 0.75, "threshold_a": 50.5}
     text = made(host, asked)[1].extra_generation_params["ControlNet 0"]
     said = {"Steps": "4", "ControlNet 0": text}
     pasted = {c.values["elem_id"]: read(said) for c, read in script.infotext_fields}
@@ -209,6 +210,9 @@ def test_png_info_comes_back_to_the_panel(host):
     assert unit["enabled"] is True and unit["module"] == "canny" and unit["weight"] == 0.6
     assert unit["model"].startswith("diffusion_pytorch_model [") and unit["weight_schedule"] == "0.2@0, 1@0.3"
     assert unit["control_mode"] == "My prompt is more important" and unit["hr_option"] == "Low res only"
+    for component, read in script.infotext_fields:  # the host's API makes a value of the type of the component's
+        if isinstance(value := read(said), bool | int | float | str):
+            assert type(component.value)(value) == value
     assert pasted["script_controlnet_enabled_1"] is False and pasted["script_controlnet_weight_1"] is None
 
 
@@ -439,6 +443,38 @@ def test_settings_have_the_old_keys(host):
     host.options["control_net_models_path"] = "no/such/folder"
     assert [path.rpartition("models")[2] for path in settings.model_folders()] == ["/ControlNet"]
     assert json.dumps(settings.weight_folders()) == "[]"
+
+
+def test_maps_are_made_once_as_long_as_the_cache_holds_them(host):
+    from controlnet_ext.webui.remembered import remembered
+
+    calls, image, other = [], np.zeros((4, 6, 3), np.uint8), np.zeros((6, 4, 3), np.uint8)
+
+    def ready(name):
+        return lambda *given, **parameters: calls.append((name, parameters)) or len(calls)
+
+    run = remembered(ready, 2)
+    assert run("a")(image, low=1) == run("a")(image.copy(), low=1) == 1
+    assert [run("a")(image, low=2), run("b")(image, low=2), run("b")(other, low=2), run("b")(other, image, low=2)] == [
+        2,
+        3,
+        4,
+        5,
+    ]
+    assert run("a")(image, low=1) == 6
+    none = remembered(ready, 0)
+    assert none("a")(image) != none("a")(image)
+
+
+def test_control_types_can_be_a_dropdown(host):
+    import gradio
+
+    from controlnet_ext.webui.panel import Parts
+    from controlnet_ext.webui.script import ControlNetScript
+
+    assert isinstance(Parts(ControlNetScript(), 0, False)._type, gradio.Radio)
+    host.options["controlnet_control_type_dropdown"] = True
+    assert isinstance(Parts(ControlNetScript(), 0, False)._type, gradio.Dropdown)
 
 
 def test_forge_gets_our_preprocessors_and_no_panel(host, monkeypatch):

@@ -34,7 +34,8 @@ class Component:
 
     @property
     def value(self) -> Any:
-        return self.values.get("value", self.args[0] if self.args else None)
+        nothing = "" if type(self).__name__ == "Textbox" else None
+        return self.values.get("value", self.args[0] if self.args else nothing)
 
 
 class Script:

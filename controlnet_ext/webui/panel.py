@@ -11,7 +11,7 @@ from modules.ui_components import ToolButton
 from ..server.control_api import module_list
 from ..server.control_types import control_types
 from ..server.webui_unit import FITS, MODES, PASSES, UNIONS
-from . import actions, host, presets
+from . import actions, host, presets, settings
 from .drawn import OLD
 from .fields import FIELDS
 from .pasting import pasted
@@ -82,17 +82,18 @@ class Parts:
     def _makers(self) -> None:
         """Preprocessor and model, by control type, and how strongly and when."""
         names = host.shelf().names
+        shown = gr.Dropdown if settings.value("controlnet_control_type_dropdown", False) else gr.Radio
         types = list(control_types(names))
-        self._type = gr.Radio(types, value="All", label="Control Type", elem_id=self._id("type"))
+        self._type = shown(types, value="All", label="Control Type", elem_id=self._id("type"))
         with gr.Row():
             self._choice("module", "Preprocessor", list(module_list(True)["module_list"]), "none")
             self._run = self._tool("run", "💥", "Make the map")
             self._choice("model", "Model", ["None", *names], "None")
             self._refresh = self._tool("refresh", "🔄", "Look for models again")
         with gr.Row():
-            self._slider("weight", "Control Weight", 0, 2, 0.05, 1)
-            self._slider("guidance_start", "Starting Control Step", 0, 1, 0.01, 0)
-            self._slider("guidance_end", "Ending Control Step", 0, 1, 0.01, 1)
+            self._slider("weight", "Control Weight", 0, 2, 0.05, 1.0)  # the host makes what it pastes of this type
+            self._slider("guidance_start", "Starting Control Step", 0, 1, 0.01, 0.0)
+            self._slider("guidance_end", "Ending Control Step", 0, 1, 0.01, 1.0)
 
     def _more(self) -> None:
         """What few need."""
