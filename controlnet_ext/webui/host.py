@@ -10,6 +10,7 @@ from preprocessors.library import Library
 from ..server.modules import readied
 from ..server.shelf import Shelf
 from . import settings
+from .remembered import remembered
 
 
 @cache
@@ -20,8 +21,11 @@ def shelf() -> Shelf:
 
 @cache
 def ready() -> Any:
-    """What gives preprocessors by name, loaded on the host's device."""
-    return readied(device(), Library(settings.weight_folders() or None))
+    """What gives preprocessors by name, loaded on the host's device, whose last maps are remembered."""
+    from modules import shared
+
+    kept = int(getattr(shared.cmd_opts, "controlnet_preprocessor_cache_size", 16))
+    return remembered(readied(device(), Library(settings.weight_folders() or None)), kept)
 
 
 def device() -> str:
