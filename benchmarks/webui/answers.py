@@ -7,7 +7,7 @@ from typing import Any
 
 from controlnet_ext.server.infotext import read_unit_text
 
-from .calls import IMAGE, Seen, Webui, apart, pixels
+from .calls import ASKED, IMAGE, Seen, Webui, apart, pixels
 
 REFUSED: tuple[tuple[dict[str, Any], str], ...] = (
     ({"model": "absent"}, "unit 1: unknown control model 'absent'"),
@@ -67,7 +67,7 @@ def texts(webui: Webui) -> Iterator[Seen]:
         "denoising_strength": 0.9,
     }  # a request's text brings no picture: this is the unit's
     expected = webui.drawn({**SAID, "image": None}, **start)
-    status, answer = webui.post("/sdapi/v1/img2img", {"infotext": expected.text, **start})
+    status, answer = webui.post("/sdapi/v1/img2img", {**ASKED, "infotext": expected.text, **start})
     again = [pixels(each) for each in answer.get("images", [])]
     same = status == 200 and apart(again[0], expected.first) == 0 and apart(again[1], expected.maps[0]) == 0
     yield Seen(

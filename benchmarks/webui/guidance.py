@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import combinations
 
 import cv2
 import numpy as np
@@ -31,7 +32,9 @@ def guidance(webui: Webui) -> Iterator[Seen]:
     yield _equal("plain after guided", plain, webui.drawn())
     yield _equal("weight 0, and plain", plain, webui.drawn({"weight": 0}))
     modes = [webui.drawn({"control_mode": mode}) for mode in range(3)]
-    yield _scores("control modes balanced, prompt, control", edges, modes)
+    scores = [_f1(edges, each) for each in modes]
+    differ = min(apart(a.first, b.first) for a, b in combinations([plain, *modes], 2))
+    yield Seen("control modes balanced, prompt, control", _words(scores), differ > 0 and min(scores) > before)
     yield _scores(
         "prompts joined by AND", edges, [webui.drawn({}, prompt="a blue blob AND a yellow curve on a red ground")]
     )
