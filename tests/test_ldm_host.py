@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import test_lllite
+import test_style
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
+from fakes import run
 from ldm import UNetModel
 from tiny import DDIM, control, parts, picture, pipeline, unet
 
 from controlnet_ext import PerSample, Unit, Window, guide
 from controlnet_ext.after_steps import Colours
-from controlnet_ext.control import Residuals, Span, Step
+from controlnet_ext.control import Now, Residuals, Span, Step
 from controlnet_ext.hosts.ldm import Rows, guide_ldm
 from controlnet_ext.hosts.ldm_host import LdmHost
+from controlnet_ext.models import lllite
 from controlnet_ext.models.controlnet import ControlNet
 
 SPANS = [Span(i / 4, (i + 1) / 4) for i in range(4)]
@@ -263,3 +268,85 @@ def test_without_the_model_what_needs_it_is_refused():
     model, given = UNetModel(unet()), inputs()
     with pytest.raises(ValueError, match="needs the host's model, with its VAE and alphas_cumprod"):
         guided(model, [unit(after=Colours())], given)
+
+
+def attached(shape):
+    """A unit that acts inside the attention, of each kind that does."""
+    if shape == "SDXL":
+        return Unit(lllite.load(test_lllite.weights(), {}), picture(), weight=0.6)
+    return Unit(test_style.ours(), test_style.holding(test_style.states()), weight=0.7)
+
+
+@pytest.mark.parametrize("shape", ["SD1.5", "SDXL"])
+def test_kinds_in_the_attention_do_here_what_they_do_in_a_pipeline(shape):
+    pipe, calls, one = pipeline(KINDS[shape], shape), [], attached(shape)
+    handle = pipe.unet.register_forward_hook(
+        lambda _, args, kwargs, out: calls.append((args, kwargs, out[0].clone())), with_kwargs=True
+    )
+    try:
+        with guide(pipe, [one]):
+            run(pipe)
+    finally:
+        handle.remove()
+    model = UNetModel(pipe.unet)
+    (args, kwargs, _), *_ = calls
+    given = (
+        args[0],
+        torch.as_tensor(args[1]).reshape(-1).expand(2),
+        kwargs["encoder_hidden_states"],
+        vector(pipe, kwargs),
+    )
+    plain, before = called(model, given), _hooks(pipe.unet)
+    with guide_ldm(model, [one]) as guiding:
+        guiding.begin(SPANS, 0)
+        for span, (args, kwargs, out) in zip(SPANS, calls, strict=True):
+            guiding.expect(Rows(span, [0, 0], [False, True]))  # as diffusers stacks them
+            t = torch.as_tensor(args[1]).reshape(-1).expand(2)
+            made = called(model, (args[0], t, kwargs["encoder_hidden_states"], vector(pipe, kwargs)))
+            assert torch.equal(made, out)
+            if span is SPANS[0]:
+                assert (made - plain).abs().max() > 1e-3 * plain.abs().max()
+    assert torch.equal(called(model, given), plain) and _hooks(pipe.unet) == before
+
+
+def vector(pipe, kwargs):
+    """ldm's y of what a pipeline passes."""
+    added = kwargs.get("added_cond_kwargs")
+    if not added:
+        return None
+    sizes = pipe.unet.add_time_proj(added["time_ids"].flatten()).reshape(len(added["time_ids"]), -1)
+    return torch.cat([added["text_embeds"], sizes], dim=1)
+
+
+def test_a_unit_in_the_attention_follows_split_calls_and_another_size():
+    model, one = UNetModel(unet()), attached("SD1.5")
+    x, t, context, _ = inputs(rows=4)
+    with guide_ldm(model, [one]) as guiding:
+        guiding.begin(SPANS, 0)
+        guiding.expect(rows(4))
+        whole = called(model, (x, t, context, None))
+        guiding.expect(rows(4))
+        parts = [called(model, (x[i:j], t[i:j], context[i:j], None)) for i, j in ((0, 3), (3, 4))]
+        guiding.expect(rows(4))
+        called(model, (torch.zeros(4, 4, 16, 8), t, context, None))
+    # batches of other sizes differ in their last bits
+    assert torch.allclose(torch.cat(parts), whole, rtol=0, atol=1e-5)
+    assert (whole - called(model, (x, t, context, None))).abs().max() > 1e-3
+
+
+def test_a_style_reaches_attention_that_calls_its_prompt_context():
+    """webui's modules do, diffusers' say encoder_hidden_states."""
+
+    class Attention(torch.nn.Module):
+        def forward(self, x, context=None, mask=None):
+            return context
+
+    attention, net = Attention(), test_style.ours()
+    step = Step(torch.zeros(2, 4, 8, 8), torch.zeros(2), torch.ones(2, 16, 32), SPANS[0], torch.tensor([True, False]))
+    now = Now(step, torch.ones(2), None, None, 0)
+    host = SimpleNamespace(attentions=lambda: [("down_blocks.0.attn2", attention, "input")])
+    hint = net.hint(torch.from_numpy(test_style.states())[None])
+    with net.attach(host, hint, lambda: now):
+        longer = attention(step.x, context=step.context)
+    assert torch.equal(longer[0, 16:], hint[0]) and torch.equal(longer[1], torch.ones(16 + hint.shape[1], 32))
+    assert attention(step.x, context=step.context) is step.context

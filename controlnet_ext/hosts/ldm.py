@@ -74,17 +74,18 @@ class LdmGuide:
         self._run: Run | None = None
         self._rows: Rows | None = None
         self._seen = 0  # rows of the present step
-        self._host: Any = LdmHost(unet, model)
+        self._host: Any = LdmHost(self._view, model)
         self._total: Residuals | None = None
         self._beside: Beside | None = None
         self._known: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}  # rows as tensors: the same in each step
+        self._in_attention = any(hasattr(unit.model, "attach") for unit in self._units)
         self._ends = adapted(unet.input_blocks)
 
     def begin(self, spans: Sequence[Span], turn: int) -> None:
         """A run of these steps begins; `turn` counts a picture's runs from 0 (hires fix: the second is 1). ValueError
         when a unit would act in none of the steps."""
         self.end()
-        self._host = LdmHost(self._unet, self._model)
+        self._host = LdmHost(self._view, self._model)
         self._run = Run(self._units, self._maps, spans, self._host, turn)
 
     def expect(self, rows: Rows) -> None:
@@ -123,8 +124,10 @@ class LdmGuide:
         if self._host.call is None:
             for unit in self._units:
                 self.models.enter_context(placed(unit.model, torch.device("cpu") if unit.low_vram else step.x.device))
+        elif self._host.call.x.shape != step.x.shape:
+            self._run.detach()  # what acts in the attention knows one size
         self._host.call = step
-        self._beside = self._beside or beside(step.x.device)
+        self._beside = None if self._in_attention else self._beside or beside(step.x.device)
         total: Residuals | None = None
         with nullcontext() if self._beside is None else self._beside.working():
             for residuals in self._run.residuals(step):
@@ -209,8 +212,6 @@ def _ready(unit: Any, unet: LdmUNet) -> Maps:
     """The maps of a unit that fits the UNet."""
     if not isinstance(unit, Unit):
         raise TypeError(f"a {type(unit).__name__}, expected a Unit")
-    if hasattr(unit.model, "attach"):
-        raise ValueError(f"{unit.model.architecture} acts by attach, which this host does not offer yet")
     if hasattr(unit.model, "settle"):
         unit.model.settle(unet)
     maps = Maps(unit)

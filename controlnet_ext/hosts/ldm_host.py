@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,16 +12,17 @@ from torch import Tensor
 
 from ..control import Step
 from ..noise import Noise
+from .ldm_unet import LdmUNet
 
 FACTOR = 8  # pixels of a picture for one of its latents
+PLACES = {"down": "input", "mid": "middle", "up": "output"}
 PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}  # ldm's `parameterization`
 
 
 class LdmHost:
-    """Of `controlnet_ext.control.Host` all but what kinds that act by `attach` need. `call` is the UNet's present
-    step."""
+    """`controlnet_ext.control.Host`. `call` is the UNet's present step."""
 
-    def __init__(self, unet: Any, model: Any):
+    def __init__(self, unet: LdmUNet, model: Any):
         self.unet, self._model = unet, model
         self.call: Step | None = None
         self._generator: tuple[Tensor, torch.Generator] | None = None
@@ -46,6 +48,11 @@ class LdmHost:
         encoded = self.model.encode_first_stage(pixels.to(next(vae.parameters()).dtype) / 127.5 - 1)
         mode = encoded if isinstance(encoded, Tensor) else encoded.mode()
         return self.model.get_first_stage_encoding(mode).to(self._x.dtype)
+
+    def attentions(self) -> Iterator[tuple[str, Any, str]]:
+        for name, module in self.unet.named_modules():
+            if name.endswith((".attn1", ".attn2")):
+                yield name, module, PLACES[name.partition("_")[0]]
 
     def noise(self) -> Noise:
         """That in the present call. Between whole timesteps it grows as in k-diffusion: its logarithm by a straight

@@ -4,6 +4,7 @@ control models read shapes, settings and weights by."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from types import SimpleNamespace
 from typing import Any
 
@@ -38,8 +39,20 @@ class LdmUNet:
         return keys.renamed(self.unet.state_dict(), {ldm: name for name, ldm in self._names.items()})
 
     def named_modules(self) -> Iterator[tuple[str, nn.Module]]:
-        """None: webui adds LoRAs to the weights themselves, there are no layers over others."""
-        return iter(())
+        """Those of the transformers by diffusers' names, in the order in which they run. webui adds LoRAs to the
+        weights themselves: there are no layers over others."""
+        for name, transformer in self._transformers():
+            yield from transformer.transformer_blocks.named_modules(prefix=f"{name}.transformer_blocks")
+
+    def _transformers(self) -> Iterator[tuple[str, Any]]:
+        for i, level in enumerate(self.down_blocks):
+            yield from ((f"down_blocks.{i}.attentions.{j}", part) for j, part in enumerate(level.attentions))
+        yield from ((f"mid_block.attentions.{j}", part) for j, part in enumerate(self.mid_block.attentions))
+        blocks = iter(self.unet.output_blocks)
+        for i, level in enumerate(reversed(self.down_blocks)):
+            parts = [part for block in islice(blocks, len(level.resnets) + 1) for part in block]
+            found = (part for part in parts if hasattr(part, "transformer_blocks"))
+            yield from ((f"up_blocks.{i}.attentions.{j}", part) for j, part in enumerate(found))
 
     def _config(self) -> dict[str, Any]:
         first = self.unet.input_blocks[0][0]

@@ -119,14 +119,15 @@ class Appending:
         now = self._now()
         if now is None:
             return None
-        given = kwargs["encoder_hidden_states"]
+        name = "context" if "context" in kwargs else "encoder_hidden_states"  # ldm's word, and diffusers'
+        given = kwargs[name]
         context, *more = given if isinstance(given, tuple) else (given,)  # more: an IP-Adapter's
         if kwargs.get("attention_mask") is not None:
             raise ValueError("a style adapter appends tokens to the prompt, which a mask of the prompt does not know")
         if self._seen[0] is not context or self._seen[1] is not now:
             self._seen = context, now, self._appended(context, now)
         appended = self._seen[2]
-        return args, {**kwargs, "encoder_hidden_states": (appended, *more) if more else appended}
+        return args, {**kwargs, name: (appended, *more) if more else appended}
 
     def _appended(self, context: Tensor, now: Now) -> Tensor:
         for what, given in (("layers", now.layers), ("region", now.region)):
