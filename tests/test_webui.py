@@ -227,9 +227,7 @@ def test_a_units_pictures_are_saved_beside_the_results_and_come_back(host, tmp_p
     from controlnet_ext.server.pictures import encoded as base64_of
     from controlnet_ext.webui.script import ControlNetScript
 
-    results = tmp_path / "results"
-    host.options["outdir_txt2img_samples"] = str(results)
-    script = ControlNetScript()
+    results, script = tmp_path / "results", ControlNetScript()
     script.ui(False)
     seen, mask = np.asarray(picture()), np.zeros((64, 64, 3), np.uint8)
     mask[:20] = 255
@@ -253,7 +251,6 @@ def test_a_text_from_elsewhere_makes_no_other_file_be_read(host, tmp_path):
     results = tmp_path / "results"
     folder = results / "controlnet"
     folder.mkdir(parents=True)
-    host.options["outdir_img2img_samples"] = str(results)
     script, name = ControlNetScript(), "0123456789abcdef" * 2 + ".png"
     script.ui(True)
     picture().save(tmp_path / "secret.png")

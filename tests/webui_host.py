@@ -38,6 +38,19 @@ class Component:
         return self.values.get("value", self.args[0] if self.args else nothing)
 
 
+class Options:
+    """modules.options.Options: what was changed is in `data`, and the rest has defaults, which only attributes give."""
+
+    def __init__(self, **defaults: Any):
+        self.data: dict[str, Any] = {}
+        self.defaults = defaults
+
+    def __getattr__(self, key: str) -> Any:
+        if key in self.data or key in self.defaults:
+            return self.data.get(key, self.defaults.get(key))
+        raise AttributeError(key)
+
+
 class Script:
     """modules.scripts.Script."""
 
@@ -52,7 +65,7 @@ def install(monkeypatch: Any, folder: Any, unet: Any) -> SimpleNamespace:
     gradio = _module("gradio", __version__="3.41.2", update=lambda **values: values)
     for name in COMPONENTS.split():
         setattr(gradio, name, type(name, (Component,), {}))
-    options = SimpleNamespace(data={})
+    options = Options(outdir_samples="", outdir_txt2img_samples=str(folder / "results"))
     host = SimpleNamespace(
         callbacks=callbacks,
         options=options.data,
@@ -107,11 +120,11 @@ class Request:
         self.extra_generation_params: dict[str, Any] = {}
         self.joined, self.skips, self.batch_size, self.n_iter = True, False, len(self.prompts), 1
         self.all_seeds, self.saves = [1], True
-        self.outpath_samples = host.options.get("outdir_txt2img_samples", "")
+        self.outpath_samples = str(host.shared.opts.outdir_txt2img_samples)
         vars(self).update(changes)
 
     def save_samples(self) -> bool:
-        return self.saves and bool(self.outpath_samples)
+        return self.saves
 
     def sample(self, **_: Any) -> torch.Tensor:
         numbers = torch.Generator().manual_seed(7)

@@ -41,10 +41,11 @@ def _declare() -> None:
 
 
 def value(key: str, default: Any) -> Any:
-    """A setting, `default` where the host does not know it (yet)."""
+    """A setting, `default` where the host does not know it (yet). (`opts.data` lacks the host's own that were never
+    changed.)"""
     from modules import shared
 
-    return shared.opts.data.get(key, default)
+    return getattr(shared.opts, key, default)
 
 
 def units() -> int:
