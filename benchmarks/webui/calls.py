@@ -54,12 +54,12 @@ class Drawn:
 
 
 class Webui:
-    """The one at this address, with its first canny model in a unit that says nothing else."""
+    """The one at this address, with its canny model in a unit that says nothing else."""
 
     def __init__(self, url: str):
         self.url = url.rstrip("/")
-        models = self.get("/controlnet/model_list")["model_list"]
-        self.unit = {"image": IMAGE, "module": "canny", "model": models[0], "processor_res": SIDE}
+        model = self.get("/controlnet/control_types")["control_types"]["Canny"]["default_model"]
+        self.unit = {"image": IMAGE, "module": "canny", "model": model, "processor_res": SIDE}
 
     def get(self, path: str) -> Any:
         with urllib.request.urlopen(self.url + path, timeout=600) as answer:

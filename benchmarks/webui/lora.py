@@ -11,7 +11,7 @@ from controlnet_ext.shapes.ldm_settings import width_and_heads
 from controlnet_ext.shapes.wide import factor
 from preprocessors.files import write_weights
 
-RANK, STRENGTH = 4, 0.05
+RANK, STRENGTH = 4, 0.3
 
 
 def main() -> None:

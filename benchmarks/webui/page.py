@@ -26,7 +26,7 @@ from .calls import ASKED, SIDE, Seen, Webui, apart
 UNIT = "#script_txt2img_controlnet_"
 ARGUMENTS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1400,2200")
 MODE = "My prompt is more important"
-SECONDS = 180  # that anything may take
+SECONDS = 90  # that anything may take
 
 
 def page(webui: Webui, shot: Path) -> Iterator[Seen]:
