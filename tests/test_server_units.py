@@ -169,3 +169,12 @@ def test_what_a_module_does_after_each_step_is_the_units() -> None:
     assert after(module="inpaint_global_harmonious", mask=mask) is None and after() is None
     with pytest.raises(ValueError, match="inpaint_only changes what an inpaint mask covers, and the unit has none"):
         after(module="inpaint_only")
+
+
+def test_alpha_lies_over_white_in_an_image_and_in_its_mask() -> None:
+    painted = np.zeros((4, 4, 4), np.uint8)
+    painted[:2] = 9, 9, 9, 255
+    ((image, mask),) = unit(image={"image": painted, "mask": painted}).images
+    assert mask is not None
+    for pixels in (image, mask):
+        assert (pixels[:2] == 9).all() and (pixels[2:] == 255).all()
