@@ -152,6 +152,24 @@ def test_what_the_host_raises_is_left_as_it_is_and_leaves_no_hooks(host, network
     assert not hooks(network) and not host.callbacks
 
 
+def test_neighbours_that_hook_or_replace_a_block_act_with_units_and_stay(host, network):
+    """As FreeU does, and as older extensions do."""
+    alone, plain = made(host, api())[0], made(host)[0]
+    block = network.output_blocks[2]
+    theirs = block.register_forward_hook(lambda _, __, h: h * torch.linspace(0.7, 1.3, h.shape[1])[:, None, None])
+    first = made(host)[0]
+    assert (made(host, api())[0] - alone).abs().max() > 1e-3 and (first - plain).abs().max() > 1e-3
+    assert torch.equal(made(host)[0], first) and hooks(network) == 1
+    theirs.remove()
+    kept = block.forward
+    block.forward = lambda *given: kept(*given) * 0.7
+    first = made(host)[0]
+    assert (made(host, api())[0] - first).abs().max() > 1e-3 and (made(host, api())[0] - alone).abs().max() > 1e-3
+    assert torch.equal(made(host)[0], first)
+    del block.forward
+    assert torch.equal(made(host, api())[0], alone) and not hooks(network)
+
+
 def test_a_copy_of_a_request_gets_its_own_sample_back(host):
     from controlnet_ext.webui.sampling import guide_samples, release
 
