@@ -169,7 +169,7 @@ class Acting:
         if getattr(self._model, "reads_latents", False):
             if maps.dtype != np.uint8:
                 raise ValueError(f"{self.name} reads latents of a picture, which an inpaint mask does not change")
-            return self._model.hint(self._host.encode(maps))
+            return self._model.hint(self._host.encode(maps, getattr(self._model, "shifted", True)))
         # A row of its own for each of x's, although they are often equal: convolutions of one row and of several differ
         # in their last bits, and diffusers' pipelines have several.
         rows = np.array(np.broadcast_to(maps, (len(step.x), *maps.shape[1:])))

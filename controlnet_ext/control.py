@@ -125,8 +125,9 @@ class Host(Protocol):
         """Random numbers on the CPU, the same in every run that starts from the same noise; the host's own are
         untouched."""
 
-    def encode(self, image: np.ndarray) -> Tensor:
-        """Latents `(B, C, h, w)`, scaled as the UNet sees them, of RGB uint8 `(H, W, 3)` or `(B, H, W, 3)`."""
+    def encode(self, image: np.ndarray, shifted: bool = True) -> Tensor:
+        """Latents `(B, C, h, w)`, scaled as the UNet sees them, of RGB uint8 `(H, W, 3)` or `(B, H, W, 3)`; where the
+        VAE has a shift, without it if not `shifted`."""
 
     def attentions(self) -> Iterable[tuple[str, Any, str]]:
         """The UNet's attention modules over pixels in the order in which they run: name, module, and place, which is
@@ -141,7 +142,8 @@ class ControlModel(Protocol):
     not. One that has `reads(kinds)` is asked for itself as it reads maps of these kinds (one for each image that acts,
     None: unknown), and raises ValueError if it does not. One with `together = True` is called once with a list of the
     hints of all images that act, instead of once for each. One with `reads_latents = True` is given latents of the maps
-    for `hint`, as `Host.encode` makes them; one with `reads_values = True` the maps' `values`.
+    for `hint`, as `Host.encode` makes them, with its `shifted` if it has one; one with `reads_values = True` the maps'
+    `values`.
     `global_average_pooling = True` confines it to the prompt's rows. One with `on(device)` is asked for itself as it
     computes there while its weights stay where they are, layer by layer, for units with `low_vram`."""
 

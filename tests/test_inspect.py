@@ -21,8 +21,6 @@ from preprocessors.maps import KINDS
 
 # The networks of newer bases as diffusers has them, as small as they go
 SMALL = {
-    "SD3": {"num_layers": 1, "attention_head_dim": 8, "num_attention_heads": 1, "caption_projection_dim": 8},
-    "Flux": {"num_layers": 1, "num_single_layers": 1, "attention_head_dim": 128, "num_attention_heads": 1},
     "Qwen-Image": {"num_layers": 1, "attention_head_dim": 128, "num_attention_heads": 1},
     "Z-Image": {"control_layers_places": [0], "control_refiner_layers_places": [0], "dim": 128, "n_heads": 1}
     | {"n_kv_heads": 1, "n_refiner_layers": 1, "control_in_dim": 16},

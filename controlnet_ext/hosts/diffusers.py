@@ -10,14 +10,16 @@ import torch
 from diffusers import UNet2DConditionModel, UNetMotionModel
 from torch import Tensor
 
-from ..control import Residuals, Step
+from ..control import Residuals, Span, Step
 from ..maps import Maps
+from ..models.transformer_controls import TransformerControl
 from ..noise import Noise
 from ..placing import placed
 from ..run import Run
 from ..unit import Unit, named
 from .diffusers_host import DiffusersHost
 from .noise_levels import noise_level
+from .transformer_calls import KINDS
 from .unet_calls import Call, Clock, prompted, rows
 from .unet_hook import hooked, is_compiled, uncompiled
 
@@ -30,8 +32,9 @@ def guide(pipe: Any, units: Iterable[Unit]) -> Iterator[None]:
     """Calls of `pipe` in this context are guided by `units`; afterwards pipe, UNet and models are as before.
 
     `pipe` is any diffusers pipeline whose UNet is a UNet2DConditionModel or a UNetMotionModel: text, images,
-    inpainting, SDXL, video; the UNet may be compiled, offloaded or carry LoRAs. Each call of it is one run, with its
-    own fractions and hints. Guides nest: residuals add up in order of entry, after those that the pipe itself passes.
+    inpainting, SDXL, video; or whose transformer is SD3's or Flux's. It may be compiled, offloaded or carry LoRAs.
+    Each call of it is one run, with its own fractions and hints. Guides nest: residuals add up in order of entry, after
+    those that the pipe itself passes.
     A model on another device works on the pipe's, and goes back in the end.
 
     Images are read on entering. ValueError, TypeError or FileNotFoundError says what cannot act: a model that does
@@ -41,7 +44,7 @@ def guide(pipe: Any, units: Iterable[Unit]) -> Iterator[None]:
     that a picture has no guidance. A block in which nothing runs is legal."""
     unet = _checked(pipe)
     guiding = Guiding(pipe, unet, units)
-    with guiding.models, hooked(pipe.unet, guiding):
+    with guiding.models, hooked(denoiser(pipe), guiding):
         yield
         guiding.check()
 
@@ -56,7 +59,7 @@ class Guiding:
         self._maps = []
         for i, unit in enumerate(self._units, 1):
             with named(f"unit {i}"):
-                self._maps.append(_ready(unit, unet, is_compiled(pipe.unet)))
+                self._maps.append(_ready(unit, unet, is_compiled(denoiser(pipe))))
         self.models = ExitStack()  # back to where they were
         self._pipe, self._host = pipe, DiffusersHost(pipe, unet)
         self._seen = pipe.scheduler, pipe.scheduler.timesteps
@@ -64,6 +67,8 @@ class Guiding:
         self._run: tuple[Run, Clock] | None = None
         self._rows: tuple[Any, Any] = (None, None)
         self._call: tuple[Step, Noise] | None = None  # the present one, if a unit acts after it
+        self._span: Span | None = None
+        self._shared: list[Residuals] = []  # of a step, for its further calls
 
     def sees(self, call: Call) -> bool:
         """Take note of a UNet call; whether a run begins with it."""
@@ -76,19 +81,25 @@ class Guiding:
         """What each unit adds in this UNet call."""
         if begins or self._run is None:
             self._run = None
-            clock = Clock(self._pipe, call.t)
+            clock = Clock(self._pipe, call.time(self._pipe.scheduler))
             for unit in self._units:
                 self.models.enter_context(placed(unit.model, CPU if unit.low_vram else call.x.device))
             self._run = Run(self._units, self._maps, clock.spans, self._host, self._runs), clock
             self._runs += 1
         run, clock = self._run
-        span, self._call = clock.span(), None
+        before, self._span, self._call = self._span, clock.span(), None
+        span = self._span
+        if call.shares and span is before and not begins:
+            return iter(self._shared)
         key = prompted(self._pipe), len(call.x)
         if begins or self._rows[0] != key:
             self._rows = key, rows(key[0], call)
         step = call.step(span, *(self._rows[1] if not clock.repeats else (None, None)))
         if run.acts_after(step):
             self._call = step, noise_level(self._pipe.scheduler, call.t.flatten()[0].item())
+        if call.shares:
+            self._shared = list(run.residuals(step))
+            return iter(self._shared)
         return run.residuals(step)
 
     def confirm(self) -> None:
@@ -139,6 +150,8 @@ def _ready(unit: Any, unet: Any, compiled: bool) -> Maps:
             f"{unit.model.architecture} acts inside the UNet's attention, where torch.compile does not notice it; "
             "guide the UNet as it was before"
         )
+    if type(unet).__name__ in KINDS:
+        _check_for_transformer(unit, type(unet).__name__)
     if hasattr(unit.model, "settle"):
         unit.model.settle(unet)
     maps = Maps(unit)
@@ -146,11 +159,35 @@ def _ready(unit: Any, unet: Any, compiled: bool) -> Maps:
     return maps
 
 
+def _check_for_transformer(unit: Unit, kind: str) -> None:
+    """ValueError on what acts on UNets only."""
+    if not isinstance(unit.model, TransformerControl):
+        raise ValueError(f"a {unit.model.architecture} for {unit.model.family} guides UNets, but the model is a {kind}")
+    asked = {
+        f"mode {unit.mode!r}": unit.mode != "balanced",
+        "layers": unit.layers is not None,
+        "region": unit.region is not None,
+        "inpaint": unit.inpaint is not None,
+        "after": unit.after is not None,
+    }
+    for name, is_asked in asked.items():
+        if is_asked:
+            raise ValueError(f"{name} of a unit acts on UNets only, but the model is a {kind}")
+
+
+def denoiser(pipe: Any) -> Any:
+    """The pipeline's UNet, or where it has none its transformer."""
+    unet = getattr(pipe, "unet", None)
+    return getattr(pipe, "transformer", None) if unet is None else unet
+
+
 def _checked(pipe: Any) -> Any:
     """The UNet of a pipeline that can be guided."""
-    name, unet = type(pipe).__name__, uncompiled(getattr(pipe, "unet", None))
+    name, unet = type(pipe).__name__, uncompiled(denoiser(pipe))
     if unet is None:
-        raise ValueError(f"{name} has no UNet; guide works on Stable Diffusion pipelines, 1.5 to XL, and their videos")
+        raise ValueError(f"{name} has no UNet; guide works on Stable Diffusion pipelines, their videos, and Flux")
+    if type(unet).__name__ in KINDS:
+        return unet
     if hasattr(pipe, "get_views"):
         raise ValueError(f"{name} asks the UNet for parts of the picture, of which each would have the whole map")
     if not isinstance(unet, UNet2DConditionModel | UNetMotionModel):

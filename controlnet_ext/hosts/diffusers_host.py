@@ -38,7 +38,7 @@ class DiffusersHost:
 
     @property
     def pixel_size(self) -> tuple[int, int]:
-        height, width = self.call.x.shape[-2:]
+        height, width = self.call.latent_size
         return height * self._pipe.vae_scale_factor, width * self._pipe.vae_scale_factor
 
     @property
@@ -49,9 +49,10 @@ class DiffusersHost:
             self._generator = torch.Generator().manual_seed(zlib.crc32(latents.numpy().tobytes()))
         return self._generator
 
-    def encode(self, image: np.ndarray) -> Tensor:
-        """The VAE's mode, not a sample, for RGB uint8 `(H, W, 3)` or `(B, H, W, 3)`."""
-        return encoded(self._pipe.vae, image, self.call.x.device).to(self.call.x.dtype)
+    def encode(self, image: np.ndarray, shifted: bool = True) -> Tensor:
+        """The VAE's mode, not a sample, for RGB uint8 `(H, W, 3)` or `(B, H, W, 3)`; without the VAE's shift, which
+        SD3's and Flux's have, if not `shifted`."""
+        return encoded(self._pipe.vae, image, self.call.x.device, shifted).to(self.call.x.dtype)
 
     def attentions(self) -> Iterator[tuple[str, Any, str]]:
         """All but motion modules, whose tokens are frames."""
@@ -62,13 +63,14 @@ class DiffusersHost:
 
 
 @torch.no_grad()
-def encoded(vae: Any, image: np.ndarray, device: torch.device) -> Tensor:
+def encoded(vae: Any, image: np.ndarray, device: torch.device, shifted: bool = True) -> Tensor:
     """The VAE's mode `(B, C, h, w)` as the UNet sees it, of RGB uint8 `(H, W, 3)` or `(B, H, W, 3)`."""
     pixels = torch.from_numpy(image.reshape(-1, *image.shape[-3:])).permute(0, 3, 1, 2).to(device)
     with _upcast(vae):
         found = vae.encode(pixels.to(vae.dtype) / 127.5 - 1)
     latents = found.latents if hasattr(found, "latents") else found.latent_dist.mode()
-    return latents * vae.config["scaling_factor"]
+    shift = vae.config.get("shift_factor") if shifted else None
+    return (latents if shift is None else latents - shift) * vae.config["scaling_factor"]
 
 
 @contextmanager

@@ -41,7 +41,7 @@ class LdmHost:
         return self._generator[1]
 
     @torch.no_grad()
-    def encode(self, image: np.ndarray) -> Tensor:
+    def encode(self, image: np.ndarray, shifted: bool = True) -> Tensor:
         """The VAE's mode, where it tells that and not a sample, for RGB uint8 `(H, W, 3)` or `(B, H, W, 3)`."""
         vae = self.model.first_stage_model
         pixels = torch.from_numpy(image.reshape(-1, *image.shape[-3:])).permute(0, 3, 1, 2).to(self._x.device)

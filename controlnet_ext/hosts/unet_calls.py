@@ -19,6 +19,8 @@ OTHER_PIPE = "another pipeline that shares the UNet needs a guide of its own"
 class Call:
     """The arguments of a UNet call, however they were passed."""
 
+    shares = False  # each call of a step has residuals of its own
+
     def __init__(self, unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]):
         self._names = list(inspect.signature(type(unet).forward).parameters)[1:]
         self._args, self._kwargs = args, kwargs
@@ -29,6 +31,15 @@ class Call:
         self.x = x.transpose(1, 2).flatten(0, 1) if x.ndim == 5 else x  # (B, C, F, h, w) to (B F, C, h, w)
         self.t = torch.as_tensor(t, device=x.device).reshape(-1)
         self.context = context
+
+    def time(self, scheduler: Any) -> Tensor:
+        """The scheduler's timestep of this call."""
+        return self.t
+
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """Height and width of the latents."""
+        return self.x.shape[-2], self.x.shape[-1]
 
     def step(self, span: Span, positive: Tensor | None, samples: Tensor | None) -> Step:
         t, context, added = (self._rows(value) for value in (self.t, self.context, self._added()))

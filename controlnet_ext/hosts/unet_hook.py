@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..control import Residuals
 from .beside import Beside, beside
+from .transformer_calls import KINDS, TransformerCall
 from .unet_calls import Call
 
 BUSY = "the UNet is guided in another thread; wait until that is done, or give each thread a UNet of its own"
@@ -50,7 +51,7 @@ class Hook:
         """The arguments with residuals, as forward pre-hooks give them; None where there is nothing to add."""
         if threading.get_ident() != self.thread:
             raise RuntimeError(BUSY)
-        call = Call(uncompiled(self.unet), args, kwargs)
+        call = call_of(uncompiled(self.unet), args, kwargs)
         begins = [guide.sees(call) for guide in self.guides]
         if any(begins) or call.x.shape != self._shape:
             self.detach()
@@ -165,6 +166,11 @@ def hooked(unet: Any, guide: Guide) -> Iterator[None]:
             finally:
                 if not hook.guides:
                     del _hooks[key]
+
+
+def call_of(unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The call of a UNet or a transformer."""
+    return (TransformerCall if type(unet).__name__ in KINDS else Call)(unet, args, kwargs)
 
 
 def is_compiled(unet: Any) -> bool:

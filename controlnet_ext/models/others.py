@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-# Control networks for transformers, which diffusers has: all of the marks are names of its tensors, or begin them.
+# Control networks for other transformers, which diffusers has: all of the marks are names of its tensors or begin them.
 # After each what diffusers (0.42) calls the network and a pipeline that runs it.
 NEWER = {
     "Z-Image": (("control_layers.", "control_all_x_embedder."), "ZImageControlNetModel", "ZImageControlNetPipeline"),
@@ -12,16 +12,6 @@ NEWER = {
         ("controlnet_blocks.", "controlnet_x_embedder.", "txt_norm."),
         "QwenImageControlNetModel",
         "QwenImageControlNetPipeline",
-    ),
-    "Flux": (
-        ("controlnet_blocks.", "controlnet_x_embedder.", "x_embedder."),
-        "FluxControlNetModel",
-        "FluxControlNetPipeline",
-    ),
-    "SD3": (
-        ("controlnet_blocks.", "pos_embed_input.", "transformer_blocks."),
-        "SD3ControlNetModel",
-        "StableDiffusion3ControlNetPipeline",
     ),
     "Hunyuan-DiT": (
         ("controlnet_blocks.", "input_block.", "blocks.", "text_embedder."),
