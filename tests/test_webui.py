@@ -490,25 +490,3 @@ def test_control_types_can_be_a_dropdown(host):
     assert isinstance(Parts(ControlNetScript(), 0, False)._type, gradio.Radio)
     host.options["controlnet_control_type_dropdown"] = True
     assert isinstance(Parts(ControlNetScript(), 0, False)._type, gradio.Dropdown)
-
-
-def test_forge_gets_our_preprocessors_and_no_panel(host, monkeypatch):
-    from controlnet_ext.webui import start
-
-    class Theirs:
-        def __init__(self, **values):
-            self.values = values
-
-    added = []
-    shared = SimpleNamespace(supported_preprocessors={"canny": None}, add_supported_preprocessor=added.append)
-    forge = SimpleNamespace(
-        __spec__=object(),
-        shared=shared,
-        supported_preprocessor=SimpleNamespace(Preprocessor=Theirs, PreprocessorParameter=Theirs),
-    )
-    monkeypatch.setitem(sys.modules, "modules_forge", forge)
-    assert start() is None
-    offered = {each.name: each for each in added}
-    assert "canny" not in offered and offered["threshold"].slider_1.values["label"] == "Threshold"
-    pixels = np.asarray(picture())
-    assert (offered["threshold"](pixels, 64, 127) == np.where(pixels.min(2) > 127, 255, 0)[..., None]).all()

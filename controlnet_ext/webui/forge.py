@@ -23,8 +23,12 @@ def is_here() -> bool:
 
 
 def register() -> None:
-    """Add the preprocessors that the host has none of."""
+    """Add the preprocessors and the kinds of control model that the host has none of."""
     from modules_forge import shared, supported_preprocessor
+
+    from . import forge_models
+
+    forge_models.register()
 
     there = {name.casefold() for name in getattr(shared, "supported_preprocessors", {})}
     for entry in registered():
