@@ -26,7 +26,10 @@
         const panel = part(tab, "panel");
         const on = panel.querySelectorAll(`[id^="${id(tab, "enabled_")}"] input:checked`).length;
         const label = panel.querySelector(".label-wrap > span");
-        label.textContent = on ? `ControlNet (${on} on)` : "ControlNet";
+        const words = on ? `ControlNet (${on} on)` : "ControlNet";
+        if (label.textContent !== words) {  // a change is an update of the page, after which the host calls again
+            label.textContent = words;
+        }
     }
 
     function watch(tab, unit) {

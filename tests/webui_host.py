@@ -6,6 +6,7 @@ from __future__ import annotations
 import sys
 import threading
 from contextlib import contextmanager
+from functools import wraps
 from itertools import pairwise
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -58,13 +59,11 @@ class Script:
         return f"script_{self.title().lower()}_{name}"  # type: ignore[attr-defined]
 
 
-def install(monkeypatch: Any, folder: Any, unet: Any) -> SimpleNamespace:
-    """Put the stand-ins into sys.modules; what the tests change of them."""
+def install(monkeypatch: Any, folder: Any, unet: Any, gradio: Any = None) -> SimpleNamespace:
+    """Put the stand-ins into sys.modules, also for gradio where none is given; what the tests change of them."""
     callbacks: list[Any] = []
     callback = {f"on_{name}": [] for name in ("ui_settings", "app_started", "before_ui")}
-    gradio = _module("gradio", __version__="3.41.2", update=lambda **values: values)
-    for name in COMPONENTS.split():
-        setattr(gradio, name, type(name, (Component,), {}))
+    gradio = gradio or _gradio()
     options = Options(outdir_samples="", outdir_txt2img_samples=str(folder / "results"))
     host = SimpleNamespace(
         callbacks=callbacks,
@@ -88,7 +87,7 @@ def install(monkeypatch: Any, folder: Any, unet: Any) -> SimpleNamespace:
         "devices": _module("modules.devices", device=torch.device("cpu"), dtype_unet=torch.float32),
         "paths": _module("modules.paths", models_path=str(folder / "models"), data_path=str(folder)),
         "call_queue": _module("modules.call_queue", queue_lock=threading.Lock()),
-        "ui_components": _module("modules.ui_components", ToolButton=type("ToolButton", (Component,), {})),
+        "ui_components": _module("modules.ui_components", ToolButton=_tool_button(gradio, monkeypatch)),
     }
     monkeypatch.setitem(sys.modules, "gradio", gradio)
     monkeypatch.setitem(sys.modules, "modules", _module("modules", **parts))
@@ -96,6 +95,28 @@ def install(monkeypatch: Any, folder: Any, unet: Any) -> SimpleNamespace:
         monkeypatch.setitem(sys.modules, f"modules.{name}", part)
     host.shared = parts["shared"]
     return host
+
+
+def _gradio() -> ModuleType:
+    made = _module("gradio", __version__="3.41.2", update=lambda **values: values)
+    for name in COMPONENTS.split():
+        setattr(made, name, type(name, (Component,), {}))
+    return made
+
+
+def _tool_button(gradio: Any, monkeypatch: Any) -> Any:
+    if hasattr(gradio, "component_meta"):  # gradio 4 writes a .pyi beside each file that has components
+        monkeypatch.setattr(gradio.component_meta, "create_or_modify_pyi", lambda *_: None)
+
+    class ToolButton(gradio.Button):  # type: ignore[misc]
+        @wraps(gradio.Button.__init__)  # gradio 4 tells the page what the signature names
+        def __init__(self, value: str, tooltip: str = "", **values: Any):
+            super().__init__(value=value, **values)
+
+        def get_block_name(self) -> str:
+            return "button"
+
+    return ToolButton
 
 
 @contextmanager

@@ -21,7 +21,8 @@ def drawn(value: Any) -> Any:
         return {**value, "mask": mask if np.any(mask) else None}
     layers = [layer for layer in value.get("layers") or () if layer is not None]
     painted = [np.where(layer[..., 3:] > 0, np.uint8(255), np.uint8(0)).repeat(3, 2) for layer in layers]
-    return {"image": value["background"], "mask": np.maximum.reduce(painted) if painted else None}
+    mask = np.maximum.reduce(painted) if painted else None
+    return {"image": value["background"], "mask": mask if np.any(mask) else None}
 
 
 def image_of(value: Any) -> tuple[Any, Any]:
