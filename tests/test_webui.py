@@ -225,9 +225,12 @@ def test_png_info_comes_back_to_the_panel(host):
     said = {"Steps": "4", "ControlNet 0": text}
     pasted = {c.values["elem_id"]: read(said) for c, read in script.infotext_fields}
     unit = {name.removeprefix("script_controlnet_").removesuffix("_0"): v for name, v in pasted.items() if "_0" in name}
-    assert unit["enabled"] is True and unit["module"] == "canny" and unit["weight"] == 0.6
-    assert unit["model"].startswith("diffusion_pytorch_model [") and unit["weight_schedule"] == "0.2@0, 1@0.3"
+    assert unit["enabled"] is True and unit["module"]["value"] == "canny" and unit["weight"] == 0.6
+    assert unit["type"] == "All" and "softedge_teed" in unit["module"]["choices"]  # whatever type was chosen
+    assert unit["model"]["value"].startswith("diffusion_pytorch_model [") and unit["weight_schedule"] == "0.2@0, 1@0.3"
     assert unit["control_mode"] == "My prompt is more important" and unit["hr_option"] == "Low res only"
+    low = unit["threshold_a"]
+    assert (low["value"], low["minimum"], low["maximum"], low["label"], low["visible"]) == (50.5, 0, 255, "Low", True)
     for component, read in script.infotext_fields:  # the host's API makes a value of the type of the component's
         if isinstance(value := read(said), bool | int | float | str):
             assert type(component.value)(value) == value
@@ -378,6 +381,18 @@ def test_requests_attributes_count_only_where_the_settings_say_so(host):
     assert said[0]["weight"] == said[1]["weight"] == 0.3 and said[0]["threshold_a"] == 7
 
 
+def test_a_preset_sets_the_sliders_as_its_module_has_them(host):
+    from controlnet_ext.webui import actions, presets
+
+    presets.save("mine", {"module": "canny", "processor_res": 256, "threshold_a": 50, "threshold_b": 150})
+    set_ = dict(zip(presets.FIELDS, actions.loaded("mine"), strict=False))
+    assert [set_[name]["value"] for name in actions.SLIDERS] == [256, 50, 150]
+    assert all(set_[name]["visible"] for name in actions.SLIDERS) and set_["threshold_b"]["maximum"] == 255
+    presets.save("theirs", {"module": "a net of nobody's", "weight": 0.5})
+    *updates, said = actions.loaded("theirs")
+    assert not any(updates) and "a net of nobody" in said
+
+
 def test_presets_are_kept_and_broken_ones_do_not_stop_the_panel(host, tmp_path):
     from controlnet_ext.webui import presets
 
@@ -487,6 +502,6 @@ def test_control_types_can_be_a_dropdown(host):
     from controlnet_ext.webui.panel import Parts
     from controlnet_ext.webui.script import ControlNetScript
 
-    assert isinstance(Parts(ControlNetScript(), 0, False)._type, gradio.Radio)
+    assert isinstance(Parts(ControlNetScript(), 0, False).parts["type"], gradio.Radio)
     host.options["controlnet_control_type_dropdown"] = True
-    assert isinstance(Parts(ControlNetScript(), 0, False)._type, gradio.Dropdown)
+    assert isinstance(Parts(ControlNetScript(), 0, False).parts["type"], gradio.Dropdown)

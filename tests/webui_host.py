@@ -31,7 +31,7 @@ class Component:
     def click(self, function: Any, inputs: Any = None, outputs: Any = None) -> None:
         self.events.append((function, inputs, outputs))
 
-    change = click
+    change = input = click
 
     @property
     def value(self) -> Any:

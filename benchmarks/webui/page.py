@@ -56,13 +56,16 @@ class Tab:
     def fresh(self) -> None:
         self.browser.get(self._url)
         self.until(lambda: self.one(f"{UNIT}panel .label-wrap").is_displayed())
-        self.until(lambda: not self.browser.find_elements(By.CSS_SELECTOR, "#txt2img_generate[disabled]"))
+        self.until(lambda: not self.all("#txt2img_generate[disabled]"))
         time.sleep(3)  # the page's own scripts
         self.one(f"{UNIT}panel .label-wrap").click()
         self.until(lambda: self.one(f"{UNIT}run_0").is_displayed())
 
     def one(self, selector: str) -> Any:
         return self.browser.find_element(By.CSS_SELECTOR, selector)
+
+    def all(self, selector: str) -> list[Any]:
+        return self.browser.find_elements(By.CSS_SELECTOR, selector)
 
     def until(self, true: Callable[[], Any]) -> Any:
         """What it gives once that is something. TimeoutError after SECONDS."""
@@ -77,14 +80,14 @@ class Tab:
 
     def click_word(self, part: str, word: str) -> None:
         """Choose a radio's word."""
-        labels = self.browser.find_elements(By.CSS_SELECTOR, f"{UNIT}{part}_0 label")
+        labels = self.all(f"{UNIT}{part}_0 label")
         next(label for label in labels if label.text == word).click()
 
     def value(self, part: str, kind: str = "") -> str:
         return str(self.one(f"{UNIT}{part}_0 input{kind}").get_attribute("value"))
 
     def chosen(self, part: str) -> list[str]:
-        labels = self.browser.find_elements(By.CSS_SELECTOR, f"{UNIT}{part}_0 label")
+        labels = self.all(f"{UNIT}{part}_0 label")
         return [label.text for label in labels if label.find_element(By.TAG_NAME, "input").is_selected()]
 
     def write(self, selector: str, value: Any) -> None:
@@ -112,9 +115,8 @@ def _worked(tab: Tab) -> Iterator[Seen]:
     yield Seen("page: an upload switches the unit on", str(on), on)
     tab.click_word("type", "Canny")
     tab.until(lambda: tab.value("module") == "canny")
-    yield Seen(
-        "control type Canny: preprocessor and model", f"canny, {tab.value('model')}", tab.value("model") != "None"
-    )
+    words = f"canny, {tab.value('model')}"
+    yield Seen("control type Canny: preprocessor and model", words, tab.value("model") != "None")
     tab.one(f"{UNIT}run_0").click()
     tab.until(lambda: tab.one(f"{UNIT}preview_0 img").is_displayed())
     tab.one(f"{UNIT}size_0").click()
@@ -126,6 +128,7 @@ def _worked(tab: Tab) -> Iterator[Seen]:
     tab.write("#txt2img_seed input[type=number]", ASKED["seed"])
     tab.write("#txt2img_prompt textarea", ASKED["prompt"])
     tab.write(f"{UNIT}weight_0 input[type=number]", 0.9)
+    tab.write(f"{UNIT}threshold_a_0 input[type=number]", 60)
     tab.click_word("control_mode", MODE)
 
 
@@ -136,9 +139,12 @@ def _pasted(tab: Tab, first: np.ndarray, text: str) -> Iterator[Seen]:
     time.sleep(1)
     tab.one("#paste").click()
     tab.until(lambda: tab.value("weight", "[type=number]") == "0.9")
-    there = tab.until(lambda: tab.browser.find_elements(By.CSS_SELECTOR, f"{UNIT}image_0 img, {UNIT}image_0 canvas"))
-    found = tab.value("module"), tab.value("model"), *tab.chosen("control_mode")
-    yield Seen("pasted into a new page", f"{', '.join(found)}, and the image", bool(there) and found[-1] == MODE)
+    there = tab.until(lambda: tab.all(f"{UNIT}image_0 img, {UNIT}image_0 canvas"))
+    time.sleep(2)  # what a change of the module would do
+    low = tab.value("threshold_a", "[type=number]")
+    found = tab.value("module"), tab.value("model"), low, *tab.chosen("control_mode")
+    right = bool(there) and found[-2:] == ("60", MODE)
+    yield Seen("pasted into a new page", f"{', '.join(found)}, and the image", right)
     far = apart(first, tab.generated())
     yield Seen("Generate there", "equal" if far == 0 else f"{far} of 255 apart", far == 0)
 

@@ -20,27 +20,40 @@ from .drawn import image_of
 WRONG = (ValueError, TypeError, OSError, RuntimeError)  # whose words are for the user
 
 
+SLIDERS = ("processor_res", "threshold_a", "threshold_b")  # fields of a unit, whose meaning is the module's
+
+
 def of_type(kind: str) -> list[Any]:
-    """Modules and models of a control type."""
+    """Modules and models of a control type, and the sliders."""
     found = control_types(host.shelf().names)[kind]
     return [
         gr.update(choices=found["module_list"], value=found["default_option"]),
         gr.update(choices=found["model_list"], value=found["default_model"]),
+        *sliders_of(found["default_option"]),
     ]
 
 
-def sliders_of(name: str) -> list[Any]:
-    """The three sliders as a module has them."""
+def among_all(field: str, value: Any) -> Any:
+    """A module or model with those of all control types to choose from."""
+    found = control_types(host.shelf().names)["All"]
+    return gr.update(choices=found[f"{field}_list"], value=value)
+
+
+def sliders_of(name: str, *values: Any) -> list[Any]:
+    """The three sliders as a module has them, at these values, or its defaults where there are none or None."""
     entry = module(name)
     shown: list[Any] = list(sliders(entry)) if entry else []
     if not shown or shown[0]["name"] != "Preprocessor Resolution":
         shown = [None, *shown]
-    return [gr.update(visible=False) if each is None else _slider(each) for each in (*shown, None, None)[:3]]
+    at = values or (None,) * len(SLIDERS)
+    return [_slider(each, value) for each, value in zip((*shown, None, None)[: len(SLIDERS)], at, strict=True)]
 
 
-def _slider(said: dict[str, Any]) -> Any:
+def _slider(said: dict[str, Any] | None, value: Any) -> Any:
+    if said is None:
+        return gr.update(visible=False)
     bounds = {"minimum": said["min"], "maximum": said["max"], "step": said["step"]}
-    return gr.update(visible=True, label=said["name"], value=said["value"], **bounds)
+    return gr.update(visible=True, label=said["name"], value=said["value"] if value is None else value, **bounds)
 
 
 def refreshed(kind: str, chosen: str) -> Any:
@@ -78,8 +91,8 @@ def draw(text: str) -> tuple[Any, str]:
 
 
 def used(pixels: Any) -> list[Any]:
-    """The map as a unit's image, which then needs no preprocessor."""
-    return [gr.update()] * 3 if pixels is None else [pixels, "none", True]
+    """The map as a unit's image, which then needs no preprocessor, and no sliders."""
+    return [gr.update()] * 6 if pixels is None else [pixels, "none", True, *sliders_of("none")]
 
 
 def saved(name: str, *values: Any) -> tuple[Any, str]:
@@ -92,12 +105,16 @@ def saved(name: str, *values: Any) -> tuple[Any, str]:
 
 
 def loaded(name: str) -> list[Any]:
-    """What a preset says of each of its fields, and a sentence."""
+    """What a preset says of each of its fields, all control types, and a sentence."""
     try:
         said = presets.load(name)
+        slid = sliders_of(str(said.get("module")), *map(said.get, SLIDERS))
     except WRONG as error:
-        return [*[gr.update()] * len(presets.FIELDS), html.escape(str(error))]
-    return [*(gr.update(value=said[key]) if key in said else gr.update() for key in presets.FIELDS), ""]
+        return [*[gr.update()] * len(presets.FIELDS), gr.update(), html.escape(str(error))]
+    updates = {key: gr.update(value=said[key]) if key in said else gr.update() for key in presets.FIELDS}
+    updates |= {key: among_all(key, said[key]) for key in ("module", "model") if key in said}
+    updates |= zip(SLIDERS, slid, strict=True)
+    return [*updates.values(), "All", ""]
 
 
 def forgotten(name: str) -> tuple[Any, str]:

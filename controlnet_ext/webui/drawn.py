@@ -22,7 +22,10 @@ def drawn(value: Any) -> Any:
     layers = [layer for layer in value.get("layers") or () if layer is not None]
     painted = [np.where(layer[..., 3:] > 0, np.uint8(255), np.uint8(0)).repeat(3, 2) for layer in layers]
     mask = np.maximum.reduce(painted) if painted else None
-    return {"image": value["background"], "mask": mask if np.any(mask) else None}
+    image = value["background"]
+    if image is not None and image.shape[2] == 4 and not image[..., 3].any():
+        image = None  # gradio 4 gives a transparent one where there is none
+    return {"image": image, "mask": mask if np.any(mask) else None}
 
 
 def image_of(value: Any) -> tuple[Any, Any]:

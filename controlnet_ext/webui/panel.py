@@ -84,7 +84,7 @@ class Parts:
         names = host.shelf().names
         shown = gr.Dropdown if settings.value("controlnet_control_type_dropdown", False) else gr.Radio
         types = list(control_types(names))
-        self._type = shown(types, value="All", label="Control Type", elem_id=self._id("type"))
+        self.parts["type"] = shown(types, value="All", label="Control Type", elem_id=self._id("type"))
         with gr.Row():
             self._choice("module", "Preprocessor", list(module_list(True)["module_list"]), "none")
             self._run = self._tool("run", "💥", "Make the map")
@@ -132,17 +132,17 @@ class Parts:
 
     def _wire(self) -> None:
         parts = self.parts
-        slid = [parts[name] for name in ("processor_res", "threshold_a", "threshold_b")]
-        self._type.change(actions.of_type, [self._type], [parts["module"], parts["model"]])
-        parts["module"].change(actions.sliders_of, [parts["module"]], slid)
-        self._refresh.click(actions.refreshed, [self._type, parts["model"]], [parts["model"]])
-        asked = [parts[name] for name in ("image", "mask", "module", "processor_res", "threshold_a", "threshold_b")]
+        slid = [parts[name] for name in actions.SLIDERS]
+        parts["type"].input(actions.of_type, [parts["type"]], [parts["module"], parts["model"], *slid])
+        parts["module"].input(actions.sliders_of, [parts["module"]], slid)  # not what is pasted or of a preset
+        self._refresh.click(actions.refreshed, [parts["type"], parts["model"]], [parts["model"]])
+        asked = [parts["image"], parts["mask"], parts["module"], *slid]
         self._run.click(actions.preview, asked, [self._preview, self._message, parts["pose"], self._pose_box])
         self._draw.click(actions.draw, [parts["pose"]], [self._preview, self._message])
-        self._use.click(actions.used, [self._preview], [parts["image"], parts["module"], parts["enabled"]])
+        self._use.click(actions.used, [self._preview], [parts["image"], parts["module"], parts["enabled"], *slid])
         kept = [parts[name] for name in presets.FIELDS]
         self._save.click(actions.saved, [self._preset, *kept], [self._preset, self._message])
-        self._load.click(actions.loaded, [self._preset], [*kept, self._message])
+        self._load.click(actions.loaded, [self._preset], [*kept, parts["type"], self._message])
         self._forget.click(actions.forgotten, [self._preset], [self._preset, self._message])
 
 

@@ -10,6 +10,7 @@ import gradio as gr
 from ..server.infotext import FIELDS, read_unit_text
 from ..server.modules import module
 from . import host
+from .actions import SLIDERS, among_all, sliders_of
 from .originals import WORDS, brought
 
 
@@ -24,7 +25,8 @@ def pasted(place: int, parts: dict[str, Any]) -> list[tuple[Any, Any]]:
         return lambda said: _picture(name, str(said[key])) if key in said else None
 
     texts = [(parts[name], of(name)) for name in sorted(FIELDS)]
-    return texts + [(parts[name], pictured(name)) for name in WORDS]
+    types = [(parts["type"], lambda said: "All" if key in said else None)]
+    return types + texts + [(parts[name], pictured(name)) for name in WORDS]
 
 
 def _picture(field: str, text: str) -> Any:
@@ -41,14 +43,24 @@ def _value(name: str, said: dict[str, Any], key: str) -> Any:
     if name == "enabled":
         return unit.get(name, True)
     value = unit.get(name)
+    if name in SLIDERS and "module" in unit:
+        return _slider(name, unit)
     if name in ("weight_schedule", "advanced_weighting"):
         return ", ".join(map(str, value)) if isinstance(value, list) else value or ""
     try:
         if name == "module" and value is not None:
             entry = module(str(value))
-            return entry.label if entry else "none"
+            return among_all(name, entry.label if entry else "none")
         if name == "model" and value is not None:
-            return host.shelf().find(str(value))
+            return among_all(name, host.shelf().find(str(value)))
     except ValueError:
-        return "none" if name == "module" else "None"
+        return among_all(name, "none" if name == "module" else "None")
     return value
+
+
+def _slider(name: str, unit: dict[str, Any]) -> Any:
+    """A slider as the module has it, at the value of the text; as it is where nobody knows the module."""
+    try:
+        return sliders_of(str(unit["module"]), *map(unit.get, SLIDERS))[SLIDERS.index(name)]
+    except ValueError:
+        return unit.get(name)
