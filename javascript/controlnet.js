@@ -12,8 +12,13 @@
         }
     }
 
+    function shown(tab, unit) {  // gradio 4 has a canvas also where there is no image
+        const box = part(tab, `image_${unit}`);
+        return box.querySelector(".empty") ? null : box.querySelector("img, canvas");
+    }
+
     function takeSize(tab, unit) {
-        const image = part(tab, `image_${unit}`).querySelector("img, canvas");
+        const image = shown(tab, unit);
         const width = image && (image.naturalWidth || image.width);
         const height = image && (image.naturalHeight || image.height);
         if (width && height) {
@@ -37,7 +42,7 @@
         const enabled = part(tab, `enabled_${unit}`).querySelector("input");
         let had = false;
         new MutationObserver(() => {
-            const has = image.querySelector("img, canvas") !== null;
+            const has = shown(tab, unit) !== null;
             if (has && !had && !enabled.checked) {
                 enabled.click();
             }

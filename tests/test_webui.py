@@ -388,6 +388,9 @@ def test_a_preset_sets_the_sliders_as_its_module_has_them(host):
     set_ = dict(zip(presets.FIELDS, actions.loaded("mine"), strict=False))
     assert [set_[name]["value"] for name in actions.SLIDERS] == [256, 50, 150]
     assert all(set_[name]["visible"] for name in actions.SLIDERS) and set_["threshold_b"]["maximum"] == 255
+    assert [set(update) for update in actions.of_type("All")] == [{"choices"}, {"choices"}, set(), set(), set()]
+    module, _, _, low, high = actions.of_type("Canny")
+    assert (module["value"], low["value"], high["value"]) == ("canny", 100, 200)
     presets.save("theirs", {"module": "a net of nobody's", "weight": 0.5})
     *updates, said = actions.loaded("theirs")
     assert not any(updates) and "a net of nobody" in said

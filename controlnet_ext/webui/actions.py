@@ -24,8 +24,11 @@ SLIDERS = ("processor_res", "threshold_a", "threshold_b")  # fields of a unit, w
 
 
 def of_type(kind: str) -> list[Any]:
-    """Modules and models of a control type, and the sliders."""
+    """Modules and models of a control type, and the sliders. All of them leave the unit as it is: gradio 4 calls this
+    also when a preset or PNG info sets the type."""
     found = control_types(host.shelf().names)[kind]
+    if kind == "All":
+        return [*(gr.update(choices=found[f"{field}_list"]) for field in ("module", "model")), *[gr.update()] * 3]
     return [
         gr.update(choices=found["module_list"], value=found["default_option"]),
         gr.update(choices=found["model_list"], value=found["default_model"]),

@@ -108,7 +108,7 @@ class Parts:
         self._flag("loopback", "Loopback: from the second picture on, its image is the one before", False)
 
     def _text(self, name: str, label: str, **more: Any) -> None:
-        self.parts[name] = gr.Textbox(label=label, elem_id=self._id(name), **more)
+        self.parts[name] = gr.Textbox("", label=label, elem_id=self._id(name), **more)
 
     def _upload(self, name: str, label: str) -> None:
         source: Any = {"source": "upload"} if OLD else {"sources": ["upload"]}
