@@ -1,13 +1,14 @@
 """A step of SD1.5 or SDXL at its real width, random weights: unguided, guided by us, and by diffusers' own ControlNet
 pipeline.
 
-    python benchmarks/step.py [--rounds 3] [--steps 3] [--size 512]
+    python benchmarks/step.py [--rounds 3] [--steps 3] [--size 512] [--compiled]
     python benchmarks/step.py --device cuda --dtype float16 --steps 20 [--pictures 4] [--shape SDXL --size 1024]
 
 They take turns, each with the same ControlNet and two rows a picture for guidance; a step is what lies between two
 callbacks of the pipeline: UNet, ControlNet, guidance and scheduler. The first step of each call is its warm-up, which
-also holds our hint. On a GPU ours comes twice, also without a stream of its own for the net. Then one more guided
-call, with a wait for the device at each boundary, shows where the time goes.
+also holds our hint. On a GPU ours comes twice, also without a stream of its own for the net; with --compiled once more,
+the net through torch.compile (mode "reduce-overhead": CUDA graphs on a GPU), compiled before it counts. Then one more
+guided call, with a wait for the device at each boundary, shows where the time goes.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import ExitStack
+from copy import copy
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -70,6 +72,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=1)
     parser.add_argument("--size", type=int, default=512, help="height and width of the picture")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--compiled", action="store_true", help="an arm with the network through torch.compile")
     parser.add_argument("--steps", type=int, default=3, help="steps of each call, of which the first is warm-up")
     options = parser.parse_args()
     machine = torch.cuda.get_device_name() if options.device == "cuda" else cpu()
@@ -116,11 +119,22 @@ def compare(options: argparse.Namespace) -> None:
         finally:
             unet_hook.beside = kept
 
+    compiled = copy(ours)
+
+    def compiled_net() -> Result:
+        with guide(plain, [Unit(compiled, picture)]):
+            return steps(plain, device, given)
+
+    if options.compiled:
+        compiled.compile(mode="reduce-overhead")
+        for _ in range(2):  # compiled in the first, recorded in the second
+            compiled_net()
     ways: dict[str, Callable[[], Result]] = {
         "unguided": lambda: steps(plain, device, given),
         "diffusers": lambda: steps(controlled, device, given | {"image": picture}),
         "ours": guided,
         **({"one stream": on_one_stream} if device == "cuda" else {}),
+        **({"compiled": compiled_net} if options.compiled else {}),
     }
     walls, works, latents = defaultdict(list), defaultdict(list), {}
     for _ in range(options.rounds):
@@ -138,7 +152,8 @@ def compare(options: argparse.Namespace) -> None:
             ratio = statistics.median(seconds) / statistics.median(times["diffusers"])
             shown = f"{statistics.median(seconds):8.4f} ({min(seconds):.4f} to {max(seconds):.4f})"
             print(f"  {name:10} {shown}  {ratio:.3f} x diffusers")
-    print(f"largest difference of latents {(latents['ours'] - latents['diffusers']).abs().max().item():g}")
+    for name in latents.keys() - {"unguided", "diffusers"}:
+        print(f"largest difference of latents, {name}: {(latents[name] - latents['diffusers']).abs().max().item():g}")
     where(guided, device, options.steps, ours, unet)
 
 

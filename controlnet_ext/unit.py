@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     Picture = str | os.PathLike[str] | bytes | np.ndarray | Image | ControlMap
 
 PASSES = ("both", "first", "second")
+COMPILE = "ControlNets that load() gave have net.compile(...), other kinds run as they are"
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +88,8 @@ class Unit:
     def __post_init__(self) -> None:
         if isinstance(self.model, type) or not callable(getattr(self.model, "hint", None)):
             raise TypeError(f"model {_short(self.model)} is no control model; load(path) gives one")
+        if hasattr(self.model, "_orig_mod") or getattr(self.model, "_compiled_call_impl", None) is not None:
+            raise ValueError(f"the {self.model.architecture} is compiled around what a unit calls of it: {COMPILE}")
         if isinstance(self.image, tuple) and not self.image:
             raise ValueError("image () is an empty tuple, expected images that act together")
         for image in self.alternatives:

@@ -66,3 +66,29 @@ def test_on_a_stream_of_its_own_the_net_gives_the_same_bits(monkeypatch: pytest.
     monkeypatch.setattr(unet_hook, "beside", lambda device: None)
     plain = guided()
     assert all(torch.equal(each, plain) for each in apart)
+
+
+@pytest.mark.parametrize("compiled_unet", [False, True])
+def test_cuda_graphs_of_two_nets_give_the_same_guidance(compiled_unet: bool) -> None:
+    nets = [ControlNet.load(theirs.state_dict(), theirs.config) for theirs in map(tiny.control, ["SD1.5"] * 2, [2, 3])]
+    pipe = fresh(StableDiffusionPipeline).to("cuda")
+    for net in nets:
+        net.to("cuda")
+    units = [
+        Unit(nets[0], tiny.picture(), weight="1@0, 0.2@1"),
+        Unit(nets[0], tiny.picture(1), weight=0.6, reuse=2),
+        Unit(nets[1], tiny.picture(2), mode="control"),
+    ]
+
+    def guided() -> torch.Tensor:
+        with guide(pipe, units):
+            return run(pipe, steps=8)
+
+    plain, expected = run(pipe, steps=8), guided()
+    for net in nets:
+        net.compile(mode="reduce-overhead")
+    if compiled_unet:
+        pipe.unet.compile(mode="reduce-overhead")
+    for _ in range(3):  # compiled, recorded, replayed
+        assert torch.allclose(guided(), expected, rtol=0, atol=2e-3)
+    assert (expected - plain).abs().max() > 1e-2

@@ -20,6 +20,7 @@ from .keys import DIFFUSERS, PREFIX
 from .layers import apply, like
 from .layout import Layout, misfit
 from .plan import Plan
+from .running import Running
 from .sharing import pooling
 from .strict import check_names, check_values
 
@@ -28,7 +29,7 @@ PARTS = ("weight", "bias", "up", "down")
 OWN = ("controlnet_cond_embedding.", "controlnet_down_blocks.", "controlnet_mid_block.")  # what UNets have not
 
 
-class ControlLora(nn.Module):
+class ControlLora(Running):
     """Residuals as of a ControlNet whose weights are W + up·down, W the UNet's, made layer by layer when they are
     wanted: more than the file's own size is one layer's weights. `settle(unet)` says which UNet; LoRAs on it are left
     out. W follows to x's device where the UNet is offloaded as a whole. It computes in the file's dtype."""
@@ -44,7 +45,6 @@ class ControlLora(nn.Module):
         self._config = dict(config)
         self.global_average_pooling = config.get("global_pool_conditions")
         self._built: tuple[Callable[[], Any], ControlNet] | None = None  # for which UNet
-        self.streams_to: torch.device | None = None
 
     def settle(self, unet: Any) -> None:
         """Build the network on this diffusers UNet's weights, unless that is done or it has none. ValueError says why
@@ -82,12 +82,6 @@ class ControlLora(nn.Module):
         check_names(missing, [name for name in own if name not in used])
         return net
 
-    def on(self, device: torch.device) -> ControlLora:
-        """As `ControlNet.on`."""
-        streamed = copy(self)
-        streamed.streams_to = device
-        return streamed
-
     def reads(self, kinds: Sequence[str | None]) -> ControlLora:
         """As `ControlNet.reads`."""
         return pooling(self) if self.global_average_pooling is None and set(kinds) == {"shuffle"} else self
@@ -100,6 +94,7 @@ class ControlLora(nn.Module):
     def forward(self, step: Step, hint: Tensor) -> Residuals:
         """As `ControlNet.forward`. ValueError when the UNet is gone or its weights are offloaded piece by piece."""
         net = copy(self._net())
+        net.blocks = self.blocks
         net.global_average_pooling = self.global_average_pooling
         return net(step, hint)
 

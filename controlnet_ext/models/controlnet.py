@@ -4,7 +4,6 @@ UNet's skips."""
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from copy import copy
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -25,11 +24,12 @@ from .keys import DIFFUSERS, LDM, PREFIX, ZEROS
 from .layers import Conv2d
 from .layout import Layout, misfit
 from .plan import Plan
+from .running import Running
 from .sharing import pooling
 from .strict import SMALL, fill
 
 
-class ControlNet(nn.Module):
+class ControlNet(Running):
     """Residuals for each skip and the middle block of a frozen UNet, from x, the prompt and a map. Equal to the bit
     to `diffusers.ControlNetModel`, under the same names of submodules.
 
@@ -57,7 +57,6 @@ class ControlNet(nn.Module):
         self.global_average_pooling = plan.pooled
         self._borrowed = False  # whether plan.heads and plan.groups come from a UNet
         self.difference: Difference | None = None
-        self.streams_to: torch.device | None = None
         first, last = plan.widths[0], len(plan.widths) - 1
         common = Common(4 * first, plan.context or 1, plan.groups, plan.linear)
         heads = plan.heads or plan.likely_heads
@@ -104,13 +103,6 @@ class ControlNet(nn.Module):
                 tensors[name] = torch.zeros(t.shape, dtype=like.dtype, device=like.device)
         fill(net, tensors)
         return net
-
-    def on(self, device: torch.device) -> ControlNet:
-        """This network computing on `device` with the same weights, which stay where they are: each layer's are copied
-        there when it is called, and forgotten."""
-        streamed = copy(self)
-        streamed.streams_to = device
-        return streamed
 
     @property
     def device(self) -> torch.device:
@@ -168,12 +160,8 @@ class ControlNet(nn.Module):
             if step.added is None:
                 raise ValueError("an SDXL ControlNet needs the step's added vector (pooled prompt and sizes)")
             time = time + self.add_embedding(rows("added vectors", step.added.to(dtype), step))
-        skips = [read(self.conv_in(step.x[:, : self.plan.channels].to(dtype)))]
-        for level in self.down_blocks:
-            skips += level(skips[-1], time, context, step.frames)
-        middle = self.mid_block(skips[-1], time, context)
-        outputs = [zero(skip) for zero, skip in zip(self.controlnet_down_blocks, skips, strict=True)]
-        outputs.append(self.controlnet_mid_block(middle))
+        x = read(self.conv_in(step.x[:, : self.plan.channels].to(dtype)))
+        outputs = self.blocks(self, x, time, context, step.frames)
         if self.global_average_pooling:
             outputs = [output.mean(dim=(2, 3), keepdim=True) for output in outputs]
         *skips, middle = (output.to(step.x.dtype) for output in outputs)

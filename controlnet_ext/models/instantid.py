@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..control import Residuals, Step
 from .controlnet import ControlNet
-from .sharing import streamed
+from .sharing import Around
 
 
-class InstantID(nn.Module):
+class InstantID(Around):
     """The ControlNet `net` with `face (T, D)` or `(1, T, D)` in place of the prompt on the prompt's rows, and `absent`
     on the others: what InstantID's resampler makes of a face's embedding, and of zeros. Without `absent` all rows read
     the face. The map is a picture of the face's key points. ValueError on embeddings that do not fit the net or each
@@ -40,10 +40,6 @@ class InstantID(nn.Module):
     def settle(self, unet: Any) -> None:
         """As `ControlNet.settle`."""
         self.net.settle(unet)
-
-    def on(self, device: torch.device) -> InstantID:
-        """As `ControlNet.on`."""
-        return streamed(self, device)
 
     def hint(self, image: np.ndarray | Tensor) -> Tensor:
         """As `ControlNet.hint`."""

@@ -6,15 +6,24 @@ from copy import copy
 from typing import Any
 
 import torch
+from torch import nn
 
 
-def streamed(model: Any, device: torch.device) -> Any:
-    """A model of another kind, on the same weights, whose network `net` computes on `device` as `ControlNet.on` has
-    it."""
-    moved = copy(model)
-    moved.streams_to = device
-    moved._modules = {**model._modules, "net": model.net.on(device)}
-    return moved
+class Around(nn.Module):
+    """A model around a ControlNet, its `net`, which does nearly all of its work."""
+
+    net: Any
+
+    def on(self, device: torch.device) -> Any:
+        """As `ControlNet.on`."""
+        moved: Any = copy(self)
+        moved.streams_to = device
+        moved._modules = {**self._modules, "net": self.net.on(device)}
+        return moved
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """As `ControlNet.compile`."""
+        self.net.compile(*args, **kwargs)
 
 
 def pooling(model: Any) -> Any:

@@ -20,7 +20,7 @@ from .keys import DIFFUSERS
 from .layers import Conv2d
 from .motion import FRAMES, OUTER, PLACES, Motion, depths, positions, to_authors, to_diffusers
 from .plan import LARGEST, Plan
-from .sharing import streamed
+from .sharing import Around
 from .strict import SMALL, fill
 
 RGB = "controlnet_cond_embedding.weight"  # its encoder is one convolution
@@ -30,7 +30,7 @@ NET = "net."
 LATENTS, PICTURE = 4, 3  # channels; one more is a mask, 1 where there is a picture
 
 
-class SparseCtrl(nn.Module):
+class SparseCtrl(Around):
     """Residuals for all frames of a video, from a picture of one or several. A unit's picture stands at the first
     frame; `sparse.at(0, -1)` is for a unit with a picture of the first and one of the last, and so on. Equals
     `diffusers.SparseControlNetModel`; x is not read, as there.
@@ -78,10 +78,6 @@ class SparseCtrl(nn.Module):
         if "motion_max_seq_length" not in unet.config:
             raise ValueError("SparseCtrl guides videos, and the UNet has no motion modules, as a UNetMotionModel has")
         self.net.settle(unet)
-
-    def on(self, device: torch.device) -> SparseCtrl:
-        """As `ControlNet.on`."""
-        return streamed(self, device)
 
     def reads(self, kinds: Sequence[str | None]) -> SparseCtrl:
         """This network, to read as many maps. ValueError unless each has its frame."""

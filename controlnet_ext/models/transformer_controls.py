@@ -46,9 +46,15 @@ class TransformerControl(nn.Module):
     def __init__(self, net: Any, family: str):
         super().__init__()
         self.net, self.family = net, family
+        self._compiled = False
         self._counts = 0, 0  # blocks and single blocks of the transformer
         # instantx's SD3 networks were trained without the VAE's shift (pipeline_stable_diffusion_3_controlnet.py)
         self.shifted = not getattr(net.config, "force_zeros_for_pooled_projection", False)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """`net` runs through torch.compile with these arguments, as `ControlNet.compile` has it."""
+        self.net.compile(*args, **kwargs)
+        self._compiled = True
 
     @property
     def device(self) -> torch.device:
@@ -87,6 +93,8 @@ class TransformerControl(nn.Module):
             raise ValueError("the ControlNet reads the scale of guidance, and the base is not called with one")
         hint = hint.expand(len(step.x), *hint.shape[1:]) if len(hint) == 1 else hint
         made = self.net(controlnet_cond=hint, conditioning_scale=1.0, return_dict=False, **given)
+        if self._compiled:  # the next replay of CUDA graphs writes over its results
+            made = tuple(None if each is None else [h.clone() for h in each] for each in made)
         blocks, singles = (
             spread(each or (), count, self.family) for each, count in zip((*made, ())[:2], self._counts, strict=True)
         )

@@ -17,7 +17,7 @@ from .embeddings import Embedding, sinusoid
 from .hints import fitting
 from .layers import LayerNorm, Linear, like
 from .plan import Plan
-from .sharing import streamed
+from .sharing import Around
 from .strict import fill
 
 # Types by number (ControlNetPlus' README): the first release has six, ProMax all eight
@@ -35,7 +35,7 @@ NET = "net."
 OWN = ("task_embedding", "transformer_layes.", "spatial_ch_projs.", "control_add_embedding.")
 
 
-class ControlNetUnion(nn.Module):
+class ControlNetUnion(Around):
     """Residuals as of a ControlNet, from maps whose kinds are known: from `ControlMap.kind`, from the preprocessor, or
     said by `union.of("depth")`, `union.of("depth", "edges")` for a unit with two images. A unit's images are read in
     one call, so its weight holds for them together.
@@ -99,10 +99,6 @@ class ControlNetUnion(nn.Module):
     def settle(self, unet: Any) -> None:
         """As `ControlNet.settle`."""
         self.net.settle(unet)
-
-    def on(self, device: torch.device) -> ControlNetUnion:
-        """As `ControlNet.on`."""
-        return streamed(self, device)
 
     def hint(self, image: np.ndarray | Tensor) -> Tensor:
         """As `ControlNet.hint`. What is to be repainted, -1 in the tensor, becomes black, as in diffusers' example for
