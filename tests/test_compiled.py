@@ -73,6 +73,7 @@ def lora() -> Any:
     return found
 
 
+LONGER = union, lora, test_sparsectrl.ours
 BASE = unet("SDXL small")  # which the Control-LoRA refers to, and does not keep
 
 
@@ -121,7 +122,7 @@ def test_a_graph_that_fails_leaves_nothing() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("make", [small, union, lora, pytest.param(test_sparsectrl.ours, marks=pytest.mark.long)])
+@pytest.mark.parametrize("make", [small, *(pytest.param(make, marks=pytest.mark.long) for make in LONGER)])
 def test_all_kinds_of_control_nets_compile_whole(make: Any) -> None:
     net, many = make(), make in (union, test_sparsectrl.ours)
     step = test_sparsectrl.step() if make is test_sparsectrl.ours else step_for(net)
