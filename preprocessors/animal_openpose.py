@@ -12,7 +12,7 @@ from preprocessors.onnx_network import onnx_network
 from preprocessors.pose_drawing import drawn
 from preprocessors.registry import preprocessor
 from preprocessors.simcc import points
-from preprocessors.weights_file import WeightsFile
+from preprocessors.weights_file import ADDED, WeightsFile
 from preprocessors.yolox import ANIMALS, boxes
 
 if TYPE_CHECKING:
@@ -24,6 +24,9 @@ ANIMAL = WeightsFile(
     "Annotators/rtmpose-m_simcc-ap10k_pt-aic-coco_210e-256x256-7a041aa1_20230206.onnx",
     folder="openpose",
     licence="Apache-2.0",
+    size=54478120,
+    sha256="1cfd1c86e0d9e5d5f95178bcd95ee9a4e8386a624cd3c57519f27ff58cac7f28",
+    source=f"{ADDED} d2ecf9c",
 )
 
 

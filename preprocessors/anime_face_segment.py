@@ -9,7 +9,7 @@ from preprocessors.registry import preprocessor
 from preprocessors.sizes import check_pixels
 from preprocessors.transformers_pictures import prepared
 from preprocessors.transformers_segmentation import Drawing, drawing, highest
-from preprocessors.weights_file import WeightsFile
+from preprocessors.weights_file import ADDED, WeightsFile
 
 if TYPE_CHECKING:
     from preprocessors.library import Library
@@ -20,6 +20,9 @@ UNET = WeightsFile(
     "Annotators/UNet.pth",
     folder="anime_face_segment",
     licence="CC-BY-NC-SA-4.0, non-commercial",
+    size=6428741,
+    sha256="96c2a509b3eb1b2083b5384bbc30808dc205f370c513ee930e644edc0ea4688d",
+    source=f"{ADDED} 82d2c5f",
 )
 # sd-webui-controlnet @ 56cec5b, annotator/anime_face_segment/__init__.py
 ANIME_FACE = Palette(

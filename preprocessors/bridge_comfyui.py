@@ -4,19 +4,49 @@ folder src is on Python's path; no index has it as one. Its optical flow, of two
 from __future__ import annotations
 
 from preprocessors.bridge import Detector, Package, bridged
-from preprocessors.weights_file import WeightsFile
+from preprocessors.weights_file import ADDED, LIST, WeightsFile
 
 PACK = Package(
     "custom_controlnet_aux",
     "clone https://github.com/Fannovel16/comfyui_controlnet_aux and put its folder src on PYTHONPATH",
 )
 _UNKNOWN = "licence unknown: see its page"
-METRIC3D = WeightsFile("JUGGHM/Metric3D", "metric_depth_vit_small_800k.pth", folder="metric3d", licence="BSD-2-Clause")
-EDGES = WeightsFile("hr16/Diffusion-Edge", "diffusion_edge_indoor.pt", folder="diffusion_edge", licence=_UNKNOWN)
+METRIC3D = WeightsFile(
+    "JUGGHM/Metric3D",
+    "metric_depth_vit_small_800k.pth",
+    folder="metric3d",
+    licence="BSD-2-Clause",
+    about=150_000_000,
+    source=f"{LIST} 85958a1, where it is in a folder",
+)
+EDGES = WeightsFile(
+    "hr16/Diffusion-Edge",
+    "diffusion_edge_indoor.pt",
+    folder="diffusion_edge",
+    licence=_UNKNOWN,
+    size=1192128970,
+    sha256="3e6e5a0db1b0b8a8c2422a4472f0d5093f70d25d07002302f07ae8498b515bf6",
+    source=f"{ADDED} 4ac306d",
+)
 _HANDS = "hr16/ControlNet-HandRefiner-pruned"
-HANDS = tuple(
-    WeightsFile(_HANDS, name, folder="hand_refiner", licence=_UNKNOWN)
-    for name in ("graphormer_hand_state_dict.bin", "hrnetv2_w64_imagenet_pretrained.pth")
+HANDS = (
+    WeightsFile(
+        _HANDS,
+        "graphormer_hand_state_dict.bin",
+        folder="hand_refiner",
+        licence=_UNKNOWN,
+        about=856_000_000,
+        source=f"{LIST} bb4a82b",
+    ),
+    WeightsFile(
+        _HANDS,
+        "hrnetv2_w64_imagenet_pretrained.pth",
+        folder="hand_refiner",
+        licence=_UNKNOWN,
+        size=513111608,
+        sha256="41ed675bcd1f4f4b62a49bad64901f08f8b67ed744b715da87738f926dae685c",
+        source=f"{ADDED} f0917f0",
+    ),
 )
 
 

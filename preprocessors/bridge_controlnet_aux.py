@@ -6,10 +6,17 @@ from __future__ import annotations
 from preprocessors.bridge import Detector, Package, bridged
 from preprocessors.hed import HED
 from preprocessors.pidinet import PIDINET
-from preprocessors.weights_file import WeightsFile
+from preprocessors.weights_file import LIST, WeightsFile
 
 AUX = Package("controlnet_aux", "pip install controlnet-aux==0.0.10")
-MOBILE_SAM = WeightsFile("dhkim2810/MobileSAM", "mobile_sam.pt", folder="mobile_sam", licence="Apache-2.0")
+MOBILE_SAM = WeightsFile(
+    "dhkim2810/MobileSAM",
+    "mobile_sam.pt",
+    folder="mobile_sam",
+    licence="Apache-2.0",
+    about=40_700_000,
+    source=f"{LIST} 4e2e524",
+)
 
 _SAFE = {"scribble": True, "safe": True}
 

@@ -11,7 +11,7 @@ from preprocessors.registry import preprocessor
 from preprocessors.soft_edges import extended
 from preprocessors.torchscript_network import torchscript_network
 from preprocessors.transformers_segmentation import highest
-from preprocessors.weights_file import WeightsFile
+from preprocessors.weights_file import LIST, WeightsFile
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,8 +24,9 @@ DENSEPOSE = WeightsFile(
     "densepose_r50_fpn_dl.torchscript",
     folder="densepose",
     licence="Apache-2.0",
+    about=265_000_000,
     sha256="4f7260daa498ce8d4b4679f0692ef2f1f426e39121a907181eab37b8b0585878",
-    source="the Hub's page of the file @ 779f201",
+    source=f"the Hub's page of the file @ 779f201; {LIST} 6544642",
 )
 # Güler et al., DensePose, arXiv 1802.00434, by the numbers of its surfaces (detectron2, projects/DensePose,
 # densepose/evaluation/densepose_coco_evaluation.py)

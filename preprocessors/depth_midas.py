@@ -6,9 +6,10 @@ from __future__ import annotations
 from preprocessors.registry import preprocessor
 from preprocessors.transformers_depth import depth_by
 from preprocessors.transformers_network import model_files
+from preprocessors.weights_file import LIST
 
-MIDAS = model_files("Intel/dpt-hybrid-midas", "Apache-2.0", "pytorch_model.bin")
-LARGE = model_files("Intel/dpt-large", "Apache-2.0")
+MIDAS = model_files("Intel/dpt-hybrid-midas", "Apache-2.0", "pytorch_model.bin", 490_000_000, f"{LIST} 11eaf7a")
+LARGE = model_files("Intel/dpt-large", "Apache-2.0", about=1_370_000_000, source=f"{LIST} bc15f29")
 
 # "depth" is what sd-webui-controlnet calls it within
 preprocessor("depth_midas", makes="depth", weights=MIDAS, stacks=True, aliases=("depth",))(depth_by(MIDAS))

@@ -6,7 +6,9 @@ from __future__ import annotations
 from preprocessors.registry import preprocessor
 from preprocessors.transformers_depth import depth_by
 from preprocessors.transformers_network import model_files
+from preprocessors.weights_file import LIST
 
-DEPTH_PRO = model_files("apple/DepthPro-hf", "apple-amlr, research only, non-commercial")
+_LICENCE = "apple-amlr, research only, non-commercial"
+DEPTH_PRO = model_files("apple/DepthPro-hf", _LICENCE, about=1_900_000_000, source=f"{LIST} 0e6b119")
 
 preprocessor("depth_pro", makes="depth", weights=DEPTH_PRO, stacks=True)(depth_by(DEPTH_PRO))

@@ -5,9 +5,10 @@ from __future__ import annotations
 from preprocessors.registry import preprocessor
 from preprocessors.transformers_depth import depth_by
 from preprocessors.transformers_network import model_files
+from preprocessors.weights_file import LIST
 
-ZOE = model_files("Intel/zoedepth-nyu", "MIT")
-BOTH = model_files("Intel/zoedepth-nyu-kitti", "MIT")
+ZOE = model_files("Intel/zoedepth-nyu", "MIT", about=1_380_000_000, source=f"{LIST} 52ae69c")
+BOTH = model_files("Intel/zoedepth-nyu-kitti", "MIT", about=1_380_000_000, source=f"{LIST} f364d4c")
 
 preprocessor("depth_zoe", makes="depth", weights=ZOE, stacks=True)(depth_by(ZOE))
 preprocessor("depth_zoe_outdoor", makes="depth", weights=BOTH, stacks=True)(depth_by(BOTH))

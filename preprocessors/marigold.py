@@ -32,6 +32,8 @@ _FAULTS = (  # of diffusers at a configuration whose values it does not look at
     *(ArithmeticError, AssertionError, AttributeError, LookupError),
     *(NotImplementedError, RuntimeError, TypeError, ValueError),
 )
+# Networks of the same sizes in float32
+_LIKE = "the Hub's pages of the files of prs-eth/marigold-depth-v1-0 and marigold-depth-lcm-v1-0"
 _SCHEDULERS = ("DDIMScheduler", "LCMScheduler")
 # What diffusers called the parts of a VAE's attention before 0.15, in which SD2's VAE is published
 _OLD = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -40,10 +42,14 @@ _OLD = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"
 def marigold_files(repo: str, licence: str) -> Files:
     """The files of a Marigold on the Hub; in a folder of weights they are in repo/, as diffusers saves them."""
     paths = (INDEX, SCHEDULER, *(f"{part}/{CONFIG}" for part in ("unet", "vae", "text_encoder")))
-    paths += (f"unet/{_WEIGHTS}", f"vae/{_WEIGHTS}", "text_encoder/model.safetensors")
-    return tuple(
-        WeightsFile(repo, path, folder="/".join([repo, *path.split("/")[:-1]]), licence=licence) for path in paths
-    )
+    weights = {f"unet/{_WEIGHTS}": 3_460_000_000, f"vae/{_WEIGHTS}": 335_000_000}
+    weights["text_encoder/model.safetensors"] = 1_360_000_000
+
+    def file(path: str, about: int | None = None) -> WeightsFile:
+        place = "/".join([repo, *path.split("/")[:-1]])
+        return WeightsFile(repo, path, place, licence, about=about, source=_LIKE if about else "")
+
+    return (*map(file, paths), *(file(path, about) for path, about in weights.items()))
 
 
 @dataclass(frozen=True, eq=False)

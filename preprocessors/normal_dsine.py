@@ -8,7 +8,7 @@ from preprocessors.depth_normals import coloured
 from preprocessors.imagenet import normalised
 from preprocessors.parameters import Range
 from preprocessors.registry import preprocessor
-from preprocessors.weights_file import WeightsFile
+from preprocessors.weights_file import ADDED, WeightsFile
 
 if TYPE_CHECKING:
     from preprocessors.library import Library
@@ -19,6 +19,9 @@ DSINE = WeightsFile(
     "Annotators/dsine.pt",
     folder="normal_dsine",
     licence="Imperial College London's, non-commercial",
+    size=291298581,
+    sha256="629472c66ea9ec83bab6ba7c957ad7d983bb9c91063a54ad74ff5b8229cbf22f",
+    source=f"{ADDED} 5e7baad",
 )
 
 

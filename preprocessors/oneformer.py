@@ -7,9 +7,14 @@ from preprocessors.palettes import ADE20K, COCO
 from preprocessors.registry import preprocessor
 from preprocessors.transformers_network import model_files
 from preprocessors.transformers_segmentation import segmentation_by
+from preprocessors.weights_file import LIST
 
-ONEFORMER_ADE20K = model_files("shi-labs/oneformer_ade20k_swin_large", "MIT", "pytorch_model.bin")
-ONEFORMER_COCO = model_files("shi-labs/oneformer_coco_swin_large", "MIT", "pytorch_model.bin")
+ONEFORMER_ADE20K = model_files(
+    "shi-labs/oneformer_ade20k_swin_large", "MIT", "pytorch_model.bin", 880_000_000, f"{LIST} bbad99a"
+)
+ONEFORMER_COCO = model_files(
+    "shi-labs/oneformer_coco_swin_large", "MIT", "pytorch_model.bin", 879_000_000, f"{LIST} 3a79bee"
+)
 
 preprocessor("oneformer_ade20k", makes="segmentation", label="seg_ofade20k", weights=ONEFORMER_ADE20K, stacks=True)(
     segmentation_by(ONEFORMER_ADE20K, ADE20K)

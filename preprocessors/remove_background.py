@@ -11,7 +11,7 @@ from preprocessors.parameters import Range
 from preprocessors.registry import preprocessor
 from preprocessors.soft_edges import tensor
 from preprocessors.transformers_pictures import prepared
-from preprocessors.weights_file import WeightsFile
+from preprocessors.weights_file import ADDED, LIST, WeightsFile
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,21 +20,40 @@ if TYPE_CHECKING:
     from preprocessors.network import Device, Network
 
 ISNET = WeightsFile(
-    "NimaBoscarino/IS-Net_DIS-general-use", "isnet-general-use.pth", folder="isnet", licence="Apache-2.0"
+    "NimaBoscarino/IS-Net_DIS-general-use",
+    "isnet-general-use.pth",
+    folder="isnet",
+    licence="Apache-2.0",
+    size=176579397,
+    sha256="9e1aafea58f0b55d0c35077e0ceade6ba1ba2bce372fd4f8f77215391f3fac13",
+    source=f"{ADDED} 72cb986",
 )
 RMBG = WeightsFile(
-    "briaai/RMBG-1.4", "model.safetensors", folder="briaai/RMBG-1.4", licence="bria-rmbg-1.4, non-commercial"
+    "briaai/RMBG-1.4",
+    "model.safetensors",
+    folder="briaai/RMBG-1.4",
+    licence="bria-rmbg-1.4, non-commercial",
+    about=176_000_000,
+    source=f"{LIST} 184e3b6",
 )
-ANIME = WeightsFile("skytnt/anime-seg", "isnetis.ckpt", folder="anime_seg", licence="Apache-2.0")
+ANIME = WeightsFile(
+    "skytnt/anime-seg",
+    "isnetis.ckpt",
+    folder="anime_seg",
+    licence="Apache-2.0",
+    about=204_000_000,
+    source=f"{LIST} 976cbb9",
+)
 
 
-def _birefnet(repo: str, licence: str) -> WeightsFile:
-    return WeightsFile(repo, "model.safetensors", folder=repo, licence=licence)
+def _birefnet(repo: str, licence: str, about: int | None = None, source: str = "") -> WeightsFile:
+    return WeightsFile(repo, "model.safetensors", folder=repo, licence=licence, about=about, source=source)
 
 
 BIREFNET = _birefnet("ZhengPeng7/BiRefNet", "MIT")
-BIREFNET_LITE = _birefnet("ZhengPeng7/BiRefNet_lite", "MIT")
-RMBG_2 = _birefnet("briaai/RMBG-2.0", "CC-BY-NC-4.0, non-commercial")  # the Hub asks for a login
+BIREFNET_LITE = _birefnet("ZhengPeng7/BiRefNet_lite", "MIT", 178_000_000, f"{LIST} aa5bf0a")
+# The Hub asks for a login
+RMBG_2 = _birefnet("briaai/RMBG-2.0", "CC-BY-NC-4.0, non-commercial", 885_000_000, f"{LIST} 3c83d25")
 SIDE = 1024  # pixels of the networks' input
 
 Mattes = Callable[["Network", np.ndarray], np.ndarray]

@@ -13,17 +13,18 @@ from preprocessors.parameters import Range
 from preprocessors.registry import preprocessor
 from preprocessors.transformers_network import Files, model_files
 from preprocessors.transformers_sam import TransformersSam
+from preprocessors.weights_file import LIST
 
 if TYPE_CHECKING:
     from preprocessors.library import Library
     from preprocessors.network import Device
 
 _MODELS = {
-    "sam": "facebook/sam-vit-huge",
-    "sam_large": "facebook/sam-vit-large",
-    "sam_base": "facebook/sam-vit-base",
-    "sam2": "facebook/sam2.1-hiera-large",
-    "sam2_small": "facebook/sam2.1-hiera-small",
+    "sam": ("facebook/sam-vit-huge", 2_560_000_000, f"{LIST} 87aecf0"),
+    "sam_large": ("facebook/sam-vit-large", 1_250_000_000, f"{LIST} 6851e04"),
+    "sam_base": ("facebook/sam-vit-base", 375_000_000, f"{LIST} 70c1a07"),
+    "sam2": ("facebook/sam2.1-hiera-large", 898_000_000, f"the same in another format, {LIST} 227a114"),
+    "sam2_small": ("facebook/sam2.1-hiera-small", 184_000_000, "46.1M parameters on the Hub's list of models"),
 }
 
 
@@ -58,6 +59,6 @@ def masks_by(files: Files) -> type:
     return Masks
 
 
-for _name, _repo in _MODELS.items():
-    _config, _, _weights = model_files(_repo, "Apache-2.0")
+for _name, (_repo, _about, _source) in _MODELS.items():
+    _config, _, _weights = model_files(_repo, "Apache-2.0", about=_about, source=_source)
     preprocessor(_name, makes="segmentation", weights=(_config, _weights))(masks_by((_config, _weights)))

@@ -21,10 +21,13 @@ _RUNNING = {"is_training": False, "output_attentions": False, "output_hidden_sta
 _SPARE = ("relative_position_index", "text_mapper")  # tensors in published files: computed from sizes; for training
 
 
-def model_files(repo: str, licence: str, weights: str = "model.safetensors") -> Files:
-    """The files of a model on the Hub, its weights last; in a folder of weights they are in repo/."""
-    names = (CONFIG, PREPARATION, weights)
-    return tuple(WeightsFile(repo, name, folder=repo, licence=licence) for name in names)
+def model_files(
+    repo: str, licence: str, weights: str = "model.safetensors", about: int | None = None, source: str = ""
+) -> Files:
+    """The files of a model on the Hub, its weights last, of `about` so many bytes as `source` states; in a folder of
+    weights they are in repo/."""
+    settings = (WeightsFile(repo, name, folder=repo, licence=licence) for name in (CONFIG, PREPARATION))
+    return (*settings, WeightsFile(repo, weights, folder=repo, licence=licence, about=about, source=source))
 
 
 def folder(library: Library, files: Files) -> Path:

@@ -7,7 +7,8 @@ from preprocessors.palettes import ADE20K
 from preprocessors.registry import preprocessor
 from preprocessors.transformers_network import model_files
 from preprocessors.transformers_segmentation import segmentation_by
+from preprocessors.weights_file import LIST
 
-UPERNET = model_files("openmmlab/upernet-convnext-small", "MIT", "pytorch_model.bin")
+UPERNET = model_files("openmmlab/upernet-convnext-small", "MIT", "pytorch_model.bin", 328_000_000, f"{LIST} 550b68d")
 
 preprocessor("upernet_ade20k", makes="segmentation", weights=UPERNET, stacks=True)(segmentation_by(UPERNET, ADE20K))

@@ -11,13 +11,14 @@ from preprocessors.key_points import Poses
 from preprocessors.pose_drawing import drawn
 from preprocessors.registry import preprocessor
 from preprocessors.transformers_network import folder, model_files, transformers_class, transformers_network
+from preprocessors.weights_file import LIST
 
 if TYPE_CHECKING:
     from preprocessors.library import Library
     from preprocessors.network import Device
 
-DETECTOR = model_files("PekingU/rtdetr_r50vd_coco_o365", "Apache-2.0")
-VITPOSE = model_files("usyd-community/vitpose-base-simple", "Apache-2.0")
+DETECTOR = model_files("PekingU/rtdetr_r50vd_coco_o365", "Apache-2.0", about=172_000_000, source=f"{LIST} 457857c")
+VITPOSE = model_files("usyd-community/vitpose-base-simple", "Apache-2.0", about=344_000_000, source=f"{LIST} a93ac0c")
 _PERSON, _SURE = 0, 0.3  # class of the detector, and how sure it must be
 
 

@@ -9,6 +9,8 @@ from urllib.parse import quote
 # Who states hashes of published files, sha256 and in the second also sizes
 HORDE = "Haidra-Org/horde-model-reference @ 418cf00b4d24, src/horde_model_reference/annotator_catalog.py"
 DINKSTER = "Kosinkadink/Dinkster @ 4258cb557cb6, tools/gen_line_edge_goldens.py"
+# The Hub's own pages of a revision: its list of files, sizes to three digits, and what was added in it, with hashes
+LIST, ADDED = "the Hub's list of its files @", "the Hub's page of the commit"
 
 
 @dataclass(frozen=True)
@@ -16,15 +18,16 @@ class WeightsFile:
     """A published file of weights: what a preprocessor declares, and `Library` finds.
 
     `repo` on the Hugging Face Hub and `path` in it; `folder` is what sd-webui-controlnet calls its place below
-    annotator/downloads; `size` in bytes, None where no source states it; `sha256` in hex where `source` states it,
-    None where the Hub's own record is what a download is compared with. `url` is where a file is that is not on the
-    Hub; it has size and sha256."""
+    annotator/downloads; `size` in bytes, None where no source states it; `about` is the size to three digits, where no
+    more is stated; `sha256` in hex, None where the Hub's own record is what a download is compared with. `source` is
+    who states these. `url` is where a file is that is not on the Hub; it has size and sha256."""
 
     repo: str
     path: str
     folder: str
     licence: str
     size: int | None = None
+    about: int | None = None
     sha256: str | None = None
     source: str = ""
     url: str = ""

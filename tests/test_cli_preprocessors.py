@@ -1,6 +1,7 @@
 """The list of preprocessors: a readable line each, JSON, and licences that say whether they are non-commercial."""
 
 import json
+import re
 
 import pytest
 
@@ -41,7 +42,7 @@ def test_a_whole_model_is_its_repository_and_not_its_files(table):
     assert table["depth_pro"]["weights"] == "apple/DepthPro-hf"
     assert table["depth_marigold"]["weights"] == "prs-eth/marigold-depth-v1-1"
     assert table["vitpose"]["weights"] == "PekingU/rtdetr_r50vd_coco_o365 + usyd-community/vitpose-base-simple"
-    assert table["depth_pro"]["size"] == "not stated" and table["depth_pro"]["hash"] == "not pinned"
+    assert table["depth_pro"]["size"] == "about 1.9 GB" and table["depth_pro"]["hash"] == "not pinned"
     assert "config.json" not in str(table)
 
 
@@ -60,6 +61,27 @@ def test_the_json_says_what_each_file_is(capsys, table):
     assert objects["inpaint_only+lama"]["masked"] is True and objects["inpaint"]["masked"] is False
     paths = [file["path"] for file in objects["depth_marigold"]["weights"]]
     assert "unet/diffusion_pytorch_model.safetensors" in paths
+
+
+def test_sizes_say_how_exact_they_are(table):
+    form = re.compile(r"(over )?(\d+\.\d MB|about \d+(\.\d+)? [MG]B)|not stated")
+    for name, row in table.items():
+        assert bool(row["size"]) == bool(row["weights"]), name
+        assert not row["size"] or form.fullmatch(row["size"]), (name, row["size"])
+    assert table["depth_anything_v2_small"]["size"] == "about 99.2 MB"
+    assert table["vitpose"]["size"] == "about 516 MB"
+    assert table["depth_marigold"]["size"] == "about 5.16 GB"
+    assert table["depth_hand_refiner"]["size"] == "about 1.37 GB"
+    assert table["normal_dsine"]["size"] == "291.3 MB" and table["normal_dsine"]["hash"] == "pinned"
+    assert table["rtmpose"]["size"] == "over 216.7 MB"
+
+
+def test_each_size_and_hash_has_a_source():
+    for file in {file for entry in registered() for file in entry.weights}:
+        assert file.size is None or (file.size > 0 and file.about is None), file
+        assert file.about is None or (file.about > 0 and float(f"{file.about:.3g}") == file.about), file
+        assert file.sha256 is None or re.fullmatch("[0-9a-f]{64}", file.sha256), file
+        assert bool(file.source) == bool(file.size or file.about or file.sha256), file
 
 
 def test_non_commercial_weights_say_so(capsys, table):

@@ -1,8 +1,9 @@
 """controlnet-ext preprocessors [--json]
 
 List the preprocessors, a line each: its name, its other names in webui, the kind of its map, words in the names of
-control models that read it, the weights it loads, their size and licence, whether their sha256 is pinned here (else it
-is what the Hub says at the download), and its parameters with their range and default.
+control models that read it, the weights it loads, their size (without configuration of some kilobytes; "about" is to
+three digits, as the Hub lists it) and licence, whether their sha256 is pinned here (else it is what the Hub says at the
+download), and its parameters with their range and default.
 
     --json    the same and more as JSON: an object for each, with the repository, path and hash of each file
 """
@@ -64,9 +65,9 @@ def _parameter(parameter: Parameter) -> dict[str, Any]:
 
 def _file(file: WeightsFile) -> dict[str, Any]:
     where = {"url": file.url} if file.url else {"repo": file.repo, "path": file.path}
-    pin = {"sha256": file.sha256, "source": file.source} if file.sha256 else {"sha256": None}
+    stated = {"size": file.size, "about": file.about, "sha256": file.sha256, "source": file.source or None}
     commercial = "non-commercial" not in file.licence
-    return {**where, "size": file.size, "licence": file.licence, "non_commercial": not commercial, **pin}
+    return {**where, "licence": file.licence, "non_commercial": not commercial, **stated}
 
 
 def _row(entry: Preprocessor) -> tuple[str, ...]:
@@ -89,10 +90,16 @@ def _once(words: Iterable[str]) -> list[str]:
 
 
 def _size(files: tuple[WeightsFile, ...]) -> str:
-    known = [file.size for file in files if file.size is not None]
-    if len(known) == len(files):
-        return f"{sum(known) / 1e6:.1f} MB" if files else ""
-    return f"over {sum(known) / 1e6:.1f} MB" if known else "not stated"
+    weights = [file for file in files if not file.path.endswith(".json")]
+    known = [size for file in weights if (size := file.size or file.about)]
+    if not known:
+        return "not stated" if weights else ""
+    rounded = any(file.size is None and file.about for file in weights)
+    words = ("over " if len(known) < len(weights) else "") + ("about " if rounded else "")
+    megabytes = sum(known) / 1e6
+    if not rounded:
+        return f"{words}{megabytes:.1f} MB"
+    return f"{words}{megabytes:.3g} MB" if megabytes < 999.5 else f"{words}{megabytes / 1000:.3g} GB"
 
 
 def _hash(files: tuple[WeightsFile, ...]) -> str:
