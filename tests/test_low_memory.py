@@ -8,17 +8,20 @@ from typing import Any
 
 import pytest
 import test_control_lora
+import test_lllite
 import test_sparsectrl
+import test_style
+import test_t2i_adapter
 import test_union
 import tiny
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from fakes import run
 from networks import all_of, ours, picture, reference, step_for, unet
 
 from controlnet_ext import Unit, guide
 from controlnet_ext.control import Step
-from controlnet_ext.models import control_lora
+from controlnet_ext.models import control_lora, lllite, t2i_adapter
 from controlnet_ext.models.controlnet import ControlNet
 from controlnet_ext.models.instantid import InstantID
 from controlnet_ext.models.layers import like
@@ -87,6 +90,21 @@ def test_so_do_those_for_faces_and_videos() -> None:
         assert (far.frames, made.skips[0].device, sparse.net.device.type) == ((0, 2), META, "cpu")
 
 
+@torch.no_grad()
+def test_so_do_adapters_and_what_acts_inside_the_attention() -> None:
+    adapter = t2i_adapter.load(test_t2i_adapter.theirs("light").state_dict(), {})
+    features = adapter.on(META).hint(picture())
+    assert [h.device for h in features] == [META] * len(features)
+    assert [h.shape for h in features] == [h.shape for h in adapter.hint(picture())]
+    style = test_style.ours()
+    states = torch.from_numpy(test_style.states())[None]
+    assert style.on(META).hint(states).device == META and style.hint(states).device.type == "cpu"
+    lite = next(iter(lllite.load(test_lllite.weights(), {}).lites.values()))
+    look = lite.look(torch.zeros(1, 3, 64, 64, device=META))
+    assert lite(torch.zeros(2, look[0, 0].numel(), lite.width, device=META), look.expand(2, -1, -1, -1)).device == META
+    assert all(p.device.type == "cpu" for net in (adapter, style, lite) for p in net.parameters())
+
+
 def test_what_is_stored_in_float8_travels_so() -> None:
     seen = []
 
@@ -112,3 +130,18 @@ def test_low_vram_changes_no_bit() -> None:
         with guide(pipe, [Unit(net, tiny.picture(), low_vram=low)]):
             made.append(run(pipe, steps=2))
     assert torch.equal(*made) and net.streams_to is None
+
+
+def test_low_vram_changes_no_bit_of_adapters_and_attention() -> None:
+    plain, xl = tiny.pipeline(StableDiffusionPipeline), tiny.pipeline(StableDiffusionXLPipeline, "SDXL")
+    adapter = t2i_adapter.load(test_t2i_adapter.theirs("full").state_dict(), {})
+    for pipe, net, image in (
+        (plain, adapter, tiny.picture()),
+        (plain, test_style.ours(), test_style.seen()),
+        (xl, lllite.load(test_lllite.weights(), {}), tiny.picture()),
+    ):
+        made = []
+        for low in (False, True):
+            with guide(pipe, [Unit(net, image, low_vram=low)]):
+                made.append(run(pipe, steps=2))
+        assert torch.equal(*made) and net.streams_to is None

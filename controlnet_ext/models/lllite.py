@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from ..control import Host, Now
 from .hints import pixels_of
 from .layers import Conv2d, Linear
+from .running import Streaming
 from .strict import fill
 
 PREFIX = "lllite_unet_"
@@ -49,7 +50,7 @@ class Lite(nn.Module):
         return self.up(self.mid(torch.cat([look.flatten(2).transpose(1, 2), self.down(x)], dim=2)))
 
 
-class ControlLLLite(nn.Module):
+class ControlLLLite(Streaming):
     """x + strength * lite(x, map) in place of x, in front of each layer that the file names. Several act one behind the
     other, in the order of units. `layers` of a unit are refused: nobody says what they would multiply."""
 
@@ -77,8 +78,10 @@ class ControlLLLite(nn.Module):
         """Pixels `(B, 3, H, W)` in -1..1 of an RGB picture as `ControlNet.hint` takes it; one row where all
         are equal."""
         like = next(self.parameters())
-        pixels = (pixels_of(image) * 2 - 1).clamp(min=-1).to(like.device)
-        return pixels[:1] if bool((pixels == pixels[:1]).all()) else pixels
+        pixels = (pixels_of(image) * 2 - 1).clamp(min=-1)
+        if bool((pixels == pixels[:1]).all()):
+            pixels = pixels[:1]
+        return pixels.to(self.streams_to or like.device)
 
     @contextmanager
     def attach(self, host: Host, hint: Tensor, now: Callable[[], Now | None]) -> Iterator[None]:

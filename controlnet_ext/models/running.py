@@ -43,12 +43,26 @@ def _again(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Compiled:
     return Compiled(*args, **kwargs)
 
 
-class Running(nn.Module):
-    """What runs `blocks`."""
+class Streaming(nn.Module):
+    """A network of `layers`, which compute on their input's device wherever their weights are."""
 
     def __init__(self) -> None:
         super().__init__()
         self.streams_to: torch.device | None = None
+
+    def on(self, device: torch.device) -> Any:
+        """This network computing on `device` with the same weights, which stay where they are: each layer's are copied
+        there when it is called, and forgotten."""
+        streamed = copy(self)
+        streamed.streams_to = device
+        return streamed
+
+
+class Running(Streaming):
+    """What runs `blocks`."""
+
+    def __init__(self) -> None:
+        super().__init__()
         self.blocks: Blocks = blocks
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
@@ -57,10 +71,7 @@ class Running(nn.Module):
         self.blocks = Compiled(*args, **kwargs)
 
     def on(self, device: torch.device) -> Any:
-        """This network computing on `device` with the same weights, which stay where they are: each layer's are copied
-        there when it is called, and forgotten. ValueError if it is compiled: that would copy all at once."""
+        """ValueError if it is compiled: that would copy all weights at once."""
         if self.blocks is not blocks:
             raise ValueError("a compiled network cannot have low_vram: its weights would not go layer by layer")
-        streamed = copy(self)
-        streamed.streams_to = device
-        return streamed
+        return super().on(device)

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from ..control import Host, Now
 from .hints import rows
 from .layers import LayerNorm, Linear, like
+from .running import Streaming
 from .strict import SMALL, fill
 
 PREFIX = "adapter."
@@ -52,7 +53,7 @@ class Block(nn.Module):
         return h + self.mlp["c_proj"](inner * torch.sigmoid(1.702 * inner))
 
 
-class StyleAdapter(nn.Module):
+class StyleAdapter(Streaming):
     """Tokens of a style, times the unit's weight, behind the prompt's on the prompt's rows; on others their own last
     tokens once more, so that all have as many (as the authors' samplers; sd-webui-controlnet appends zeros there).
 
@@ -85,12 +86,12 @@ class StyleAdapter(nn.Module):
             shape = tuple(getattr(states, "shape", ())) or type(states).__name__
             raise ValueError(f"a style adapter reads hidden states (B, N, {width}) of a vision network, not {shape}")
         dtype = torch.float32 if self.proj.dtype in SMALL else self.proj.dtype
-        h = states.to(self.proj.device, dtype)
-        if bool((h == h[:1]).all()):
-            h = h[:1]
-        h = torch.cat([h, self.style_embedding.to(dtype).expand(len(h), -1, -1)], dim=1)
+        if bool((states == states[:1]).all()):
+            states = states[:1]
+        h = states.to(self.streams_to or self.proj.device, dtype)
+        h = torch.cat([h, like(self.style_embedding, h).expand(len(h), -1, -1)], dim=1)
         h = self.transformer_layes(self.ln_pre(h))
-        return self.ln_post(h[:, -tokens:]) @ self.proj.to(dtype)
+        return self.ln_post(h[:, -tokens:]) @ like(self.proj, h)
 
     @contextmanager
     def attach(self, host: Host, hint: Tensor, now: Callable[[], Now | None]) -> Iterator[None]:

@@ -16,6 +16,7 @@ from ..control import Residuals, Step
 from .hints import check_size, pixels_of, rows
 from .keys import renamed
 from .layers import Conv2d
+from .running import Streaming
 from .strict import SMALL, fill
 from .t2i_names import PREFIX, names, original
 from .t2i_shape import Shape, read
@@ -58,7 +59,7 @@ class Level(nn.Module):
         return x if self.out_conv is None else self.out_conv(x)
 
 
-class T2IAdapter(nn.Module):
+class T2IAdapter(Streaming):
     """Residuals inside the encoder, the same in all steps. Equal to the bit to `diffusers.T2IAdapter`."""
 
     architecture = "t2i-adapter"
@@ -107,7 +108,8 @@ class T2IAdapter(nn.Module):
             pixels = pixels.amax(dim=1, keepdim=True)
         factor, like = self.shape.factor, next(self.parameters())
         dtype = torch.float32 if like.dtype in SMALL else like.dtype
-        x = F.pad(pixels.to(like.device, dtype), (0, -width % factor, 0, -height % factor), mode="replicate")
+        padding = (0, -width % factor, 0, -height % factor)
+        x = F.pad(pixels.to(self.streams_to or like.device, dtype), padding, mode="replicate")
         # In memory as in diffusers' pipelines: another order has other last bits
         x = F.pixel_unshuffle(x, factor).contiguous(memory_format=torch.channels_last)
         x = x if self.conv_in is None else self.conv_in(x)
