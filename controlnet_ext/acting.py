@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,7 @@ class Acting:
         if not callable(self._model) or (rows is not None and not len(rows)):
             return None
         part, total = only(step, rows), Residuals()
+        part = replace(part, weight=weight)
         made = self._called(part) if self._reuse is None else self._reused(part, self._reuse)
         for residuals in made:
             total += self._weighted(residuals, weight / len(made))
@@ -118,7 +120,9 @@ class Acting:
         found = []
         with placed(self._model, step.x.device):
             made = self._made(step)
-            for hint in [made] if getattr(self._model, "together", False) else made:
+            hints = [made] if getattr(self._model, "together", False) else made
+            step = replace(step, weight=step.weight / len(hints))
+            for hint in hints:
                 residuals: Residuals = self._model(step, hint).map(lambda h, _: h.to(step.x))
                 self._unsure.append((residuals.tensors, summed(residuals.tensors), self._place(step)))
                 found.append(residuals)

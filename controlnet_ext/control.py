@@ -55,7 +55,8 @@ class Step:
     `x (B, C, h, w)`, `t (B,)` timesteps, `context (B, T, D)` prompt embeddings. `positive (B,)` is True on the
     prompt's rows, None when the host cannot tell. `added (B, 2816)` is SDXL's vector (ldm's `y`). `samples (B,)` is
     the index of the picture each row belongs to; `pictures` is how many there are, None when the call has
-    rows of all. With `frames` > 1 the batch is flattened video, B = pictures x frames."""
+    rows of all. With `frames` > 1 the batch is flattened video, B = pictures x frames. `weight` is the one with which
+    a unit's residuals are multiplied afterwards, for networks that weigh something inside too."""
 
     x: Tensor
     t: Tensor
@@ -66,6 +67,7 @@ class Step:
     samples: Tensor | None = None
     frames: int = 1
     pictures: int | None = None
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..control import Residuals, Span, Step
 from ..maps import Maps
 from ..models.transformer_controls import TransformerControl
+from ..models.z_image import ZImageControl
 from ..noise import Noise
 from ..placing import placed
 from ..run import Run
@@ -32,9 +33,9 @@ def guide(pipe: Any, units: Iterable[Unit]) -> Iterator[None]:
     """Calls of `pipe` in this context are guided by `units`; afterwards pipe, UNet and models are as before.
 
     `pipe` is any diffusers pipeline whose UNet is a UNet2DConditionModel or a UNetMotionModel: text, images,
-    inpainting, SDXL, video; or whose transformer is SD3's or Flux's. It may be compiled, offloaded or carry LoRAs.
-    Each call of it is one run, with its own fractions and hints. Guides nest: residuals add up in order of entry, after
-    those that the pipe itself passes.
+    inpainting, SDXL, video; or whose transformer is SD3's, Flux's, Qwen-Image's or Z-Image's. It may be compiled,
+    offloaded or carry LoRAs. Each call of it is one run, with its own fractions and hints. Guides nest: residuals add
+    up in order of entry, after those that the pipe itself passes.
     A model on another device works on the pipe's, and goes back in the end.
 
     Images are read on entering. ValueError, TypeError or FileNotFoundError says what cannot act: a model that does
@@ -161,7 +162,7 @@ def _ready(unit: Any, unet: Any, compiled: bool) -> Maps:
 
 def _check_for_transformer(unit: Unit, kind: str) -> None:
     """ValueError on what acts on UNets only."""
-    if not isinstance(unit.model, TransformerControl):
+    if not isinstance(unit.model, TransformerControl | ZImageControl):
         raise ValueError(f"a {unit.model.architecture} for {unit.model.family} guides UNets, but the model is a {kind}")
     asked = {
         f"mode {unit.mode!r}": unit.mode != "balanced",
@@ -185,7 +186,9 @@ def _checked(pipe: Any) -> Any:
     """The UNet of a pipeline that can be guided."""
     name, unet = type(pipe).__name__, uncompiled(denoiser(pipe))
     if unet is None:
-        raise ValueError(f"{name} has no UNet; guide works on Stable Diffusion pipelines, their videos, and Flux")
+        raise ValueError(
+            f"{name} has no UNet; guide works on Stable Diffusion, its videos, Flux, Qwen-Image and Z-Image"
+        )
     if type(unet).__name__ in KINDS:
         return unet
     if hasattr(pipe, "get_views"):

@@ -66,9 +66,14 @@ class DiffusersHost:
 def encoded(vae: Any, image: np.ndarray, device: torch.device, shifted: bool = True) -> Tensor:
     """The VAE's mode `(B, C, h, w)` as the UNet sees it, of RGB uint8 `(H, W, 3)` or `(B, H, W, 3)`."""
     pixels = torch.from_numpy(image.reshape(-1, *image.shape[-3:])).permute(0, 3, 1, 2).to(device)
+    video = "temperal_downsample" in vae.config  # Qwen-Image's VAE is one of videos; a picture is a frame
     with _upcast(vae):
-        found = vae.encode(pixels.to(vae.dtype) / 127.5 - 1)
+        pixels = pixels.to(vae.dtype) / 127.5 - 1
+        found = vae.encode(pixels[:, :, None] if video else pixels)
     latents = found.latents if hasattr(found, "latents") else found.latent_dist.mode()
+    if video:
+        mean, std = (latents.new_tensor(vae.config[f"latents_{name}"])[:, None, None] for name in ("mean", "std"))
+        return (latents[:, :, 0] - mean) / std
     shift = vae.config.get("shift_factor") if shifted else None
     return (latents if shift is None else latents - shift) * vae.config["scaling_factor"]
 

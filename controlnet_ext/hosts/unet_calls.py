@@ -20,6 +20,7 @@ class Call:
     """The arguments of a UNet call, however they were passed."""
 
     shares = False  # each call of a step has residuals of its own
+    prompt_first = False  # in a batch of rows with the prompt and without
 
     def __init__(self, unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]):
         self._names = list(inspect.signature(type(unet).forward).parameters)[1:]
@@ -181,7 +182,7 @@ def rows(copies: tuple[bool, ...] | None, call: Call) -> tuple[Tensor | None, Te
     if not all(torch.equal(first, other) for other in others):
         return None, None
     device, pictures = call.x.device, len(first) // call.frames
-    positive = torch.tensor(copies, device=device).repeat_interleave(len(first))
+    positive = torch.tensor(copies[::-1] if call.prompt_first else copies, device=device).repeat_interleave(len(first))
     samples = torch.arange(pictures, device=device).repeat_interleave(call.frames).repeat(len(copies))
     return positive, samples
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..control import Residuals
 from .beside import Beside, beside
-from .transformer_calls import KINDS, TransformerCall
+from .transformer_calls import CALLS
 from .unet_calls import Call
 
 BUSY = "the UNet is guided in another thread; wait until that is done, or give each thread a UNet of its own"
@@ -170,7 +170,7 @@ def hooked(unet: Any, guide: Guide) -> Iterator[None]:
 
 def call_of(unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The call of a UNet or a transformer."""
-    return (TransformerCall if type(unet).__name__ in KINDS else Call)(unet, args, kwargs)
+    return CALLS.get(type(unet).__name__, Call)(unet, args, kwargs)
 
 
 def is_compiled(unet: Any) -> bool:

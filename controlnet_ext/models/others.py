@@ -6,13 +6,7 @@ from collections.abc import Collection
 
 # Control networks for other transformers, which diffusers has: all of the marks are names of its tensors or begin them.
 # After each what diffusers (0.42) calls the network and a pipeline that runs it.
-NEWER = {
-    "Z-Image": (("control_layers.", "control_all_x_embedder."), "ZImageControlNetModel", "ZImageControlNetPipeline"),
-    "Qwen-Image": (
-        ("controlnet_blocks.", "controlnet_x_embedder.", "txt_norm."),
-        "QwenImageControlNetModel",
-        "QwenImageControlNetPipeline",
-    ),
+NEWER: dict[str, tuple[tuple[str, ...], str, str]] = {
     "Hunyuan-DiT": (
         ("controlnet_blocks.", "input_block.", "blocks.", "text_embedder."),
         "HunyuanDiT2DControlNetModel",
