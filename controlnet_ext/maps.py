@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from preprocessors.files import read_image
-from preprocessors.fit import fit, pixel_perfect
+from preprocessors.fit import around, fit, pixel_perfect
 from preprocessors.maps import ControlMap
 from preprocessors.registry import RESOLUTION, Ready, find
 
@@ -33,7 +33,11 @@ class Maps:
         ]
         self.kinds = tuple(_kind(a, unit) for a in unit.alternatives)  # of maps, None where nobody says it
         self._mask = None if unit.inpaint is None else self._checked(self._read(unit.inpaint))
-        if self._make and not self._match:
+        # what is added around is painted too, so that LaMa has to see it
+        self._around = (
+            self._make is not None and self._make.entry.masked and unit.fit == "fill" and self._mask is not None
+        )
+        if self._make and not self._match and not self._around:
             self._images = [[self._made(self._make, p, **self._parameters) for p in some] for some in self._images]
 
     def reader(self, model: Any) -> Any:
@@ -84,6 +88,10 @@ class Maps:
 
     def _fitted(self, pixels: np.ndarray, height: int, width: int) -> np.ndarray:
         """A map at that size, the mask as its fourth channel if there is one."""
+        if self._around and self._make is not None and self._mask is not None:
+            pixels, mask = around(pixels, self._mask, height, width)
+            made = self._make(pixels, mask, **self._parameters).pixels
+            return np.concatenate([made, mask[..., :1]], axis=2)
         if self._match and self._make:
             resolution = pixel_perfect(pixels.shape[0], pixels.shape[1], height, width, self._fit)
             assert RESOLUTION.range is not None

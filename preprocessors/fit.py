@@ -34,6 +34,13 @@ def fit(pixels: np.ndarray, height: int, width: int, how: str = "crop") -> np.nd
     return _filled(scaled, height, width, top, left)
 
 
+def around(pixels: np.ndarray, mask: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """A picture and the mask of what is to be painted in it, both (H, W, 3), fitted by "fill": what is added around is
+    white in the mask."""
+    both = fit(np.concatenate([pixels, mask[..., :1]], axis=2), height, width, "fill")
+    return np.ascontiguousarray(both[..., :3]), np.repeat(both[..., 3:], 3, axis=2)
+
+
 def pixel_perfect(height: int, width: int, target_height: int, target_width: int, how: str = "crop") -> int:
     """The `resolution` at which a picture (height, width) gives a map that `fit` neither enlarges nor shrinks."""
     return max(1, round(_scale(height, width, target_height, target_width, how) * min(height, width)))

@@ -40,14 +40,9 @@ class LdmHost:
             self._generator = self._x, torch.Generator().manual_seed(zlib.crc32(latents.numpy().tobytes()))
         return self._generator[1]
 
-    @torch.no_grad()
     def encode(self, image: np.ndarray, shifted: bool = True) -> Tensor:
-        """The VAE's mode, where it tells that and not a sample, for RGB uint8 `(H, W, 3)` or `(B, H, W, 3)`."""
-        vae = self.model.first_stage_model
-        pixels = torch.from_numpy(image.reshape(-1, *image.shape[-3:])).permute(0, 3, 1, 2).to(self._x.device)
-        encoded = self.model.encode_first_stage(pixels.to(next(vae.parameters()).dtype) / 127.5 - 1)
-        mode = encoded if isinstance(encoded, Tensor) else encoded.mode()
-        return self.model.get_first_stage_encoding(mode).to(self._x.dtype)
+        """As `encoded`, in the dtype of x."""
+        return encoded(self.model, image, self._x.device).to(self._x.dtype)
 
     def attentions(self) -> Iterator[tuple[str, Any, str]]:
         for name, module in self.unet.named_modules():
@@ -80,3 +75,12 @@ class LdmHost:
         if self.call is None:
             raise ValueError("the host has no size, device or numbers before the UNet's first call")
         return self.call.x
+
+
+@torch.no_grad()
+def encoded(model: Any, image: np.ndarray, device: torch.device) -> Tensor:
+    """Latents `(B, C, h, w)` as the UNet sees them, of RGB uint8 `(H, W, 3)` or `(B, H, W, 3)`: the mode of the VAE of
+    ldm's `model`, where it tells that and not a sample."""
+    pixels = torch.from_numpy(image.reshape(-1, *image.shape[-3:])).permute(0, 3, 1, 2).to(device)
+    made = model.encode_first_stage(pixels.to(next(model.first_stage_model.parameters()).dtype) / 127.5 - 1)
+    return model.get_first_stage_encoding(made if isinstance(made, Tensor) else made.mode())

@@ -20,7 +20,7 @@ from .progress import Progress
 from .repaint import Repaint
 from .samplers import sampler
 from .shelf import Shelf
-from .webui_unit import WebuiUnit
+from .webui_unit import WebuiUnit, beside_mask
 
 
 class Engine:
@@ -46,7 +46,7 @@ class Engine:
             scheduler, sampled = sampler(self._folder, asked.sampler, asked.spacing)
         units = [self._guided(place, unit, asked) for place, unit in asked.units]
         progress = Progress(asked.count)
-        passes = Passes(self._pipe, scheduler, asked, [each.unit for each in units], progress)
+        passes = Passes(self._pipe, scheduler, asked, units, progress)
         models = {place: each.model for (place, _), each in zip(asked.units, units, strict=True)}
         progress.steps, self.progress = passes.steps, progress
         images, texts = [], []
@@ -72,6 +72,8 @@ class Engine:
                 image, mask = asked.source  # which other modules would take for a scribble
                 inpaints = unit.module is not None and unit.module.makes == "inpaint"
                 unit = replace(unit, images=((image, mask if inpaints else None),), fit=asked.fit)
+            if asked.repaint is not None:
+                unit = beside_mask(unit)
             if asked.repaint is not None and asked.repaint.only_masked and unit.crops:
                 unit = _part(unit, asked.repaint)
             if unit.model is None:

@@ -9,12 +9,15 @@ from typing import Any
 import cv2
 import numpy as np
 
-from preprocessors.fit import fit, pixel_perfect
+from preprocessors.fit import around, fit, pixel_perfect
 from preprocessors.maps import ControlMap
 from preprocessors.registry import Ready
 
 from ..after_steps import of_preprocessor
 from ..control import ControlModel
+from ..finishing import Finish
+from ..finishing import of_preprocessor as finish_of
+from ..inpainting import BLUR
 from ..unit import Unit
 from ..weighting import scales
 from .modules import HIGH, LOW, values
@@ -24,22 +27,35 @@ from .webui_unit import WebuiUnit
 
 @dataclass(frozen=True, eq=False)
 class Guided:
-    """A unit at work, the picture of its map (H, W, 3) as large as the result, and the listed name of its model."""
+    """A unit at work, the picture of its map (H, W, 3) as large as the result, the listed name of its model, what is
+    done to pictures in the end, and the picture (H, W, 3) that a first pass begins with in its noise."""
 
     unit: Unit
     map: np.ndarray
     model: str
+    finish: Finish | None = None
+    begins: np.ndarray | None = None
 
 
 def guided(
-    asked: WebuiUnit, model: str, net: ControlModel, ready: Callable[[str], Ready], size: tuple[int, int]
+    asked: WebuiUnit,
+    model: str,
+    net: ControlModel,
+    ready: Callable[[str], Ready],
+    size: tuple[int, int],
+    blur: int = BLUR,
 ) -> Guided:
     """The unit, which has an image, for results of this height and width. ValueError, TypeError or FileNotFoundError in
-    one line, without the unit's name. `ready` gives a preprocessor by name."""
+    one line, without the unit's name. `ready` gives a preprocessor by name; `blur` is that of the border where an
+    inpainted picture meets its original."""
     entry = asked.module
     inpaints = entry is not None and entry.makes == "inpaint"
     sources = [_source(pair, inpaints) for pair in asked.images]
     mask = asked.images[0][1] if inpaints and len(sources) == 1 else None
+    if entry is not None and inpaints and asked.fit == "fill" and len(sources) == 1:
+        mask = np.zeros_like(sources[0]) if mask is None else mask  # what is added around is to be painted
+        if entry.masked:
+            sources[0], mask = around(sources[0], _sized(mask, sources[0]), *size)
     maps = [_made(asked, image, mask, ready, size) for image in sources]
     shown = [fit(pixels, *size, asked.fit) for pixels in maps]
     pictures: list[Any] = maps  # the host fits them, for each pass to its size
@@ -67,7 +83,11 @@ def guided(
         after=None if entry is None else of_preprocessor(entry.name, values(entry, -1, asked.a, asked.b)),
         **how,
     )
-    return Guided(unit, shown[0], model)
+    if entry is None or (asked.weight == 0 and asked.schedule is None):
+        return Guided(unit, shown[0], model)
+    white = None if mask is None else _sized(mask, maps[0])
+    finish = finish_of(entry.name, maps[0], white, asked.fit, blur)
+    return Guided(unit, shown[0], model, finish, shown[0] if entry.name == "inpaint_only+lama" else None)
 
 
 def _made(

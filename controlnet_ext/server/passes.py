@@ -9,9 +9,11 @@ from typing import Any
 import cv2
 import numpy as np
 
+from ..inpainting import beginning
 from ..pipeline import quiet
 from ..unit import Unit
 from .generation import Generation
+from .guided import Guided
 from .pictures import encoded
 from .progress import Progress
 from .second_pass import LATENT, PIXELS, SecondPass
@@ -21,11 +23,14 @@ RESIZE = {"lanczos": cv2.INTER_LANCZOS4, "nearest": cv2.INTER_NEAREST}
 
 
 class Passes:
-    """`asked` with a scheduler of its own on the networks of `pipe`, guided by `units`. ValueError: a pass has no
+    """`asked` with a scheduler of its own on the networks of `pipe`, guided by `guides`. ValueError: a pass has no
     steps, or the text encoder fewer layers than it is to skip."""
 
-    def __init__(self, pipe: Any, scheduler: Any, asked: Generation, units: Sequence[Unit], progress: Progress):
+    def __init__(self, pipe: Any, scheduler: Any, asked: Generation, guides: Sequence[Guided], progress: Progress):
         self._pipe, self._scheduler, self._asked, self._progress = pipe, scheduler, asked, progress
+        units = [each.unit for each in guides]
+        self._finishes = [each.finish for each in guides if each.finish is not None]
+        self._begins = next((each.begins for each in guides if each.begins is not None), None)
         self._first, self._second = list(units), list[Unit]()
         if asked.second is not None:
             self._first = [replace(unit, passes="both") for unit in units if unit.passes != "second"]
@@ -44,20 +49,30 @@ class Passes:
 
     def picture(self, seed: int) -> np.ndarray:
         """(H, W, 3) uint8. RuntimeError: it holds NaN, or the model's safety checker withheld it."""
+        pixels = _pixels(self._images(seed))
+        for finish in self._finishes:
+            pixels = finish(pixels)
+        return pixels if self._asked.repaint is None else self._asked.repaint.pasted(pixels)
+
+    def _images(self, seed: int) -> Any:
         asked = self._asked
         if asked.repaint is not None:
-            return asked.repaint.pasted(_pixels(self._repainted(seed)))
+            return self._repainted(seed)
         if asked.init is not None:
             given = {"image": _tensor(asked.init), "strength": asked.strength}
-            return _pixels(self._run("Img2Img", self._first, asked.steps, seed, "np", given))
-        size = {"height": asked.height, "width": asked.width}
+            return self._run("Img2Img", self._first, asked.steps, seed, "np", given)
+        begins: dict[str, Any] = {"height": asked.height, "width": asked.width}
+        generator = _generator(seed)
+        if self._begins is not None:
+            pipe = self._pipe_of("")
+            begins["latents"] = beginning(pipe, self._begins, asked.height, asked.width, generator)
+        begins["generator"] = generator
         if asked.second is None:
-            return _pixels(self._run("", self._first, asked.steps, seed, "np", size))
-        small = self._run(
-            "", self._first, asked.steps, seed, "latent" if asked.second.upscaler in LATENT else "np", size
-        )
+            return self._run("", self._first, asked.steps, seed, "np", begins)
+        output = "latent" if asked.second.upscaler in LATENT else "np"
+        small = self._run("", self._first, asked.steps, seed, output, begins)
         given = {"image": _enlarged(small, asked.second, self._pipe), "strength": asked.second.strength}
-        return _pixels(self._run("Img2Img", self._second, asked.second.steps, seed, "np", given))
+        return self._run("Img2Img", self._second, asked.second.steps, seed, "np", given)
 
     def _repainted(self, seed: int) -> Any:
         import torch
@@ -104,10 +119,9 @@ class Passes:
                 **self._said,
                 num_inference_steps=steps,
                 guidance_scale=self._asked.guidance,
-                generator=_generator(seed),
                 output_type=output,
                 callback_on_step_end=stepped,
-                **given,
+                **{"generator": _generator(seed), **given},
             )
         if any(getattr(result, "nsfw_content_detected", None) or ()):
             raise RuntimeError("the model's safety checker withheld the picture; try another seed or prompt")

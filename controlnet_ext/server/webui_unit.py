@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -112,6 +112,14 @@ def read_unit(value: Any, name: str) -> WebuiUnit | None:
         shows_map=fields.flag("save_detected_map", default=True),
         crops=fields.flag("inpaint_crop_input_image", default=True),
     )
+
+
+def beside_mask(unit: WebuiUnit) -> WebuiUnit:
+    """The unit in img2img with a mask, where the host itself keeps what is around: then "inpaint_only" would do it once
+    more, and is "inpaint", as sd-webui-controlnet has it."""
+    if unit.module is None or unit.module.name != "inpaint_only":
+        return unit
+    return replace(unit, module=module("inpaint"))
 
 
 def _says_nothing(value: Any) -> bool:

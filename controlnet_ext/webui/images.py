@@ -11,8 +11,9 @@ import numpy as np
 
 from preprocessors.fit import fit
 
+from ..finishing import Finish
 from ..server.pictures import Pair
-from ..server.webui_unit import FITS, WebuiUnit
+from ..server.webui_unit import FITS, WebuiUnit, beside_mask
 from . import settings
 from .originals import saved
 
@@ -25,6 +26,8 @@ def with_images(unit: WebuiUnit, p: Any) -> WebuiUnit:
         unit = replace(unit, images=((image, mask if _inpaints(unit) else None),), fit=_fit(p))
     elif not _inpaints(unit) and settings.value("controlnet_ignore_noninpaint_mask", False):
         unit = replace(unit, images=tuple((image, None) for image, _ in unit.images))
+    if getattr(p, "image_mask", None) is not None:
+        unit = beside_mask(unit)
     box = getattr(p, "paste_to", None)
     if not unit.crops or box is None or not p.inpaint_full_res or p.image_mask is None:
         return unit
@@ -33,6 +36,16 @@ def with_images(unit: WebuiUnit, p: Any) -> WebuiUnit:
     masks = [None if mask is None else _part(mask, width, height, box, unit.fit) for _, mask in unit.images]
     images = tuple(zip(seen, masks, strict=True))
     return replace(unit, images=images, fit="fill")
+
+
+def finished(images: Any, finishes: Sequence[Finish]) -> None:
+    """The pictures, a tensor `(B, 3, H, W)` in 0..1, as these finish them, in place. The host cuts 255 times a number
+    to a whole one, so that each stands half a step above its own."""
+    for image in images:
+        pixels = np.rint(image.cpu().permute(1, 2, 0).numpy() * 255).astype(np.uint8)
+        for finish in finishes:
+            pixels = finish(pixels)
+        image.copy_(image.new_tensor((pixels + np.float32(0.5)) / 255).permute(2, 0, 1).clamp(max=1))
 
 
 def save_maps(maps: Sequence[np.ndarray]) -> None:

@@ -13,7 +13,9 @@ from typing import Any
 
 from ..control import Span
 from ..hosts.ldm import LdmGuide, Rows, guide_ldm
+from ..server.guided import Guided
 from ..unit import Unit
+from .beginning import beginning_with
 
 
 class Refused(ValueError):
@@ -26,17 +28,18 @@ class Refused(ValueError):
 
 
 class GuidedSample:
-    """`p.sample` of one request, guided by what `units` gives when the sampling begins."""
+    """`p.sample` of one request, guided by what `made` gives when the sampling begins."""
 
-    def __init__(self, p: Any, units: Callable[[], Sequence[Unit]]):
-        self.p, self._sample, self._units = p, p.sample, units
+    def __init__(self, p: Any, made: Callable[[], Sequence[Guided]]):
+        self.p, self._sample, self._made = p, p.sample, made
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with _sentences():
-            units = self._units()
-            if not units:
+            made = self._made()
+            if not made:
                 return self._sample(*args, **kwargs)
-            with _guided(self.p, units):
+            begins = next((each.begins for each in made if each.begins is not None), None)
+            with _guided(self.p, [each.unit for each in made]), beginning_with(self.p, begins):
                 return self._sample(*args, **kwargs)
 
     def remove(self, p: Any) -> None:
@@ -46,11 +49,11 @@ class GuidedSample:
             p.sample = self._sample
 
 
-def guide_samples(p: Any, units: Callable[[], Sequence[Unit]]) -> None:
-    """From now on the samples of the request `p` are guided, by nothing where `units` gives none. What `units` raises,
+def guide_samples(p: Any, made: Callable[[], Sequence[Guided]]) -> None:
+    """From now on the samples of the request `p` are guided, by nothing where `made` gives none. What `made` raises,
     and what cannot be guided, ends the generation: a ValueError, TypeError or FileNotFoundError as `Refused`."""
     release(p)
-    p.sample = GuidedSample(p, units)
+    p.sample = GuidedSample(p, made)
 
 
 def release(p: Any) -> None:

@@ -17,11 +17,11 @@ from PIL import Image
 from ..server.guided import Guided, guided
 from ..server.infotext import unit_text
 from ..server.webui_unit import WebuiUnit, read_unit
-from ..unit import Unit, named
+from ..unit import named
 from . import host, settings
 from .batch import Batch
 from .fields import said_by
-from .images import save_maps, with_images
+from .images import finished, save_maps, with_images
 from .originals import keep
 from .panel import build
 from .sampling import guide_samples, release
@@ -58,7 +58,7 @@ class Request:
         """Whether there is something to do or to refuse."""
         return bool(self.units) or self._error is not None
 
-    def made(self) -> list[Unit]:
+    def made(self) -> list[Guided]:
         """The units at work."""
         if self._error is not None:
             raise self._error
@@ -68,14 +68,14 @@ class Request:
             self.guided = [self._guided(place, unit, model, iteration) for (place, unit), model in placed]
             self.shown += [each.map for (_, unit), each in zip(self.units, self.guided, strict=True) if unit.shows_map]
         self._iteration = iteration
-        return [each.unit for each in self.guided]
+        return self.guided
 
     def _guided(self, place: int, unit: WebuiUnit, model: str, iteration: int) -> Guided:
         p = self._p
         with named(f"unit {place}"):
             net = host.shelf().load(model, host.device(), host.dtype())
             unit = with_images(self.batch.unit(place, unit, iteration, self.last), p)
-            return guided(unit, model, net, host.ready(), (p.height // 8 * 8, p.width // 8 * 8))
+            return guided(unit, model, net, host.ready(), (p.height // 8 * 8, p.width // 8 * 8), settings.blur())
 
 
 class ControlNetScript(scripts.Script):
@@ -111,6 +111,13 @@ class ControlNetScript(scripts.Script):
         if request.batch.count and not settings.value("controlnet_increment_seed_during_batch", False):
             p.all_seeds = p.all_seeds[: p.batch_size] * p.n_iter
         guide_samples(p, request.made)
+
+    def postprocess_batch(self, p: Any, *args: Any, images: Any, **_: Any) -> None:
+        """Finish the pictures of a batch, `(B, 3, H, W)` in 0..1, in place."""
+        request = vars(p).get("controlnet_ext")
+        finishes = [each.finish for each in request.guided if each.finish is not None] if request else []
+        if finishes:
+            finished(images, finishes)
 
     def postprocess_image(self, p: Any, shown: Any, *args: Any) -> None:
         """Keep the picture, for units that loop."""

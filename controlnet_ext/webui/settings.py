@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..inpainting import BLUR
+
 SECTION = ("control_net", "ControlNet")
 EXTENSION = Path(__file__).resolve().parents[2]
 FOLDER = "ControlNet"  # in the host's folder of models
@@ -31,6 +33,9 @@ def _declare() -> None:
     option("control_net_modules_path", "", "Folder of preprocessors' weights (requires restart)")
     option("control_net_unit_count", 3, "Number of ControlNet units (requires restart)", gr.Slider, units)
     option("control_net_model_cache_size", 2, "Control models that stay loaded (requires restart)", gr.Slider, units)
+    blurs: dict[str, Any] = {"minimum": 0, "maximum": 64, "step": 1}
+    words = "Border in which inpaint_only mixes the picture with the original, in pixels"
+    option("control_net_inpaint_blur_sigma", BLUR, words, gr.Slider, blurs)
     option("control_net_no_detectmap", False, "Do not append control maps to the pictures")
     option("control_net_detectmap_autosaving", False, "Save control maps")
     option("controlnet_save_unit_images", True, "Save units' images beside the pictures, for PNG info to bring back")
@@ -51,6 +56,11 @@ def value(key: str, default: Any) -> Any:
 def units() -> int:
     """How many units there are."""
     return max(1, min(int(value("control_net_unit_count", 3)), 10))
+
+
+def blur() -> int:
+    """Pixels of the border in which inpaint_only mixes the picture with the original."""
+    return max(0, min(int(value("control_net_inpaint_blur_sigma", BLUR)), 64))
 
 
 def model_folders() -> list[str]:
