@@ -18,19 +18,26 @@ from preprocessors.maps import ControlMap
 from preprocessors.parameters import nearest
 from preprocessors.registry import RESOLUTION, Preprocessor, find
 
+from .after_steps import Restore, of_preprocessor
 from .control import ControlModel, Window
 from .sources import Source
 from .unit import Unit
 
 SETTINGS = ("weight", "window", "mode", "layers")  # how a unit acts, whatever its map
-KEYS = ("model", "image", "kind", *SETTINGS, "region", "fit")
+KEYS = ("model", "image", "kind", "mask", *SETTINGS, "region", "fit")
 _PART = re.compile(r"""\s*(?:([\w.-]+)\s*=\s*)?(?:"([^"]*)"|'([^']*)'|([^,"'\s][^,]*|))\s*(,|$)""")
 
 
-def unit(text: str, image: str | None = None, models: Mapping[str, str] = MappingProxyType({})) -> Unit:
+def unit(
+    text: str,
+    image: str | None = None,
+    models: Mapping[str, str] = MappingProxyType({}),
+    mask: str | None = None,
+) -> Unit:
     """The unit, its image and region not yet preprocessed and fitted, its model a `Source`. A unit that names none has
-    `image` as its image, and of `models` that for its preprocessor. ValueError or TypeError in one line: an unknown
-    preprocessor, key or parameter with the nearest names, a key given twice, a value that is none."""
+    `image` as its image, of `models` that for its preprocessor, and `mask` where it inpaints. ValueError or TypeError
+    in one line: an unknown preprocessor, key or parameter with the nearest names, a key given twice, a value that is
+    none."""
     name, values = parts(text)
     makes = None if name.casefold() == "none" else find(name)
     own = [] if makes is None else [p.name for p in (*makes.parameters, RESOLUTION)]
@@ -46,10 +53,16 @@ def unit(text: str, image: str | None = None, models: Mapping[str, str] = Mappin
         raise ValueError("no image given: name one with image=PATH, or for all units with --image")
     if "kind" in values and makes is not None:
         raise ValueError(f"kind {values['kind']!r} of a map that {makes.name} makes, whose maps are {makes.makes!r}")
+    white = values.get("mask", mask if makes is not None and makes.makes == "inpaint" else None)
+    if white is None and makes is not None and of_preprocessor(makes.name, {}) == Restore():
+        raise ValueError(
+            f"{makes.name} needs to know where to paint: give a mask, white there, with mask=PATH or --mask"
+        )
     return Unit(
         cast(ControlModel, Source(model)),
         ControlMap(read_image(picture), values["kind"]) if "kind" in values else picture,
         **settings(values),
+        inpaint=white,
         region=_region(values["region"]) if "region" in values else None,
         fit=cast(Any, values.get("fit", "crop")),
         preprocessor=None if makes is None else makes.name,

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
+from .finishing import of_preprocessor
+from .inpainting import beginning
 from .preparing import Prepared
 from .recipe import Recipe
 
@@ -21,8 +24,13 @@ def draw(prepared: Prepared) -> np.ndarray:
 
     recipe, pipe = prepared.recipe, prepared.pipe
     pipe.set_progress_bar_config(disable=None)  # shown on terminals
+    at_work = [each for each in recipe.ingredients if each.unit.weight != 0]
+    filled = next((each.pixels for each in at_work if each.preprocessor == "inpaint_only+lama"), None)
+    generator, begins = torch.Generator().manual_seed(recipe.seed), dict[str, Any]()
     with _reproducible(recipe), guide(pipe, prepared.units):
         try:
+            if filled is not None:
+                begins["latents"] = beginning(pipe, filled, recipe.height, recipe.width, generator)
             result = pipe(
                 recipe.prompt,
                 negative_prompt=recipe.negative or None,
@@ -30,8 +38,9 @@ def draw(prepared: Prepared) -> np.ndarray:
                 width=recipe.width,
                 num_inference_steps=recipe.steps,
                 guidance_scale=recipe.guidance,
-                generator=torch.Generator().manual_seed(recipe.seed),
+                generator=generator,
                 output_type="np",
+                **begins,
             )
         except (ValueError, TypeError, RuntimeError) as error:
             raise RuntimeError(" ".join(str(error).split())[:500]) from error
@@ -40,7 +49,11 @@ def draw(prepared: Prepared) -> np.ndarray:
     picture = result.images[0]
     if not np.isfinite(picture).all():
         raise RuntimeError(f"the picture holds NaN: the model overflows in {recipe.dtype}, try --dtype float32")
-    return (picture * 255).round().astype(np.uint8)  # as diffusers does it
+    pixels = (picture * 255).round().astype(np.uint8)  # as diffusers does it
+    for each in at_work:
+        finish = of_preprocessor(each.preprocessor or "", each.pixels, each.mask, each.unit.fit)
+        pixels = pixels if finish is None else finish(pixels)
+    return pixels
 
 
 @contextmanager

@@ -49,6 +49,11 @@ class Maps:
         uint8; with an inpainting mask floats `(…, 3, H, W)` in 0..1, -1 where to repaint."""
         return [np.stack([self._hint(pixels, height, width) for pixels in some]) for some in self._images]
 
+    def picture(self, height: int, width: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """The first image's map, and the inpainting mask beside it, both (H, W, 3) uint8."""
+        found = self._fitted(self._images[0][0], height, width)
+        return np.ascontiguousarray(found[..., :3]), None if self._mask is None else found[..., 3:].repeat(3, axis=2)
+
     def latents(self, host: Host) -> tuple[Tensor, Tensor | None]:
         """What the VAE makes of the first image's maps, `(1, C, h, w)` or one for each picture, in float32; and where
         their inpainting mask is white, as `painted` has it."""

@@ -20,7 +20,7 @@ from .pipeline import PipelineFolder, quiet
 from .recipe import Ingredient, Recipe
 from .recipe_text import texts
 from .shapes.embedded import place
-from .sources import Source, control_files, hashed, verify, wanted
+from .sources import NOTHING, Source, control_files, hashed, verify, wanted
 from .unit import Unit, named
 from .weighting import scales
 
@@ -41,17 +41,17 @@ class Prepared:
 
 
 def fitted(ingredient: Ingredient, height: int, width: int) -> Ingredient:
-    """The ingredient with its unit's preprocessor run, and map and region brought to this size."""
+    """The ingredient with its unit's preprocessor run, and map, mask and region brought to this size."""
     unit = ingredient.unit
     kind = unit.image.kind if isinstance(unit.image, ControlMap) else "other"
     kind = find(unit.preprocessor).makes if unit.preprocessor else kind
-    (pixels,) = Maps(unit).at(height, width)[0]
+    pixels, mask = Maps(unit).picture(height, width)
     region = unit.region
     if region is not None:
         way = cv2.INTER_AREA if height * width < region.size else cv2.INTER_LINEAR
         eight_bits = np.rint(region * 255).astype(np.uint8)  # as the recipe keeps it
         region = cv2.resize(eight_bits, (width, height), interpolation=way).astype(np.float32) / 255
-    unit = replace(unit, image=ControlMap(pixels, kind), region=region, preprocessor=None, parameters={})
+    unit = replace(unit, image=ControlMap(pixels, kind), inpaint=mask, region=region, preprocessor=None, parameters={})
     return replace(ingredient, unit=unit)
 
 
@@ -89,13 +89,17 @@ def prepare(recipe: Recipe, device: str) -> Prepared:
         )
         words = texts(complete)
         pipe = folder.load(dtype, scheduler).to(device)
-    units = tuple(replace(each.unit, model=nets[each.source.path][1]) for each in complete.ingredients)
+    units = tuple(replace(each.unit, model=_model_of(each, nets)) for each in complete.ingredients)
     return Prepared(complete, words, _remarks(recipe, complete), pipe, units)
 
 
 def _loaded(i: int, ingredient: Ingredient, nets: Nets, load: Callable[[str], Any]) -> Ingredient:
-    """The ingredient with hashes and architecture; its network is in `nets` then."""
+    """The ingredient with hashes and architecture; its network is in `nets` then, if it has one."""
     unit, source, option = ingredient.unit, ingredient.source, f"--control {i},model=PATH"
+    if source.path == NOTHING:
+        if unit.after is None:
+            raise ValueError(f"unit {i}: model={NOTHING} is for what acts after each step, such as inpaint_only")
+        return replace(ingredient, architecture=unit.after.architecture)
     known = nets.get(source.path)
     with named(f"unit {i}"):
         hashes = known[0] if known else hashed(_found(source, control_files, option))
@@ -107,6 +111,10 @@ def _loaded(i: int, ingredient: Ingredient, nets: Nets, load: Callable[[str], An
     nets[source.path] = hashes, net
     model: Any = Source(source.path, hashes)
     return replace(ingredient, unit=replace(unit, model=model), architecture=net.architecture)
+
+
+def _model_of(ingredient: Ingredient, nets: Nets) -> Any:
+    return ingredient.unit.after if ingredient.source.path == NOTHING else nets[ingredient.source.path][1]
 
 
 def _fitting(net: Any, unet: Any, path: str) -> Any:

@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from preprocessors.files import MAX_PIXELS
+from preprocessors.maps import ControlMap
 from preprocessors.parameters import Parameter, Range
 
 from .sources import Source
@@ -43,6 +46,18 @@ class Ingredient:
     def source(self) -> Source:
         assert isinstance(self.unit.model, Source)
         return self.unit.model
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """Its map (H, W, 3)."""
+        assert isinstance(self.unit.image, ControlMap)
+        return self.unit.image.pixels
+
+    @property
+    def mask(self) -> np.ndarray | None:
+        """Where to repaint, (H, W, 3), if it has a mask."""
+        assert self.unit.inpaint is None or isinstance(self.unit.inpaint, np.ndarray)
+        return self.unit.inpaint
 
 
 @dataclass(frozen=True, eq=False)

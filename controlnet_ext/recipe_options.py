@@ -24,12 +24,14 @@ def asked(options: Namespace) -> tuple[Recipe, str]:
         raise ValueError("no PROMPT given, and no recipe (--from)")
     if options.image is not None and not options.control:
         raise ValueError(f"--image {options.image!r} without a --control that reads it")
+    if options.mask is not None and not options.control:
+        raise ValueError(f"--mask {options.mask!r} without a --control that reads it")
     model = NAME if options.model is None else options.model
     place(model)  # that it is installed, before anything else is said of it
     words, units = _words(options), []
     for i, text in enumerate(options.control, 1):
         with named(f"unit {i}"):
-            units.append(unit(text, options.image, controls(model)))
+            units.append(unit(text, options.image, controls(model), options.mask))
     if "width" not in words:
         words["height"], words["width"] = PipelineFolder.find(model).size
     device = chosen_device(options.device)
@@ -46,8 +48,9 @@ def asked(options: Namespace) -> tuple[Recipe, str]:
 
 def again(options: Namespace) -> tuple[Recipe, str]:
     """The recipe in a picture, with what the options change, and the device."""
-    if options.image is not None:
-        raise ValueError("--image with --from: the recipe holds its maps already")
+    for name in ("image", "mask"):
+        if getattr(options, name) is not None:
+            raise ValueError(f"--{name} with --from: the recipe holds its maps already")
     old = read_recipe(options.recipe)
     words, ingredients, moved = _words(options), list(old.ingredients), set[int]()
     for text in options.control:

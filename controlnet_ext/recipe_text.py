@@ -21,7 +21,7 @@ from preprocessors.maps import ControlMap
 from .after_steps import of_preprocessor
 from .control import ControlModel, Window
 from .recipe import NUMBERS, Ingredient, Recipe, check_units
-from .sources import Source
+from .sources import NOTHING, Source
 from .unit import Unit, named
 
 KEYWORD = "controlnet-ext"  # of the text; pictures in it have keywords that begin so
@@ -44,6 +44,7 @@ UNIT_FIELDS = {
     "region": bool,
     "preprocessor": (str, type(None)),
     "parameters": dict,
+    "mask": bool,
 }
 
 
@@ -57,6 +58,8 @@ def texts(recipe: Recipe) -> dict[str, str]:
         pictures |= _split(f"{KEYWORD} unit {i} map", unit.image.pixels)
         if unit.region is not None:
             pictures |= _split(f"{KEYWORD} unit {i} region", np.rint(unit.region * 255).astype(np.uint8))
+        if unit.inpaint is not None:
+            pictures |= _split(f"{KEYWORD} unit {i} mask", cast(np.ndarray, unit.inpaint))
         units.append(
             {
                 "model": _source(ingredient.source),
@@ -70,6 +73,7 @@ def texts(recipe: Recipe) -> dict[str, str]:
                 "preprocessor": ingredient.preprocessor,
                 "parameters": dict(ingredient.parameters),
                 "architecture": ingredient.architecture,
+                "mask": unit.inpaint is not None,
             }
         )
     words: dict[str, Any] = {"format": FORMAT, "prompt": recipe.prompt, "negative": recipe.negative}
@@ -119,6 +123,7 @@ def _recipe(words: dict[str, Any], found: Mapping[str, str]) -> Recipe:
 
 
 def _ingredient(i: int, words: Any, found: Mapping[str, str], height: int, width: int) -> Ingredient:
+    words = {"mask": False, **words} if isinstance(words, dict) else words  # recipes before 2026-11-23 have none
     _check_fields("it", words, UNIT_FIELDS)
     preprocessor, parameters = words["preprocessor"], words["parameters"]
     if len(words["window"]) != 2:
@@ -133,11 +138,11 @@ def _ingredient(i: int, words: Any, found: Mapping[str, str], height: int, width
     region = None
     if words["region"]:
         region = _picture(f"{KEYWORD} unit {i} region", found, height, width)[..., 0].astype(np.float32) / 255
-    model = cast(ControlModel, _model("model", words["model"]))
+    model = cast(ControlModel, _model("model of a unit", words["model"]))
     settings: dict[str, Any] = {name: words[name] for name in ("weight", "mode", "layers", "fit")}
-    after = of_preprocessor(preprocessor or "", parameters)
-    if after is not None and not after.masked:  # recipes have no masks
-        settings["after"] = after
+    if words["mask"]:
+        settings["inpaint"] = _picture(f"{KEYWORD} unit {i} mask", found, height, width)
+    settings["after"] = of_preprocessor(preprocessor or "", parameters)
     unit = Unit(model, ControlMap(pixels, words["kind"]), window=Window(*words["window"]), region=region, **settings)
     return Ingredient(unit, preprocessor, parameters, words["architecture"])
 
@@ -162,7 +167,8 @@ def _check_words(name: str, words: Mapping[str, Any]) -> None:
 def _model(name: str, words: dict[str, Any]) -> Source:
     _check_fields(name, words, {"path": str, "sha256": dict})
     path, hashes = words["path"], words["sha256"]
-    if not 1 <= len(path) <= 4096 or "\0" in path or not 1 <= len(hashes) <= 1000:
+    files = 0 if path == NOTHING and name == "model of a unit" else 1
+    if not 1 <= len(path) <= 4096 or "\0" in path or not files <= len(hashes) <= 1000 * files:
         raise ValueError(f"{name} has a path of {len(path)} characters and {len(hashes)} files, which none has")
     _check_words(name, hashes)
     for file, digest in hashes.items():

@@ -13,6 +13,8 @@ from preprocessors.disk import opened
 from .models.location import config_of, locate
 from .shapes.embedded import place
 
+NOTHING = "none"  # the path of the model of a unit that has no network
+
 
 @dataclass(frozen=True)
 class Source:

@@ -295,6 +295,14 @@ HOSTILE: dict[str, tuple[Callable[[Any], Any], str]] = {
     "parameters of lists": (unit_with(parameters={"low": [1]}), "parameter 'low'"),
     "a preprocessor of control letters": (unit_with(preprocessor="\n"), "field 'preprocessor'"),
     "a region that is missing": (unit_with(region=True), "its region is missing"),
+    "a mask that is missing": (unit_with(mask=True), "its mask is missing"),
+    "inpainting without a mask": (unit_with(preprocessor="inpaint_only"), "changes what an inpaint mask covers"),
+    "no control model": (
+        lambda r: r["units"][0]["model"].update(path="none", sha256={}),
+        "model=none is for what acts after each step",
+    ),
+    "no control model, with hashes": (lambda r: r["units"][0]["model"].update(path="none"), "1 files, which none has"),
+    "no base model": (lambda r: r["model"].update(path="none", sha256={}), "0 files"),
 }
 
 

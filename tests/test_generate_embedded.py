@@ -19,6 +19,9 @@ from controlnet_ext.control_text import unit
 from controlnet_ext.pipeline import PipelineFolder
 from controlnet_ext.shapes import embedded
 from preprocessors.files import encoded_image, read_image, read_text
+from preprocessors.fit import fit
+from preprocessors.maps import ControlMap
+from preprocessors.registry import Preprocessor, Ready
 
 KEYWORD = "controlnet-ext"
 GUIDED = ["--image", "photo.png", "--control", "canny,resolution=match"]
@@ -188,3 +191,57 @@ def test_the_control_net_is_that_of_the_preprocessors_name_or_label() -> None:
     for text in ("canny", "Canny,low=50", "canny,image=own.png"):
         model: Any = unit(text, "all.png", embedded.controls("embedded")).model
         assert model.path == "embedded/canny"
+
+
+def test_a_part_is_painted_and_the_pixels_around_it_are_the_photos_also_made_again() -> None:
+    mask = np.zeros((96, 160, 3), np.uint8)
+    mask[:, 100:] = 255
+    Path("mask.png").write_bytes(encoded_image("mask.png", mask))
+    alone = ["--image", "photo.png", "--mask", "mask.png", "--control", "inpaint_only,model=none"]
+    assert generate("alone.png", *alone) == 0
+    assert generate("both.png", *alone, "--control", "canny,resolution=match") == 0
+    photo = cropped("photo.png")
+    for name in ("alone", "both"):
+        picture = read_image(f"{name}.png")
+        assert np.array_equal(picture[:, :60], photo[:, :60]) and not np.array_equal(picture[:, 90:], photo[:, 90:])
+        assert main(["generate", "--from", f"{name}.png", "-o", f"{name}_again.png"]) == 0
+        assert Path(f"{name}_again.png").read_bytes() == Path(f"{name}.png").read_bytes()
+    assert not np.array_equal(read_image("alone.png"), read_image("both.png"))
+    assert main(["generate", "--from", "alone.png", "--seed", "9", "--size", "96x64", "-o", "small.png"]) == 0
+    assert generate("zero.png", *alone[:-1], "inpaint_only,model=none,weight=0") == 0
+    assert generate("plain.png") == 0
+    assert np.array_equal(read_image("zero.png"), read_image("plain.png"))
+
+
+def cropped(path: str) -> np.ndarray:
+    return fit(read_image(path), *PipelineFolder.find("embedded").size, "crop")
+
+
+def test_a_run_with_lama_begins_with_what_it_filled_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    def filled(self: Any, image: np.ndarray, mask: Any = None, **_: Any) -> ControlMap:
+        pixels = image if mask is None else np.where(mask > 127, np.uint8((200, 0, 0)), image)
+        return ControlMap(pixels, "inpaint")
+
+    monkeypatch.setattr(Preprocessor, "ready", lambda self, **_: Ready(self, filled))
+    monkeypatch.setattr(Ready, "__call__", filled)
+    Path("mask.png").write_bytes(encoded_image("mask.png", np.full((96, 160, 3), 255, np.uint8)))
+    words = ["--image", "photo.png", "--mask", "mask.png", "--control"]
+    for name in ("inpaint_only+lama", "inpaint_only"):
+        assert generate(f"{name}.png", *words, f"{name},model=none") == 0
+    assert not np.array_equal(read_image("inpaint_only+lama.png"), read_image("inpaint_only.png"))
+    assert main(["generate", "--from", "inpaint_only+lama.png", "-o", "again.png"]) == 0
+    assert Path("again.png").read_bytes() == Path("inpaint_only+lama.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--control", "inpaint_only,model=none", "--image", "photo.png"], "inpaint_only needs to know where to paint"),
+        (["--control", "canny,model=none", "--image", "photo.png"], "model=none is for what acts after each step"),
+        (["--mask", "photo.png"], "--mask 'photo.png' without a --control"),
+        (["--mask", "photo.png", "--from", "made.png"], "--mask with --from"),
+    ],
+)
+def test_masks_that_cannot_be_are_refused(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    prompt = [] if "--from" in words else ["a red circle"]
+    assert said in refused(capsys, ["generate", *prompt, *words, "-o", "x.png"])

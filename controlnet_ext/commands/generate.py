@@ -8,17 +8,20 @@ Make a picture that obeys control maps. The PNG holds its recipe; --from PNG mak
     --control TEXT     one unit; may be given several times. First a preprocessor (`controlnet-ext preprocessors`), or
                        none for an image that is a map already; then
                          model=PATH     the control model: a file, a folder, or owner/name in the cache; with the
-                                        embedded model by default its own for that preprocessor
+                                        embedded model by default its own for that preprocessor; none for what
+                                        acts after each step (inpaint_only, tile_colorfix) to do nothing else
                          image=IMG      its picture, if not that of --image
                          kind=KIND      after none: what the map shows, such as depth, for models that read several
                          weight=1       -2..2, or weights at fractions of the run: "0.2@0, 1@0.3"
                          window=0..1    the part of the run in which it acts
                          mode=balanced  or prompt, control: whether the prompt or the map prevails
                          layers=        factors for the skips and the middle block, "1,1,.5,..."
+                         mask=IMG       where to repaint: white; as large as its image
                          region=IMG     where it acts: white; stretched over the picture
                          fit=crop       or stretch, fill: how the map comes to the picture's size
                        and the preprocessor's parameters. A value with commas stands in quotes.
     --image IMG        the picture for all units that name none
+    --mask IMG         the mask for all units that inpaint and name none; the picture keeps the pixels around
     -o, --output OUT   a .png; a folder, for <seed>.png in it; or - for stdout
     --negative TEXT    what the picture does not show
     --seed N           by default drawn, and told on stderr
@@ -56,7 +59,8 @@ def arguments(parser: ArgumentParser, words: list[str]) -> None:
     parser.add_argument("--control", action="append", default=[])
     parser.add_argument("--from", dest="recipe")
     parser.add_argument("--overwrite", action="store_true")
-    for name in ("model", "image", "negative", "seed", "steps", "size", "guidance", "scheduler", "device", "dtype"):
+    others = ("negative", "seed", "steps", "size", "guidance", "scheduler", "device", "dtype")
+    for name in ("model", "image", "mask", *others):
         parser.add_argument(f"--{name}")
 
 
