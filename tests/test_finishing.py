@@ -16,6 +16,7 @@ from serving import CANNY, Client, photo, white
 from webui_host import fresh, install
 
 from controlnet_ext import Unit
+from controlnet_ext.after_steps import Colours
 from controlnet_ext.finishing import of_preprocessor, recoloured
 from controlnet_ext.inpainting import pasted
 from controlnet_ext.maps import Maps
@@ -23,6 +24,7 @@ from controlnet_ext.server.guided import guided
 from controlnet_ext.server.webui_unit import read_unit
 from preprocessors.fit import around
 from preprocessors.recolor import recolor_intensity, recolor_luminance
+from preprocessors.registry import find
 
 PHOTO = serving.pixels(photo())
 RED, SMALL = np.uint8((200, 0, 0)), {"width": 64, "height": 64}
@@ -94,6 +96,23 @@ def test_a_unit_of_weight_0_does_nothing_in_the_end() -> None:
     its = unit(module="inpaint_only+lama", mask=white(384, 384, slice(0, 200)), weight=0)
     made = guided(its, "m", Pushes(), lambda name: Fills(), (64, 64))
     assert made.finish is None and made.begins is None
+
+
+def test_colours_of_a_second_pass_come_from_larger_boxes() -> None:
+    its = {"module": "tile_colorfix+sharp", "threshold_a": 4, "threshold_b": 0.5}
+    for said, expected in {
+        "Both": [("first", 4), ("second", 8)],
+        "Low res only": [("first", 4)],
+        "High res only": [("second", 8)],
+    }.items():
+        made = guided(unit(**its, hr_option=said), "m", Pushes(), lambda name: find(name).ready(), (64, 64))
+        found = [(each.passes, each.after) for each in made.units(hires=True)]
+        assert found == [(passes, Colours(variation, 0.5)) for passes, variation in expected]
+        assert made.units(hires=False) == [made.unit]
+    assert (
+        len(guided(unit(module="tile_resample"), "m", Pushes(), lambda name: find(name).ready(), (64, 64)).units(True))
+        == 1
+    )
 
 
 def test_over_the_api_inpaint_only_keeps_the_pixels_around(client: Client) -> None:

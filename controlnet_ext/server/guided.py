@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -13,7 +13,7 @@ from preprocessors.fit import around, fit, pixel_perfect
 from preprocessors.maps import ControlMap
 from preprocessors.registry import Ready
 
-from ..after_steps import of_preprocessor
+from ..after_steps import Colours, of_preprocessor
 from ..control import ControlModel
 from ..finishing import Finish
 from ..finishing import of_preprocessor as finish_of
@@ -35,6 +35,15 @@ class Guided:
     model: str
     finish: Finish | None = None
     begins: np.ndarray | None = None
+
+    def units(self, hires: bool) -> list[Unit]:
+        """The unit; for hires fix two where the second pass has options of its own: the colours of tile_colorfix come
+        from boxes twice as large there."""
+        unit, after = self.unit, self.unit.after
+        if not hires or not isinstance(after, Colours) or unit.passes == "first":
+            return [unit]
+        second = replace(unit, passes="second", after=replace(after, variation=2 * after.variation))
+        return [second] if unit.passes == "second" else [replace(unit, passes="first"), second]
 
 
 def guided(

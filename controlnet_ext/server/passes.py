@@ -28,7 +28,7 @@ class Passes:
 
     def __init__(self, pipe: Any, scheduler: Any, asked: Generation, guides: Sequence[Guided], progress: Progress):
         self._pipe, self._scheduler, self._asked, self._progress = pipe, scheduler, asked, progress
-        units = [each.unit for each in guides]
+        units = [unit for each in guides for unit in each.units(asked.second is not None)]
         self._finishes = [each.finish for each in guides if each.finish is not None]
         self._begins = next((each.begins for each in guides if each.begins is not None), None)
         self._first, self._second = list(units), list[Unit]()

@@ -39,7 +39,9 @@ class GuidedSample:
             if not made:
                 return self._sample(*args, **kwargs)
             begins = next((each.begins for each in made if each.begins is not None), None)
-            with _guided(self.p, [each.unit for each in made]), beginning_with(self.p, begins):
+            hires = bool(getattr(self.p, "enable_hr", False))
+            units = [unit for each in made for unit in each.units(hires)]
+            with _guided(self.p, units), beginning_with(self.p, begins):
                 return self._sample(*args, **kwargs)
 
     def remove(self, p: Any) -> None:
