@@ -50,8 +50,9 @@ class Weights:
         return digest.hexdigest()
 
 
-def read_weights(path: str | os.PathLike[str]) -> Weights:
-    """The weights in a file of safetensors, or of torch.save, whatever it is called.
+def read_weights(path: str | os.PathLike[str], values: bool = True) -> Weights:
+    """The weights in a file of safetensors, or of torch.save, whatever it is called; without `values` only what they
+    are, as tensors on torch's meta device, for which a file's header is read.
 
     A dict of torch.save that has no tensors itself, but a dict of them under one of the names that training scripts
     use (`NESTED`), gives those. Numbers and text beside the tensors become metadata; other containers are left out.
@@ -65,7 +66,7 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
         stamp = _stamp(file)
         try:
             format, plans, metadata, places = _contents(file, stamp[0])
-            return Weights(Path(path), _tensors(file, plans, places), metadata, format, stamp)
+            return Weights(Path(path), _tensors(file, plans, places, values), metadata, format, stamp)
         except OSError as error:
             raise ValueError(f"{name} cannot be read: {error.strerror}") from error
         except ValueError as error:
@@ -123,7 +124,7 @@ def _listed(keys: Iterable[Any]) -> str:
     return ", ".join(repr(key)[:40] for key in list(keys)[:8]) or "nothing"
 
 
-def _tensors(file: BinaryIO, plans: dict[str, Plan], places: dict[str, Place]) -> dict[str, Tensor]:
+def _tensors(file: BinaryIO, plans: dict[str, Plan], places: dict[str, Place], values: bool) -> dict[str, Tensor]:
     """Each storage is read once, into the memory that its tensors keep."""
     storages = {plan.storage.key: plan.storage for plan in plans.values()}
     if missing := storages.keys() - places.keys():
@@ -134,7 +135,7 @@ def _tensors(file: BinaryIO, plans: dict[str, Plan], places: dict[str, Place]) -
             raise ValueError(
                 f"the storage {key[:99]!r} has {places[key].size} bytes, not {storage.elements} of {storage.dtype}"
             )
-        contents[key] = _read(file, places[key])
+        contents[key] = _read(file, places[key]) if values else _nothing(places[key].size)
     return {name: _view(contents[plan.storage.key], plan) for name, plan in plans.items()}
 
 
@@ -153,14 +154,20 @@ def _read(file: BinaryIO, place: Place) -> Tensor:
     return content
 
 
+def _nothing(size: int) -> Tensor:
+    import torch
+
+    return torch.empty(size, dtype=torch.uint8, device="meta")
+
+
 def _view(content: Tensor, plan: Plan) -> Tensor:
     import torch
 
     dtype = getattr(torch, plan.dtype, None)
     if dtype is None:
         raise ValueError(f"torch {torch.__version__} has no {plan.dtype}")
-    if plan.dtype == "bool" and content.numel() and content.max() > 1:
+    if plan.dtype == "bool" and content.numel() and not content.is_meta and content.max() > 1:
         raise ValueError("damaged: truth values other than 0 and 1")
     if 0 in plan.shape:
-        return torch.empty(plan.shape, dtype=dtype)
+        return torch.empty(plan.shape, dtype=dtype, device=content.device)
     return content.view(dtype).as_strided(plan.shape, plan.stride, plan.offset)

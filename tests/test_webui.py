@@ -244,6 +244,17 @@ def pasted(script, text):
     return {name: found[f"{name}_0"] for name in ("image", "mask", "effective_region_mask")}
 
 
+def test_the_settings_say_whether_png_info_brings_units_back(host):
+    from controlnet_ext.webui.script import ControlNetScript
+
+    script = ControlNetScript()
+    script.ui(False)
+    said = {"Steps": "4", "ControlNet 0": "Module: canny, Model: None, Weight: 0.5"}
+    assert any(function(said) is not None for _, function in script.infotext_fields)
+    host.options["control_net_sync_field_args"] = False
+    assert all(function(said) is None for _, function in script.infotext_fields)
+
+
 def test_a_units_pictures_are_saved_beside_the_results_and_come_back(host, tmp_path):
     from controlnet_ext.server.pictures import encoded as base64_of
     from controlnet_ext.webui.script import ControlNetScript
@@ -476,6 +487,28 @@ def test_settings_have_the_old_keys(host):
     host.options["control_net_models_path"] = "no/such/folder"
     assert [path.rpartition("models")[2] for path in settings.model_folders()] == ["/ControlNet"]
     assert json.dumps(settings.weight_folders()) == "[]"
+
+
+def test_models_are_listed_that_fit_the_loaded_checkpoint(host, tmp_path):
+    from safetensors.torch import save_file
+
+    from controlnet_ext.webui import actions
+    from controlnet_ext.webui import host as ours
+
+    folder = tmp_path / "models" / "ControlNet"
+    torch.save(control().state_dict(), folder / "canny_pickled.pth")
+    control(block_out_channels=(64, 64, 64, 64)).save_pretrained(folder / "canny_narrow")
+    (folder / "canny_cut.safetensors").write_bytes(b"nothing")
+    save_file({"lllite_unet_x.conditioning1.0.weight": torch.zeros(1)}, folder / "canny_other.safetensors")
+    listed = [name.rpartition(" [")[0] for name in ours.names()]
+    assert sorted(listed) == ["canny_cut", "canny_other", "canny_pickled", "diffusion_pytorch_model"]
+    assert len(ours.shelf().names) == 5  # over the API all
+    choices = actions.of_type("Canny")[1]["choices"]
+    assert [name.rpartition(" [")[0] for name in choices] == ["", "canny_cut", "canny_other", "canny_pickled"]
+    pasted = actions.among_all("model", "another [00000000]")
+    assert pasted["choices"][-1] == pasted["value"]
+    sys.modules["modules.sd_models"].model_data.sd_model = None  # nothing is loaded yet
+    assert ours.names() == ours.shelf().names
 
 
 def test_maps_are_made_once_as_long_as_the_cache_holds_them(host):

@@ -84,6 +84,7 @@ def install(monkeypatch: Any, folder: Any, unet: Any, gradio: Any = None) -> Sim
         ),
         "sd_unet": host.replaced,
         "shared": _module("modules.shared", opts=options, cmd_opts=host.flags, sd_model=host.model),
+        "sd_models": _module("modules.sd_models", model_data=SimpleNamespace(sd_model=host.model)),
         "devices": _module("modules.devices", device=torch.device("cpu"), dtype_unet=torch.float32),
         "paths": _module("modules.paths", models_path=str(folder / "models"), data_path=str(folder)),
         "call_queue": _module("modules.call_queue", queue_lock=threading.Lock()),

@@ -44,12 +44,13 @@ class ControlFile:
     config: dict[str, Any]
 
     @classmethod
-    def read(cls, path_or_repo: str | os.PathLike[str]) -> ControlFile:
-        """ValueError or FileNotFoundError is one line that begins with the file."""
+    def read(cls, path_or_repo: str | os.PathLike[str], values: bool = True) -> ControlFile:
+        """ValueError or FileNotFoundError is one line that begins with the file. Without `values` the model that is
+        loaded of it is on torch's meta device."""
         from preprocessors.files import read_weights  # until here nothing needs an image library
 
         path = locate(path_or_repo)
-        weights = read_weights(path)
+        weights = read_weights(path, values)
         name = repr(str(path))
         stated = parse_object(weights.metadata.get(CONFIG, "{}").encode(), f"{name}: {CONFIG}")
         kinds = [kind for kind in found() if kind.detect(weights.tensors)]

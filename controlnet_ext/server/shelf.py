@@ -30,6 +30,7 @@ class Shelf:
                 raise FileNotFoundError(f"the folder of control models {folder!r} does not exist")
         self._folders, self._own = tuple(map(Path, folders)), tuple(controls(model).values())
         self._nets = Kept[ControlModel](kept)
+        self._glances: dict[str, tuple[Any, Any]] = {}  # models without their numbers, by name
         self.rescan()
 
     def rescan(self) -> None:
@@ -44,6 +45,17 @@ class Shelf:
     def names(self) -> list[str]:
         """As listed: "control_v11p_sd15_canny [d14c016b]"."""
         return list(self._paths)
+
+    def fits(self, name: str, unet: Any) -> bool:
+        """Whether the model of a listed name can guide the UNet, by what its file holds; also True of a file that does
+        not load, for then `load` has more to say."""
+        path = self._paths[name]
+        status = path.stat() if path.exists() else None
+        stamp = status and (status.st_mtime_ns, status.st_size)
+        if name not in self._glances or self._glances[name][0] != stamp:
+            self._glances[name] = stamp, _glance(path)
+        net = self._glances[name][1]
+        return net is None or _may_guide(net, unet)
 
     def find(self, name: str) -> str:
         """The listed name, of which case and hash, but not both name and hash, may be left out. ValueError with the
@@ -63,6 +75,31 @@ class Shelf:
 
         path = self._paths[name]
         return self._nets.get((path, device, dtype), lambda: models.load(path, device, dtype))
+
+
+def _glance(path: Path) -> Any:
+    """The model in a file, on torch's meta device; None where it does not load."""
+    from ..models import ControlFile
+
+    try:
+        return ControlFile.read(path, values=False).load()
+    except (ValueError, OSError):
+        return None
+
+
+def _may_guide(net: Any, unet: Any) -> bool:
+    from ..models.layout import Layout
+
+    if not hasattr(net, "settle"):
+        family = Layout.of(unet).family
+        return family == "sd" or net.family in (family, "sd", "every")
+    try:
+        net.settle(unet)
+    except ValueError:
+        return False
+    except (RuntimeError, NotImplementedError):  # it wants the UNet's numbers beside its own
+        return True
+    return True
 
 
 def _name(stem: str, path: Path) -> str:

@@ -24,9 +24,9 @@ SLIDERS = ("processor_res", "threshold_a", "threshold_b")  # fields of a unit, w
 
 
 def of_type(kind: str) -> list[Any]:
-    """Modules and models of a control type, and the sliders. All of them leave the unit as it is: gradio 4 calls this
-    also when a preset or PNG info sets the type."""
-    found = control_types(host.shelf().names)[kind]
+    """Modules of a control type, its models for the loaded checkpoint, and the sliders. All of them leave the unit as
+    it is: gradio 4 calls this also when a preset or PNG info sets the type."""
+    found = control_types(host.names())[kind]
     if kind == "All":
         return [*(gr.update(choices=found[f"{field}_list"]) for field in ("module", "model")), *[gr.update()] * 3]
     return [
@@ -37,9 +37,9 @@ def of_type(kind: str) -> list[Any]:
 
 
 def among_all(field: str, value: Any) -> Any:
-    """A module or model with those of all control types to choose from."""
-    found = control_types(host.shelf().names)["All"]
-    return gr.update(choices=found[f"{field}_list"], value=value)
+    """A module or model with those of all control types to choose from, and itself."""
+    choices = control_types(host.names())["All"][f"{field}_list"]
+    return gr.update(choices=choices if value in choices else [*choices, value], value=value)
 
 
 def sliders_of(name: str, *values: Any) -> list[Any]:
@@ -60,9 +60,9 @@ def _slider(said: dict[str, Any] | None, value: Any) -> Any:
 
 
 def refreshed(kind: str, chosen: str) -> Any:
-    """The models of a control type, after another look at the folders."""
+    """The models of a control type for the loaded checkpoint, after another look at the folders."""
     host.shelf().rescan()
-    names = control_types(host.shelf().names)[kind]["model_list"]
+    names = control_types(host.names())[kind]["model_list"]
     return gr.update(choices=names, value=chosen if chosen in names else "None")
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from preprocessors.library import Library
 
+from ..hosts.ldm_unet import LdmUNet
 from ..server.modules import readied
 from ..server.shelf import Shelf
 from . import settings
@@ -17,6 +18,23 @@ from .remembered import remembered
 def shelf() -> Shelf:
     """The control models that the host's folders hold."""
     return Shelf(settings.model_folders(), "", int(settings.value("control_net_model_cache_size", 2)))
+
+
+def names() -> list[str]:
+    """The control models for the checkpoint that is loaded, by what their files hold; all as long as none is."""
+    unet = _unet()
+    return [name for name in shelf().names if unet is None or shelf().fits(name, unet)]
+
+
+def _unet() -> Any:
+    """The loaded checkpoint's, as control models see it. Asking `shared.sd_model` would load one."""
+    from modules import sd_models
+
+    model = sd_models.model_data.sd_model
+    try:
+        return None if model is None else LdmUNet(model.model.diffusion_model)
+    except (ValueError, AttributeError):
+        return None
 
 
 @cache

@@ -81,7 +81,7 @@ class Parts:
 
     def _makers(self) -> None:
         """Preprocessor and model, by control type, and how strongly and when."""
-        names = host.shelf().names
+        names = host.names()
         shown = gr.Dropdown if settings.value("controlnet_control_type_dropdown", False) else gr.Radio
         types = list(control_types(names))
         self.parts["type"] = shown(types, value="All", label="Control Type", elem_id=self._id("type"))

@@ -9,14 +9,18 @@ import gradio as gr
 
 from ..server.infotext import FIELDS, read_unit_text
 from ..server.modules import module
-from . import host
+from . import host, settings
 from .actions import SLIDERS, among_all, sliders_of
 from .originals import WORDS, brought
 
 
 def pasted(place: int, parts: dict[str, Any]) -> list[tuple[Any, Any]]:
-    """What the host pastes to the components of a unit: a function of the parameters of a picture for each."""
+    """What the host pastes to the components of a unit: a function of the parameters of a picture for each, which
+    leaves it as it is where the settings say so."""
     key = f"ControlNet {place}"
+
+    def wanted(function: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, Any]], Any]:
+        return lambda said: function(said) if settings.value("control_net_sync_field_args", True) else None
 
     def of(name: str) -> Callable[[dict[str, Any]], Any]:
         return lambda said: _value(name, said, key)
@@ -26,7 +30,8 @@ def pasted(place: int, parts: dict[str, Any]) -> list[tuple[Any, Any]]:
 
     texts = [(parts[name], of(name)) for name in sorted(FIELDS)]
     types = [(parts["type"], lambda said: "All" if key in said else None)]
-    return types + texts + [(parts[name], pictured(name)) for name in WORDS]
+    found = types + texts + [(parts[name], pictured(name)) for name in WORDS]
+    return [(component, wanted(function)) for component, function in found]
 
 
 def _picture(field: str, text: str) -> Any:

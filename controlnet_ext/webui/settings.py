@@ -40,6 +40,7 @@ def _declare() -> None:
     option("control_net_detectmap_autosaving", False, "Save control maps")
     option("controlnet_save_unit_images", True, "Save units' images beside the pictures, for PNG info to bring back")
     option("control_net_allow_script_control", False, "Allow other scripts to control this extension")
+    option("control_net_sync_field_args", True, "PNG info brings units back")
     option("controlnet_increment_seed_during_batch", False, "In a batch of images, another seed for each")
     option("controlnet_control_type_dropdown", False, "Control types as a list to unfold (requires restart)")
     option("controlnet_ignore_noninpaint_mask", False, "Ignore a mask painted on a unit that does not inpaint")
