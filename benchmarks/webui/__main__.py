@@ -19,11 +19,11 @@ from pathlib import Path
 
 from .answers import refusals, routes, texts
 from .calls import Seen, Webui
-from .guidance import guidance, inpainting, passes
+from .guidance import afterwards, guidance, inpainting, passes
 from .meanwhile import meanwhile
 from .neighbours import neighbours
 
-PARTS = (guidance, passes, inpainting, refusals, texts, routes, meanwhile, neighbours)
+PARTS = (guidance, passes, inpainting, afterwards, refusals, texts, routes, meanwhile, neighbours)
 
 
 def main() -> int:

@@ -16,6 +16,7 @@ SAMPLERS = (
     *("Euler a", "DPM++ 2M", "Heun", "UniPC", "PLMS", "DPM++ SDE", "DPM adaptive", "LCM", "Restart", "DPM fast"),
     *("DDIM CFG++", "DPM2 a", "LMS"),
 )
+FIXED = {"module": "tile_colorfix", "threshold_a": 3}
 GUIDED = 0.3  # F1 from which a picture is guided; without a unit it is 0.1 to 0.2
 
 
@@ -89,6 +90,31 @@ def inpainting(webui: Webui) -> Iterator[Seen]:
         f"{(part.maps[0] != cut.maps[0]).mean():.0%} of it differs from the whole's",
         apart(part.maps[0], cut.maps[0]) > 0,
     )
+
+
+def afterwards(webui: Webui) -> Iterator[Seen]:
+    """What units do after each step and to the picture in the end."""
+    mask = np.zeros((SIDE, SIDE), np.uint8)
+    mask[40:100, 40:100] = 255
+    image = webui.drawn({"module": "none"}).maps[0]  # the photo, as large as the picture
+    painted = webui.drawn({}, {"module": "inpaint_only", "image": png(image), "mask": png(mask)}).first
+    far = cv2.dilate(mask, np.ones((15, 15), np.uint8)) == 0
+    changed = int((painted != image).any(axis=2)[mask > 0].mean() * 100)
+    yield Seen(
+        "inpaint_only: 7 pixels beyond its mask, and inside",
+        f"{apart(painted[far], image[far])} of 255 from the image; {changed}% of its pixels are others",
+        apart(painted[far], image[far]) == 0 and changed > 90,
+    )
+    grey = webui.drawn({"module": "recolor_intensity"})
+    off = int(np.abs(grey.first.max(axis=2).astype(int) - grey.maps[0][..., 0]).max())
+    yield Seen("recolor_intensity: the picture's V beside its map's", f"{off} of 255 at most", off <= 2)
+    colours = [np.abs(_coarse(webui.drawn(*units).first) - _coarse(image)).mean() for units in ((), (FIXED,))]
+    words = f"{colours[0]:.0f} without, {colours[1]:.0f} with it, of 255"
+    yield Seen("tile_colorfix: mean colours of 32x32 pixels beside the image's", words, colours[1] < colours[0] / 2)
+
+
+def _coarse(picture: np.ndarray) -> np.ndarray:
+    return cv2.resize(picture, (SIDE // 32, SIDE // 32), interpolation=cv2.INTER_AREA).astype(float)
 
 
 def _f1(edges: np.ndarray, drawn: Drawn) -> float:
