@@ -20,7 +20,7 @@ from controlnet_ext.after_steps import Colours
 from controlnet_ext.finishing import of_preprocessor, recoloured
 from controlnet_ext.inpainting import pasted
 from controlnet_ext.maps import Maps
-from controlnet_ext.server.guided import guided
+from controlnet_ext.server.guided import beginning_of, guided
 from controlnet_ext.server.webui_unit import read_unit
 from preprocessors.fit import around
 from preprocessors.recolor import recolor_intensity, recolor_luminance
@@ -90,6 +90,16 @@ def test_units_in_python_see_what_is_added_around_too() -> None:
     expected = around(PHOTO, black, 64, 128)
     assert np.array_equal(image, expected[0]) and np.array_equal(mask, expected[1])
     assert (hint[0, :, :, :32] == -1).all() and (hint[0, :, :, 40:88] >= 0).all()
+
+
+def test_a_unit_for_the_second_pass_does_not_begin_the_first() -> None:
+    its = {"module": "inpaint_only+lama", "mask": white(384, 384, slice(0, 200))}
+    made = [
+        guided(unit(**its, hr_option=said), "m", Pushes(), lambda name: Fills(), (64, 64))
+        for said in ("High res only", "Both")
+    ]
+    assert beginning_of(made[:1], hires=True) is None and beginning_of([], hires=True) is None
+    assert beginning_of(made, hires=True) is made[1].begins and beginning_of(made, hires=False) is made[0].begins
 
 
 def test_a_unit_of_weight_0_does_nothing_in_the_end() -> None:

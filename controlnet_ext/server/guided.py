@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -44,6 +44,12 @@ class Guided:
             return [unit]
         second = replace(unit, passes="second", after=replace(after, variation=2 * after.variation))
         return [second] if unit.passes == "second" else [replace(unit, passes="first"), second]
+
+
+def beginning_of(made: Sequence[Guided], hires: bool) -> np.ndarray | None:
+    """What the first pass begins with: of the first unit that acts in it and wants something."""
+    acting = (each for each in made if not (hires and each.unit.passes == "second"))
+    return next((each.begins for each in acting if each.begins is not None), None)
 
 
 def guided(

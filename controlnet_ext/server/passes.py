@@ -13,7 +13,7 @@ from ..inpainting import beginning
 from ..pipeline import quiet
 from ..unit import Unit
 from .generation import Generation
-from .guided import Guided
+from .guided import Guided, beginning_of
 from .pictures import encoded
 from .progress import Progress
 from .second_pass import LATENT, PIXELS, SecondPass
@@ -30,7 +30,7 @@ class Passes:
         self._pipe, self._scheduler, self._asked, self._progress = pipe, scheduler, asked, progress
         units = [unit for each in guides for unit in each.units(asked.second is not None)]
         self._finishes = [each.finish for each in guides if each.finish is not None]
-        self._begins = next((each.begins for each in guides if each.begins is not None), None)
+        self._begins = beginning_of(guides, asked.second is not None)
         self._first, self._second = list(units), list[Unit]()
         if asked.second is not None:
             self._first = [replace(unit, passes="both") for unit in units if unit.passes != "second"]

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..control import Span
 from ..hosts.ldm import LdmGuide, Rows, guide_ldm
-from ..server.guided import Guided
+from ..server.guided import Guided, beginning_of
 from ..unit import Unit
 from .beginning import beginning_with
 
@@ -38,10 +38,9 @@ class GuidedSample:
             made = self._made()
             if not made:
                 return self._sample(*args, **kwargs)
-            begins = next((each.begins for each in made if each.begins is not None), None)
             hires = bool(getattr(self.p, "enable_hr", False))
             units = [unit for each in made for unit in each.units(hires)]
-            with _guided(self.p, units), beginning_with(self.p, begins):
+            with _guided(self.p, units), beginning_with(self.p, beginning_of(made, hires)):
                 return self._sample(*args, **kwargs)
 
     def remove(self, p: Any) -> None:
