@@ -43,10 +43,20 @@ class ControlBase:
     def inference_memory_requirements(self, dtype):
         return 100
 
+    def control_merge(self, control_input, control_output, control_prev, output_dtype):
+        pass
+
     def pre_run(self, model, percent):
         pass
 
     cleanup = pre_run
+
+
+class Named(ControlBase):
+    """ldm_patched.modules.controlnet's in reForge."""
+
+    def control_merge(self, control, control_prev, output_dtype):
+        pass
 
 
 class Patcher:
@@ -59,8 +69,27 @@ class Patcher:
         process.guided = self.model_patcher.copy()
 
 
-@pytest.fixture
-def forge(monkeypatch, tmp_path):
+def parts_of(make):
+    """The modules of a host of that make, in which control networks are."""
+    management = SimpleNamespace(get_torch_device=lambda: torch.device("cpu"))
+    if make == "Forge":
+        management.get_computation_dtype = lambda device: torch.float32
+        return {
+            "backend": {"memory_management": management},
+            "backend.patcher": {},
+            "backend.patcher.controlnet": {"ControlBase": ControlBase, "ControlNet": ControlBase},
+        }
+    management.unet_dtype, management.unet_manual_cast = lambda: torch.float32, lambda stored, device: None
+    base = Named if make == "reForge" else ControlBase
+    return {
+        "ldm_patched": {},
+        "ldm_patched.modules": {"model_management": management},
+        "ldm_patched.modules.controlnet": {"ControlBase": base, "ControlNet": base},
+    }
+
+
+@pytest.fixture(params=["Forge", "reForge", "Classic"])
+def forge(monkeypatch, tmp_path, request):
     added, kinds = [], [Patcher]
     shared = SimpleNamespace(
         supported_preprocessors={"canny": None},
@@ -69,15 +98,10 @@ def forge(monkeypatch, tmp_path):
         add_supported_control_model=kinds.append,
     )
     theirs = SimpleNamespace(Preprocessor=Theirs, PreprocessorParameter=Theirs)
-    management = SimpleNamespace(
-        get_torch_device=lambda: torch.device("cpu"), get_computation_dtype=lambda _: torch.float32
-    )
     parts = {
         "modules_forge": {"__spec__": object(), "shared": shared, "supported_preprocessor": theirs},
         "modules_forge.supported_controlnet": {"ControlNetPatcher": Patcher},
-        "backend": {"memory_management": management},
-        "backend.patcher": {},
-        "backend.patcher.controlnet": {"ControlBase": ControlBase, "ControlNet": ControlBase},
+        **parts_of(request.param),
     }
     for name, values in parts.items():
         module = ModuleType(name)
@@ -85,7 +109,7 @@ def forge(monkeypatch, tmp_path):
         monkeypatch.setitem(sys.modules, name, module)
     with fresh():
         install(monkeypatch, tmp_path, None)
-        yield SimpleNamespace(added=added, kinds=kinds)
+        yield SimpleNamespace(added=added, kinds=kinds, make=request.param)
 
 
 def test_forge_gets_our_preprocessors_and_no_panel(forge):
@@ -143,6 +167,8 @@ def test_a_union_is_read_by_ours_and_gives_its_residuals(forge, tmp_path):
     hint, t = torch.rand(2, 3, 64, 64, generator=numbers), torch.tensor([900.0, 900.0])
     with torch.no_grad():
         made = guided.control_model(x=x, hint=hint, timesteps=t, context=context, y=None)
+        if forge.make == "reForge":
+            made = [*made["output"], *made["middle"]]
         read = load(path).of("edges")
         expected = read(Step(x, t, context, None), [read.hint(hint)])
     assert all(torch.equal(a, b) for a, b in zip(made, [*expected.skips, expected.middle], strict=True))
@@ -164,3 +190,26 @@ def test_plain_files_stay_forges_and_broken_ones_end_the_generation(forge, tmp_p
     x = torch.zeros(1, 4, 8, 8)
     with pytest.raises(Refused, match=r"ControlNet: .*gone\.safetensors"):
         guided.control_model(x=x, hint=torch.zeros(1, 3, 64, 64), timesteps=x, context=x)
+
+
+def test_unions_are_left_to_a_host_that_reads_them(forge, monkeypatch):
+    from controlnet_ext.webui import start
+
+    class Reads(Patcher):
+        def process_before_every_sampling(self, process, cond, mask, *args, control_type=None, **kwargs):
+            pass
+
+    monkeypatch.setattr(sys.modules["modules_forge.supported_controlnet"], "ControlNetPatcher", Reads)
+    start()
+    names = {"task_embedding": 0, "control_add_embedding.linear_1.weight": 0}
+    assert forge.kinds[0].try_build_from_state_dict(names, "a.safetensors") is None
+    assert forge.kinds[0].try_build_from_state_dict({"difference": 0}, "a.safetensors") is not None
+
+
+def test_a_host_with_another_controlnet_gets_our_preprocessors(forge, monkeypatch, capsys):
+    from controlnet_ext.webui import start
+
+    monkeypatch.delattr(sys.modules["modules_forge.supported_controlnet"], "ControlNetPatcher")
+    start()
+    assert forge.added and forge.kinds == [Patcher]
+    assert capsys.readouterr().out.count("\n") == 1

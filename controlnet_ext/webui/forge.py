@@ -1,6 +1,7 @@
 """In Forge and its like, which have a ControlNet of their own: our preprocessors in their list, and no panel.
 
-Their interface is read off lllyasviel/stable-diffusion-webui-forge, modules_forge/supported_preprocessor.py."""
+Their interface is read off lllyasviel/stable-diffusion-webui-forge, modules_forge/supported_preprocessor.py, and is the
+same in reForge and Forge Classic."""
 
 from __future__ import annotations
 
@@ -26,14 +27,16 @@ def register() -> None:
     """Add the preprocessors and the kinds of control model that the host has none of."""
     from modules_forge import shared, supported_preprocessor
 
-    from . import forge_models
-
-    forge_models.register()
-
     there = {name.casefold() for name in getattr(shared, "supported_preprocessors", {})}
     for entry in registered():
         if not {entry.name.casefold(), entry.label.casefold()} & there:
             shared.add_supported_preprocessor(_offered(entry, supported_preprocessor))
+    try:
+        from . import forge_models
+    except (ImportError, AttributeError) as error:  # a host of this make whose ControlNet is another
+        print(f"ControlNet-ext: control models are left to this host's own ControlNet: {error}")
+        return
+    forge_models.register()
 
 
 def _offered(entry: Preprocessor, theirs: Any) -> Any:

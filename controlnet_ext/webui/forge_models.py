@@ -2,17 +2,18 @@
 ControlNets, and differences to a UNet, to which it does not add the UNet. All other kinds are left to it.
 
 Its interface is read off lllyasviel/stable-diffusion-webui-forge @ dfdcbab, modules_forge/supported_controlnet.py and
-backend/patcher/controlnet.py. Weight, window, mode and mask stay Forge's: ours gives residuals of weight 1.
+backend/patcher/controlnet.py; reForge (Panchovix/stable-diffusion-webui-reForge @ 3b56b26) and Forge Classic
+(Haoming02/sd-webui-forge-classic @ 1f95d71) have the same in ldm_patched; Forge Neo reads unions itself. Weight,
+window, mode and mask stay theirs: ours gives residuals of weight 1.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection
 from typing import Any
 
 import torch
-from backend import memory_management
-from backend.patcher.controlnet import ControlBase, ControlNet
 from modules_forge.supported_controlnet import ControlNetPatcher
 from torch import Tensor, nn
 
@@ -26,7 +27,17 @@ from ..models.difference import DIFFERENCE
 from ..server.control_types import TYPES
 from .sampling import Refused
 
+try:
+    from backend import memory_management
+    from backend.patcher.controlnet import ControlBase, ControlNet
+except ImportError:
+    from ldm_patched.modules import model_management as memory_management
+    from ldm_patched.modules.controlnet import ControlBase, ControlNet
+
 DEVICE = memory_management.get_torch_device()
+# What their networks return: a list with the middle block's last, or both kinds by name
+LISTED = "control_output" in inspect.signature(ControlBase.control_merge).parameters
+READS_UNIONS = "control_type" in inspect.signature(ControlNetPatcher.process_before_every_sampling).parameters
 WHOLE = Span(0, 1)
 CAUGHT = (ValueError, TypeError, FileNotFoundError)
 
@@ -42,7 +53,15 @@ def register() -> None:
 
 def lacking(names: Collection[str]) -> bool:
     """Whether tensors of these names are of a kind that Forge lacks."""
-    return union.detect(names) or DIFFERENCE in names
+    return (union.detect(names) and not READS_UNIONS) or DIFFERENCE in names
+
+
+def dtype() -> torch.dtype:
+    """In which it computes."""
+    if hasattr(memory_management, "get_computation_dtype"):
+        return memory_management.get_computation_dtype(DEVICE)
+    stored = memory_management.unet_dtype()
+    return memory_management.unet_manual_cast(stored, DEVICE) or stored
 
 
 class Offered(ControlNetPatcher):  # type: ignore[misc]
@@ -58,7 +77,7 @@ class Offered(ControlNetPatcher):  # type: ignore[misc]
         self._net: Any = None
         self._error: Exception | None = None
         try:
-            self._net = models.load(path, None, memory_management.get_computation_dtype(DEVICE))
+            self._net = models.load(path, None, dtype())
         except CAUGHT as error:
             self._error = error
 
@@ -98,7 +117,7 @@ class Read(nn.Module):
             made = self._called(Step(x, timesteps, context, WHOLE, added=y), hint)
         except CAUGHT as error:
             raise Refused(f"ControlNet: {error}") from error
-        return [*made.skips, made.middle]
+        return [*made.skips, made.middle] if LISTED else {"output": list(made.skips), "middle": [made.middle]}
 
     def _called(self, step: Step, hint: Tensor) -> Any:
         if self._error is not None:
@@ -116,7 +135,7 @@ class Guiding(ControlNet):  # type: ignore[misc]
     """Forge's ControlNet around ours, on Forge's device while pictures are sampled."""
 
     def __init__(self, read: Read):
-        super().__init__(read, load_device=DEVICE, manual_cast_dtype=memory_management.get_computation_dtype(DEVICE))
+        super().__init__(read, load_device=DEVICE, manual_cast_dtype=dtype())
 
     def copy(self) -> Guiding:
         copied = Guiding(self.control_model)
