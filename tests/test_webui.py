@@ -503,6 +503,11 @@ def test_models_are_listed_that_fit_the_loaded_checkpoint(host, tmp_path):
     listed = [name.rpartition(" [")[0] for name in ours.names()]
     assert sorted(listed) == ["canny_cut", "canny_other", "canny_pickled", "diffusion_pytorch_model"]
     assert len(ours.shelf().names) == 5  # over the API all
+    save_file({**control().state_dict(), "difference": torch.zeros(1)}, folder / "difference.safetensors")
+    ours.shelf().rescan()
+    for network in (UNetModel(unet()), UNetModel(unet())):  # and of each checkpoint of its shape
+        host.model.model.diffusion_model = network
+        assert any(name.startswith("difference [") for name in ours.names())
     choices = actions.of_type("Canny")[1]["choices"]
     assert [name.rpartition(" [")[0] for name in choices] == ["", "canny_cut", "canny_other", "canny_pickled"]
     pasted = actions.among_all("model", "another [00000000]")

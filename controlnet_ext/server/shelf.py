@@ -88,17 +88,18 @@ def _glance(path: Path) -> Any:
 
 
 def _may_guide(net: Any, unet: Any) -> bool:
-    from ..models.layout import Layout
+    from ..models.control_lora import ControlLora
+    from ..models.layout import Layout, misfit
 
+    layout = Layout.of(unet)
+    if isinstance(net, ControlLora) or getattr(net, "difference", None) is not None:  # settled they hold the UNet's own
+        return misfit(net.layout, layout) is None
     if not hasattr(net, "settle"):
-        family = Layout.of(unet).family
-        return family == "sd" or net.family in (family, "sd", "every")
+        return layout.family == "sd" or net.family in (layout.family, "sd", "every")
     try:
         net.settle(unet)
     except ValueError:
         return False
-    except (RuntimeError, NotImplementedError):  # it wants the UNet's numbers beside its own
-        return True
     return True
 
 
