@@ -58,8 +58,7 @@ class Acting:
         rows = self._acting_rows(step)
         if not callable(self._model) or (rows is not None and not len(rows)):
             return None
-        part, total = only(step, rows), Residuals()
-        part = replace(part, weight=weight)
+        part, total = replace(only(step, rows), weight=weight), Residuals()
         made = self._called(part) if self._reuse is None else self._reused(part, self._reuse)
         for residuals in made:
             total += self._weighted(residuals, weight / len(made))

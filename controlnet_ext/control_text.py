@@ -18,7 +18,7 @@ from preprocessors.maps import ControlMap
 from preprocessors.parameters import nearest
 from preprocessors.registry import RESOLUTION, Preprocessor, find
 
-from .after_steps import Restore, of_preprocessor
+from .after_steps import of_preprocessor
 from .control import ControlModel, Window
 from .sources import Source
 from .unit import Unit
@@ -54,7 +54,8 @@ def unit(
     if "kind" in values and makes is not None:
         raise ValueError(f"kind {values['kind']!r} of a map that {makes.name} makes, whose maps are {makes.makes!r}")
     white = values.get("mask", mask if makes is not None and makes.makes == "inpaint" else None)
-    if white is None and makes is not None and of_preprocessor(makes.name, {}) == Restore():
+    after = None if makes is None else of_preprocessor(makes.name, {})
+    if white is None and makes is not None and after is not None and after.masked:
         raise ValueError(
             f"{makes.name} needs to know where to paint: give a mask, white there, with mask=PATH or --mask"
         )

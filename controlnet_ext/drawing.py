@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from .finishing import of_preprocessor
-from .inpainting import beginning
+from .finishing import finish_of
+from .inpainting import FILLS, beginning
 from .preparing import Prepared
 from .recipe import Recipe
 
@@ -25,7 +25,7 @@ def draw(prepared: Prepared) -> np.ndarray:
     recipe, pipe = prepared.recipe, prepared.pipe
     pipe.set_progress_bar_config(disable=None)  # shown on terminals
     at_work = [each for each in recipe.ingredients if each.unit.weight != 0]
-    filled = next((each.pixels for each in at_work if each.preprocessor == "inpaint_only+lama"), None)
+    filled = next((each.pixels for each in at_work if each.preprocessor == FILLS), None)
     generator, begins = torch.Generator().manual_seed(recipe.seed), dict[str, Any]()
     with _reproducible(recipe), guide(pipe, prepared.units):
         try:
@@ -51,7 +51,7 @@ def draw(prepared: Prepared) -> np.ndarray:
         raise RuntimeError(f"the picture holds NaN: the model overflows in {recipe.dtype}, try --dtype float32")
     pixels = (picture * 255).round().astype(np.uint8)  # as diffusers does it
     for each in at_work:
-        finish = of_preprocessor(each.preprocessor or "", each.pixels, each.mask, each.unit.fit)
+        finish = finish_of(each.preprocessor or "", each.pixels, each.mask, each.unit.fit)
         pixels = pixels if finish is None else finish(pixels)
     return pixels
 

@@ -20,9 +20,7 @@ CHANNELS = {  # of the picture in another space, which the map replaces: the spa
 }
 
 
-def of_preprocessor(
-    name: str, pixels: np.ndarray, mask: np.ndarray | None, how: str, blur: int = BLUR
-) -> Finish | None:
+def finish_of(name: str, pixels: np.ndarray, mask: np.ndarray | None, how: str, blur: int = BLUR) -> Finish | None:
     """What the preprocessor of this canonical name does with the picture; most do nothing. `pixels` are its map and
     `mask` where to repaint, both (H, W, 3), which come to the picture's size by `how`; `blur` is that of `pasted`."""
     if name in ("inpaint_only", "inpaint_only+lama") and mask is not None:

@@ -16,6 +16,7 @@ from .noise import Noise
 if TYPE_CHECKING:
     import torch
 
+FILLS = "inpaint_only+lama"  # the preprocessor whose map a run begins with
 BLUR = 7  # pixels, its setting's default
 
 

@@ -17,14 +17,14 @@ from webui_host import fresh, install
 
 from controlnet_ext import Unit
 from controlnet_ext.after_steps import Colours
-from controlnet_ext.finishing import of_preprocessor, recoloured
+from controlnet_ext.finishing import finish_of, recoloured
 from controlnet_ext.inpainting import pasted
 from controlnet_ext.maps import Maps
 from controlnet_ext.server.guided import beginning_of, guided
 from controlnet_ext.server.webui_unit import read_unit
 from preprocessors.fit import around
 from preprocessors.recolor import recolor_intensity, recolor_luminance
-from preprocessors.registry import find
+from preprocessors.registry import Preprocessor, find
 
 PHOTO = serving.pixels(photo())
 RED, SMALL = np.uint8((200, 0, 0)), {"width": 64, "height": 64}
@@ -56,8 +56,8 @@ def test_recolor_gives_a_picture_the_lightness_of_its_map(make: Any) -> None:
 
 def test_most_preprocessors_leave_the_picture() -> None:
     for name in ("canny", "inpaint", "tile_resample"):
-        assert of_preprocessor(name, PHOTO, PHOTO, "crop") is None
-    assert of_preprocessor("inpaint_only", PHOTO, None, "crop") is None
+        assert finish_of(name, PHOTO, PHOTO, "crop") is None
+    assert finish_of("inpaint_only", PHOTO, None, "crop") is None
 
 
 def unit(**said: Any) -> Any:
@@ -80,11 +80,10 @@ def test_what_is_added_around_a_picture_is_painted_too() -> None:
     assert np.array_equal(done[:, 40:88], image[:, 40:88]) and not done[:, :32].any()
 
 
-def test_units_in_python_see_what_is_added_around_too() -> None:
-    black = np.zeros_like(PHOTO)
-    maps = Maps(Unit(Pushes(), PHOTO, preprocessor="inpaint_only", inpaint=black, fit="fill"))
-    fills = Fills()
-    maps._make, maps._around = fills, True  # type: ignore[assignment]
+def test_units_in_python_see_what_is_added_around_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    black, fills = np.zeros_like(PHOTO), Fills()
+    monkeypatch.setattr(Preprocessor, "ready", lambda self: fills)
+    maps = Maps(Unit(Pushes(), PHOTO, preprocessor="inpaint_only+lama", inpaint=black, fit="fill"))
     (hint,) = maps.at(64, 128)
     ((image, mask),) = fills.seen
     expected = around(PHOTO, black, 64, 128)
@@ -178,7 +177,7 @@ def test_the_webuis_pictures_are_finished_in_place_and_cut_to_the_same_numbers(h
 
     mask = np.zeros_like(PHOTO)
     mask[:, 200:] = 255
-    finish = of_preprocessor("inpaint_only", PHOTO, mask, "crop")
+    finish = finish_of("inpaint_only", PHOTO, mask, "crop")
     made = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
     images = torch.from_numpy(made).permute(0, 3, 1, 2).float() / 255
     request = SimpleNamespace(guided=[SimpleNamespace(finish=finish), SimpleNamespace(finish=None)])

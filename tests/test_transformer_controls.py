@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -25,6 +26,9 @@ from networks import randomised
 from safetensors.torch import save_file
 
 from controlnet_ext import ControlMap, PerSample, Unit, Window, guide, load
+from controlnet_ext.hosts.transformer_calls import ZImageCall
+from controlnet_ext.hosts.unet_calls import rows
+from controlnet_ext.models import ControlFile, z_image
 from controlnet_ext.models.controlnet import ControlNet
 from controlnet_ext.models.flux_union import FluxUnion
 from controlnet_ext.models.inspection import inspect
@@ -419,6 +423,38 @@ def test_z_images_published_files_load_without_a_config(
     assert {name: loaded.net.config[name] for name in own} == own
     assert all(torch.equal(t, tensors[name]) for name, t in loaded.net.state_dict().items())
     assert (loaded.net.config["n_heads"], loaded.net.config["control_in_dim"]) == (2, 4)
+    glance: Any = ControlFile.read(tmp_path / "union.safetensors", values=False)
+    if refiner != "control_layers":  # zeros are not seen at a glance
+        assert {name: glance.load().net.config[name] for name in own} == own
+    glance.load()
+
+
+@pytest.mark.parametrize("lost", [z_image.EMBEDDER, z_image.NORM, z_image.BEFORE])
+def test_z_images_damaged_files_are_refused_in_one_line(lost: str, tmp_path: Path) -> None:
+    own = {"control_layers_places": [2 * i for i in range(15)], "control_refiner_layers_places": [0, 1]}
+    state = control("z-image", **own, add_control_noise_refiner="control_noise_refiner").state_dict()
+    for number, changed in enumerate((None, torch.zeros(0), torch.zeros(2, 2, 2))):
+        tensors = {n: t.contiguous() for n, t in state.items() if n != lost}
+        tensors |= {} if changed is None else {lost: changed}
+        save_file(tensors, path := tmp_path / f"{number}.safetensors")
+        with pytest.raises(ValueError) as refused:
+            load(path)
+        assert "\n" not in str(refused.value)
+
+
+def test_a_config_that_says_more_layers_than_there_are_tensors_is_refused_at_once(tmp_path: Path) -> None:
+    control("flux").save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text()) | {"num_layers": 10**9}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="says 1000000000 layers"):
+        load(tmp_path)
+
+
+def test_in_z_images_batches_the_prompts_rows_come_first() -> None:
+    x = torch.zeros(4, 4, 8, 8)
+    positive, samples = rows((False, True), SimpleNamespace(x=x, frames=1, prompt_first=ZImageCall.prompt_first))
+    assert positive is not None and samples is not None
+    assert positive.tolist() == [True, True, False, False] and samples.tolist() == [0, 1, 0, 1]
 
 
 def test_z_images_other_files_need_a_config(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from torch import Tensor
 from ..control import Residuals, Span, Step
 from ..maps import Maps
 from ..models.transformer_controls import TransformerControl
-from ..models.z_image import ZImageControl
 from ..noise import Noise
 from ..placing import placed
 from ..run import Run
@@ -162,7 +161,7 @@ def _ready(unit: Any, unet: Any, compiled: bool) -> Maps:
 
 def _check_for_transformer(unit: Unit, kind: str) -> None:
     """ValueError on what acts on UNets only."""
-    if not isinstance(unit.model, TransformerControl | ZImageControl):
+    if not isinstance(unit.model, TransformerControl):
         raise ValueError(f"a {unit.model.architecture} for {unit.model.family} guides UNets, but the model is a {kind}")
     asked = {
         f"mode {unit.mode!r}": unit.mode != "balanced",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..control import Residuals
+from .told import Told
 from .transformer_controls import UNION, TransformerControl, TransformerStep, filled
 
 # Kinds of map by number (the README of Shakker-Labs' and InstantX's FLUX.1-dev-ControlNet-Union-Pro); 3 and 6, for
@@ -17,7 +18,7 @@ from .transformer_controls import UNION, TransformerControl, TransformerStep, fi
 MODES = {"edges": 0, "tile": 1, "depth": 2, "pose": 4, "luminance": 5}
 
 
-class FluxUnion(TransformerControl):
+class FluxUnion(Told, TransformerControl):
     """Residuals from maps whose kinds are known: from `ControlMap.kind`, from the preprocessor, or said by
     `union.of("depth")`. A unit's images share its weight; each may be of its own kind."""
 
@@ -26,7 +27,6 @@ class FluxUnion(TransformerControl):
 
     def __init__(self, net: Any):
         super().__init__(net, "flux")
-        self.modes: tuple[int, ...] | None = None
 
     def of(self, *kinds: str | int) -> FluxUnion:
         """This network on the same weights, for units with as many images, of these kinds in this order: of `MODES`, or
@@ -36,30 +36,16 @@ class FluxUnion(TransformerControl):
         if not kinds or not all(0 <= number < count for number in numbers):
             asked = ", ".join(map(repr, kinds)) or "nothing"
             raise ValueError(
-                f"the union ControlNet was asked for {asked}, and reads {', '.join(MODES)}, or 0..{count - 1}"
+                f"the ControlNet Union was asked for {asked}, and reads {', '.join(MODES)}, or 0..{count - 1}"
             )
         told = copy(self)
-        told.modes = numbers
+        told.types = numbers
         return told
-
-    def reads(self, kinds: Sequence[str | None]) -> FluxUnion:
-        """This network for maps of these kinds, unless `of` said them. ValueError when nobody did."""
-        if self.modes is not None:
-            if len(self.modes) != len(kinds):
-                raise ValueError(f"the union ControlNet was told {len(self.modes)} kinds for {len(kinds)} images")
-            return self
-        stated = [kind for kind in kinds if kind is not None]
-        if len(stated) < len(kinds):
-            raise ValueError(
-                "the union ControlNet reads maps of several kinds, and nothing says of which this one is: give a "
-                'ControlMap or a preprocessor, or say it with model=union.of("depth")'
-            )
-        return self.of(*stated)
 
     def forward(self, step: TransformerStep, hints: Sequence[Tensor]) -> Residuals:  # type: ignore[override]
         """Residuals of weight 1, those of all hints shared, of each kind that it was told."""
         total = Residuals()
-        for hint, number in zip(hints, self.modes or (), strict=True):
+        for hint, number in zip(hints, self.types or (), strict=True):
             mode = torch.full((len(step.x), 1), number, device=step.x.device)
             total += self.residuals(step, hint, controlnet_mode=mode).map(lambda h, _: h / len(hints))
         return total

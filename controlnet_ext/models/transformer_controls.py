@@ -172,7 +172,7 @@ def load(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Transforme
 
 def filled(tensors: Mapping[str, Tensor], config: Mapping[str, Any], family: str) -> Any:
     """diffusers' network with these tensors. ValueError as `load`."""
-    net = network(BASES[family].network, config)
+    net = network(BASES[family].network, config, len(tensors))
     if any(net.config.get(name) for name in ("extra_conditioning_channels", "extra_condition_channels")):
         raise ValueError("reads a mask beside the picture, which a unit does not give")
     if getattr(net, "input_hint_block", None) is not None:
@@ -184,17 +184,21 @@ def filled(tensors: Mapping[str, Tensor], config: Mapping[str, Any], family: str
     return net.eval()
 
 
-def network(name: str, config: Mapping[str, Any]) -> Any:
-    """diffusers' network of that name without its weights. ValueError when the config makes none."""
+def network(name: str, config: Mapping[str, Any], tensors: int) -> Any:
+    """diffusers' network of that name without its weights, which are so many tensors. ValueError when the config makes
+    none."""
     import diffusers
 
     if config.get("_class_name") != name:
         raise ValueError(f"needs diffusers' config.json of a {name} beside it: its tensors do not show all settings")
+    layers = [value for key, value in config.items() if key.endswith("layers") and isinstance(value, int)]
+    if any(value > tensors for value in layers):
+        raise ValueError(f"config.json says {max(layers)} layers, but there are {tensors} tensors")
     try:
         with torch.device("meta"):
             return getattr(diffusers, name).from_config(dict(config))
-    except (TypeError, ValueError, KeyError, AssertionError) as error:
-        raise ValueError(f"config.json makes no {name}: {error}") from error
+    except (TypeError, ValueError, KeyError, AssertionError, ArithmeticError, RuntimeError) as error:
+        raise ValueError(f"config.json makes no {name}: {' '.join(str(error).split())[:200]}") from error
 
 
 def _base(names: Collection[str]) -> str | None:

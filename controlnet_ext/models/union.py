@@ -19,6 +19,7 @@ from .layers import LayerNorm, Linear, like
 from .plan import Plan
 from .sharing import Around
 from .strict import fill
+from .told import Told
 
 # Types by number (ControlNetPlus' README): the first release has six, ProMax all eight
 TYPES = (
@@ -35,7 +36,7 @@ NET = "net."
 OWN = ("task_embedding", "transformer_layes.", "spatial_ch_projs.", "control_add_embedding.")
 
 
-class ControlNetUnion(Around):
+class ControlNetUnion(Told, Around):
     """Residuals as of a ControlNet, from maps whose kinds are known: from `ControlMap.kind`, from the preprocessor, or
     said by `union.of("depth")`, `union.of("depth", "edges")` for a unit with two images. A unit's images are read in
     one call, so its weight holds for them together.
@@ -55,7 +56,6 @@ class ControlNetUnion(Around):
         super().__init__()
         self.net = ControlNet(plan)
         self.layout, self.family = self.net.layout, self.net.family
-        self.types: tuple[int, ...] | None = None
         width = plan.widths[0]
         self._sinusoids = sinusoids
         self.task_embedding = nn.Parameter(torch.empty(types, width))
@@ -81,20 +81,6 @@ class ControlNetUnion(Around):
         told = copy(self)
         told.types = tuple(types)
         return told
-
-    def reads(self, kinds: Sequence[str | None]) -> ControlNetUnion:
-        """This network for maps of these kinds, unless `of` said them. ValueError when nobody did."""
-        if self.types is not None:
-            if len(self.types) != len(kinds):
-                raise ValueError(f"the ControlNet Union was told {len(self.types)} kinds for {len(kinds)} images")
-            return self
-        stated = [kind for kind in kinds if kind is not None]
-        if len(stated) < len(kinds):
-            raise ValueError(
-                "the ControlNet Union reads maps of several kinds, and nothing says of which this one is: give a "
-                'ControlMap or a preprocessor, or say it with model=union.of("depth")'
-            )
-        return self.of(*stated)
 
     def settle(self, unet: Any) -> None:
         """As `ControlNet.settle`."""

@@ -9,11 +9,14 @@ from torch import Tensor, nn
 
 from ..control import Residuals
 from .strict import fill
-from .transformer_controls import TransformerStep, check_base, network
+from .transformer_controls import TransformerControl, TransformerStep, check_base, network
 
 NETWORK, TRANSFORMER = "ZImageControlNetModel", "ZImageTransformer2DModel"
 MARKS = ("control_layers.", "control_all_x_embedder.")
 EMBEDDER = "control_all_x_embedder.2-1.weight"  # of patches of 2 x 2 latents
+NORM = "control_layers.0.attention.norm_q.weight"  # over a head
+REFINER = "control_noise_refiner."
+BEFORE = f"{REFINER}0.before_proj.weight"  # zeros in 2.0, whose refiner was not trained
 LAYERS = 30  # of the published base
 BORROWED = (  # by `ZImageControlNetModel.from_transformer`
     "t_scale",
@@ -28,25 +31,14 @@ BORROWED = (  # by `ZImageControlNetModel.from_transformer`
 )
 
 
-class ZImageControl(nn.Module):
+class ZImageControl(TransformerControl):
     """A `net` of diffusers for Z-Image. Its residuals are those of the transformer's layers as `skips`, zeros without a
     size where it has none. They are of weight 1, but a net with control layers beside the noise refiner, as published
     from 2.0 on, also weighs these inside, by the unit's weight, as the authors' `control_context_scale` does."""
 
-    architecture = "controlnet"
-    family = "z-image"
-    reads_latents = True
-
     def __init__(self, net: Any):
-        super().__init__()
-        self.net = net
-        self._compiled = False
-        self._layers = 0
-
-    def compile(self, *args: Any, **kwargs: Any) -> None:
-        """As `TransformerControl.compile`."""
-        self.net.compile(*args, **kwargs)
-        self._compiled = True
+        super().__init__(net, "z-image")
+        self._layers = 0  # of the transformer
 
     def settle(self, base: Any) -> None:
         """ValueError unless it is for that transformer, whose embedders it then uses where they are."""
@@ -86,7 +78,7 @@ class ZImageControl(nn.Module):
     def details(self) -> dict[str, Any]:
         """For `controlnet-ext inspect`."""
         places = self.net.config["control_layers_places"]
-        return {"network": f"diffusers.{NETWORK}", "layers": " ".join(map(str, places))}
+        return {**super().details(), "layers": " ".join(map(str, places))}
 
 
 def detect(names: Collection[str]) -> bool:
@@ -98,9 +90,12 @@ def load(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> ZImageCont
     """The network with these tensors, which it shares; without diffusers' config with that of the published files.
     ValueError where it is none of these, and on tensors that are missing, unknown, misshapen or not finite."""
     settings = dict(config) if config.get("_class_name") == NETWORK else _published(tensors)
-    net = network(NETWORK, settings)
-    if settings.get("add_control_noise_refiner") == "control_layers":  # 2.0 has a refiner that was not trained
-        tensors = {name: t for name, t in tensors.items() if not name.startswith("control_noise_refiner.")}
+    places = settings.get("control_layers_places")
+    if not isinstance(places, list) or not all(type(place) is int and place >= 0 for place in places):
+        raise ValueError(f"control_layers_places {str(places)[:80]}, expected a list of layers")
+    net = network(NETWORK, settings, len(tensors))
+    if settings.get("add_control_noise_refiner") == "control_layers":  # as 2.0
+        tensors = {name: t for name, t in tensors.items() if not name.startswith(REFINER)}
     fill(net, tensors)
     return ZImageControl(net.eval())
 
@@ -109,16 +104,18 @@ def _published(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """diffusers' config of the published files, which are single ones without (alibaba-pai; aigc-apps/VideoX-Fun,
     config/z_image, and diffusers 0.42, single_file_utils.py, which tells them by the same)."""
     count = len({name.split(".")[1] for name in tensors if name.startswith("control_layers.")})
-    if count not in (6, 15) or EMBEDDER not in tensors:
+    embedder, norm = tensors.get(EMBEDDER), tensors.get(NORM)
+    if count not in (6, 15) or embedder is None or embedder.ndim != 2 or norm is None or not norm.numel():
         raise ValueError(
             f"has {count} control layers, and only of 6 and 15 is known where they act; it needs config.json"
         )
-    width, inputs = tensors[EMBEDDER].shape
-    head = tensors["control_layers.0.attention.norm_q.weight"].shape[0]
+    (width, inputs), head = embedder.shape, norm.numel()
     refiner: str | None = None
-    before = tensors.get("control_noise_refiner.0.before_proj.weight")
+    before = tensors.get(BEFORE)
     if count == 15:
-        refiner = "control_layers" if before is None or not before.any() else "control_noise_refiner"
+        without = not any(name.startswith(REFINER) for name in tensors)
+        untrained = before is not None and before.shape == (width, width) and not before.is_meta and not before.any()
+        refiner = "control_layers" if without or untrained else "control_noise_refiner"
     return {
         "_class_name": NETWORK,
         "control_layers_places": [LAYERS * i // count for i in range(count)],

@@ -15,9 +15,8 @@ from preprocessors.registry import Ready
 
 from ..after_steps import Colours, of_preprocessor
 from ..control import ControlModel
-from ..finishing import Finish
-from ..finishing import of_preprocessor as finish_of
-from ..inpainting import BLUR
+from ..finishing import Finish, finish_of
+from ..inpainting import BLUR, FILLS
 from ..unit import Unit
 from ..weighting import scales
 from .modules import HIGH, LOW, values
@@ -72,6 +71,7 @@ def guided(
         if entry.masked:
             sources[0], mask = around(sources[0], _sized(mask, sources[0]), *size)
     maps = [_made(asked, image, mask, ready, size) for image in sources]
+    white = None if mask is None else _sized(mask, maps[0])
     shown = [fit(pixels, *size, asked.fit) for pixels in maps]
     pictures: list[Any] = maps  # the host fits them, for each pass to its size
     if entry is not None:
@@ -93,16 +93,15 @@ def guided(
         region=None
         if asked.region is None
         else cv2.cvtColor(asked.region, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255,
-        inpaint=None if mask is None else _sized(mask, maps[0]),
+        inpaint=white,
         low_vram=asked.low_vram,
         after=None if entry is None else of_preprocessor(entry.name, values(entry, -1, asked.a, asked.b)),
         **how,
     )
     if entry is None or (asked.weight == 0 and asked.schedule is None):
         return Guided(unit, shown[0], model)
-    white = None if mask is None else _sized(mask, maps[0])
     finish = finish_of(entry.name, maps[0], white, asked.fit, blur)
-    return Guided(unit, shown[0], model, finish, shown[0] if entry.name == "inpaint_only+lama" else None)
+    return Guided(unit, shown[0], model, finish, shown[0] if entry.name == FILLS else None)
 
 
 def _made(

@@ -11,6 +11,7 @@ import numpy as np
 from preprocessors.fit import fit
 
 from ..hosts.ldm_host import FACTOR, encoded
+from ..noise import Noise
 
 
 class Beginning:
@@ -30,7 +31,7 @@ class Beginning:
         height, width = (side * FACTOR for side in noise.shape[-2:])
         picture = encoded(self._p.sd_model, fit(self._pixels, height, width, "crop"), noise.device).to(noise)
         signal = float(self._p.sd_model.alphas_cumprod[-1]) ** 0.5
-        return signal * picture + (1 - signal**2) ** 0.5 * noise
+        return Noise("epsilon", signal, (1 - signal**2) ** 0.5).noisy(picture, noise)
 
 
 @contextmanager
