@@ -3,6 +3,8 @@ webui."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 import serving
 import torch
 from fakes import Pushes
+from PIL import Image
 from serving import CANNY, Client, photo, white
 from webui_host import fresh, install
 
@@ -227,3 +230,42 @@ def test_the_webuis_setting_is_the_border(host: Any) -> None:
     for value, meant in ((0, 0), (5.0, 5), (100, 64)):
         host.options["control_net_inpaint_blur_sigma"] = value
         assert settings.blur() == meant
+
+
+def test_a_sampling_of_the_webui_begins_with_what_a_unit_wants(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from controlnet_ext.webui import sampling
+
+    seen: list[Any] = []
+
+    @contextmanager
+    def noted(p: Any, pixels: np.ndarray | None) -> Iterator[None]:
+        seen.append(pixels)
+        yield
+
+    class Asked:
+        def sample(self) -> str:
+            return "latents"
+
+    monkeypatch.setattr(sampling, "beginning_with", noted)
+    monkeypatch.setattr(sampling, "_guided", lambda p, units: nullcontext())
+    its = {"module": "inpaint_only+lama", "mask": white(384, 384, slice(0, 200))}
+    for said in ("Both", "High res only"):
+        made = guided(unit(**its, hr_option=said), "m", Pushes(), lambda name: Fills(), (64, 64))
+        for hires in (False, True):
+            p: Any = Asked()
+            p.enable_hr = hires
+            sampling.guide_samples(p, lambda made=made: [made])
+            assert p.sample() == "latents"
+            wanted = None if hires and said == "High res only" else made.begins
+            assert seen.pop() is wanted and not seen
+
+
+def test_in_the_webui_too_inpaint_only_beside_a_mask_is_the_whole_pictures(host: Any) -> None:
+    from controlnet_ext.webui.images import with_images
+
+    mask = Image.fromarray(np.zeros((64, 64), np.uint8))
+    p = SimpleNamespace(init_images=[Image.fromarray(PHOTO)], image_mask=mask, inpainting_mask_invert=0)
+    for name, meant in (("inpaint_only", "inpaint"), ("inpaint_only+lama", "inpaint_only+lama"), ("canny", "canny")):
+        assert with_images(unit(module=name), p).module.name == meant
+    p.image_mask = None
+    assert with_images(unit(module="inpaint_only"), p).module.name == "inpaint_only"

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import test_lllite
 import test_style
+import test_t2i_adapter
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 from fakes import run
@@ -20,7 +21,7 @@ from controlnet_ext.after_steps import Colours
 from controlnet_ext.control import Now, Residuals, Span, Step
 from controlnet_ext.hosts.ldm import Rows, guide_ldm
 from controlnet_ext.hosts.ldm_host import LdmHost
-from controlnet_ext.models import lllite
+from controlnet_ext.models import lllite, t2i_adapter
 from controlnet_ext.models.controlnet import ControlNet
 
 SPANS = [Span(i / 4, (i + 1) / 4) for i in range(4)]
@@ -277,9 +278,18 @@ def attached(shape):
     return Unit(test_style.ours(), test_style.holding(test_style.states()), weight=0.7)
 
 
-@pytest.mark.parametrize("shape", ["SD1.5", "SDXL"])
-def test_kinds_in_the_attention_do_here_what_they_do_in_a_pipeline(shape):
-    pipe, calls, one = pipeline(KINDS[shape], shape), [], attached(shape)
+def adapting(kind):
+    """A unit that acts inside the encoder."""
+    return Unit(t2i_adapter.load(test_t2i_adapter.theirs(kind).state_dict(), {}), picture(), weight=0.6)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind"),
+    [("SD1.5", None), ("SDXL", None), ("SD1.5", "full"), ("SD1.5", "full grey"), ("SD1.5", "light"), ("SDXL", "xl")],
+)
+def test_kinds_inside_the_unet_do_here_what_they_do_in_a_pipeline(shape, kind):
+    one = attached(shape) if kind is None else adapting(kind)
+    pipe, calls = pipeline(KINDS[shape], shape), []
     handle = pipe.unet.register_forward_hook(
         lambda _, args, kwargs, out: calls.append((args, kwargs, out[0].clone())), with_kwargs=True
     )

@@ -79,6 +79,7 @@ class _Block:
     def __init__(self, resnets: list[Any], parts: list[Any], coarser: Any):
         self.resnets, self.downsamplers = resnets, [] if coarser is None else [coarser]
         self.attentions = [part for part in parts if hasattr(part, "transformer_blocks")]
+        self.has_cross_attention = bool(self.attentions)
 
 
 def _levels(blocks: Any) -> Iterator[_Block]:
