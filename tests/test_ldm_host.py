@@ -10,6 +10,7 @@ import pytest
 import test_lllite
 import test_style
 import test_t2i_adapter
+import test_union
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 from fakes import run
@@ -278,27 +279,36 @@ def attached(shape):
     return Unit(test_style.ours(), test_style.holding(test_style.states()), weight=0.7)
 
 
-def adapting(kind):
-    """A unit that acts inside the encoder."""
-    return Unit(t2i_adapter.load(test_t2i_adapter.theirs(kind).state_dict(), {}), picture(), weight=0.6)
+def acting(shape, kind):
+    """A unit of that kind; None: one that acts inside the attention. (Kinds that read the UNet's own weights need ldm's
+    names of them, which the stand-in has not.)"""
+    if kind is None:
+        return attached(shape)
+    if kind == "Union":
+        model = test_union.ours(test_union.theirs(tiny_one=True)).of("depth")
+    else:
+        model = t2i_adapter.load(test_t2i_adapter.theirs(kind).state_dict(), {})
+    return Unit(model, picture(), weight=0.6)
 
 
 @pytest.mark.parametrize(
     ("shape", "kind"),
-    [("SD1.5", None), ("SDXL", None), ("SD1.5", "full"), ("SD1.5", "full grey"), ("SD1.5", "light"), ("SDXL", "xl")],
+    [
+        *(("SD1.5", None), ("SD1.5", "full"), ("SD1.5", "full grey"), ("SD1.5", "light")),
+        *(("SDXL", None), ("SDXL", "xl"), ("SDXL", "Union")),
+    ],
 )
-def test_kinds_inside_the_unet_do_here_what_they_do_in_a_pipeline(shape, kind):
-    one = attached(shape) if kind is None else adapting(kind)
+def test_all_kinds_do_here_what_they_do_in_a_pipeline(shape, kind):
     pipe, calls = pipeline(KINDS[shape], shape), []
     handle = pipe.unet.register_forward_hook(
         lambda _, args, kwargs, out: calls.append((args, kwargs, out[0].clone())), with_kwargs=True
     )
     try:
-        with guide(pipe, [one]):
+        with guide(pipe, [acting(shape, kind)]):
             run(pipe)
     finally:
         handle.remove()
-    model = UNetModel(pipe.unet)
+    model, one = UNetModel(pipe.unet), acting(shape, kind)
     (args, kwargs, _), *_ = calls
     given = (
         args[0],
