@@ -3,13 +3,16 @@
 import json
 import shutil
 import threading
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import depth_models
 import numpy as np
 import pytest
 import segmentation_models
 import torch
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from preprocessors import preprocess
 from preprocessors.config_bounds import check_numbers, no_larger_than
@@ -30,6 +33,30 @@ def models(tmp_path_factory):
     depth_models.put(root, ANYTHING, depth_models.depth_anything())
     segmentation_models.put(root, B0, *segmentation_models.segformer())
     return root
+
+
+@dataclass
+class Counted:
+    count: int = 0
+    elements: int = 0  # without the last one's
+    last: int = 0
+
+
+@contextmanager
+def count_parameters() -> Iterator[Counted]:
+    """Count the parameters that are built in the block, and their elements."""
+    counted = Counted()
+
+    def count(module, name, parameter):
+        counted.count += 1
+        counted.elements += counted.last
+        counted.last = 0 if parameter is None else parameter.numel()
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield counted
+    finally:
+        hook.remove()
 
 
 def among(settings, changes):
@@ -60,11 +87,11 @@ def test_a_configuration_of_a_far_larger_network_is_refused_soon_and_in_a_line(
     place = tmp_path / files[0].repo
     shutil.copytree(models / files[0].repo, place)
     (place / "config.json").write_text(json.dumps(among(json.loads((place / "config.json").read_text()), changes)))
-    began = time.process_time()
-    with pytest.raises(ValueError, match=words) as refusal:
+    with count_parameters() as counted, pytest.raises(ValueError, match=words) as refusal:
         preprocess(name, IMAGE, library=Library([tmp_path], download=False))
     assert "\n" not in str(refusal.value) and repr(str(place))[1:-1] in str(refusal.value)
-    assert time.process_time() - began < 5
+    # up to 1000 tensors and 2**20 elements more than twice the file's, and the one that is refused
+    assert counted.count < 3000 and counted.elements < 2**21
 
 
 @pytest.mark.parametrize("changes", [{"backbone": "x/y"}, {"backbone_config": {"backbone": "resnet18"}}])

@@ -6,7 +6,6 @@ import random
 import struct
 import subprocess
 import sys
-import time
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 import cv2
 import numpy as np
 import pytest
+from limits import limit_cpu
 from PIL import Image, ImageCms, ImageFile, features
 
+from preprocessors import containers
 from preprocessors.containers import whole
 from preprocessors.files import read_image
 
@@ -331,38 +332,48 @@ def mutated(count):
 
 @pytest.mark.parametrize("count", [300, pytest.param(50000, marks=pytest.mark.long)])
 def test_a_mutated_file_gives_a_picture_or_one_line(count):
-    refused, longest = 0, 0.0
+    refused = 0
     for number, content in mutated(count):
-        began = time.perf_counter()
         try:
-            pixels = read_image(content)
+            with limit_cpu(20):  # the slowest needs 0.5 s
+                pixels = read_image(content)
         except ValueError as error:
             assert "\n" not in str(error), number
             refused += 1
         else:
             assert pixels.dtype == np.uint8 and pixels.ndim == 3, number
-        longest = max(longest, time.perf_counter() - began)
     assert count / 10 < refused < count  # both happened
-    assert longest < 5
     if count > 300:  # in a process of its own; the quick suite's has done other things before
         resource = pytest.importorskip("resource")
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        print(f"{count} files: {refused} refused, the longest took {longest:.2f} s, the process {peak / 2**20:.0f} MiB")
+        print(f"{count} files: {refused} refused, the process {peak / 2**20:.0f} MiB")
         assert peak < 2**30
 
 
-def test_a_tiff_of_directories_without_end_is_refused_soon():
+def test_a_tiff_of_directories_without_end_is_refused_before_more_is_read_than_it_holds(monkeypatch):
+    class Counting:
+        """struct, whose `unpack_from` counts the bytes."""
+
+        error, calcsize = struct.error, struct.calcsize
+        count = 0
+
+        @classmethod
+        def unpack_from(cls, format, *given):
+            cls.count += struct.calcsize(format)
+            return struct.unpack_from(format, *given)
+
     itself = b"II*\0\x08\0\0\0" + b"\0\0" + b"\x08\0\0\0"
     overlapping = bytearray(b"II*\0\x08\0\0\0" + bytes(3_000_000))
     entries = 60_000
     for at in range(8, 100_000, 2):  # each of many entries, and the next begins within it
         struct.pack_into("<H", overlapping, at, entries)
         struct.pack_into("<I", overlapping, at + 2 + 12 * entries, at + 2)
-    started = time.perf_counter()
+    monkeypatch.setattr(containers, "struct", Counting)
     for content in (itself, bytes(overlapping)):
+        Counting.count = 0
         assert not whole(content, "TIFF")
+        assert 0 < Counting.count <= 8 * len(content)  # of a directory of one byte: its 2 of length and 4 of the next
         refusal(content)
-    assert time.perf_counter() - started < 2
 
 
 def test_threads_that_read_leave_the_process_as_it_was():

@@ -13,7 +13,6 @@ import runpy
 import struct
 import subprocess
 import sys
-import time
 import timeit
 import warnings
 import zipfile
@@ -23,6 +22,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from limits import limit_cpu
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -508,18 +508,16 @@ def pickles():
 
 @pytest.mark.parametrize(("content", "reason"), [pytest.param(*rest, id=name) for name, *rest in zips()])
 def test_a_hostile_zip_is_refused(content, reason, refusal):
-    started = time.perf_counter()
-    assert reason in refusal(content)
-    assert time.perf_counter() - started < 2
+    with limit_cpu(20):  # the slowest needs 0.5 s
+        assert reason in refusal(content)
 
 
 @pytest.mark.parametrize(("program", "reason"), [pytest.param(*rest, id=name) for name, *rest in pickles()])
 def test_a_hostile_program_ends_soon(program, reason, refusal):
-    started = time.perf_counter()
-    assert reason in refusal(data_pkl(program))
-    legacy = saved({}, zipped=False)
-    refusal(legacy[: legacy.index(b"}q", 60)] + program[2:])
-    assert time.perf_counter() - started < 8
+    with limit_cpu(60):  # the slowest needs 4 s
+        assert reason in refusal(data_pkl(program))
+        legacy = saved({}, zipped=False)
+        refusal(legacy[: legacy.index(b"}q", 60)] + program[2:])
 
 
 def entry(dtype="F32", shape=(4,), offsets=(0, 16)):
@@ -562,9 +560,8 @@ def entry(dtype="F32", shape=(4,), offsets=(0, 16)):
     ],
 )
 def test_a_hostile_header_is_refused(header, size, reason, refusal):
-    started = time.perf_counter()
-    assert reason in refusal(from_safetensors(header, b"\0\2" if size < 0 else bytes(size)))
-    assert time.perf_counter() - started < 2
+    with limit_cpu(20):  # the slowest needs 0.5 s
+        assert reason in refusal(from_safetensors(header, b"\0\2" if size < 0 else bytes(size)))
 
 
 def test_a_header_longer_than_the_file_is_refused_without_memory(refusal):
