@@ -4,12 +4,22 @@ that wait for each other make the tests of ControlNets take 181 s instead of 58 
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is first imported
+
+
+@pytest.fixture
+def sigint() -> Iterator[None]:
+    """Let SIGINT interrupt this process and those that it starts, also where the one that started pytest ignores it, as
+    `nohup` and a shell's background jobs do."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="module")

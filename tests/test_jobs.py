@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import cv2
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 from deadly import doubled
 from killing import ROOT, command, contents, killed_often
+from limits import HANG, wait_until
 
 from controlnet_ext import cli
 from controlnet_ext.commands import preprocess
@@ -180,9 +180,7 @@ def test_a_job_killed_and_run_again_gives_the_bytes_of_an_uninterrupted_one(jobs
     words = f"canny,lineart_standard in --recursive --jobs {jobs} -o"
     assert run(f"{words} whole") == 0
     process = command(f"{words} maps")
-    while not list(Path(".").glob("maps/*.png")):
-        assert process.poll() is None
-        time.sleep(0.01)
+    wait_until(lambda: list(Path(".").glob("maps/*.png")), process)
     process.kill()
     process.communicate()
     if Path("maps.job/job.json").exists():
@@ -271,13 +269,11 @@ def test_processes_end_with_the_one_that_started_them():
     for i in range(100, 400):
         write_image(f"in/{i}.png", np.zeros((64, 64, 3), np.uint8))
     process = command("lineart_standard in --jobs 2 -o maps")
-    while not Path("maps").is_dir():
-        assert process.poll() is None
-        time.sleep(0.01)
-    children = psutil.Process(process.pid).children(recursive=True)
+    wait_until(Path("maps").is_dir, process)
+    children = wait_until(lambda: psutil.Process(process.pid).children(recursive=True), process)
     process.kill()
     process.communicate()
-    assert children and not psutil.wait_procs(children, timeout=20)[1]
+    assert not psutil.wait_procs(children, timeout=HANG)[1]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="locks")

@@ -141,7 +141,7 @@ def same(a: str, b: str) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_an_interrupted_training_goes_on_as_if_it_had_not_been(monkeypatch, capsys):
+def test_an_interrupted_training_goes_on_as_if_it_had_not_been(sigint, monkeypatch, capsys):
     assert main(words("whole.safetensors", "--accumulate", "2", steps=3)) == 0
     loss, calls = control.control_loss, []
 

@@ -9,11 +9,11 @@ import signal
 import struct
 import subprocess
 import sys
-import time
 import zlib
 
 import numpy as np
 import pytest
+from limits import wait_until
 from PIL import Image, PngImagePlugin
 
 from preprocessors.files import read_image, read_json, read_text, working_size, write_atomically, write_image
@@ -123,6 +123,10 @@ def test_a_failure_in_what_is_written_leaves_nothing(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+def named(folder):
+    return [path for path in folder.iterdir() if path.suffix != ".part"]
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
 def test_after_kill_9_a_name_stands_for_a_whole_file(tmp_path):
     program = f"""
@@ -132,13 +136,12 @@ print(flush=True)
 for i in itertools.count():
     write_atomically({str(tmp_path)!r} + f"/{{i % 40}}", [bytes([i % 256]) * 50000] * 8, overwrite=True)
 """
-    for pause in (0.02, 0.05, 0.09):
+    for count in (1, 7, 30):
         with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
             process.stdout.readline()
-            time.sleep(pause)
+            wait_until(lambda count=count: len(named(tmp_path)) >= count, process)
             process.kill()
-        named = [path for path in tmp_path.iterdir() if path.suffix != ".part"]
-        assert named and all(len(path.read_bytes()) == 400000 and len(set(path.read_bytes())) == 1 for path in named)
+        assert all(len(path.read_bytes()) == 400000 and len(set(path.read_bytes())) == 1 for path in named(tmp_path))
 
 
 def test_where_nothing_can_be_written_one_line_says_so(tmp_path):
