@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from annotators.swin import Swin
+from .swin import Swin
 
 _WITHIN, _WIDE = 64, 256  # channels of every decoder block, of each of its parallel convolutions
 # of published files: heads for training, and tables that are computed from sizes

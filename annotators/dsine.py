@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from annotators.efficientnet import EfficientNetB5
+from .efficientnet import EfficientNetB5
 
 _SIDE = 5  # of a pixel's neighbourhood
 _FINE = 8  # results are so many times finer than what is refined

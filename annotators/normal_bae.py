@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from annotators.efficientnet import EfficientNetB5
+from .efficientnet import EfficientNetB5
 
 
 class NormalBae(nn.Module):

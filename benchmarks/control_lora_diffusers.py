@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests/helpers"))
 
 from diffusers import ControlNetModel
 from networks import all_of, ours, picture, reference, step_for, theirs_on, unet
 from test_control_lora import parts, written
 
-from controlnet_ext.models.controlnet import ControlNet
+from controlnet_ext.models.kinds.controlnet import ControlNet
 
 
 def loaded(theirs: ControlNetModel, base: torch.nn.Module, file: dict[str, torch.Tensor]) -> ControlNetModel:

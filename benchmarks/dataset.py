@@ -119,11 +119,12 @@ def compare(pictures: Path, out: Path, runs: int) -> None:
 
 def steps(paths: list[Path]) -> None:
     """Prints the milliseconds of each step."""
+    from controlnet_ext.preprocessors.edges.canny import canny
     from PIL import Image
 
-    from controlnet_ext.jobs.memory import keep_freed
-    from preprocessors.canny import canny
-    from preprocessors.files import encoded_image, read_image
+    from controlnet_ext.batch.memory import keep_freed
+    from controlnet_ext.files.image_in import read_image
+    from controlnet_ext.files.image_writer import encoded_image
 
     cv2.setNumThreads(1)
 

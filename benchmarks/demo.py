@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from controlnet_ext.shapes.embedded import FOLDER
+from controlnet_ext.embedded import FOLDER
 
 ROWS = 12
 BARE = """

@@ -16,13 +16,14 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from controlnet_ext.preprocessors import find
+from controlnet_ext.preprocessors.library import Library
 from scipy.io import loadmat
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import maximum_bipartite_matching
 from scipy.spatial import cKDTree
 
-from preprocessors import find
-from preprocessors.files import Library, read_image
+from controlnet_ext.files.image_in import read_image
 
 NAMES = ("canny", "scribble_xdog", "pidinet", "softedge_teed")
 REACH = 0.0075  # of the diagonal

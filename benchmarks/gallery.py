@@ -15,12 +15,13 @@ from typing import Any
 
 import cv2
 import numpy as np
+from controlnet_ext.preprocessors import find, registered
+from controlnet_ext.preprocessors.library import Library
+from controlnet_ext.preprocessors.poses.drawing import drawn
+from controlnet_ext.preprocessors.poses.key_points import Person, Poses, found
 
-from controlnet_ext.shapes.people import person
-from preprocessors import find, registered
-from preprocessors.files import Library, write_atomically
-from preprocessors.key_points import Person, Poses, found
-from preprocessors.pose_drawing import drawn
+from controlnet_ext.embedded.people import person
+from controlnet_ext.files.disk import write_atomically
 
 PHOTO = Path(__file__).parents[1] / "examples" / "coffee.jpg"
 RESOLUTION, COLUMNS, GAP, LINE = 256, 6, 14, 24

@@ -29,10 +29,12 @@ from controlnet_aux.lineart import Generator
 from controlnet_aux.mlsd.models.mbv2_mlsd_large import MobileV2_MLSD_Large
 from controlnet_aux.pidi.model import pidinet
 from controlnet_aux.teed.ted import TED
+from controlnet_ext.preprocessors import find
+from controlnet_ext.preprocessors.backends.torch import Device, Network
 
-from preprocessors import find
-from preprocessors.files import Device, read_image, read_weights, write_image
-from preprocessors.network import Network
+from controlnet_ext.files.image_in import read_image
+from controlnet_ext.files.image_writer import write_image
+from controlnet_ext.files.weights import read_weights
 
 # preprocessor: controlnet_aux's network, its detector around it, a file of weights
 THEIRS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any], str]] = {

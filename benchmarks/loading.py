@@ -59,8 +59,8 @@ def written(kind: str, folder: Path) -> Path:
     """A file as published: a ControlNet of that shape in ldm's layout."""
     from diffusers import ControlNetModel
 
-    from controlnet_ext.models.keys import to_ldm
-    from preprocessors.files import write_weights
+    from controlnet_ext.files.safetensors import write_weights
+    from controlnet_ext.models.state_dict.ldm_keys import to_ldm
 
     shape, dtype, *rest = kind.split("-")
     with torch.device("meta"):
@@ -85,7 +85,7 @@ def measured(path: Path) -> dict[str, float]:
 
 def one(path: Path) -> dict[str, float]:
     """Seconds for a raw read and for loading, and the peak that loading added, in file sizes."""
-    import preprocessors.files  # noqa: F401  what importing takes is not loading
+    import controlnet_ext.files.weights  # noqa: F401  what importing takes is not loading
     from controlnet_ext import models
 
     models.found()

@@ -24,10 +24,10 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from loading import memory
 from network import PUBLISHED
 
-from controlnet_ext.control import Span, Step
-from controlnet_ext.models.control_lora import load
-from controlnet_ext.models.controlnet import ControlNet
-from controlnet_ext.models.unet import encoder
+from controlnet_ext.guidance.contract import Span, Step
+from controlnet_ext.models.base_unet import encoder
+from controlnet_ext.models.kinds.control_lora import load
+from controlnet_ext.models.kinds.controlnet import ControlNet
 
 DTYPES = "float32", "bfloat16", "float8_e4m3fn"  # float32's activations are in float32 too
 

@@ -14,9 +14,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-
-from preprocessors import preprocess
-from preprocessors.depth_normals import normals
+from controlnet_ext.preprocessors import preprocess
+from controlnet_ext.preprocessors.depth.normals_of_depth import normals
 
 FOV = 2 * np.degrees(np.arctan(320 / 481.2))  # ICL-NUIM's camera: 640 pixels wide, focal length 481.2
 REACH, THICK = 4, 0.002  # pixels to each side of a window; metres

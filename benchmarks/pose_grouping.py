@@ -23,8 +23,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-
-from preprocessors.pose_grouping import bodies
+from controlnet_ext.preprocessors.poses.openpose_grouping import bodies
 
 COCO = (0, None, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3)  # COCO's points in OpenPose's order
 LIMBS = (  # points, and the field along them: CMU's poseParameters.cpp

@@ -15,8 +15,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-
-from preprocessors.pose_grouping import bodies
+from controlnet_ext.preprocessors.poses.openpose_grouping import bodies
 
 from .pose_grouping import network, people
 

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 
 from controlnet_ext import PerSample, Unit, guide, load
-from controlnet_ext.fidelity import canny_f1
-from controlnet_ext.pipeline import PipelineFolder, quiet
-from controlnet_ext.shapes.embedded import FOLDER
-from controlnet_ext.shapes.scenes import scene
+from controlnet_ext.embedded import FOLDER
+from controlnet_ext.embedded.scenes import scene
+from controlnet_ext.generation.pipeline_folder import PipelineFolder, quiet
+from controlnet_ext.maps.fidelity import canny_f1
 
 from .embedded.sampling import decoded
 from .embedded.scenes import MEASURED, edges

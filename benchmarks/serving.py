@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 
-from controlnet_ext.shapes.embedded import PHOTO
+from controlnet_ext.embedded import PHOTO
 
 IMAGE = base64.b64encode(PHOTO.read_bytes()).decode()
 UNIT = {"image": IMAGE, "module": "canny", "model": "embedded/canny"}

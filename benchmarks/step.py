@@ -32,9 +32,10 @@ import torch
 from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
 from PIL import Image
 
-from controlnet_ext import Unit, acting, guide
-from controlnet_ext.hosts import unet_hook
-from controlnet_ext.models.controlnet import ControlNet
+from controlnet_ext import Unit, guide
+from controlnet_ext.guidance import acting
+from controlnet_ext.hosts.diffusers import hook
+from controlnet_ext.models.kinds.controlnet import ControlNet
 
 Result = tuple[list[tuple[float, float]], torch.Tensor]
 SHAPES: dict[str, tuple[dict[str, Any], Any, Any]] = {
@@ -113,11 +114,11 @@ def compare(options: argparse.Namespace) -> None:
             return steps(plain, device, given)
 
     def on_one_stream() -> Result:
-        kept, unet_hook.beside = unet_hook.beside, lambda _: None
+        kept, hook.beside = hook.beside, lambda _: None
         try:
             return guided()
         finally:
-            unet_hook.beside = kept
+            hook.beside = kept
 
     compiled = copy(ours)
 

@@ -14,11 +14,13 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
-from preprocessors.maps import ControlMap
-from preprocessors.registry import preprocess
+if not os.path.isdir(os.path.join(__path__[0], "preprocessors")):  # a checkout: they lie beside this folder
+    __path__.append(os.path.dirname(__path__[0]))
 
-from .control import ControlModel, Residuals, Span, Step, Window
-from .unit import PerSample, Unit
+from .guidance.contract import ControlModel, Residuals, Span, Step, Window
+from .guidance.unit import PerSample, Unit
+from .maps.control_map import ControlMap
+from .preprocessors.registry import preprocess
 
 if TYPE_CHECKING:
     import torch
@@ -51,6 +53,6 @@ def load(
 def guide(pipe: Any, units: Iterable[Unit]) -> AbstractContextManager[None]:
     """As `controlnet_ext.hosts.diffusers.guide`: calls of a diffusers pipeline in this context are guided by the
     units."""
-    from .hosts import diffusers
+    from .hosts.diffusers import guide as diffusers
 
     return diffusers.guide(pipe, units)

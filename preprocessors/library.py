@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from preprocessors.network import Device, Network
-from preprocessors.pool import Pool
-from preprocessors.weights_file import WeightsFile
+from ..files.weights_file import WeightsFile
+from .backends.torch import Device, Network
+from .pool import Pool
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -88,7 +88,7 @@ class Library:
         self.pool.free()
 
     def _loaded(self, file: WeightsFile, build: Callable[[dict[str, Tensor]], nn.Module], device: Device) -> Any:
-        from preprocessors.weights import read_weights
+        from ..files.weights import read_weights
 
         path = self.path(file)
         tensors = read_weights(path).tensors
@@ -107,7 +107,7 @@ class Library:
         target = (self.folders[0] if self.folders else self._home()) / file.folder / file.name
         if not self.download:
             raise FileNotFoundError(f"{file.name} is not there and downloads are off: {file.instructions(target)}")
-        from preprocessors.downloads import download
+        from ..files.hub import download
 
         try:
             download(file, target)

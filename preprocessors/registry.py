@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import cv2
 import numpy as np
 
-from preprocessors.image_in import read_image  # not from files, which brings the readers of weights: 10 ms
-from preprocessors.maps import KINDS, ControlMap
-from preprocessors.parameters import Parameter, Range, nearest, parameters
-from preprocessors.resolution import resized
+from ..files.image_in import read_image  # not from files, which brings the readers of weights: 10 ms
+from ..maps.control_map import KINDS, ControlMap
+from ..maps.resolution import resized
+from .parameters import Parameter, Range, nearest, parameters
 
 if TYPE_CHECKING:
-    from preprocessors.library import Library
-    from preprocessors.network import Device
-    from preprocessors.weights_file import WeightsFile
+    from ..files.weights_file import WeightsFile
+    from .backends.torch import Device
+    from .library import Library
 
 RESOLUTION = Parameter("resolution", int, None, Range(64, 2048))
 
@@ -73,7 +73,7 @@ class Preprocessor:
         if not isinstance(self.make, type):
             return Ready(self, self.make)
         if library is None:
-            from preprocessors.library import Library  # 10 ms
+            from .library import Library  # 10 ms
 
             library = Library()
         return Ready(self, self.make(device, library))
@@ -172,14 +172,16 @@ def preprocessor(
 
 
 @cache
-def _files() -> frozenset[str]:
-    return frozenset(module.name for module in pkgutil.iter_modules([os.path.dirname(__file__)]))
+def _files() -> dict[str, str]:
+    """The modules of the families in this package, by the name of their file."""
+    found = pkgutil.walk_packages([os.path.dirname(__file__)], f"{__package__}.")
+    return {module.name.rpartition(".")[2]: module.name for module in found if not module.ispkg}
 
 
 def registered() -> tuple[Preprocessor, ...]:
     """Every preprocessor, by name."""
-    for file in sorted(_files()):
-        importlib.import_module(f"{__package__}.{file}")
+    for module in sorted(_files().values()):
+        importlib.import_module(module)
     return tuple(sorted(set(_by_name.values()), key=lambda entry: entry.name))
 
 
@@ -189,7 +191,7 @@ def find(name: str) -> Preprocessor:
         raise TypeError(f"a preprocessor's name is text, not {type(name).__name__}")
     key = name.casefold()
     if key not in _by_name and key in _files():  # most are in the file of their name: the others need not be read
-        importlib.import_module(f"{__package__}.{key}")
+        importlib.import_module(_files()[key])
     if key not in _by_name:
         names = [entry.name for entry in registered()]
         if key not in _by_name:

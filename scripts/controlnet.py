@@ -1,7 +1,7 @@
 """The script that stable-diffusion-webui loads.
 
-ADetailer ships a package called `controlnet_ext`, so inside the webui ours has another name; `preprocessors` and
-`annotators` are imported while the extension's root is on sys.path, which ends with this file.
+ADetailer ships a package called `controlnet_ext`, so inside the webui ours has another name: all its imports are
+relative.
 """
 
 import sys
@@ -11,8 +11,6 @@ from pathlib import Path
 NAME = "sd_webui_controlnet_ext"
 
 if NAME not in sys.modules:
-    import preprocessors  # noqa: F401
-
     folder = Path(__file__).resolve().parent.parent / "controlnet_ext"
     spec = spec_from_file_location(NAME, folder / "__init__.py", submodule_search_locations=[str(folder)])
     sys.modules[NAME] = module_from_spec(spec)

@@ -1,4 +1,4 @@
-"""The house's rules, read off the syntax of every file: who may import whom, and who may open files."""
+"""The house's rules, read off the syntax of every file: which room may import which, and who may open files."""
 
 import ast
 import subprocess
@@ -9,29 +9,42 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("annotators", "preprocessors", "controlnet_ext")  # each imports only those before it
-CORE = {
-    "control",
-    "weighting",
-    "unit",
-    "maps",
-    "acting",
-    "placing",
-    "run",
-    "noise",
-    "after_steps",
-    "reuse",
-}  # what models and hosts stand on
+PACKAGES = ("annotators", "preprocessors", "controlnet_ext")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 HEAVY = {"torch", "diffusers", "transformers", "accelerate", "peft", "torchvision", "controlnet_aux"}
+FLOORS = (  # a room imports rooms of lower floors, and itself
+    {"errors"},
+    {"annotators", "files"},
+    {"maps"},
+    {"preprocessors"},
+    {"guidance"},
+    {""},  # controlnet_ext/__init__.py: what people import
+    {"models"},
+    {"hosts"},
+    {"embedded"},
+    {"generation", "batch"},
+    {"training"},
+    {"sdwebui"},
+    {"server"},
+    {"webui"},  # routes of the server inside the host's own
+    {"cli"},
+)
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+LATE = {("controlnet_ext/__init__.py", "models"), ("controlnet_ext/__init__.py", "hosts")}  # imported when called
 
 
 def module(path):
     parts = path.relative_to(ROOT).with_suffix("").parts
+    parts = parts if parts[0] == "controlnet_ext" else ("controlnet_ext", *parts)
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 MODULES = {module(path): path for path in FILES}
+
+
+def room(name):
+    parts = name.split(".")
+    return parts[1] if len(parts) > 1 else ""
 
 
 def imports(path, nodes=None):
@@ -68,56 +81,55 @@ def broken(path, rule):
 
 
 def test_there_are_files_to_look_at():
-    assert {"preprocessors.canny", "controlnet_ext.cli", "controlnet_ext.models", "annotators"} <= MODULES.keys()
+    expected = {"controlnet_ext.preprocessors.edges.canny", "controlnet_ext.cli", "controlnet_ext.annotators"}
+    assert expected <= MODULES.keys()
+    assert {room(name) for name in MODULES} <= FLOOR.keys()
 
 
-def test_packages_import_only_those_before_them():
+def test_all_imports_within_the_project_are_relative():
+    """So that the package can be loaded under any name, as in the webui."""
     for path in FILES:
-        later = PACKAGES[PACKAGES.index(path.relative_to(ROOT).parts[0]) + 1 :]
-        assert not broken(path, lambda _, name, later=later: name.split(".")[0] in later)
+        assert not broken(path, lambda level, name: level == 0 and name.split(".")[0] in PACKAGES)
 
 
-def test_imports_within_controlnet_ext_are_relative_and_between_packages_absolute():
+def test_rooms_import_only_rooms_below_them():
+    wrong = []
     for path in FILES:
-        own = path.relative_to(ROOT).parts[0]
-        assert not broken(path, lambda level, name, own=own: level > 0 and name.split(".")[0] != own)
-        if own == "controlnet_ext":
-            assert not broken(path, lambda level, name: level == 0 and name.split(".")[0] == "controlnet_ext")
-
-
-def layer(name):
-    """0 for what models and hosts stand on, 1 for these, 2 for the rest."""
-    part = name.split(".")[1] if "." in name else ""
-    return 0 if part in CORE else 1 if part in ("models", "hosts") else 2
-
-
-def test_control_and_weighting_come_before_models_and_hosts_before_the_rest():
-    for path in (path for path in FILES if path.is_relative_to(ROOT / "controlnet_ext")):
-        own = layer(module(path))
-        assert not broken(path, lambda level, name, own=own: level > 0 and layer(name) > own)
+        own = room(module(path))
+        for line, level, name in imports(path):
+            other = room(name)
+            late = (path.relative_to(ROOT).as_posix(), other) in LATE
+            if level and own != other and FLOOR[other] >= FLOOR[own] and not late:
+                wrong.append(f"{path.relative_to(ROOT)}:{line} ({own}) imports {name}")
+    assert wrong == []
 
 
 def test_nothing_imports_itself_round_a_corner():
     graph = {module(path): {name for _, _, name in imports(path) if name in MODULES} - {module(path)} for path in FILES}
+    graph = {name: {other for other in found if not name.startswith(f"{other}.")} for name, found in graph.items()}
     assert len(list(TopologicalSorter(graph).static_order())) == len(graph)
 
 
+def test_at_most_two_files_lie_loose_in_the_package():
+    assert {path.name for path in (ROOT / "controlnet_ext").glob("*.py")} <= {"__init__.py", "errors.py"}
+
+
 def test_torch_and_its_like_are_not_at_the_top_of_what_starts_fast():
-    quick = ("preprocessors", "controlnet_ext/commands", "controlnet_ext/__init__.py", "controlnet_ext/cli.py")
+    quick = ("preprocessors", "controlnet_ext/cli", "controlnet_ext/__init__.py")
     for path in (path for path in FILES if path.relative_to(ROOT).as_posix().startswith(quick)):
-        top = {name.split(".")[0] for _, _, name in imports(path, at_import(path))}
+        top = {name.split(".")[0] for _, level, name in imports(path, at_import(path)) if not level}
         assert not top & (HEAVY | {"PIL"}), path
 
 
 OPEN = {"Image.open", "cv2.imread", "cv2.imreadmulti", "cv2.imdecode", "torch.load", "pickle.load", "load_file"}
 WRITE = {"cv2.imwrite", "cv2.imencode", "torch.save", "pickle.dump", "save_file"}
-ALLOWED = {"image_in.py", "image_out.py", "pillow.py"}  # parts of files.py; those for weights call none of the above
+ALLOWED = {"image_in.py", "image_reader.py", "image_writer.py"}  # those for weights call none of the above
 
 
 def test_only_the_reader_and_the_writer_open_images_and_weights():
     for path in FILES:
         calls = {ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)}
-        if path.parent != ROOT / "preprocessors" or path.name not in ALLOWED:
+        if path.parent != ROOT / "controlnet_ext/files" or path.name not in ALLOWED:
             assert calls & (OPEN | WRITE) == set(), path
 
 
@@ -125,8 +137,8 @@ def test_only_the_reader_and_the_writer_open_images_and_weights():
     "code",
     [
         "import controlnet_ext",
-        "import annotators, preprocessors; preprocessors.registered()",
-        "import preprocessors, numpy; preprocessors.preprocess('canny', numpy.zeros((9, 9, 3), numpy.uint8))",
+        "from controlnet_ext import preprocessors; preprocessors.registered()",
+        "import controlnet_ext, numpy; controlnet_ext.preprocess('canny', numpy.zeros((9, 9, 3), numpy.uint8))",
         "import controlnet_ext.cli; controlnet_ext.cli.main(['preprocessors'])",
         "import controlnet_ext.cli; controlnet_ext.cli.main(['--help'])",
     ],
@@ -139,5 +151,7 @@ def test_what_starts_fast_loads_neither_torch_nor_diffusers_nor_transformers(cod
 
 def test_only_the_extension_imports_its_host():
     hosts = {"modules", "gradio", "modules_forge", "launch"}
-    found = {path for path in FILES for _, _, name in imports(path) if name.partition(".")[0] in hosts}
+    found = {
+        path for path in FILES for _, level, name in imports(path) if not level and name.partition(".")[0] in hosts
+    }
     assert found and all("webui" in path.parts for path in found)

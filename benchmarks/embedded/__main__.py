@@ -23,9 +23,10 @@ import diffusers
 import torch
 
 from controlnet_ext import load
-from controlnet_ext.pipeline import PipelineFolder, quiet
-from controlnet_ext.sources import control_files, hashed
-from preprocessors.files import read_json, write_atomically, write_image
+from controlnet_ext.files.disk import read_json, write_atomically
+from controlnet_ext.files.image_writer import write_image
+from controlnet_ext.generation.pipeline_folder import PipelineFolder, quiet
+from controlnet_ext.generation.sources import control_files, hashed
 
 from .arms import GROUPS, Asked, Figures, examples
 from .losses import losses
@@ -36,7 +37,7 @@ from .scenes import CHOOSING, MEASURED
 from .sheet import sheet
 
 ROOT = Path(__file__).parents[2]
-MODEL = ROOT / "controlnet_ext" / "shapes" / "model"
+MODEL = ROOT / "controlnet_ext" / "embedded" / "model"
 ASSETS = Path(os.environ.get("CONTROLNET_EXT_ASSETS", ROOT.parent / "shared" / "assets"))
 UNGUIDED = ("truth", "unguided", "losses")  # what needs no ControlNet
 ALL = (*GROUPS, "photos", "losses", "sheet")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from controlnet_ext import Window
-from controlnet_ext.shapes.scenes import Scene, scene
+from controlnet_ext.embedded.scenes import Scene, scene
 
 from .sampling import BATCH, Arm, Sampler, through_vae
 from .scenes import CHOOSING, edges, elsewhere, mismatched, recoloured

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from controlnet_ext.shapes.scenes import TRAINING
-from controlnet_ext.shapes.train_base import SCENES
-from controlnet_ext.training.control import Examples, FixedLoss, Frozen
+from controlnet_ext.embedded.scenes import TRAINING
+from controlnet_ext.training.data import Scenes
 from controlnet_ext.training.noising import Noising
-from controlnet_ext.training.pictures import Scenes
+from controlnet_ext.training.objective import Examples, FixedLoss, Frozen
+from tools.embedded_model.train_base import SCENES
 
 from .arms import Figures
 from .sampling import BATCH

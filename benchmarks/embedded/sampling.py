@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from controlnet_ext import Unit, Window, guide
-from controlnet_ext.unit import PerSample
-from preprocessors.files import write_atomically
+from controlnet_ext.files.disk import write_atomically
+from controlnet_ext.guidance.unit import PerSample
 
 BATCH = 32
 

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 import cv2
 import numpy as np
 
-from controlnet_ext.fidelity import canny_f1
-from controlnet_ext.shapes.palette import majority_colour
-from controlnet_ext.shapes.scenes import LEAST_PIXELS, Scene
+from controlnet_ext.embedded.palette import majority_colour
+from controlnet_ext.embedded.scenes import LEAST_PIXELS, Scene
+from controlnet_ext.maps.fidelity import canny_f1
 
 Pictures = Sequence[np.ndarray] | np.ndarray  # each (H, W, 3) RGB uint8
 BLOCK = 8  # pixels; a colour is seen where this many squared are mostly of it, so often that a thing fits in

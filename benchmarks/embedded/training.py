@@ -10,8 +10,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from controlnet_ext.training.control import RISE, verdict
-from preprocessors.files import write_atomically
+from controlnet_ext.files.disk import write_atomically
+from controlnet_ext.training.objective import RISE, verdict
 
 from .chart import chart
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from controlnet_ext.server.infotext import read_unit_text
+from controlnet_ext.sdwebui.infotext import read_unit_text
 
 from .calls import ASKED, IMAGE, Seen, Webui, apart, pixels
 

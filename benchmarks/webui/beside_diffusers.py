@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from diffusers import ControlNetModel, StableDiffusionPipeline
 
-from controlnet_ext.shapes.embedded import FOLDER
+from controlnet_ext.embedded import FOLDER
 
 from .calls import SIDE, Seen, Webui
 

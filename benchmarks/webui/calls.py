@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from controlnet_ext.shapes.embedded import PHOTO
+from controlnet_ext.embedded import PHOTO
 
 SIDE = 128  # of the pictures, in pixels
 ASKED: dict[str, Any] = {

@@ -8,7 +8,7 @@ from itertools import combinations
 import cv2
 import numpy as np
 
-from controlnet_ext.fidelity import canny_f1
+from controlnet_ext.maps.fidelity import canny_f1
 
 from .calls import IMAGE, SIDE, Drawn, Seen, Webui, apart, png
 

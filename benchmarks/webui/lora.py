@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from controlnet_ext.shapes.ldm_settings import width_and_heads
-from controlnet_ext.shapes.wide import factor
-from preprocessors.files import write_weights
+from controlnet_ext.embedded.ldm_settings import width_and_heads
+from controlnet_ext.embedded.wide import factor
+from controlnet_ext.files.safetensors import write_weights
 
 RANK, STRENGTH = 4, 0.3
 
@@ -20,7 +20,7 @@ def main() -> None:
     out = parser.parse_args().out
     from diffusers import UNet2DConditionModel
 
-    from controlnet_ext.shapes.embedded import FOLDER
+    from controlnet_ext.embedded import FOLDER
 
     unet = UNet2DConditionModel.from_pretrained(FOLDER / "unet")
     width = width_and_heads(unet)[0] * factor(unet.config["norm_num_groups"])

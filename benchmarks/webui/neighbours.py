@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from controlnet_ext.fidelity import canny_f1
+from controlnet_ext.maps.fidelity import canny_f1
 
 from .calls import Drawn, Seen, Webui, apart
 from .guidance import GUIDED

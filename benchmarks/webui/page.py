@@ -19,7 +19,7 @@ from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 
-from controlnet_ext.shapes.embedded import PHOTO
+from controlnet_ext.embedded import PHOTO
 
 from .calls import ASKED, SIDE, Seen, Webui, apart
 

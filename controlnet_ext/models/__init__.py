@@ -18,17 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from preprocessors.disk import parse_object
-
-from .location import config_of, locate
-from .others import what
+from ..files.disk import parse_object
+from .state_dict.foreign import what
+from .state_dict.location import config_of, locate
 
 if TYPE_CHECKING:
     import torch
 
-    from preprocessors.weights import Weights
-
-    from ..control import ControlModel
+    from ..files.weights import Weights
+    from ..guidance.contract import ControlModel
 
 CONFIG = "controlnet_ext.config"  # where safetensors' metadata hold a config in diffusers' words
 
@@ -47,7 +45,7 @@ class ControlFile:
     def read(cls, path_or_repo: str | os.PathLike[str], values: bool = True) -> ControlFile:
         """ValueError or FileNotFoundError is one line that begins with the file. Without `values` the model that is
         loaded of it is on torch's meta device."""
-        from preprocessors.files import read_weights  # until here nothing needs an image library
+        from ..files.weights import read_weights  # until here nothing needs an image library
 
         path = locate(path_or_repo)
         weights = read_weights(path, values)
@@ -86,5 +84,9 @@ def load(
 
 def found() -> list[Any]:
     """The modules of all kinds."""
-    modules = (importlib.import_module(f"{__name__}.{file.name}") for file in pkgutil.iter_modules(__path__))
+    from . import kinds
+
+    modules = (
+        importlib.import_module(f"{kinds.__name__}.{file.name}") for file in pkgutil.iter_modules(kinds.__path__)
+    )
     return [module for module in modules if hasattr(module, "detect")]

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from preprocessors.maps import KINDS
-
+from ..maps.control_map import KINDS
 from . import ControlFile
 from .known import KNOWN
-from .others import what
+from .state_dict.foreign import what
 
 MAP = "controlnet_ext.map"  # where safetensors' metadata say which kind of map a control model reads
 

@@ -14,12 +14,12 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.routing import Route
 
-from .control_api import VERSION, module_list, render_poses, settings
-from .control_types import control_types
-from .desk import Desk
+from ..sdwebui.catalog import Shelf
+from ..sdwebui.control_types import control_types
+from ..sdwebui.detect import VERSION, module_list, render_poses, settings
 from .http import answering, reading, refusal, working
 from .schema import document
-from .shelf import Shelf
+from .service import Desk
 from .worker import Worker
 
 

@@ -7,20 +7,19 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from preprocessors.registry import Ready
-
-from ..pipeline import PipelineFolder, quiet
-from ..unit import named
-from .generation import Generation
-from .guided import Guided, guided
-from .infotext import infotext
+from ..generation.pipeline_folder import PipelineFolder, quiet
+from ..guidance.unit import named
+from ..preprocessors.registry import Ready
+from ..sdwebui.build import Guided, guided
+from ..sdwebui.catalog import Shelf
+from ..sdwebui.generation import Generation
+from ..sdwebui.infotext import infotext
+from ..sdwebui.pictures import encoded
+from ..sdwebui.requests import Repaint
+from ..sdwebui.samplers import sampler
+from ..sdwebui.units import WebuiUnit, beside_mask
 from .passes import Passes
-from .pictures import encoded
 from .progress import Progress
-from .repaint import Repaint
-from .samplers import sampler
-from .shelf import Shelf
-from .webui_unit import WebuiUnit, beside_mask
 
 
 class Engine:

@@ -10,8 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from preprocessors.disk import parse_json
-
+from ..files.disk import parse_json
 from .worker import Busy, Worker
 
 BODY = 64 * 2**20  # bytes of a request at most

@@ -9,14 +9,14 @@ from typing import Any
 import cv2
 import numpy as np
 
-from ..inpainting import beginning
-from ..pipeline import quiet
-from ..unit import Unit
-from .generation import Generation
-from .guided import Guided, beginning_of
-from .pictures import encoded
+from ..generation.inpainting import beginning
+from ..generation.pipeline_folder import quiet
+from ..guidance.unit import Unit
+from ..sdwebui.build import Guided, beginning_of
+from ..sdwebui.generation import Generation
+from ..sdwebui.pictures import encoded
+from ..sdwebui.second_pass import LATENT, PIXELS, SecondPass
 from .progress import Progress
-from .second_pass import LATENT, PIXELS, SecondPass
 
 PREVIEW = 32  # latents on a side at most, that a preview is decoded of
 RESIZE = {"lanczos": cv2.INTER_LANCZOS4, "nearest": cv2.INTER_NEAREST}
@@ -77,7 +77,7 @@ class Passes:
     def _repainted(self, seed: int) -> Any:
         import torch
 
-        from ..hosts.diffusers_host import encoded as latents_of
+        from ..hosts.diffusers.host import encoded as latents_of
 
         asked, repaint, factor = self._asked, self._asked.repaint, self._pipe.vae_scale_factor
         assert repaint is not None
@@ -102,7 +102,7 @@ class Passes:
 
     def _run(self, kind: str, units: Sequence[Unit], steps: int, seed: int, output: str, given: dict[str, Any]) -> Any:
         """The images of a pipeline of that kind."""
-        from ..hosts.diffusers import guide
+        from ..hosts.diffusers.guide import guide
 
         progress, pipe = self._progress, self._pipe_of(kind)
 

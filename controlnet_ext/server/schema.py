@@ -7,10 +7,10 @@ from typing import Any
 
 from starlette.routing import Route
 
+from ..sdwebui.detect import VERSION
+from ..sdwebui.limits import Limits
 from .answer_schemas import ANSWERS
-from .control_api import VERSION
-from .limits import Limits
-from .request_schemas import requests
+from .openapi import requests
 
 Schema = dict[str, Any]
 GETS = {  # path: what it gives, the answer's schema, and what the query may say

@@ -18,7 +18,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from preprocessors.files import read_weights, write_weights
+from ..files.safetensors import write_weights
+from ..files.weights import read_weights
 
 CHECKPOINT, LOG = "checkpoint.safetensors", "log.jsonl"
 WARM_UP = 100  # steps

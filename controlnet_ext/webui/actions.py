@@ -8,14 +8,13 @@ from typing import Any
 
 import gradio as gr
 
-from preprocessors.disk import parse_json
-
-from ..server.control_api import detect, render_poses
-from ..server.control_types import control_types
-from ..server.modules import module, sliders
-from ..server.pictures import picture
+from ..files.disk import parse_json
+from ..sdwebui.control_types import control_types
+from ..sdwebui.detect import detect, render_poses
+from ..sdwebui.modules import module, sliders
+from ..sdwebui.pictures import picture
 from . import host, presets
-from .drawn import image_of
+from .gradio_images import image_of
 
 WRONG = (ValueError, TypeError, OSError, RuntimeError)  # whose words are for the user
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ..server.control_api import module_list
-from ..server.webui_unit import FITS, MODES
+from ..sdwebui.detect import module_list
+from ..sdwebui.units import FITS, MODES
 from . import host
 from .fields import AXES
 

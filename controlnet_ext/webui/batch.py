@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from preprocessors.files import read_image
-
-from ..jobs.inputs import SUFFIXES
-from ..server.webui_unit import WebuiUnit
+from ..batch.inputs import SUFFIXES
+from ..files.image_in import read_image
+from ..sdwebui.units import WebuiUnit
 
 
 @dataclass

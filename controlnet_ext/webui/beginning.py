@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from preprocessors.fit import fit
-
-from ..hosts.ldm_host import FACTOR, encoded
-from ..noise import Noise
+from ..guidance.noise import Noise
+from ..hosts.ldm.host import FACTOR, encoded
+from ..maps.fit import fit
 
 
 class Beginning:

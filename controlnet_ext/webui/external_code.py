@@ -7,10 +7,9 @@ from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import Any
 
-from preprocessors.fit import pixel_perfect
-
-from ..server.control_api import VERSION, module_list
-from ..server.pictures import encoded
+from ..maps.fit import pixel_perfect
+from ..sdwebui.detect import VERSION, module_list
+from ..sdwebui.pictures import encoded
 from . import host, settings
 from .fields import units_of
 

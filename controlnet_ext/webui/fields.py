@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
-from .drawn import drawn
+from .gradio_images import drawn
 
 FIELDS = (
     *("enabled", "image", "mask", "module", "model", "weight", "weight_schedule", "guidance_start", "guidance_end"),

@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from preprocessors.maps import FEEDS
-from preprocessors.registry import Preprocessor, registered
-
-from ..server.control_types import TYPES
-from ..server.modules import sliders, values
+from ..maps.control_map import FEEDS
+from ..preprocessors.registry import Preprocessor, registered
+from ..sdwebui.control_types import TYPES
+from ..sdwebui.modules import sliders, values
 from . import host
 
 

@@ -17,14 +17,13 @@ import torch
 from modules_forge.supported_controlnet import ControlNetPatcher
 from torch import Tensor, nn
 
-from preprocessors.registry import registered
-
 from .. import models
-from ..control import Span, Step
-from ..hosts.ldm_unet import LdmUNet
-from ..models import union
-from ..models.difference import DIFFERENCE
-from ..server.control_types import TYPES
+from ..guidance.contract import Span, Step
+from ..hosts.ldm.unet_view import LdmUNet
+from ..models.kinds import union
+from ..models.kinds.difference import DIFFERENCE
+from ..preprocessors.registry import registered
+from ..sdwebui.control_types import TYPES
 from .sampling import Refused
 
 try:

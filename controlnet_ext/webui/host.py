@@ -5,13 +5,12 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from preprocessors.library import Library
-
-from ..hosts.ldm_unet import LdmUNet
-from ..server.modules import readied
-from ..server.shelf import Shelf
+from ..hosts.ldm.unet_view import LdmUNet
+from ..preprocessors.library import Library
+from ..sdwebui.cache import remembered
+from ..sdwebui.catalog import Shelf
+from ..sdwebui.modules import readied
 from . import settings
-from .remembered import remembered
 
 
 @cache

@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from preprocessors.fit import fit
-
-from ..finishing import Finish
-from ..server.pictures import Pair
-from ..server.webui_unit import FITS, WebuiUnit, beside_mask
+from ..generation.finishing import Finish
+from ..maps.fit import fit
+from ..sdwebui.pictures import Pair
+from ..sdwebui.units import FITS, WebuiUnit, beside_mask
 from . import settings
 from .originals import saved
 

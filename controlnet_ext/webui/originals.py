@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from preprocessors.files import read_image, write_image
-
-from ..server.webui_unit import WebuiUnit
+from ..files.image_in import read_image
+from ..files.image_writer import write_image
+from ..sdwebui.units import WebuiUnit
 from . import settings
 
 FOLDER = "controlnet"  # within a folder of results

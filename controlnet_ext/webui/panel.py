@@ -8,13 +8,13 @@ from typing import Any
 import gradio as gr
 from modules.ui_components import ToolButton
 
-from ..server.control_api import module_list
-from ..server.control_types import control_types
-from ..server.webui_unit import FITS, MODES, PASSES, UNIONS
+from ..sdwebui.control_types import control_types
+from ..sdwebui.detect import module_list
+from ..sdwebui.units import FITS, MODES, PASSES, UNIONS
 from . import actions, host, presets, settings
-from .drawn import OLD
 from .fields import FIELDS
-from .pasting import pasted
+from .gradio_images import OLD
+from .paste import pasted
 
 
 @dataclass

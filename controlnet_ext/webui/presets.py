@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from preprocessors.disk import read_json, write_atomically
+from ..files.disk import read_json, write_atomically
 
 FILE = "controlnet_presets.json"
 FIELDS = (

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-from ..server.control_api import detect
-from ..server.limits import Limits
+from ..sdwebui.detect import detect
+from ..sdwebui.limits import Limits
 from ..server.worker import Worker
 from . import host, settings
 from .description import described

@@ -11,10 +11,10 @@ from contextlib import ExitStack, contextmanager
 from itertools import repeat
 from typing import Any
 
-from ..control import Span
-from ..hosts.ldm import LdmGuide, Rows, guide_ldm
-from ..server.guided import Guided, beginning_of
-from ..unit import Unit
+from ..guidance.contract import Span
+from ..guidance.unit import Unit
+from ..hosts.ldm.guide import LdmGuide, Rows, guide_ldm
+from ..sdwebui.build import Guided, beginning_of
 from .beginning import beginning_with
 
 
@@ -80,8 +80,7 @@ def _ours(error: BaseException) -> bool:
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     root = __name__.partition(".")[0]
-    names = (root, "preprocessors", "annotators")
-    return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0] in names
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0] == root
 
 
 @contextmanager

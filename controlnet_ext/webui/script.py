@@ -1,6 +1,6 @@
 """The always-on script "ControlNet": from the arguments of a request to guided samples, maps and PNG info.
 
-Its arguments are objects, one a unit, with the fields that controlnet_ext/server/webui_unit.py reads (so the API sends
+Its arguments are objects, one a unit, with the fields that sdwebui/units.py reads (so the API sends
 them), or the values of the panel's components in the order of `panel.FIELDS`, unit after unit. Images are base64 or
 arrays (H, W, 3 or 4) uint8.
 """
@@ -14,10 +14,10 @@ import numpy as np
 from modules import scripts
 from PIL import Image
 
-from ..server.guided import Guided, guided
-from ..server.infotext import unit_text
-from ..server.webui_unit import WebuiUnit, read_unit
-from ..unit import named
+from ..guidance.unit import named
+from ..sdwebui.build import Guided, guided
+from ..sdwebui.infotext import unit_text
+from ..sdwebui.units import WebuiUnit, read_unit
 from . import host, settings
 from .batch import Batch
 from .fields import said_by

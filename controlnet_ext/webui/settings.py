@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..inpainting import BLUR
+from ..generation.inpainting import BLUR
 
 SECTION = ("control_net", "ControlNet")
 EXTENSION = Path(__file__).resolve().parents[2]

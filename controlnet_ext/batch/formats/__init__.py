@@ -1,0 +1,1 @@
+"""Formats that batches read and write: folders, lists, tables, tar files, videos."""

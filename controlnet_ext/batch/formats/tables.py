@@ -1,0 +1,137 @@
+"""Parquet tables of pictures: a row for each, and the same rows out, with its maps. Needs pyarrow."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..pictures import Picture
+from .journal import indexed
+from .lists import MASK, PATHS
+from .tars import FIELDS
+
+ROWS = 64  # in memory at once
+
+
+def arrow(name: str = "pyarrow.parquet") -> Any:
+    """A module of pyarrow. ValueError where it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ValueError(f'a .parquet file needs pyarrow: pip install "controlnet-ext[data]" ({error})') from None
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """A source: the rows of a table. The picture is in the first column that is called as pictures' are: bytes, a path
+    from the table's folder, or both as Hugging Face's datasets write them, {"bytes", "path"}. So is the mask, if they
+    are `masked`, in the column of that name."""
+
+    path: str
+    masked: bool = False
+
+    def __len__(self) -> int:
+        with _opened(self.path) as file:
+            return int(file.metadata.num_rows)
+
+    def check(self) -> None:
+        """ValueError when the table has not what is wanted of it."""
+        with _opened(self.path) as file:
+            names = file.schema_arrow.names
+        picture_column(names, self.path)
+        if self.masked and MASK not in names:
+            raise ValueError(f"{self.path!r} has no column of masks: expected {MASK!r}")
+
+    def pictures(self, start: int) -> Generator[Picture, None, None]:
+        """Those from `start` on."""
+        with _opened(self.path) as file:
+            column = picture_column(file.schema_arrow.names, self.path)
+            i = 0
+            for batch in file.iter_batches(ROWS, columns=[column, MASK] if self.masked else [column]):
+                values = batch.column(column).to_pylist()
+                masks = batch.column(MASK).to_pylist() if self.masked else [None] * len(values)
+                for value, mask in zip(values, masks, strict=True):
+                    if i >= start:
+                        its = None if mask is None else self._content(mask)
+                        yield Picture(i, str(i), f"{self.path}/{i}", self._content(value), its)
+                    i += 1
+
+    def _content(self, value: Any) -> Any:
+        if isinstance(value, dict):
+            value = value.get("bytes") or value.get("path")
+        if isinstance(value, str):
+            return os.path.join(os.path.dirname(self.path), value)
+        return value if isinstance(value, bytes) else ValueError("the row has no picture")
+
+
+def picture_column(names: list[str], path: str) -> str:
+    """The column of pictures. ValueError when there is none."""
+    for name in (*PATHS, *sorted(FIELDS)):
+        if name in names:
+            return name
+    raise ValueError(f"{path!r} has no column of pictures: expected image, file_name, path, jpg, png, ...")
+
+
+def kept_columns(file: Any, path: str) -> list[str]:
+    """The columns that an open table and the one with its maps share."""
+    column = picture_column(file.schema_arrow.names, path)
+    text = arrow("pyarrow").types.is_string(file.schema_arrow.field(column).type)
+    return [name for name in file.schema_arrow.names if text or name != column]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The form of an output that is a table: the rows of `source` in their order with all columns but the bytes of
+    pictures, and for each preprocessor a column with its PNG, null where it failed."""
+
+    path: Path
+    source: str
+    endings: tuple[str, ...]
+
+    def name(self, picture: Picture, ending: str) -> str:
+        return f"{picture.index}.{ending}"
+
+    def files(self, part: Path) -> list[tuple[Path, Path]]:
+        return [(part.with_name(f"{part.name}.parquet"), self.path)]
+
+    def columns(self) -> list[str]:
+        """What is added to the rows: `canny` for canny.png, `openpose_json` for openpose.json."""
+        return [ending.removesuffix(".png").replace(".", "_") for ending in self.endings]
+
+    def check(self) -> None:
+        """ValueError when a column of the table is called as one of maps."""
+        with _opened(self.source) as file:
+            if taken := sorted({*kept_columns(file, self.source)} & {*self.columns()}):
+                raise ValueError(f"{self.source!r} has a column {taken[0]!r} already")
+
+    def conclude(self, part: Path) -> None:
+        pa, made = arrow("pyarrow"), indexed(part)
+        waiting = next(made, None)
+        with _opened(self.source) as file:
+            kept = kept_columns(file, self.source)
+            maps = [pa.field(name, pa.binary()) for name in self.columns()]
+            schema = pa.schema([*(file.schema_arrow.field(name) for name in kept), *maps])
+            first = 0
+            [(path, _)] = self.files(part)
+            with arrow().ParquetWriter(path, schema) as writer:
+                for batch in file.iter_batches(ROWS, columns=kept or None):
+                    rows: list[dict[str, bytes]] = [{} for _ in range(batch.num_rows)]
+                    while waiting is not None and waiting[0] < first + len(rows):
+                        rows[waiting[0] - first] = waiting[1]
+                        waiting = next(made, None)
+                    first += len(rows)
+                    columns = [batch.column(name) for name in kept]
+                    columns += [pa.array([row.get(end) for row in rows], pa.binary()) for end in self.endings]
+                    writer.write_batch(pa.record_batch(columns, schema=schema))
+
+
+def _opened(path: str) -> Any:
+    module = arrow()
+    try:
+        return module.ParquetFile(path)
+    except (OSError, arrow("pyarrow").ArrowException) as error:
+        raise ValueError(f"{path!r} is no Parquet file: {' '.join(str(error).split())[:200]}") from error

@@ -1,0 +1,124 @@
+"""WebDataset shards: tar files whose consecutive members `<key>.<field>` are a sample."""
+
+from __future__ import annotations
+
+import re
+import tarfile
+import zlib
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from ...files.image_in import FILE_LIMIT
+from ..inputs import SUFFIXES
+from ..pictures import Picture
+from .lists import MASK
+
+MEMBER = re.compile(
+    r"((?:.*/)?[^./][^./]*)\.([^/]*)", re.DOTALL
+)  # key and field: the name up to its first dot, the rest
+BROKEN = (
+    tarfile.TarError,
+    OSError,
+    EOFError,
+    ValueError,
+    LookupError,
+    OverflowError,
+    zlib.error,
+)  # what tarfile raises
+# on hostile files
+FIELDS = {suffix[1:] for suffix in SUFFIXES}
+
+
+@dataclass(frozen=True, eq=False)
+class Tar:
+    """A source: the samples of a shard, plain or compressed. A sample's picture is its first field that is called
+    png, jpg, or as pictures are; if they are `masked` its mask is the first that is called mask.png, or so."""
+
+    path: str
+    masked: bool = False
+
+    def pictures(self, start: int) -> Generator[Picture, None, None]:
+        """Those from `start` on. Where the file breaks off, the last one says so."""
+        i = -1
+        try:
+            with tarfile.open(self.path) as tar:
+                for i, (key, members) in enumerate(groupby(_members(tar), lambda member: member[0])):
+                    if i >= start:
+                        yield Picture(i, key, f"{self.path}/{key}", *_contents(tar, members, self.masked))
+        except BROKEN as error:
+            words = " ".join(str(error).split())  # tarfile lists all compressions that it tried
+            reason = ValueError(f"{self.path!r} is broken after {i + 1} samples: {words}")
+            if i + 1 >= start:
+                yield Picture(i + 1, "", self.path, reason)
+
+
+def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
+    for info in members_of(tar):
+        match = MEMBER.fullmatch(info.name)
+        if match and info.isfile():
+            yield match[1], match[2], info
+    tar.fileobj.seek(tar.offset)  # type: ignore[union-attr]
+    if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # type: ignore[union-attr]
+        raise tarfile.ReadError("it has no end, and is cut short or damaged")  # tarfile takes it for the end
+
+
+def members_of(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Its members, of which it keeps none."""
+    while (info := tar.next()) is not None:
+        tar.members = []  # type: ignore[attr-defined]
+        yield info
+
+
+def _contents(
+    tar: tarfile.TarFile, members: Iterator[tuple[str, str, tarfile.TarInfo]], masked: bool
+) -> tuple[Any, Any]:
+    """A sample's picture and, if it is wanted and there, mask."""
+    fields, found = [], dict[str, Any]()
+    for _, field, info in members:
+        begin, _, suffix = field.lower().rpartition(".")
+        if suffix not in FIELDS or begin not in ("", MASK) or begin in found:
+            fields.append(field)
+        elif masked or not begin:
+            found[begin] = _content(tar, info)
+        if "" in found and (MASK in found or not masked):
+            break
+    return found.get("", ValueError(f"no picture among the fields {', '.join(fields)}")), found.get(MASK)
+
+
+def _content(tar: tarfile.TarFile, info: tarfile.TarInfo) -> Any:
+    if info.size > FILE_LIMIT:
+        return ValueError(f"a picture of {info.size / 2**30:.1f} GiB, over the limit of 1 GiB")
+    file = tar.extractfile(info)
+    return b"" if file is None else file.read()
+
+
+def member(name: str, content: bytes) -> bytes:
+    """A file as a member of a tar, the same bytes for the same name and content."""
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    return b"".join((info.tobuf(tarfile.PAX_FORMAT), content, bytes(-len(content) % tarfile.BLOCKSIZE)))
+
+
+def end(size: int) -> bytes:
+    """What ends a tar of members of that size together, as `tarfile` does."""
+    return bytes(2 * tarfile.BLOCKSIZE + -(size + 2 * tarfile.BLOCKSIZE) % tarfile.RECORDSIZE)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The form of an output that is a shard, which is to be called `path`."""
+
+    path: Path
+
+    def name(self, picture: Picture, ending: str) -> str:
+        return f"{picture.key}.{ending}"
+
+    def files(self, part: Path) -> list[tuple[Path, Path]]:
+        return [(part, self.path)]
+
+    def conclude(self, part: Path) -> None:
+        with open(part, "ab") as file:
+            file.write(end(file.tell()))

@@ -1,0 +1,126 @@
+"""controlnet-ext demo [-o sheet.png]
+
+The whole way on the embedded model, offline, on a CPU: a photo becomes its canny map, and with three prompts pictures
+are drawn from the same noise, without the map and guided by it. All of them go onto one sheet, with the map laid over
+the guided ones and F1 scores: how well the edges of a picture are those of the map, 0..1.
+
+    -o, --output OUT   a .png; a folder, for sheet.png in it; or - for stdout. By default sheet.png
+    --image IMG        another photo than the one that comes with it; its middle is used
+    --prompt TEXT      instead of the three; may be given up to six times. The model knows the colours and things of
+                       captions such as "a red circle and a blue star on a striped green ground"
+    --seed N           of the noise, by default 0
+    --steps N          1..1000, by default 20
+    --overwrite        replace OUT if it exists
+
+`controlnet-ext generate PROMPT --image IMG --control canny,resolution=match --guidance 2 --seed N --steps N` makes the
+same guided pictures.
+Exit code 0: done; 1: it failed on the way; 2: refused, nothing is written; 130: interrupted.
+"""
+
+from __future__ import annotations
+
+import time
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+
+from ...embedded import NAME, PHOTO, place
+from ...embedded.contact_sheet import Column, sheet
+from ...files.image_in import read_image
+from ...files.image_writer import encoded_image
+from ...generation.pipeline_folder import PipelineFolder, quiet
+from ...generation.recipe import NUMBERS, check_text
+from ...generation.sources import Source
+from ...guidance.contract import ControlModel
+from ...guidance.hints import Maps
+from ...guidance.unit import Unit
+from ...maps.control_map import ControlMap
+from ...maps.fidelity import canny_f1
+from ..output import target, write
+from . import say
+
+CONTROL = f"{NAME}/canny"
+PROMPTS = (
+    "a blue blob, an orange star and a yellow curve on a dotted red ground",
+    "a green blob, a purple person and a white curve on a wavy yellow ground",
+    "a red triangle, a cyan square and a blue person on a mottled brown ground",
+)
+MOST = 6
+GUIDANCE = 2.0  # as in the figures of docs/embedded.md
+
+
+def arguments(parser: ArgumentParser, words: list[str]) -> None:
+    """Declares what the docstring says, all as text."""
+    parser.add_argument("-o", "--output", default="sheet.png")
+    parser.add_argument("--image", default=str(PHOTO))
+    parser.add_argument("--prompt", action="append")
+    parser.add_argument("--seed", default="0")
+    parser.add_argument("--steps", default="20")
+    parser.add_argument("--overwrite", action="store_true")
+
+
+def run(options: Namespace) -> int:
+    """Checks, loads, draws all pictures at once, writes the sheet."""
+    seed, steps = (NUMBERS[name].parse(getattr(options, name)) for name in ("seed", "steps"))
+    prompts = _checked(options.prompt or PROMPTS)
+    folder, control = PipelineFolder.find(NAME), place(CONTROL)
+    photo = read_image(options.image)
+    asked = Unit(cast(ControlModel, Source(CONTROL)), photo, preprocessor="canny", parameters={"resolution": "match"})
+    (pixels,) = Maps(asked).at(*folder.size)[0]
+    if not pixels.any():
+        raise ValueError(f"{options.image!r} has no edges, a picture cannot obey them: name another photo with --image")
+    out = target(options.output, "sheet.png", options.overwrite)
+    start = time.perf_counter()
+    pipe, net = _loaded(folder, control)
+    loaded = time.perf_counter()
+    try:
+        columns = _columns(pipe, net, pixels, prompts, steps, seed)
+        drawn = time.perf_counter()
+        times = f"{2 * len(prompts)} pictures in {drawn - loaded:.1f} s, loaded in {loaded - start:.1f} s"
+        words = f"seed {seed}, {steps} steps, guidance {GUIDANCE:g}; {times}"
+        whole = sheet(photo, pixels, columns, f"controlnet-ext's embedded model: {words}")
+        write(out, encoded_image("sheet.png", whole), options.overwrite)
+    except (RuntimeError, OSError) as error:
+        say(f"controlnet-ext: {' '.join(str(error).split())[:500]}")
+        return 1
+    for column in columns:
+        guided, unguided = column.guided_score, column.unguided_score
+        say(
+            f"{column.prompt}: F1 within 1 px {guided.within_1px:.2f}, unguided {unguided.within_1px:.2f}; "
+            f"exact {guided.exact:.2f}, unguided {unguided.exact:.2f}"
+        )
+    say(f"{out or 'stdout'}: {words}")
+    return 0
+
+
+def _checked(prompts: Sequence[str]) -> Sequence[str]:
+    if len(prompts) > MOST:
+        raise ValueError(f"{len(prompts)} prompts, expected up to {MOST}")
+    for prompt in prompts:
+        check_text("prompt", prompt)
+    return prompts
+
+
+def _loaded(folder: PipelineFolder, control: str) -> tuple[Any, ControlModel]:
+    import torch
+
+    from ...models import load
+
+    with quiet():
+        pipe = folder.load(torch.float32, folder.scheduler(None))
+    pipe.set_progress_bar_config(disable=None)  # shown on terminals
+    return pipe, load(control, dtype=torch.float32)
+
+
+def _columns(
+    pipe: Any, net: ControlModel, asked: np.ndarray, prompts: Sequence[str], steps: int, seed: int
+) -> list[Column]:
+    from ...embedded.pairs import pairs
+
+    found = pairs(pipe, net, ControlMap(asked, "edges"), prompts, steps, GUIDANCE, seed)
+    return [
+        Column(prompt, a, b, canny_f1(asked, a), canny_f1(asked, b))
+        for prompt, a, b in zip(prompts, *found, strict=True)
+    ]

@@ -1,0 +1,74 @@
+"""controlnet-ext draw POSES... -o OUT [--resolution N]
+
+Draw poses from JSON, edited or not, as the map that a pose control model reads. It takes what `preprocess --json`
+writes, and the files of sd-webui-controlnet, of the ComfyUI pack and of OpenPose with a canvas size.
+
+    POSES             a JSON file of people or animals, of one picture or an array of several
+    -o, --output OUT  a file (.png, .jpg, .webp); a folder, if it ends in / or there are several pictures, which are
+                      then called <stem>.png, those of an array <stem>_1.png, <stem>_2.png ...
+    --resolution N    the short side in pixels, by default that of the file's canvas
+    --no-body, --no-hands, --no-face
+                      leave these out
+    --scale-sticks    sticks that grow with the picture, for xinsir's models
+    --overwrite       replace files that exist
+
+Exit code 0: done; 2: refused, nothing is written.
+"""
+
+from __future__ import annotations
+
+import os
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from ...files.image_writer import write_image
+from ...files.sizes import working_size
+from ...preprocessors.poses.drawing import drawn
+from ...preprocessors.poses.json import read_poses
+from ...preprocessors.poses.key_points import Poses
+from . import say
+
+
+def arguments(parser: ArgumentParser, words: list[str]) -> None:
+    """Declares the arguments above."""
+    parser.add_argument("inputs", metavar="POSES", nargs="+")
+    parser.add_argument("-o", "--output", metavar="OUT", required=True)
+    parser.add_argument("--resolution", type=int)
+    for part in ("body", "hands", "face"):
+        parser.add_argument(f"--no-{part}", dest=part, action="store_false")
+    parser.add_argument("--scale-sticks", action="store_true")
+    parser.add_argument("--overwrite", action="store_true")
+
+
+def run(options: Namespace) -> int:
+    """Reads all, then draws and writes."""
+    pictures = {path: read_poses(path) for path in options.inputs}
+    targets = _targets(options.output, pictures)
+    for target in targets:
+        if os.path.lexists(target) and not options.overwrite:
+            raise FileExistsError(f"{str(target)!r} exists; --overwrite replaces it")
+    parts = {name: getattr(options, name) for name in ("body", "hands", "face", "scale_sticks")}
+    for target, poses in targets.items():
+        height, width = poses.height, poses.width
+        if options.resolution is not None:
+            height, width = working_size(height, width, options.resolution)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_image(target, drawn(poses, height, width, **parts), overwrite=options.overwrite)
+        say(target)
+    return 0
+
+
+def _targets(out: str, pictures: dict[str, tuple[Poses, ...]]) -> dict[Path, Poses]:
+    """Where each picture goes. Raises ValueError when two would have one name."""
+    found = [
+        (Path(path).stem + (f"_{i}" if len(several) > 1 else ""), poses)
+        for path, several in pictures.items()
+        for i, poses in enumerate(several, start=1)
+    ]
+    folder = Path(out)
+    if len(found) == 1 and not out.endswith(("/", os.sep)) and not folder.is_dir():
+        return {folder: found[0][1]}
+    targets = {folder / f"{name}.png": poses for name, poses in found}
+    if len(targets) < len(found):
+        raise ValueError(f"two of {len(found)} pictures would have one name in {out!r}")
+    return targets

@@ -1,0 +1,184 @@
+"""A file from the Hugging Face Hub, which gets its name when all of it is there and its hash is right.
+
+huggingface_hub's own download names the file before anyone compares its hash, and its errors are those of a transport
+that changed with each of its major versions (requests, httpx, httpx2): so the bytes are fetched here."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import urljoin
+from urllib.request import HTTPRedirectHandler, Request, build_opener, urlopen
+
+from .disk import opened, place
+from .weights_file import WeightsFile
+
+ASKING = {"User-Agent": "controlnet-ext", "Accept-Encoding": "identity"}
+BLOCK = 2**18  # bytes
+LEAST = 2**15  # bytes that a connection must bring
+PATIENCE = 30.0  # seconds, in each such stretch of it
+ATTEMPTS = 4  # in a row that bring less
+PAUSE = 0.5  # seconds after the first of them, doubled after each
+
+
+@dataclass(frozen=True)
+class Record:
+    """What the Hub says of a file: where its bytes are, how many, and their hash (hex): sha256, or for what is not
+    large git's sha1 of a blob."""
+
+    url: str
+    size: int
+    hash: str
+
+
+def download(file: WeightsFile, target: Path) -> None:
+    """Put the file at `target`, with a progress bar on stderr. Another process that downloads it is waited for.
+
+    Its bytes come into a hidden .part file beside `target`, which a later call goes on with after an interruption,
+    also after kill -9. Raises OSError when they do not come, ValueError when they are not the file's: then the
+    part is deleted."""
+    from filelock import FileLock  # of huggingface_hub
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(target.with_name(f".{target.name}.lock")):
+        if target.exists():
+            return
+        record = _record(file)
+        part = target.with_name(f".{target.name}.{record.hash[:16]}.part")
+        try:
+            _fetch(record, part, file.name)
+            _check(part, record)
+        except ValueError:
+            part.unlink(missing_ok=True)
+            raise
+        place(part, target, overwrite=False)
+        part.unlink(missing_ok=True)
+
+
+def _record(file: WeightsFile) -> Record:
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        raise OSError("HF_HUB_OFFLINE is set")
+    if file.url and file.size is not None and file.sha256:
+        return Record(file.url, file.size, file.sha256)
+    headers, url = _head(f"{constants.ENDPOINT}/{file.address}", constants.HF_HUB_ETAG_TIMEOUT)
+    etag = (headers.get("X-Linked-Etag") or headers.get("ETag") or "").removeprefix("W/").strip('"').lower()
+    size = headers.get("X-Linked-Size") or ("" if "Location" in headers else headers.get("Content-Length")) or ""
+    known = etag if re.fullmatch("[0-9a-f]{64}|[0-9a-f]{40}", etag) else file.sha256
+    if known is None:
+        raise OSError(f"the Hub does not say its hash, but {etag!r:.80}")
+    if file.sha256 and len(known) == 64 and known != file.sha256:
+        raise OSError(f"the Hub's has sha256 {known}, expected {file.sha256}: it was changed there")
+    if file.size is None and not size.isdecimal():
+        raise OSError(f"the Hub does not say its size, but {size!r:.80}")
+    if file.size is not None and size.isdecimal() and int(size) != file.size:
+        raise OSError(f"the Hub's has {size} bytes, expected {file.size}: it was changed there")
+    return Record(url, file.size or int(size), file.sha256 or known)
+
+
+class _Stay(HTTPRedirectHandler):
+    """Redirections are answers: the Hub's carries the file's hash, what it points to does not."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+def _head(url: str, seconds: float) -> tuple[Any, str]:
+    """The Hub's headers on the file, and where its bytes are. A repository that has moved is followed."""
+    for _ in range(5):
+        try:
+            with build_opener(_Stay).open(Request(url, method="HEAD", headers=ASKING), timeout=seconds) as response:
+                return response.headers, url
+        except HTTPError as error:
+            location = error.headers.get("Location")
+            if not 300 <= error.code < 400 or not location:
+                raise OSError(f"the Hub answers {error.code} {error.reason}") from error
+            url = urljoin(url, location)
+            if "X-Linked-Etag" in error.headers:
+                return error.headers, url
+        except HTTPException as error:
+            raise OSError(f"the Hub's answer is not HTTP: {error!r:.80}") from error
+    raise OSError("the Hub redirects without end")
+
+
+def _fetch(record: Record, part: Path, name: str) -> None:
+    """Bring `part` to the record's size, whatever of it is there already, through interruptions of the server."""
+    from huggingface_hub.utils import tqdm
+
+    have = part.stat().st_size if part.exists() else 0
+    free = shutil.disk_usage(part.parent).free
+    if record.size - have > free:
+        raise OSError(f"the disk has {free} bytes free, it needs {record.size - have}")
+    with (
+        open(part, "ab", buffering=0) as out,
+        tqdm(total=record.size, initial=have, unit="B", unit_scale=True, desc=name) as bar,
+    ):
+        fruitless = 0
+        while have < record.size:
+            before = have
+            try:
+                for at, block in _blocks(record, have):
+                    if at == 0:  # all of it comes, whatever was asked for
+                        out.truncate(0)
+                    out.write(block)
+                    have = at + len(block)
+                    bar.update(have - bar.n)
+                if have < record.size:
+                    raise OSError("the server stopped")
+            except (HTTPException, OSError) as error:
+                fruitless = 0 if have - before >= LEAST else fruitless + 1
+                if fruitless >= ATTEMPTS or not _passing(error):
+                    raise OSError(f"after {have} of {record.size} bytes: {error or repr(error)}") from error
+                time.sleep(PAUSE / 2 * 2**fruitless)
+        os.fsync(out.fileno())
+
+
+def _passing(error: Exception) -> bool:
+    """Whether asking again may help."""
+    if isinstance(error, HTTPError):
+        return error.code >= 500 or error.code in (408, 429)
+    return getattr(error, "errno", None) not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+def _blocks(record: Record, have: int) -> Iterator[tuple[int, bytes]]:
+    """Where each block of bytes belongs, and the block, from `have` on, or from 0 if the server will have it so."""
+    from huggingface_hub import constants
+
+    request = Request(record.url, headers=ASKING | ({"Range": f"bytes={have}-"} if have else {}))
+    with closing(urlopen(request, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)) as response:
+        at = have if response.status == 206 else 0
+        if at and not response.headers.get("Content-Range", "").startswith(f"bytes {at}-"):
+            raise ValueError(f"the server sends {response.headers.get('Content-Range')!r:.80}, asked for from {at} on")
+        since, before = time.monotonic(), at
+        while block := response.read1(BLOCK):
+            if at + len(block) > record.size:
+                raise ValueError(f"the server sends more than the {record.size} bytes that it promised")
+            yield at, block
+            at += len(block)
+            if time.monotonic() - since > PATIENCE:
+                if at - before < LEAST:
+                    raise TimeoutError(f"the server sent {at - before} bytes in {PATIENCE:.0f} s")
+                since, before = time.monotonic(), at
+
+
+def _check(part: Path, record: Record) -> None:
+    size = part.stat().st_size
+    git = len(record.hash) == 40
+    digest = hashlib.sha1(b"blob %d\0" % size) if git else hashlib.sha256()
+    with opened(part) as content:
+        while block := content.read(2**20):
+            digest.update(block)
+    if size != record.size or digest.hexdigest() != record.hash:
+        raise ValueError(f"what came has {size} bytes and hash {digest.hexdigest()}, expected {record.hash}")

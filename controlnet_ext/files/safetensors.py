@@ -1,0 +1,110 @@
+"""The safetensors format (github.com/huggingface/safetensors, README "Format"): a JSON header, then the tensors'
+bytes."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from .disk import parse_object, write_atomically
+from .plans import ITEMSIZE, MAX_TENSORS, Place, Plan, Storage, planned
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+HEADER_LIMIT = 2**23  # bytes; 20,000 tensors with names of 300
+_DTYPES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U64": "uint64",
+    "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool", "C64": "complex64",
+}  # fmt: skip
+_CODES = {dtype: code for code, dtype in _DTYPES.items()}
+
+
+def safetensors_contents(file: BinaryIO, size: int) -> tuple[dict[str, Plan], dict[str, str], dict[str, Place]]:
+    """The tensors' Plans by name, the metadata, and the places of their bytes by name. Raises ValueError when a
+    header is larger than 8 MiB or the tensors do not cover the rest of the file exactly."""
+    file.seek(0)
+    length = int.from_bytes(file.read(8), "little")
+    if length > HEADER_LIMIT or 8 + length > size:
+        raise ValueError(
+            f"a header of {length} bytes in a file of {size}: cut short, over {HEADER_LIMIT}, or no safetensors"
+        )
+    header = parse_object(file.read(length), "its header")
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError("its metadata is not text by key")
+    if len(header) > MAX_TENSORS:
+        raise ValueError(f"it holds over {MAX_TENSORS} tensors")
+    plans, places = {}, {}
+    for name, entry in header.items():
+        plans[name], places[name] = _entry(name, entry, 8 + length)
+    at = 8 + length
+    for place in sorted(places.values()):
+        if place.at != at:
+            raise ValueError("its tensors overlap or leave a hole")
+        at += place.size
+    if at != size:
+        raise ValueError(f"its tensors end at byte {at} and the file at {size}: cut short, or longer than it says")
+    return plans, metadata, places
+
+
+def _entry(name: str, entry: Any, start: int) -> tuple[Plan, Place]:
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise ValueError(f"the entry of {name[:99]!r} is not of dtype, shape and data_offsets")
+    code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(code, str) or code not in _DTYPES:
+        raise ValueError(f"the dtype {code!r:.40} of {name[:99]!r} is not read here")
+    for numbers in (shape, offsets):
+        if not isinstance(numbers, list) or not all(type(n) is int and 0 <= n < 2**63 for n in numbers):
+            raise ValueError(f"the shape or the offsets of {name[:99]!r} are not lists of sizes")
+    count, dtype = math.prod(shape), _DTYPES[code]
+    if len(offsets) != 2 or offsets[1] - offsets[0] != count * ITEMSIZE[dtype]:
+        raise ValueError(f"the offsets of {name[:99]!r} do not hold its shape")
+    stride = tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
+    plan = planned(Storage(name, dtype, count), dtype, 0, tuple(shape), stride)
+    return plan, Place(start + offsets[0], offsets[1] - offsets[0])
+
+
+def write_weights(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write tensors by name as safetensors, whole or not at all (`write_atomically`), with no copy of more than one
+    of them.
+
+    Dense tensors of any shape, on any device but meta; metadata is text. Raises ValueError for anything else."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    if not all(isinstance(text, str) for item in (metadata or {}).items() for text in item):
+        raise ValueError("metadata of weights is text by key")
+    if "__metadata__" in tensors or len(tensors) > MAX_TENSORS:
+        raise ValueError(f"weights are up to {MAX_TENSORS} tensors, none of them called __metadata__")
+    at = 0
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # aligned, as safetensors does it
+    for name in order:
+        tensor = tensors[name]
+        code = _CODES.get(str(tensor.dtype).removeprefix("torch."))
+        if code is None or str(tensor.layout) != "torch.strided" or tensor.is_meta:
+            raise ValueError(f"{name!r} cannot be written: {tensor.dtype}, {tensor.layout}, on {tensor.device}")
+        end = at + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": code, "shape": list(tensor.shape), "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    if len(text) > HEADER_LIMIT:
+        raise ValueError(f"names and metadata of the weights take {len(text)} bytes, over {HEADER_LIMIT}")
+    content = itertools.chain([len(text).to_bytes(8, "little"), text], map(_bytes, (tensors[name] for name in order)))
+    write_atomically(path, content, overwrite)
+
+
+def _bytes(tensor: Tensor) -> bytes | memoryview:
+    import torch
+
+    values = tensor.detach().cpu().resolve_conj().contiguous().flatten().view(torch.uint8)
+    return values.numpy().data if values.numel() else b""  # an empty view cannot be cast

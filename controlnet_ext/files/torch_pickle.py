@@ -1,0 +1,215 @@
+"""A pickle of tensors, read as the small program it is by a machine that can only put tensors into containers.
+
+Python's own unpickler calls whatever the file names, and torch's `weights_only` has been broken into (CVE-2025-32434,
+CVE-2026-24747). Here no name is ever looked up: a few have a meaning, any other is refused. Tensors come out as
+`Plan`s: what to read from where, within the bounds of the storage that the file says it has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, BinaryIO, NamedTuple, TypeVar
+
+from .plans import ITEMSIZE, MAX_TENSORS, Plan, Storage, planned
+
+MAX_STEPS = 1_000_000  # a tensor takes 40
+
+_STORAGES = {
+    "torch.DoubleStorage": "float64", "torch.FloatStorage": "float32", "torch.HalfStorage": "float16",
+    "torch.BFloat16Storage": "bfloat16", "torch.LongStorage": "int64", "torch.IntStorage": "int32",
+    "torch.ShortStorage": "int16", "torch.CharStorage": "int8", "torch.ByteStorage": "uint8",
+    "torch.BoolStorage": "bool", "torch.ComplexFloatStorage": "complex64",
+    "torch.ComplexDoubleStorage": "complex128", "torch.storage.UntypedStorage": "uint8",
+}  # fmt: skip
+_SCALARS = (str, int, float, bool, type(None))
+T = TypeVar("T")
+
+
+class _Name(NamedTuple):
+    """A global as the file writes it, with nothing behind it."""
+
+    name: str
+
+
+def unpickled(stream: BinaryIO, storages: dict[str, Storage] | None = None) -> Any:
+    """The value of one pickle (protocols 2 to 5); the stream then stands behind it. Its storages are put into
+    `storages`.
+
+    Dicts, lists, tuples, text, numbers, bytes and Plans. Raises ValueError for a global, a step or a size that has no
+    place among weights, and LookupError or TypeError too where the program is broken."""
+    import pickletools  # not at the top, where a canny edge map would pay for it
+
+    machine = _Machine({} if storages is None else storages)
+    for step, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+        if opcode.name not in _STEPS:
+            raise ValueError(f"its pickle has a step {opcode.name}, which no weights need")
+        if step > MAX_STEPS:
+            raise ValueError(f"its pickle has over {MAX_STEPS} steps")
+        _STEPS[opcode.name](machine, argument)
+    return machine.stack.pop()
+
+
+class _Machine:
+    def __init__(self, storages: dict[str, Storage]) -> None:
+        self.storages = storages
+        self.stack: list[Any] = []
+        self.below: list[list[Any]] = []  # the stacks under the marks
+        self.memo: dict[int, Any] = {}
+        self.tensors = 0
+
+    def mark(self, _: None) -> None:
+        self.below.append(self.stack)
+        self.stack = []
+
+    def since_mark(self) -> list[Any]:
+        items, self.stack = self.stack, self.below.pop()
+        return items
+
+    def push(self, value: Any) -> None:
+        self.stack.append(value)
+
+    def put(self, place: int) -> None:
+        self.memo[place] = self.stack[-1]
+
+    def pack(self, count: int) -> None:
+        items = [self.stack.pop() for _ in range(count)]
+        self.push(tuple(reversed(items)))
+
+    def append(self, items: list[Any]) -> None:
+        _typed(self.stack[-1], list).extend(items)
+
+    def enter(self, items: list[Any]) -> None:
+        _enter(_typed(self.stack[-1], dict), zip(items[::2], items[1::2], strict=True))
+
+    def enter_one(self, _: None) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self.enter([key, value])
+
+    def name(self, name: str) -> None:
+        if name not in _CALLS and name not in _STORAGES and _dtype(name) is None:
+            raise ValueError(f"its pickle names {name[:99]!r}: only tensors, containers and plain scalars are read")
+        self.push(_Name(name))
+
+    def name_on_stack(self, _: None) -> None:
+        name, module = _typed(self.stack.pop(), str), _typed(self.stack.pop(), str)
+        self.name(f"{module}.{name}")
+
+    def storage(self, _: None) -> None:
+        """From ("storage", type, key, device, elements), in old files followed by a view of the storage: none, in all
+        of them."""
+        kind, type_, key, _device, count, *view = _typed(self.stack.pop(), tuple)
+        dtype = _STORAGES.get(_typed(type_, _Name).name)
+        if kind != "storage" or dtype is None or view not in ([], [None]):
+            raise ValueError("its pickle names a storage of a kind that is not read")
+        storage = Storage(_typed(key, str), dtype, _size(count))
+        if self.storages.setdefault(storage.key, storage) != storage:
+            raise ValueError(f"its pickle gives two sizes to the storage {key[:99]!r}")
+        self.push(storage)
+
+    def call(self, _: None) -> None:
+        arguments, name = _typed(self.stack.pop(), tuple), _typed(self.stack.pop(), _Name).name
+        if name not in _CALLS:
+            raise ValueError(f"its pickle calls {name!r}, which is no function")
+        result = _CALLS[name](*arguments)
+        self.tensors += isinstance(result, Plan)
+        if self.tensors > MAX_TENSORS:
+            raise ValueError(f"it holds over {MAX_TENSORS} tensors")
+        self.push(result)
+
+    def build(self, _: None) -> None:
+        """An OrderedDict's attributes (a state dict has `_metadata`) are dropped."""
+        self.stack.pop()
+        _typed(self.stack[-1], dict)
+
+
+def _typed(value: Any, kind: type[T]) -> T:
+    if type(value) is not kind:
+        raise ValueError(f"its pickle has a {type(value).__name__} where a {kind.__name__.lstrip('_')} is needed")
+    return value
+
+
+def _enter(target: dict[Any, Any], pairs: Iterable[Any]) -> None:
+    for key, value in pairs:
+        if type(key) not in _SCALARS:  # to hash tuples within tuples takes time exponential in their depth
+            raise ValueError(f"its pickle has a {type(key).__name__} as the key of a dict")
+        target[key] = value
+
+
+def _size(value: Any) -> int:
+    if _typed(value, int) < 0 or value >= 2**63:
+        raise ValueError(f"its pickle has a size of {value}")
+    return value
+
+
+def _dtype(name: str) -> str | None:
+    package, _, dtype = name.partition(".")
+    return dtype if package == "torch" and dtype in ITEMSIZE else None
+
+
+def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_rest: Any) -> Plan:
+    """As torch._utils._rebuild_tensor_v2; the rest is about gradients and hooks."""
+    storage, shape, stride = _typed(storage, Storage), _typed(shape, tuple), _typed(stride, tuple)
+    return planned(storage, storage.dtype, _size(offset), tuple(map(_size, shape)), tuple(map(_size, stride)))
+
+
+def _tensor_of_dtype(
+    storage: Any, offset: Any, shape: Any, stride: Any, _grad: Any, _hooks: Any, dtype: Any, *_: Any
+) -> Plan:
+    """As torch._utils._rebuild_tensor_v3, for dtypes that have no storage of their own."""
+    storage, shape, stride = _typed(storage, Storage), _typed(shape, tuple), _typed(stride, tuple)
+    name = _dtype(_typed(dtype, _Name).name)
+    if name is None:
+        raise ValueError("its pickle has a tensor of no dtype")
+    return planned(storage, name, _size(offset), tuple(map(_size, shape)), tuple(map(_size, stride)))
+
+
+def _parameter(tensor: Any, *_rest: Any) -> Plan:
+    return _typed(tensor, Plan)
+
+
+def _ordered(pairs: Any = ()) -> dict[Any, Any]:
+    """An OrderedDict, which Python 2 wrote with its items as the argument."""
+    result: dict[Any, Any] = {}
+    _enter(result, pairs)
+    return result
+
+
+_CALLS: dict[str, Callable[..., Any]] = {
+    "collections.OrderedDict": _ordered,
+    "torch.Size": lambda sizes: _typed(sizes, tuple),
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_tensor_v3": _tensor_of_dtype,
+    "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_parameter_with_state": _parameter,
+}
+_STEPS: dict[str, Callable[[_Machine, Any], None]] = {
+    **dict.fromkeys(("PROTO", "FRAME", "STOP"), lambda m, _: None),
+    **dict.fromkeys(("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"), _Machine.push),
+    **dict.fromkeys(("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINSTRING", "SHORT_BINSTRING"), _Machine.push),
+    **dict.fromkeys(("BINBYTES", "SHORT_BINBYTES"), _Machine.push),
+    "NONE": _Machine.push,
+    "NEWTRUE": lambda m, _: m.push(True),
+    "NEWFALSE": lambda m, _: m.push(False),
+    "EMPTY_DICT": lambda m, _: m.push({}),
+    "EMPTY_LIST": lambda m, _: m.push([]),
+    "EMPTY_TUPLE": lambda m, _: m.pack(0),
+    "TUPLE1": lambda m, _: m.pack(1),
+    "TUPLE2": lambda m, _: m.pack(2),
+    "TUPLE3": lambda m, _: m.pack(3),
+    "MARK": _Machine.mark,
+    "TUPLE": lambda m, _: m.push(tuple(m.since_mark())),
+    "APPEND": lambda m, _: m.append([m.stack.pop()]),
+    "APPENDS": lambda m, _: m.append(m.since_mark()),
+    "SETITEM": _Machine.enter_one,
+    "SETITEMS": lambda m, _: m.enter(m.since_mark()),
+    "BINPUT": _Machine.put,
+    "LONG_BINPUT": _Machine.put,
+    "MEMOIZE": lambda m, _: m.put(len(m.memo)),
+    "BINGET": lambda m, place: m.push(m.memo[place]),
+    "LONG_BINGET": lambda m, place: m.push(m.memo[place]),
+    "GLOBAL": lambda m, name: m.name(name.replace(" ", ".", 1)),
+    "STACK_GLOBAL": _Machine.name_on_stack,
+    "BINPERSID": _Machine.storage,
+    "REDUCE": _Machine.call,
+    "BUILD": _Machine.build,
+}

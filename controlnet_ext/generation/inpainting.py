@@ -1,0 +1,58 @@
+"""Before and after a run that repaints part of a picture: noise that begins with a filled picture, and the picture's
+own pixels back where nothing was repainted. Formulas of sd-webui-controlnet (@ 56cec5b)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+
+from ..files.image_in import read_image
+from ..guidance.noise import Noise
+from ..maps.fit import fit as fitted
+
+if TYPE_CHECKING:
+    import torch
+
+FILLS = "inpaint_only+lama"  # the preprocessor whose map a run begins with
+BLUR = 7  # pixels, its setting's default
+
+
+def beginning(
+    pipe: Any, filled: Any, height: int, width: int, generator: torch.Generator | None = None, fit: str = "crop"
+) -> torch.Tensor:
+    """Latents `(1, C, h, w)` for `pipe(..., latents=…)` of a diffusers text pipeline: the noise that it would draw from
+    this generator, with as much of the picture in it as training has at its last timestep. `filled` is what
+    inpaint_only+lama gives, any picture that `read_image` takes; it comes to the size as `Unit.fit` says."""
+    import torch
+
+    from ..hosts.diffusers.host import encoded
+
+    alphas = getattr(pipe.scheduler, "alphas_cumprod", None)
+    if alphas is None:
+        raise ValueError(f"{type(pipe.scheduler).__name__} has no cumulated alphas, which say how much is noise")
+    picture = encoded(pipe.vae, fitted(read_image(filled), height, width, fit), pipe._execution_device)
+    device = torch.device("cpu") if generator is None else generator.device
+    gauss = torch.randn(picture.shape, generator=generator, dtype=pipe.unet.dtype, device=device).to(picture.device)
+    signal = float(alphas[-1]) ** 0.5
+    return Noise("epsilon", signal, (1 - signal**2) ** 0.5).noisy(picture.to(gauss), gauss)
+
+
+def pasted(picture: Any, original: Any, mask: Any, blur: int = BLUR, fit: str = "crop") -> np.ndarray:
+    """The picture, (H, W, 3) uint8 RGB, with the original's own pixels where the mask is black, mixed over a border of
+    `blur` pixels outside of the mask's edge, 0 for none. Original and mask, which are of one size, come to the
+    picture's as `Unit.fit` says. All three are what `read_image` takes. ValueError on other sizes and blurs."""
+    if not isinstance(blur, int) or not 0 <= blur <= 64:
+        raise ValueError(f"blur {blur!r}, expected a whole number 0..64")
+    made, own, white = read_image(picture), read_image(original), read_image(mask)
+    if own.shape != white.shape:
+        sizes = [f"{width}x{height}" for height, width, _ in (white.shape, own.shape)]
+        raise ValueError(f"the mask is {sizes[0]} pixels, but the image {sizes[1]}")
+    height, width, _ = made.shape
+    both = fitted(np.dstack([own, white[..., 0]]), height, width, fit)
+    share: np.ndarray = (both[..., 3] > 127).astype(np.float32)
+    if blur:
+        share = cv2.blur(cv2.dilate(share, np.ones((blur, blur), np.uint8)), (blur, blur))
+    mixed = share[..., None] * made + (1 - share[..., None]) * both[..., :3]
+    return np.rint(mixed).clip(0, 255).astype(np.uint8)

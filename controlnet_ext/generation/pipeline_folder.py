@@ -1,0 +1,221 @@
+"""A Stable Diffusion in diffusers' folder layout, looked at before it is loaded. Code in the folder is never run, and
+weights are read from .safetensors only."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..embedded import place
+from ..files.disk import opened, read_json
+from ..files.safetensors import safetensors_contents
+from ..preprocessors.parameters import nearest
+
+KINDS = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+REQUIRED = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
+LIBRARIES = ("diffusers", "transformers", "stable_diffusion")  # the last is diffusers' name for its safety checker
+SCHEDULERS = {
+    "ddim": "DDIMScheduler",
+    "ddpm": "DDPMScheduler",
+    "deis": "DEISMultistepScheduler",
+    "dpm++": "DPMSolverMultistepScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "euler-ancestral": "EulerAncestralDiscreteScheduler",
+    "heun": "HeunDiscreteScheduler",
+    "kdpm2": "KDPM2DiscreteScheduler",
+    "kdpm2-ancestral": "KDPM2AncestralDiscreteScheduler",
+    "lcm": "LCMScheduler",
+    "pndm": "PNDMScheduler",
+    "unipc": "UniPCMultistepScheduler",
+}
+WORDS = (".json", ".txt", ".model")  # what tokenizers and configurations are written in
+
+
+@dataclass(frozen=True)
+class PipelineFolder:
+    """A folder with a model_index.json that names one of `KINDS`. `parts` are the names of its parts and the classes
+    in diffusers or transformers that read them; `missing` are optional ones that it names and does not hold.
+    `variant` is "fp16" where it holds the UNet in that variant only."""
+
+    path: Path
+    kind: str
+    parts: dict[str, str]
+    missing: tuple[str, ...]
+    variant: str | None
+
+    @classmethod
+    def find(cls, path_or_repo: str) -> PipelineFolder:
+        """The folder, or that of `embedded` or a Hub repository `owner/name` in the local cache; nothing is downloaded.
+        FileNotFoundError or ValueError in one line says why it is none."""
+        path = _located(path_or_repo)
+        index = read_json(path / "model_index.json")
+        name, kind = repr(str(path)), index.get("_class_name")
+        if kind not in KINDS:
+            raise ValueError(f"{name} is a {str(kind)[:80]!r}, expected one of {', '.join(KINDS)}")
+        parts, missing = {}, []
+        for part, entry in index.items():
+            if not isinstance(entry, list) or part.startswith("_") or entry == [None, None]:
+                continue
+            if (
+                len(entry) != 2
+                or entry[0] not in LIBRARIES
+                or not re.fullmatch(r"(?!Auto[A-Z])\w{1,80}", str(entry[1]))
+            ):
+                raise ValueError(f"{name} wants {str(entry)[:80]} as its {part[:40]!r}, which would run other code")
+            if part in OPTIONAL and not (path / part).is_dir():
+                missing.append(part)
+            else:
+                parts[part] = entry[1]
+        for part in REQUIRED:
+            if part not in parts or not (path / part).is_dir():
+                raise FileNotFoundError(f"{name} has no {part!r}, which a {kind} needs")
+        plain, fp16 = (path / "unet" / f"diffusion_pytorch_model{suffix}.safetensors" for suffix in ("", ".fp16"))
+        found = cls(path, str(kind), parts, tuple(missing), "fp16" if fp16.exists() and not plain.exists() else None)
+        for part in ("unet", "vae", *(part for part in parts if part.startswith("text_encoder"))):
+            found._check_weights(part)
+        return found
+
+    def files(self) -> dict[str, Path]:
+        """The files that decide on a picture, by their names in the folder."""
+        found = {"model_index.json": self.path / "model_index.json"}
+        for part in sorted(self.parts):
+            for file in sorted((self.path / part).iterdir()):
+                if file.suffix in WORDS or file in self._weights(part):
+                    found[f"{part}/{file.name}"] = file
+        return found
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels that the model was trained for."""
+        side = read_json(self.path / "unet" / "config.json").get("sample_size")
+        levels = read_json(self.path / "vae" / "config.json").get("block_out_channels")
+        if type(side) is not int or not isinstance(levels, list):
+            raise ValueError(f"{str(self.path)!r} states no size: name one with --size WIDTHxHEIGHT")
+        return (side * 2 ** (len(levels) - 1),) * 2
+
+    def unet(self) -> Any:
+        """Its UNet without weights, on torch's meta device, to see what fits it."""
+        import torch
+        from diffusers import UNet2DConditionModel
+
+        with _read(f"{str(self.path)!r}: its UNet"), torch.device("meta"):
+            return UNet2DConditionModel.from_config(read_json(self.path / "unet" / "config.json"))
+
+    def scheduler(self, name: str | None) -> Any:
+        """Its own scheduler, or with its settings the one of that name in `SCHEDULERS`, or of that class. ValueError
+        with the nearest names."""
+        import diffusers
+
+        own = self.parts["scheduler"]
+        wanted = SCHEDULERS.get((name or own).casefold(), name or own)
+        if wanted not in (own, *SCHEDULERS.values()):
+            raise ValueError(f"unknown scheduler {wanted!r:.80}, the nearest are: {nearest(wanted, list(SCHEDULERS))}")
+        config = read_json(self.path / "scheduler" / "scheduler_config.json")
+        with _read(f"{str(self.path)!r}: its scheduler"):
+            scheduler = getattr(diffusers, own).from_config(config)
+            if wanted == own:
+                return scheduler
+            more = {"skip_prk_steps": True} if wanted == "PNDMScheduler" else {}  # as Stable Diffusion has it
+            return getattr(diffusers, wanted).from_config(scheduler.config, **more)
+
+    def load(self, dtype: Any, scheduler: Any) -> Any:
+        """The pipeline on the CPU. ValueError in one line where diffusers cannot load it."""
+        import diffusers
+
+        given: dict[str, Any] = dict.fromkeys(self.missing)
+        if "safety_checker" in self.missing:
+            given["requires_safety_checker"] = False
+        if self.kind == "StableDiffusionXLPipeline":
+            given["add_watermarker"] = False  # or the picture depends on what else is installed
+        with _read(repr(str(self.path))):
+            return getattr(diffusers, self.kind).from_pretrained(
+                str(self.path),
+                torch_dtype=dtype,
+                scheduler=scheduler,
+                variant=self.variant,
+                local_files_only=True,
+                use_safetensors=True,
+                **given,
+            )
+
+    def _weights(self, part: str) -> list[Path]:
+        variant = rf"(\.{self.variant})?" if self.variant else ""
+        pattern = rf"(diffusion_pytorch_model|model){variant}(-\d+-of-\d+)?{variant}\.safetensors"
+        return [file for file in (self.path / part).iterdir() if re.fullmatch(pattern, file.name)]
+
+    def _check_weights(self, part: str) -> None:
+        """That there are any, in files that are whole, by their headers."""
+        weights = self._weights(part)
+        if not weights:
+            raise FileNotFoundError(
+                f"{str(self.path / part)!r} holds no .safetensors; other formats can run code and are not loaded: save "
+                "the model again with save_pretrained(folder, safe_serialization=True)"
+            )
+        for path in weights:
+            with opened(path) as file:
+                try:
+                    safetensors_contents(file, path.stat().st_size)
+                except ValueError as error:
+                    raise ValueError(f"{str(path)!r} is refused: {error}") from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without progress bars and remarks of diffusers and transformers."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()  # before diffusers is imported, which makes it remark
+    import diffusers
+
+    logs = transformers.utils.logging, diffusers.utils.logging
+    kept = [(log.get_verbosity(), getattr(log, "is_progress_bar_enabled", lambda: True)()) for log in logs]
+    try:
+        for log in logs:
+            log.set_verbosity_error()
+            log.disable_progress_bar()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for log, (verbosity, bar) in zip(logs, kept, strict=True):
+            log.set_verbosity(verbosity)
+            (log.enable_progress_bar if bar else log.disable_progress_bar)()
+
+
+def _located(path_or_repo: str) -> Path:
+    path = Path(place(path_or_repo))
+    if path.is_dir() and path_or_repo:
+        if not (path / "model_index.json").exists():
+            raise FileNotFoundError(f"{path_or_repo!r} holds no model_index.json, expected a folder saved by diffusers")
+        return path
+    if path.exists():
+        raise ValueError(f"{path_or_repo!r} is a file, expected a folder saved by diffusers, or owner/name")
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", path_or_repo):
+        import huggingface_hub
+
+        try:
+            return Path(huggingface_hub.snapshot_download(path_or_repo, local_files_only=True))
+        except (OSError, ValueError) as error:  # not in the cache; not a valid name
+            raise FileNotFoundError(
+                f"{path_or_repo!r} is neither a folder nor a repository in the Hugging Face cache; download it there "
+                f"first (hf download {path_or_repo})"
+            ) from error
+    raise FileNotFoundError(f"{path_or_repo!r} does not exist; expected a folder saved by diffusers, or owner/name")
+
+
+@contextmanager
+def _read(name: str) -> Iterator[None]:
+    """Where diffusers and transformers read files: whatever they raise becomes one line."""
+    from safetensors import SafetensorError
+
+    foreign = OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, ImportError
+    try:
+        yield
+    except (*foreign, SafetensorError) as error:
+        raise ValueError(f"{name} cannot be loaded: {' '.join(str(error).split())[:300]}") from error

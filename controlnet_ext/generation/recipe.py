@@ -1,0 +1,112 @@
+"""Everything that a picture is made from, so that it can be made again to the bit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..files.sizes import MAX_PIXELS
+from ..guidance.unit import Unit
+from ..maps.control_map import ControlMap
+from ..preprocessors.parameters import Parameter, Range
+from .sources import Source
+
+NUMBERS = {
+    number.name: number
+    for number in (
+        Parameter("seed", int, 0, Range(0, 2**63 - 1)),
+        Parameter("steps", int, 30, Range(1, 1000)),
+        Parameter("width", int, 512, Range(64, 4096)),
+        Parameter("height", int, 512, Range(64, 4096)),
+        Parameter("guidance", float, 7.5, Range(0, 100)),
+        Parameter("threads", int, 1, Range(1, 256)),
+    )
+}
+DTYPES = ("float32", "bfloat16", "float16")
+DEVICES = ("cpu", "cuda", "mps")
+UNITS = 16  # at most
+TEXT = 10_000  # characters of a prompt at most
+
+
+@dataclass(frozen=True, eq=False)
+class Ingredient:
+    """A unit whose map (and region) is fitted to the picture and whose model is a `Source`. `preprocessor` and
+    `parameters` tell what made the map, and what that one does after each step; `architecture` the model's kind."""
+
+    unit: Unit
+    preprocessor: str | None
+    parameters: Mapping[str, Any]
+    architecture: str = ""
+
+    @property
+    def source(self) -> Source:
+        assert isinstance(self.unit.model, Source)
+        return self.unit.model
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """Its map (H, W, 3)."""
+        assert isinstance(self.unit.image, ControlMap)
+        return self.unit.image.pixels
+
+    @property
+    def mask(self) -> np.ndarray | None:
+        """Where to repaint, (H, W, 3), if it has a mask."""
+        assert self.unit.inpaint is None or isinstance(self.unit.inpaint, np.ndarray)
+        return self.unit.inpaint
+
+
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """A picture of `width` x `height` pixels, both multiples of 8, in words and numbers.
+
+    `scheduler` is a class of diffusers, None the model's own; `scheduler_config` is empty until it is known. `threads`
+    are torch's, on which the last bits depend. `made_with` names versions and the device, for comparison only.
+    ValueError or TypeError, with the value, on what is outside its range."""
+
+    prompt: str
+    negative: str
+    seed: int
+    steps: int
+    width: int
+    height: int
+    guidance: float
+    dtype: str
+    device: str
+    threads: int
+    model: Source
+    ingredients: tuple[Ingredient, ...]
+    scheduler: str | None = None
+    scheduler_config: Mapping[str, Any] = field(default_factory=dict)
+    made_with: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("prompt", "negative"):
+            check_text(name, getattr(self, name))
+        for name, number in NUMBERS.items():
+            object.__setattr__(self, name, number.check(getattr(self, name)))
+        if self.width % 8 or self.height % 8:
+            raise ValueError(f"size {self.width}x{self.height}: both sides must be multiples of 8")
+        for name, choices in (("dtype", DTYPES), ("device", DEVICES)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} {getattr(self, name)!r} is none of: {', '.join(choices)}")
+        check_units(len(self.ingredients), self.width, self.height)
+
+
+def check_units(count: int, width: int, height: int) -> None:
+    """ValueError when there are over 16 units, or their maps over 64 megapixels in all."""
+    if count > UNITS or count * width * height > MAX_PIXELS:
+        raise ValueError(f"{count} units of {width}x{height} pixels: expected up to {UNITS}, and 64 megapixels in all")
+
+
+def check_text(name: str, text: Any) -> None:
+    """TypeError or ValueError unless it can be a prompt."""
+    if not isinstance(text, str):
+        raise TypeError(f"{name} is {type(text).__name__}, expected text")
+    if len(text) > TEXT:
+        raise ValueError(f"{name} has {len(text)} characters, expected up to {TEXT}")
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ValueError(f"{name} holds bytes that are not UTF-8")

@@ -1,0 +1,206 @@
+"""A recipe as the text of a PNG, and back. What comes back may be hostile: all of it is checked, nothing is run."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, cast
+
+import numpy as np
+
+from ..files.disk import opened, parse_object
+from ..files.image_in import read_image
+from ..files.image_writer import TEXT_LIMIT, TEXTS_LIMIT, encoded_image, read_text
+from ..guidance.after_steps import of_preprocessor
+from ..guidance.contract import ControlModel, Window
+from ..guidance.unit import Unit, named
+from ..maps.control_map import ControlMap
+from .recipe import NUMBERS, Ingredient, Recipe, check_units
+from .sources import NOTHING, Source
+
+KEYWORD = "controlnet-ext"  # of the text; pictures in it have keywords that begin so
+FORMAT = 1
+FILE_LIMIT = 2**28  # bytes of a picture: 4096x4096 pixels and 64 MiB of text are half of it
+WORD = 300  # characters of a name, a path, a version
+FIELDS = {
+    **dict.fromkeys(NUMBERS, (int, float)),
+    **dict.fromkeys(("prompt", "negative", "dtype", "device", "scheduler"), str),
+    **dict.fromkeys(("model", "scheduler_config", "made_with"), dict),
+    "format": int,
+    "units": list,
+}
+UNIT_FIELDS = {
+    **dict.fromkeys(("mode", "fit", "kind", "architecture"), str),
+    "model": dict,
+    "weight": (int, float, str),
+    "window": list,
+    "layers": (list, type(None)),
+    "region": bool,
+    "preprocessor": (str, type(None)),
+    "parameters": dict,
+    "mask": bool,
+}
+
+
+def texts(recipe: Recipe) -> dict[str, str]:
+    """The texts of a PNG by keyword. ValueError when the maps are too large for them."""
+    units: list[dict[str, Any]] = []
+    pictures: dict[str, str] = {}
+    for i, ingredient in enumerate(recipe.ingredients, 1):
+        unit = ingredient.unit
+        assert isinstance(unit.image, ControlMap) and not callable(unit.weight)
+        pictures |= _split(f"{KEYWORD} unit {i} map", unit.image.pixels)
+        if unit.region is not None:
+            pictures |= _split(f"{KEYWORD} unit {i} region", np.rint(unit.region * 255).astype(np.uint8))
+        if unit.inpaint is not None:
+            pictures |= _split(f"{KEYWORD} unit {i} mask", cast(np.ndarray, unit.inpaint))
+        units.append(
+            {
+                "model": _source(ingredient.source),
+                "weight": unit.weight,
+                "window": [unit.window.start, unit.window.end],
+                "mode": unit.mode,
+                "layers": unit.layers and list(unit.layers),
+                "region": unit.region is not None,
+                "fit": unit.fit,
+                "kind": unit.image.kind,
+                "preprocessor": ingredient.preprocessor,
+                "parameters": dict(ingredient.parameters),
+                "architecture": ingredient.architecture,
+                "mask": unit.inpaint is not None,
+            }
+        )
+    words: dict[str, Any] = {"format": FORMAT, "prompt": recipe.prompt, "negative": recipe.negative}
+    words |= {name: getattr(recipe, name) for name in NUMBERS}
+    words |= {name: getattr(recipe, name) for name in ("scheduler", "dtype", "device")}
+    words |= {"scheduler_config": dict(recipe.scheduler_config), "made_with": dict(recipe.made_with)}
+    words |= {"model": _source(recipe.model), "units": units}
+    found = {KEYWORD: json.dumps(words), **pictures}
+    if sum(map(len, found.values())) > TEXTS_LIMIT:
+        raise ValueError(f"the maps of {len(units)} units take over {TEXTS_LIMIT >> 20} MiB, more than a PNG's text")
+    return found
+
+
+def read_recipe(path: str | os.PathLike[str]) -> Recipe:
+    """The recipe in a PNG. FileNotFoundError, or ValueError in one line that begins with the file: not a PNG, damaged,
+    no recipe in it, one of another format, or any field that is not what `texts` writes."""
+    name = repr(os.fspath(path))
+    with opened(path) as file:
+        if file.seek(0, os.SEEK_END) > FILE_LIMIT:
+            raise ValueError(f"{name} is over {FILE_LIMIT >> 20} MiB, which no picture with a recipe is")
+    found = read_text(path)
+    if KEYWORD not in found:
+        raise ValueError(f"{name} holds no recipe of controlnet-ext")
+    words = parse_object(found[KEYWORD].encode(), f"{name}: its recipe")
+    try:
+        return _recipe(words, found)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: its recipe: {str(error)[:400]}") from error  # which may show thousands of digits
+
+
+def _recipe(words: dict[str, Any], found: Mapping[str, str]) -> Recipe:
+    if words.get("format") != FORMAT:
+        raise ValueError(f"format {str(words.get('format'))[:20]!r}, this version reads {FORMAT}")
+    _check_fields("the recipe", words, FIELDS)
+    if not re.fullmatch(r"[A-Za-z0-9]{1,80}", words["scheduler"]):
+        raise ValueError(f"scheduler {words['scheduler'][:80]!r} is no name of a class")
+    given = {name: words[name] for name in FIELDS if name not in ("format", "units")}
+    given |= {"model": _model("model", words["model"]), "ingredients": ()}
+    _check_words("made_with", words["made_with"])
+    recipe = Recipe(**given)
+    check_units(len(words["units"]), recipe.width, recipe.height)  # before a map is decoded
+    made = []
+    for i, unit in enumerate(words["units"], 1):
+        with named(f"unit {i}"):
+            made.append(_ingredient(i, unit, found, recipe.height, recipe.width))
+    return replace(recipe, ingredients=tuple(made))
+
+
+def _ingredient(i: int, words: Any, found: Mapping[str, str], height: int, width: int) -> Ingredient:
+    words = {"mask": False, **words} if isinstance(words, dict) else words  # recipes before 2026-11-23 have none
+    _check_fields("it", words, UNIT_FIELDS)
+    preprocessor, parameters = words["preprocessor"], words["parameters"]
+    if len(words["window"]) != 2:
+        raise ValueError(f"window of {len(words['window'])} numbers, expected start and end")
+    if isinstance(words["weight"], str) and len(words["weight"]) > WORD:
+        raise ValueError(f"weight of {len(words['weight'])} characters")
+    _check_words("field", {"preprocessor": preprocessor or "", "architecture": words["architecture"]})
+    for name, value in parameters.items():
+        if len(name) > WORD or not isinstance(value, (int, float, str, type(None))) or len(str(value)) > WORD:
+            raise ValueError(f"parameter {name[:40]!r} is neither a number nor a word")
+    pixels = _picture(f"{KEYWORD} unit {i} map", found, height, width)
+    region = None
+    if words["region"]:
+        region = _picture(f"{KEYWORD} unit {i} region", found, height, width)[..., 0].astype(np.float32) / 255
+    model = cast(ControlModel, _model("model of a unit", words["model"]))
+    settings: dict[str, Any] = {name: words[name] for name in ("weight", "mode", "layers", "fit")}
+    if words["mask"]:
+        settings["inpaint"] = _picture(f"{KEYWORD} unit {i} mask", found, height, width)
+    settings["after"] = of_preprocessor(preprocessor or "", parameters)
+    unit = Unit(model, ControlMap(pixels, words["kind"]), window=Window(*words["window"]), region=region, **settings)
+    return Ingredient(unit, preprocessor, parameters, words["architecture"])
+
+
+def _check_fields(name: str, value: Any, types: Mapping[str, Any]) -> None:
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} is {type(value).__name__}, expected an object")
+    if value.keys() != types.keys():
+        odd = sorted(value.keys() ^ types.keys())[0]
+        raise ValueError(f"{name} {'has an unknown' if odd in value else 'lacks the'} field {odd[:40]!r}")
+    for key, expected in types.items():
+        if not isinstance(value[key], expected):
+            raise ValueError(f"its {key} is {type(value[key]).__name__}, which it cannot be")
+
+
+def _check_words(name: str, words: Mapping[str, Any]) -> None:
+    for key, word in words.items():
+        if not isinstance(word, str) or max(len(key), len(word)) > WORD or not (key + word).isprintable():
+            raise ValueError(f"{name} {key[:40]!r} is not a printable text of up to {WORD} characters")
+
+
+def _model(name: str, words: dict[str, Any]) -> Source:
+    _check_fields(name, words, {"path": str, "sha256": dict})
+    path, hashes = words["path"], words["sha256"]
+    files = 0 if path == NOTHING and name == "model of a unit" else 1
+    if not 1 <= len(path) <= 4096 or "\0" in path or not files <= len(hashes) <= 1000 * files:
+        raise ValueError(f"{name} has a path of {len(path)} characters and {len(hashes)} files, which none has")
+    _check_words(name, hashes)
+    for file, digest in hashes.items():
+        if not re.fullmatch("[0-9a-f]{64}", digest):
+            raise ValueError(f"{name}: {digest!r} of {file!r} is not a sha256 in hex")
+    return Source(path, hashes)
+
+
+def _source(source: Source) -> dict[str, Any]:
+    return {"path": source.path, "sha256": dict(source.sha256)}
+
+
+def _split(keyword: str, pixels: np.ndarray) -> dict[str, str]:
+    """A picture (H, W, 3) RGB or (H, W) grey, uint8, as PNG in base64, in as many texts as it takes."""
+    if pixels.ndim == 3 and (pixels == pixels[..., :1]).all():
+        pixels = pixels[..., 0]
+    text = base64.b64encode(encoded_image("map.png", pixels)).decode()
+    return {f"{keyword} {k}": text[at : at + TEXT_LIMIT] for k, at in enumerate(range(0, len(text), TEXT_LIMIT), 1)}
+
+
+def _picture(keyword: str, found: Mapping[str, str], height: int, width: int) -> np.ndarray:
+    """Such a picture of that size, (H, W, 3) RGB uint8."""
+    pieces: list[str] = []
+    while (piece := found.get(f"{keyword} {len(pieces) + 1}")) is not None:
+        pieces.append(piece)
+    name = keyword.rpartition(" ")[2]
+    try:
+        content = base64.b64decode("".join(pieces), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ValueError(f"its {name} is not base64: {error}") from error
+    if content[:8] != b"\x89PNG\r\n\x1a\n":
+        raise ValueError(f"its {name} is missing, or not a PNG")
+    pixels = read_image(content)
+    if pixels.shape[:2] != (height, width):
+        raise ValueError(f"its {name} is {pixels.shape[1]}x{pixels.shape[0]}, but the picture {width}x{height}")
+    return pixels

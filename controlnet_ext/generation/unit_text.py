@@ -1,0 +1,126 @@
+"""Units as text: `canny,model=control.safetensors,weight=.8,window=0..0.6,low=50`.
+
+First the name of a preprocessor, or `none` where the image is a map already, whose `kind` may be said. Then key=value:
+what `KEYS` names, all else are the preprocessor's parameters. A value with commas stands in quotes, "…" or '…'."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, cast
+
+import cv2
+import numpy as np
+
+from ..files.image_in import read_image
+from ..guidance.after_steps import of_preprocessor
+from ..guidance.contract import ControlModel, Window
+from ..guidance.unit import Unit
+from ..maps.control_map import ControlMap
+from ..preprocessors.parameters import nearest
+from ..preprocessors.registry import RESOLUTION, Preprocessor, find
+from .sources import Source
+
+SETTINGS = ("weight", "window", "mode", "layers")  # how a unit acts, whatever its map
+KEYS = ("model", "image", "kind", "mask", *SETTINGS, "region", "fit")
+_PART = re.compile(r"""\s*(?:([\w.-]+)\s*=\s*)?(?:"([^"]*)"|'([^']*)'|([^,"'\s][^,]*|))\s*(,|$)""")
+
+
+def unit(
+    text: str,
+    image: str | None = None,
+    models: Mapping[str, str] = MappingProxyType({}),
+    mask: str | None = None,
+) -> Unit:
+    """The unit, its image and region not yet preprocessed and fitted, its model a `Source`. A unit that names none has
+    `image` as its image, of `models` that for its preprocessor, and `mask` where it inpaints. ValueError or TypeError
+    in one line: an unknown preprocessor, key or parameter with the nearest names, a key given twice, a value that is
+    none."""
+    name, values = parts(text)
+    makes = None if name.casefold() == "none" else find(name)
+    own = [] if makes is None else [p.name for p in (*makes.parameters, RESOLUTION)]
+    for key in values:
+        if key not in KEYS and key not in own:
+            raise ValueError(f"{key!r} is unknown to {name}, the nearest are: {nearest(key, [*KEYS, *own])}")
+    model = values.get("model", models.get(makes.name) if makes else None)
+    if model is None:
+        known = f" (the embedded model has its own for {', '.join(models)})" if models else ""
+        raise ValueError(f"no control model given{known}: name one with model=PATH")
+    picture = values.get("image", image)
+    if picture is None:
+        raise ValueError("no image given: name one with image=PATH, or for all units with --image")
+    if "kind" in values and makes is not None:
+        raise ValueError(f"kind {values['kind']!r} of a map that {makes.name} makes, whose maps are {makes.makes!r}")
+    white = values.get("mask", mask if makes is not None and makes.makes == "inpaint" else None)
+    after = None if makes is None else of_preprocessor(makes.name, {})
+    if white is None and makes is not None and after is not None and after.masked:
+        raise ValueError(
+            f"{makes.name} needs to know where to paint: give a mask, white there, with mask=PATH or --mask"
+        )
+    return Unit(
+        cast(ControlModel, Source(model)),
+        ControlMap(read_image(picture), values["kind"]) if "kind" in values else picture,
+        **settings(values),
+        inpaint=white,
+        region=_region(values["region"]) if "region" in values else None,
+        fit=cast(Any, values.get("fit", "crop")),
+        preprocessor=None if makes is None else makes.name,
+        parameters=_parameters(makes, {key: value for key, value in values.items() if key in own}),
+    )
+
+
+def parts(text: str) -> tuple[str, dict[str, str]]:
+    """The first word, and the values by key. ValueError says which part is not as it should be."""
+    found, at = [], 0
+    while at <= len(text):
+        match = _PART.match(text, at)
+        if match is None:
+            raise ValueError(f"{text[at:]!r}: quotes must enclose a whole value, and end")
+        key, *quoted, plain, _ = match.groups()
+        found.append((key, plain.strip() if plain is not None else next(q for q in quoted if q is not None)))
+        at = match.end() + (match[5] == "")
+    (key, name), *rest = found
+    if key or not name:
+        raise ValueError(f"{text!r} does not begin with the name of a preprocessor, or none for a map, and a comma")
+    values: dict[str, str] = {}
+    for key, value in rest:
+        if not key:
+            raise ValueError(f"{value!r} is not key=value; a value with commas stands in quotes")
+        if key in values:
+            raise ValueError(f"{key} is given twice, as {values[key]!r} and {value!r}")
+        values[key] = value
+    return name, values
+
+
+def settings(values: dict[str, str]) -> dict[str, Any]:
+    """Those of `SETTINGS` that are given, as `Unit` takes them. ValueError or TypeError on what is none."""
+    found: dict[str, Any] = {key: values[key] for key in SETTINGS if key in values}
+    if "weight" in found and "@" not in found["weight"]:
+        found["weight"] = _number("weight", found["weight"])
+    if "window" in found:
+        start, dots, end = found["window"].partition("..")
+        if not dots:
+            raise ValueError(f"window {found['window']!r}: expected start..end, such as 0..0.6")
+        found["window"] = Window(_number("window start", start), _number("window end", end))
+    if "layers" in found:
+        found["layers"] = [_number("layers", factor) for factor in found["layers"].split(",")]
+    return found
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{name} {text!r} is not a number") from None
+
+
+def _parameters(makes: Preprocessor | None, given: dict[str, str]) -> dict[str, Any]:
+    if makes is None:
+        return {}
+    match = {"resolution": "match"} if given.get("resolution") == "match" else {}
+    return {**makes.parse({key: text for key, text in given.items() if key not in match}), **match}
+
+
+def _region(path: str) -> np.ndarray:
+    return cv2.cvtColor(read_image(path), cv2.COLOR_RGB2GRAY).astype(np.float32) / 255

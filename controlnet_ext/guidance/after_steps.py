@@ -1,0 +1,103 @@
+"""What units do after the UNet's call to the picture that it sees behind the noise: inpaint_only and tile_colorfix.
+
+The formulas are sd-webui-controlnet's (@ 56cec5b). There they act in all steps and passes and take every model for one
+that predicts noise; here as the unit says, and by the model's own prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from .contract import Step
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class AfterStep(Protocol):
+    """A unit's `after`, or its `model` where it is to do nothing else. `architecture` is the preprocessor's name in
+    sd-webui-controlnet; `masked`: it needs the unit's `inpaint` mask."""
+
+    architecture: ClassVar[str]
+    family: ClassVar[str]
+    masked: ClassVar[bool]
+
+    def hint(self, image: Any) -> None:
+        """Nothing is read from it."""
+
+    def wanted(self, x0: Tensor, step: Step, picture: Tensor, painted: Tensor | None) -> Tensor:
+        """The clean latents `(B, C, h, w)` that there should be. `picture` are the latents of the unit's image,
+        `painted (1, 1, h, w)` is 1 where its mask is white, otherwise 0."""
+
+
+@dataclass(frozen=True)
+class Restore:
+    """inpaint_only: where nothing is to be repainted the latents are the picture's."""
+
+    architecture: ClassVar[str] = "inpaint_only"
+    family: ClassVar[str] = "every"
+    masked: ClassVar[bool] = True
+
+    def hint(self, image: Any) -> None:
+        """Nothing is read from it."""
+
+    def wanted(self, x0: Tensor, step: Step, picture: Tensor, painted: Tensor | None) -> Tensor:
+        assert painted is not None
+        return x0 * painted + picture * (1 - painted)
+
+
+@dataclass(frozen=True)
+class Colours:
+    """tile_colorfix: colours are the picture's, details those of the step, divided by a box of 2 `variation` + 1
+    latents. With `sharpness`, 0..2, the rows without the prompt are blurred by as many hundredths, from which guidance
+    leads away. TypeError or ValueError on other numbers."""
+
+    variation: int = 8
+    sharpness: float = 0.0
+    architecture: ClassVar[str] = "tile_colorfix"
+    family: ClassVar[str] = "every"
+    masked: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if type(self.variation) is not int or not isinstance(self.sharpness, int | float):
+            raise TypeError(f"variation {self.variation!r} and sharpness {self.sharpness!r}: expected whole and number")
+        if self.variation < 1 or not 0 <= self.sharpness <= 2:
+            raise ValueError(f"variation {self.variation}, sharpness {self.sharpness}: expected from 1, and 0..2")
+
+    def hint(self, image: Any) -> None:
+        """Nothing is read from it."""
+
+    def wanted(self, x0: Tensor, step: Step, picture: Tensor, painted: Tensor | None) -> Tensor:
+        fixed = x0 - blurred(x0, self.variation) + blurred(picture, self.variation)
+        if not self.sharpness:
+            return fixed
+        if step.positive is None:
+            raise ValueError("sharpness blurs the rows without the prompt, and the host cannot tell which those are")
+        part = (~step.positive).to(fixed)[:, None, None, None] * (self.sharpness / 100)
+        return fixed + part * (blurred(fixed, self.variation) - fixed)
+
+
+def of_preprocessor(name: str, parameters: Mapping[str, Any]) -> AfterStep | None:
+    """What the preprocessor of this canonical name does after each step; most do nothing."""
+    if name in ("inpaint_only", "inpaint_only+lama"):
+        return Restore()
+    if name in ("tile_colorfix", "tile_colorfix+sharp"):
+        default = 1.0 if name.endswith("+sharp") else 0.0
+        return Colours(parameters.get("variation", 8), parameters.get("sharpness", default))
+    return None
+
+
+def blurred(x: Tensor, radius: int) -> Tensor:
+    """The mean over boxes of 2 radius + 1, the border continued."""
+    from torch.nn.functional import avg_pool2d, pad
+
+    return avg_pool2d(pad(x, (radius,) * 4, mode="replicate"), 2 * radius + 1, stride=1)
+
+
+def painted(mask: Tensor, factor: int) -> Tensor:
+    """A mask `(H, W)` of pixels as one of latents, `(1, 1, H / factor, W / factor)`: 1 for each whose pixels, or a
+    pixel beside those, are white."""
+    from torch.nn.functional import max_pool2d
+
+    return max_pool2d(mask[None, None].float(), factor + 2, stride=factor, padding=1)

@@ -1,0 +1,204 @@
+"""A unit: a map, the control model that reads it, and how strongly, when and where it acts."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from ..maps.control_map import ControlMap
+from ..maps.fit import WAYS
+from ..preprocessors.registry import find
+from .after_steps import AfterStep, of_preprocessor
+from .contract import ControlModel, Window
+from .weighting import MODES, schedule
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    Picture = str | os.PathLike[str] | bytes | np.ndarray | Image | ControlMap
+
+PASSES = ("both", "first", "second")
+COMPILE = "ControlNets that load() gave have net.compile(...), other kinds run as they are"
+
+
+@dataclass(frozen=True, eq=False)
+class PerSample:
+    """A picture for each picture of the batch, in its order; for a video also one for each frame."""
+
+    images: Sequence[Picture]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.images, list | tuple):
+            raise TypeError(f"PerSample of {type(self.images).__name__}, expected a list of images")
+        object.__setattr__(self, "images", tuple(self.images))
+        if not self.images:
+            raise ValueError("PerSample of no images")
+        for image in self.images:
+            _check_picture(image)
+
+
+@dataclass(frozen=True, eq=False)
+class Unit:
+    """One ControlNet at work. TypeError or ValueError, with the value, on what makes no sense.
+
+    `image`: path, bytes, PIL image, RGB array or ControlMap; `PerSample([...])`; or a tuple of these, which act
+    together, each with `weight` divided by their number.
+    `weight`: -2..2; or text "0.2@0, 1@0.3", weights at fractions of the run with straight lines between them; or a
+    function of the fraction at which a step begins. 0 switches the unit off.
+    `mode`: "balanced"; "prompt", soft weights, which fall by 0.825 a layer outwards from the middle block; "control",
+    soft weights on the prompt's rows only, so that guidance multiplies them.
+    `layers`: factors for the skips and the middle block (SD1.5: 13, SDXL: 10), on top of weight and mode.
+    `region`: (H, W) of bools or 0..1, any size, stretched over the picture: where the residuals act.
+    `inpaint`: a picture as large as the image, white where to repaint; the hint is -1 there.
+    `fit`: how the map comes to the picture's size, "crop", "stretch" or "fill".
+    `preprocessor` with `parameters` makes the map; `resolution` "match" makes it as fine as the picture needs.
+    `passes`: which runs of a host it acts in: "first", "second" (all after the first) or "both".
+    `low_vram`: the model's weights stay on the CPU, and each layer's are copied to the device when it is called.
+    `after`: what is done to the latents after each step, `Restore()` or `Colours(8)` of `after_steps`, which may be the
+    model too; by default what the preprocessor is for: inpaint_only keeps the image where `inpaint` is black,
+    tile_colorfix its colours. Weights count as 0..1 there; mode and layers do not.
+    `reuse`: for how many steps the network's residuals serve, 1 for no reuse. `drift`: only while the latents have
+    changed by no more than this part of their norm since. Faster, and less exact."""
+
+    model: ControlModel
+    image: Picture | PerSample | tuple[Picture | PerSample, ...]
+    weight: float | str | Callable[[float], float] = 1.0
+    window: Window = field(default_factory=Window)
+    mode: Literal["balanced", "prompt", "control"] = "balanced"
+    layers: Sequence[float] | None = None
+    region: np.ndarray | None = None
+    inpaint: Picture | None = None
+    fit: Literal["crop", "stretch", "fill"] = "crop"
+    preprocessor: str | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    passes: Literal["both", "first", "second"] = "both"
+    low_vram: bool = False
+    after: AfterStep | None = None
+    reuse: int = 1
+    drift: float | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.model, type) or not callable(getattr(self.model, "hint", None)):
+            raise TypeError(f"model {_short(self.model)} is no control model; load(path) gives one")
+        if hasattr(self.model, "_orig_mod") or getattr(self.model, "_compiled_call_impl", None) is not None:
+            raise ValueError(f"the {self.model.architecture} is compiled around what a unit calls of it: {COMPILE}")
+        if isinstance(self.image, tuple) and not self.image:
+            raise ValueError("image () is an empty tuple, expected images that act together")
+        for image in self.alternatives:
+            if not isinstance(image, PerSample):
+                _check_picture(image)
+        if self.inpaint is not None:
+            _check_picture(self.inpaint)
+        schedule(self.weight)
+        if not isinstance(self.window, Window):
+            raise TypeError(
+                f"window {_short(self.window)} is {type(self.window).__name__}, expected Window(start, end)"
+            )
+        for name, choices in (("mode", MODES), ("fit", WAYS), ("passes", PASSES)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} {getattr(self, name)!r} is none of: {', '.join(choices)}")
+        if not isinstance(self.low_vram, bool):
+            raise TypeError(f"low_vram {self.low_vram!r} is {type(self.low_vram).__name__}, expected true or false")
+        if self.layers is not None:
+            object.__setattr__(self, "layers", _layers(self.layers))
+        if self.region is not None:
+            object.__setattr__(self, "region", _region(self.region))
+        self._check_preprocessor()
+        self._check_after()
+        self._check_reuse()
+
+    @property
+    def alternatives(self) -> tuple[Picture | PerSample, ...]:
+        """The images that act together."""
+        return self.image if isinstance(self.image, tuple) else (self.image,)
+
+    def _check_preprocessor(self) -> None:
+        if not isinstance(self.parameters, Mapping):
+            raise TypeError(f"parameters {_short(self.parameters)} is no mapping of names to values")
+        object.__setattr__(self, "parameters", dict(self.parameters))
+        if self.preprocessor is None:
+            if self.parameters:
+                raise ValueError(f"parameters {', '.join(map(str, self.parameters))} without a preprocessor")
+            return
+        given = {name: v for name, v in self.parameters.items() if (name, v) != ("resolution", "match")}
+        find(self.preprocessor).check(given)
+        for image in self.alternatives:
+            if any(isinstance(p, ControlMap) for p in (image.images if isinstance(image, PerSample) else (image,))):
+                raise ValueError(f"preprocessor {self.preprocessor!r} on a ControlMap, which is a map already")
+
+    def _check_after(self) -> None:
+        if self.after is None and hasattr(self.model, "wanted"):
+            object.__setattr__(self, "after", self.model)
+        elif self.after is None and self.preprocessor is not None:
+            object.__setattr__(self, "after", of_preprocessor(find(self.preprocessor).name, self.parameters))
+        if self.after is None:
+            return
+        if not hasattr(self.after, "wanted"):
+            raise TypeError(f"after {_short(self.after)} is {type(self.after).__name__}, expected Restore or Colours")
+        if self.after.masked and self.inpaint is None:
+            raise ValueError(f"{self.after.architecture} changes what an inpaint mask covers, and the unit has none")
+        if len(self.alternatives) > 1:
+            raise ValueError(f"{self.after.architecture} acts by one image, and the unit has {len(self.alternatives)}")
+
+    def _check_reuse(self) -> None:
+        if type(self.reuse) is not int or not 1 <= self.reuse <= 1000:
+            raise ValueError(f"reuse {_short(self.reuse)}, expected for how many steps, 1..1000")
+        if self.drift is not None and (not isinstance(self.drift, Real) or not 0 <= self.drift <= 2):  # NaN neither
+            raise ValueError(f"drift {_short(self.drift)}, expected a part of the latents' norm, 0..2")
+        if self.drift is not None and self.reuse == 1:
+            raise ValueError(f"drift {self.drift} without reuse, the number of steps that residuals may serve at most")
+        if self.reuse > 1 and hasattr(self.model, "attach"):
+            raise ValueError(f"reuse {self.reuse} of {self.model.architecture}, which gives no residuals")
+
+
+@contextmanager
+def named(name: str) -> Iterator[None]:
+    """Errors about input with a name before them."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{name}: {error}") from error
+    except TypeError as error:
+        raise TypeError(f"{name}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _check_picture(image: Any) -> None:
+    if isinstance(image, list):
+        raise TypeError(
+            "a list of images: PerSample([...]) has one for each picture, a tuple has images that act together"
+        )
+    if not isinstance(image, str | os.PathLike | bytes | np.ndarray | ControlMap) and not hasattr(image, "getbands"):
+        raise TypeError(f"image {_short(image)} is {type(image).__name__}, expected a path, a picture or a ControlMap")
+
+
+def _layers(layers: Any) -> tuple[float, ...]:
+    if isinstance(layers, str) or not isinstance(layers, Sequence | np.ndarray) or not len(layers):
+        raise TypeError(f"layers {_short(layers)}, expected a list of numbers")
+    for factor in layers:
+        if not isinstance(factor, Real) or isinstance(factor, bool) or not math.isfinite(factor):
+            raise ValueError(f"layers holds {_short(factor)}, expected numbers")
+    return tuple(map(float, layers))
+
+
+def _region(region: Any) -> np.ndarray:
+    if not isinstance(region, np.ndarray):
+        raise TypeError(f"region is {type(region).__name__}, expected an array (H, W) of 0..1")
+    if region.ndim != 2 or 0 in region.shape or region.dtype.kind not in "bfiu":
+        raise ValueError(f"region has shape {region.shape} and type {region.dtype}, expected (H, W) of 0..1")
+    if not (region.min() >= 0 and region.max() <= 1):  # NaN neither
+        raise ValueError(f"region holds values {region.min()}..{region.max()}, expected 0..1")
+    return region.astype(np.float32)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "…"

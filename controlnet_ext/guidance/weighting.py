@@ -1,0 +1,179 @@
+"""How strongly residuals act: over the run, over the UNet's layers, over the picture, and on which rows of the
+batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from numbers import Real
+from typing import TYPE_CHECKING, Any
+
+from .contract import Residuals, Step
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MODES = ("balanced", "prompt", "control")
+LIMIT = 2  # weights are -2..2
+DECAY = 0.825  # lllyasviel/ControlNet @ ed85cd1, gradio_canny2image.py: strength * 0.825 ** (12 - i)
+ADAPTER = (0.25, 0.62, 0.825, 1.0)  # sd-webui-controlnet @ 56cec5b: soft weights of a T2I-Adapter's four
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A weight over a run: straight lines between `points` (fraction of the run, weight), level before and behind
+    them."""
+
+    points: tuple[tuple[float, float], ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Schedule:
+        """The schedule written as weights at fractions: "0.2@0, 1@0.3, 0@0.8". ValueError when it is not one."""
+        points: list[tuple[float, float]] = []
+        for part in text.split(","):
+            try:
+                weight, fraction = map(float, part.split("@"))
+            except ValueError:
+                raise ValueError(f'weight {text!r}: expected "weight@fraction, …" such as "0.2@0, 1@0.3"') from None
+            if not 0 <= fraction <= 1:
+                raise ValueError(f"weight {text!r}: fraction {fraction:g} is outside 0..1")
+            if points and fraction <= points[-1][0]:
+                raise ValueError(f"weight {text!r}: fractions must rise, {fraction:g} follows {points[-1][0]:g}")
+            points.append((fraction, checked(weight)))
+        return cls(tuple(points))
+
+    def __call__(self, fraction: float) -> float:
+        if fraction <= self.points[0][0]:
+            return self.points[0][1]
+        for (a, low), (b, high) in zip(self.points, self.points[1:], strict=False):
+            if fraction < b:
+                return low + (high - low) * (fraction - a) / (b - a)
+        return self.points[-1][1]
+
+
+def checked(weight: Any) -> float:
+    """The weight; TypeError unless it is a number, ValueError outside -2..2."""
+    if not isinstance(weight, Real) or isinstance(weight, bool):
+        raise TypeError(f"weight {weight!r} is {type(weight).__name__}, expected a number -{LIMIT}..{LIMIT}")
+    if not -LIMIT <= float(weight) <= LIMIT:  # NaN neither
+        raise ValueError(f"weight {weight} is outside -{LIMIT}..{LIMIT}")
+    return float(weight)
+
+
+def schedule(weight: float | str | Callable[[float], float]) -> Callable[[float], float]:
+    """A unit's weight as a function of the fraction of the run at which a step begins. A function's values are
+    checked."""
+    if isinstance(weight, str):
+        return Schedule.parse(weight)
+    if callable(weight):
+        return lambda fraction: checked(weight(fraction))
+    constant = checked(weight)
+    return lambda _: constant
+
+
+def scales(
+    weight: float, mode: str, layers: Sequence[float] | None, skips: int, encoder: int
+) -> tuple[list[float], ...]:
+    """A factor for each skip and the middle block, and one for each of `encoder`.
+
+    Soft weights ("prompt", "control") fall by 0.825 a layer from 1.0 on the middle block outwards, so that SD1.5's 13
+    are 0.825^12..1; for SDXL sd-webui-controlnet cuts that list off and ends at 0.825^3, which is not followed.
+    ValueError when `layers` has another length."""
+    outer = [1.0] * (skips + 1) if skips or not encoder else []
+    inner = [1.0] * encoder
+    if mode != "balanced":
+        outer = [DECAY ** (skips - depth) for depth, _ in enumerate(outer)]
+        inner = list(ADAPTER) if encoder == len(ADAPTER) else [DECAY ** (encoder - 1 - i) for i in range(encoder)]
+    if layers is not None:
+        if len(layers) != (len(outer) or len(inner)):
+            raise ValueError(f"layers has {len(layers)} entries, but the model has {len(outer) or len(inner)}")
+        outer = [a * b for a, b in zip(outer, layers, strict=False)]
+        inner = [a * b for a, b in zip(inner, layers, strict=False)]
+    return [weight * factor for factor in outer], [weight * factor for factor in inner]
+
+
+class Region:
+    """A mask in 0..1, stretched over the picture, at the size of any layer (bilinear)."""
+
+    def __init__(self, mask: Tensor):
+        self.mask = mask  # (1, 1, H, W) float
+        self._sized: dict[tuple[Any, ...], Tensor] = {}
+
+    def like(self, h: Tensor) -> Tensor:
+        """The mask `(1, 1, h, w)` for a layer `(B, C, h, w)`, in its dtype and on its device."""
+        from torch.nn.functional import interpolate
+
+        key = (*h.shape[-2:], h.dtype, h.device)
+        if key not in self._sized:
+            self._sized[key] = interpolate(self.mask, h.shape[-2:], mode="bilinear", align_corners=False).to(h)
+        return self._sized[key]
+
+
+def weighted(
+    residuals: Residuals, weight: float, mode: str, layers: Sequence[float] | None, region: Region | None
+) -> Residuals:
+    """Residuals times what their layer, the mode and the region give. In balanced mode that is one multiplication, as
+    in diffusers, and none at weight 1."""
+    outer, inner = scales(weight, mode, layers, len(residuals.skips), len(residuals.encoder))
+
+    def times(h: Tensor, factor: float) -> Tensor:
+        h = h if factor == 1 else h * factor
+        return h if region is None else h * region.like(h)
+
+    middle = residuals.middle
+    return Residuals(
+        tuple(times(h, factor) for h, factor in zip(residuals.skips, outer, strict=False)),
+        None if middle is None else times(middle, outer[-1]),
+        tuple(times(h, factor) for h, factor in zip(residuals.encoder, inner, strict=True)),
+    )
+
+
+def only(step: Step, rows: Tensor | None) -> Step:
+    """The step with only these rows (indices); None means all."""
+    if rows is None:
+        return step
+
+    def picked(value: Tensor | None) -> Tensor | None:
+        return None if value is None else value[rows]
+
+    return replace(
+        step,
+        x=step.x[rows],
+        t=step.t[rows],
+        context=step.context[rows],
+        positive=picked(step.positive),
+        added=picked(step.added),
+        samples=picked(step.samples),
+    )
+
+
+def spread(residuals: Residuals, rows: Tensor | None, count: int) -> Residuals:
+    """Residuals of `rows` as residuals of a batch of `count` rows, 0 on the others."""
+    if rows is None:
+        return residuals
+
+    def placed(h: Tensor, _: int) -> Tensor:
+        whole = h.new_zeros((count, *h.shape[1:]))
+        whole[rows] = h
+        return whole
+
+    return residuals.map(placed)
+
+
+def finite(tensors: Sequence[Tensor], total: Tensor | None = None) -> bool:
+    """Whether all values are finite, in one pass and with one wait for the device: by their sum, looking again only
+    where it overflows. `total` is `summed(tensors)` of earlier on."""
+    if not tensors:
+        return True
+    total = summed(tensors) if total is None else total
+    return math.isfinite(total.item()) or all(bool(h.isfinite().all()) for h in tensors)
+
+
+def summed(tensors: Sequence[Tensor]) -> Tensor:
+    """The sum of all values, which nobody waits for yet."""
+    import torch
+
+    # torch adds up bfloat16 in float32 unasked, in half the time on a CPU as when asked; float16's sums would overflow
+    sums = [h.sum(dtype=torch.float32 if h.dtype == torch.float16 else None) for h in tensors]
+    return torch.stack(sums).sum() if sums else torch.zeros(())

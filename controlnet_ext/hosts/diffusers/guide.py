@@ -1,0 +1,201 @@
+"""Units in diffusers pipelines: a pre-hook on the UNet, which the pipeline does not notice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel, UNetMotionModel
+from torch import Tensor
+
+from ...guidance.contract import Residuals, Span, Step
+from ...guidance.devices import placed
+from ...guidance.hints import Maps
+from ...guidance.noise import Noise
+from ...guidance.run import Run
+from ...guidance.unit import Unit, named
+from ...models.kinds.transformer import TransformerControl
+from .hook import hooked, is_compiled, uncompiled
+from .host import DiffusersHost
+from .noise_levels import noise_level
+from .transformer_call import KINDS
+from .unet_call import Call, Clock, prompted, rows
+
+CPU = torch.device("cpu")
+REFINER = 2560  # width of its added vector: 1280 of the pooled prompt, 5 x 256 of sizes and score; the base has 6 x 256
+
+
+@contextmanager
+def guide(pipe: Any, units: Iterable[Unit]) -> Iterator[None]:
+    """Calls of `pipe` in this context are guided by `units`; afterwards pipe, UNet and models are as before.
+
+    `pipe` is any diffusers pipeline whose UNet is a UNet2DConditionModel or a UNetMotionModel: text, images,
+    inpainting, SDXL, video; or whose transformer is SD3's, Flux's, Qwen-Image's or Z-Image's. It may be compiled,
+    offloaded or carry LoRAs. Each call of it is one run, with its own fractions and hints. Guides nest: residuals add
+    up in order of entry, after those that the pipe itself passes.
+    A model on another device works on the pipe's, and goes back in the end.
+
+    Images are read on entering. ValueError, TypeError or FileNotFoundError says what cannot act: a model that does
+    not fit the UNet, a pipeline without a UNet, a window that holds no step (in the run's first step), a hint or
+    residuals that are not finite (in that step). RuntimeError: another thread guides or calls the UNet; or, when the
+    block ends, a run of the pipe's scheduler did not come through this UNet, or none came in which a unit may act, so
+    that a picture has no guidance. A block in which nothing runs is legal."""
+    unet = _checked(pipe)
+    guiding = Guiding(pipe, unet, units)
+    with guiding.models, hooked(denoiser(pipe), guiding):
+        yield
+        guiding.check()
+
+
+class Guiding:
+    """One guide: its units, and the run they are in."""
+
+    def __init__(self, pipe: Any, unet: Any, units: Iterable[Unit]):
+        if isinstance(units, Unit):
+            raise TypeError("units is one Unit, expected a list of them")
+        self._units = list(units)
+        self._maps = []
+        for i, unit in enumerate(self._units, 1):
+            with named(f"unit {i}"):
+                self._maps.append(_ready(unit, unet, is_compiled(denoiser(pipe))))
+        self.models = ExitStack()  # back to where they were
+        self._pipe, self._host = pipe, DiffusersHost(pipe, unet)
+        self._seen = pipe.scheduler, pipe.scheduler.timesteps
+        self._runs = 0
+        self._run: tuple[Run, Clock] | None = None
+        self._rows: tuple[Any, Any] = (None, None)
+        self._call: tuple[Step, Noise] | None = None  # the present one, if a unit acts after it
+        self._span: Span | None = None
+        self._shared: list[Residuals] = []  # of a step, for its further calls
+
+    def sees(self, call: Call) -> bool:
+        """Take note of a UNet call; whether a run begins with it."""
+        begins = self._run is None or self._pipe.scheduler.timesteps is not self._run[1].timesteps
+        self._seen = self._pipe.scheduler, self._pipe.scheduler.timesteps
+        self._host.sees(call, begins)
+        return begins
+
+    def residuals(self, call: Call, begins: bool) -> Iterator[Residuals]:
+        """What each unit adds in this UNet call."""
+        if begins or self._run is None:
+            self._run = None
+            clock = Clock(self._pipe, call.time(self._pipe.scheduler))
+            for unit in self._units:
+                self.models.enter_context(placed(unit.model, CPU if unit.low_vram else call.x.device))
+            self._run = Run(self._units, self._maps, clock.spans, self._host, self._runs), clock
+            self._runs += 1
+        run, clock = self._run
+        before, self._span, self._call = self._span, clock.span(), None
+        span = self._span
+        if call.shares and span is before and not begins:
+            return iter(self._shared)
+        key = prompted(self._pipe), len(call.x)
+        if begins or self._rows[0] != key:
+            self._rows = key, rows(key[0], call)
+        step = call.step(span, *(self._rows[1] if not clock.repeats else (None, None)))
+        if run.acts_after(step):
+            self._call = step, noise_level(self._pipe.scheduler, call.t.flatten()[0].item())
+        if call.shares:
+            self._shared = list(run.residuals(step))
+            return iter(self._shared)
+        return run.residuals(step)
+
+    def confirm(self) -> None:
+        """ValueError when what a unit added in this UNet call was not finite."""
+        if self._run is not None:
+            self._run[0].confirm()
+
+    @property
+    def in_attention(self) -> bool:
+        """Whether a unit acts inside the UNet's attention."""
+        return any(hasattr(unit.model, "attach") for unit in self._units)
+
+    def after(self, out: Tensor) -> Tensor:
+        """The UNet's output as the units want it."""
+        if self._call is None or self._run is None:
+            return out
+        (step, noise), frames = self._call, out.ndim == 5
+        flat = out.transpose(1, 2).flatten(0, 1) if frames else out  # as in Call
+        flat = self._run[0].after(step, flat, noise)
+        return flat.unflatten(0, (len(out), -1)).transpose(1, 2) if frames else flat
+
+    @property
+    def ended(self) -> bool:
+        """Whether the present UNet call is the last of its run."""
+        return self._run is not None and self._run[1].ended
+
+    def detach(self) -> None:
+        """Undo what units did to the UNet's attention."""
+        if self._run is not None:
+            self._run[0].detach()
+
+    def check(self) -> None:
+        """RuntimeError when a picture was made that a unit should have guided and could not."""
+        name, (scheduler, timesteps) = type(self._pipe).__name__, self._seen
+        if self._units and scheduler is self._pipe.scheduler and timesteps is not scheduler.timesteps:
+            raise RuntimeError(f"a run of {name} was not guided: it called another UNet than it had on entering")
+        for i, unit in enumerate(self._units, 1):
+            if self._runs == 1 and unit.passes == "second" and unit.weight != 0:
+                raise RuntimeError(f"unit {i} acts in the second run only, but {name} ran once")
+
+
+def _ready(unit: Any, unet: Any, compiled: bool) -> Maps:
+    """The maps of a unit that fits the UNet."""
+    if not isinstance(unit, Unit):
+        raise TypeError(f"a {type(unit).__name__}, expected a Unit")
+    if compiled and hasattr(unit.model, "attach"):
+        raise ValueError(
+            f"{unit.model.architecture} acts inside the UNet's attention, where torch.compile does not notice it; "
+            "guide the UNet as it was before"
+        )
+    if type(unet).__name__ in KINDS:
+        _check_for_transformer(unit, type(unet).__name__)
+    if hasattr(unit.model, "settle"):
+        unit.model.settle(unet)
+    maps = Maps(unit)
+    maps.reader(unit.model)
+    return maps
+
+
+def _check_for_transformer(unit: Unit, kind: str) -> None:
+    """ValueError on what acts on UNets only."""
+    if not isinstance(unit.model, TransformerControl):
+        raise ValueError(f"a {unit.model.architecture} for {unit.model.family} guides UNets, but the model is a {kind}")
+    asked = {
+        f"mode {unit.mode!r}": unit.mode != "balanced",
+        "layers": unit.layers is not None,
+        "region": unit.region is not None,
+        "inpaint": unit.inpaint is not None,
+        "after": unit.after is not None,
+    }
+    for name, is_asked in asked.items():
+        if is_asked:
+            raise ValueError(f"{name} of a unit acts on UNets only, but the model is a {kind}")
+
+
+def denoiser(pipe: Any) -> Any:
+    """The pipeline's UNet, or where it has none its transformer."""
+    unet = getattr(pipe, "unet", None)
+    return getattr(pipe, "transformer", None) if unet is None else unet
+
+
+def _checked(pipe: Any) -> Any:
+    """The UNet of a pipeline that can be guided."""
+    name, unet = type(pipe).__name__, uncompiled(denoiser(pipe))
+    if unet is None:
+        raise ValueError(
+            f"{name} has no UNet; guide works on Stable Diffusion, its videos, Flux, Qwen-Image and Z-Image"
+        )
+    if type(unet).__name__ in KINDS:
+        return unet
+    if hasattr(pipe, "get_views"):
+        raise ValueError(f"{name} asks the UNet for parts of the picture, of which each would have the whole map")
+    if not isinstance(unet, UNet2DConditionModel | UNetMotionModel):
+        kind = type(unet).__name__
+        raise ValueError(f"the UNet of {name} is a {kind}, expected a UNet2DConditionModel or a UNetMotionModel")
+    config: Any = unet.config  # type: ignore[union-attr]
+    if config["projection_class_embeddings_input_dim"] == REFINER or pipe.config.get("requires_aesthetics_score"):
+        raise ValueError(f"{name} holds SDXL's refiner, for which there are no ControlNets; guide the base pipeline")
+    return unet

@@ -1,0 +1,91 @@
+"""What a diffusers pipeline offers to kinds that act inside the UNet's attention."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.models.attention_processor import Attention
+from torch import Tensor
+
+from .unet_call import Call
+
+
+class DiffusersHost:
+    """The pipeline and its UNet during one run (`controlnet_ext.guidance.contract.Host`)."""
+
+    def __init__(self, pipe: Any, unet: Any):
+        self.unet = unet
+        self._pipe = pipe
+        self._call: Call | None = None
+        self._generator: torch.Generator | None = None
+
+    def sees(self, call: Call, begins: bool) -> None:
+        """Take note of a UNet call; whether a run begins with it."""
+        self._call = call
+        if begins:
+            self._generator = None
+
+    @property
+    def call(self) -> Call:
+        if self._call is None:
+            raise ValueError("the host has no size, device or numbers before the UNet's first call")
+        return self._call
+
+    @property
+    def pixel_size(self) -> tuple[int, int]:
+        height, width = self.call.latent_size
+        return height * self._pipe.vae_scale_factor, width * self._pipe.vae_scale_factor
+
+    @property
+    def generator(self) -> torch.Generator:
+        """On the CPU, seeded by the latents of the call in which a run first asks for it."""
+        if self._generator is None:
+            latents = self.call.x.detach().cpu().contiguous().view(torch.uint8)
+            self._generator = torch.Generator().manual_seed(zlib.crc32(latents.numpy().tobytes()))
+        return self._generator
+
+    def encode(self, image: np.ndarray, shifted: bool = True) -> Tensor:
+        """The VAE's mode, not a sample, for RGB uint8 `(H, W, 3)` or `(B, H, W, 3)`; without the VAE's shift, which
+        SD3's and Flux's have, if not `shifted`."""
+        return encoded(self._pipe.vae, image, self.call.x.device, shifted).to(self.call.x.dtype)
+
+    def attentions(self) -> Iterator[tuple[str, Any, str]]:
+        """All but motion modules, whose tokens are frames."""
+        for place, block in (("input", "down_blocks"), ("middle", "mid_block"), ("output", "up_blocks")):
+            for name, module in getattr(self.unet, block).named_modules(prefix=block):
+                if isinstance(module, Attention) and ".motion_modules." not in name:
+                    yield name, module, place
+
+
+@torch.no_grad()
+def encoded(vae: Any, image: np.ndarray, device: torch.device, shifted: bool = True) -> Tensor:
+    """The VAE's mode `(B, C, h, w)` as the UNet sees it, of RGB uint8 `(H, W, 3)` or `(B, H, W, 3)`."""
+    pixels = torch.from_numpy(image.reshape(-1, *image.shape[-3:])).permute(0, 3, 1, 2).to(device)
+    video = "temperal_downsample" in vae.config  # Qwen-Image's VAE is one of videos; a picture is a frame
+    with _upcast(vae):
+        pixels = pixels.to(vae.dtype) / 127.5 - 1
+        found = vae.encode(pixels[:, :, None] if video else pixels)
+    latents = found.latents if hasattr(found, "latents") else found.latent_dist.mode()
+    if video:
+        mean, std = (latents.new_tensor(vae.config[f"latents_{name}"])[:, None, None] for name in ("mean", "std"))
+        return (latents[:, :, 0] - mean) / std
+    shift = vae.config.get("shift_factor") if shifted else None
+    return (latents if shift is None else latents - shift) * vae.config["scaling_factor"]
+
+
+@contextmanager
+def _upcast(vae: Any) -> Iterator[None]:
+    """SDXL's VAE overflows in fp16; fp16 to fp32 and back is exact."""
+    if vae.dtype != torch.float16 or not vae.config.get("force_upcast"):
+        yield
+        return
+    vae.to(torch.float32)
+    try:
+        yield
+    finally:
+        vae.to(torch.float16)

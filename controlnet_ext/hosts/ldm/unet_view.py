@@ -1,0 +1,113 @@
+"""An ldm UNet (stable-diffusion-webui's `openaimodel.UNetModel`, SD1.5 to SDXL) seen with diffusers' words, which
+control models read shapes, settings and weights by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from types import SimpleNamespace
+from typing import Any
+
+from torch import Tensor, nn
+
+from ...models.state_dict import ldm_keys
+
+PARTS = "input_blocks", "middle_block", "output_blocks", "time_embed"
+
+
+class LdmUNet:
+    """What diffusers' UNet2DConditionModel would say of the same network: `config`, `down_blocks`, `mid_block`,
+    weights by its names. Nothing is copied. ValueError on what is no such UNet."""
+
+    def __init__(self, unet: Any):
+        missing = [name for name in PARTS if not hasattr(unet, name)]
+        if missing:
+            raise ValueError(f"a {type(unet).__name__} without {missing[0]}, expected ldm's UNetModel")
+        self.unet = unet
+        self.down_blocks = list(_levels(unet.input_blocks))
+        self._names = ldm_keys.modules([len(level.resnets) for level in self.down_blocks], 1)
+        self.mid_block = _Block([part for part in unet.middle_block if _is_resnet(part)], list(unet.middle_block), None)
+        self.config = self._config()
+
+    def get_submodule(self, name: str) -> Any:
+        """The module of this name in diffusers' words."""
+        (found,) = ldm_keys.renamed({name: None}, self._names)
+        return self.unet.get_submodule(found)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The encoder's and the middle block's tensors, and the embeddings', by diffusers' names."""
+        return ldm_keys.renamed(self.unet.state_dict(), {ldm: name for name, ldm in self._names.items()})
+
+    def named_modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """Those of the transformers by diffusers' names, in the order in which they run. webui adds LoRAs to the
+        weights themselves: there are no layers over others."""
+        for name, transformer in self._transformers():
+            yield from transformer.transformer_blocks.named_modules(prefix=f"{name}.transformer_blocks")
+
+    def _transformers(self) -> Iterator[tuple[str, Any]]:
+        for i, level in enumerate(self.down_blocks):
+            yield from ((f"down_blocks.{i}.attentions.{j}", part) for j, part in enumerate(level.attentions))
+        yield from ((f"mid_block.attentions.{j}", part) for j, part in enumerate(self.mid_block.attentions))
+        blocks = iter(self.unet.output_blocks)
+        for i, level in enumerate(reversed(self.down_blocks)):
+            parts = [part for block in islice(blocks, len(level.resnets) + 1) for part in block]
+            found = (part for part in parts if hasattr(part, "transformer_blocks"))
+            yield from ((f"up_blocks.{i}.attentions.{j}", part) for j, part in enumerate(found))
+
+    def _config(self) -> dict[str, Any]:
+        first = self.unet.input_blocks[0][0]
+        label: Any = getattr(self.unet, "label_emb", None)
+        added = None if label is None or isinstance(label, nn.Linear | nn.Embedding) else label[0][0].in_features
+        cross = next((b.attn2 for b in self.unet.modules() if hasattr(b, "attn2")), None)
+        norm = next(part for part in self.unet.modules() if isinstance(part, nn.GroupNorm))
+        return {
+            "in_channels": first.in_channels,
+            "block_out_channels": tuple(level.resnets[-1].out_channels for level in self.down_blocks),
+            "cross_attention_dim": None if cross is None else cross.to_k.in_features,
+            "encoder_hid_dim_type": None,
+            "addition_embed_type": None if added is None else "text_time",
+            "projection_class_embeddings_input_dim": added,
+            "addition_time_embed_dim": None,
+            "norm_num_groups": norm.num_groups,
+            "act_fn": "silu",
+        }
+
+
+class _Block:
+    """A level or the middle block: resnets, transformers where it has some, and what makes it coarser."""
+
+    def __init__(self, resnets: list[Any], parts: list[Any], coarser: Any):
+        self.resnets, self.downsamplers = resnets, [] if coarser is None else [coarser]
+        self.attentions = [part for part in parts if hasattr(part, "transformer_blocks")]
+        self.has_cross_attention = bool(self.attentions)
+
+
+def _levels(blocks: Any) -> Iterator[_Block]:
+    resnets: list[Any] = []
+    parts: list[Any] = []
+    for block in list(blocks)[1:]:
+        if _is_resnet(block[0]):
+            resnets.append(SimpleNamespace(out_channels=block[0].out_channels))
+            parts += block
+        else:
+            yield _Block(resnets, parts, block[0])
+            resnets, parts = [], []
+    yield _Block(resnets, parts, None)
+
+
+def _is_resnet(part: Any) -> bool:
+    return hasattr(part, "in_layers")
+
+
+def adapted(blocks: Any) -> list[int]:
+    """The encoder blocks to whose outputs a T2I-Adapter's residuals are added: in each level the last with attention;
+    in one without the last of all, which makes it coarser. An adapter for SDXL has one more, for the middle block
+    (diffusers 0.42, unet_2d_condition.py)."""
+    ends, attention = [], False
+    for i, block in enumerate(list(blocks)[1:], 1):
+        resnet = hasattr(block[0], "in_layers")
+        attention |= any(hasattr(part, "transformer_blocks") for part in block)
+        if not resnet:
+            ends.append(i - 1 if attention else i)
+            attention = False
+    return [*ends, len(blocks) - 1]

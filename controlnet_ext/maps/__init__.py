@@ -1,0 +1,1 @@
+"""Control maps: the type, its sizes, and how well an image obeys one."""

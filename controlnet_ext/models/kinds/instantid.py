@@ -1,0 +1,72 @@
+"""InstantID's ControlNet (Wang et al., arXiv:2401.07519): a plain SDXL ControlNet that reads a face's embedding in
+place of the prompt. Its file says nothing of that, so the caller does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...guidance.contract import Residuals, Step
+from ..nn.sharing import Around
+from .controlnet import ControlNet
+
+
+class InstantID(Around):
+    """The ControlNet `net` with `face (T, D)` or `(1, T, D)` in place of the prompt on the prompt's rows, and `absent`
+    on the others: what InstantID's resampler makes of a face's embedding, and of zeros. Without `absent` all rows read
+    the face. The map is a picture of the face's key points. ValueError on embeddings that do not fit the net or each
+    other."""
+
+    architecture = "instantid"
+
+    def __init__(self, net: ControlNet, face: Tensor, absent: Tensor | None = None):
+        super().__init__()
+        if not isinstance(net, ControlNet):
+            raise TypeError(f"InstantID of a {type(net).__name__}, expected a ControlNet; load(path) gives one")
+        self.net, self.family = net, net.family
+        self.layout = net.layout
+        self.face: Tensor
+        self.absent: Tensor | None
+        self.register_buffer("face", self._checked("face", face))
+        self.register_buffer("absent", None if absent is None else self._checked("absent", absent))
+        if self.absent is not None and self.absent.shape != self.face.shape:
+            raise ValueError(f"absent has {self.absent.shape[1]} tokens, but face has {self.face.shape[1]}")
+
+    def settle(self, unet: Any) -> None:
+        """As `ControlNet.settle`."""
+        self.net.settle(unet)
+
+    def hint(self, image: np.ndarray | Tensor) -> Tensor:
+        """As `ControlNet.hint`."""
+        return self.net.hint(image)
+
+    def forward(self, step: Step, hint: Tensor) -> Residuals:
+        """As `ControlNet.forward`. ValueError when the host cannot tell which rows are the prompt's, and `absent` was
+        given."""
+        context = self.face.to(step.x).expand(len(step.x), -1, -1)
+        if self.absent is not None:
+            if step.positive is None:
+                raise ValueError("InstantID reads the face on the prompt's rows, and the host cannot tell those")
+            context = torch.where(step.positive[:, None, None], context, self.absent.to(step.x))
+        return self.net(replace(step, context=context), hint)
+
+    def details(self) -> Mapping[str, Any]:
+        """As `ControlNet.details`."""
+        return self.net.details()
+
+    def _checked(self, name: str, tokens: Any) -> Tensor:
+        """Tokens `(1, T, D)` that the net can read."""
+        if not isinstance(tokens, Tensor) or not tokens.is_floating_point():
+            raise TypeError(f"{name} is {type(tokens).__name__}, expected a tensor of floats (T, D)")
+        tokens = tokens[None] if tokens.ndim == 2 else tokens
+        width = self.net.layout.context
+        if tokens.ndim != 3 or len(tokens) != 1 or not tokens.shape[1] or tokens.shape[2] != width:
+            raise ValueError(f"{name} has shape {tuple(tokens.shape)}, expected (tokens, {width})")
+        if not bool(tokens.isfinite().all()):
+            raise ValueError(f"{name} holds values that are not finite")
+        return tokens

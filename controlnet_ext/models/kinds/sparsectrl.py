@@ -1,0 +1,215 @@
+"""SparseCtrl (Guo et al., arXiv:2311.16933): a ControlNet for AnimateDiff's videos that reads pictures of some of the
+frames, and through motion modules of its own fills in those between. The rgb one reads them as the VAE's latents, the
+scribble one as pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from copy import copy
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ...guidance.contract import Residuals, Step
+from ..nn.hints import check_size, pixels_of, rows
+from ..nn.layers import Conv2d
+from ..nn.sharing import Around
+from ..state_dict.architecture import LARGEST, Plan
+from ..state_dict.ldm_keys import DIFFUSERS
+from ..state_dict.strict import SMALL, fill
+from .controlnet import ControlNet
+from .motion import FRAMES, OUTER, PLACES, Motion, depths, positions, to_authors, to_diffusers
+
+RGB = "controlnet_cond_embedding.weight"  # its encoder is one convolution
+FIRST = "down_blocks.0.motion_modules.0.norm.weight", f"down_blocks.0.motion_modules.0.{OUTER}norm.weight"
+HEADS = 8  # of the motion modules in the published files
+NET = "net."
+LATENTS, PICTURE = 4, 3  # channels; one more is a mask, 1 where there is a picture
+
+
+class SparseCtrl(Around):
+    """Residuals for all frames of a video, from a picture of one or several. A unit's picture stands at the first
+    frame; `sparse.at(0, -1)` is for a unit with a picture of the first and one of the last, and so on. Equals
+    `diffusers.SparseControlNetModel`; x is not read, as there.
+
+    The rgb network's pictures come as latents: the host encodes them (the VAE's mode; diffusers' pipeline draws from
+    the global generator)."""
+
+    architecture = "sparsectrl"
+    together = True
+    LAYOUTS: ClassVar[Mapping[str, Callable[[Mapping[str, Tensor]], dict[str, Tensor]]]] = {
+        "diffusers": lambda tensors: {name.removeprefix(NET): t for name, t in tensors.items()},
+        "ldm": lambda tensors: to_authors({name.removeprefix(NET): t for name, t in tensors.items()}),
+    }
+
+    def __init__(self, plan: Plan, depths: Sequence[Sequence[int]], heads: Sequence[int], frames: int, latents: bool):
+        super().__init__()
+        self.net = ControlNet(plan)
+        self.layout, self.family = self.net.layout, self.net.family
+        self.reads_latents = latents
+        self.frames: tuple[int, ...] = (0,)
+        self._depths, self._heads, self._limit = depths, tuple(heads), frames
+        self._masked = plan.hint[0] > (LATENTS if latents else PICTURE)
+        if plan.hint[0] not in ((LATENTS, LATENTS + 1) if latents else (PICTURE, PICTURE + 1)):
+            raise ValueError(f"it reads {plan.hint[0]} channels, expected those of latents or a picture, and a mask")
+        if latents:
+            self.net.controlnet_cond_embedding = Conv2d(plan.hint[0], plan.widths[0], 3, padding=1)
+        for level, width, some, n in zip(self.net.down_blocks, plan.widths, depths, heads, strict=True):
+            level.motion_modules = nn.ModuleList(Motion(width, depth, n, plan.groups, frames) for depth in some)
+
+    def at(self, *frames: int) -> SparseCtrl:
+        """This network on the same weights, for units with as many images, which stand at these frames of the video in
+        this order; or with one image (or `PerSample` of one a frame) for all of them. Frames count from 0, negative
+        ones from the video's end."""
+        for frame in frames:
+            if not isinstance(frame, int) or isinstance(frame, bool):
+                raise TypeError(f"frame {frame!r:.40} is {type(frame).__name__}, expected a whole number")
+        if not frames:
+            raise ValueError("at() needs a frame of the video, such as at(0)")
+        placed = copy(self)
+        placed.frames = frames
+        return placed
+
+    def settle(self, unet: Any) -> None:
+        """As `ControlNet.settle`, on a UNet with motion modules."""
+        if "motion_max_seq_length" not in unet.config:
+            raise ValueError("SparseCtrl guides videos, and the UNet has no motion modules, as a UNetMotionModel has")
+        self.net.settle(unet)
+
+    def reads(self, kinds: Sequence[str | None]) -> SparseCtrl:
+        """This network, to read as many maps. ValueError unless each has its frame."""
+        if len(kinds) not in (1, len(self.frames)):
+            raise ValueError(
+                f"{len(kinds)} images for {len(self.frames)} frames: say where each stands, as in sparse.at(0, -1)"
+            )
+        return self
+
+    def hint(self, image: np.ndarray | Tensor) -> Tensor:
+        """The embedded hint `(1 + B, C, h, w)`, of a frame without a picture and of one with each of these: pictures as
+        `ControlNet.hint` takes them, what is to be repainted black; or latents `(B, 4, h, w)`."""
+        if not self.reads_latents:
+            pixels = pixels_of(image).clamp(min=0)
+        elif isinstance(image, Tensor) and image.ndim == 4 and image.shape[1] == self._channels:
+            pixels = image
+        else:
+            raise ValueError(f"this SparseCtrl reads latents (B, {self._channels}, h, w), which the host makes")
+        check_size(pixels, 1 if self.reads_latents else 2 ** (len(self.net.plan.hint) - 2))
+        if bool((pixels == pixels[:1]).all()):
+            pixels = pixels[:1]
+        read = torch.cat([torch.zeros_like(pixels[:1]), pixels])
+        if self._masked:
+            mask = torch.ones_like(read[:, :1])
+            mask[0] = 0
+            read = torch.cat([read, mask], dim=1)
+        dtype = torch.float32 if self.net.dtype in SMALL else self.net.dtype
+        return self.net.controlnet_cond_embedding(read.to(self.net.device, dtype))
+
+    def forward(self, step: Step, hints: Sequence[Tensor]) -> Residuals:
+        """Residuals of weight 1 for a hint of each of its frames, or one for all of them."""
+        places = self._places(step.frames)
+        hints = list(hints) * len(places) if len(hints) == 1 else hints
+
+        def read(x: Tensor) -> Tensor:
+            frame = torch.arange(len(x), device=x.device)[:, None, None, None] % step.frames
+            h = hints[0][:1].to(x)
+            for hint, place in zip(hints, places, strict=True):
+                own = rows("hints", hint[1:].to(x), step)
+                if own.shape[1:] != x.shape[1:]:
+                    size = f"{own.shape[-1]}x{own.shape[-2]}"
+                    raise ValueError(f"hint of {size} for x of {x.shape[-1]}x{x.shape[-2]}: another picture's size")
+                h = torch.where(frame == place, own, h)
+            return x + h
+
+        return self.net.encode(replace(step, x=torch.zeros_like(step.x)), read)
+
+    def _places(self, frames: int) -> list[int]:
+        """Which of the video's frames its pictures stand at."""
+        if frames > self._limit:
+            raise ValueError(f"a video of {frames} frames, but this SparseCtrl has positions for {self._limit}")
+        for frame in self.frames:
+            if not -frames <= frame < frames:
+                raise ValueError(f"a picture stands at frame {frame}, but the video has {frames}")
+        places = [frame % frames for frame in self.frames]
+        if len(set(places)) < len(places):
+            raise ValueError(f"two pictures stand at one frame: {', '.join(map(str, self.frames))} of {frames}")
+        return places
+
+    @property
+    def _channels(self) -> int:
+        """Of what it reads, without the mask."""
+        return self.net.plan.hint[0] - self._masked
+
+    def config(self) -> dict[str, Any]:
+        """The config of the same network as a `diffusers.SparseControlNetModel`."""
+        if any(len(set(some)) > 1 for some in self._depths):
+            raise ValueError("diffusers' SparseControlNetModel needs motion modules of one depth in each level")
+        config = {
+            name: value for name, value in self.net.config().items() if not name.startswith(("addition_", "mid_"))
+        }
+        kinds = {"CrossAttnDownBlock2D": "CrossAttnDownBlockMotion", "DownBlock2D": "DownBlockMotion"}
+        more = {"conditioning_embedding_out_channels": [16, 32, 96, 256]} if self.reads_latents else {}
+        own = {
+            "_class_name": "SparseControlNetModel",
+            "concat_conditioning_mask": self._masked,
+            "conditioning_channels": self._channels,
+            "down_block_types": [kinds[kind] for kind in config["down_block_types"]],
+            "temporal_transformer_layers_per_block": [some[0] for some in self._depths],
+            "use_simplified_condition_embedding": self.reads_latents,
+        }
+        return {**config, **more, **own, **self._motion()}
+
+    def unseen(self) -> dict[str, Any]:
+        """As `ControlNet.unseen`."""
+        return {name: v for name, v in self.net.unseen().items() if name != "addition_time_embed_dim"} | self._motion()
+
+    def _motion(self) -> dict[str, Any]:
+        return {"motion_max_seq_length": self._limit, "motion_num_attention_heads": list(self._heads)}
+
+    def details(self) -> dict[str, Any]:
+        """As `ControlNet.details`."""
+        reads = "latents of some frames (rgb)" if self.reads_latents else "pictures of some frames (scribble)"
+        return {"reads": reads, "frames at most": self._limit, **self.net.details()}
+
+
+def detect(names: Collection[str]) -> bool:
+    """Whether these are the names of a SparseCtrl's tensors."""
+    return not {RGB, DIFFUSERS}.isdisjoint(names) and not set(FIRST).isdisjoint(names)
+
+
+def layout(names: Collection[str]) -> str:
+    """The layout of these names: diffusers', or the authors'."""
+    return "diffusers" if FIRST[0] in names else "ldm"
+
+
+def load(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> SparseCtrl:
+    """The SparseCtrl with these tensors, which it shares, in the authors' layout or diffusers'. Where the file has no
+    positions of the frames (`pos_encoder.pe`), they are computed. ValueError as `ControlNet.load`."""
+    authors = layout(tensors) == "ldm"
+    tensors = to_diffusers(tensors)
+    latents = RGB in tensors
+    spatial = {name: tensor for name, tensor in tensors.items() if ".motion_modules." not in name}
+    if latents:
+        spatial[DIFFUSERS] = spatial[RGB]
+    plan = Plan.read(spatial, config)
+    counts = depths(tensors)
+    heads = config.get("motion_num_attention_heads", HEADS)
+    heads = heads if isinstance(heads, list | tuple) else [heads] * len(plan.widths)
+    stored = next((t.shape[1] for name, t in tensors.items() if name.endswith(PLACES) and t.ndim == 3), None)
+    frames = stored or config.get("motion_max_seq_length", FRAMES)
+    for what, numbers in (("motion_num_attention_heads", heads), ("motion_max_seq_length", [frames])):
+        if not all(isinstance(n, int) and not isinstance(n, bool) and 1 <= n <= LARGEST for n in numbers):
+            raise ValueError(f"{what} is {numbers!r:.40}, expected whole numbers 1..{LARGEST}")
+    if len(heads) != len(plan.widths) or [len(some) for some in counts] != list(plan.resnets):
+        raise ValueError(f"motion modules, or heads of them, for other levels than the {len(plan.widths)} there are")
+    with torch.device("meta"):
+        net = SparseCtrl(plan, counts, heads, frames, latents)
+    like = next((t.dtype for t in tensors.values() if t.dtype not in SMALL), torch.float32)
+    wanted = {name.removeprefix(NET): tensor for name, tensor in net.state_dict().items()}
+    computed = {name: positions(t.shape[2], frames).to(like) for name, t in wanted.items() if name.endswith(PLACES)}
+    called = dict(zip(wanted, to_authors(wanted) if authors else wanted, strict=True))
+    own = {NET + name: tensor for name, tensor in {**computed, **tensors}.items()}
+    fill(net, own, {NET + name: own for name, own in called.items()})
+    return net.eval()

@@ -1,0 +1,195 @@
+"""ControlNet Union (xinsir, github.com/xinsir6/ControlNetPlus): one ControlNet for several types of map, of which it
+may read several in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from copy import copy
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ...guidance.contract import Residuals, Step
+from ..map_types import Told
+from ..nn.embeddings import Embedding, sinusoid
+from ..nn.hints import fitting
+from ..nn.layers import LayerNorm, Linear, like
+from ..nn.sharing import Around
+from ..state_dict.architecture import Plan
+from ..state_dict.strict import fill
+from .controlnet import ControlNet
+
+# Types by number (ControlNetPlus' README): the first release has six, ProMax all eight
+TYPES = (
+    ("pose",),
+    ("depth",),
+    ("soft edges", "scribble"),
+    ("edges", "lines", "straight lines"),
+    ("normals",),
+    ("segmentation",),
+    ("tile",),
+    ("inpaint",),
+)
+NET = "net."
+OWN = ("task_embedding", "transformer_layes.", "spatial_ch_projs.", "control_add_embedding.")
+
+
+class ControlNetUnion(Told, Around):
+    """Residuals as of a ControlNet, from maps whose kinds are known: from `ControlMap.kind`, from the preprocessor, or
+    said by `union.of("depth")`, `union.of("depth", "edges")` for a unit with two images. A unit's images are read in
+    one call, so its weight holds for them together.
+
+    Equals `diffusers.ControlNetUnionModel` at a scale of 1 for each image. That attends over the batch, not over the
+    images (torch's MultiheadAttention without batch_first, in the authors' code too), so that pictures of one batch
+    with different maps would change each other; here each row is alone, which is what one picture is there.
+    """
+
+    architecture = "controlnet-union"
+    together = True
+    LAYOUTS: ClassVar[Mapping[str, Callable[[Mapping[str, Tensor]], dict[str, Tensor]]]] = {
+        "diffusers": lambda tensors: {name.removeprefix(NET): t for name, t in tensors.items()}
+    }
+
+    def __init__(self, plan: Plan, types: int, layers: int, sinusoids: int):
+        super().__init__()
+        self.net = ControlNet(plan)
+        self.layout, self.family = self.net.layout, self.net.family
+        width = plan.widths[0]
+        self._sinusoids = sinusoids
+        self.task_embedding = nn.Parameter(torch.empty(types, width))
+        self.transformer_layes = nn.ModuleList(Block(width) for _ in range(layers))  # the authors' spelling
+        self.spatial_ch_projs = Linear(width, width)
+        self.control_add_embedding = Embedding(sinusoids * types, 4 * width)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of map that it reads."""
+        return tuple(kind for kinds in TYPES[: len(self.task_embedding)] for kind in kinds)
+
+    def of(self, *kinds: str) -> ControlNetUnion:
+        """This network on the same weights, for units with as many images, of these kinds in this order. ValueError
+        with all kinds when it does not read one."""
+        types = []
+        for kind in kinds:
+            if kind not in self.kinds:
+                raise ValueError(f"the ControlNet Union reads no {kind!r} maps, only {', '.join(self.kinds)}")
+            types.append(next(number for number, names in enumerate(TYPES) if kind in names))
+        if not types:
+            raise ValueError(f"of() needs a kind of map: {', '.join(self.kinds)}")
+        told = copy(self)
+        told.types = tuple(types)
+        return told
+
+    def settle(self, unet: Any) -> None:
+        """As `ControlNet.settle`."""
+        self.net.settle(unet)
+
+    def hint(self, image: np.ndarray | Tensor) -> Tensor:
+        """As `ControlNet.hint`. What is to be repainted, -1 in the tensor, becomes black, as in diffusers' example for
+        this network (0.42, pipeline_controlnet_union_inpaint_sd_xl.py)."""
+        return self.net.hint(image.clamp(min=0) if isinstance(image, Tensor) else image)
+
+    def forward(self, step: Step, hints: Sequence[Tensor]) -> Residuals:
+        """Residuals of weight 1 for a hint of each type that it was told, in their order."""
+        if self.types is None or len(hints) != len(self.types):
+            raise ValueError(f"{len(hints)} hints for a ControlNet Union that was told {len(self.types or ())} kinds")
+        on = torch.zeros(len(self.task_embedding), device=step.x.device)
+        on[list(self.types)] = 1
+        dtype = self.task_embedding.dtype if self.task_embedding.dtype.itemsize > 1 else step.x.dtype
+        more = self.control_add_embedding(sinusoid(on, self._sinusoids).reshape(1, -1).to(dtype))
+
+        def read(x: Tensor) -> Tensor:
+            total = torch.zeros_like(x)
+            for hint, number in zip(hints, self.types or (), strict=True):
+                h = fitting(hint, x, step)
+                token = h.mean(dim=(2, 3)) + like(self.task_embedding[number], h)  # (B, C)
+                for block in self.transformer_layes:
+                    token = block(token)
+                total = total + (h + self.spatial_ch_projs(token)[:, :, None, None])
+            return x + total
+
+        return self.net.encode(step, read, more)
+
+    def config(self) -> dict[str, Any]:
+        """The config of the same network as a `diffusers.ControlNetUnionModel`."""
+        types, width = self.task_embedding.shape
+        config = {name: value for name, value in self.net.config().items() if name != "mid_block_type"}
+        return config | {
+            "_class_name": "ControlNetUnionModel",
+            "num_control_type": types,
+            "num_proj_channel": width,
+            "num_trans_channel": width,
+            "num_trans_head": 8,
+            "num_trans_layer": len(self.transformer_layes),
+            "addition_time_embed_dim": self._sinusoids,
+        }
+
+    def unseen(self) -> dict[str, Any]:
+        """As `ControlNet.unseen`."""
+        return self.net.unseen()
+
+    def details(self) -> dict[str, Any]:
+        """As `ControlNet.details`."""
+        return {"reads": ", ".join(self.kinds), **self.net.details()}
+
+
+class Block(nn.Module):
+    """A transformer block over one token `(B, C)`: attention to itself alone is its value."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.attn = Value(width)
+        self.ln_1 = LayerNorm(width)
+        self.mlp = nn.ModuleDict({"c_fc": Linear(width, 4 * width), "c_proj": Linear(4 * width, width)})
+        self.ln_2 = LayerNorm(width)
+
+    def forward(self, token: Tensor) -> Tensor:
+        token = token + self.attn(self.ln_1(token))
+        inner = self.mlp["c_fc"](self.ln_2(token))
+        return token + self.mlp["c_proj"](inner * torch.sigmoid(1.702 * inner))
+
+
+class Value(nn.Module):
+    """The weights of torch's MultiheadAttention, of which those for queries and keys have no effect here."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.empty(3 * width))
+        self.out_proj = Linear(width, width)
+
+    def forward(self, token: Tensor) -> Tensor:
+        weight, bias = (like(p.chunk(3)[2], token) for p in (self.in_proj_weight, self.in_proj_bias))
+        return self.out_proj(nn.functional.linear(token, weight, bias))
+
+
+def detect(names: Collection[str]) -> bool:
+    """Whether these are the names of a union's tensors."""
+    return "task_embedding" in names and "control_add_embedding.linear_1.weight" in names
+
+
+def layout(names: Collection[str]) -> str:
+    """Unions are published in diffusers' layout only, which webui and ComfyUI read too."""
+    return "diffusers"
+
+
+def load(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> ControlNetUnion:
+    """The union with these tensors, which it shares. ValueError as `ControlNet.load`, or where it has more types than
+    are known."""
+    known = ["task_embedding", "control_add_embedding.linear_1.weight"]
+    if any(tensors[name].ndim != 2 for name in known):
+        raise ValueError(f"tensors {' and '.join(known)} are no matrices")
+    types, inputs = tensors[known[0]].shape[0], tensors[known[1]].shape[1]
+    if not 1 <= types <= len(TYPES) or inputs % types or inputs // types % 2:
+        raise ValueError(f"a union of {types} types with {inputs} numbers for them, expected 1..{len(TYPES)} types")
+    layers = len({name.split(".")[1] for name in tensors if name.startswith("transformer_layes.")})
+    inner = {name: tensor for name, tensor in tensors.items() if not name.startswith(OWN)}
+    stated = {**config, "addition_time_embed_dim": config.get("addition_time_embed_dim") or inputs // types}
+    with torch.device("meta"):
+        union = ControlNetUnion(Plan.read(inner, stated), types, layers, inputs // types)
+    own = {name: tensor for name, tensor in tensors.items() if name not in inner}
+    called = {name: name.removeprefix(NET) for name in union.state_dict()}
+    fill(union, {**{NET + name: tensor for name, tensor in inner.items()}, **own}, called)
+    return union.eval()

@@ -1,0 +1,71 @@
+"""Pictures as tensors, and one of everything for each row of x."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...guidance.contract import Step
+
+
+def channels_of(image: np.ndarray | Tensor, count: int) -> Tensor:
+    """A hint as float tensor `(B, count, H, W)`, for a network that reads as many channels. Four are colours, black
+    where to repaint, and a mask, 1 there: made of a tensor with -1 there."""
+    if isinstance(image, Tensor) and count != 3 and image.ndim == 4 and image.shape[1] == count:
+        return image
+    pixels = pixels_of(image)
+    if count == 3:
+        return pixels
+    if count == 4 and isinstance(image, Tensor):
+        return torch.cat([pixels.clamp(min=0), (pixels < 0).all(dim=1, keepdim=True).to(pixels)], dim=1)
+    more = ": give the unit an inpaint mask" if count == 4 else ""
+    raise ValueError(f"the ControlNet takes hints of {count} channels, but a picture has 3{more}")
+
+
+def pixels_of(image: np.ndarray | Tensor) -> Tensor:
+    """A hint as float tensor `(B, 3, H, W)`."""
+    if isinstance(image, Tensor):
+        if image.is_floating_point() and image.ndim == 4 and image.shape[1] == 3:
+            return image
+    elif isinstance(image, np.ndarray):
+        if image.dtype == np.uint8 and image.ndim in (3, 4) and image.shape[-1] == 3:
+            scaled = image.astype(np.float32) / 255  # not on a GPU, which multiplies by 1/255: another last bit
+            pixels = torch.from_numpy(scaled if image.ndim == 4 else scaled[None])
+            return pixels.permute(0, 3, 1, 2).contiguous()
+    else:
+        raise TypeError(f"hint of type {type(image).__name__}, expected an array or a tensor")
+    expected = "an array (H, W, 3) or (B, H, W, 3) of uint8, or a float tensor (B, 3, H, W)"
+    raise ValueError(f"hint of shape {tuple(image.shape)} and type {image.dtype}, expected {expected}")
+
+
+def check_size(pixels: Tensor, scale: int) -> None:
+    """ValueError unless both sides of `(B, C, H, W)` are multiples of `scale`."""
+    height, width = pixels.shape[-2:]
+    if not height or not width or height % scale or width % scale:
+        raise ValueError(f"hint of {width}x{height} pixels: both sides must be multiples of {scale}")
+
+
+def rows(what: str, values: Tensor, step: Step) -> Tensor:
+    """One value for each row of x; given are one for all, one for each picture's frames, or already one for each
+    row."""
+    given, rows = values.shape[0], step.x.shape[0]
+    if given == rows:
+        return values
+    if given == 1:
+        return values.expand(rows, *values.shape[1:])
+    if given * step.frames == rows:
+        return values.repeat_interleave(step.frames, dim=0)
+    raise ValueError(f"{given} {what} for {rows} rows of x and {step.frames} frames")
+
+
+def fitting(hint: Tensor, x: Tensor, step: Step) -> Tensor:
+    """An embedded hint with a row for each of the embedded x's, in its dtype."""
+    hint = rows("hints", hint.to(x), step)
+    if hint.shape[1:] != x.shape[1:]:
+        raise ValueError(f"hint of {_size(hint)} for x of {_size(x)}: make it from a picture of the output's size")
+    return hint
+
+
+def _size(h: Tensor) -> str:
+    return f"{h.shape[1]} channels, {h.shape[3]}x{h.shape[2]}"

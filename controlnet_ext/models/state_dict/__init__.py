@@ -1,0 +1,1 @@
+"""State dicts: key names, the architecture that tensors show, strict loading, saving."""

@@ -1,0 +1,101 @@
+"""Pictures in JSON: base64, plain or as a data URL, and nothing else. Whether a path exists is never looked at."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ..files.image_formats import kind
+from ..files.image_in import read_image
+from ..files.image_reader import header
+from ..files.image_writer import encoded_image
+from ..files.sizes import MAX_PIXELS
+from .fields import empty
+
+HEAD = re.compile(r"data:image/[\w.+-]{1,40};base64,")
+IMAGES = 8  # of a unit at most
+Pair = tuple[np.ndarray, np.ndarray | None]  # image and mask
+
+
+def picture(value: Any, name: str) -> np.ndarray:
+    """(H, W, 3) uint8 RGB, also of an array, which no JSON holds. ValueError that begins with `name`, the same for
+    whatever is no picture in base64."""
+    if isinstance(value, np.ndarray):
+        return read_image(value)
+    content = _content(value)
+    if content is None:
+        raise ValueError(f"{name} is no picture in base64; paths and addresses are not read")
+    try:
+        return read_image(content)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def check_sizes(value: Any) -> None:
+    """ValueError where the pictures in a request's JSON have over 64 megapixels in all, judged by their headers."""
+    total = _pixels(value)
+    if total > MAX_PIXELS:
+        raise ValueError(f"the pictures of the request have {total / 1e6:.0f} megapixels, expected up to 64 in all")
+
+
+def _pixels(value: Any) -> int:
+    if isinstance(value, Mapping):
+        return sum(_pixels(each) for each in value.values())
+    if isinstance(value, list):
+        return sum(_pixels(each) for each in value)
+    content = _content(value)
+    if content is None:
+        return 0
+    try:
+        image = header(io.BytesIO(content), str(kind(content[:16])), "the image")
+    except ValueError:  # which its reader says better
+        return 0
+    return image.width * image.height
+
+
+def _content(value: Any) -> bytes | None:
+    """What text in base64 says that begins as a picture does; of all else None."""
+    if not isinstance(value, str):
+        return None
+    found = HEAD.match(value)
+    try:
+        content = base64.b64decode("".join(value[found.end() if found else 0 :].split()), validate=True)
+    except ValueError:
+        return None
+    return None if kind(content[:16]) is None else content  # a path may happen to be base64
+
+
+def pairs(value: Any, mask: Any, name: str) -> tuple[Pair, ...]:
+    """The images of a unit with their masks: text, {"image", "mask"}, [image, mask], or a list of objects. A `mask` of
+    its own beside them is that of the first."""
+    if empty(value):
+        found: list[tuple[Any, Any]] = []
+    elif isinstance(value, Mapping):
+        found = [_entry(value)]
+    elif isinstance(value, list) and all(isinstance(entry, Mapping) for entry in value):
+        found = [_entry(entry) for entry in value]
+    elif isinstance(value, list) and len(value) <= 2:
+        found = [(value[0], value[1] if len(value) == 2 else None)]
+    else:
+        found = [(value, None)]
+    if len(found) > IMAGES:
+        raise ValueError(f"{name}s: {len(found)}, expected up to {IMAGES}")
+    found = [(image, its) for image, its in found if not empty(image)]
+    if found and empty(found[0][1]):
+        found[0] = found[0][0], mask
+    masked = name.replace("image", "mask")
+    return tuple((picture(image, name), None if empty(its) else picture(its, masked)) for image, its in found)
+
+
+def _entry(value: Mapping[str, Any]) -> tuple[Any, Any]:
+    return value.get("image"), value.get("mask")
+
+
+def encoded(pixels: np.ndarray, text: Mapping[str, str] | None = None) -> str:
+    """A PNG in base64."""
+    return base64.b64encode(encoded_image("picture.png", pixels, text)).decode()

@@ -1,0 +1,167 @@
+"""The trainable copy beside a frozen Stable Diffusion: how it is taught, and what it is measured by."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from diffusers.models.attention_processor import AttnProcessor
+from torch import Tensor, nn
+
+from ..guidance.contract import Residuals, Span, Step
+from ..models.kinds.controlnet import ControlNet
+from .data import Pictures
+from .noising import Noising, generator
+
+EMPTY_CAPTIONS = 0.1
+KEPT = 2**31  # bytes of encoded examples in memory
+NARROW = 128  # channels, for whose heads PyTorch's fused attention takes up to four times as long on a CPU
+DRAWS = 128  # examples with noise of one measurement
+RISE, SHARED = 0.02, 0.5  # what the verdict calls a change, and how much of the gain must hold for other pictures
+
+
+class Frozen:
+    """A pipeline of SD1.5's or SD2.1's kind that is looked through and stays as it is. ValueError on an inpainting
+    UNet or an SDXL."""
+
+    def __init__(self, pipe: Any, device: str):
+        if getattr(pipe, "text_encoder_2", None) is not None:
+            raise ValueError("the model is an SDXL; ControlNets are trained for SD1.5's and SD2.1's kind only")
+        if pipe.unet.config["in_channels"] != pipe.vae.config["latent_channels"]:
+            raise ValueError(
+                f"the model's UNet reads {pipe.unet.config['in_channels']} channels: is it for inpainting?"
+            )
+        self.device = torch.device(device)
+        self._pipe = pipe.to(device)
+        for part in (pipe.unet, pipe.vae, pipe.text_encoder):
+            part.requires_grad_(False).eval()
+        if self.device.type == "cpu" and pipe.unet.config["block_out_channels"][0] <= NARROW:
+            pipe.unet.set_attn_processor(AttnProcessor())
+        self.empty = self.context("")
+
+    @torch.no_grad()
+    def latents(self, pixels: np.ndarray) -> Tensor:
+        """The likeliest latents (C, h, w), on the CPU, of RGB uint8 (H, W, 3). In float32 and alone: an example is the
+        same to the bit in whatever batch, so that a resumed run is too."""
+        x = torch.from_numpy(pixels).to(self.device).permute(2, 0, 1)[None].float() / 127.5 - 1
+        vae = self._pipe.vae
+        with torch.autocast(self.device.type, enabled=False):
+            return (vae.encode(x).latent_dist.mode() * vae.config["scaling_factor"])[0].cpu()
+
+    @torch.no_grad()
+    def context(self, caption: str) -> Tensor:
+        """The caption's text states (T, D), on the CPU."""
+        with torch.autocast(self.device.type, enabled=False):
+            return self._pipe.encode_prompt(caption, self.device, 1, False)[0][0].cpu()
+
+    def predict(self, x: Tensor, t: Tensor, context: Tensor, net: nn.Module | None, maps: np.ndarray) -> Tensor:
+        """The UNet's prediction (B, C, h, w) for noised latents, guided by the network with maps (B, H, W, 3) uint8,
+        or unguided without one."""
+        x, t, context = x.to(self.device), t.to(self.device), context.to(self.device)
+        given: dict[str, Any] = {}
+        if net is not None:
+            residuals: Residuals = net(Step(x, t, context, Span(0, 1)), cast(ControlNet, net).hint(maps))
+            given = {
+                "down_block_additional_residuals": residuals.skips,
+                "mid_block_additional_residual": residuals.middle,
+            }
+        return self._pipe.unet(x, t, context, **given).sample
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """One example as the networks read it: latents (C, h, w), text states (T, D), map (H, W, 3) uint8."""
+
+    latents: Tensor
+    context: Tensor
+    map: np.ndarray
+
+
+class Examples:
+    """Pictures, encoded when first asked for; the first of them stay in memory, as many as fit in 2 GiB."""
+
+    def __init__(self, pictures: Pictures, frozen: Frozen, height: int, width: int):
+        self._pictures, self._frozen, self._size = pictures, frozen, (height, width)
+        self._kept: dict[int, Encoded] = {}
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def batch(self, rows: Sequence[int]) -> tuple[Tensor, Tensor, np.ndarray]:
+        """Latents (B, C, h, w), text states (B, T, D) and maps (B, H, W, 3) uint8."""
+        found = [self._one(i) for i in rows]
+        return (
+            torch.stack([each.latents for each in found]),
+            torch.stack([each.context for each in found]),
+            np.stack([each.map for each in found]),
+        )
+
+    def _one(self, i: int) -> Encoded:
+        if i in self._kept:
+            return self._kept[i]
+        pixels, control, caption = self._pictures.read(i, *self._size)
+        encoded = Encoded(self._frozen.latents(pixels), self._frozen.context(caption), control)
+        if (i + 1) * (encoded.latents.nbytes + encoded.context.nbytes + encoded.map.nbytes) <= KEPT:
+            self._kept[i] = encoded
+        return encoded
+
+
+def control_loss(
+    net: nn.Module, frozen: Frozen, examples: Examples, noising: Noising, batch: int, numbers: torch.Generator
+) -> Tensor:
+    """The loss on `batch` examples drawn from `numbers`, a tenth of the captions empty, with gradients for the network
+    alone."""
+    rows = torch.randint(len(examples), (batch,), generator=numbers).tolist()
+    latents, context, maps = examples.batch(rows)
+    dropped = torch.rand(batch, 1, 1, generator=numbers) < EMPTY_CAPTIONS
+    x, target, t = noising.draw(latents, numbers)
+    return noising.loss(frozen.predict(x, t, torch.where(dropped, frozen.empty, context), net, maps), target, t)
+
+
+class FixedLoss:
+    """The loss on 128 examples (fewer come several times) with noise and timesteps that never change, and are the same
+    for every set of examples."""
+
+    def __init__(self, frozen: Frozen, examples: Examples, noising: Noising, batch: int):
+        self._frozen, self._examples, self._noising, self._batch = frozen, examples, noising, batch
+        self.unguided = self(None)
+
+    @torch.no_grad()
+    def __call__(self, net: nn.Module | None) -> float:
+        numbers = generator(1)
+        times = torch.randperm(DRAWS, generator=numbers) * self._noising.steps // DRAWS  # every noise level alike
+        losses = []
+        for draws in torch.arange(DRAWS).split(self._batch):
+            latents, context, maps = self._examples.batch([i * len(self._examples) // DRAWS for i in draws.tolist()])
+            noise = torch.randn(latents.shape, generator=numbers)
+            x, target, t = self._noising.noised(latents, noise, times[draws])
+            predicted = self._frozen.predict(x, t, context, net, maps)
+            losses.append(len(draws) * self._noising.loss(predicted, target, t, drawn=False))
+        return float(sum(losses)) / DRAWS
+
+
+def verdict(rows: Sequence[dict[str, float]]) -> str:
+    """One sentence on whether the training over- or underfits, from its log: each row has `step`, and the fixed losses
+    `training`, `held_out`, and of the model without control `training_unguided`, `held_out_unguided`."""
+    last, lowest = rows[-1], min(rows, key=lambda row: row["held_out"])
+    gained = {side: last[f"{side}_unguided"] - last[side] for side in ("training", "held_out")}
+    earlier = next(row for row in rows if row["step"] >= 0.75 * last["step"])
+    figures = (
+        f"held-out loss {last['held_out']:.4g} ({last['held_out_unguided']:.4g} without control), "
+        f"training loss {last['training']:.4g} ({last['training_unguided']:.4g})"
+    )
+    if last["held_out"] > (1 + RISE) * lowest["held_out"]:
+        where = f"the held-out loss was lowest, {lowest['held_out']:.4g}, after {lowest['step']:.0f} steps"
+        return f"overfits: {where}; {figures}: more pictures, or fewer steps"
+    if gained["training"] > 0 and gained["held_out"] < SHARED * gained["training"]:
+        share = math.floor(100 * gained["held_out"] / gained["training"])
+        return (
+            f"overfits: {share} % of what control gains on training pictures holds for others; {figures}: more pictures"
+        )
+    if gained["held_out"] <= 0 or last["held_out"] < (1 - RISE) * earlier["held_out"]:
+        return f"underfits: the held-out loss still falls, or control does not help yet; {figures}: more steps"
+    return f"fits: neither over- nor underfits; {figures}"

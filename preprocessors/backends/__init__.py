@@ -1,0 +1,1 @@
+"""Runtimes of preprocessors' networks: torch, TorchScript, transformers, ONNX, TFLite."""

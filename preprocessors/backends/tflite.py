@@ -1,0 +1,61 @@
+"""Networks in .tflite files, by OpenCV: nothing else needs to be installed for them."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+
+from ...files.disk import opened
+from ...files.weights_file import WeightsFile
+
+if TYPE_CHECKING:
+    from ..library import Library
+
+
+class TfliteNetwork:
+    """A network of one picture, on the CPU, safe to share between threads. `side` is that of its input in pixels,
+    `sizes` are the numbers of values in those of its outputs that are wanted. Raises ValueError when the file has
+    them not."""
+
+    def __init__(self, content: bytes, side: int, sizes: tuple[int, ...]):
+        self.bytes, self._lock = len(content), threading.Lock()
+        try:
+            self._net = cv2.dnn.readNetFromTFLite(np.frombuffer(content, np.uint8))
+            self._net.setInput(np.zeros((1, 3, side, side), np.float32))
+            names = {self._size(name): name for name in self._net.getLayerNames()[-8:]}
+        except cv2.error as error:
+            raise ValueError(f"no network that OpenCV reads: {' '.join(str(error).split())[:200]}") from error
+        if missing := [size for size in sizes if size not in names]:
+            raise ValueError(f"a network without an output of {missing[0]} values")
+        self._names = [names[size] for size in sizes]
+
+    def _size(self, name: str) -> int:
+        """How many values a layer gives. OpenCV 5 lists only one of several outputs as such, but gives the others."""
+        try:
+            return self._net.forward(name).size
+        except cv2.error:  # a layer that became part of another
+            return 0
+
+    def __call__(self, x: np.ndarray) -> list[np.ndarray]:
+        """The outputs, flat, for x (side, side, 3) float32."""
+        with self._lock:
+            self._net.setInput(np.ascontiguousarray(x.transpose(2, 0, 1)[None]))
+            return [self._net.forward(name).ravel() for name in self._names]
+
+
+def tflite_network(library: Library, file: WeightsFile, side: int, sizes: tuple[int, ...]) -> TfliteNetwork:
+    """The network of a file, shared and kept as the library's others are. Raises what Library.path does, and
+    ValueError where the file is refused."""
+
+    def load() -> TfliteNetwork:
+        path = library.path(file)
+        with opened(path) as content:
+            try:
+                return TfliteNetwork(content.read(), side, sizes)
+            except ValueError as error:
+                raise ValueError(f"{str(path)!r} is refused: {error}") from error
+
+    return library.pool.get((file, side), load)

@@ -1,0 +1,71 @@
+"""Networks in TorchScript files. These are programs, which no reader makes safe: only a file is run whose hash is the
+one written here, so a published program that others have looked at, whoever put it where it lies."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from ...files.disk import opened
+from ...files.weights_file import WeightsFile
+from .torch import Device
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ..library import Library
+
+
+class TorchscriptNetwork:
+    """A program on its device, in its own kind of numbers. `bytes` is its file's size, for the pool that keeps it."""
+
+    def __init__(self, program: Any, device: str, bytes: int):
+        self._program, self._device, self.bytes = program, device, bytes
+
+    def __call__(self, image: np.ndarray) -> tuple[Any, ...]:
+        """The program's tensors, on the CPU, for a picture (H, W, 3) uint8, given to it as (3, H, W). Raises ValueError
+        when it fails."""
+        import torch
+
+        x = torch.from_numpy(image).permute(2, 0, 1).to(self._device)
+        try:
+            with torch.no_grad():
+                return tuple(result.cpu() for result in self._program(x))
+        except (RuntimeError, torch.jit.Error) as error:
+            size = f"{image.shape[1]}x{image.shape[0]}"
+            last = str(error).strip().splitlines()[-1][:200]
+            raise ValueError(f"the network cannot look at a picture of {size}: {last}") from error
+
+
+def torchscript_network(library: Library, file: WeightsFile, device: str | Device) -> TorchscriptNetwork:
+    """The network of a file whose sha256 is known, shared and kept as the library's others are. `device` is as in
+    torch; its dtype is the file's business. Raises what Library.path does, and ValueError where the file is another,
+    torch cannot read it, or torchvision, whose operations such programs call, is missing."""
+    name = Device.of(device).name
+    return library.pool.get((file, name), lambda: _loaded(library, file, name))
+
+
+def _loaded(library: Library, file: WeightsFile, device: str) -> TorchscriptNetwork:
+    try:
+        import torch
+        import torchvision  # noqa: F401  it brings nms and the like
+    except (ImportError, RuntimeError) as error:  # RuntimeError: built for another torch
+        raise ValueError(f"{file.name} needs torchvision, which does not import: {str(error)[:200]}") from error
+    path = library.path(file)
+    with opened(path) as source:
+        content = source.read()
+    if (found := hashlib.sha256(content).hexdigest()) != file.sha256:
+        raise ValueError(
+            f"{str(path)!r} is refused: a program with the sha256 {found}, and only {file.sha256} is run, "
+            f"{file.repo}'s on the Hub"
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch.jit is deprecated
+            program = torch.jit.load(io.BytesIO(content), map_location=device).eval()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # AssertionError: torch without CUDA
+        last = " ".join(str(error).split())[:300]
+        raise ValueError(f"{str(path)!r} cannot be used on the device {device!r:.40}: {last}") from error
+    return TorchscriptNetwork(program, device, len(content))

@@ -1,0 +1,208 @@
+"""Detectors of other packages as preprocessors. A package is imported when one of its detectors is called; before that
+its source is read for their parameters."""
+
+from __future__ import annotations
+
+import ast
+import random
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.machinery import PathFinder
+from inspect import Parameter as Argument
+from inspect import Signature, signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+
+from ...files.weights_file import WeightsFile
+from ...maps.resize import resize
+from ..backends.torch import Device
+from ..edges.soft_edges import extended
+from ..parameters import Range
+from ..registry import preprocessor
+
+if TYPE_CHECKING:
+    from ..library import Library
+
+_SIZES = ("detect_resolution", "image_resolution")
+_ANY = Range(0, 2**31 - 1)  # a detector does not say
+_FAULTS = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, NotImplementedError, TypeError)
+
+
+@dataclass(frozen=True, eq=False)
+class Package:
+    """A package with detectors; `install` says how to come by it."""
+
+    name: str
+    install: str
+
+    @property
+    def folder(self) -> Path | None:
+        """Where it is, None where it is not installed. It is not imported for that."""
+        found = PathFinder.find_spec(self.name)
+        return Path(found.origin).parent if found and found.origin else None
+
+    def detector(self, module: str, name: str) -> Any:
+        """The class `name` in a module of it. Raises ValueError in one line where the package is missing, too old for
+        the class, or does not import."""
+        if self.folder is None:
+            raise ValueError(f"{self.name}, which has {name}, is not installed: {self.install}")
+        try:
+            with warnings.catch_warnings(), redirect_stdout(sys.stderr):
+                warnings.simplefilter("ignore")  # of parts that nobody asked for
+                return getattr(import_module(f"{self.name}.{module}"), name)
+        except ModuleNotFoundError as error:
+            missing = str(error.name)
+            if not missing.startswith(self.name):
+                raise ValueError(
+                    f"{self.name} needs {missing}, which is not installed: pip install {missing}"
+                ) from error
+        except AttributeError as error:
+            if name not in str(error):
+                raise ValueError(f"{self.name} does not import: {_line(error)}") from error
+        except (ImportError, RuntimeError, OSError) as error:  # RuntimeError: torchvision for another torch
+            raise ValueError(f"{self.name} does not import: {_line(error)}") from error
+        raise ValueError(f"this {self.name} has no {name}: {self.install}")
+
+
+@dataclass(frozen=True, eq=False)
+class Detector:
+    """A class of a package's module. What it loads are `files`, which it is given by the arguments `names` of its
+    from_pretrained. `given` are further arguments of that, `fixed` those of its calls, which then are no parameters;
+    `defaults` are those that its calls have none for. `network` is where its module is, for those that cannot be moved
+    to a device themselves; `draws` says that it draws random numbers, `part` which of its results is the map."""
+
+    package: Package
+    module: str
+    name: str
+    files: tuple[WeightsFile, ...] = ()
+    names: tuple[str, ...] = ("filename",)
+    given: Mapping[str, Any] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    network: str = ""
+    draws: bool = False
+    part: int | None = None
+
+    def arguments(self) -> list[Argument]:
+        """The numbers and truth values that its calls take, with their defaults, as its source declares them; none
+        where the package is not installed."""
+        found = {**_defaults(self.package.folder, self.module, self.name), **self.defaults}
+        if self.draws:
+            found["seed"] = 0
+        return [
+            Argument(name, Argument.KEYWORD_ONLY, default=value, annotation=_declared(value))
+            for name, value in found.items()
+            if isinstance(value, (bool, int, float)) and name not in (*_SIZES, *self.fixed)
+        ]
+
+
+@dataclass(frozen=True, eq=False)
+class _Loaded:
+    call: Callable[..., Any]
+    bytes: int
+
+
+def bridged(name: str, detector: Detector, *, makes: str, label: str | None = None) -> None:
+    """Enters the detector under this name. Calls raise ValueError in one line where its package is missing or fails."""
+
+    class Bridged:
+        def __init__(self, device: str | Device, library: Library):
+            where = Device.of(device)
+            if where.dtype != "float32":
+                raise ValueError(f"{name} computes in float32, not in {where.dtype}")
+            self.loaded = library.pool.get((detector, where), lambda: _load(detector, library, where.name))
+
+        def __call__(self, image: np.ndarray, **given: Any) -> np.ndarray:
+            return _called(detector, self.loaded.call, image, given)
+
+    arguments = [Argument(word, Argument.POSITIONAL_OR_KEYWORD) for word in ("self", "image")] + detector.arguments()
+    Bridged.__call__.__signature__ = Signature(arguments)  # type: ignore[attr-defined]
+    Bridged.__call__.__annotations__ = {argument.name: argument.annotation for argument in arguments[2:]}
+    preprocessor(name, makes=makes, label=label, weights=detector.files)(Bridged)
+
+
+def _declared(value: Any) -> Any:
+    return bool if isinstance(value, bool) else Annotated[type(value), _ANY]
+
+
+def _defaults(folder: Path | None, module: str, name: str) -> dict[str, Any]:
+    """The defaults of a detector's call, by argument, of those that have one in plain writing."""
+    place = folder and folder / module.replace(".", "/")
+    sources = [path for path in (place / "__init__.py", place.with_suffix(".py")) if path.is_file()] if place else []
+    for node in ast.walk(ast.parse(sources[0].read_text("utf-8"))) if sources else ():
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            calls = [part for part in node.body if isinstance(part, ast.FunctionDef) and part.name == "__call__"]
+            words, values = calls[0].args.args, calls[0].args.defaults
+            pairs = zip(words[len(words) - len(values) :], values, strict=True)
+            return {word.arg: value.value for word, value in pairs if isinstance(value, ast.Constant)}
+    return {}
+
+
+def _load(detector: Detector, library: Library, device: str) -> _Loaded:
+    from ...files.weights import read_weights
+
+    kind = detector.package.detector(detector.module, detector.name)
+    if not detector.files:
+        return _Loaded(kind(), 0)
+    paths = [library.path(file) for file in detector.files]
+    for path in paths:
+        read_weights(path)  # refuses what their reader might execute
+    try:
+        files = {word: str(path.absolute()) for word, path in zip(detector.names, paths, strict=True)}
+        with redirect_stdout(sys.stderr):
+            made = kind.from_pretrained(str(paths[0].parent), **files, **detector.given)
+        module = made
+        for part in detector.network.split(".") if detector.network else ():
+            module = getattr(module, part)
+        module.to(device)
+    except (*_FAULTS, ValueError, RuntimeError, ImportError, OSError) as error:
+        raise ValueError(f"{detector.package.name}'s {detector.name} does not load: {_line(error)}") from error
+    return _Loaded(made, sum(path.stat().st_size for path in paths))
+
+
+def _called(detector: Detector, call: Callable[..., Any], image: np.ndarray, given: dict[str, Any]) -> np.ndarray:
+    height, width = image.shape[:2]
+    known = signature(call).parameters
+    if "detect_resolution" in known:
+        image = extended(image[None], 64)[0]  # to whose multiples controlnet_aux would resize
+    sizes = {word: min(image.shape[:2]) for word in _SIZES if word in known}
+    kind = {"output_type": "np"} if "output_type" in known else {}
+    given = {**detector.defaults, **given}
+    seed = given.pop("seed", 0) if detector.draws else None
+    try:
+        with _seeded(seed), redirect_stdout(sys.stderr):  # stdout is for maps
+            result = call(image.copy(), **given, **sizes, **kind, **detector.fixed)
+        found = np.asarray(result if detector.part is None else result[detector.part])
+    except _FAULTS as error:
+        raise ValueError(f"{detector.package.name}'s {detector.name} fails: {_line(error)}") from error
+    if found.dtype != np.uint8 or found.shape[2:] not in ((), (3,)):
+        raise ValueError(f"{detector.package.name}'s {detector.name} gives {found.shape} of {found.dtype}, no picture")
+    if found.shape[:2] != image.shape[:2]:
+        found = resize(found if found.ndim == 3 else np.dstack([found] * 3), *image.shape[:2])
+    return found[:height, :width]
+
+
+@contextmanager
+def _seeded(seed: int | None) -> Iterator[None]:
+    """Python's and numpy's own random numbers drawn from a seed, and afterwards as if none had been drawn."""
+    if seed is None:
+        yield
+        return
+    before, other = np.random.get_state(), random.getstate()  # noqa: NPY002  # detectors draw from these
+    np.random.seed(seed)  # noqa: NPY002
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        np.random.set_state(before)  # noqa: NPY002
+        random.setstate(other)
+
+
+def _line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -1,0 +1,1 @@
+"""Preprocessors that make depth and normal maps."""

@@ -1,0 +1,198 @@
+"""Marigold (Ke et al., arXiv 2312.02145 and 2505.09358): a diffusion model that draws depth or normals of a picture, by
+diffusers 0.28 or later."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from inspect import signature
+from math import ceil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ...files.disk import read_json
+from ...files.weights import read_weights
+from ...files.weights_file import WeightsFile
+from ..backends.config_bounds import check_numbers, no_larger_than
+from ..backends.torch import Device, Network
+from ..backends.transformers import CONFIG, Files, folder, transformers_module
+from ..edges.soft_edges import extended
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from ..library import Library
+
+INDEX, SCHEDULER = "model_index.json", "scheduler/scheduler_config.json"
+_WEIGHTS = "diffusion_pytorch_model.safetensors"
+_FAULTS = (  # of diffusers at a configuration whose values it does not look at
+    *(ArithmeticError, AssertionError, AttributeError, LookupError),
+    *(NotImplementedError, RuntimeError, TypeError, ValueError),
+)
+# Networks of the same sizes in float32
+_LIKE = "the Hub's pages of the files of prs-eth/marigold-depth-v1-0 and marigold-depth-lcm-v1-0"
+_SCHEDULERS = ("DDIMScheduler", "LCMScheduler")
+# What diffusers called the parts of a VAE's attention before 0.15, in which SD2's VAE is published
+_OLD = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+def marigold_files(repo: str, licence: str) -> Files:
+    """The files of a Marigold on the Hub; in a folder of weights they are in repo/, as diffusers saves them."""
+    paths = (INDEX, SCHEDULER, *(f"{part}/{CONFIG}" for part in ("unet", "vae", "text_encoder")))
+    weights = {f"unet/{_WEIGHTS}": 3_460_000_000, f"vae/{_WEIGHTS}": 335_000_000}
+    weights["text_encoder/model.safetensors"] = 1_360_000_000
+
+    def file(path: str, about: int | None = None) -> WeightsFile:
+        place = "/".join([repo, *path.split("/")[:-1]])
+        return WeightsFile(repo, path, place, licence, about=about, source=_LIKE if about else "")
+
+    return (*map(file, paths), *(file(path, about) for path, about in weights.items()))
+
+
+@dataclass(frozen=True, eq=False)
+class Marigold:
+    """A Marigold ready on a device; threads may share it. `index` is its model_index.json, `scheduler` its scheduler's
+    configuration, `text` what it is told, the embedding (1, 2, C) of no words."""
+
+    kind: str
+    unet: Network
+    vae: Network
+    text: Tensor
+    index: dict[str, Any]
+    scheduler: dict[str, Any]
+
+    @cached_property
+    def bytes(self) -> int:
+        """How much memory it takes, for the pool that keeps it."""
+        return self.unet.bytes + self.vae.bytes
+
+    def __call__(
+        self, image: np.ndarray, steps: int | None, ensemble: int, seed: int, processing: int | None
+    ) -> np.ndarray:
+        """What it draws of a picture (H, W, 3) uint8, RGB: (H, W, C) float32. `steps` and `processing`, the longer
+        side in pixels at which it works (0: the picture's own), are the model's own if None. Raises ValueError where
+        scipy is missing, which aligns an ensemble of depths, or the drawing is no number."""
+        import diffusers
+        import torch
+
+        height, width = image.shape[:2]
+        longest = self.index.get("default_processing_resolution") if processing is None else processing
+        least = ceil(max(height, width) / longest) if longest else 1  # a strip must not be lost
+        image = extended(image[None], 1, least)[0]
+        known = signature(getattr(diffusers, self.kind)).parameters.keys() - _PARTS
+        scheduler = getattr(diffusers, self.scheduler["_class_name"]).from_config(self.scheduler)
+        pipe = getattr(diffusers, self.kind)(
+            unet=self.unet.module,
+            vae=self.vae.module,
+            scheduler=scheduler,  # its own, for it counts steps
+            text_encoder=None,
+            tokenizer=None,
+            **{name: value for name, value in self.index.items() if name in known},
+        )
+        pipe.image_processor.preprocess = _in_float32(pipe.image_processor.preprocess)
+        pipe.empty_text_embedding = self.text
+        pipe.set_progress_bar_config(disable=True)
+        try:
+            drawn = pipe(
+                image / np.float32(255),
+                num_inference_steps=steps,
+                ensemble_size=ensemble,
+                processing_resolution=processing,
+                generator=torch.Generator().manual_seed(seed),
+            ).prediction[0]
+        except ImportError as error:
+            raise ValueError(f"an ensemble needs scipy: {error}") from error
+        if not np.isfinite(drawn).all():
+            raise ValueError("what Marigold draws is no number: compute in float32 or bfloat16")
+        return drawn[:height, :width]
+
+
+_PARTS = {"unet", "vae", "scheduler", "text_encoder", "tokenizer"}
+
+
+def _in_float32(prepare: Callable[..., Any]) -> Callable[..., Any]:
+    """Marigold's preparation of a picture in float32, for torch shrinks none in bfloat16 on a CPU."""
+    import torch
+
+    def prepared(image: Any, processing: int, way: str, device: Any, dtype: Any) -> tuple[Any, ...]:
+        pixels, *sizes = prepare(image, processing, way, device, torch.float32)
+        return pixels.to(dtype), *sizes
+
+    return prepared
+
+
+def marigold(library: Library, files: Files, kind: str, device: str | Device) -> Marigold:
+    """The Marigold in a folder that diffusers saved, whose class is `kind`, MarigoldDepthPipeline or
+    MarigoldNormalsPipeline; shared and kept as the library's networks are. Its weights are read by our own reader and
+    must be all of it. Raises what `folder` does, ValueError where diffusers is too old or the folder is another
+    thing."""
+    where = Device.of(device)
+    return library.pool.get((files, kind, where), lambda: _loaded(folder(library, files), kind, where))
+
+
+def _loaded(path: Path, kind: str, device: Device) -> Marigold:
+    import diffusers
+    import torch
+
+    if not hasattr(diffusers, kind):
+        raise ValueError(f"diffusers {diffusers.__version__} has no {kind}: install 0.28 or later")
+    index, scheduler = read_json(path / INDEX), read_json(path / SCHEDULER)
+    _check(path, kind, index, scheduler)
+    unet, vae = (
+        Network.on(_module(getattr(diffusers, name), path / part), device)
+        for name, part in (("UNet2DConditionModel", "unet"), ("AutoencoderKL", "vae"))
+    )
+    words = Network.on(transformers_module(path / "text_encoder", "model.safetensors", "CLIPTextModel"), device)
+    config: Any = words.module.config
+    ends = torch.tensor([[config.vocab_size - 2, config.vocab_size - 1]])  # CLIP's tokens of begin and end are last
+    text = words(ends)["last_hidden_state"].to(unet.device, unet.dtype)
+    try:  # whether the parts are of one model
+        with torch.inference_mode():
+            x = torch.zeros(1, 3, 64, 64, device=vae.device, dtype=vae.dtype)
+            latent: Any = vae.module.encode(x).latent_dist.mode()  # type: ignore[operator]
+            drawn = unet.module(torch.cat([latent, latent], dim=1), 1, text).sample
+            vae.module.decode(drawn)  # type: ignore[operator]
+    except _FAULTS as error:
+        raise ValueError(f"{str(path)!r} is refused: {' '.join(str(error).split())[:400]}") from error
+    return Marigold(kind, unet, vae, text, index, scheduler)
+
+
+def _check(path: Path, kind: str, index: dict[str, Any], scheduler: dict[str, Any]) -> None:
+    import diffusers
+
+    if index.get("_class_name") != kind:
+        raise ValueError(f"{str(path)!r} is a {index.get('_class_name')!r:.80}, expected a {kind}")
+    for name in ("default_denoising_steps", "default_processing_resolution"):
+        value = index.get(name)
+        if value is not None and not (type(value) is int and 0 <= value <= 2**16):
+            raise ValueError(f"{str(path)!r} has the {name} {value!r:.40}, expected a whole number")
+    check_numbers(repr(str(path / SCHEDULER)), scheduler)
+    found = scheduler.get("_class_name")
+    if found not in _SCHEDULERS:
+        raise ValueError(f"{str(path)!r} has the scheduler {found!r:.80}, expected one of: {', '.join(_SCHEDULERS)}")
+    try:
+        getattr(diffusers, found).from_config(scheduler).set_timesteps(index.get("default_denoising_steps") or 1)
+    except _FAULTS as error:
+        raise ValueError(f"{str(path)!r}'s scheduler is refused: {' '.join(str(error).split())[:300]}") from error
+
+
+def _module(kind: Callable[..., Any], path: Path) -> nn.Module:
+    import torch
+
+    config, tensors = read_json(path / CONFIG), read_weights(path / _WEIGHTS).tensors
+    check_numbers(repr(str(path / CONFIG)), config, tensors)
+    try:
+        with torch.device("meta"), no_larger_than(tensors):  # or 865 million weights are drawn only to be overwritten
+            module = kind.from_config(config)  # type: ignore[attr-defined]
+        module.load_state_dict({_renamed(key): tensor for key, tensor in tensors.items()}, assign=True)
+    except _FAULTS as error:
+        raise ValueError(f"{str(path)!r} is refused: {' '.join(str(error).split())[:400]}") from error
+    return module
+
+
+def _renamed(key: str) -> str:
+    *before, part, last = key.split(".") if key.count(".") else ("", key)
+    return ".".join([*before, _OLD[part], last]) if part in _OLD and "attentions" in before else key

@@ -1,0 +1,1 @@
+"""Preprocessors that make edges, soft edges, lines and scribbles."""

@@ -1,0 +1,1 @@
+"""Preprocessors that work on pixels: color, blur, tile, inpaint."""

@@ -1,0 +1,20 @@
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from ..edges.soft_edges import extended
+from ..registry import preprocessor
+
+CELL = 64  # pixels
+
+
+@preprocessor("color", makes="colour", label="t2ia_color_grid")
+def color(image: np.ndarray) -> np.ndarray:
+    """The picture as squares of 64x64 pixels of one colour each, which T2I-Adapter's colour model reads. Each colour
+    is OpenCV's cubic sample at the square's middle. Squares at the right and lower border are cut;
+    sd-webui-controlnet stretches all of them instead, at sizes that are no multiples of 64."""
+    height, width = image.shape[:2]
+    whole = extended(image[None], CELL)[0]
+    cells = cv2.resize(whole, (whole.shape[1] // CELL, whole.shape[0] // CELL), interpolation=cv2.INTER_CUBIC)
+    return cells.repeat(CELL, axis=0).repeat(CELL, axis=1)[:height, :width]

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+from typing import Annotated
+
+import cv2
+import numpy as np
+
+from ..parameters import Range
+from ..registry import preprocessor
+
+CELL = 256  # pixels between two points of the noise
+
+
+@preprocessor("shuffle", makes="shuffle")
+def shuffle(image: np.ndarray, seed: Annotated[int, Range(0, 2**32 - 1)] = 0) -> np.ndarray:
+    """The picture with its places shuffled and its colours kept: each pixel is taken from where two smooth noises of
+    `seed` point, one for x and one for y, each reaching from side to side.
+
+    Bit-equal to controlnet_aux 0.0.10's ContentShuffleDetector after numpy.random.seed(seed), at the same size;
+    sd-webui-controlnet's seed is seed + subseed."""
+    height, width = image.shape[:2]
+    numbers = np.random.RandomState(seed)
+    x = _noise(numbers, height, width) * (width - 1)
+    y = _noise(numbers, height, width) * (height - 1)
+    return cv2.remap(image, x.astype(np.float32), y.astype(np.float32), cv2.INTER_LINEAR)
+
+
+def _noise(numbers: np.random.RandomState, height: int, width: int) -> np.ndarray:
+    """Smooth noise (height, width) float64 from 0 to 1."""
+    points = numbers.uniform(size=(height // CELL + 2, width // CELL + 2))
+    smooth = cv2.resize(points, (width + 2 * CELL, height + 2 * CELL), interpolation=cv2.INTER_CUBIC)
+    smooth = smooth[CELL : CELL + height, CELL : CELL + width]
+    smooth = smooth - smooth.min()
+    return smooth / (smooth.max() or 1)  # of one pixel: 0

@@ -1,0 +1,1 @@
+"""Preprocessors that find people, faces and hands, and draw key points."""

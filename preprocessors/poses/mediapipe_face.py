@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING, Annotated
+
+import cv2
+import numpy as np
+
+from ...files.weights_file import WeightsFile
+from ..backends.tflite import tflite_network
+from ..parameters import Range
+from ..registry import preprocessor
+from .face_mesh import DETECTOR_SIDE, DETECTOR_SIZES, MESH_SIDE, MESH_SIZES, mesh, squares
+
+if TYPE_CHECKING:
+    from ..backends.torch import Device
+    from ..library import Library
+
+_MEDIAPIPE = "https://github.com/google-ai-edge/mediapipe/raw/63e679d99ca4/mediapipe/modules"
+DETECTOR = WeightsFile(
+    "google-ai-edge/mediapipe",
+    "face_detection_short_range.tflite",
+    folder="mediapipe",
+    licence="Apache-2.0",
+    size=229032,
+    sha256="3bc182eb9f33925d9e58b5c8d59308a760f4adea8f282370e428c51212c26633",
+    source="google-ai-edge/mediapipe @ 63e679d99ca4, modules/face_detection",
+    url=f"{_MEDIAPIPE}/face_detection/face_detection_short_range.tflite",
+)
+MESH = WeightsFile(
+    "google-ai-edge/mediapipe",
+    "face_landmark.tflite",
+    folder="mediapipe",
+    licence="Apache-2.0",
+    size=1241896,
+    sha256="c603fa6149219a3e9487dc9abd7a0c24474c77263273d24868378cdf40aa26d1",
+    source="google-ai-edge/mediapipe @ 63e679d99ca4, modules/face_landmark",
+    url=f"{_MEDIAPIPE}/face_landmark/face_landmark.tflite",
+)
+_SMALLEST = 64  # pixels of a face's shorter side
+_LEFT_EYE = ((263, 249, 390, 373, 374, 380, 381, 382, 362), (263, 466, 388, 387, 386, 385, 384, 398, 362))
+_RIGHT_EYE = ((33, 7, 163, 144, 145, 153, 154, 155, 133), (33, 246, 161, 160, 159, 158, 157, 173, 133))
+# Lines through points (mediapipe's face_mesh_connections.py) and their colours, RGB, in the order of drawing, as
+# CrucibleAI/ControlNetMediaPipeFace was trained: controlnet_aux 0.0.10, mediapipe_face_common.py
+_LINES: tuple[tuple[tuple[tuple[int, ...], ...], tuple[int, int, int]], ...] = (
+    (
+        (
+            (10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377, 152),
+            (152, 148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109, 10),
+        ),
+        (10, 200, 10),
+    ),
+    (_LEFT_EYE, (10, 200, 180)),
+    (((276, 283, 282, 295, 285), (300, 293, 334, 296, 336)), (10, 220, 180)),
+    (_RIGHT_EYE, (180, 200, 10)),
+    (((46, 53, 52, 65, 55), (70, 63, 105, 66, 107)), (180, 220, 10)),
+    (
+        (
+            (61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291),
+            (61, 185, 40, 39, 37, 0, 267, 269, 270, 409, 291),
+            (78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308),
+            (78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308),
+        ),
+        (10, 180, 10),
+    ),
+)
+_PUPILS = ((_RIGHT_EYE, (250, 200, 10)), (_LEFT_EYE, (10, 200, 250)))
+
+
+@preprocessor("mediapipe_face", makes="face", weights=(DETECTOR, MESH))
+class MediapipeFace:
+    """Faces as coloured lines, by MediaPipe's face mesh, on the CPU; the mediapipe package is not needed. Faces
+    smaller than 64 pixels are left out.
+
+    Its values are a tuple of the faces' points, (468, 2) as fractions of width and height. Pupils are drawn in the
+    middle of the eyes; the original has a larger network, which OpenCV cannot run, that sees where they are."""
+
+    def __init__(self, device: str | Device, library: Library):
+        self.detector = tflite_network(library, DETECTOR, DETECTOR_SIDE, DETECTOR_SIZES)
+        self.mesh = tflite_network(library, MESH, MESH_SIDE, MESH_SIZES)
+
+    def __call__(
+        self,
+        image: np.ndarray,
+        max_faces: Annotated[int, Range(1, 10)] = 1,
+        min_confidence: Annotated[float, Range(0.01, 1)] = 0.5,
+    ) -> object:
+        found = [mesh(self.mesh, image, one) for one in squares(self.detector, image, min_confidence)[:max_faces]]
+        faces = [points for points in found if points is not None and min(np.ptp(points, axis=0)) >= _SMALLEST]
+
+        def result(height: int, width: int) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+            fractions = tuple(points / (width, height) for points in faces)
+            return _drawn(fractions, height, width), fractions
+
+        return result
+
+
+def _drawn(faces: tuple[np.ndarray, ...], height: int, width: int) -> np.ndarray:
+    canvas = np.zeros((height, width, 3), np.uint8)
+    for points in faces:
+        pixels = [_pixel(x, y, height, width) for x, y in points.tolist()]
+        for lines, colour in _LINES:
+            for a, b in (pair for line in lines for pair in pairwise(line)):
+                if (start := pixels[a]) and (end := pixels[b]):
+                    cv2.line(canvas, start, end, colour, 2)
+        for eye, colour in _PUPILS:
+            x, y = points[sorted({point for line in eye for point in line})].mean(axis=0).tolist()
+            if pupil := _pixel(x, y, height, width):
+                column, row = pupil
+                canvas[max(row - 2, 0) : row + 2, max(column - 2, 0) : column + 2] = colour
+    return canvas
+
+
+def _pixel(x: float, y: float, height: int, width: int) -> tuple[int, int] | None:
+    """The pixel of a point, None outside the picture (mediapipe's drawing_utils.py)."""
+    return (min(int(x * width), width - 1), min(int(y * height), height - 1)) if 0 <= x <= 1 and 0 <= y <= 1 else None

@@ -1,0 +1,60 @@
+"""Boxes of people and animals by YOLOX (Ge et al., arXiv 2107.08430) trained on COCO."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from ..backends.onnx import OnnxNetwork
+
+PEOPLE, ANIMALS = range(1), range(14, 24)  # of COCO's 80 classes: person; from bird to giraffe
+_STRIDES = (8, 16, 32)
+_SCORE, _OVERLAP = 0.3, 0.45  # sd-webui-controlnet's and the ComfyUI pack's
+
+
+def boxes(network: OnnxNetwork, image: np.ndarray, classes: range) -> np.ndarray:
+    """Boxes (N, 4), left, top, right, bottom in pixels of an RGB image (H, W, 3) uint8, of what belongs to one of the
+    classes, the surest first. Raises ValueError when the network is of another kind.
+
+    The network reads BGR, as it was trained; sd-webui-controlnet and the ComfyUI pack feed it RGB, and box an animal
+    twice that could be a cat or a dog."""
+    size = network.height, network.width
+    scale = min(size[0] / image.shape[0], size[1] / image.shape[1])
+    found = _boxes(network(_letter(image, size, scale))[0], size, classes)
+    return _distinct(found / scale)
+
+
+def _letter(image: np.ndarray, size: tuple[int, int], scale: float) -> np.ndarray:
+    """The image in the upper left corner of a grey one, as (1, 3, H, W), BGR in 0..255."""
+    height, width = (max(int(side * scale), 1) for side in image.shape[:2])
+    x = np.full((*size, 3), 114, np.uint8)
+    x[:height, :width] = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)[..., ::-1]
+    return np.ascontiguousarray(x.transpose(2, 0, 1)[None], np.float32)
+
+
+def _boxes(output: np.ndarray, size: tuple[int, int], classes: range) -> np.ndarray:
+    """Boxes in pixels of the input, of the network's (1, N, 5 + classes): centre and logarithm of the size in cells,
+    how surely it is something, and how surely which."""
+    grids = [np.indices((size[0] // stride, size[1] // stride)).reshape(2, -1).T[:, ::-1] for stride in _STRIDES]
+    cells, strides = np.concatenate(grids), np.repeat(_STRIDES, [len(grid) for grid in grids])[:, None]
+    if output.ndim != 3 or output.shape[1] != len(cells) or output.shape[2] < 5 + classes.stop:
+        raise ValueError(f"an output {output.shape} is not a YOLOX's for an input of {size[1]}x{size[0]} pixels")
+    scores = output[0, :, 4] * output[0, :, 5 + classes.start : 5 + classes.stop].max(axis=1)
+    order = np.argsort(-scores, kind="stable")[: (scores > _SCORE).sum()]
+    centres = (output[0, order, :2] + cells[order]) * strides[order]
+    halves = np.exp(output[0, order, 2:4]) * strides[order] / 2
+    return np.concatenate([centres - halves, centres + halves], axis=1)
+
+
+def _distinct(boxes: np.ndarray) -> np.ndarray:
+    """Boxes without those that overlap an earlier one: greedy non-maximum suppression."""
+    areas = (boxes[:, 2:] - boxes[:, :2] + 1).prod(axis=1)
+    kept = []
+    left = np.arange(len(boxes))
+    while left.size:
+        i, others = left[0], left[1:]
+        kept.append(i)
+        corner = np.minimum(boxes[i, 2:], boxes[others, 2:]) - np.maximum(boxes[i, :2], boxes[others, :2])
+        common = (corner + 1).clip(0).prod(axis=1)
+        left = others[common / (areas[i] + areas[others] - common) <= _OVERLAP]
+    return boxes[kept]

@@ -1,0 +1,1 @@
+"""Preprocessors that make segmentation maps and masks."""

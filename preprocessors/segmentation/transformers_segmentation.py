@@ -1,0 +1,124 @@
+"""Segmentation by the networks of transformers: the class of every pixel, and its colour."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ...files.disk import read_json
+from ..backends.transformers import PREPARATION, Files, architecture, folder, transformers_network
+from ..backends.transformers_pictures import prepared
+from .palettes import Palette, Segments
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..backends.torch import Device, Network
+    from ..library import Library
+
+Drawing = Callable[[int, int], tuple[np.ndarray, Segments]]
+
+# "the task is semantic" in CLIP's words (openai/CLIP, bpe_simple_vocab_16e6.txt), between those for start and end
+_TASK = (49406, 518, 10549, 533, 29119, 1550, 49407)
+_PART = 2**24  # scores that are enlarged at once: 64 MiB
+
+
+class TransformersSegmentation:
+    """The class of every pixel by the network in a folder of transformers, whichever of OneFormer, UperNet and
+    SegFormer its config.json names. Raises what `transformers_network` does, and ValueError when its classes are not
+    as many as the palette's."""
+
+    def __init__(self, device: str | Device, library: Library, files: Files, palette: Palette):
+        where = folder(library, files)
+        kind = architecture(where)
+        if kind not in _KINDS:
+            raise ValueError(f"{str(where)!r} is a network {kind!r:.80}, expected one of: {', '.join(_KINDS)}")
+        self.settings = read_json(where / PREPARATION)
+        self.scores = _KINDS[kind]
+        self.network = transformers_network(library, files, kind, device)
+        self.palette = palette
+        told: Any = self.network.module.config
+        count = told.num_labels
+        if count != len(palette.names):
+            raise ValueError(f"{str(where)!r} tells {count} classes apart, expected {len(palette.names)}")
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Numbers of classes (B, H, W) uint8 of pictures (B, H, W, 3) uint8, RGB. Raises ValueError when the network's
+        scores are no numbers, as where float16 overflows."""
+        scores = self.scores(self.network, prepared(self.settings, images))
+        if not scores.isfinite().all():
+            raise ValueError("the network's scores are no numbers: compute in float32 or bfloat16")
+        return highest(scores.to(self.network.device), images.shape[1], images.shape[2])
+
+    def drawings(self, images: np.ndarray) -> list[Drawing]:
+        """For each picture what draws its map, at the height and width kept."""
+        return [drawing(labels, self.palette) for labels in self(images)]
+
+
+def drawing(labels: np.ndarray, palette: Palette) -> Drawing:
+    """What draws the map of numbers of classes (H, W), at the height and width kept."""
+
+    def at(height: int, width: int) -> tuple[np.ndarray, Segments]:
+        kept = np.ascontiguousarray(labels[:height, :width])
+        return palette.drawn(kept), Segments(kept, palette.names)
+
+    return at
+
+
+def segmentation_by(files: Files, palette: Palette) -> type:
+    """A class for `preprocessor` whose maps are segmentations by the network of these files, in these colours."""
+
+    class Segmentation:
+        def __init__(self, device: str | Device, library: Library):
+            self.segmentation = TransformersSegmentation(device, library, files, palette)
+
+        def __call__(self, images: np.ndarray) -> list[Drawing]:
+            return self.segmentation.drawings(images)
+
+    return Segmentation
+
+
+def highest(scores: Tensor, height: int, width: int) -> np.ndarray:
+    """The class (B, H, W) uint8 of the highest of scores (B, classes, h, w), enlarged to H and W, the first of equal
+    ones. Some classes at a time: 150 of a picture of 4000x3000 pixels would take 7 GB."""
+    import torch
+    from torch.nn import functional as F
+
+    step = max(1, _PART // (len(scores) * height * width))
+    best = labels = None
+    for start in range(0, scores.shape[1], step):
+        part = F.interpolate(scores[:, start : start + step], (height, width), mode="bilinear", align_corners=False)
+        value, label = part.max(dim=1)
+        label = (label + start).to(torch.uint8)
+        if best is None or labels is None:
+            best, labels = value, label
+        else:
+            labels = torch.where(value > best, label, labels)
+            best = torch.maximum(value, best)
+    assert labels is not None, "scores of no class"
+    return labels.cpu().numpy()
+
+
+def _of_queries(network: Network, x: Tensor) -> Tensor:
+    """OneFormer's: each query's classes where its mask is."""
+    import torch
+
+    told: Any = network.module.config
+    length = told.task_seq_len
+    task = torch.tensor([*_TASK, *[0] * (length - len(_TASK))]).expand(len(x), length)
+    found = network(x, task)
+    classes = found["class_queries_logits"].softmax(dim=-1)[..., :-1]  # the last is "none of them"
+    return torch.einsum("bqc, bqhw -> bchw", classes, found["masks_queries_logits"].sigmoid())
+
+
+def _of_pixels(network: Network, x: Tensor) -> Tensor:
+    return network(x)["logits"]
+
+
+_KINDS: dict[str, Any] = {
+    "OneFormerForUniversalSegmentation": _of_queries,
+    "UperNetForSemanticSegmentation": _of_pixels,
+    "SegformerForSemanticSegmentation": _of_pixels,
+}

@@ -1,0 +1,357 @@
+"""`controlnet-ext preprocess` over many pictures: the same bytes in every way to work, and after every interruption."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from deadly import doubled
+from killing import ROOT, command, contents, killed_often
+from limits import HANG, wait_until
+
+from controlnet_ext import cli
+from controlnet_ext.batch import job, progress, record
+from controlnet_ext.batch.engines import in_order
+from controlnet_ext.batch.formats import folder
+from controlnet_ext.batch.processes import Processes
+from controlnet_ext.cli.commands import preprocess
+from controlnet_ext.files.image_in import read_image
+from controlnet_ext.files.image_writer import write_image
+from controlnet_ext.files.safetensors import write_weights
+
+rng = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def pictures(tmp_path, monkeypatch):
+    """A working folder with in/0.png to in/5.png and in/deeper/6.png to in/deeper/9.png."""
+    monkeypatch.chdir(tmp_path)
+    Path("in/deeper").mkdir(parents=True)
+    for i in range(10):
+        noise = rng.integers(0, 256, (8, 8, 3), np.uint8)
+        write_image(f"in/{'deeper/' if i > 5 else ''}{i}.png", cv2.resize(noise, (64 + i, 64)))
+    return tmp_path
+
+
+def run(words):
+    return cli.main(["preprocess", *words.split()])
+
+
+def test_two_processes_give_the_same_bytes_as_one_and_keep_the_tree():
+    assert run("canny,invert in -o one --recursive") == 0
+    assert run("canny,invert in -o two --recursive --jobs 2") == 0
+    assert contents("one") == contents("two")
+    assert sorted(contents("one"))[:2] == ["0_canny.png", "0_invert.png"]
+    assert "deeper/9_invert.png" in contents("one") and len(contents("one")) == 20
+    assert sorted(os.listdir()) == ["in", "one", "two"]
+
+
+def test_a_glob_is_the_files_it_matches_with_the_folders_below_its_plain_part():
+    assert run("invert in/*.png -o flat") == 0
+    assert run("invert in/**/*.png -o tree") == 0
+    assert len(contents("flat")) == 6 and "0_invert.png" in contents("flat")
+    assert len(contents("tree")) == 10 and "deeper/6_invert.png" in contents("tree")
+    assert run("invert nowhere/*.png -o none") == 2
+
+
+@pytest.mark.parametrize("shards", [("0/3", "1/3", "2/3"), ("1/3", "2/3", "3/3")])
+def test_shards_together_are_the_whole(shards):
+    assert run("canny in -o whole --recursive") == 0
+    assert all(run(f"canny in -o parts --recursive --shard {shard}") == 0 for shard in shards)
+    assert contents("parts") == contents("whole")
+    assert run(f"canny in -o parts --recursive --shard {shards[0]}") == 2  # they exist
+
+
+def test_shards_and_resumed_jobs_put_the_same_pictures_into_a_networks_batch():
+    from controlnet_ext.annotators import pidinet
+    from lines import random_state  # here, as processes that start import this file
+
+    write_weights("table5_pidinet.pth", random_state(pidinet.PiDiNet(20, 8).state_dict()))
+    Path("same").mkdir()
+    for i in range(7):
+        write_image(f"same/{i}.png", cv2.resize(rng.integers(0, 256, (8, 8, 3), np.uint8), (64, 64)))
+    words = "pidinet,canny same --library . --batch 2"
+    assert run(f"{words} -o whole") == 0
+    assert run(f"{words} -o parts --shard 1/2") == 0 and run(f"{words} -o parts --shard 2/2 --jobs 2") == 0
+    assert contents("parts") == contents("whole")
+
+
+def test_bad_pictures_are_in_the_errors_file_and_tried_again_by_the_same_command(capsys):
+    good = Path("in/3.png").read_bytes()
+    Path("in/3.png").write_bytes(good[:99])
+    Path("in/deeper/8.png").write_text("no picture")
+    for _ in range(2):
+        assert run("canny,invert in -o maps --recursive --jobs 2") == 1
+        rows = [json.loads(line) for line in Path("maps.job/errors.jsonl").read_text().splitlines()]
+        assert [(row["path"], row["key"]) for row in rows] == [("in/3.png", "3"), ("in/deeper/8.png", "deeper/8")]
+        assert all(repr(row["path"]) in row["error"] and "\n" not in row["error"] for row in rows)
+        assert len(contents("maps")) == 16
+    assert "8 of 10 pictures done\n2 failed" in capsys.readouterr().err
+    Path("in/3.png").write_bytes(good)
+    Path("in/deeper/8.png").write_bytes(good)
+    before = {path: os.stat(path).st_mtime_ns for path in Path("maps").rglob("*.png")}
+    assert run("canny,invert in -o maps --recursive") == 0
+    assert len(contents("maps")) == 20 and not Path("maps.job").exists()
+    assert all(os.stat(path).st_mtime_ns == then for path, then in before.items())
+
+
+def test_another_job_in_the_same_place_is_refused_or_starts_anew_when_asked(capsys):
+    Path("in/3.png").write_text("no picture")
+    assert run("canny in -o maps") == 1
+    kept = contents("maps"), contents("maps.job")
+    capsys.readouterr()
+    for words in ("canny in -o maps --low 3", "invert in -o maps", "canny in -o maps --recursive"):
+        assert run(words) == 2
+        assert "unfinished job with another" in capsys.readouterr().err
+    assert (contents("maps"), contents("maps.job")) == kept
+    write_image("in/3.png", np.zeros((64, 64, 3), np.uint8), overwrite=True)
+    assert run("canny in -o maps --low 3 --overwrite") == 0 and run("canny in -o other --low 3") == 0
+    assert contents("maps") == contents("other") and not Path("maps.job").exists()
+
+
+def test_a_finished_job_is_not_done_again_without_overwrite():
+    assert run("canny in -o maps") == 0
+    assert run("canny in -o maps") == 2
+    assert run("canny in -o maps --overwrite") == 0
+
+
+def test_names_are_on_the_disk_before_the_job_says_that_they_are_done(monkeypatch):
+    settle, settled = folder.settle, set()
+
+    def settling(place):
+        there = set(os.listdir(place))
+        settle(place)
+        settled.update(there)
+
+    def adding(self, result):
+        assert not result.errors and f"{result.picture.key}_invert.png" in settled
+        add(self, result)
+
+    add = folder.Folder.add
+    monkeypatch.setattr(folder, "settle", settling)
+    monkeypatch.setattr(folder.Folder, "add", adding)
+    assert run("invert in -o out --overwrite") == 0
+    assert len([name for name in settled if not name.startswith(".")]) == 6
+
+
+def full(after, monkeypatch):
+    """A disk that is full after so many files."""
+    write, count = folder.write_atomically, iter(range(after))
+
+    def limited(path, *arguments, **options):
+        if next(count, None) is None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        write(path, *arguments, **options)
+
+    monkeypatch.setattr(folder, "write_atomically", limited)
+
+
+@pytest.mark.parametrize("out", ["in", "in/maps"])
+def test_results_among_the_pictures_are_not_taken_for_pictures_by_shards_and_resumed_jobs(out, monkeypatch):
+    assert run("canny in -o whole --recursive") == 0
+    with monkeypatch.context() as patch:
+        full(5, patch)
+        assert run(f"canny in -o {out} --recursive") == 1
+    assert run(f"canny in -o {out} --recursive") == 0
+    assert len(contents("in")) == 20 and contents("whole").items() <= contents(out).items()
+    assert run(f"invert in -o {out}/2 --shard 1/2") == 0 and run(f"invert in -o {out}/2 --shard 2/2") == 0
+
+
+@pytest.mark.parametrize("overwrite", ["", " --overwrite"])
+def test_a_full_disk_stops_the_job_which_then_goes_on_from_there(overwrite, monkeypatch, capsys):
+    if overwrite:  # what is there of another job is not taken for done
+        assert run("canny in -o maps --low 3") == 0
+    with monkeypatch.context() as patch:
+        full(5, patch)
+        assert run("canny in -o maps" + overwrite) == 1
+    assert "No space left" in capsys.readouterr().err
+    assert run("canny in -o maps" + overwrite) == 0
+    assert run("canny in -o uninterrupted") == 0
+    assert contents("maps") == contents("uninterrupted")
+    assert sorted(os.listdir()) == ["in", "maps", "uninterrupted"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_job_killed_and_run_again_gives_the_bytes_of_an_uninterrupted_one(jobs):
+    words = f"canny,lineart_standard in --recursive --jobs {jobs} -o"
+    assert run(f"{words} whole") == 0
+    process = command(f"{words} maps")
+    wait_until(lambda: list(Path(".").glob("maps/*.png")), process)
+    process.kill()
+    process.communicate()
+    if Path("maps.job/job.json").exists():
+        mark = json.loads(Path("maps.job/job.json").read_text())["mark"]
+        Path(f"maps/.{mark}0123.part").write_bytes(b"half")
+        assert run(f"{words} maps") == 0
+    assert contents("maps") == contents("whole")
+    assert sorted(os.listdir()) == ["in", "maps", "whole"]
+
+
+def test_a_job_is_on_record_until_there_is_nothing_left_to_do(monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def kill(words):
+        if "pictures done" in words:  # the last words
+            raise Killed
+
+    words = "canny,invert in -o maps --overwrite"  # of which the record alone says that all is done
+    with monkeypatch.context() as patch:
+        patch.setattr(preprocess, "say", kill)
+        with pytest.raises(Killed):
+            run(words)
+    before = {path: os.stat(path).st_mtime_ns for path in Path("maps").iterdir()}
+    assert run(words) == 0 and not Path("maps.job").exists()
+    assert len(before) == 12 and all(os.stat(path).st_mtime_ns == then for path, then in before.items())
+
+
+@pytest.mark.parametrize("step", range(5))
+def test_a_job_that_is_killed_as_it_clears_its_record_away_is_known(step, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    steps = iter(range(step))
+
+    def dying(function):
+        def call(*arguments, **options):
+            if clearing and next(steps, None) is None:
+                raise Killed
+            return function(*arguments, **options)
+
+        return call
+
+    clearing = []
+    monkeypatch.setattr(job, "finish", lambda *arguments: (clearing.append(True), record.finish(*arguments)))
+    with monkeypatch.context() as patch:
+        for owner, name in ((Path, "unlink"), (Path, "rmdir"), (os, "replace")):
+            patch.setattr(owner, name, dying(getattr(owner, name)))
+        if step < 4:
+            with pytest.raises(Killed):
+                run("invert in -o maps")
+        else:
+            assert run("invert in -o maps") == 0
+    assert run("invert in -o maps") == (2 if step == 4 else 0)  # they exist
+    assert sorted(os.listdir()) == ["in", "maps"] and len(contents("maps")) == 6
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_a_process_ends_with_its_job_so_that_a_kill_does_not_come_between():
+    program = (
+        "import atexit, os, sys; atexit.register(os.kill, os.getpid(), 9)\n"
+        "from controlnet_ext import cli; print('said'); cli.program()"
+    )
+    words = [sys.executable, "-c", program, "preprocess", "invert", "in", "-o", "maps"]
+    done = subprocess.run(words, cwd=os.getcwd(), env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE)
+    assert (done.returncode, done.stdout.strip()) == (0, b"said") and len(contents("maps")) == 6
+
+
+@pytest.mark.long
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_two_hundred_kills_of_a_thousand_pictures_leave_no_trace():
+    for i in range(1000):
+        Path(f"many/{i % 10}").mkdir(parents=True, exist_ok=True)
+        write_image(f"many/{i % 10}/{i}.png", cv2.resize(rng.integers(0, 256, (8, 8, 3), np.uint8), (128, 128)))
+    words = "canny,invert many --recursive --jobs 2 -o"
+    assert run(f"{words} whole") == 0
+    kills, jobs = killed_often(words, "maps", 200, lambda: contents("maps") == contents("whole"))
+    print(f"{kills} kills, {jobs} jobs to their end")
+    assert sorted(os.listdir()) == ["in", "many", "whole"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_processes_end_with_the_one_that_started_them():
+    import psutil
+
+    for i in range(100, 400):
+        write_image(f"in/{i}.png", np.zeros((64, 64, 3), np.uint8))
+    process = command("lineart_standard in --jobs 2 -o maps")
+    wait_until(Path("maps").is_dir, process)
+    children = wait_until(lambda: psutil.Process(process.pid).children(recursive=True), process)
+    process.kill()
+    process.communicate()
+    assert not psutil.wait_procs(children, timeout=HANG)[1]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="locks")
+def test_two_processes_do_not_work_at_one_job(capsys):
+    Path("in/3.png").write_text("no picture")
+    assert run("canny in -o maps") == 1
+    with record._locked(Path("maps.job")):
+        assert run("canny in -o maps") == 2
+    assert "another process works at this job" in capsys.readouterr().err
+
+
+def test_results_come_in_order_with_few_under_way():
+    class Ready:
+        def __init__(self, value):
+            self.result = lambda: value
+
+    begun = []
+    results = in_order(lambda i: (begun.append(i), Ready(i))[1], range(9), 3)
+    assert next(results) == 0 and begun == [0, 1, 2]
+    assert list(results) == list(range(1, 9))
+
+
+def test_a_picture_that_ends_its_process_is_told_and_the_others_are_done():
+    lots = [["a", "b"], ["d"], ["e", "f"]]
+    done = list(Processes(2).map(doubled, lots, lambda one: f"{one} lost"))
+    assert done == [["aa", "b lost"], ["dd"], ["ee", "ff"]]
+
+
+def test_without_ray_its_engine_is_refused_in_one_line(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert run("canny in -o maps --engine ray") == 2
+    assert "--engine ray needs ray: pip install" in capsys.readouterr().err and not Path("maps.job").exists()
+
+
+def test_two_workers_of_a_ray_cluster_give_the_same_bytes(monkeypatch):
+    ray = pytest.importorskip("ray", reason="--engine ray needs ray")
+    from controlnet_ext.annotators import pidinet
+    from lines import random_state
+
+    write_weights("table5_pidinet.pth", random_state(pidinet.PiDiNet(20, 8).state_dict()))
+    Path("in/3.png").write_text("no picture")
+    words = "canny,pidinet in --recursive --library . --batch 2 -o"
+    assert run(f"{words} here") == 1
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *sys.path]))
+    monkeypatch.setenv("HOME", os.getcwd())  # where it writes a token
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        assert run(f"{words} there --engine ray --jobs 2") == 1
+        assert run("invert in/deeper -o more --engine ray --jobs 2") == 0
+    finally:
+        ray.shutdown()
+    assert contents("there") == contents("here") and len(contents("there")) == 18
+    assert contents("there.job")["errors.jsonl"] == contents("here.job")["errors.jsonl"]
+    assert np.array_equal(read_image("more/7_invert.png"), 255 - read_image("in/deeper/7.png"))
+
+
+def test_progress_is_one_line_on_a_terminal_and_seldom_elsewhere(monkeypatch, capsys):
+    clock, said = iter(range(1000)), []
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    quiet = progress.Progress(1000, said.append)
+    for i in range(100, 165):
+        quiet.add(i)
+    assert said == ["160 of 1000 pictures, 1.0 a second, 0:14:00 left"] and capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    loud = progress.Progress(None, said.append)
+    loud.add(0)
+    assert capsys.readouterr().err == "\r\x1b[K1 pictures, 1.0 a second" and len(said) == 1
+    for _ in range(30):
+        loud.error("bad")
+    assert len(said) == 21
+
+
+def test_a_duration_is_hours_minutes_seconds():
+    assert progress.duration(3723.4) == "1:02:03" and progress.duration(0) == "0:00:00"
+
+
+def test_maps_in_a_tree_are_those_of_the_pictures():
+    assert run("invert in -o maps --recursive --jobs 2") == 0
+    assert np.array_equal(read_image("maps/deeper/7_invert.png"), 255 - read_image("in/deeper/7.png"))

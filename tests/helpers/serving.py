@@ -1,0 +1,100 @@
+"""The server on a free port of the loopback, over the embedded model, and a client without any library."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import cv2
+import numpy as np
+from controlnet_ext.preprocessors.library import Library
+
+from controlnet_ext.embedded import PHOTO
+from controlnet_ext.files.image_in import read_image
+from controlnet_ext.sdwebui.catalog import Shelf
+from controlnet_ext.sdwebui.limits import Limits
+from controlnet_ext.sdwebui.modules import readied
+from controlnet_ext.server.engine import Engine
+from controlnet_ext.server.service import Desk
+from controlnet_ext.server.worker import Worker
+
+CANNY = "embedded/canny"
+
+
+def photo() -> str:
+    return base64.b64encode(PHOTO.read_bytes()).decode()
+
+
+def white(height: int, width: int, painted: slice = slice(0)) -> str:
+    """A black PNG with white columns."""
+    pixels = np.zeros((height, width), np.uint8)
+    pixels[:, painted] = 255
+    return base64.b64encode(cv2.imencode(".png", pixels)[1].tobytes()).decode()
+
+
+def pixels(picture: str) -> np.ndarray:
+    return read_image(base64.b64decode(picture))
+
+
+class Client:
+    """Calls give the status and the answer's JSON."""
+
+    def __init__(self, port: int):
+        self.port = port
+
+    def __call__(self, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
+        content = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        names = {"Content-Type": "application/json"} | {k.replace("_", "-"): v for k, v in headers.items()}
+        request = Request(f"http://127.0.0.1:{self.port}{path}", content, names)
+        try:
+            with urlopen(request, timeout=60) as answer:
+                return answer.status, json.load(answer)
+        except HTTPError as error:
+            with error:
+                content = error.read()
+            return error.code, json.loads(content) if content.startswith(b"{") else content.decode()
+
+    def draw(self, *units: Any, path: str = "txt2img", title: str = "ControlNet", **more: Any) -> tuple[int, Any]:
+        body = {"prompt": "a red circle", "steps": 2, "seed": 3, "width": 128, "height": 128, **more}
+        if units:
+            body["alwayson_scripts"] = {title: {"args": list(units)}}
+        return self(f"/sdapi/v1/{path}", body)
+
+    def images(self, *units: Any, **more: Any) -> list[np.ndarray]:
+        status, answer = self.draw(*units, **more)
+        assert status == 200, answer
+        return [pixels(picture) for picture in answer["images"]]
+
+
+@contextmanager
+def served(
+    units: int = 3, queue: int = 16, token: str | None = None, fetch: Any = None
+) -> Iterator[tuple[Client, Desk]]:
+    import uvicorn
+
+    from controlnet_ext.server.app import app
+
+    shelf = Shelf((), "embedded")
+    ready = readied("cpu", Library(download=False))
+    desk = Desk(Engine("embedded", shelf, ready, "cpu", "float32"), shelf, ready, Limits(units=units), fetch)
+    worker = Worker(queue)
+    served = app(desk, worker, token, ("127.0.0.1",))
+    config = uvicorn.Config(served, port=0, log_level="warning", lifespan="off")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.02)
+    try:
+        yield Client(server.servers[0].sockets[0].getsockname()[1]), desk
+    finally:
+        server.should_exit = True
+        thread.join()
+        worker.close()

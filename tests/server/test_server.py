@@ -1,0 +1,262 @@
+"""The HTTP API over the loopback, with the embedded model: units as clients send them, and what is refused."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import serving
+from controlnet_ext.preprocessors import preprocess
+from serving import CANNY, Client, photo
+
+from controlnet_ext.files.image_writer import read_text
+from controlnet_ext.server.service import Desk
+
+pytest.importorskip("starlette", reason="needs controlnet-ext[serve]")
+pytest.importorskip("uvicorn", reason="needs controlnet-ext[serve]")
+UNIT = {"image": photo(), "module": "canny", "model": CANNY}
+
+
+@pytest.fixture(scope="module")
+def plain(server: tuple[Client, Desk]) -> np.ndarray:
+    return server[0].images()[0]
+
+
+@pytest.fixture(scope="module")
+def guided(server: tuple[Client, Desk]) -> np.ndarray:
+    return server[0].images(UNIT)[0]
+
+
+def test_a_unit_guides_the_picture_and_its_map_comes_after_it(client: Client, plain: np.ndarray) -> None:
+    picture, shown = client.images({**UNIT, "threshold_a": 100, "threshold_b": 200})
+    assert picture.shape == shown.shape == (128, 128, 3)
+    assert np.abs(picture.astype(int) - plain).max() > 20
+    assert set(np.unique(shown)) == {0, 255}
+    assert len(client.images({**UNIT, "save_detected_map": False})) == 1
+
+
+def test_weight_0_is_no_guidance_to_the_bit(client: Client, plain: np.ndarray) -> None:
+    assert np.array_equal(client.images({**UNIT, "weight": 0})[0], plain)
+
+
+@pytest.mark.parametrize(
+    ("title", "unit"),
+    [
+        ("controlnet", {"enabled": "true"}),
+        ("controlNet", {"model": "Embedded/CANNY [00000000]", "module": "Canny"}),
+        ("controlnet m2m", {"guidance": 1, "lowvram": True, "resize_mode": 1, "control_mode": "0"}),
+        ("ControlNet", {"image": None, "input_image": "data:image/jpeg;base64," + photo(), "mask": ""}),
+        ("ControlNet", {"image": {"image": photo(), "mask": None}, "resize_mode": "Scale to Fit (Inner Fit)"}),
+        ("ControlNet", {"image": [photo(), serving.white(9, 9)]}),
+        ("ControlNet", {"image": [{"image": photo(), "mask": "None"}], "control_mode": "balanced"}),
+    ],
+)
+def test_every_way_to_say_a_unit_gives_the_same_picture(
+    client: Client, guided: np.ndarray, title: str, unit: dict[str, Any]
+) -> None:
+    assert np.array_equal(client.images({**UNIT, **unit}, title=title)[0], guided)
+
+
+def test_units_that_are_off_or_say_nothing_do_nothing(client: Client, plain: np.ndarray) -> None:
+    off = [{**UNIT, "enabled": False, "image": "no picture"}, {}, {"module": "none", "model": "None", "image": ""}]
+    assert np.array_equal(client.images(*off)[0], plain)
+
+
+def test_a_window_holds_the_steps_that_begin_in_it(client: Client, plain: np.ndarray, guided: np.ndarray) -> None:
+    first, second = (client.images({**UNIT, "guidance_start": s, "guidance_end": e})[0] for s, e in ((0, 0), (0.5, 1)))
+    assert not np.array_equal(first, plain) and not np.array_equal(first, guided)
+    assert not np.array_equal(second, plain) and not np.array_equal(second, first)
+    assert np.array_equal(client.images({**UNIT, "guidance_end": 0.5})[0], guided)  # 2 steps begin at 0 and 0.5
+    status, answer = client.draw({**UNIT, "guidance_start": 0.9})
+    assert status == 422 and "0.9..1 of unit 1 holds none of 2 steps" in answer["detail"]
+
+
+def test_advanced_weighting_replaces_weight_and_soft_weights(client: Client) -> None:
+    ones = {**UNIT, "advanced_weighting": [1.0] * 13}
+    for mode in (0, 1):
+        both = client.images({**ones, "weight": 0.3, "control_mode": mode})[0], client.images(UNIT)[0]
+        assert np.array_equal(*both)
+    soft = [0.825 ** (12 - i) for i in range(13)]
+    replaced = client.images({**UNIT, "advanced_weighting": soft, "control_mode": 2})[0].astype(int)
+    assert np.abs(replaced - client.images({**UNIT, "control_mode": 2})[0]).max() <= 1  # divided and multiplied
+
+
+def test_a_batch_is_its_pictures_one_by_one(client: Client) -> None:
+    batch = client.images(UNIT, batch_size=2)
+    assert len(batch) == 3
+    assert np.array_equal(batch[1], client.images(UNIT, seed=4)[0])
+
+
+def test_a_png_tells_what_it_was_made_from(client: Client, tmp_path: Path) -> None:
+    _, answer = client.draw(UNIT, negative_prompt="blue", sampler_name="DPM++ 2M Karras")
+    (tmp_path / "p.png").write_bytes(base64.b64decode(answer["images"][0]))
+    text = read_text(tmp_path / "p.png")["parameters"]
+    assert text == json.loads(answer["info"])["infotexts"][0]
+    assert text.startswith("a red circle\nNegative prompt: blue\nSteps: 2, Sampler: DPM++ 2M Karras, CFG scale: 7, Se")
+    assert 'ControlNet 0: "Module: canny, Model: embedded/canny [' in text
+
+
+def test_an_image_to_image_unit_without_image_looks_at_the_initial_one(client: Client) -> None:
+    more = {"path": "img2img", "init_images": [photo()], "denoising_strength": 1, "resize_mode": 1}
+    picture, shown = client.images({"module": "canny", "model": CANNY, "weight": 1}, **more)
+    assert np.array_equal(client.images(UNIT, **more)[0], picture)
+    assert shown.any()
+
+
+def test_detect_gives_the_map_that_preprocess_gives(client: Client) -> None:
+    asked = {"controlnet_module": "canny", "controlnet_threshold_a": 50, "controlnet_threshold_b": 9999}
+    for name in ("controlnet_input_images", "controlnet_images"):
+        status, answer = client("/controlnet/detect", {**asked, name: [photo()], "controlnet_processor_res": 256})
+        assert status == 200 and answer["info"] == "Success"
+        expected = preprocess("canny", base64.b64decode(photo()), low=50, resolution=256).pixels
+        assert np.array_equal(serving.pixels(answer["images"][0]), expected)
+
+
+def test_poses_of_people_and_of_animals_are_rendered(client: Client) -> None:
+    canvas = {"canvas_width": 64, "canvas_height": 48}
+    person = {"people": [{"pose_keypoints_2d": [0.5, 0.5, 1] * 18}], **canvas}
+    animal = {"people": [], "animals": [[20, 20, 1, 40, 30, 1] + [0] * 45], **canvas}
+    status, answer = client("/controlnet/render_openpose_json", [person, animal])
+    assert status == 200
+    for picture in map(serving.pixels, answer["images"]):
+        assert picture.shape == (48, 64, 3) and picture.any()
+    assert client("/controlnet/render_openpose_json", []) == (200, {"info": "No pose data detected."})
+    assert client("/controlnet/render_openpose_json", [{"people": 3, **canvas}])[0] == 422
+
+
+def test_lists_have_what_clients_look_for(client: Client) -> None:
+    def listed(path: str) -> Any:
+        status, answer = client(path)
+        assert status == 200
+        return answer
+
+    assert listed("/controlnet/version") == {"version": 3}
+    (model,) = listed("/controlnet/model_list?update=true")["model_list"]
+    assert model.startswith("embedded/canny [")
+    assert listed("/controlnet/settings") == {"control_net_unit_count": 3, "control_net_max_models_num": 3}
+    names = listed("/controlnet/module_list")
+    assert names["module_list"][0] == "none" and {"canny", "hed"} <= set(names["module_list"])
+    sliders = names["module_detail"]["canny"]["sliders"]
+    assert [slider["value"] for slider in sliders] == [512, 100, 200]
+    assert "softedge_hed" in listed("/controlnet/module_list?alias_names=true")["module_list"]
+    canny = listed("/controlnet/control_types")["control_types"]["Canny"]
+    assert (canny["default_option"], canny["default_model"], canny["model_list"]) == ("canny", model, ["None", model])
+    assert "controlnet m2m" in listed("/sdapi/v1/scripts")["txt2img"]
+    assert listed("/sdapi/v1/sd-models")[0]["title"] == listed("/sdapi/v1/options")["sd_model_checkpoint"] == "embedded"
+    assert "Euler a" in [sampler["name"] for sampler in listed("/sdapi/v1/samplers")]
+    assert client("/sdapi/v1/options", {"sd_model_checkpoint": "embedded"}) == (200, None)
+    assert client("/sdapi/v1/options", {"sd_model_checkpoint": "other"})[0] == 422
+
+
+def test_paths_and_addresses_are_refused_alike_whether_there_is_something_or_not(client: Client) -> None:
+    hostile = [__file__, "/etc/passwd", "/etc/passwd2", "file:///etc/passwd", "..", "C:\\a.png", "\\\\host\\share\\a"]
+    hostile += [f"http://127.0.0.1:{client.port}/health", "https://example.org/a.png", "ftp://h/a", "gopher://h/a"]
+    asked: list[dict[str, Any]] = [{"image": h} for h in hostile]
+    asked += [{"image": {"image": photo(), "mask": h}} for h in hostile]
+    answers = set()
+    for unit in asked:
+        status, answer = client.draw({**UNIT, **unit})
+        assert status == 422
+        answers.add(answer["detail"])
+    assert answers == {
+        f"unit 1: {name} is no picture in base64; paths and addresses are not read" for name in ("image", "mask")
+    }
+    for h in hostile:
+        assert client.draw(path="img2img", init_images=[h])[0] == 422
+        assert client("/controlnet/detect", {"controlnet_module": "canny", "controlnet_input_images": [h]})[0] == 422
+
+
+@pytest.mark.parametrize(
+    ("unit", "words"),
+    [
+        ({"weight": 3}, "unit 1: weight is 3, expected a number 0..2"),
+        ({"weight": "heavy"}, "unit 1: weight is 'heavy', expected a number 0..2"),
+        ({"model": "nowhere"}, "unit 1: unknown control model 'nowhere', the nearest are: embedded/canny ["),
+        ({"model": "None"}, "unit 1: it is on and has no model; /controlnet/model_list names those there are"),
+        ({"module": "cany"}, "unit 1: unknown preprocessor 'cany', the nearest are: canny"),
+        ({"image": ""}, "unit 1: it is on and has no image"),
+        ({"resize_mode": "sideways"}, "unit 1: resize_mode is 'sideways', expected one of 'Just Resize', "),
+        ({"guidance_start": 0.9, "guidance_end": 0.1}, "unit 1: window start 0.9 lies behind its end 0.1"),
+        ({"ipadapter_input": ["gASV"]}, "unit 1: ipadapter_input holds serialised objects, which are not decoded"),
+        ({"advanced_weighting": [1, 2]}, "unit 1: layers has 2 entries, but the model has 13"),
+        ({"input_image": "other"}, "unit 1: image and input_image are one field and differ"),
+    ],
+)
+def test_what_a_unit_cannot_be_is_said_in_one_sentence(client: Client, unit: dict[str, Any], words: str) -> None:
+    status, answer = client.draw({**UNIT, **unit})
+    assert (status, answer["detail"][: len(words)]) == (422, words)
+
+
+def test_what_a_request_cannot_be_is_said_in_one_sentence(client: Client) -> None:
+    for more, words in (
+        ({"width": 130}, "the request: size 130x128: both sides must be multiples of 8"),
+        ({"tiling": True}, "the request: tiling is not offered by this server"),
+        ({"sampler_name": "Eulr"}, "unknown sampler 'Eulr', the nearest are: Euler"),
+        ({"alwayson_scripts": {"ADetailer": {"args": []}}}, "alwayson_scripts: always on script 'ADetailer' not found"),
+        ({"prompt": 5}, "prompt is int, expected text"),
+        ({"batch_size": 17}, "the request: batch_size is 17, expected a number 1..16"),
+    ):
+        status, answer = client.draw(**more)
+        assert (status, answer["detail"][: len(words)]) == (422, words)
+    status, answer = client.draw(UNIT, UNIT, UNIT, UNIT)
+    assert (status, answer["detail"]) == (422, "4 units, expected up to 3")
+    assert client("/sdapi/v1/txt2img", b"{")[0] == 422
+    assert client("/sdapi/v1/txt2img", b"{}", Content_Type="text/plain")[0] == 415
+    assert client("/health", Host="evil.example")[0] == 400
+
+
+def test_a_picture_can_be_interrupted_and_health_answers_meanwhile(server: tuple[Client, Desk]) -> None:
+    client, _ = server
+    answers: list[tuple[int, Any]] = []
+    thread = threading.Thread(target=lambda: answers.append(client.draw(UNIT, steps=150, batch_size=16)))
+    thread.start()
+    while client("/sdapi/v1/progress")[1]["state"]["sampling_step"] < 1:
+        time.sleep(0.01)
+    status, health = client("/health")
+    assert (status, health["waiting"]) == (200, 1)
+    assert client("/sdapi/v1/interrupt", {}) == (200, {})
+    thread.join()
+    ((status, answer),) = answers
+    assert status == 200 and len(answer["images"]) == 2
+    assert client("/sdapi/v1/progress")[1]["progress"] == 0
+
+
+def test_clients_at_once_get_the_answers_of_one_alone(client: Client) -> None:
+    detection = {"controlnet_module": "canny", "controlnet_input_images": [photo()], "controlnet_processor_res": 64}
+    drawn = {"prompt": "a red circle", "steps": 1, "width": 64, "height": 64}
+    unit = {"alwayson_scripts": {"ControlNet": {"args": [{**UNIT, "processor_res": 64}]}}}
+    asked = [("/sdapi/v1/txt2img", {**drawn, "seed": seed, **(unit if seed % 2 else {})}) for seed in range(4)]
+    asked += [("/controlnet/detect", {**detection, "controlnet_threshold_a": low}) for low in (20, 90)]
+    alone = [client(path, body) for path, body in asked]
+    with ThreadPoolExecutor(6) as threads:
+        together = list(threads.map(lambda i: client(*asked[i % 6]), range(18)))
+    assert together == alone * 3 and {status for status, _ in together} == {200}
+    assert len({str(answer) for _, answer in alone}) == 6
+
+
+def test_a_full_queue_and_a_missing_token_are_turned_away() -> None:
+    with serving.served(queue=1, token="secret") as (client, _):
+        assert client("/health")[0] == 200
+        assert client("/controlnet/version")[0] == 401
+        basic = "Basic " + base64.b64encode(b"anyone:secret").decode()
+        assert client("/controlnet/version", Authorization="Basic x")[0] == 401
+        assert client("/controlnet/version", Authorization=basic)[0] == 200
+        statuses: list[int] = []
+        body = {"steps": 20, "width": 128, "height": 128}
+
+        def draw() -> None:
+            statuses.append(client("/sdapi/v1/txt2img", body, Authorization="Bearer secret")[0])
+
+        threads = [threading.Thread(target=draw) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(statuses) == [200, 429]

@@ -1,0 +1,117 @@
+"""Requests of eight clients with the fields that each sends, and webuiapi itself, against the server over the
+loopback."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import serving
+from serving import Client, photo
+
+from controlnet_ext.files.image_in import read_image
+
+pytest.importorskip("starlette", reason="needs controlnet-ext[serve]")
+pytest.importorskip("uvicorn", reason="needs controlnet-ext[serve]")
+
+HOME = {"width": 128, "height": 128, "steps": 2, "seed": 3, "prompt": "a red circle"}
+URL = "data:image/jpeg;base64," + photo()
+WINDOW = {"guidance_start": 0, "guidance_end": 1}
+THRESHOLDS = {"threshold_a": 64, "threshold_b": 64}
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Client]:
+    with serving.served() as (found, _):
+        yield found
+
+
+def photoshop(model: str) -> tuple[str, dict[str, Any]]:
+    unit = {"enabled": True, "input_image": photo(), "mask": "", "module": "canny", "model": model, "weight": 1}
+    unit |= {"resize_mode": "Crop and Resize", "lowvram": False, "processor_res": 512, **THRESHOLDS, **WINDOW}
+    unit |= {"control_mode": "Balanced", "pixel_perfect": True}
+    return "txt2img", {"alwayson_scripts": {"controlnet": {"args": [unit]}}, "controlnet_units": [unit]}
+
+
+def open_outpaint(model: str) -> tuple[str, dict[str, Any]]:
+    unit = {"enabled": True, "module": "canny", "model": model, "control_mode": "ControlNet is more important"}
+    unit |= {"image": URL, "mask": "data:image/png;base64," + serving.white(128, 128), "processor_res": 64}
+    unit |= {"resize_mode": "Resize and Fill"}
+    return "txt2img", {"alwayson_scripts": {"controlnet": {"args": [unit]}}}
+
+
+def controlnet_render(model: str) -> tuple[str, dict[str, Any]]:
+    unit = {"input_image": photo(), "model": model, "module": "none", "weight": 1, **WINDOW, "control_mode": 0}
+    return "txt2img", {"alwayson_scripts": {"controlnet": {"args": [unit]}}}
+
+
+def blender_controlnet(model: str) -> tuple[str, dict[str, Any]]:
+    unit = {"mask": "", "module": "none", "model": model, "weight": 1, "resize_mode": "Scale to Fit (Inner Fit)"}
+    unit |= {"lowvram": False, "processor_res": 64, **THRESHOLDS, "guidance": 1, **WINDOW, "guessmode": False}
+    return "txt2img", {"alwayson_scripts": {"controlnet": {"args": [unit | {"input_image": photo()}]}}}
+
+
+def ai_render(model: str) -> tuple[str, dict[str, Any]]:
+    unit = {"weight": 1, "module": "canny", "model": model}
+    more = {"init_images": [URL], "denoising_strength": 1.0}
+    return "img2img", {**more, "alwayson_scripts": {"controlnet": {"args": [unit]}}}
+
+
+def intra_paint(model: str) -> tuple[str, dict[str, Any]]:
+    unit = {"use_preview_as_input": False, "enabled": True, "pixel_perfect": False, "low_vram": False}
+    unit |= {"module": "canny", "model": model, "weight": 1.0, "image": photo(), "resize_mode": "Just Resize"}
+    unit |= {**WINDOW, "control_mode": "My prompt is more important", "processor_res": 512, **THRESHOLDS}
+    return "txt2img", {"alwayson_scripts": {"controlNet": {"args": [unit]}}}
+
+
+def home_made(model: str) -> tuple[str, dict[str, Any]]:
+    unit = {"image": [photo(), serving.white(64, 64)], "module": "canny", "model": model, "weight": 1, "enabled": True}
+    unit |= {"resize_mode": 1, "lowvram": True, "processor_res": 512, **THRESHOLDS, **WINDOW, "control_mode": 2}
+    return "txt2img", {"alwayson_scripts": {"ControlNet": {"args": [unit]}}}
+
+
+CLIENTS = (photoshop, open_outpaint, controlnet_render, blender_controlnet, ai_render, intra_paint, home_made)
+
+
+@pytest.mark.parametrize("sent", CLIENTS, ids=[sent.__name__ for sent in CLIENTS])
+def test_the_requests_of_clients_give_guided_pictures(client: Client, sent: Any) -> None:
+    (model,) = client("/controlnet/model_list")[1]["model_list"]
+    path, more = sent(model)
+    plain = {name: value for name, value in more.items() if not name.startswith(("alwayson", "controlnet"))}
+    pictures = []
+    for asked in (more, plain):
+        status, answer = client(f"/sdapi/v1/{path}", {**HOME, **asked})
+        assert status == 200, answer
+        pictures.append([serving.pixels(picture) for picture in answer["images"]])
+    (guided, shown), (unguided,) = pictures
+    assert np.abs(guided.astype(int) - unguided).max() > 5
+    assert shown.shape == guided.shape
+
+
+def test_webuiapi_makes_pictures_of_text_and_images_with_one_unit_and_with_two(client: Client) -> None:
+    webuiapi = pytest.importorskip("webuiapi", reason="needs webuiapi from PyPI")
+    from PIL import Image
+
+    from controlnet_ext.embedded import PHOTO
+
+    api = webuiapi.WebUIApi(host="127.0.0.1", port=client.port, steps=2)
+    assert api.has_controlnet
+    image = Image.open(PHOTO).convert("RGB")
+    interface = webuiapi.ControlNetInterface(api)
+    unit = webuiapi.ControlNetUnit(image=image, module="canny", model=interface.model_list()[0])
+    size = {"width": 128, "height": 128, "seed": 3}
+    made = [api.txt2img(prompt="a red circle", controlnet_units=[unit] * n, **size) for n in range(3)]
+    assert [len(result.images) for result in made] == [1, 2, 3]
+    for one, other in itertools.combinations([read_image(result.image) for result in made], 2):
+        assert np.abs(one.astype(int) - other).max() > 5
+    changed = api.img2img(images=[image], prompt="a red circle", denoising_strength=1, controlnet_units=[unit], **size)
+    assert len(changed.images) == 2 and changed.info["seed"] == 3
+    assert read_image(api.controlnet_detect([image], module="canny", processor_res=128).image).any()
+    assert "canny" in api.controlnet_module_list()
+    assert api.get_progress()["progress"] == 0
+    assert api.util_get_current_model() == "embedded"
+    assert "Euler a" in api.util_get_sampler_names()
+    api.util_set_model("embedded")

@@ -1,0 +1,198 @@
+"""HTTP around the API, without a model: bodies, queues, tokens, names; what `serve` lets in; where units stand."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+from controlnet_ext.preprocessors.library import Library
+from serving import photo, white
+
+from controlnet_ext import cli
+from controlnet_ext.sdwebui.catalog import Shelf
+from controlnet_ext.sdwebui.generation import read_generation
+from controlnet_ext.sdwebui.limits import Limits
+from controlnet_ext.sdwebui.modules import readied
+from controlnet_ext.server.service import Desk
+from controlnet_ext.server.worker import Busy, Worker
+
+pytest.importorskip("starlette", reason="needs controlnet-ext[serve]")
+NOTHING: Any = None
+DETECT = "/controlnet/detect"
+ASKED = {"controlnet_module": "canny", "controlnet_input_images": [photo()]}
+
+
+def asked(app: Any, path: str, chunks: Iterable[bytes] = (), **headers: str) -> tuple[int, Any, dict[str, str]]:
+    """Status, JSON and headers that an ASGI application answers; a POST if there are chunks of a body."""
+    waiting = list(chunks)
+    given = {"host": "127.0.0.1", "content_type": "application/json"} | headers
+    scope = {"type": "http", "method": "POST" if waiting else "GET", "path": path, "query_string": b"", "headers": []}
+    scope |= {"http_version": "1.1", "scheme": "http", "server": ("127.0.0.1", 80), "asgi": {"version": "3.0"}}
+    scope["headers"] = [(name.replace("_", "-").encode(), value.encode()) for name, value in given.items()]
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        body = waiting.pop(0) if waiting else b""
+        return {"type": "http.request", "body": body, "more_body": bool(waiting)}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(app(scope, receive, send))
+    content = b"".join(message.get("body", b"") for message in sent[1:])
+    answered = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
+    return sent[0]["status"], json.loads(content) if content.startswith(b"{") else content.decode(), answered
+
+
+def application(worker: Worker, token: str | None = None) -> Any:
+    """One whose engine is never asked."""
+    from controlnet_ext.server.app import app
+
+    ready = readied("cpu", Library(download=False))
+    return app(Desk(NOTHING, Shelf([], "other"), ready, Limits()), worker, token, ("127.0.0.1",))
+
+
+def body(value: Any) -> list[bytes]:
+    return [json.dumps(value).encode()]
+
+
+def test_a_request_over_the_limit_is_refused_while_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    from controlnet_ext.server import http
+
+    app = application(Worker(1))
+    monkeypatch.setattr(http, "BODY", 2**20)
+    status, answer, _ = asked(app, DETECT, [b" " * 2**19] * 3)
+    assert (status, answer) == (413, {"detail": "the request is over 1 MiB"})
+    assert asked(app, DETECT, [b" " * 2**19, *body(ASKED)])[0] == 200
+
+
+def test_a_full_queue_and_a_stopping_server_turn_away_and_health_answers() -> None:
+    worker, released = Worker(1), threading.Event()
+    app = application(worker)
+    at_work = worker.submit(released.wait)
+    status, answer, headers = asked(app, DETECT, body(ASKED))
+    assert (status, answer["detail"]) == (429, "1 requests wait already, try again later")
+    assert headers["retry-after"] == "5"
+    assert asked(app, "/health")[:2] == (200, {"status": "ok", "waiting": 1})
+    released.set()
+    at_work.result()
+    assert asked(app, DETECT, body(ASKED))[0] == 200
+    worker.close()
+    assert asked(app, DETECT, body(ASKED))[:2] == (503, {"detail": "the server is stopping"})
+    assert asked(app, "/health")[0] == 200
+    with pytest.raises(Busy, match="the server is stopping"):
+        worker.submit(released.wait)
+
+
+@pytest.mark.parametrize(
+    ("authorization", "status"),
+    [
+        ("Bearer secret", 200),
+        ("bearer  secret", 200),
+        ("Basic YW55OnNlY3JldA==", 200),  # any:secret
+        ("Basic c2VjcmV0", 401),  # secret
+        ("Basic !", 401),
+        ("Bearer Secret", 401),
+        ("Bearer ", 401),
+        ("secret", 401),
+        ("", 401),
+    ],
+)
+def test_a_token_is_needed_for_everything_but_health(authorization: str, status: int) -> None:
+    app = application(Worker(1), token="secret")
+    assert asked(app, "/controlnet/version", authorization=authorization)[0] == status
+    assert asked(app, "/openapi.json", authorization=authorization)[0] == status
+    assert asked(app, "/no/such/route", authorization=authorization)[0] == (404 if status == 200 else 401)
+    assert asked(app, "/health", authorization=authorization)[0] == 200
+
+
+def test_a_page_of_another_site_is_not_served() -> None:
+    app = application(Worker(1))
+    assert asked(app, "/controlnet/version", host="evil.example")[0] == 400
+    assert asked(app, DETECT, body(ASKED), content_type="text/plain")[0] == 415
+    assert "access-control-allow-origin" not in asked(app, "/controlnet/version", origin="https://evil.example")[2]
+
+
+def test_the_document_is_served() -> None:
+    status, answer, _ = asked(application(Worker(1)), "/openapi.json")
+    assert status == 200 and "/sdapi/v1/txt2img" in answer["paths"] and "/openapi.json" in answer["paths"]
+
+
+@pytest.mark.parametrize(
+    ("words", "refusal"),
+    [
+        (["--host", "0.0.0.0"], "--host 0.0.0.0 lets other machines in: give a --token"),
+        (["--units", "0"], "--units 0 is outside 1..16"),
+        (["--side", "9000"], "--side 9000 is outside 64..8192"),
+        (["--dtype", "int8"], "dtype 'int8' is none of: "),
+        (["--controls", "/no/such/folder"], "the folder of control models '/no/such/folder' does not exist"),
+    ],
+)
+def test_serve_refuses_before_it_listens(
+    words: list[str], refusal: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CONTROLNET_EXT_TOKEN", raising=False)
+    assert cli.main(["serve", "--device", "cpu", *words]) == 2
+    assert refusal in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("title", ["ControlNet", "controlnet", "CONTROLNET", "controlNet", "controlnet M2M"])
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_units_stand_under_any_casing_of_the_title(title: str, wrapped: bool) -> None:
+    units = [{"model": "None"}, {"model": "m"}, None, {}]
+    with pytest.raises(ValueError, match=r"^unit 3 is None, expected a JSON object$"):
+        read_generation({"alwayson_scripts": {title: {"args": units}}}, (64, 64), Limits(units=4), False)
+    scripts = {title: {"args": units[:2]} if wrapped else units[:2]}
+    ((place, unit),) = read_generation({"alwayson_scripts": scripts}, (64, 64), Limits(), False).units
+    assert place == 2 and unit.model == "m"
+
+
+def test_more_units_than_the_limit_are_an_error_also_when_they_are_off() -> None:
+    units = [{"enabled": False}] * 4
+    for sent in ({"alwayson_scripts": {"ControlNet": {"args": units}}}, {"controlnet_units": units}):
+        with pytest.raises(ValueError, match=r"^4 units, expected up to 3$"):
+            read_generation(sent, (64, 64), Limits(), False)
+
+
+def test_what_is_null_is_as_if_it_were_not_there() -> None:
+    names = "prompt negative_prompt seed steps width height cfg_scale sampler_name sampler_index scheduler batch_size"
+    names += (
+        " n_iter send_images override_settings alwayson_scripts enable_hr tiling styles script_name subseed_strength"
+    )
+    for nothing in (None, ""):
+        found = read_generation(dict.fromkeys(names.split(), nothing), (64, 64), Limits(), False)
+        assert (found.steps, found.width, found.units, found.sends_images, found.prompt) == (20, 64, (), True, "")
+
+
+def test_detect_takes_masks_beside_in_and_over_images() -> None:
+    app = application(Worker(1))
+    image = {"image": photo(), "mask": photo()}
+    for images in ([image], photo(), ["data:image/jpeg;base64," + photo()]):
+        status, answer, _ = asked(app, DETECT, body({"controlnet_module": "none", "controlnet_input_images": images}))
+        assert status == 200 and len(answer["images"]) == 1
+    status, answer, _ = asked(app, DETECT, body({**ASKED, "controlnet_masks": [photo(), photo()]}))
+    assert (status, answer["detail"]) == (422, "controlnet_masks has 2 masks for 1 images")
+    status, answer, _ = asked(app, DETECT, body({"controlnet_module": "canny"}))
+    assert (status, answer["detail"]) == (422, "No image selected")
+
+
+def test_pictures_of_a_request_have_64_megapixels_in_all() -> None:
+    large = white(6000, 6000)
+    units = [{"model": "m", "image": [{"image": large, "mask": large}]}]
+    with pytest.raises(ValueError, match=r"^the pictures of the request have 72 megapixels, expected up to 64 in all$"):
+        read_generation({"alwayson_scripts": {"ControlNet": {"args": units}}}, (64, 64), Limits(), False)
+    status, answer, _ = asked(application(Worker(1)), DETECT, body({**ASKED, "controlnet_masks": [large, large]}))
+    assert status == 422 and "have 72 megapixels" in answer["detail"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"[" * 10**6, b'{"seed": 1' + b"0" * 5000 + b"}", b'{"a": NaN}', b'{"a": "\\ud800"}', b'{"a": 1, "a": 2}'],
+)
+def test_json_that_no_answer_can_hold_is_refused_before_the_work(content: bytes) -> None:
+    status, answer, _ = asked(application(Worker(1)), "/sdapi/v1/txt2img", [content])
+    assert status == 422 and answer["detail"].startswith("the request ")

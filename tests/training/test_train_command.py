@@ -1,0 +1,381 @@
+"""`controlnet-ext train` on a narrow Stable Diffusion with random weights and six pictures."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from diffusers import DDPMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from networks import randomised
+
+from controlnet_ext import Unit, guide, load
+from controlnet_ext.cli import main
+from controlnet_ext.files.weights import read_weights
+from controlnet_ext.training import config, objective
+from controlnet_ext.training.data import Example, apart, examples, split
+from controlnet_ext.training.loop import LOG
+from controlnet_ext.training.noising import Noising, generator
+from controlnet_ext.training.objective import Frozen, verdict
+
+STEPS = 60
+
+
+def unet() -> UNet2DConditionModel:
+    """Smaller still than the tiny one: these tests go backwards too."""
+    shape = {**tiny.SHAPES["SD1.5"], "block_out_channels": (32,) * 4, "layers_per_block": 1}
+    return randomised(UNet2DConditionModel(sample_size=tiny.SIZE // 8, **shape), seed=1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """So small steps are slower on two, which wait for each other: 5 times where other processes are busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def shelf(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, six pictures with captions, and a ControlNet trained on them."""
+    folder = tmp_path_factory.mktemp("shelf")
+    tiny.pipeline(StableDiffusionPipeline, unet=unet()).save_pretrained(folder / "sd")
+    (folder / "pictures").mkdir()
+    for i in range(6):
+        tiny.picture(seed=i, size=96).save(folder / f"pictures/{i}.png")
+        (folder / f"pictures/{i}.txt").write_text(f"picture {'abcdef'[i]}")
+    patch = pytest.MonkeyPatch()
+    patch.setattr(objective, "DRAWS", 8)
+    patch.chdir(folder)
+    assert main(words("out.safetensors")) == 0
+    patch.undo()
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def at_the_shelf(shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(objective, "DRAWS", 8)
+    for name in ("sd", "pictures"):
+        (tmp_path / name).symlink_to(shelf / name)
+    monkeypatch.chdir(tmp_path)
+
+
+def words(out: str, *more: str, data: str = "pictures", steps: int = STEPS) -> list[str]:
+    """A command line; of an option that is given twice the last holds."""
+    options = ["--map", "canny,low=50", "--steps", str(steps), "--batch", "2", "--rate", "1e-3", "--every", "30"]
+    return ["train", "--model", "sd", "--data", data, *options, "--validation", "0.3", *more, "-o", out]
+
+
+def line(capsys: pytest.CaptureFixture[str]) -> str:
+    """The only line on stderr."""
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("controlnet-ext: ") and err.count("\n") == 1, err
+    return err
+
+
+def log(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(row) for row in (folder / LOG).read_text().splitlines()]
+
+
+def test_training_lowers_the_loss_below_that_of_the_model_without_control(shelf):
+    rows = log(shelf / "out.safetensors.training")
+    assert [row["step"] for row in rows] == [30, 60]
+    assert rows[1]["training"] < rows[0]["training"] < rows[0]["training_unguided"]
+    assert len({row["held_out_unguided"] for row in rows}) == 1
+
+
+def test_what_was_trained_loads_and_guides(shelf):
+    net = load(shelf / "out.safetensors")
+    assert net.plan.heads == (8, 8, 8, 8)
+    pipe = tiny.pipeline(StableDiffusionPipeline, unet=unet())
+
+    def latents(*units: Unit) -> torch.Tensor:
+        with guide(pipe, units):
+            return pipe("a", num_inference_steps=2, generator=torch.manual_seed(0), output_type="latent").images
+
+    guided = latents(Unit(net, np.asarray(tiny.picture(0)), preprocessor="canny"))
+    assert (guided - latents()).abs().max() > 1e-3
+
+
+def test_the_file_says_what_it_was_trained_for(shelf):
+    stated = read_weights(shelf / "out.safetensors").metadata
+    unet = (shelf / "sd/unet/diffusion_pytorch_model.safetensors").read_bytes()
+    assert (stated["controlnet_ext.map"], stated["controlnet_ext.steps"]) == ("edges", "60")
+    assert hashlib.sha256(unet).hexdigest() in json.loads(stated["controlnet_ext.base"]).values()
+    assert stated["controlnet_ext.preprocessor"] == "canny,low=50"
+
+
+def digest(pipe: StableDiffusionPipeline) -> str:
+    parts = [pipe.unet, pipe.vae, pipe.text_encoder]
+    tensors = [t for part in parts for t in part.state_dict().values()]
+    return hashlib.sha256(b"".join(t.contiguous().numpy().tobytes() for t in tensors)).hexdigest()
+
+
+def test_the_model_stays_as_it_is_to_the_bit(monkeypatch):
+    seen = []
+
+    class Spied(Frozen):
+        def __init__(self, pipe, device):
+            seen.append((pipe, digest(pipe)))
+            super().__init__(pipe, device)
+
+    monkeypatch.setattr(config, "Frozen", Spied)
+    assert main(words("out.safetensors", steps=3)) == 0
+    ((pipe, before),) = seen
+    assert digest(pipe) == before
+    assert all(p.grad is None for part in (pipe.unet, pipe.vae, pipe.text_encoder) for p in part.parameters())
+
+
+def same(a: str, b: str) -> bool:
+    one, other = (read_weights(path).tensors for path in (a, b))
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_an_interrupted_training_goes_on_as_if_it_had_not_been(sigint, monkeypatch, capsys):
+    assert main(words("whole.safetensors", "--accumulate", "2", steps=3)) == 0
+    loss, calls = objective.control_loss, []
+
+    def interrupting(*given):
+        calls.append(1)
+        if len(calls) == 3:  # in the second step
+            os.kill(os.getpid(), signal.SIGINT)
+        return loss(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(config, "control_loss", interrupting)
+        assert main(words("cut.safetensors", "--accumulate", "2", steps=3)) == 130
+    assert not Path("cut.safetensors").exists() and len(calls) == 4
+    assert read_weights("cut.safetensors.training/checkpoint.safetensors").metadata == {"step": "2"}
+    assert main(words("cut.safetensors", "--accumulate", "2", steps=3)) == 0
+    assert same("whole.safetensors", "cut.safetensors")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_minutes_that_run_out_leave_a_checkpoint_and_no_file(capsys):
+    assert main(words("out.safetensors", "--minutes", "1e-9", steps=3)) == 1
+    assert "the same command goes on" in capsys.readouterr().err
+    assert not Path("out.safetensors").exists()
+
+
+def test_the_documented_command_trains():
+    text = (Path(__file__).parents[2] / "docs/training.md").read_text()
+    command = next(row for row in text.splitlines() if row.startswith("    controlnet-ext train "))
+    assert main([*shlex.split(command)[1:], "--minutes", "1e-9"]) == 1
+    assert [row["step"] for row in log(Path("canny.safetensors.training"))] == [1]
+
+
+def test_a_trained_control_learns_further(shelf, capsys):
+    """With a rate of nearly nothing it stays as it was: what begins is the file, not a copy."""
+    first = str(shelf / "out.safetensors")
+    assert main(words("more.safetensors", "--control", first, "--rate", "1e-12", steps=2)) == 0
+    before, after = read_weights(first).tensors, read_weights("more.safetensors").tensors
+    assert max((before[name] - after[name]).abs().max() for name in before) < 1e-9
+    capsys.readouterr()
+    assert main(words("more.safetensors", "--overwrite", "--rate", "1e-12", steps=2)) == 2
+    assert "another control" in line(capsys)
+    assert main(words("none.safetensors", "--control", "none.pth", steps=2)) == 2
+    assert "none.pth" in line(capsys)
+
+
+def test_other_arguments_than_the_checkpoints_are_refused(capsys):
+    assert main(words("out.safetensors", "--minutes", "1e-9", steps=3)) == 1
+    capsys.readouterr()
+    assert main(words("out.safetensors", "--rate", "2e-3", steps=3)) == 2
+    assert "another rate (0.001, now 0.002)" in line(capsys)
+
+
+def test_a_picture_that_changes_is_another_training(tmp_path, capsys):
+    shutil.copytree("pictures", "own")
+    assert main(words("out.safetensors", "--minutes", "1e-9", data="own", steps=3)) == 1
+    for caption in Path("own").glob("*.txt"):
+        caption.write_text("another caption")
+    capsys.readouterr()
+    assert main(words("out.safetensors", data="own", steps=3)) == 2
+    assert "another data" in line(capsys)
+
+
+def test_scenes_are_drawn_where_no_pictures_are_needed():
+    command = words("out.safetensors", "--every", "1", data="scenes", steps=1)
+    command = [word for i, word in enumerate(command) if "--validation" not in command[max(i - 1, 0) : i + 1]]
+    assert main(command) == 0
+    assert log(Path("out.safetensors.training"))[0]["held_out_unguided"] > 0
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--map", "cany"], "unknown preprocessor 'cany'"),
+        (["--map", "canny,low=300"], "low 300 is outside"),
+        (["--map", "none,kind=edgy"], "expected none,kind=K"),
+        (["--map", "none"], "has no map"),
+        (["--size", "96x64"], "size 96x64: both sides must be multiples of 64"),
+        (["--size", "64"], "expected WIDTHxHEIGHT"),
+        (["--batch", "0"], "batch 0"),
+        (["--rate", "nan"], "rate nan of the training"),
+        (["--steps", "many"], "invalid int value: 'many'"),
+        (["--validation", "1.5"], "leaves none on one side"),
+        (["--validation", "pictures"], "is held out and also to be learnt"),
+        (["--data", "nowhere"], "'nowhere' is not a folder"),
+        (["--data", "scenes"], "held-out ones of their own"),
+        (["--data", "scenes:0"], "at least one scene"),
+        (["--data", "sd"], "'sd' holds no pictures"),
+        (["--model", "pictures"], "holds no model_index.json"),
+        (["--work", "sd"], "no folder of a training"),
+        (["-o", "out.bin"], "does not end in .safetensors"),
+        (["-o", "no/out.safetensors"], "the folder 'no' does not exist"),
+    ],
+)
+def test_nonsense_is_refused_in_one_line_before_any_work(more, says, capsys, tmp_path):
+    before = sorted(os.listdir())
+    command = words("out.safetensors", *(more if more[0] != "-o" else []))
+    if more[0] == "-o":
+        command[-1] = more[1]
+    assert main(command) == 2
+    assert says in line(capsys)
+    assert sorted(os.listdir()) == before
+
+
+def test_an_existing_output_is_not_replaced(capsys):
+    Path("out.safetensors").write_text("mine")
+    assert main(words("out.safetensors", steps=1)) == 2
+    assert "--overwrite" in line(capsys)
+    assert Path("out.safetensors").read_text() == "mine"
+    assert main(words("out.safetensors", "--overwrite", steps=1)) == 0
+    assert load("out.safetensors").architecture == "controlnet"
+
+
+def test_an_sdxl_is_refused(capsys):
+    tiny.pipeline(StableDiffusionXLPipeline, "SDXL").save_pretrained("xl")
+    capsys.readouterr()
+    assert main(words("out.safetensors", "--model", "xl", "--size", "64x64")) == 2
+    assert "SDXL" in line(capsys)
+    assert not Path("out.safetensors.training").exists()
+
+
+def pictures(folder: Path, count: int = 2) -> Path:
+    folder.mkdir()
+    for i in range(count):
+        tiny.picture(seed=i).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(f" {i}\n")
+    return folder
+
+
+def test_captions_lie_beside_pictures_or_in_a_list(tmp_path):
+    folder = pictures(tmp_path / "some")
+    assert [(e.picture.name, e.caption, e.map) for e in examples(folder)] == [
+        ("0.png", "0", None),
+        ("1.png", "1", None),
+    ]
+    rows = [{"file_name": "1.png", "text": "one", "map": "0.png"}, {"file_name": "1.png", "text": "eins"}]
+    (folder / "metadata.jsonl").write_text("\n\n".join(map(json.dumps, rows)))
+    listed = [(e.picture.name, e.caption, e.map and e.map.name) for e in examples(folder)]
+    assert listed == [("1.png", "one", "0.png"), ("1.png", "eins", None)]
+
+
+def test_folders_that_cannot_be_learnt_from_are_refused(tmp_path):
+    folder = tmp_path / "some"
+    folder.mkdir()
+    with pytest.raises(ValueError, match="holds no pictures"):
+        examples(folder)
+    tiny.picture().save(folder / "a.png")
+    with pytest.raises(ValueError, match=r"1 of 1 pictures have no caption, such as .*a\.png"):
+        examples(folder)
+    (folder / "a.txt").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"a\.txt' is not UTF-8"):
+        examples(folder)
+    (folder / "a.txt").write_text("a")
+    whole = (folder / "a.png").read_bytes()
+    for content, says in ((whole[:-20], "cut short"), (b"text", "no picture")):
+        (folder / "a.png").write_bytes(content)
+        with pytest.raises(ValueError, match=rf"a\.png' is .*{says}"):
+            examples(folder)
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ('{"file_name": "../a.png", "text": "a"}', "line 1: '../a.png' is not a file in the list's folder"),
+        ('{"file_name": "/a.png", "text": "a"}', "not a file in"),
+        ('{"file_name": "a.png"}', "line 1: expected"),
+        ("[]", "line 1 holds a JSON list"),
+        ("{", "not valid JSON"),
+    ],
+)
+def test_lists_that_are_none_are_refused(tmp_path, row, says):
+    (tmp_path / "captions.jsonl").write_text(row)
+    with pytest.raises(ValueError, match=says):
+        examples(tmp_path)
+
+
+def test_a_copy_of_a_picture_is_on_its_side(tmp_path):
+    found = tuple(Example(Path(f"{i}.png"), "", None, str(i % 5)) for i in range(20))
+    learnt, held = split(found, 0.4)
+    assert len(held) == 8 and not {e.sha256 for e in learnt} & {e.sha256 for e in held}
+    assert sorted(e.picture for e in learnt + held) == sorted(e.picture for e in found)
+    apart(learnt, held)
+    with pytest.raises(ValueError, match=r"held out and also to be learnt, as '5\.png'"):
+        apart((found[5],), (found[10],))
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_noising_is_that_of_diffusers(kind):
+    scheduler = DDPMScheduler(**{**tiny.DDIM, "clip_sample": False, "prediction_type": kind})
+    noising = Noising(scheduler)
+    torch.manual_seed(0)
+    latents, noise, t = torch.randn(4, 4, 8, 8), torch.randn(4, 4, 8, 8), torch.tensor([0, 10, 500, 999])
+    x, target, _ = noising.noised(latents, noise, t)
+    assert torch.equal(x, scheduler.add_noise(latents, noise, t))
+    assert torch.equal(target, noise if kind == "epsilon" else scheduler.get_velocity(latents, noise, t))
+    snr = scheduler.alphas_cumprod[t] / (1 - scheduler.alphas_cumprod[t])
+    weights = snr.clamp(max=5) / (snr if kind == "epsilon" else snr + 1)
+    expected = (weights * torch.ones(4)).mean()
+    torch.testing.assert_close(noising.loss(target + 1, target, t), expected, rtol=1e-5, atol=0)  # order of rounding
+    assert torch.equal(noising.draw(latents, generator(3))[0], noising.draw(latents, generator(3))[0])
+    layout = Noising(scheduler, "layout")
+    even = layout.loss(target + 1, target, t, drawn=False)
+    torch.testing.assert_close(even, (weights * (1 / snr + 1).clamp(max=50)).mean(), rtol=1e-5, atol=0)
+    with pytest.raises(ValueError, match="weighting 'even'"):
+        Noising(scheduler, "even")
+    with pytest.raises(ValueError, match="predicts 'sample'"):
+        Noising(DDPMScheduler(prediction_type="sample"))
+
+
+def test_layout_draws_levels_as_often_as_they_count():
+    layout = Noising(DDPMScheduler(**{**tiny.DDIM, "clip_sample": False}), "layout")
+    latents, levels = torch.zeros(40_000, 1, 1, 1), torch.arange(layout.steps)
+    _, target, t = layout.draw(latents, generator(1))
+    wrong = (t / layout.steps).view(-1, 1, 1, 1)  # an error that depends on the level
+    every = (levels / layout.steps).view(-1, 1, 1, 1)
+    expected = layout.loss(every, torch.zeros_like(every), levels, drawn=False)
+    torch.testing.assert_close(layout.loss(target + wrong, target, t), expected, rtol=0.02, atol=0)  # of 40,000 draws
+    assert (t > 700).float().mean() > 0.6
+
+
+def row(step: float, training: float, held_out: float) -> dict[str, float]:
+    return {
+        "step": step, "training": training, "held_out": held_out, "training_unguided": 1.0, "held_out_unguided": 1.0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rows", "begins"),
+    [
+        ([row(25, 0.9, 0.9), row(50, 0.7, 0.8), row(75, 0.5, 0.85), row(100, 0.4, 0.9)], "overfits: the held-out loss"),
+        ([row(50, 0.8, 0.9), row(75, 0.4, 0.84), row(100, 0.4, 0.84)], "overfits: 26 %"),
+        ([row(50, 0.9, 0.9), row(75, 0.8, 0.8), row(100, 0.7, 0.7)], "underfits"),
+        ([row(100, 1.0, 1.0)], "underfits"),
+        ([row(50, 0.7, 0.7), row(75, 0.5, 0.51), row(100, 0.5, 0.505)], "fits"),
+    ],
+)
+def test_the_verdict_says_what_the_losses_show(rows, begins):
+    assert verdict(rows).startswith(begins)

@@ -1,0 +1,176 @@
+"""Trains the embedded UNet and text encoder: `python -m tools.embedded_model.train_base runs/vae/vae runs/base`.
+
+Run it again to go on. The VAE's latents of all training scenes are made once, into the folder. One caption in ten is
+empty, for guidance.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from concurrent.futures import ProcessPoolExecutor
+from itertools import chain
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from controlnet_ext.embedded.captions import WIDTH, narrow_text_encoder, tokenizer
+from controlnet_ext.embedded.scenes import HELD_OUT, scene
+from controlnet_ext.training.loop import Schedule, train
+from controlnet_ext.training.noising import WEIGHTINGS, Noising, generator
+from tools.embedded_model.train_vae import GROUPS, pixels
+
+SCENES = 16_000
+BATCH = 32
+HEADS = 4  # of attention, each 16 wide; SD1.5 has 8, which on a CPU cost half as much again for each step
+EMPTY_CAPTIONS = 0.1
+HELD_OUT_SCENES = 256
+
+
+def narrow_unet() -> Any:
+    """SD1.5's UNet topology, 4.4 M parameters instead of 859.5 M."""
+    unet: Any = UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(64,) * 4,
+        cross_attention_dim=WIDTH,
+        attention_head_dim=HEADS,  # diffusers' name for the number of heads
+        norm_num_groups=GROUPS,
+    )
+    if not torch.cuda.is_available():
+        unet.set_attn_processor(AttnProcessor())  # for heads this narrow, PyTorch's fused attention is slower on a CPU
+    return unet
+
+
+def noise_scheduler() -> Any:
+    """SD1.5's noise levels."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+
+
+class Examples:
+    """Latents (N, 4, 16, 16) scaled to a standard deviation of 1, and tokens (N, 77) of their captions."""
+
+    def __init__(self, latents: Tensor, tokens: Tensor):
+        self.latents, self.tokens = latents, tokens
+
+    @classmethod
+    def of(cls, vae: Path, words: CLIPTokenizer, seeds: range) -> Examples:
+        parts = [seeds[i : i + 256] for i in range(0, len(seeds), 256)]
+        with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as processes:
+            latents, captions = zip(*processes.map(encoded, [vae] * len(parts), parts), strict=True)
+        return cls(torch.from_numpy(np.concatenate(latents)), tokens(words, [*chain.from_iterable(captions)]))
+
+    @classmethod
+    def kept(cls, file: Path, vae: Path, words: CLIPTokenizer, seeds: range) -> Examples:
+        """Those in the file, made first if need be."""
+        if not file.exists():
+            made = cls.of(vae, words, seeds)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with file.with_suffix(".part").open("wb") as part:
+                np.savez(part, latents=made.latents.half().numpy(), tokens=made.tokens.short().numpy())
+            file.with_suffix(".part").rename(file)
+        with np.load(file) as kept:
+            return cls(torch.from_numpy(kept["latents"]).float(), torch.from_numpy(kept["tokens"]).long())
+
+
+@torch.no_grad()
+def encoded(vae: Path, seeds: range) -> tuple[np.ndarray, list[str]]:
+    """Latents (N, 4, 16, 16) and captions of scenes."""
+    torch.set_num_threads(1)
+    net: Any = AutoencoderKL.from_pretrained(vae)
+    latents = torch.cat([net.encode(pixels(seeds[i : i + 32])).latent_dist.mode() for i in range(0, len(seeds), 32)])
+    return (latents * net.config["scaling_factor"]).numpy(), [scene(seed).caption for seed in seeds]
+
+
+def tokens(words: CLIPTokenizer, captions: list[str]) -> Tensor:
+    return words(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+
+
+def base_loss(net: nn.Module, examples: Examples, empty: Tensor, noising: Noising, step: int, batch: int) -> Tensor:
+    numbers = generator(step, batch)
+    rows = torch.randint(len(examples.latents), (BATCH,), generator=numbers)
+    dropped = torch.rand(BATCH, 1, generator=numbers) < EMPTY_CAPTIONS
+    words = torch.where(dropped, empty, examples.tokens[rows])
+    x, noise, t = noising.draw(examples.latents[rows], numbers)
+    return noising.loss(net(x, t, words), noise, t)
+
+
+class Base(nn.Module):
+    """UNet and text encoder as one network: the noise in x (B, 4, 16, 16), for tokens (B, 77)."""
+
+    def __init__(self, unet: nn.Module, text: nn.Module):
+        super().__init__()
+        self.unet, self.text = unet, text
+
+    def forward(self, x: Tensor, t: Tensor, words: Tensor) -> Tensor:
+        return self.unet(x, t, self.text(words).last_hidden_state).sample
+
+
+@torch.no_grad()
+def held_out_loss(net: nn.Module, examples: Examples, noising: Noising) -> dict[str, float]:
+    """The loss on held-out scenes, always with the same noise and timesteps."""
+    x, noise, t = noising.draw(examples.latents, generator(1))
+    parts = [net(*part) for part in zip(x.split(64), t.split(64), examples.tokens.split(64), strict=True)]
+    return {"held_out": noising.loss(torch.cat(parts), noise, t).item()}
+
+
+def scaling_factor(vae: Any) -> float:
+    """What brings latents to a standard deviation of 1, measured on 512 training scenes."""
+    with torch.no_grad():
+        latents = torch.cat([vae.encode(pixels(range(i, i + 32))).latent_dist.mode() for i in range(0, 512, 32)])
+    return 1 / latents.std().item()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("vae", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--steps", type=int, default=12_000)
+    parser.add_argument("--every", type=int, default=250)
+    parser.add_argument("--start", type=Path, help="a saved model whose UNet and text encoder learn further")
+    parser.add_argument("--weighting", choices=WEIGHTINGS, default="min-snr")
+    parser.add_argument("--rate", type=float, default=1e-3, help="a smaller one for a model that learns further")
+    options = parser.parse_args()
+    vae: Any = AutoencoderKL.from_pretrained(options.vae)
+    if vae.config["scaling_factor"] == 0.18215:  # SD1.5's, which diffusers writes when nobody says otherwise
+        vae.register_to_config(scaling_factor=scaling_factor(vae))
+        vae.save_pretrained(options.vae)
+    words = tokenizer(options.folder / "words")
+    examples = Examples.kept(options.folder / "training.npz", options.vae, words, range(SCENES))
+    held_out = Examples.kept(options.folder / "held_out.npz", options.vae, words, HELD_OUT[:HELD_OUT_SCENES])
+    torch.manual_seed(0)
+    noising, empty = Noising(noise_scheduler(), options.weighting), tokens(words, [""])
+    base = Base(narrow_unet(), narrow_text_encoder(words))
+    if options.start is not None:
+        base.unet.load_state_dict(UNet2DConditionModel.from_pretrained(options.start / "unet").state_dict())
+        base.text.load_state_dict(CLIPTextModel.from_pretrained(options.start / "text_encoder").state_dict())
+    net = train(
+        base,
+        lambda net, step, batch: base_loss(net, examples, empty, noising, step, batch),
+        lambda net: held_out_loss(net, held_out, noising),
+        Schedule(options.steps, rate=options.rate, every=options.every),
+        options.folder,
+    )
+    if net is not None:
+        assert isinstance(net, Base)
+        pipe: Any = StableDiffusionPipeline(
+            vae, net.text, words, net.unet, noise_scheduler(), None, None, requires_safety_checker=False
+        )
+        pipe.save_pretrained(options.folder / "model")
+
+
+if __name__ == "__main__":
+    main()
