@@ -122,8 +122,8 @@ def steps(paths: list[Path]) -> None:
     from controlnet_ext.preprocessors.edges.canny import canny
     from PIL import Image
 
-    from controlnet_ext.batch.memory import keep_freed
-    from controlnet_ext.files.image_in import read_image
+    from controlnet_ext.batch.engines import keep_freed
+    from controlnet_ext.files.image_reader import read_image
     from controlnet_ext.files.image_writer import encoded_image
 
     cv2.setNumThreads(1)

@@ -23,7 +23,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import maximum_bipartite_matching
 from scipy.spatial import cKDTree
 
-from controlnet_ext.files.image_in import read_image
+from controlnet_ext.files.image_reader import read_image
 
 NAMES = ("canny", "scribble_xdog", "pidinet", "softedge_teed")
 REACH = 0.0075  # of the diagonal

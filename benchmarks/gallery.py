@@ -20,7 +20,7 @@ from controlnet_ext.preprocessors.library import Library
 from controlnet_ext.preprocessors.poses.drawing import drawn
 from controlnet_ext.preprocessors.poses.key_points import Person, Poses, found
 
-from controlnet_ext.embedded.people import person
+from controlnet_ext.embedded.scenes import person
 from controlnet_ext.files.disk import write_atomically
 
 PHOTO = Path(__file__).parents[1] / "examples" / "coffee.jpg"

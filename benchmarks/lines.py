@@ -32,7 +32,7 @@ from controlnet_aux.teed.ted import TED
 from controlnet_ext.preprocessors import find
 from controlnet_ext.preprocessors.backends.torch import Device, Network
 
-from controlnet_ext.files.image_in import read_image
+from controlnet_ext.files.image_reader import read_image
 from controlnet_ext.files.image_writer import write_image
 from controlnet_ext.files.weights import read_weights
 

@@ -33,7 +33,7 @@ from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DCondi
 from PIL import Image
 
 from controlnet_ext import Unit, guide
-from controlnet_ext.guidance import acting
+from controlnet_ext.guidance import run
 from controlnet_ext.hosts.diffusers import hook
 from controlnet_ext.models.kinds.controlnet import ControlNet
 
@@ -171,8 +171,8 @@ def where(guided: Callable[[], Any], device: str, count: int, net: ControlNet, u
 
         return timing
 
-    calls = [(acting, name, "checks") for name in ("finite", "summed")]
-    calls += [(acting, name, "weighting") for name in ("weighted", "spread")]
+    calls = [(run, name, "checks") for name in ("finite", "summed")]
+    calls += [(run, name, "weighting") for name in ("weighted", "spread")]
     calls += [(net, "hint", "hint"), (net, "forward", "net"), (unet, "forward", "unet")]
     attentions = [block.attn2 for block in net.modules() if hasattr(block, "attn2")]
     calls += [(layer, "forward", PROMPT) for attention in attentions for layer in (attention.to_k, attention.to_v)]

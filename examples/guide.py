@@ -8,7 +8,7 @@ import sys
 from diffusers import StableDiffusionPipeline
 
 from controlnet_ext import Unit, Window, guide, load, preprocess
-from controlnet_ext.files.image_in import read_image
+from controlnet_ext.files.image_reader import read_image
 
 model, controlnet, photo, prompt, out = sys.argv[1:]
 pipe = StableDiffusionPipeline.from_pretrained(model, local_files_only=True)

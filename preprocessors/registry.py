@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import cv2
 import numpy as np
 
-from ..files.image_in import read_image  # not from files, which brings the readers of weights: 10 ms
+from ..files.image_reader import read_image  # not from files, which brings the readers of weights: 10 ms
 from ..maps.control_map import KINDS, ControlMap
-from ..maps.resolution import resized
+from ..maps.resize import resized
 from .parameters import Parameter, Range, nearest, parameters
 
 if TYPE_CHECKING:
-    from ..files.weights_file import WeightsFile
+    from ..files.hub import WeightsFile
     from .backends.torch import Device
     from .library import Library
 

@@ -7,8 +7,7 @@ from typing import Any
 
 from controlnet_ext.embedded.scenes import TRAINING
 from controlnet_ext.training.data import Scenes
-from controlnet_ext.training.noising import Noising
-from controlnet_ext.training.objective import Examples, FixedLoss, Frozen
+from controlnet_ext.training.objective import Examples, FixedLoss, Frozen, Noising
 from tools.embedded_model.train_base import SCENES
 
 from .arms import Figures

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from controlnet_ext.files.image_in import read_image
-from controlnet_ext.maps.fit import fit
+from controlnet_ext.files.image_reader import read_image
+from controlnet_ext.maps.resize import fit
 
 from .arms import Figures
 from .sampling import Arm, Sampler, through_vae

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from controlnet_ext.embedded.palette import THING_COLOURS
-from controlnet_ext.embedded.scenes import HELD_OUT, Scene
+from controlnet_ext.embedded.scenes import HELD_OUT, THING_COLOURS, Scene
 
 # Nothing was ever chosen on these: the held-out figures of the trainings are of HELD_OUT's first 64 (VAE), its first
 # 256 (base) and every 7,812th (ControlNet).

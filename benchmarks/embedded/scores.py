@@ -8,8 +8,7 @@ from collections.abc import Iterable, Sequence
 import cv2
 import numpy as np
 
-from controlnet_ext.embedded.palette import majority_colour
-from controlnet_ext.embedded.scenes import LEAST_PIXELS, Scene
+from controlnet_ext.embedded.scenes import LEAST_PIXELS, Scene, majority_colour
 from controlnet_ext.maps.fidelity import canny_f1
 
 Pictures = Sequence[np.ndarray] | np.ndarray  # each (H, W, 3) RGB uint8

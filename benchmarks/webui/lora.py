@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from controlnet_ext.embedded.ldm_settings import width_and_heads
+from controlnet_ext.embedded.export_ldm import width_and_heads
 from controlnet_ext.embedded.wide import factor
 from controlnet_ext.files.safetensors import write_weights
 

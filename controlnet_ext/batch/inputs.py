@@ -1,4 +1,7 @@
-"""The words of a command line as files: pictures, and what holds several of them."""
+"""The words of a command line as files: pictures, and what holds several of them.
+
+Masks of pictures that are files: the pictures of a folder that have their keys.
+"""
 
 from __future__ import annotations
 
@@ -85,3 +88,14 @@ def by_kind(files: Sequence[File]) -> tuple[list[File], list[File], list[File]]:
     for file in files:
         kinds[0 if not holds_pictures(file.path) else 1 if file.path.lower().endswith(LISTS) else 2].append(file)
     return kinds
+
+
+def with_masks(files: Sequence[File], folder: str) -> list[File]:
+    """The files, each with the picture of its key in the folder or below; where there is none with its name as a PNG,
+    which whoever reads it will miss. ValueError when two have one key, or the folder holds no pictures."""
+    masks: dict[str, str] = {}
+    for path, key, _ in found([folder], recursive=True):
+        if key in masks:
+            raise ValueError(f"{masks[key]!r} and {path!r} are masks of the same pictures: remove one")
+        masks[key] = path
+    return [file._replace(mask=masks.get(file.key, os.path.join(folder, f"{file.key}.png"))) for file in files]

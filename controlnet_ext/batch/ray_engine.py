@@ -11,8 +11,7 @@ from typing import Any
 
 import cv2
 
-from .engines import In, Out, Stage
-from .memory import keep_freed
+from .engines import In, Out, Stage, keep_freed
 
 AHEAD = 2  # lots under way for each worker
 

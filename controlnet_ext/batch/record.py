@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files.disk import read_json, write_atomically
-from .pictures import Result
+from .stages import Result
 
 JOB, ERRORS, LOCK = "job.json", "errors.jsonl", "lock"
 

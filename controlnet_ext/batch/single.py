@@ -6,13 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..files.disk import write_atomically
-from ..files.image_in import read_image
+from ..files.image_reader import read_image
 from ..files.image_writer import encoded_image
 from ..preprocessors.registry import Ready
 from .inputs import File
-from .request import STDOUT, Order
+from .request import STDOUT, Order, check, target
 from .stages import picture, pose_text
-from .targets import check, target
 
 
 def paths(order: Order, file: File) -> list[str]:

@@ -1,24 +1,63 @@
-"""The stages of a job. Each takes a list of consecutive pictures and gives a list as long."""
+"""The stages of a job. Each takes a list of consecutive pictures and gives a list as long.
+
+A picture on its way through a job.
+"""
 
 from __future__ import annotations
 
 import errno
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
 
 import cv2
 import numpy as np
 
-from ..files.image_in import read_image
+from ..files.image_reader import read_image
 from ..files.image_writer import encoded_image
 from ..maps.control_map import ControlMap
 from ..preprocessors.poses.json import poses_object
 from ..preprocessors.poses.key_points import Poses
 from ..preprocessors.registry import Ready, find
-from .pictures import Picture, Result, Sheet
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A picture of a source. `index` counts from 0 in the source, `key` names its results there, `name` stands in
+    messages, `content` is what `read_image` takes, or the ValueError that says why there is none. So is `mask`, None
+    where none is wanted or known."""
+
+    index: int
+    key: str
+    name: str
+    content: Any
+    mask: Any = None
+
+
+@dataclass(frozen=True, eq=False)
+class Sheet:
+    """A picture with its maps, and what failed, a line each; both by the preprocessor's name, "" for the picture
+    itself. `pixels` (H, W, 3) uint8 RGB, and `mask` likewise or what kept it from being read, only as long as networks
+    wait for them."""
+
+    picture: Picture
+    pixels: np.ndarray | None = None
+    mask: np.ndarray | ValueError | None = None
+    maps: dict[str, ControlMap] = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What a sink takes: the picture without its content, files by how they end (`canny.png`) unless they are stored
+    already, and what failed, a line each."""
+
+    picture: Picture
+    files: dict[str, bytes]
+    errors: tuple[str, ...]
+
 
 BAD = (ValueError, OSError, RuntimeError, MemoryError, cv2.error)  # what a picture can do to a preprocessor; torch
 # raises RuntimeError, also for want of memory

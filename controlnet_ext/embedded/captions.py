@@ -10,8 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from .grounds import GROUNDS
-from .palette import PALETTE
-from .scenes import KINDS
+from .scenes import KINDS, PALETTE
 
 WIDTH = 128
 TOKENS = 77  # as in Stable Diffusion, so that hosts that know its prompts know these

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from ..maps.fidelity import EdgeScore
-from ..maps.fit import fit
+from ..maps.resize import fit
 
 Colour = tuple[int, int, int]
 PAPER, INK, PALE = (250, 249, 246), (38, 38, 42), (105, 105, 112)

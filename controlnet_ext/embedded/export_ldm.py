@@ -4,12 +4,20 @@
 Writes shapes.safetensors and shapes.yaml, the folder shapes_text (tokenizer and text encoder) that the yaml names, and
 shapes_<map>.safetensors with its yaml for each ControlNet. ldm's code has 32 groups written into it and the embedded
 networks have 8, so they are laid into ones four times as wide (`wide`).
+
+Names of a Stable Diffusion's tensors in ldm's layout: one file for UNet, VAE and text encoder.
+
+The yaml beside a file in ldm's layout: what ldm builds the wider networks (`wide`) from. Names, and values that are
+not the model's, are those of v1-inference.yaml (CompVis/stable-diffusion) and cldm_v15.yaml (lllyasviel/ControlNet).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
+from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,12 +31,152 @@ from transformers import AutoTokenizer
 from .. import models
 from ..files.disk import write_atomically
 from ..files.safetensors import write_weights
-from ..models.state_dict.ldm_keys import PREFIX, to_ldm
+from ..models.base_unet import heads as heads_of
+from ..models.state_dict.ldm_keys import PREFIX, modules, renamed, resnet, to_ldm
 from . import NAME as EMBEDDED
-from . import ldm, place
+from . import place
 from .captions import text_files
-from .ldm_settings import control_settings, settings, width_and_heads
 from .wide import GROUPS, factor, widened
+
+UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
+AUTOENCODER = (
+    (r"down_blocks\.(\d+)\.resnets\.(\d+)", r"down.\1.block.\2"),
+    (r"down_blocks\.(\d+)\.downsamplers\.0", r"down.\1.downsample"),
+    (r"up_blocks\.(\d+)\.resnets\.(\d+)", r"up.\1.block.\2"),
+    (r"up_blocks\.(\d+)\.upsamplers\.0", r"up.\1.upsample"),
+    (r"mid_block\.resnets\.0", "mid.block_1"),
+    (r"mid_block\.resnets\.1", "mid.block_2"),
+    (r"mid_block\.attentions\.0", "mid.attn_1"),
+    (r"attn_1\.group_norm", "attn_1.norm"),
+    (r"attn_1\.to_([qkv])", r"attn_1.\1"),
+    (r"attn_1\.to_out\.0", "attn_1.proj_out"),
+    (r"conv_shortcut", "nin_shortcut"),
+    (r"conv_norm_out", "norm_out"),
+)
+
+
+def unet(tensors: Mapping[str, Tensor], levels: int, resnets: int) -> dict[str, Tensor]:
+    """A UNet2DConditionModel's tensors under ldm's names; `resnets` in each of its `levels`, of which only the
+    innermost has no transformers."""
+    table = modules([resnets] * levels, scales=1) | {"conv_norm_out": "out.0", "conv_out": "out.2"}
+    for level in range(levels):
+        blocks = range(level * (resnets + 1), (level + 1) * (resnets + 1))
+        for j, block in enumerate(blocks):
+            table |= resnet(f"up_blocks.{level}.resnets.{j}", f"output_blocks.{block}.0")
+            table[f"up_blocks.{level}.attentions.{j}"] = f"output_blocks.{block}.1"
+        place = 1 if level == 0 else 2  # behind the transformer
+        table[f"up_blocks.{level}.upsamplers.0"] = f"output_blocks.{blocks[-1]}.{place}"
+    return {UNET + name: tensor for name, tensor in renamed(tensors, table).items()}
+
+
+def vae(tensors: Mapping[str, Tensor], levels: int) -> dict[str, Tensor]:
+    """An AutoencoderKL's tensors in ldm's layout, where attention's linear layers are convolutions and the decoder's
+    levels are numbered from the outside."""
+    found = {}
+    for name, tensor in tensors.items():
+        name = re.sub(r"(?<=up_blocks\.)\d+", lambda level: str(levels - 1 - int(level[0])), name)
+        for pattern, ldm in AUTOENCODER:
+            name = re.sub(pattern, ldm, name)
+        pointwise = ".attn_1." in name and tensor.ndim == 2
+        found[VAE + name] = tensor[:, :, None, None] if pointwise else tensor
+    return found
+
+
+def text_encoder(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A CLIPTextModel's tensors under the names that transformers before 5 have too, with the positions that it kept
+    among them before 4.31."""
+    found = {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in tensors.items()}
+    positions = len(found["text_model.embeddings.position_embedding.weight"])
+    return found | {"text_model.embeddings.position_ids": torch.arange(positions)[None]}
+
+
+def width_and_heads(unet: Any) -> tuple[int, int]:
+    """The one width and the one number of attention heads of all levels. ValueError when they differ."""
+    widths, heads = set(unet.config["block_out_channels"]), set(heads_of(unet))
+    if len(widths) > 1 or len(heads) > 1:
+        raise ValueError(f"widths {sorted(widths)} and heads {sorted(heads)}: expected the same in all levels")
+    return widths.pop(), heads.pop()
+
+
+def settings(unet: Any, vae: Any, scheduler: Any, text: Path) -> dict[str, Any]:
+    """For the file of a whole model; `text` is the folder of tokenizer and text encoder, as absolute path."""
+    width, heads = width_and_heads(unet)
+    levels, vae_widths = len(unet.config["block_out_channels"]), vae.config["block_out_channels"]
+    network = {
+        "image_size": unet.config["sample_size"],
+        "in_channels": unet.config["in_channels"],
+        "out_channels": unet.config["out_channels"],
+        "model_channels": width * factor(unet.config["norm_num_groups"]),
+        "attention_resolutions": [2**level for level in range(levels - 1)],
+        "num_res_blocks": unet.config["layers_per_block"],
+        "channel_mult": [1] * levels,
+        "num_heads": heads,
+        "use_spatial_transformer": True,
+        "transformer_depth": 1,
+        "context_dim": unet.config["cross_attention_dim"],
+        "use_checkpoint": False,
+        "legacy": False,
+    }
+    autoencoder = {
+        "double_z": True,
+        "z_channels": vae.config["latent_channels"],
+        "resolution": vae.config["sample_size"],
+        "in_channels": vae.config["in_channels"],
+        "out_ch": vae.config["out_channels"],
+        "ch": vae_widths[0] * factor(vae.config["norm_num_groups"]),
+        "ch_mult": [width // vae_widths[0] for width in vae_widths],
+        "num_res_blocks": vae.config["layers_per_block"],
+        "attn_resolutions": [],
+    }
+    first_stage = {
+        "embed_dim": vae.config["latent_channels"],
+        "ddconfig": autoencoder,
+        "lossconfig": {"target": "torch.nn.Identity"},
+    }
+    return {
+        "model": {
+            "target": "ldm.models.diffusion.ddpm.LatentDiffusion",
+            "params": {
+                "linear_start": scheduler.config["beta_start"],
+                "linear_end": scheduler.config["beta_end"],
+                "timesteps": scheduler.config["num_train_timesteps"],
+                "first_stage_key": "jpg",
+                "cond_stage_key": "txt",
+                "conditioning_key": "crossattn",
+                "image_size": unet.config["sample_size"],
+                "channels": unet.config["in_channels"],
+                "scale_factor": vae.config["scaling_factor"],
+                "use_ema": False,
+                "unet_config": {"target": "ldm.modules.diffusionmodules.openaimodel.UNetModel", "params": network},
+                "first_stage_config": {"target": "ldm.models.autoencoder.AutoencoderKL", "params": first_stage},
+                "cond_stage_config": {
+                    "target": "ldm.modules.encoders.modules.FrozenCLIPEmbedder",
+                    "params": {"version": str(text), "max_length": 77},
+                },
+            },
+        }
+    }
+
+
+def control_settings(base: Mapping[str, Any], hint_channels: int) -> dict[str, Any]:
+    """For a ControlNet's file, from those of the model's."""
+    params = deepcopy(base["model"]["params"])
+    network = params["unet_config"]["params"]
+    own = deepcopy(network) | {"hint_channels": hint_channels}  # a copy: yaml marks what occurs twice
+    del own["out_channels"]
+    return {
+        "model": {
+            "target": "cldm.cldm.ControlLDM",
+            "params": {
+                **params,
+                "control_key": "hint",
+                "only_mid_control": False,
+                "control_stage_config": {"target": "cldm.cldm.ControlNet", "params": own},
+                "unet_config": {"target": "cldm.cldm.ControlledUnetModel", "params": network},
+            },
+        }
+    }
+
 
 NAME = "shapes"
 METADATA = {"format": "pt"}  # transformers before 5 refuses a file without it
@@ -40,11 +188,11 @@ def checkpoint(unet: Any, vae: Any, text_encoder: Any) -> dict[str, Tensor]:
     _, heads = width_and_heads(unet)
     wide = widened(unet.state_dict(), factor(unet.config["norm_num_groups"]), heads)
     wide_vae = widened(vae.state_dict(), factor(vae.config["norm_num_groups"]))
-    text = ldm.text_encoder(text_encoder.state_dict())
+    text = text_encoder(text_encoder.state_dict())
     return {
-        **ldm.unet(wide, len(unet.config["block_out_channels"]), unet.config["layers_per_block"]),
-        **ldm.vae(wide_vae, len(vae.config["block_out_channels"])),
-        **{ldm.TEXT + name: tensor for name, tensor in text.items()},
+        **unet(wide, len(unet.config["block_out_channels"]), unet.config["layers_per_block"]),
+        **vae(wide_vae, len(vae.config["block_out_channels"])),
+        **{TEXT + name: tensor for name, tensor in text.items()},
     }
 
 
@@ -65,7 +213,7 @@ def export(model: Path, out: Path, dtype: torch.dtype = torch.float16, overwrite
     words = AutoTokenizer.from_pretrained(model / "tokenizer", local_files_only=True)
     for name, content in text_files(words, pipe.text_encoder).items():
         write_atomically(text / name, content.encode(), overwrite)
-    encoder = ldm.text_encoder(pipe.text_encoder.state_dict())
+    encoder = text_encoder(pipe.text_encoder.state_dict())
     write_weights(text / "model.safetensors", _as(dtype, encoder), METADATA, overwrite)
 
     def write(name: str, tensors: dict[str, Tensor], metadata: dict[str, str], stated: dict[str, Any]) -> Path:

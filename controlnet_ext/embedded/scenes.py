@@ -2,6 +2,10 @@
 
 Frozen: a change here makes every figure in docs/ and the trained weights incomparable. `TRAINING` and `HELD_OUT` seeds
 are disjoint.
+
+The colours that captions name, and which of them a picture shows.
+
+Stick people: 18 key points in OpenPose's COCO order, and the outline drawn around them.
 """
 
 from __future__ import annotations
@@ -11,10 +15,77 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from .figures import FIGURES, Outline, Rng
+from .figures import FIGURES, Outline, Rng, stroke
 from .grounds import GROUNDS
-from .palette import PALETTE, THING_COLOURS
-from .people import person
+
+# sRGB 0..255. Things take the first ten; grounds may also be grey or brown.
+PALETTE = {
+    "red": (214, 40, 40),
+    "orange": (245, 130, 32),
+    "yellow": (250, 215, 50),
+    "green": (50, 150, 60),
+    "cyan": (60, 200, 210),
+    "blue": (40, 80, 200),
+    "purple": (130, 60, 170),
+    "pink": (245, 140, 185),
+    "white": (243, 243, 240),
+    "black": (28, 28, 32),
+    "grey": (128, 128, 128),
+    "brown": (120, 72, 40),
+}
+THING_COLOURS = tuple(PALETTE)[:10]
+LIGHTNESS_SHARE = 0.6  # light changes lightness more than hue, so lightness counts for less
+
+
+def _lab(rgb: np.ndarray) -> np.ndarray:
+    """CIE Lab (N, 3) of sRGB 0..255 (N, 3), lightness scaled by LIGHTNESS_SHARE."""
+    lab = cv2.cvtColor(rgb.astype(np.float32)[None] / 255, cv2.COLOR_RGB2LAB)[0]
+    return lab * np.array([LIGHTNESS_SHARE, 1, 1], np.float32)
+
+
+def majority_colour(pixels: np.ndarray, mask: np.ndarray) -> str:
+    """The name in THING_COLOURS nearest to most of the pixels (H, W, 3) RGB uint8 inside the mask (H, W) bool."""
+    if not mask.any():
+        raise ValueError("an empty mask has no colour: give a mask with at least one pixel")
+    named = _lab(np.array([PALETTE[name] for name in THING_COLOURS]))
+    seen = _lab(pixels[mask])
+    nearest = ((seen[:, None] - named[None]) ** 2).sum(2).argmin(1)
+    return THING_COLOURS[int(np.bincount(nearest, minlength=len(named)).argmax())]
+
+
+# OpenPose COCO-18: nose, neck, then right before left: shoulder, elbow, wrist; hip, knee, ankle (each side whole);
+# eyes; ears
+LIMBS = ((2, 3), (3, 4), (5, 6), (6, 7), (8, 9), (9, 10), (11, 12), (12, 13), (2, 5), (8, 11), (1, 0))
+TORSO = (2, 5, 11, 8)
+
+
+def _reach(start: np.ndarray, angle: float, length: float) -> np.ndarray:
+    """The point at `length` from start, the angle turned from straight down."""
+    return start + length * np.array([np.sin(angle), np.cos(angle)])
+
+
+def person(rng: Rng) -> tuple[Outline, np.ndarray]:
+    """Closed curves in the unit disc (y down; fill each by itself, they overlap) and key points (18, 2)."""
+    nose, neck = np.array([0.0, -0.76]), np.array([0.0, -0.5])
+    points = np.zeros((18, 2))
+    points[0], points[1] = nose, neck
+    for side, shoulder, hip in ((-1, 2, 8), (1, 5, 11)):
+        points[shoulder] = neck + np.array([side * 0.19, 0.04])
+        points[hip] = [side * 0.12, 0.12]
+        arm = side * rng.uniform(0.1, 2.6)
+        points[shoulder + 1] = _reach(points[shoulder], arm, 0.27)
+        points[shoulder + 2] = _reach(points[shoulder + 1], arm + rng.uniform(-0.8, 0.8), 0.26)
+        leg = side * rng.uniform(0.02, 0.55)
+        points[hip + 1] = _reach(points[hip], leg, 0.42)
+        points[hip + 2] = _reach(points[hip + 1], leg + rng.uniform(-0.35, 0.35), 0.42)
+        points[14 if side < 0 else 15] = nose + np.array([side * 0.06, -0.05])
+        points[16 if side < 0 else 17] = nose + np.array([side * 0.14, 0.0])
+    angle = np.linspace(0, 2 * np.pi, 36, endpoint=False)
+    head = nose + 0.18 * np.stack([np.sin(angle), -np.cos(angle)], 1)
+    width = rng.uniform(0.14, 0.18)
+    limbs = [stroke(np.linspace(points[a], points[b], 6), width) for a, b in LIMBS]
+    return [head, points[list(TORSO)], *limbs], points
+
 
 TRAINING = range(10_000_000)
 HELD_OUT = range(10_000_000, 11_000_000)

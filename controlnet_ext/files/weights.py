@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from .disk import opened
-from .plans import ITEMSIZE, Place, Plan
-from .safetensors import safetensors_contents
-from .torch_file import legacy_contents, zip_contents
+from .safetensors import ITEMSIZE, Place, Plan, safetensors_contents
+from .torch_pickle import legacy_contents, zip_contents
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..files.sizes import MAX_PIXELS
+from ..files.image_formats import MAX_PIXELS
 from ..guidance.unit import Unit
 from ..maps.control_map import ControlMap
 from ..preprocessors.parameters import Parameter, Range

@@ -14,7 +14,7 @@ from typing import Any, cast
 import numpy as np
 
 from ..files.disk import opened, parse_object
-from ..files.image_in import read_image
+from ..files.image_reader import read_image
 from ..files.image_writer import TEXT_LIMIT, TEXTS_LIMIT, encoded_image, read_text
 from ..guidance.after_steps import of_preprocessor
 from ..guidance.contract import ControlModel, Window

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .finishing import finish_of
-from .inpainting import FILLS, beginning
+from .inpainting import FILLS, beginning, finish_of
 from .prepare import Prepared
 from .recipe import Recipe
 

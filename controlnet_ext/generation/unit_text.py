@@ -13,7 +13,7 @@ from typing import Any, cast
 import cv2
 import numpy as np
 
-from ..files.image_in import read_image
+from ..files.image_reader import read_image
 from ..guidance.after_steps import of_preprocessor
 from ..guidance.contract import ControlModel, Window
 from ..guidance.unit import Unit

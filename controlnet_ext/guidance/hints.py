@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..files.image_in import read_image
+from ..files.image_reader import read_image
 from ..maps.control_map import ControlMap
-from ..maps.fit import around, fit, pixel_perfect
+from ..maps.resize import around, fit, pixel_perfect
 from ..preprocessors.registry import RESOLUTION, Ready, find
 from .after_steps import painted
 from .contract import Host

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ..maps.control_map import ControlMap
-from ..maps.fit import WAYS
+from ..maps.resize import WAYS
 from ..preprocessors.registry import find
 from .after_steps import AfterStep, of_preprocessor
 from .contract import ControlModel, Window

@@ -9,14 +9,13 @@ from typing import Any
 import cv2
 import numpy as np
 
-from ..generation.finishing import Finish, finish_of
-from ..generation.inpainting import BLUR, FILLS
+from ..generation.inpainting import BLUR, FILLS, Finish, finish_of
 from ..guidance.after_steps import Colours, of_preprocessor
 from ..guidance.contract import ControlModel
 from ..guidance.unit import Unit
 from ..guidance.weighting import scales
 from ..maps.control_map import ControlMap
-from ..maps.fit import around, fit, pixel_perfect
+from ..maps.resize import around, fit, pixel_perfect
 from ..preprocessors.registry import Ready
 from .modules import HIGH, LOW, values
 from .pictures import Pair

@@ -14,7 +14,7 @@ from ..generation.sources import control_files
 from ..guidance.contract import ControlModel
 from ..models.state_dict.location import SUFFIXES
 from ..preprocessors.parameters import nearest
-from .kept import Kept
+from .cache import Kept
 
 KEPT = 3  # networks that stay loaded, unless said otherwise
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from ..files.sizes import MAX_PIXELS
+from ..files.image_formats import MAX_PIXELS
 from ..preprocessors.poses.drawing import drawn
 from ..preprocessors.poses.json import parse_poses, poses_object
 from ..preprocessors.poses.key_points import Poses

@@ -7,8 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from .generation import Generation
-from .requests import FILLINGS, Repaint
+from .requests import FILLINGS, Generation, Repaint
 from .units import FITS, MODES, PASSES, UNIONS, WebuiUnit
 
 FIELDS = {  # that a unit's text may set

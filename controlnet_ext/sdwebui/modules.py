@@ -8,7 +8,7 @@ from typing import Any
 from ..preprocessors.library import Library
 from ..preprocessors.parameters import Parameter
 from ..preprocessors.registry import Preprocessor, Ready, find
-from .kept import Kept
+from .cache import Kept
 
 OLD = {  # names that sd-webui-controlnet had or has (@ 56cec5b), and the registry has otherwise
     "depth_leres_boost": "depth_leres++",

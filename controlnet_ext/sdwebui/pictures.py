@@ -10,11 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ..files.image_formats import kind
-from ..files.image_in import read_image
-from ..files.image_reader import header
+from ..files.image_formats import MAX_PIXELS, kind
+from ..files.image_reader import header, read_image
 from ..files.image_writer import encoded_image
-from ..files.sizes import MAX_PIXELS
 from .fields import empty
 
 HEAD = re.compile(r"data:image/[\w.+-]{1,40};base64,")

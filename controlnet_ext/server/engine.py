@@ -12,14 +12,13 @@ from ..guidance.unit import named
 from ..preprocessors.registry import Ready
 from ..sdwebui.build import Guided, guided
 from ..sdwebui.catalog import Shelf
-from ..sdwebui.generation import Generation
 from ..sdwebui.infotext import infotext
 from ..sdwebui.pictures import encoded
-from ..sdwebui.requests import Repaint
+from ..sdwebui.requests import Generation, Repaint
 from ..sdwebui.samplers import sampler
 from ..sdwebui.units import WebuiUnit, beside_mask
 from .passes import Passes
-from .progress import Progress
+from .worker import Progress
 
 
 class Engine:

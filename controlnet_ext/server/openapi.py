@@ -10,9 +10,8 @@ from ..preprocessors.registry import registered
 from ..sdwebui.detect import PICTURES
 from ..sdwebui.limits import Limits
 from ..sdwebui.pictures import IMAGES
-from ..sdwebui.requests import BLUR, FILLINGS, PADDING
+from ..sdwebui.requests import BLUR, FILLINGS, PADDING, SCALE, UPSCALERS
 from ..sdwebui.samplers import SAMPLERS, SPACINGS
-from ..sdwebui.second_pass import SCALE, UPSCALERS
 from ..sdwebui.units import FITS, LAYERS, MODES, PASSES, UNIONS
 from .http import BODY
 

@@ -13,10 +13,9 @@ from ..generation.inpainting import beginning
 from ..generation.pipeline_folder import quiet
 from ..guidance.unit import Unit
 from ..sdwebui.build import Guided, beginning_of
-from ..sdwebui.generation import Generation
 from ..sdwebui.pictures import encoded
-from ..sdwebui.second_pass import LATENT, PIXELS, SecondPass
-from .progress import Progress
+from ..sdwebui.requests import LATENT, PIXELS, Generation, SecondPass
+from .worker import Progress
 
 PREVIEW = 32  # latents on a side at most, that a preview is decoded of
 RESIZE = {"lanczos": cv2.INTER_LANCZOS4, "nearest": cv2.INTER_NEAREST}

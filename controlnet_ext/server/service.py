@@ -9,8 +9,8 @@ from typing import Any
 from ..preprocessors.registry import Ready
 from ..sdwebui.catalog import Shelf
 from ..sdwebui.detect import detect
-from ..sdwebui.generation import TITLES, read_generation
 from ..sdwebui.limits import Limits
+from ..sdwebui.requests import TITLES, read_generation
 from ..sdwebui.samplers import SAMPLERS, SPACINGS
 from .engine import Engine
 from .fetch import fetched

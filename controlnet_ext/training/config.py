@@ -12,8 +12,7 @@ from ..models import load
 from ..models.kinds.controlnet import ControlNet
 from .data import Pictures
 from .loop import LOG, Schedule, train
-from .noising import Noising, generator
-from .objective import Examples, FixedLoss, Frozen, control_loss, verdict
+from .objective import Examples, FixedLoss, Frozen, Noising, control_loss, generator, verdict
 
 
 class Lesson:

@@ -16,11 +16,10 @@ from ..batch.inputs import SUFFIXES
 from ..embedded.scenes import scene
 from ..files import image_reader
 from ..files.disk import opened, parse_object
-from ..files.image_formats import kind, whole
-from ..files.image_in import FILE_LIMIT, read_image
-from ..files.sizes import check_pixels
+from ..files.image_formats import check_pixels, kind, whole
+from ..files.image_reader import FILE_LIMIT, read_image
 from ..generation.sources import sha256
-from ..maps.fit import fit
+from ..maps.resize import fit
 
 LISTS = ("metadata.jsonl", "captions.jsonl")
 CAPTION_LIMIT = 2**16  # bytes

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import Any
 
-from ..maps.fit import pixel_perfect
+from ..maps.resize import pixel_perfect
 from ..sdwebui.detect import VERSION, module_list
 from ..sdwebui.pictures import encoded
 from . import host, settings

@@ -21,7 +21,7 @@ from .. import models
 from ..guidance.contract import Span, Step
 from ..hosts.ldm.unet_view import LdmUNet
 from ..models.kinds import union
-from ..models.kinds.difference import DIFFERENCE
+from ..models.kinds.controlnet import DIFFERENCE
 from ..preprocessors.registry import registered
 from ..sdwebui.control_types import TYPES
 from .sampling import Refused

@@ -11,7 +11,7 @@ from ..sdwebui.infotext import FIELDS, read_unit_text
 from ..sdwebui.modules import module
 from . import host, settings
 from .actions import SLIDERS, among_all, sliders_of
-from .originals import WORDS, brought
+from .images import WORDS, brought
 
 
 def pasted(place: int, parts: dict[str, Any]) -> list[tuple[Any, Any]]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...files.disk import opened
-from ...files.weights_file import WeightsFile
+from ...files.hub import WeightsFile
 from .torch import Device
 
 if TYPE_CHECKING:

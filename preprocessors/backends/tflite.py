@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from ...files.disk import opened
-from ...files.weights_file import WeightsFile
+from ...files.hub import WeightsFile
 
 if TYPE_CHECKING:
     from ..library import Library

@@ -9,7 +9,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from ...files.disk import opened
-from ...files.weights_file import WeightsFile
+from ...files.hub import WeightsFile
 from .torch import Device
 
 if TYPE_CHECKING:

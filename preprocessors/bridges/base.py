@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
-from ...files.weights_file import WeightsFile
+from ...files.hub import WeightsFile
 from ...maps.resize import resize
 from ..backends.torch import Device
 from ..edges.soft_edges import extended

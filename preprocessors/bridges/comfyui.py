@@ -3,7 +3,7 @@ folder src is on Python's path; no index has it as one. Its optical flow, of two
 
 from __future__ import annotations
 
-from ...files.weights_file import ADDED, LIST, WeightsFile
+from ...files.hub import ADDED, LIST, WeightsFile
 from .base import Detector, Package, bridged
 
 PACK = Package(

@@ -3,7 +3,7 @@ import, and its Image2MaskShuffleDetector, whose mask is of no use to a control 
 
 from __future__ import annotations
 
-from ...files.weights_file import LIST, WeightsFile
+from ...files.hub import LIST, WeightsFile
 from ..edges.hed import HED
 from ..edges.pidinet import PIDINET
 from .base import Detector, Package, bridged

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ...files.weights_file import HORDE, WeightsFile
-from ..backends.imagenet import normalised
+from ...files.hub import HORDE, WeightsFile
+from ..backends.transformers import normalised
 from ..edges.soft_edges import extended
 from ..registry import preprocessor
 from .normals_of_depth import coloured

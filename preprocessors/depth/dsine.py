@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 
-from ...files.weights_file import ADDED, WeightsFile
-from ..backends.imagenet import normalised
+from ...files.hub import ADDED, WeightsFile
+from ..backends.transformers import normalised
 from ..parameters import Range
 from ..registry import preprocessor
 from .normals_of_depth import coloured

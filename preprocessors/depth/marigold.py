@@ -9,22 +9,28 @@ from functools import cached_property
 from inspect import signature
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
 from ...files.disk import read_json
+from ...files.hub import WeightsFile
 from ...files.weights import read_weights
-from ...files.weights_file import WeightsFile
-from ..backends.config_bounds import check_numbers, no_larger_than
 from ..backends.torch import Device, Network
-from ..backends.transformers import CONFIG, Files, folder, transformers_module
+from ..backends.transformers import CONFIG, Files, check_numbers, folder, no_larger_than, transformers_module
 from ..edges.soft_edges import extended
+from ..parameters import Range
+from ..registry import preprocessor
+from .normals_of_depth import coloured
+from .shades import of_inverse
+from .transformers_depth import Drawing
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from ..backends.torch import Device
     from ..library import Library
+
 
 INDEX, SCHEDULER = "model_index.json", "scheduler/scheduler_config.json"
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -196,3 +202,58 @@ def _module(kind: Callable[..., Any], path: Path) -> nn.Module:
 def _renamed(key: str) -> str:
     *before, part, last = key.split(".") if key.count(".") else ("", key)
     return ".".join([*before, _OLD[part], last]) if part in _OLD and "attentions" in before else key
+
+
+DEPTH = marigold_files("prs-eth/marigold-depth-v1-1", "OpenRAIL++-M")
+
+
+@preprocessor("depth_marigold", makes="depth", weights=DEPTH)
+class DepthMarigold:
+    """Depth by Marigold, drawn anew for each `seed`; the map's values (H, W), about 0..1, are more where it is farther,
+    of unknown scale and offset. Of an `ensemble` of drawings it is the median. `steps` and `processing`, the longer
+    side in pixels at which it works, a multiple of 8 (0: the picture's own), are by default the model's own."""
+
+    def __init__(self, device: str | Device, library: Library):
+        self.model = marigold(library, DEPTH, "MarigoldDepthPipeline", device)
+
+    def __call__(
+        self,
+        image: np.ndarray,
+        steps: Annotated[int, Range(1, 100)] | None = None,
+        ensemble: Annotated[int, Range(1, 20)] = 1,
+        seed: Annotated[int, Range(0, 2**32 - 1)] = 0,
+        processing: Annotated[int, Range(0, 2048)] | None = None,
+    ) -> Drawing:
+        depth = self.model(image, steps, ensemble, seed, processing)[..., 0]
+        sign = 1 if self.model.index.get("prediction_type") == "disparity" else -1
+
+        def at(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+            kept = depth[:height, :width]
+            return of_inverse(sign * kept), kept
+
+        return at
+
+
+NORMALS = marigold_files("prs-eth/marigold-normals-v1-1", "OpenRAIL++-M")
+_LEFT = np.array([-1, 1, 1], np.float32)  # Marigold's x is to the right
+
+
+@preprocessor("normal_marigold", makes="normals", weights=NORMALS)
+class NormalMarigold:
+    """Normals by Marigold for ControlNet 1.1, drawn anew for each `seed`; the map's values are the unit normals
+    (H, W, 3), left, up and to the viewer. Of an `ensemble` of drawings it is, at each pixel, the one nearest to their
+    mean. `steps` and `processing` as for depth_marigold."""
+
+    def __init__(self, device: str | Device, library: Library):
+        self.model = marigold(library, NORMALS, "MarigoldNormalsPipeline", device)
+
+    def __call__(
+        self,
+        image: np.ndarray,
+        steps: Annotated[int, Range(1, 100)] | None = None,
+        ensemble: Annotated[int, Range(1, 20)] = 1,
+        seed: Annotated[int, Range(0, 2**32 - 1)] = 0,
+        processing: Annotated[int, Range(0, 2048)] | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        n = self.model(image, steps, ensemble, seed, processing) * _LEFT
+        return coloured(n), n

@@ -1,12 +1,24 @@
 """Normals of surfaces from their depth.
 
 A plane's inverse depth is linear in the pixel: with the normal n, n . (x, y, 1) Z = k along the ray (x, y, 1) gives
-1/Z = n . (x, y, 1) / k. So gradient and value of the inverse depth are the normal, and no point is computed."""
+1/Z = n . (x, y, 1) / k. So gradient and value of the inverse depth are the normal, and no point is computed.
+"""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Annotated
+
 import cv2
 import numpy as np
+
+from ..parameters import Range
+from ..registry import preprocessor
+from .depth_models import MIDAS
+from .transformers_depth import TransformersDepth
+
+if TYPE_CHECKING:
+    from ..backends.torch import Device
+    from ..library import Library
 
 
 def normals(inverse: np.ndarray, fov: float, smooth: float = 0) -> np.ndarray:
@@ -69,3 +81,33 @@ def _planes(w: np.ndarray, sigma: float) -> tuple[np.ndarray, np.ndarray, np.nda
     right = np.stack([moment(w, 0, 0), moment(w, 1, 0), moment(w, 0, 1)], axis=2)
     value, *slopes = np.moveaxis(np.linalg.solve(matrix, right[..., None])[..., 0], 2, 0)
     return value, *slopes
+
+
+@preprocessor("normal_depth", makes="normals")
+def normal_depth(
+    image: np.ndarray,
+    fov: Annotated[float, Range(1, 170)] = 60,
+    far: Annotated[float, Range(1, 1000)] = 4,
+    smooth: Annotated[float, Range(0, 20)] = 2,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Normals for ControlNet 1.1 from a picture of depth, near white, linear in inverse depth as most preprocessors
+    make it: of a camera whose longer side spans `fov` degrees, black `far` times as far as white. `smooth` is the
+    window in pixels that hides the picture's 256 steps. The map's values are the unit normals (H, W, 3), left, up and
+    to the viewer."""
+    inverse = 1 / far + (1 - 1 / far) * image.mean(axis=2) / 255
+    n = normals(inverse, fov, smooth)
+    return coloured(n), n
+
+
+@preprocessor("normal_map", makes="normals", label="normal_midas", weights=MIDAS, stacks=True)
+class NormalMap:
+    """Normals for ControlNet 1.0, from MiDaS's depth; those of NormalBae, and of ControlNet 1.1, have red and blue
+    exchanged. Depth below `background_threshold`, 0 the farthest and 1 the nearest, becomes flat."""
+
+    def __init__(self, device: str | Device, library: Library):
+        self.depth = TransformersDepth(device, library, MIDAS)
+
+    def __call__(
+        self, images: np.ndarray, background_threshold: Annotated[float, Range(0, 1)] = 0.4
+    ) -> list[np.ndarray]:
+        return [midas_normals(inverse, background_threshold) for inverse in self.depth(images)]

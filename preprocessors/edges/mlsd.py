@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import cv2
 import numpy as np
 
-from ...files.weights_file import DINKSTER, HORDE, WeightsFile
+from ...files.hub import DINKSTER, HORDE, WeightsFile
 from ..parameters import Range
 from ..registry import preprocessor
 from .soft_edges import extended, tensor

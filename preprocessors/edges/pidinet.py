@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ...files.weights_file import HORDE, WeightsFile
+from ...files.hub import HORDE, WeightsFile
 from ..registry import preprocessor
 from .soft_edges import extended, grey, safe, scribble, tensor
 

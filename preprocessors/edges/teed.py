@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 import cv2
 import numpy as np
 
-from ...files.weights_file import DINKSTER, HORDE, WeightsFile
+from ...files.hub import DINKSTER, HORDE, WeightsFile
 from ..parameters import Range
 from ..registry import preprocessor
-from .lineart_standard import lineart_standard
+from .lineart import lineart_standard
 from .soft_edges import extended, grey, safe, tensor
 
 if TYPE_CHECKING:

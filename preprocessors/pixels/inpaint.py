@@ -3,9 +3,20 @@ the inpainting ControlNet was trained."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Annotated
+
+import cv2
 import numpy as np
 
+from ...files.hub import WeightsFile
+from ...maps.resize import resized
+from ..edges.soft_edges import tensor
+from ..parameters import Range
 from ..registry import preprocessor
+
+if TYPE_CHECKING:
+    from ..backends.torch import Device
+    from ..library import Library
 
 
 @preprocessor("inpaint", makes="inpaint", label="inpaint_global_harmonious")
@@ -18,3 +29,38 @@ def inpaint(image: np.ndarray) -> np.ndarray:
 def inpaint_only(image: np.ndarray) -> np.ndarray:
     """The picture as it is. That nothing changes outside of the mask is for the pipeline to see to."""
     return image
+
+
+LAMA = WeightsFile(
+    "lllyasviel/Annotators",
+    "ControlNetLama.pth",
+    folder="lama",
+    licence="Apache-2.0",
+    size=204597536,
+    sha256="3b54044a23222eb835b549d61b480c444c06cf36df0ca86ea97aa9b14b001150",
+    source="lllyasviel/Annotators @ 9a7d84251d48",
+)
+
+_LONGEST = 8  # times the short side; a strip of 3x300 would be 256x25600
+
+
+@preprocessor("inpaint_only+lama", makes="inpaint", weights=LAMA, masked=True)
+class InpaintLama:
+    """The picture with what LaMa puts where the mask is white, as a beginning for what is drawn there; grey mixes both.
+
+    LaMa works with the short side at `fill_resolution` pixels, of which it was trained with 256, or what makes the long
+    side at most 8 times that; its result is enlarged. Where the mask is black no pixel changes."""
+
+    def __init__(self, device: str | Device, library: Library):
+        from ...annotators import lama
+
+        self.network = library.network(LAMA, lama.load, device)
+
+    def __call__(self, image: np.ndarray, fill_resolution: Annotated[int, Range(64, 2048)] = 256) -> np.ndarray:
+        short, long = sorted(image.shape[:2])
+        small, height, width = resized(image, min(fill_resolution, max(1, _LONGEST * fill_resolution * short // long)))
+        x = tensor(small[None]) / 255
+        found = self.network(x[:, :3], (x[:, 3:] > 0.5).float())[0, :, :height, :width].permute(1, 2, 0).numpy()
+        filled = cv2.resize(found * 255, image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+        share = image[..., 3:] / np.float32(255)
+        return (filled * share + image[..., :3] * (1 - share)).clip(0, 255).astype(np.uint8)

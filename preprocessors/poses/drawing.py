@@ -9,7 +9,7 @@ from itertools import pairwise
 import cv2
 import numpy as np
 
-from ...files.sizes import check_pixels
+from ...files.image_formats import check_pixels
 from .key_points import Points, Poses
 
 # Limbs as pairs of points, in the order of drawing; colours (RGB) of the points and, in the same order, of the limbs:

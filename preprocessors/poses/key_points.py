@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import TypeAlias
 
-from ...files.sizes import MAX_SIDE, check_pixels
+from ...files.image_formats import MAX_SIDE, check_pixels
 
 REACH = (-1, 2)  # how far a point may lie outside the picture, as fractions of it: what is drawn must fit in integers
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...files.weights_file import LIST
+from ...files.hub import LIST
 from ..backends.transformers import folder, model_files, transformers_class, transformers_network
 from ..registry import preprocessor
 from .coco import person

@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ...files.sizes import check_pixels
-from ...files.weights_file import ADDED, WeightsFile
-from ..backends.transformers_pictures import prepared
+from ...files.hub import ADDED, WeightsFile
+from ...files.image_formats import check_pixels
+from ..backends.transformers import prepared
 from ..registry import preprocessor
 from .palettes import Palette
 from .transformers_segmentation import Drawing, drawing, highest

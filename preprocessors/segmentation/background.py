@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import cv2
 import numpy as np
 
-from ...files.weights_file import ADDED, LIST, WeightsFile
-from ..backends.transformers_pictures import prepared
+from ...files.hub import ADDED, LIST, WeightsFile
+from ..backends.transformers import prepared
 from ..edges.soft_edges import tensor
 from ..parameters import Range
 from ..registry import preprocessor

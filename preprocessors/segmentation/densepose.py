@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from ...files.weights_file import LIST, WeightsFile
+from ...files.hub import LIST, WeightsFile
 from ..backends.torchscript import torchscript_network
 from ..edges.soft_edges import extended
 from ..registry import preprocessor

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...files.disk import read_json
-from ..backends.transformers import PREPARATION, Files, architecture, folder, transformers_network
-from ..backends.transformers_pictures import prepared
+from ..backends.transformers import PREPARATION, Files, architecture, folder, prepared, transformers_network
 from .palettes import Palette, Segments
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from ...files.weights_file import HORDE, WeightsFile
-from ..backends.imagenet import normalised
+from ...files.hub import HORDE, WeightsFile
+from ..backends.transformers import normalised
 from ..edges.soft_edges import extended
 from ..registry import preprocessor
 from .palettes import ADE20K

@@ -16,7 +16,7 @@ from killing import contents, killed_often
 from controlnet_ext import cli
 from controlnet_ext.batch.formats import journal as box
 from controlnet_ext.batch.formats import tars
-from controlnet_ext.files.image_in import read_image
+from controlnet_ext.files.image_reader import read_image
 from controlnet_ext.files.image_writer import encoded_image, write_image
 
 rng = np.random.default_rng(0)

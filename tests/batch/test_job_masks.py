@@ -14,7 +14,7 @@ from killing import contents
 from lines import Shelf, random_state
 
 from controlnet_ext import cli
-from controlnet_ext.files.image_in import read_image
+from controlnet_ext.files.image_reader import read_image
 from controlnet_ext.files.image_writer import encoded_image, write_image
 from controlnet_ext.files.safetensors import write_weights
 

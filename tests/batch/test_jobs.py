@@ -15,12 +15,12 @@ from killing import ROOT, command, contents, killed_often
 from limits import HANG, wait_until
 
 from controlnet_ext import cli
-from controlnet_ext.batch import job, progress, record
-from controlnet_ext.batch.engines import in_order
+from controlnet_ext.batch import job, record
+from controlnet_ext.batch import job as progress
+from controlnet_ext.batch.engines import Processes, in_order
 from controlnet_ext.batch.formats import folder
-from controlnet_ext.batch.processes import Processes
 from controlnet_ext.cli.commands import preprocess
-from controlnet_ext.files.image_in import read_image
+from controlnet_ext.files.image_reader import read_image
 from controlnet_ext.files.image_writer import write_image
 from controlnet_ext.files.safetensors import write_weights
 

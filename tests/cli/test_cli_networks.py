@@ -12,7 +12,7 @@ from controlnet_ext.preprocessors.library import Library
 from lines import random_state
 
 from controlnet_ext import cli
-from controlnet_ext.files.image_in import read_image
+from controlnet_ext.files.image_reader import read_image
 from controlnet_ext.files.image_writer import write_image
 from controlnet_ext.files.safetensors import write_weights
 

@@ -13,7 +13,7 @@ from controlnet_ext.preprocessors import preprocess
 from limits import wait_until
 
 from controlnet_ext import cli
-from controlnet_ext.files.image_in import read_image
+from controlnet_ext.files.image_reader import read_image
 from controlnet_ext.files.image_writer import write_image
 
 rng = np.random.default_rng(0)

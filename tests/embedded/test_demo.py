@@ -31,10 +31,10 @@ from controlnet_ext.embedded.contact_sheet import (
     sheet,
     wrapped,
 )
-from controlnet_ext.files.image_in import read_image
+from controlnet_ext.files.image_reader import read_image
 from controlnet_ext.files.image_writer import encoded_image
 from controlnet_ext.maps.fidelity import EdgeScore, canny_f1
-from controlnet_ext.maps.fit import fit
+from controlnet_ext.maps.resize import fit
 
 INSTALLED = embedded.FOLDER
 SCORES = re.compile(r"(.+): F1 within 1 px (\d\.\d\d), unguided (\d\.\d\d); exact (\d\.\d\d), unguided (\d\.\d\d)")

@@ -18,8 +18,7 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 
 from controlnet_ext import Window, preprocess
 from controlnet_ext.embedded.captions import WORDS, narrow_text_encoder, tokenizer
-from controlnet_ext.embedded.palette import PALETTE, THING_COLOURS
-from controlnet_ext.embedded.scenes import HELD_OUT, Scene, Thing, scene
+from controlnet_ext.embedded.scenes import HELD_OUT, PALETTE, THING_COLOURS, Scene, Thing, scene
 from controlnet_ext.files.image_writer import write_image
 from controlnet_ext.models.kinds.controlnet import ControlNet
 from controlnet_ext.models.state_dict.saving import save_diffusers

@@ -10,8 +10,7 @@ from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, Stable
 from PIL import Image
 
 from controlnet_ext.embedded import FOLDER
-from controlnet_ext.embedded.palette import majority_colour
-from controlnet_ext.embedded.scenes import HELD_OUT, scene
+from controlnet_ext.embedded.scenes import HELD_OUT, majority_colour, scene
 from controlnet_ext.maps.fidelity import canny_f1
 
 MOST = {"unet": 5.5e6, "vae": 1.2e6, "text_encoder": 1e6}  # parameters

@@ -6,8 +6,16 @@ import numpy as np
 import pytest
 
 from controlnet_ext.embedded.captions import WORDS, tokenizer
-from controlnet_ext.embedded.palette import PALETTE, THING_COLOURS, majority_colour
-from controlnet_ext.embedded.scenes import HELD_OUT, KINDS, LEAST_PIXELS, TRAINING, scene
+from controlnet_ext.embedded.scenes import (
+    HELD_OUT,
+    KINDS,
+    LEAST_PIXELS,
+    PALETTE,
+    THING_COLOURS,
+    TRAINING,
+    majority_colour,
+    scene,
+)
 
 SEEDS = (*range(40), *HELD_OUT[:40])
 

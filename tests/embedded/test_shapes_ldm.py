@@ -15,8 +15,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from controlnet_ext import models
 from controlnet_ext.embedded.captions import narrow_text_encoder, tokenizer
-from controlnet_ext.embedded.export_ldm import export
-from controlnet_ext.embedded.ldm_settings import width_and_heads
+from controlnet_ext.embedded.export_ldm import export, width_and_heads
 from controlnet_ext.embedded.wide import factor
 from controlnet_ext.files.weights import read_weights
 from controlnet_ext.guidance.contract import Span, Step

@@ -18,7 +18,7 @@ from PIL import Image, ImageCms, ImageFile, features
 
 from controlnet_ext.files import image_formats as containers
 from controlnet_ext.files.image_formats import whole
-from controlnet_ext.files.image_in import read_image
+from controlnet_ext.files.image_reader import read_image
 
 H, W = 60, 84
 rng = np.random.default_rng(0)
@@ -217,7 +217,7 @@ def test_a_plain_jpeg_gives_pillow_s_pixels_without_pillow(tmp_path):
         (tmp_path / f"{name}.jpg").write_bytes(content)
         assert difference(read_image(content), np.array(Image.open(io.BytesIO(content)).convert("RGB"))) == 0, name
     program = (
-        "import sys, pathlib; from controlnet_ext.files.image_in import read_image\n"
+        "import sys, pathlib; from controlnet_ext.files.image_reader import read_image\n"
         f"for path in pathlib.Path({str(tmp_path)!r}).iterdir(): read_image(path)\n"
         "print('PIL' in sys.modules, 'torch' in sys.modules)"
     )

@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from controlnet_ext.preprocessors.backends.torch import Device
-from controlnet_ext.preprocessors.library import Library
-from controlnet_ext.preprocessors.pool import Pool
+from controlnet_ext.preprocessors.library import Library, Pool
 from hub import Hub, file, honest, serving
 from huggingface_hub import constants
 from torch import nn

@@ -17,9 +17,9 @@ from limits import wait_until
 from PIL import Image, PngImagePlugin
 
 from controlnet_ext.files.disk import read_json, write_atomically
-from controlnet_ext.files.image_in import read_image
+from controlnet_ext.files.image_formats import working_size
+from controlnet_ext.files.image_reader import read_image
 from controlnet_ext.files.image_writer import read_text, write_image
-from controlnet_ext.files.sizes import working_size
 
 RGB = np.random.default_rng(1).integers(0, 256, (20, 30, 3), np.uint8)
 

@@ -21,11 +21,10 @@ from serving import CANNY, Client, photo, white
 from webui_host import fresh, install
 
 from controlnet_ext import Unit
-from controlnet_ext.generation.finishing import finish_of, recoloured
-from controlnet_ext.generation.inpainting import pasted
+from controlnet_ext.generation.inpainting import finish_of, pasted, recoloured
 from controlnet_ext.guidance.after_steps import Colours
 from controlnet_ext.guidance.hints import Maps
-from controlnet_ext.maps.fit import around
+from controlnet_ext.maps.resize import around
 from controlnet_ext.sdwebui.build import beginning_of, guided
 from controlnet_ext.sdwebui.units import read_unit
 
@@ -194,7 +193,7 @@ def test_the_webuis_pictures_are_finished_in_place_and_cut_to_the_same_numbers(h
 
 
 def test_the_webuis_first_noise_holds_the_picture_and_no_other(host: Any) -> None:
-    from controlnet_ext.webui.beginning import beginning_with
+    from controlnet_ext.webui.sampling import beginning_with
 
     class Numbers:
         is_first = True

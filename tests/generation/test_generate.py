@@ -25,7 +25,7 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
 from controlnet_ext import Unit, Window, guide, load
 from controlnet_ext.cli import main
-from controlnet_ext.files.image_in import read_image
+from controlnet_ext.files.image_reader import read_image
 from controlnet_ext.files.image_writer import encoded_image, read_text
 from controlnet_ext.generation.pipeline_folder import SCHEDULERS, PipelineFolder
 from controlnet_ext.generation.prepare import prepare

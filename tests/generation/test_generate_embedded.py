@@ -17,12 +17,12 @@ from controlnet_ext.preprocessors.registry import Preprocessor, Ready
 
 from controlnet_ext import embedded
 from controlnet_ext.cli import main
-from controlnet_ext.files.image_in import read_image
+from controlnet_ext.files.image_reader import read_image
 from controlnet_ext.files.image_writer import encoded_image, read_text
 from controlnet_ext.generation.pipeline_folder import PipelineFolder
 from controlnet_ext.generation.unit_text import unit
 from controlnet_ext.maps.control_map import ControlMap
-from controlnet_ext.maps.fit import fit
+from controlnet_ext.maps.resize import fit
 
 KEYWORD = "controlnet-ext"
 GUIDED = ["--image", "photo.png", "--control", "canny,resolution=match"]

@@ -15,7 +15,7 @@ from test_controlnet_files import difference
 
 from controlnet_ext import ControlMap
 from controlnet_ext.cli import main
-from controlnet_ext.files.image_in import read_image
+from controlnet_ext.files.image_reader import read_image
 from controlnet_ext.generation.recipe_png import read_recipe
 from controlnet_ext.guidance.after_steps import Colours
 

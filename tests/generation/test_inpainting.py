@@ -19,7 +19,7 @@ from controlnet_ext.embedded.scenes import scene
 from controlnet_ext.generation.inpainting import beginning, pasted
 from controlnet_ext.generation.pipeline_folder import PipelineFolder
 from controlnet_ext.guidance.after_steps import Colours, Restore
-from controlnet_ext.maps.fit import fit
+from controlnet_ext.maps.resize import fit
 
 MASK = np.zeros((128, 128, 3), np.uint8)
 MASK[32:96, 56:] = 255

@@ -13,10 +13,9 @@ from diffusers import StableDiffusionPipeline
 from fakes import GREY, WHITE, Plus, Pushes, run, state
 
 from controlnet_ext import PerSample, Unit, Window, guide
-from controlnet_ext.guidance.after_steps import Colours, Restore, blurred, painted
+from controlnet_ext.guidance.after_steps import Colours, Noise, Restore, blurred, painted
 from controlnet_ext.guidance.contract import Span, Step
-from controlnet_ext.guidance.noise import Noise
-from controlnet_ext.hosts.diffusers.noise_levels import noise_level
+from controlnet_ext.hosts.diffusers.host import noise_level
 
 MASK = np.zeros((tiny.SIZE, tiny.SIZE, 3), np.uint8)
 MASK[:, 32:] = 255  # the right half is repainted

@@ -6,7 +6,7 @@ import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from controlnet_ext.files.weights_file import WeightsFile
+from controlnet_ext.files.hub import WeightsFile
 
 
 class Hub:

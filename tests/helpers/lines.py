@@ -9,7 +9,7 @@ import pytest
 import torch
 from controlnet_ext.preprocessors.backends.torch import Device, Network
 
-from controlnet_ext.files.image_in import read_image
+from controlnet_ext.files.image_reader import read_image
 
 ASSETS = Path(os.environ.get("CONTROLNET_EXT_ASSETS", Path(__file__).parents[3] / "shared" / "assets"))
 

@@ -17,7 +17,7 @@ import numpy as np
 from controlnet_ext.preprocessors.library import Library
 
 from controlnet_ext.embedded import PHOTO
-from controlnet_ext.files.image_in import read_image
+from controlnet_ext.files.image_reader import read_image
 from controlnet_ext.sdwebui.catalog import Shelf
 from controlnet_ext.sdwebui.limits import Limits
 from controlnet_ext.sdwebui.modules import readied

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controlnet_ext.maps.fit import fit, pixel_perfect
-from controlnet_ext.maps.resize import _ridges
+from controlnet_ext.maps.resize import _ridges, fit, pixel_perfect
 
 rng = np.random.default_rng(0)
 PHOTO = cv2.resize(rng.integers(0, 256, (12, 17, 3), np.uint8), (170, 120), interpolation=cv2.INTER_CUBIC)

@@ -202,7 +202,7 @@ def test_controlnet_aux_makes_the_same_maps():
 def test_canny_gives_the_published_map():
     if not ASSETS.is_dir():
         pytest.skip(f"no test assets at {ASSETS}")
-    from controlnet_ext.files.image_in import read_image
+    from controlnet_ext.files.image_reader import read_image
 
     image = read_image(ASSETS / "images" / "boy.png")
     published = read_image(ASSETS / "maps" / "canny_100_200_res512.png")[..., 0]

@@ -22,7 +22,7 @@ from test_guide_histories import PIPE
 from controlnet_ext import Unit, Window, guide
 from controlnet_ext.models.kinds import control_lora
 from controlnet_ext.models.kinds.controlnet import ControlNet
-from controlnet_ext.models.nn.sharing import pooling
+from controlnet_ext.models.nn.execution import pooling
 
 
 class Replays:

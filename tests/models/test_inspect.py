@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from controlnet_ext import cli, models
 from controlnet_ext.maps.control_map import KINDS
-from controlnet_ext.models.known import KNOWN
+from controlnet_ext.models.inspection import KNOWN
 from controlnet_ext.models.state_dict.foreign import NEWER, what
 from controlnet_ext.models.state_dict.ldm_keys import to_ldm
 from controlnet_ext.models.state_dict.saving import save_diffusers, save_ldm

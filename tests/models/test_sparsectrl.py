@@ -21,8 +21,7 @@ from controlnet_ext.guidance.contract import Span, Step
 from controlnet_ext.models import found
 from controlnet_ext.models.inspection import inspect
 from controlnet_ext.models.kinds import sparsectrl
-from controlnet_ext.models.kinds.motion import to_authors
-from controlnet_ext.models.kinds.sparsectrl import SparseCtrl
+from controlnet_ext.models.kinds.sparsectrl import SparseCtrl, to_authors
 from controlnet_ext.models.state_dict.saving import save_diffusers, save_ldm
 
 KINDS = {

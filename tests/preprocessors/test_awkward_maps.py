@@ -7,7 +7,7 @@ from controlnet_ext.preprocessors.library import Library
 from lines import assets
 from test_images import awkward
 
-from controlnet_ext.files.image_in import read_image
+from controlnet_ext.files.image_reader import read_image
 
 WEIGHTS = {  # published name: the assets'
     "table5_pidinet.pth": "table5_pidinet-tiny.pth",

@@ -18,8 +18,8 @@ from controlnet_ext.preprocessors.edges.hed import HED
 from controlnet_ext.preprocessors.library import Library
 from lines import assets, aux, random_state
 
+from controlnet_ext.files.hub import WeightsFile
 from controlnet_ext.files.safetensors import write_weights
-from controlnet_ext.files.weights_file import WeightsFile
 
 ROOT = Path(__file__).parents[2]
 IMAGE = np.full((128, 192, 3), (200, 180, 140), np.uint8)

@@ -13,11 +13,10 @@ import pytest
 import segmentation_models
 import torch
 from controlnet_ext.preprocessors import preprocess
-from controlnet_ext.preprocessors.backends.config_bounds import check_numbers, no_larger_than
-from controlnet_ext.preprocessors.backends.transformers import model_files
-from controlnet_ext.preprocessors.depth.depth_zoe import ZOE
+from controlnet_ext.preprocessors.backends.transformers import check_numbers, model_files, no_larger_than
+from controlnet_ext.preprocessors.depth.depth_models import ZOE
 from controlnet_ext.preprocessors.library import Library
-from controlnet_ext.preprocessors.segmentation.segformer import B0
+from controlnet_ext.preprocessors.segmentation.models import B0
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)

@@ -8,7 +8,7 @@ from lines import assets
 
 from benchmarks import gallery
 from controlnet_ext import cli
-from controlnet_ext.files.image_in import read_image
+from controlnet_ext.files.image_reader import read_image
 
 
 def test_every_map_without_weights_is_shown_or_has_its_reason():

@@ -11,7 +11,7 @@ from lines import Shelf, random_state
 from torch.nn import functional as F
 
 from controlnet_ext import Unit, cli
-from controlnet_ext.files.image_in import read_image
+from controlnet_ext.files.image_reader import read_image
 from controlnet_ext.files.image_writer import write_image
 from controlnet_ext.files.safetensors import write_weights
 from controlnet_ext.guidance.hints import Maps

@@ -12,7 +12,7 @@ import pytest
 import serving
 from serving import Client, photo
 
-from controlnet_ext.files.image_in import read_image
+from controlnet_ext.files.image_reader import read_image
 
 pytest.importorskip("starlette", reason="needs controlnet-ext[serve]")
 pytest.importorskip("uvicorn", reason="needs controlnet-ext[serve]")

@@ -14,9 +14,9 @@ from serving import photo, white
 
 from controlnet_ext import cli
 from controlnet_ext.sdwebui.catalog import Shelf
-from controlnet_ext.sdwebui.generation import read_generation
 from controlnet_ext.sdwebui.limits import Limits
 from controlnet_ext.sdwebui.modules import readied
+from controlnet_ext.sdwebui.requests import read_generation
 from controlnet_ext.server.service import Desk
 from controlnet_ext.server.worker import Busy, Worker
 

@@ -17,8 +17,7 @@ from serving import CANNY, Client, photo, white
 from controlnet_ext.files.image_writer import read_text
 from controlnet_ext.sdwebui.fields import Fields
 from controlnet_ext.sdwebui.limits import Limits
-from controlnet_ext.sdwebui.requests import Repaint, filled, read_repaint
-from controlnet_ext.sdwebui.second_pass import UPSCALERS, read_second_pass
+from controlnet_ext.sdwebui.requests import UPSCALERS, Repaint, filled, read_repaint, read_second_pass
 from controlnet_ext.server.service import Desk
 
 pytest.importorskip("starlette", reason="needs controlnet-ext[serve]")

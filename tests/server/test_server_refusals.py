@@ -15,8 +15,8 @@ from serving import photo
 
 from controlnet_ext.embedded import PHOTO
 from controlnet_ext.sdwebui.detect import detect
-from controlnet_ext.sdwebui.generation import read_generation
 from controlnet_ext.sdwebui.limits import Limits
+from controlnet_ext.sdwebui.requests import read_generation
 from controlnet_ext.server import fetch
 from controlnet_ext.server.fetch import REFUSAL, Fetch, fetched, is_public, public
 

@@ -8,8 +8,8 @@ import pytest
 from serving import white
 
 from controlnet_ext.sdwebui.catalog import Shelf
-from controlnet_ext.sdwebui.generation import read_generation
 from controlnet_ext.sdwebui.limits import Limits
+from controlnet_ext.sdwebui.requests import read_generation
 from controlnet_ext.sdwebui.units import read_unit
 from controlnet_ext.server.service import Desk
 

@@ -24,8 +24,7 @@ from controlnet_ext.files.weights import read_weights
 from controlnet_ext.training import config, objective
 from controlnet_ext.training.data import Example, apart, examples, split
 from controlnet_ext.training.loop import LOG
-from controlnet_ext.training.noising import Noising, generator
-from controlnet_ext.training.objective import Frozen, verdict
+from controlnet_ext.training.objective import Frozen, Noising, generator, verdict
 
 STEPS = 60
 

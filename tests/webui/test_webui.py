@@ -313,8 +313,8 @@ def test_a_picture_that_cannot_be_saved_ends_the_generation(host, tmp_path):
 
 
 def test_no_request_names_a_folder_and_the_panel_does(host, tmp_path):
-    from controlnet_ext.webui.batch import Batch
     from controlnet_ext.webui.fields import said_by
+    from controlnet_ext.webui.script import Batch
 
     assert "batch_folder" not in said_by([api(batch_folder="/etc")], SimpleNamespace(), False)[0]
     for name in ("b.png", "a.png", "note.txt"):

@@ -15,7 +15,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from transformers import AutoTokenizer
 
-from controlnet_ext.embedded import FOLDER, ldm
+from controlnet_ext.embedded import FOLDER, export_ldm
 from controlnet_ext.embedded.captions import text_files
 from controlnet_ext.files.disk import read_json, write_atomically
 from controlnet_ext.files.safetensors import write_weights
@@ -43,7 +43,7 @@ def publish(base: Path, folder: Path) -> None:
     for part in ("text_encoder", "tokenizer"):  # transformers 5 saves both so that earlier ones cannot read them
         shutil.rmtree(folder / part, ignore_errors=True)
         (folder / part).mkdir()
-    tensors = ldm.text_encoder(pipe.text_encoder.state_dict())
+    tensors = export_ldm.text_encoder(pipe.text_encoder.state_dict())
     write_weights(folder / "text_encoder" / "model.safetensors", tensors, METADATA)
     pipe.text_encoder.config.dtype = torch.float32  # transformers 5 would compute in fp16
     for name, content in text_files(words, pipe.text_encoder).items():

@@ -24,7 +24,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from controlnet_ext.embedded.captions import WIDTH, narrow_text_encoder, tokenizer
 from controlnet_ext.embedded.scenes import HELD_OUT, scene
 from controlnet_ext.training.loop import Schedule, train
-from controlnet_ext.training.noising import WEIGHTINGS, Noising, generator
+from controlnet_ext.training.objective import WEIGHTINGS, Noising, generator
 from tools.embedded_model.train_vae import GROUPS, pixels
 
 SCENES = 16_000

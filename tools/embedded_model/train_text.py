@@ -18,10 +18,9 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
-from controlnet_ext.embedded.palette import THING_COLOURS
-from controlnet_ext.embedded.scenes import KINDS
+from controlnet_ext.embedded.scenes import KINDS, THING_COLOURS
 from controlnet_ext.training.loop import Schedule, train
-from controlnet_ext.training.noising import generator
+from controlnet_ext.training.objective import generator
 
 BATCH = 64
 HELD_OUT = 512  # captions, the last

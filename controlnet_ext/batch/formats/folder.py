@@ -11,8 +11,8 @@ from typing import TextIO
 
 from ...files.disk import settle, write_atomically
 from ..inputs import File
-from ..pictures import Picture, Result
-from ..targets import target
+from ..request import target
+from ..stages import Picture, Result
 from .journal import lines
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from ...files.disk import parse_json
-from ..pictures import Picture, Result
+from ..stages import Picture, Result
 from .tars import member, members_of
 
 CHUNK = 2**20

@@ -10,7 +10,7 @@ from typing import Any
 
 from ...files.disk import opened, parse_object, write_atomically
 from ..inputs import File
-from ..targets import target
+from ..request import target
 
 PATHS = ("file_name", "path", "image_path", "image")  # the first that a row has
 KEYS = ("key", "__key__")

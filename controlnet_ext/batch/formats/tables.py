@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..pictures import Picture
+from ..stages import Picture
 from .journal import indexed
 from .lists import MASK, PATHS
 from .tars import FIELDS

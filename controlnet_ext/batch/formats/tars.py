@@ -11,9 +11,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from ...files.image_in import FILE_LIMIT
+from ...files.image_reader import FILE_LIMIT
 from ..inputs import SUFFIXES
-from ..pictures import Picture
+from ..stages import Picture
 from .lists import MASK
 
 MEMBER = re.compile(

@@ -12,8 +12,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ...files.image_in import read_image
-from ..pictures import Picture
+from ...files.image_reader import read_image
+from ..stages import Picture
 from .journal import indexed
 
 CODES = {".mp4": "mp4v", ".mov": "mp4v", ".avi": "FFV1"}  # of what FFmpeg writes the same bytes every time; FFV1 is

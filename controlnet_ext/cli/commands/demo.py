@@ -28,7 +28,7 @@ import numpy as np
 
 from ...embedded import NAME, PHOTO, place
 from ...embedded.contact_sheet import Column, sheet
-from ...files.image_in import read_image
+from ...files.image_reader import read_image
 from ...files.image_writer import encoded_image
 from ...generation.pipeline_folder import PipelineFolder, quiet
 from ...generation.recipe import NUMBERS, check_text

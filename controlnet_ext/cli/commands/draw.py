@@ -21,8 +21,8 @@ import os
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+from ...files.image_formats import working_size
 from ...files.image_writer import write_image
-from ...files.sizes import working_size
 from ...preprocessors.poses.drawing import drawn
 from ...preprocessors.poses.json import read_poses
 from ...preprocessors.poses.key_points import Poses

@@ -101,7 +101,7 @@ def _masked(order: Order, files: list[File], mask: str | None) -> list[File]:
     if not pictures:
         raise ValueError(f"--mask is for pictures; {files[0].path!r} has masks of its own")
     if os.path.isdir(mask):
-        from ...batch.masks import with_masks
+        from ...batch.inputs import with_masks
 
         return with_masks(files, mask)
     if len(files) > 1:
@@ -110,10 +110,10 @@ def _masked(order: Order, files: list[File], mask: str | None) -> list[File]:
 
 
 def _many(order: Order, files: list[File], shard: tuple[int, int] | None, jobs: int, options: Namespace) -> int:
-    from ...batch import job, memory, plan  # 20 ms, which one picture need not wait for
+    from ...batch import engines, job, plan  # 20 ms, which one picture need not wait for
     from ...batch.stages import Loading
 
-    memory.keep_freed()
+    engines.keep_freed()
     inputs = [os.path.abspath(word) for word in options.inputs]
     places = {name: getattr(options, name) for name in ("recursive", *weights_options.NAMES)}
     size = plan.lot(order, options.batch)
@@ -137,7 +137,7 @@ def _engine(name: str, jobs: int, gpu: bool) -> Engine:
 
         return Ray(jobs, gpu)
     if jobs > 1:
-        from ...batch.processes import Processes  # 30 ms
+        from ...batch.engines import Processes  # 30 ms
 
         return Processes(jobs)
     from ...batch.engines import Here

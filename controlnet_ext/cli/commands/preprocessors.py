@@ -15,7 +15,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable
 from typing import Any
 
-from ...files.weights_file import WeightsFile
+from ...files.hub import WeightsFile
 from ...maps.control_map import FEEDS
 from ...preprocessors.parameters import Parameter
 from ...preprocessors.registry import RESOLUTION, Preprocessor, registered

@@ -10,16 +10,15 @@ import torch
 from diffusers import UNet2DConditionModel, UNetMotionModel
 from torch import Tensor
 
+from ...guidance.after_steps import Noise
 from ...guidance.contract import Residuals, Span, Step
 from ...guidance.devices import placed
 from ...guidance.hints import Maps
-from ...guidance.noise import Noise
 from ...guidance.run import Run
 from ...guidance.unit import Unit, named
 from ...models.kinds.transformer import TransformerControl
 from .hook import hooked, is_compiled, uncompiled
-from .host import DiffusersHost
-from .noise_levels import noise_level
+from .host import DiffusersHost, noise_level
 from .transformer_call import KINDS
 from .unet_call import Call, Clock, prompted, rows
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...guidance.after_steps import Noise
 from ...guidance.contract import Step
-from ...guidance.noise import Noise
 from .unet_view import LdmUNet
 
 FACTOR = 8  # pixels of a picture for one of its latents

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from ...guidance.contract import Residuals, Step
 from .. import base_unet as source
-from ..nn.execution import Running
+from ..nn.execution import Running, pooling
 from ..nn.layers import apply, like
-from ..nn.sharing import pooling
 from ..state_dict import ldm_keys
 from ..state_dict.architecture import Plan
 from ..state_dict.compatibility import Layout, misfit

@@ -1,8 +1,14 @@
 """ControlNet (Zhang et al., arXiv:2302.05543): a trainable copy of a UNet's encoder that reads a map and adds to the
-UNet's skips."""
+UNet's skips.
+
+What a ControlNet that is to be trained takes from its UNet.
+
+ControlNets kept as what is added to the UNet that they were made from.
+"""
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -15,18 +21,58 @@ from ...guidance.contract import Residuals, Step
 from .. import base_unet as source
 from ..nn.blocks import Common, Level, Middle
 from ..nn.embeddings import Embedding, HintEncoder, sinusoid
-from ..nn.execution import Running
+from ..nn.execution import Running, pooling
 from ..nn.hints import channels_of, check_size, fitting, rows
 from ..nn.layers import Conv2d
-from ..nn.sharing import pooling
 from ..state_dict import ldm_keys
-from ..state_dict.architecture import Plan
+from ..state_dict.architecture import Plan, borrowed
 from ..state_dict.compatibility import Layout, misfit
-from ..state_dict.heads import borrowed
 from ..state_dict.ldm_keys import DIFFUSERS, LDM, PREFIX, ZEROS
 from ..state_dict.strict import SMALL, fill
-from .copies import copied
-from .difference import DIFFERENCE, Difference
+
+
+def copied(unet: Any, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """Copies of the encoder's tensors in `dtype` (None: their own), and a hint encoder drawn from torch's global
+    generator, whose last layer is zero."""
+    tensors = {name: t.detach().to(dtype or t.dtype, copy=True) for name, t in source.encoder(unet).items()}
+    like = tensors["conv_in.weight"]
+    hint = HintEncoder((3, 16, 32, 96, 256), like.shape[0])
+    for parameter in hint.conv_out.parameters():
+        nn.init.zeros_(parameter)
+    return tensors | {f"controlnet_cond_embedding.{name}": t.to(like) for name, t in hint.state_dict().items()}
+
+
+DIFFERENCE = "difference"  # a tensor that marks such files (sd-webui-controlnet @ 56cec5b, extract_controlnet_diff.py)
+
+
+class Difference:
+    """What is still to be done to a ControlNet whose weights are a difference: be added to a UNet's, once."""
+
+    def __init__(self) -> None:
+        self._unet: Callable[[], Any] | None = None
+
+    def check(self) -> None:
+        """ValueError as long as the UNet's weights were not added."""
+        if self._unet is None:
+            raise ValueError("holds a ControlNet minus a UNet; the weights of the UNet it was made from are missing")
+
+    @torch.no_grad()
+    def settle(self, net: Any, unet: Any) -> None:
+        """Add the UNet's weights to all of the network's that have their names, in float32. ValueError when that was
+        done with another UNet."""
+        first = source.layer(unet, "conv_in")  # tells UNets apart, whatever shows them
+        if self._unet is not None:
+            if self._unet() is not first:
+                raise ValueError("a difference that was added to another model's weights; load it once more for this")
+            return
+        self._unet = lambda: None  # what is interrupted here has to be loaded once more
+        own = dict(net.named_parameters())
+        for name, tensor in source.encoder(unet).items():
+            if name in own:
+                if name == "conv_in.weight":
+                    tensor = tensor[:, : net.plan.channels]  # of an inpainting UNet
+                own[name].data = (own[name].float() + tensor.to(own[name].device).float()).to(own[name].dtype)
+        self._unet = weakref.ref(first)
 
 
 class ControlNet(Running):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...guidance.contract import Residuals, Step
-from ..nn.sharing import Around
+from ..nn.execution import Around
 from .controlnet import ControlNet
 
 

@@ -1,10 +1,16 @@
 """T2I-Adapter (Mou et al., arXiv:2302.08453): features of a map, added inside the UNet's encoder where a level ends.
 They do not depend on the step, so that the network runs once a run. Full, light and SDXL adapters are one network here;
-the colour adapter is a light one."""
+the colour adapter is a light one.
+
+Names of a T2I-Adapter's tensors in TencentARC's layout and in diffusers'.
+
+What a T2I-Adapter is built from, and how its tensors show it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,8 +24,114 @@ from ..nn.hints import check_size, pixels_of, rows
 from ..nn.layers import Conv2d
 from ..state_dict.ldm_keys import renamed
 from ..state_dict.strict import SMALL, fill
-from .t2i_names import PREFIX, names, original
-from .t2i_shape import Shape, read
+
+PREFIX = "adapter."  # of all names in diffusers' layout
+LIMIT = 64  # levels, and resnets in each; the published ones have four of two or four
+
+
+def original(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An adapter's tensors under TencentARC's names, where the resnets of all levels are numbered through."""
+    light = "conv_in.weight" not in tensors
+    per = 1 + max(int(name.split(".")[3]) for name in tensors if ".resnets." in name)
+    found = {}
+    for name, tensor in tensors.items():
+        match name.split("."):
+            case ["body", level, "resnets", place, *rest]:
+                where = f"body.{level}.body.{place}" if light else f"body.{int(level) * per + int(place)}"
+                name = ".".join([where, *rest])
+            case ["body", level, "downsample", *rest]:
+                name = ".".join([f"body.{level if light else int(level) * per}.down_opt.op", *rest])
+            case ["body", level, "in_conv", *rest] if not light:
+                name = ".".join([f"body.{int(level) * per}.in_conv", *rest])
+        found[name] = tensor
+    return found
+
+
+def names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Our module names for TencentARC's."""
+    if "conv_in.weight" not in tensors:
+        places = range(count("body.0.body.{}.block1.weight", tensors))
+        levels = range(count("body.{}.in_conv.weight", tensors))
+        return {f"body.{i}.body.{j}": f"body.{i}.resnets.{j}" for i in levels for j in places}
+    blocks = count("body.{}.block1.weight", tensors)
+    # A level begins with the block that changes the width; where none does there are four
+    per = next((i for i in range(1, blocks) if f"body.{i}.in_conv.weight" in tensors), max(blocks // 4, 1))
+    table = {}
+    for block in range(blocks):
+        level, place = divmod(block, per)
+        table[f"body.{block}.down_opt.op"] = f"body.{level}.downsample"
+        table[f"body.{block}.in_conv"] = f"body.{level}.in_conv"
+        table |= {f"body.{block}.block{k}": f"body.{level}.resnets.{place}.block{k}" for k in (1, 2)}
+    return table
+
+
+def count(pattern: str, tensors: Mapping[str, Tensor]) -> int:
+    """How many of the names that `pattern` gives for 0, 1, 2 … there are before the first that is missing."""
+    return next((n for n in range(LIMIT) if pattern.format(n) not in tensors), LIMIT)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What an adapter is built from: `channels` of the map, `factor` by which pixels are unshuffled, output `widths` of
+    the levels, number of `resnets` in each, `kind` in diffusers' words, and which levels have a convolution for their
+    downsampling (`convolved`) and for their width (`widened`), whose kernels have side `kernel`."""
+
+    channels: int
+    factor: int
+    widths: tuple[int, ...]
+    resnets: int
+    kind: str
+    kernel: int = 1
+    convolved: frozenset[int] = frozenset()
+    widened: frozenset[int] = frozenset()
+
+    @property
+    def light(self) -> bool:
+        return self.kind == "light_adapter"
+
+    def halves(self, level: int) -> bool:
+        """Whether this level begins by halving height and width."""
+        return level == 2 if self.kind == "full_adapter_xl" else level > 0
+
+
+def read(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Shape:
+    """The shape of an adapter with our names. What the config states and tensors do not show is believed."""
+    light = "conv_in.weight" not in tensors
+    first = tensor("body.0.in_conv.weight" if light else "conv_in.weight", tensors)
+    levels = count("body.{}.resnets.0.block1.weight", tensors)
+    ends = "body.{}.out_conv.weight" if light else "body.{}.resnets.0.block2.weight"
+    widths = tuple(tensor(ends.format(i), tensors).shape[0] for i in range(levels))
+    stated = config.get("adapter_type")
+    factor = config.get("downscale_factor", 16 if not light and first.shape[1] % 256 == 0 else 8)
+    if factor not in (8, 16):
+        raise ValueError(f"downscale_factor is {factor!r:.40}, expected 8 or 16")
+    kind = "light_adapter" if light else "full_adapter_xl" if factor == 16 else "full_adapter"
+    if stated not in (None, kind):
+        raise ValueError(f"adapter_type is {stated!r:.40}, but the tensors are those of a {kind}")
+    channels = first.shape[1] // factor**2
+    if channels not in (1, 3) or channels * factor**2 != first.shape[1]:
+        raise ValueError(f"it reads {first.shape[1]} channels, expected {factor**2} for each of 1 or 3 of a picture")
+    if not levels or min(widths) < 4:
+        raise ValueError("the tensors have no levels, or one of less than 4 channels")
+    return Shape(
+        channels,
+        factor,
+        widths,
+        count("body.0.resnets.{}.block1.weight", tensors),
+        kind,
+        1 if light else tensor("body.0.resnets.0.block2.weight", tensors).shape[-1],
+        frozenset(i for i in range(levels) if f"body.{i}.downsample.weight" in tensors),
+        frozenset(i for i in range(levels) if f"body.{i}.in_conv.weight" in tensors),
+    )
+
+
+def tensor(name: str, tensors: Mapping[str, Tensor]) -> Tensor:
+    if name not in tensors:
+        raise ValueError(f"tensor {name} is missing")
+    if tensors[name].ndim != 4:
+        raise ValueError(f"tensor {name} has {tensors[name].ndim} dimensions, expected 4")
+    return tensors[name]
+
 
 WIDTHS = (320, 640, 1280, 1280)  # of the published adapters
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from ...guidance.contract import Residuals, Step
 from ..map_types import Told
 from ..nn.embeddings import Embedding, sinusoid
+from ..nn.execution import Around
 from ..nn.hints import fitting
 from ..nn.layers import LayerNorm, Linear, like
-from ..nn.sharing import Around
 from ..state_dict.architecture import Plan
 from ..state_dict.strict import fill
 from .controlnet import ControlNet

@@ -1,5 +1,8 @@
 """How a ControlNet runs: its blocks, which take nearly all of the time, through torch.compile; or all of it on another
-device than its weights are."""
+device than its weights are.
+
+Models on the same weights that do something else with them.
+"""
 
 from __future__ import annotations
 
@@ -75,3 +78,27 @@ class Running(Streaming):
         if self.blocks is not blocks:
             raise ValueError("a compiled network cannot have low_vram: its weights would not go layer by layer")
         return super().on(device)
+
+
+class Around(nn.Module):
+    """A model around a ControlNet, its `net`, which does nearly all of its work."""
+
+    net: Any
+
+    def on(self, device: torch.device) -> Any:
+        """As `ControlNet.on`."""
+        moved: Any = copy(self)
+        moved.streams_to = device
+        moved._modules = {**self._modules, "net": self.net.on(device)}
+        return moved
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """As `ControlNet.compile`."""
+        self.net.compile(*args, **kwargs)
+
+
+def pooling(model: Any) -> Any:
+    """The model with its residuals averaged over the picture."""
+    pooled = copy(model)
+    pooled.global_average_pooling = True
+    return pooled

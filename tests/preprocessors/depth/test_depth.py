@@ -10,16 +10,14 @@ import transformers
 from controlnet_ext.preprocessors import find, preprocess, registered
 from controlnet_ext.preprocessors.backends.torch import Device
 from controlnet_ext.preprocessors.backends.transformers import model_files
-from controlnet_ext.preprocessors.depth.depth_midas import MIDAS
-from controlnet_ext.preprocessors.depth.depth_pro import DEPTH_PRO
-from controlnet_ext.preprocessors.depth.depth_zoe import ZOE
+from controlnet_ext.preprocessors.depth.depth_models import DEPTH_PRO, MIDAS, ZOE
 from controlnet_ext.preprocessors.depth.shades import of_inverse, of_metres, of_metres_as_zoe
 from controlnet_ext.preprocessors.depth.transformers_depth import TransformersDepth
 from controlnet_ext.preprocessors.library import Library
 from PIL import Image
 
 from controlnet_ext.cli import main
-from controlnet_ext.files.image_in import read_image
+from controlnet_ext.files.image_reader import read_image
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8).repeat(10, 0).repeat(10, 1)
 FILES = {

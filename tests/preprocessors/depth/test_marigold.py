@@ -15,9 +15,7 @@ import tiny
 import torch
 from controlnet_ext.preprocessors import find, preprocess
 from controlnet_ext.preprocessors.backends.torch import Device
-from controlnet_ext.preprocessors.depth.depth_marigold import DEPTH
-from controlnet_ext.preprocessors.depth.marigold import marigold
-from controlnet_ext.preprocessors.depth.normal_marigold import NORMALS
+from controlnet_ext.preprocessors.depth.marigold import DEPTH, NORMALS, marigold
 from controlnet_ext.preprocessors.depth.normals_of_depth import coloured
 from controlnet_ext.preprocessors.library import Library
 from networks import randomised
@@ -25,7 +23,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from controlnet_ext.cli import main
-from controlnet_ext.files.image_in import read_image
+from controlnet_ext.files.image_reader import read_image
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8).repeat(10, 0).repeat(10, 1)
 SETTINGS = {"default_denoising_steps": 2, "default_processing_resolution": 64}

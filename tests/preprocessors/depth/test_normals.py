@@ -8,7 +8,7 @@ import depth_models
 import numpy as np
 import pytest
 from controlnet_ext.preprocessors import preprocess
-from controlnet_ext.preprocessors.depth.depth_midas import MIDAS
+from controlnet_ext.preprocessors.depth.depth_models import MIDAS
 from controlnet_ext.preprocessors.depth.normals_of_depth import coloured, midas_normals, normals
 from controlnet_ext.preprocessors.depth.transformers_depth import TransformersDepth
 from controlnet_ext.preprocessors.library import Library

@@ -10,7 +10,7 @@ import torch
 from controlnet_ext.annotators import hed, lineart, lineart_anime, manga_line, mlsd, pidinet, teed
 from controlnet_ext.preprocessors import find, preprocess
 from controlnet_ext.preprocessors.backends.torch import Device
-from controlnet_ext.preprocessors.edges.lineart_standard import lineart_standard
+from controlnet_ext.preprocessors.edges.lineart import lineart_standard
 from controlnet_ext.preprocessors.edges.soft_edges import extended, grey, safe, scribble
 from controlnet_ext.preprocessors.edges.teed import lines, merged
 from controlnet_ext.preprocessors.library import Library

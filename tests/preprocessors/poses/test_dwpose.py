@@ -7,12 +7,10 @@ import pytest
 from controlnet_ext.preprocessors import find, preprocess
 from controlnet_ext.preprocessors.backends.onnx import OnnxNetwork, onnx_network
 from controlnet_ext.preprocessors.library import Library
-from controlnet_ext.preprocessors.poses.animal_openpose import ANIMAL
 from controlnet_ext.preprocessors.poses.coco import person
-from controlnet_ext.preprocessors.poses.dwpose import BODY, DETECTOR, WHOLE_BODY
+from controlnet_ext.preprocessors.poses.dwpose import ANIMAL, BODY, DETECTOR, WHOLE_BODY
 from controlnet_ext.preprocessors.poses.key_points import KeyPoint
-from controlnet_ext.preprocessors.poses.rtmpose import ANIMALS, PEOPLE, boxes
-from controlnet_ext.preprocessors.poses.simcc import points
+from controlnet_ext.preprocessors.poses.rtmpose import ANIMALS, PEOPLE, boxes, points
 
 rng = np.random.default_rng(0)
 

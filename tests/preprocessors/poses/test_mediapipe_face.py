@@ -10,10 +10,9 @@ import pytest
 from controlnet_ext.preprocessors import find, preprocess
 from controlnet_ext.preprocessors.backends.tflite import TfliteNetwork
 from controlnet_ext.preprocessors.library import Library
-from controlnet_ext.preprocessors.poses.face_mesh import mesh, squares
-from controlnet_ext.preprocessors.poses.mediapipe_face import DETECTOR, MESH, _drawn
+from controlnet_ext.preprocessors.poses.mediapipe_face import DETECTOR, MESH, _drawn, mesh, squares
 
-from controlnet_ext.files.image_in import read_image
+from controlnet_ext.files.image_reader import read_image
 
 ASSETS = Path(os.environ.get("CONTROLNET_EXT_ASSETS", Path(__file__).parents[4] / "shared" / "assets"))
 
@@ -53,7 +52,7 @@ def test_boxes_of_one_face_are_its_weighted_mean_and_others_stay():
 
 
 def test_points_come_back_from_a_turned_square():
-    from controlnet_ext.preprocessors.poses.face_mesh import Square
+    from controlnet_ext.preprocessors.poses.mediapipe_face import Square
 
     points = np.zeros((468, 3), np.float32)
     points[0, :2], points[1, :2] = (96, 96), (192, 96)

@@ -11,11 +11,10 @@ from controlnet_ext.annotators import openpose as networks
 from controlnet_ext.preprocessors import find, preprocess
 from controlnet_ext.preprocessors.backends.torch import Device, Network
 from controlnet_ext.preprocessors.library import Library
-from controlnet_ext.preprocessors.poses.openpose import BODY, FACE, HAND
-from controlnet_ext.preprocessors.poses.openpose_parts import face_box, face_points, hand_boxes, hand_points
+from controlnet_ext.preprocessors.poses.openpose import BODY, FACE, HAND, face_box, face_points, hand_boxes, hand_points
 from test_pose_grouping import STANDING, maps
 
-from controlnet_ext.files.image_in import read_image
+from controlnet_ext.files.image_reader import read_image
 from controlnet_ext.files.image_writer import write_image
 
 NOISE = cv2.resize(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8), (256, 256))

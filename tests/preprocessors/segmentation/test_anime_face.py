@@ -10,7 +10,7 @@ from lines import Shelf, aux, random_state
 from PIL import Image
 
 from controlnet_ext.cli import main
-from controlnet_ext.files.image_in import read_image
+from controlnet_ext.files.image_reader import read_image
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8).repeat(20, 0).repeat(20, 1)
 

@@ -12,7 +12,7 @@ from controlnet_ext.preprocessors.segmentation import densepose
 from PIL import Image
 
 from controlnet_ext.cli import main
-from controlnet_ext.files.image_in import read_image
+from controlnet_ext.files.image_reader import read_image
 
 try:
     import torchvision  # noqa: F401

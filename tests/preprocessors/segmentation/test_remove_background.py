@@ -14,7 +14,7 @@ from lines import Shelf, random_state
 from PIL import Image
 
 from controlnet_ext.cli import main
-from controlnet_ext.files.image_in import read_image
+from controlnet_ext.files.image_reader import read_image
 
 IMAGE = cv2.resize(np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8), (140, 90))
 NAMES = ("remove_background", "remove_background_rmbg", "remove_background_anime")

@@ -13,11 +13,11 @@ from controlnet_ext.preprocessors import find, preprocess
 from controlnet_ext.preprocessors.backends.transformers import transformers_class
 from controlnet_ext.preprocessors.library import Library
 from controlnet_ext.preprocessors.segmentation.masks import Mask, coloured, distinct, mask_of
-from controlnet_ext.preprocessors.segmentation.transformers_sam import TransformersSam
+from controlnet_ext.preprocessors.segmentation.sam import TransformersSam
 from PIL import Image
 
 from controlnet_ext.cli import main
-from controlnet_ext.files.image_in import read_image
+from controlnet_ext.files.image_reader import read_image
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8).repeat(10, 0).repeat(10, 1)
 SAM, SAM2 = find("sam_base").weights, find("sam2").weights

@@ -11,19 +11,16 @@ import torch
 import transformers
 from controlnet_ext.preprocessors import find, preprocess, registered
 from controlnet_ext.preprocessors.backends.torch import Device
-from controlnet_ext.preprocessors.backends.transformers import transformers_class
-from controlnet_ext.preprocessors.backends.transformers_pictures import input_size, prepared
+from controlnet_ext.preprocessors.backends.transformers import input_size, prepared, transformers_class
 from controlnet_ext.preprocessors.library import Library
-from controlnet_ext.preprocessors.segmentation.models import ONEFORMER_ADE20K, ONEFORMER_COCO
+from controlnet_ext.preprocessors.segmentation.models import B0, ONEFORMER_ADE20K, ONEFORMER_COCO, UPERNET
 from controlnet_ext.preprocessors.segmentation.palettes import ADE20K, COCO
-from controlnet_ext.preprocessors.segmentation.segformer import B0
 from controlnet_ext.preprocessors.segmentation.transformers_segmentation import TransformersSegmentation, highest
-from controlnet_ext.preprocessors.segmentation.upernet import UPERNET
 from lines import assets, aux
 from PIL import Image
 
 from controlnet_ext.cli import main
-from controlnet_ext.files.image_in import read_image
+from controlnet_ext.files.image_reader import read_image
 from controlnet_ext.files.safetensors import write_weights
 from controlnet_ext.files.weights import read_weights
 

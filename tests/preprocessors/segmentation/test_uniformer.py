@@ -18,7 +18,7 @@ from lines import Shelf, random_state, randomised
 from PIL import Image
 
 from controlnet_ext.cli import main
-from controlnet_ext.files.image_in import read_image
+from controlnet_ext.files.image_reader import read_image
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8).repeat(40, 0).repeat(40, 1)
 
