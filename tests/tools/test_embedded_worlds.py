@@ -1,0 +1,121 @@
+"""The worlds that the embedded model learns on: the same seed gives the same scene, and captions say what is there."""
+
+import json
+from functools import cache
+
+import cv2
+import numpy as np
+import pytest
+
+from tools.embedded_model import landscapes, things
+from tools.embedded_model.world_sets import open_pixels, write_part
+
+SIZE = 64
+
+
+@pytest.fixture(scope="module")
+def renderer(tmp_path_factory):
+    """A renderer whose emoji are discs of one color: the real ones are downloaded."""
+    folder = tmp_path_factory.mktemp("emoji")
+    codes = sorted({code for group in things.read_catalog().values() for code in group.values()})
+    for i, code in enumerate(codes):
+        image = np.zeros((64, 64, 4), np.uint8)
+        cv2.circle(image, (32, 32), 28, (40, 60, 120 + i % 100, 255), -1)
+        cv2.imwrite(str(folder / f"{code}.webp"), image)
+    return things.ThingRenderer(folder)
+
+
+@cache
+def landscape(seed):
+    return landscapes.render(seed, SIZE)
+
+
+def words(caption):
+    return set(caption.replace(",", " , ").split())
+
+
+def test_a_landscape_is_the_same_for_the_same_seed():
+    again = landscapes.render(3, SIZE)
+    assert np.array_equal(landscape(3).pixels, again.pixels)
+    assert np.array_equal(landscape(3).depth, again.depth)
+    assert landscape(3).caption == again.caption
+
+
+def test_landscapes_of_two_seeds_differ():
+    assert not np.array_equal(landscape(3).pixels, landscape(4).pixels)
+
+
+@pytest.mark.parametrize("seed", range(3, 7))
+def test_depth_of_a_landscape_is_positive_and_its_sky_is_farthest(seed):
+    made = landscape(seed)
+    assert made.depth.dtype == np.float32
+    assert (made.depth > 0).all()
+    sky = made.classes == landscapes.SKY
+    assert (made.depth[sky] == landscapes.SKY_DEPTH).all()
+    assert (made.depth[~sky] <= landscapes.FARTHEST).all()
+
+
+@pytest.mark.parametrize("seed", range(3, 7))
+def test_normals_of_a_landscape_have_length_one_below_the_sky(seed):
+    made = landscape(seed)
+    lengths = np.linalg.norm(made.normals, axis=2)
+    sky = made.classes == landscapes.SKY
+    assert np.allclose(lengths[~sky], 1, atol=1e-3)
+    assert (lengths[sky] == 0).all()
+
+
+@pytest.mark.parametrize("seed", range(3, 7))
+def test_captions_of_landscapes_hold_only_words_of_the_vocabulary(seed):
+    assert words(landscape(seed).caption) <= landscapes.vocabulary()
+
+
+def test_water_of_a_landscape_is_flat_and_named():
+    made = next(landscape(seed) for seed in range(3, 40) if "lake" in landscape(seed).caption)
+    water = made.classes == landscapes.WATER
+    assert water.any()
+    assert (made.normals[water] == (0, 1, 0)).all()
+
+
+def test_a_scene_of_things_is_the_same_for_the_same_seed(renderer):
+    first, again = renderer.render(5, SIZE), renderer.render(5, SIZE)
+    assert np.array_equal(first.pixels, again.pixels)
+    assert first.caption == again.caption
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_captions_of_things_name_every_thing_with_words_of_the_vocabulary(renderer, seed):
+    made = renderer.render(seed, SIZE)
+    assert words(made.caption) <= things.vocabulary()
+    assert all(thing.kind in made.caption for thing in made.things)
+    assert all(thing.color is None or f"{thing.color} {thing.kind}" in made.caption for thing in made.things)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_things_are_visible_apart_and_nearer_than_what_is_behind_them(renderer, seed):
+    made = renderer.render(seed, SIZE)
+    masks = np.stack([thing.mask for thing in made.things])
+    assert masks.any((1, 2)).all()
+    assert masks.sum(0).max() == 1
+    assert (made.depth > 0).all()
+    assert all((made.depth[thing.mask] <= thing.depth + 1e-4).all() for thing in made.things)
+
+
+def test_there_are_as_many_kinds_of_things_as_the_catalog_says(renderer):
+    codes = [code for group in things.read_catalog().values() for code in group.values()]
+    assert 150 <= len(renderer.kinds) == len(codes) == len(set(codes))
+
+
+def test_a_tinted_thing_has_the_hue_of_its_color_word():
+    image = np.full((8, 8, 4), (40, 160, 60, 255), np.uint8)
+    for color, (hue, _, _) in things.TINTS.items():
+        found, share = things.main_hue(things.tint(image, color))
+        assert share == 1.0
+        assert abs((found - hue + 180) % 360 - 180) <= 20  # main_hue counts in steps of 10
+
+
+def test_a_part_of_a_set_comes_back_with_its_captions(renderer, tmp_path):
+    (tmp_path / "things").mkdir()
+    write_part(renderer.render, range(2), SIZE, tmp_path / "things" / "training-000000")
+    (pixels,) = open_pixels(tmp_path, "things", "training")
+    assert np.array_equal(pixels[1], renderer.render(1, SIZE).pixels)
+    assert len(json.loads((tmp_path / "things" / "training-000000.json").read_text())) == 2

@@ -1,0 +1,69 @@
+"""Render scenes once and keep them on disk: `python -m tools.embedded_model.world_sets things FOLDER --count 20000`.
+
+A set lies in FOLDER/DOMAIN/ in parts of 128 scenes: `training-000000.npy` holds pixels (128, H, W, 3) RGB uint8,
+`training-000000.json` the captions, `training-000000-depth.npy` metres (128, H, W) float16 where the domain has depth.
+Parts that are there are kept, so a run that was stopped goes on. Training and held-out seeds are disjoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from controlnet_ext.embedded.scenes import HELD_OUT, TRAINING, scene
+from tools.embedded_model.landscapes import render as render_landscape
+from tools.embedded_model.things import ThingRenderer
+
+DOMAINS = ("shapes", "things", "landscapes")
+SEEDS = {"training": TRAINING, "held_out": HELD_OUT}
+PART = 128
+
+
+def renderer(domain: str, folder: Path) -> Callable[[int, int], Any]:
+    """Return `render(seed, size)`, which gives an object with `pixels`, `caption` and `depth`."""
+    return {"shapes": scene, "things": ThingRenderer(folder / "emoji").render, "landscapes": render_landscape}[domain]
+
+
+def open_pixels(folder: Path, domain: str, split: str) -> list[np.ndarray]:
+    """All parts of a set, mapped into memory: each (128, H, W, 3) RGB uint8."""
+    parts = sorted(p for p in (folder / domain).glob(f"{split}-*.npy") if not p.stem.endswith("depth"))
+    return [np.load(part, mmap_mode="r") for part in parts]
+
+
+def write_part(render: Callable[[int, int], Any], seeds: range, size: int, stem: Path) -> None:
+    """Render the scenes of these seeds into the files of one part; the pixels' file comes last."""
+    scenes = [render(seed, size) for seed in seeds]
+    stem.with_suffix(".json").write_text(json.dumps([scene.caption for scene in scenes], indent=0))
+    depths = np.stack([scene.depth for scene in scenes]).astype(np.float16)
+    np.save(stem.with_name(stem.name + "-depth.npy"), depths)
+    part = stem.with_suffix(".part")
+    with part.open("wb") as file:
+        np.save(file, np.stack([scene.pixels for scene in scenes]))
+    part.rename(stem.with_suffix(".npy"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("domain", choices=DOMAINS)
+    parser.add_argument("folder", type=Path, help="what fetch.py filled; outside the repository")
+    parser.add_argument("--count", type=int, default=20_000)
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--split", choices=SEEDS, default="training")
+    options = parser.parse_args()
+    render = renderer(options.domain, options.folder)
+    (options.folder / options.domain).mkdir(parents=True, exist_ok=True)
+    seeds = SEEDS[options.split][: options.count]
+    for first in range(0, len(seeds), PART):
+        stem = options.folder / options.domain / f"{options.split}-{first:06d}"
+        if not stem.with_suffix(".npy").exists():
+            write_part(render, seeds[first : first + PART], options.size, stem)
+            print(f"{min(first + PART, len(seeds))} of {len(seeds)} {options.domain}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
