@@ -1,0 +1,106 @@
+"""Measure the autoencoder: `python -m tools.embedded_model.measure_vae WORLDS TEACHER IMAGES runs/vae/vae`.
+
+Prints a table of held-out images of 256 pixels, per domain: PSNR in dB (the mean over the images) of our autoencoder
+and of TAESD, of our decoder on TAESD's latents and of TAESD's decoder on ours (that both speak of the same latents),
+and the canny F1 (thresholds 100 and 200, 1 px) of the reconstruction. IMAGES is a folder of photographs that no
+training has seen; they are cut to a square and scaled; drawings among them (mostly white) are a domain of their own.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from diffusers import AutoencoderTiny
+from torch import Tensor
+
+from controlnet_ext.maps.fidelity import canny_f1
+from tools.embedded_model.distill_vae import load_taesd
+from tools.embedded_model.world_sets import DOMAINS, open_pixels
+
+SIZE = 256
+COLUMNS = ("ours", "taesd", "taesd>ours", "ours>taesd")  # encoder > decoder
+
+
+def read_photos(folder: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Photographs and drawings in a folder, each the middle square at 256 pixels, (H, W, 3) RGB uint8."""
+    photos, drawings = [], []
+    for file in sorted(folder.iterdir()):
+        image = cv2.imread(str(file), cv2.IMREAD_COLOR_RGB)
+        if image is None:
+            continue
+        side = min(image.shape[:2])
+        y, x = ((length - side) // 2 for length in image.shape[:2])
+        square = cv2.resize(image[y : y + side, x : x + side], (SIZE, SIZE), interpolation=cv2.INTER_AREA)
+        white = (square.min(2) > 245).mean()
+        (drawings if white > 0.6 else photos).append(square)
+    return photos, drawings
+
+
+def reconstruct(encoder: Any, decoder: Any, images: np.ndarray) -> np.ndarray:
+    """Send images (N, H, W, 3) RGB uint8 through the encoder of one autoencoder and the decoder of another."""
+    out = []
+    with torch.no_grad():
+        for part in torch.from_numpy(images).split(8):
+            x: Tensor = part.permute(0, 3, 1, 2).float() / 127.5 - 1
+            y = decoder.decode(encoder.encode(x).latents).sample.clamp(-1, 1)
+            out.append(((y + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy())
+    return np.concatenate(out)
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    """Mean PSNR in dB of image pairs (N, H, W, 3) uint8."""
+    errors = ((a.astype(np.float32) - b) ** 2).mean((1, 2, 3))
+    return float((10 * np.log10(255**2 / np.maximum(errors, 1e-6))).mean())
+
+
+def mean_f1(images: np.ndarray, made: np.ndarray) -> float:
+    """Mean canny F1 (1 px) of reconstructions; images without edges are left out."""
+    scores = [canny_f1(cv2.Canny(a, 100, 200), b).within_1px for a, b in zip(images, made, strict=True)]
+    return float(np.nanmean(scores))
+
+
+def measure(ours: Any, taesd: Any, images: np.ndarray) -> dict[str, float]:
+    """The row of one domain."""
+    pairs = {"ours": (ours, ours), "taesd": (taesd, taesd), "taesd>ours": (taesd, ours), "ours>taesd": (ours, taesd)}
+    made = {name: reconstruct(*pair, images) for name, pair in pairs.items()}
+    row = {name: psnr(images, made[name]) for name in COLUMNS}
+    return {**row, "F1 ours": mean_f1(images, made["ours"]), "F1 taesd": mean_f1(images, made["taesd"])}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("worlds", type=Path, help="the folder of fetch and world_sets, with held-out sets")
+    parser.add_argument(
+        "teacher", type=Path, help="folder with taesd_encoder.safetensors and taesd_decoder.safetensors"
+    )
+    parser.add_argument("images", type=Path, help="folder of photographs that no training has seen")
+    parser.add_argument("vae", type=Path, help="what distill_vae has written")
+    parser.add_argument("--count", type=int, default=64, help="images of each rendered domain")
+    parser.add_argument("--sheet", type=Path, help="image file: photographs, ours, TAESD's")
+    options = parser.parse_args()
+    ours, taesd = AutoencoderTiny.from_pretrained(options.vae).eval(), load_taesd(options.teacher)
+    sets = {}
+    for domain in DOMAINS:
+        parts = open_pixels(options.worlds, domain, "held_out")
+        if parts:
+            sets[domain] = np.concatenate(parts)[: options.count]
+    photos, drawings = read_photos(options.images)
+    sets |= {name: np.stack(images) for name, images in (("photos", photos), ("drawings", drawings)) if images}
+    print(f"{'':12}{'n':>4}" + "".join(f"{name:>12}" for name in (*COLUMNS, "F1 ours", "F1 taesd")))
+    for name, images in sets.items():
+        row = measure(ours, taesd, images)
+        cells = "".join(f"{value:12.3f}" if name.startswith("F1") else f"{value:12.2f}" for name, value in row.items())
+        print(f"{name:12}{len(images):4}{cells}", flush=True)
+    if options.sheet:
+        images = np.stack([*photos[:8], *(sets[d][i] for d in DOMAINS if d in sets for i in range(2))])
+        rows = [images, reconstruct(ours, ours, images), reconstruct(taesd, taesd, images)]
+        cv2.imwrite(str(options.sheet), np.vstack([np.hstack(list(row)) for row in rows])[..., ::-1])
+
+
+if __name__ == "__main__":
+    main()
