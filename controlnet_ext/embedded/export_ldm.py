@@ -182,13 +182,13 @@ NAME = "shapes"
 METADATA = {"format": "pt"}  # transformers before 5 refuses a file without it
 
 
-def checkpoint(unet: Any, vae: Any, text_encoder: Any) -> dict[str, Tensor]:
+def checkpoint(unet: Any, vae: Any, encoder: Any) -> dict[str, Tensor]:
     """The tensors of one file in ldm's layout, from the parts of a diffusers pipeline of SD1.5's topology. ValueError
     when the UNet's levels differ in width or heads, or 32 is not a multiple of the groups."""
     _, heads = width_and_heads(unet)
     wide = widened(unet.state_dict(), factor(unet.config["norm_num_groups"]), heads)
     wide_vae = widened(vae.state_dict(), factor(vae.config["norm_num_groups"]))
-    text = text_encoder(text_encoder.state_dict())
+    text = text_encoder(encoder.state_dict())
     return {
         **unet(wide, len(unet.config["block_out_channels"]), unet.config["layers_per_block"]),
         **vae(wide_vae, len(vae.config["block_out_channels"])),

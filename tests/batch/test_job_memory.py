@@ -10,7 +10,7 @@ from killing import ROOT
 FAULTS = """
 import resource
 import numpy as np
-from controlnet_ext.batch.memory import keep_freed
+from controlnet_ext.batch.engines import keep_freed
 if {keep}:
     keep_freed()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

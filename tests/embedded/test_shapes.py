@@ -115,10 +115,10 @@ def test_the_trained_vae_keeps_edges_and_is_small_enough():
     import torch
     from diffusers import AutoencoderKL
 
-    from controlnet_ext import shapes
+    from controlnet_ext import embedded
     from tools.embedded_model.train_vae import held_out, narrow_vae
 
-    vae = AutoencoderKL.from_pretrained(Path(shapes.__file__).parent / "model" / "vae", local_files_only=True).eval()
+    vae = AutoencoderKL.from_pretrained(Path(embedded.__file__).parent / "model" / "vae", local_files_only=True).eval()
     assert sum(p.numel() for p in vae.parameters()) == sum(p.numel() for p in narrow_vae().parameters()) <= 1_200_000
     assert vae.dtype == torch.float32
     figures = held_out(vae, 16)

@@ -412,7 +412,7 @@ def test_more_than_64_megapixels_are_refused_from_the_header_without_memory(tmp_
     (tmp_path / "large.webp").write_bytes(webp)
     program = f"""
 import pathlib, warnings
-from controlnet_ext.files.image_in import read_image
+from controlnet_ext.files.image_reader import read_image
 import PIL.Image
 warnings.simplefilter("error")
 def peak():
