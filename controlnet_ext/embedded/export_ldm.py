@@ -55,7 +55,7 @@ AUTOENCODER = (
 )
 
 
-def unet(tensors: Mapping[str, Tensor], levels: int, resnets: int) -> dict[str, Tensor]:
+def rename_unet(tensors: Mapping[str, Tensor], levels: int, resnets: int) -> dict[str, Tensor]:
     """A UNet2DConditionModel's tensors under ldm's names; `resnets` in each of its `levels`, of which only the
     innermost has no transformers."""
     table = modules([resnets] * levels, scales=1) | {"conv_norm_out": "out.0", "conv_out": "out.2"}
@@ -69,7 +69,7 @@ def unet(tensors: Mapping[str, Tensor], levels: int, resnets: int) -> dict[str, 
     return {UNET + name: tensor for name, tensor in renamed(tensors, table).items()}
 
 
-def vae(tensors: Mapping[str, Tensor], levels: int) -> dict[str, Tensor]:
+def rename_vae(tensors: Mapping[str, Tensor], levels: int) -> dict[str, Tensor]:
     """An AutoencoderKL's tensors in ldm's layout, where attention's linear layers are convolutions and the decoder's
     levels are numbered from the outside."""
     found = {}
@@ -82,7 +82,7 @@ def vae(tensors: Mapping[str, Tensor], levels: int) -> dict[str, Tensor]:
     return found
 
 
-def text_encoder(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def rename_text_encoder(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A CLIPTextModel's tensors under the names that transformers before 5 have too, with the positions that it kept
     among them before 4.31."""
     found = {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in tensors.items()}
@@ -182,16 +182,16 @@ NAME = "shapes"
 METADATA = {"format": "pt"}  # transformers before 5 refuses a file without it
 
 
-def checkpoint(unet: Any, vae: Any, encoder: Any) -> dict[str, Tensor]:
+def checkpoint(unet: Any, vae: Any, text_encoder: Any) -> dict[str, Tensor]:
     """The tensors of one file in ldm's layout, from the parts of a diffusers pipeline of SD1.5's topology. ValueError
     when the UNet's levels differ in width or heads, or 32 is not a multiple of the groups."""
     _, heads = width_and_heads(unet)
     wide = widened(unet.state_dict(), factor(unet.config["norm_num_groups"]), heads)
     wide_vae = widened(vae.state_dict(), factor(vae.config["norm_num_groups"]))
-    text = text_encoder(encoder.state_dict())
+    text = rename_text_encoder(text_encoder.state_dict())
     return {
-        **unet(wide, len(unet.config["block_out_channels"]), unet.config["layers_per_block"]),
-        **vae(wide_vae, len(vae.config["block_out_channels"])),
+        **rename_unet(wide, len(unet.config["block_out_channels"]), unet.config["layers_per_block"]),
+        **rename_vae(wide_vae, len(vae.config["block_out_channels"])),
         **{TEXT + name: tensor for name, tensor in text.items()},
     }
 
@@ -213,7 +213,7 @@ def export(model: Path, out: Path, dtype: torch.dtype = torch.float16, overwrite
     words = AutoTokenizer.from_pretrained(model / "tokenizer", local_files_only=True)
     for name, content in text_files(words, pipe.text_encoder).items():
         write_atomically(text / name, content.encode(), overwrite)
-    encoder = text_encoder(pipe.text_encoder.state_dict())
+    encoder = rename_text_encoder(pipe.text_encoder.state_dict())
     write_weights(text / "model.safetensors", _as(dtype, encoder), METADATA, overwrite)
 
     def write(name: str, tensors: dict[str, Tensor], metadata: dict[str, str], stated: dict[str, Any]) -> Path:
