@@ -18,6 +18,7 @@ from controlnet_ext.preprocessors.segmentation.palettes import ADE20K, COCO
 from controlnet_ext.preprocessors.segmentation.transformers_segmentation import TransformersSegmentation, highest
 from lines import assets, aux
 from PIL import Image
+from torch.nn import functional as F
 
 from controlnet_ext.cli import main
 from controlnet_ext.files.image_reader import read_image
@@ -58,6 +59,16 @@ def theirs(name, module, preparation, image):
         return prepare.post_process_semantic_segmentation(module(**inputs), target_sizes=[image.shape[:2]])[0].numpy()
 
 
+def clear_pixels(run, image):
+    """Mask (H, W) of the pixels where the best class leads by more than rounding.
+
+    Where tensors lie in memory decides in which order float32 sums are taken, so that scores differ from
+    run to run (in another batch by up to 1.4e-5 of the largest), and of two classes that are closer either may win."""
+    scores = run.scores(run.network, prepared(run.settings, image[None]))
+    first, second = F.interpolate(scores, image.shape[:2], mode="bilinear", align_corners=False)[0].topk(2, dim=0)[0]
+    return (first - second > 1e-4 * scores.abs().max()).numpy()
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_classes_are_those_of_transformers_own_classes(models, name):
     root, networks = models
@@ -66,7 +77,9 @@ def test_classes_are_those_of_transformers_own_classes(models, name):
     for image in (IMAGE, IMAGE[::-1, :50].copy(), np.tile(IMAGE[:50], (1, 2, 1))):
         expected = theirs(name, *networks[name], image)
         assert len(np.unique(expected)) > 1
-        np.testing.assert_array_equal(run(image[None])[0], expected)
+        found, clear = run(image[None])[0], clear_pixels(run, image)
+        assert clear.mean() > 0.9
+        np.testing.assert_array_equal(found[clear], expected[clear])
 
 
 def test_segformer_is_transformers_pipeline(models):
@@ -96,11 +109,13 @@ def test_a_map_has_the_colour_and_the_values_the_number_of_each_class(models):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_batches_are_singles_and_every_size_has_a_map(models, name):
-    run = find(name).ready(library=Library([models[0]], download=False))
+    library, palette = Library([models[0]], download=False), COCO if name == "oneformer_coco" else ADE20K
+    run = find(name).ready(library=library)
     both = run.batch([IMAGE, IMAGE[::-1].copy()])
     for one, image in zip(both, (IMAGE, IMAGE[::-1].copy()), strict=True):
         # sums in another order: of two classes almost as likely the other one may win
-        assert (one.values.labels != run(image).values.labels).mean() < 0.01
+        clear = clear_pixels(TransformersSegmentation("cpu", library, KINDS[name][0], palette), image)
+        np.testing.assert_array_equal(one.values.labels[clear], run(image).values.labels[clear])
     for height, width in ((1, 1), (1, 300), (300, 2), (57, 31)):
         assert run(np.resize(IMAGE, (height, width, 3))).values.labels.shape == (height, width)
 
