@@ -1,6 +1,7 @@
 """Where weights are found, and what a download may do: a file gets its name when its hash is right, and never else."""
 
 import hashlib
+import itertools
 import os
 import random
 import signal
@@ -10,6 +11,8 @@ import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from urllib.request import urlopen
 
 import pytest
 import torch
@@ -17,6 +20,7 @@ from controlnet_ext.preprocessors.backends.torch import Device
 from controlnet_ext.preprocessors.library import Library, Pool
 from hub import Hub, file, honest, serving
 from huggingface_hub import constants
+from limits import HANG, wait_until
 from torch import nn
 
 from controlnet_ext.files import hub as downloads
@@ -34,7 +38,8 @@ def alone(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.3)
+    for name in ("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT"):  # a server that answers is not given up
+        monkeypatch.setattr(constants, name, HANG)
     monkeypatch.setattr(downloads, "PAUSE", 0)
 
 
@@ -85,8 +90,17 @@ def test_folders_are_a_list_of_folders(folders):
 
 @contextmanager
 def online(monkeypatch, hub):
-    with serving(hub) as address:
-        monkeypatch.setattr(constants, "ENDPOINT", address)
+    attempts = itertools.count()
+
+    def impatient(request, timeout):
+        """urlopen, with a short timeout where it is what ends the attempt. Should the attempt end before the server has
+        begun to answer, as on a busy machine, that is the same fault."""
+        stalls = hub.fault is stalled and next(attempts) < hub.fault_count
+        return urlopen(request, timeout=0.3 if stalls else timeout)
+
+    with serving(hub) as address, monkeypatch.context() as patch:
+        patch.setattr(constants, "ENDPOINT", address)
+        patch.setattr(downloads, "urlopen", impatient)
         yield hub
 
 
@@ -215,8 +229,12 @@ def test_a_slow_server_is_given_up(tmp_path, monkeypatch):
             handler.wfile.write(content[i : i + 1])
             time.sleep(0.02)
 
-    monkeypatch.setattr(downloads, "PATIENCE", 0.05)
-    with online(monkeypatch, Hub({PATH: CONTENT}, slow)), pytest.raises(FileNotFoundError, match=r"bytes in 0 s\)"):
+    clock = itertools.count(0, downloads.PATIENCE + 1)  # between two looks at it the patience is over
+    monkeypatch.setattr(downloads, "time", SimpleNamespace(monotonic=lambda: next(clock), sleep=time.sleep))
+    with (
+        online(monkeypatch, Hub({PATH: CONTENT}, slow)),
+        pytest.raises(FileNotFoundError, match=r"sent \d bytes in 30 s\)"),
+    ):
         Library([tmp_path]).path(file())
     assert "net.pth" not in left(tmp_path)
 
@@ -256,31 +274,27 @@ def test_a_killed_download_is_gone_on_with(tmp_path, monkeypatch):
     def wait(handler, content, start):
         cut(handler, content, start)
         handler.wfile.flush()
-        time.sleep(20)
+        killed.wait()
 
+    killed = threading.Event()
     code = "from hub import file; from controlnet_ext.preprocessors.library import Library; "
     code += f"Library([{str(tmp_path)!r}]).path(file())"
     with online(monkeypatch, Hub({PATH: CONTENT}, wait, times=1)) as hub:
-        settings = os.environ | {
+        settings = {
             "HF_ENDPOINT": constants.ENDPOINT,
+            "HF_HUB_DOWNLOAD_TIMEOUT": str(int(HANG)),
+            "HF_HUB_ETAG_TIMEOUT": str(int(HANG)),
             "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'helpers'}",
         }
-        process = subprocess.Popen([sys.executable, "-c", code], env=settings, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen([sys.executable, "-c", code], env=os.environ | settings, stderr=subprocess.DEVNULL)
         part = tmp_path / "field" / f".net.pth.{hashlib.sha256(CONTENT).hexdigest()[:16]}.part"
-        until(lambda: part.exists() and part.stat().st_size == 100_000)
+        wait_until(lambda: part.exists() and part.stat().st_size == 100_000, process)
         process.send_signal(signal.SIGKILL)
         process.wait()
+        killed.set()
         assert left(tmp_path) == {part.name}
         assert Library([tmp_path]).path(file()).read_bytes() == CONTENT
     assert hub.requests[-1][2] == "bytes=100000-" and left(tmp_path) == {"net.pth"}
-
-
-def until(true):
-    for _ in range(1000):
-        if true():
-            return
-        time.sleep(0.02)
-    raise AssertionError("never came true")
 
 
 def test_two_libraries_that_download_at_once_download_once(tmp_path, monkeypatch):

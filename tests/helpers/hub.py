@@ -15,6 +15,7 @@ class Hub:
 
     def __init__(self, files, fault=None, times=10**9, headers=None):
         self.files, self.fault, self.times, self.headers = files, fault, times, headers or {}
+        self.fault_count = times if fault else 0
         self.requests = []
 
 

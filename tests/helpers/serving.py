@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +14,7 @@ from urllib.request import Request, urlopen
 import cv2
 import numpy as np
 from controlnet_ext.preprocessors.library import Library
+from limits import HANG, wait_until
 
 from controlnet_ext.embedded import PHOTO
 from controlnet_ext.files.image_reader import read_image
@@ -54,7 +54,7 @@ class Client:
         names = {"Content-Type": "application/json"} | {k.replace("_", "-"): v for k, v in headers.items()}
         request = Request(f"http://127.0.0.1:{self.port}{path}", content, names)
         try:
-            with urlopen(request, timeout=60) as answer:
+            with urlopen(request, timeout=HANG) as answer:
                 return answer.status, json.load(answer)
         except HTTPError as error:
             with error:
@@ -90,8 +90,7 @@ def served(
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
-    while not server.started:
-        time.sleep(0.02)
+    wait_until(lambda: server.started)
     try:
         yield Client(server.servers[0].sockets[0].getsockname()[1]), desk
     finally:

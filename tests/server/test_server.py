@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import serving
 from controlnet_ext.preprocessors import preprocess
+from limits import wait_until
 from serving import CANNY, Client, photo
 
 from controlnet_ext.files.image_writer import read_text
@@ -217,8 +217,7 @@ def test_a_picture_can_be_interrupted_and_health_answers_meanwhile(server: tuple
     answers: list[tuple[int, Any]] = []
     thread = threading.Thread(target=lambda: answers.append(client.draw(UNIT, steps=150, batch_size=16)))
     thread.start()
-    while client("/sdapi/v1/progress")[1]["state"]["sampling_step"] < 1:
-        time.sleep(0.01)
+    wait_until(lambda: client("/sdapi/v1/progress")[1]["state"]["sampling_step"] >= 1)
     status, health = client("/health")
     assert (status, health["waiting"]) == (200, 1)
     assert client("/sdapi/v1/interrupt", {}) == (200, {})
@@ -248,15 +247,14 @@ def test_a_full_queue_and_a_missing_token_are_turned_away() -> None:
         basic = "Basic " + base64.b64encode(b"anyone:secret").decode()
         assert client("/controlnet/version", Authorization="Basic x")[0] == 401
         assert client("/controlnet/version", Authorization=basic)[0] == 200
-        statuses: list[int] = []
-        body = {"steps": 20, "width": 128, "height": 128}
+        body = {"steps": 150, "batch_size": 16, "width": 128, "height": 128}
 
-        def draw() -> None:
-            statuses.append(client("/sdapi/v1/txt2img", body, Authorization="Bearer secret")[0])
+        def draw() -> int:
+            return client("/sdapi/v1/txt2img", body, Authorization="Bearer secret")[0]
 
-        threads = [threading.Thread(target=draw) for _ in range(2)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert sorted(statuses) == [200, 429]
+        with ThreadPoolExecutor(1) as thread:
+            first = thread.submit(draw)
+            wait_until(lambda: client("/health")[1]["waiting"] == 1)
+            assert draw() == 429
+            wait_until(lambda: client("/sdapi/v1/interrupt", {}, Authorization="Bearer secret") and first.done())
+            assert first.result() == 200

@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import json
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import serving
+from limits import wait_until
 from serving import CANNY, Client, photo, white
 
 from controlnet_ext.files.image_writer import read_text
@@ -191,9 +191,7 @@ def test_progress_shows_the_picture_and_the_time_that_is_left(server: tuple[Clie
     thread = threading.Thread(target=lambda: answers.append(client.draw(UNIT, steps=150, batch_size=16, **SMALL)))
     thread.start()
     seen: list[Any] = []
-    while not (seen and seen[-1]["current_image"]):
-        seen.append(client("/sdapi/v1/progress")[1])
-        time.sleep(0.01)
+    wait_until(lambda: seen.append(client("/sdapi/v1/progress")[1]) or seen[-1]["current_image"])
     assert serving.pixels(seen[-1]["current_image"]).shape == (64, 64, 3)
     assert seen[-1]["eta_relative"] > 0 and 0 < seen[-1]["progress"] < 1
     assert seen[-1]["state"]["sampling_steps"] == 150
