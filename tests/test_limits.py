@@ -1,8 +1,10 @@
-"""The limits that other tests rely on."""
+"""The limits that other tests rely on, and that no test asserts a time or depends on who started pytest."""
 
+import ast
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from limits import limit_cpu, wait_until
@@ -27,3 +29,40 @@ def test_a_wait_ends_with_the_state_or_the_process():
         with pytest.raises(AssertionError, match="exit code 3"):
             wait_until(lambda: False, process)
         assert wait_until(lambda: process.returncode == 3, process)
+
+
+TESTS = Path(__file__).parent
+CLOCKS = {"perf_counter", "monotonic", "process_time", "thread_time", "time"}
+LOOKERS = {"helpers/limits.py", "helpers/killing.py"}  # the first ends endless waits, the second draws moments of kills
+
+
+def calls(path):
+    """(outermost function, call) of every call in a file."""
+    for top in ast.parse(path.read_text()).body:
+        for node in ast.walk(top):
+            if isinstance(node, ast.Call):
+                yield top, node
+
+
+def test_no_test_looks_at_a_clock_or_waits_for_a_number_of_seconds():
+    wrong = []
+    for path in sorted(TESTS.rglob("*.py")):
+        name = path.relative_to(TESTS).as_posix()
+        for _, call in calls(path):
+            function = ast.unparse(call.func)
+            clock = function.removeprefix("time.") in CLOCKS and function != "time"
+            numbers = [keyword.value for keyword in call.keywords if keyword.arg == "timeout"]
+            numbers += call.args if function.endswith(("_done.wait", ".join", ".wait")) else []
+            if clock and name not in LOOKERS:
+                wrong.append(f"{name}:{call.lineno} {function}")
+            if any(isinstance(number, ast.Constant) and isinstance(number.value, (int, float)) for number in numbers):
+                wrong.append(f"{name}:{call.lineno} {ast.unparse(call)}")
+    assert wrong == []
+
+
+def test_a_test_that_interrupts_takes_the_fixture_that_lets_it():
+    """`nohup` and a shell's background jobs start pytest with SIGINT ignored."""
+    for path in sorted(TESTS.rglob("test_*.py")):
+        for top, call in calls(path):
+            if ast.unparse(call.func).endswith(("send_signal", "os.kill")) and "SIGINT" in ast.unparse(call):
+                assert "sigint" in [argument.arg for argument in top.args.args], f"{path.name}: {top.name}"

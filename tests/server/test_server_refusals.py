@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -147,9 +149,11 @@ class Pictures(BaseHTTPRequestHandler):
         elif self.path == "/large":
             content += b"\0" * fetch.BYTES
         elif self.path == "/slow":
-            self.wfile.write(b"HTTP/1.1 200 OK\r\n")
-            while not self.server.done.wait(0.05):  # type: ignore[attr-defined]
-                self.wfile.write(b"X-More: 1\r\n")
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nX-More: ")
+            with suppress(OSError):  # the client has had enough
+                while not self.server.done.is_set():  # type: ignore[attr-defined]
+                    self.wfile.write(b"1")
+                    time.sleep(0.05)
             return
         self.send_response(status)
         for name, value in headers.items():
