@@ -2,9 +2,11 @@
 
 The student is a diffusers AutoencoderTiny whose latents are those of Stable Diffusion 1.5, scaled (scaling_factor 1).
 The teacher is TAESD (`taesd_encoder.safetensors`, MIT), needed for the training only. For half of each batch the
-encoder meets the teacher's latents and the decoder decodes them; for the other half both learn together what comes back
-as an image. Image loss: L1 of the pixels and L1 of their differences to the right and below, which is what an edge
-detector sees. Weights of convolutions learn with Muon, everything else with Adam.
+encoder meets the teacher's latents, and the decoder both the image and what the teacher's decoder makes of the same
+latents: that is sharp where the image leaves a choice, so it teaches sharpness without a discriminator. For the other
+half encoder and decoder learn together what comes back as an image. Image loss: L1 of the pixels, L1 of their
+differences to the right and below, which is what an edge detector sees, and L1 of the mean size of these differences
+around each pixel, which blur makes smaller. Weights of convolutions learn with Muon, everything else with Adam.
 """
 
 from __future__ import annotations
@@ -31,6 +33,8 @@ from tools.embedded_model.world_sets import DOMAINS, open_pixels
 WIDTH = 64
 LATENT_WEIGHT = 0.5
 EDGE_WEIGHT = 1.0
+TEXTURE_WEIGHT = 1.0
+TEACHER_SHARE = 0.6  # of the image loss where the teacher paints too
 WARM_UP = 100  # steps
 FALL = 0.5  # the last share of the steps, in which the rate falls to zero
 CHECKPOINT_SECONDS = 240
@@ -96,17 +100,24 @@ def differences(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def image_loss(y: Tensor, x: Tensor) -> Tensor:
-    edges = sum(F.l1_loss(a, b) for a, b in zip(differences(y), differences(x), strict=True))
-    return F.l1_loss(y, x) + EDGE_WEIGHT * edges
+    """The loss of images y (B, 3, H, W) that should be x."""
+    total = F.l1_loss(y, x)
+    for a, b in zip(differences(y), differences(x), strict=True):
+        texture = (F.avg_pool2d(d.abs().mean(1, keepdim=True), 5, 2) for d in (a, b))
+        total = total + EDGE_WEIGHT * F.l1_loss(a, b) + TEXTURE_WEIGHT * F.l1_loss(*texture)
+    return total
 
 
 def distillation_loss(vae: Any, teacher: Any, x: Tensor) -> tuple[Tensor, dict[str, float]]:
     """The loss of a batch (B, 3, H, W) in -1..1, and its parts; B is even."""
     half = len(x) // 2
     with torch.no_grad():
-        wanted = teacher.encode(x[:half]).latents.float()
+        wanted = teacher.encode(x[:half]).latents
+        painted = teacher.decode(wanted).sample.float().clamp(-1, 1)
     latents = vae.encode(x).latents
-    image = image_loss(vae.decode(torch.cat([wanted.to(latents.dtype), latents[half:]])).sample.float(), x)
+    y = vae.decode(torch.cat([wanted.to(latents.dtype), latents[half:]])).sample.float()
+    taught = TEACHER_SHARE * image_loss(y[:half], painted) + (1 - TEACHER_SHARE) * image_loss(y[:half], x[:half])
+    image, wanted = 0.5 * (taught + image_loss(y[half:], x[half:])), wanted.float()
     latent = F.smooth_l1_loss(latents[:half].float(), wanted, beta=0.1)
     return image + LATENT_WEIGHT * latent, {"image": image.item(), "latent": latent.item()}
 
