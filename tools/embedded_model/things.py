@@ -1,8 +1,8 @@
 """Scenes of glossy things: one to three Fluent 3D emoji with soft shadows on colored grounds.
 
 The emoji come from `fetch.py`. A scene depends on its seed and size only. Captions say what there is, by construction:
-"3d render of a small red car and a dog on a checkered blue ground in front of a yellow wall". Depth is in metres: the
-floor by perspective, a thing by its distance and a rounded belly.
+"glossy render of a small red car and a dog on a checkered blue ground in front of a yellow wall". Depth is in metres:
+the floor by perspective, a thing by its distance and a rounded belly.
 
 `python -m tools.embedded_model.things WORLDS sheet.png` draws a contact sheet.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-STYLE = "3d render of"
+STYLE = "glossy render of"
 CATALOG = """
 animals: rat 1f400, mouse 1f401, ox 1f402, cow 1f404, tiger 1f405, leopard 1f406, rabbit 1f407, cat 1f408,
  dragon 1f409, crocodile 1f40a, whale 1f433, snail 1f40c, snake 1f40d, horse 1f40e, ram 1f40f, goat 1f410, sheep 1f411,

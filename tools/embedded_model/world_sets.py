@@ -10,15 +10,17 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from controlnet_ext.embedded.scenes import HELD_OUT, TRAINING, scene
+from controlnet_ext.embedded.scenes import HELD_OUT, TRAINING, Scene, scene
 from tools.embedded_model.landscapes import render as render_landscape
 from tools.embedded_model.things import ThingRenderer
 
+SHAPE_STYLE = "flat drawing of"
 DOMAINS = ("shapes", "things", "landscapes")
 SEEDS = {"training": TRAINING, "held_out": HELD_OUT}
 PART = 128
@@ -26,12 +28,25 @@ PART = 128
 
 def renderer(domain: str, folder: Path) -> Callable[[int, int], Any]:
     """Return `render(seed, size)`, which gives an object with `pixels`, `caption` and `depth`."""
-    return {"shapes": scene, "things": ThingRenderer(folder / "emoji").render, "landscapes": render_landscape}[domain]
+    return {"shapes": _render_shapes, "things": ThingRenderer(folder / "emoji").render, "landscapes": render_landscape}[
+        domain
+    ]
+
+
+def _render_shapes(seed: int, size: int) -> Scene:
+    made = scene(seed, size)
+    return replace(made, caption=f"{SHAPE_STYLE} {made.caption}")
+
+
+def read_captions(folder: Path, domain: str, split: str) -> list[str]:
+    """The captions of all parts of a set, in the order of `open_pixels`."""
+    parts = sorted((folder / domain).glob(f"{split}-*.json"))
+    return [caption for part in parts if part.with_suffix(".npy").exists() for caption in json.loads(part.read_text())]
 
 
 def open_pixels(folder: Path, domain: str, split: str) -> list[np.ndarray]:
     """All parts of a set, mapped into memory: each (128, H, W, 3) RGB uint8."""
-    parts = sorted(p for p in (folder / domain).glob(f"{split}-*.npy") if not p.stem.endswith("depth"))
+    parts = sorted(p for p in (folder / domain).glob(f"{split}-*.npy") if p.stem.count("-") == 1)
     return [np.load(part, mmap_mode="r") for part in parts]
 
 

@@ -1,0 +1,63 @@
+"""The words of the three worlds: a CLIP tokenizer that knows each whole, and a narrow CLIP text encoder.
+
+The style at the front of a caption says which world it is: "flat drawing of", "glossy render of", "landscape of".
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from controlnet_ext.embedded.captions import MARKS, TOKENS
+from controlnet_ext.embedded.captions import WORDS as SHAPE_WORDS
+from tools.embedded_model import landscapes, things
+from tools.embedded_model.world_sets import SHAPE_STYLE
+
+WIDTH = 128
+LAYERS = 4
+LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789.!?'-,"
+
+
+def vocabulary() -> list[str]:
+    """Every word that a caption of the three worlds can hold, sorted."""
+    return sorted({*SHAPE_STYLE.split(), *SHAPE_WORDS} | things.vocabulary() | landscapes.vocabulary())
+
+
+def write_tokenizer(folder: Path) -> CLIPTokenizer:
+    """A tokenizer for the vocabulary, from the `vocab.json` and `merges.txt` that it writes into `folder`.
+
+    Byte-pair encoding in CLIP's form, a token for each word; unknown words fall into letters.
+    """
+    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    bpe.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    alphabet = [*LETTERS, *(f"{letter}</w>" for letter in LETTERS)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=10_000, end_of_word_suffix="</w>", special_tokens=[*alphabet, *MARKS], show_progress=False
+    )
+    bpe.train_from_iterator(vocabulary(), trainer)
+    trained = json.loads(bpe.to_str())["model"]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps(trained["vocab"], indent=0))
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in trained["merges"]]
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
+    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=TOKENS)
+
+
+def narrow_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """A CLIP text encoder of 1.1 M parameters for this tokenizer, untrained."""
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=4 * WIDTH,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        max_position_embeddings=TOKENS,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        hidden_act="quick_gelu",
+    )
+    return CLIPTextModel(config)
