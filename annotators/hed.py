@@ -17,11 +17,11 @@ class HED(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.norm = nn.Parameter(torch.zeros(1, 3, 1, 1))
-        self.block1 = _Block(3, 64, 2)
-        self.block2 = _Block(64, 128, 2)
-        self.block3 = _Block(128, 256, 3)
-        self.block4 = _Block(256, 512, 3)
-        self.block5 = _Block(512, 512, 3)
+        self.block1 = _DoubleConvBlock(3, 64, 2)
+        self.block2 = _DoubleConvBlock(64, 128, 2)
+        self.block3 = _DoubleConvBlock(128, 256, 3)
+        self.block4 = _DoubleConvBlock(256, 512, 3)
+        self.block5 = _DoubleConvBlock(512, 512, 3)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         x = self.block1(x - self.norm)
@@ -32,11 +32,13 @@ class HED(nn.Module):
         return edges
 
 
-class _Block(nn.Module):
-    def __init__(self, before: int, width: int, count: int):
+class _DoubleConvBlock(nn.Module):
+    def __init__(self, in_channels: int, out_channels: int, conv_count: int):
         super().__init__()
-        self.convs = nn.ModuleList(nn.Conv2d(width if i else before, width, 3, padding=1) for i in range(count))
-        self.projection = nn.Conv2d(width, 1, 1)
+        self.convs = nn.ModuleList(
+            nn.Conv2d(out_channels if i else in_channels, out_channels, 3, padding=1) for i in range(conv_count)
+        )
+        self.projection = nn.Conv2d(out_channels, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         for convolution in self.convs:
@@ -44,7 +46,7 @@ class _Block(nn.Module):
         return x
 
 
-def together(edges: list[Tensor]) -> Tensor:
+def fuse_side_outputs(edges: list[Tensor]) -> Tensor:
     """The mean of the maps' logits at the size of the first, as (B, 1, H, W) in 0..1."""
     size = edges[0].shape[2:]
     larger = [F.interpolate(edge, size, mode="bilinear", align_corners=False) for edge in edges[1:]]

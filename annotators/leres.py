@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-BLOCKS = (3, 4, 23, 3)  # of the four stages
+RESNEXT101_BLOCKS = (3, 4, 23, 3)  # of the four stages
 
 
 class LeReS(nn.Module):
     """Depth (B, 1, H, W), more is farther, of pictures (B, 3, H, W), H and W multiples of 32."""
 
-    def __init__(self, blocks: tuple[int, ...] = BLOCKS):
+    def __init__(self, blocks: tuple[int, ...] = RESNEXT101_BLOCKS):
         super().__init__()
         self.depth_model = nn.Module()
         self.depth_model.encoder_modules = nn.Module()
@@ -50,18 +50,18 @@ class _ResNeXt(nn.Module):
 
 
 class _Bottleneck(nn.Module):
-    def __init__(self, before: int, width: int, stride: int):
+    def __init__(self, in_channels: int, out_channels: int, stride: int):
         super().__init__()
-        self.conv1 = nn.Conv2d(before, width, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride=stride, padding=1, groups=32, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = nn.Conv2d(width, width, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(width)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, stride=stride, padding=1, groups=32, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.conv3 = nn.Conv2d(out_channels, out_channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out_channels)
         self.downsample = None
-        if before != width:
+        if in_channels != out_channels:
             self.downsample = nn.Sequential(
-                nn.Conv2d(before, width, 1, stride=stride, bias=False), nn.BatchNorm2d(width)
+                nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False), nn.BatchNorm2d(out_channels)
             )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -74,30 +74,30 @@ class _Bottleneck(nn.Module):
 class _Decoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.conv = _Transfer(2048, 512)
+        self.conv = _FeatureTransferBlock(2048, 512)
         self.conv1 = nn.Conv2d(512, 256, 3, padding=1)
-        self.ffm2 = _Fusion(1024)
-        self.ffm1 = _Fusion(512)
-        self.ffm0 = _Fusion(256)
-        self.outconv = _Out()
+        self.ffm2 = _FeatureFusionModule(1024)
+        self.ffm1 = _FeatureFusionModule(512)
+        self.ffm0 = _FeatureFusionModule(256)
+        self.outconv = _OutputHead()
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        x = _twice(self.conv1(self.conv(features[3])))
+        x = _upsample_twice(self.conv1(self.conv(features[3])))
         for fuse, skip in zip((self.ffm2, self.ffm1, self.ffm0), features[2::-1], strict=True):
             x = fuse(skip, x)
         return self.outconv(x)
 
 
-class _Transfer(nn.Module):
-    def __init__(self, before: int, width: int):
+class _FeatureTransferBlock(nn.Module):
+    def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
-        self.conv1 = nn.Conv2d(before, width, 3, padding=1)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.conv_branch = nn.Sequential(
             nn.ReLU(),
-            nn.Conv2d(width, width, 3, padding=1),
-            nn.BatchNorm2d(width),
+            nn.Conv2d(out_channels, out_channels, 3, padding=1),
+            nn.BatchNorm2d(out_channels),
             nn.ReLU(),
-            nn.Conv2d(width, width, 3, padding=1),
+            nn.Conv2d(out_channels, out_channels, 3, padding=1),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -105,17 +105,17 @@ class _Transfer(nn.Module):
         return (x + self.conv_branch(x)).relu_()
 
 
-class _Fusion(nn.Module):
-    def __init__(self, before: int):
+class _FeatureFusionModule(nn.Module):
+    def __init__(self, in_channels: int):
         super().__init__()
-        self.ftb1 = _Transfer(before, 256)
-        self.ftb2 = _Transfer(256, 256)
+        self.ftb1 = _FeatureTransferBlock(in_channels, 256)
+        self.ftb2 = _FeatureTransferBlock(256, 256)
 
     def forward(self, skip: Tensor, x: Tensor) -> Tensor:
-        return _twice(self.ftb2(self.ftb1(skip) + x))
+        return _upsample_twice(self.ftb2(self.ftb1(skip) + x))
 
 
-class _Out(nn.Module):
+class _OutputHead(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.adapt_conv = nn.Sequential(
@@ -123,10 +123,10 @@ class _Out(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return _twice(self.adapt_conv(x))
+        return _upsample_twice(self.adapt_conv(x))
 
 
-def _twice(x: Tensor) -> Tensor:
+def _upsample_twice(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
 
 
@@ -137,6 +137,6 @@ def load(tensors: dict[str, Tensor]) -> LeReS:
     stages = [f"depth_model.encoder_modules.encoder.layer{i}." for i in (1, 2, 3, 4)]
     counts = [len({key[len(stage) :].split(".")[0] for key in tensors if key.startswith(stage)}) for stage in stages]
     with torch.device("meta"):
-        net = LeReS(tuple(counts) if all(counts) else BLOCKS).to_empty(device="cpu")
+        net = LeReS(tuple(counts) if all(counts) else RESNEXT101_BLOCKS).to_empty(device="cpu")
     net.load_state_dict(tensors)
     return net

@@ -29,16 +29,16 @@ class TEED(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.block_1 = _Double(3, 16, stride=2)
-        self.block_2 = _Double(16, 32, last=False)
-        self.dblock_3 = nn.ModuleDict({"denselayer1": _Dense(32, 48)})
+        self.block_1 = _DoubleConvBlock(3, 16, stride=2)
+        self.block_2 = _DoubleConvBlock(16, 32, has_final_activation=False)
+        self.dblock_3 = nn.ModuleDict({"denselayer1": _DenseLayer(32, 48)})
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        self.side_1 = _Single(16, 32, stride=2)
-        self.pre_dense_3 = _Single(32, 48)
-        self.up_block_1 = _Up(16, 1)
-        self.up_block_2 = _Up(32, 1)
-        self.up_block_3 = _Up(48, 2)
-        self.block_cat = _Fusion()
+        self.side_1 = _SingleConvBlock(16, 32, stride=2)
+        self.pre_dense_3 = _SingleConvBlock(32, 48)
+        self.up_block_1 = _UpConvBlock(16, 1)
+        self.up_block_2 = _UpConvBlock(32, 1)
+        self.up_block_3 = _UpConvBlock(48, 2)
+        self.block_cat = _DoubleFusion()
 
     def forward(self, x: Tensor) -> list[Tensor]:
         one = self.block_1(x)  # (B, 16, H/2, W/2)
@@ -49,56 +49,56 @@ class TEED(nn.Module):
         return [*edges, self.block_cat(torch.cat(edges, dim=1))]
 
 
-class _Double(nn.Module):
-    def __init__(self, before: int, width: int, stride: int = 1, last: bool = True):
+class _DoubleConvBlock(nn.Module):
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1, has_final_activation: bool = True):
         super().__init__()
-        self.conv1 = nn.Conv2d(before, width, 3, stride, padding=1)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
-        self.last = last  # whether it ends in an activation
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.has_final_activation = has_final_activation  # whether it ends in an activation
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv2(smish(self.conv1(x)))
-        return smish(x) if self.last else x
+        return smish(x) if self.has_final_activation else x
 
 
-class _Single(nn.Module):
-    def __init__(self, before: int, width: int, stride: int = 1):
+class _SingleConvBlock(nn.Module):
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1):
         super().__init__()
-        self.conv = nn.Conv2d(before, width, 1, stride)
+        self.conv = nn.Conv2d(in_channels, out_channels, 1, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x)
 
 
-class _Dense(nn.Module):
-    def __init__(self, before: int, width: int):
+class _DenseLayer(nn.Module):
+    def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
-        self.conv1 = nn.Conv2d(before, width, 3, padding=2)
-        self.conv2 = nn.Conv2d(width, width, 3)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=2)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3)
 
-    def forward(self, x: Tensor, skipped: Tensor) -> Tensor:
-        return 0.5 * (self.conv2(smish(self.conv1(smish(x)))) + skipped)
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        return 0.5 * (self.conv2(smish(self.conv1(smish(x)))) + skip)
 
 
-class _Up(nn.Module):
+class _UpConvBlock(nn.Module):
     """Doubles the size `times` times, down to one channel."""
 
-    def __init__(self, before: int, times: int):
+    def __init__(self, in_channels: int, times: int):
         super().__init__()
         size, padding = {1: (2, 0), 2: (4, 1)}[times]
         layers: list[nn.Module] = []
         for i in range(times):
             width = 1 if i == times - 1 else 16
-            layers += [nn.Conv2d(before, width, 1), Smish()]
+            layers += [nn.Conv2d(in_channels, width, 1), Smish()]
             layers += [nn.ConvTranspose2d(width, width, size, stride=2, padding=padding)]
-            before = width
+            in_channels = width
         self.features = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.features(x)
 
 
-class _Fusion(nn.Module):
+class _DoubleFusion(nn.Module):
     """The paper's double fusion of the three stages' maps."""
 
     def __init__(self) -> None:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-WIDTHS, DEPTHS, HEAD = (64, 128, 320, 512), (3, 4, 8, 3), 64
-CHANNELS, CLASSES, POOLS = 512, 150, (1, 2, 3, 6)
+UNIFORMER_WIDTHS, UNIFORMER_DEPTHS, ATTENTION_HEAD_DIM = (64, 128, 320, 512), (3, 4, 8, 3), 64
+DECODER_CHANNELS, ADE20K_CLASSES, PYRAMID_POOL_SIZES = 512, 150, (1, 2, 3, 6)
 
 
 class UperNet(nn.Module):
@@ -22,7 +22,7 @@ class UperNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.backbone = UniFormer()
-        self.decode_head = _Head()
+        self.decode_head = _UperHead()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.decode_head(self.backbone(x))
@@ -33,9 +33,11 @@ class UniFormer(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        for i, (width, depth) in enumerate(zip(WIDTHS, DEPTHS, strict=True), 1):
-            before, size, block = (3, 4, _Local) if i == 1 else (WIDTHS[i - 2], 2, _Local if i == 2 else _Global)
-            setattr(self, f"patch_embed{i}", _Patches(before, width, size))
+        for i, (width, depth) in enumerate(zip(UNIFORMER_WIDTHS, UNIFORMER_DEPTHS, strict=True), 1):
+            before, size, block = (
+                (3, 4, _LocalBlock) if i == 1 else (UNIFORMER_WIDTHS[i - 2], 2, _LocalBlock if i == 2 else _GlobalBlock)
+            )
+            setattr(self, f"patch_embed{i}", _PatchEmbed(before, width, size))
             setattr(self, f"blocks{i}", nn.Sequential(*(block(width) for _ in range(depth))))
             setattr(self, f"norm{i}", nn.LayerNorm(width, eps=1e-6))
 
@@ -43,37 +45,37 @@ class UniFormer(nn.Module):
         features = []
         for i in range(1, 5):
             x = getattr(self, f"blocks{i}")(getattr(self, f"patch_embed{i}")(x))
-            features.append(_last(getattr(self, f"norm{i}"), x))
+            features.append(_norm_channels(getattr(self, f"norm{i}"), x))
         return features
 
 
-def _last(norm: nn.Module, x: Tensor) -> Tensor:
+def _norm_channels(norm: nn.Module, x: Tensor) -> Tensor:
     """A normalisation of the last axis, of the channels of x (B, C, H, W)."""
     return norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-class _Patches(nn.Module):
-    def __init__(self, before: int, width: int, size: int):
+class _PatchEmbed(nn.Module):
+    def __init__(self, in_channels: int, out_channels: int, patch_size: int):
         super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.proj = nn.Conv2d(before, width, size, size)
+        self.norm = nn.LayerNorm(out_channels)
+        self.proj = nn.Conv2d(in_channels, out_channels, patch_size, patch_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        return _last(self.norm, self.proj(x))
+        return _norm_channels(self.norm, self.proj(x))
 
 
-class _Local(nn.Module):
+class _LocalBlock(nn.Module):
     """A block whose pixels look at 5x5 others."""
 
-    def __init__(self, width: int):
+    def __init__(self, channels: int):
         super().__init__()
-        self.pos_embed = nn.Conv2d(width, width, 3, padding=1, groups=width)
-        self.norm1 = nn.BatchNorm2d(width)
-        self.conv1 = nn.Conv2d(width, width, 1)
-        self.conv2 = nn.Conv2d(width, width, 1)
-        self.attn = nn.Conv2d(width, width, 5, padding=2, groups=width)
-        self.norm2 = nn.BatchNorm2d(width)
-        self.mlp = _Mlp(width, lambda before, after: nn.Conv2d(before, after, 1))
+        self.pos_embed = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+        self.norm1 = nn.BatchNorm2d(channels)
+        self.conv1 = nn.Conv2d(channels, channels, 1)
+        self.conv2 = nn.Conv2d(channels, channels, 1)
+        self.attn = nn.Conv2d(channels, channels, 5, padding=2, groups=channels)
+        self.norm2 = nn.BatchNorm2d(channels)
+        self.mlp = _Mlp(channels, lambda before, after: nn.Conv2d(before, after, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.pos_embed(x)
@@ -81,16 +83,16 @@ class _Local(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-class _Global(nn.Module):
+class _GlobalBlock(nn.Module):
     """A block whose pixels look at all others."""
 
-    def __init__(self, width: int):
+    def __init__(self, channels: int):
         super().__init__()
-        self.pos_embed = nn.Conv2d(width, width, 3, padding=1, groups=width)
-        self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.attn = _Attention(width)
-        self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = _Mlp(width, nn.Linear)
+        self.pos_embed = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+        self.norm1 = nn.LayerNorm(channels, eps=1e-6)
+        self.attn = _SelfAttention(channels)
+        self.norm2 = nn.LayerNorm(channels, eps=1e-6)
+        self.mlp = _Mlp(channels, nn.Linear)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.pos_embed(x)
@@ -101,66 +103,69 @@ class _Global(nn.Module):
         return x.transpose(1, 2).unflatten(2, rows)
 
 
-class _Attention(nn.Module):
-    def __init__(self, width: int):
+class _SelfAttention(nn.Module):
+    def __init__(self, channels: int):
         super().__init__()
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.proj = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(2, (3, -1, HEAD)).permute(2, 0, 3, 1, 4)  # each (B, heads, H W, 64)
+        q, k, v = (
+            self.qkv(x).unflatten(2, (3, -1, ATTENTION_HEAD_DIM)).permute(2, 0, 3, 1, 4)
+        )  # each (B, heads, H W, 64)
         return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
 class _Mlp(nn.Module):
-    def __init__(self, width: int, layer: Callable[[int, int], nn.Module]):
+    def __init__(self, channels: int, make_layer: Callable[[int, int], nn.Module]):
         super().__init__()
-        self.fc1 = layer(width, 4 * width)
-        self.fc2 = layer(4 * width, width)
+        self.fc1 = make_layer(channels, 4 * channels)
+        self.fc2 = make_layer(4 * channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x)))
 
 
-class _Head(nn.Module):
+class _UperHead(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.conv_seg = nn.Conv2d(CHANNELS, CLASSES, 1)
+        self.conv_seg = nn.Conv2d(DECODER_CHANNELS, ADE20K_CLASSES, 1)
         self.psp_modules = nn.ModuleList(
-            nn.Sequential(nn.AdaptiveAvgPool2d(size), _Conv(WIDTHS[-1], 1)) for size in POOLS
+            nn.Sequential(nn.AdaptiveAvgPool2d(size), _ConvBnRelu(UNIFORMER_WIDTHS[-1], 1))
+            for size in PYRAMID_POOL_SIZES
         )
-        self.bottleneck = _Conv(WIDTHS[-1] + len(POOLS) * CHANNELS, 3)
-        self.lateral_convs = nn.ModuleList(_Conv(width, 1) for width in WIDTHS[:-1])
-        self.fpn_convs = nn.ModuleList(_Conv(CHANNELS, 3) for _ in WIDTHS[:-1])
-        self.fpn_bottleneck = _Conv(len(WIDTHS) * CHANNELS, 3)
+        self.bottleneck = _ConvBnRelu(UNIFORMER_WIDTHS[-1] + len(PYRAMID_POOL_SIZES) * DECODER_CHANNELS, 3)
+        self.lateral_convs = nn.ModuleList(_ConvBnRelu(width, 1) for width in UNIFORMER_WIDTHS[:-1])
+        self.fpn_convs = nn.ModuleList(_ConvBnRelu(DECODER_CHANNELS, 3) for _ in UNIFORMER_WIDTHS[:-1])
+        self.fpn_bottleneck = _ConvBnRelu(len(UNIFORMER_WIDTHS) * DECODER_CHANNELS, 3)
 
     def forward(self, features: list[Tensor]) -> Tensor:
         deepest = features[-1]
-        pooled = [_sized(pool(deepest), deepest) for pool in self.psp_modules]
+        pooled = [_resize_like(pool(deepest), deepest) for pool in self.psp_modules]
         x = self.bottleneck(torch.cat([deepest, *pooled], dim=1))
         found = [x]
         for lateral, convolution, feature in reversed(
             list(zip(self.lateral_convs, self.fpn_convs, features[:-1], strict=True))
         ):
             side = lateral(feature)
-            x = side + _sized(x, side)
+            x = side + _resize_like(x, side)
             found.append(convolution(x))
-        found = [_sized(one, found[-1]) for one in reversed(found)]
+        found = [_resize_like(one, found[-1]) for one in reversed(found)]
         return self.conv_seg(self.fpn_bottleneck(torch.cat(found, dim=1)))
 
 
-class _Conv(nn.Module):
-    def __init__(self, before: int, size: int):
+class _ConvBnRelu(nn.Module):
+    def __init__(self, in_channels: int, kernel_size: int):
         super().__init__()
-        self.conv = nn.Conv2d(before, CHANNELS, size, padding=size // 2, bias=False)
-        self.bn = nn.BatchNorm2d(CHANNELS)
+        self.conv = nn.Conv2d(in_channels, DECODER_CHANNELS, kernel_size, padding=kernel_size // 2, bias=False)
+        self.bn = nn.BatchNorm2d(DECODER_CHANNELS)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.bn(self.conv(x)))
 
 
-def _sized(x: Tensor, like: Tensor) -> Tensor:
-    return F.interpolate(x, like.shape[2:], mode="bilinear", align_corners=False)
+def _resize_like(x: Tensor, reference: Tensor) -> Tensor:
+    return F.interpolate(x, reference.shape[2:], mode="bilinear", align_corners=False)
 
 
 def load(tensors: dict[str, Tensor]) -> UperNet:

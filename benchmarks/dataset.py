@@ -122,9 +122,9 @@ def steps(paths: list[Path]) -> None:
     from controlnet_ext.preprocessors.edges.canny import canny
     from PIL import Image
 
-    from controlnet_ext.batch.engines import keep_freed
+    from controlnet_ext.batch.engines import keep_heap
     from controlnet_ext.files.image_reader import read_image
-    from controlnet_ext.files.image_writer import encoded_image
+    from controlnet_ext.files.image_writer import encode_image
 
     cv2.setNumThreads(1)
 
@@ -133,12 +133,12 @@ def steps(paths: list[Path]) -> None:
         return file.getvalue()
 
     chains: dict[str, list[Callable[[Any], Any]]] = {
-        "ours": [read_image, canny, lambda edges: encoded_image("a.png", edges)],
+        "ours": [read_image, canny, lambda edges: encode_image("a.png", edges)],
         "theirs": [lambda path: np.array(Image.open(path)), lambda image: cv2.Canny(image, 100, 200), saved],
     }
     for memory in ("given back", "kept"):
         if memory == "kept":
-            keep_freed()
+            keep_heap()
         for name, chain in chains.items():
             spent = np.zeros(len(chain))
             for path in paths:

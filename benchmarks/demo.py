@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from controlnet_ext.embedded import FOLDER
+from controlnet_ext.embedded import EMBEDDED_FOLDER
 
 ROWS = 12
 BARE = """
@@ -72,7 +72,9 @@ def measured(steps: int) -> list[tuple[float, float]]:
         after = os.times()
         processor = after.children_user + after.children_system - worked.children_user - worked.children_system
         demo = time.perf_counter() - begin, processor
-    bare = subprocess.run(command("-c", BARE, str(FOLDER / "unet"), str(steps)), check=True, stdout=subprocess.PIPE)
+    bare = subprocess.run(
+        command("-c", BARE, str(EMBEDDED_FOLDER / "unet"), str(steps)), check=True, stdout=subprocess.PIPE
+    )
     return [demo, *json.loads(bare.stdout)]
 
 

@@ -43,8 +43,8 @@ def main() -> None:
     print(f"{len(pictures)} pictures, matching within {REACH} of the diagonal, {len(THRESHOLDS)} thresholds")
     for name in options.names:
         begin = time.perf_counter()
-        run = find(name).ready(library=library)
-        given = {"safe_steps": 0} if any(p.name == "safe_steps" for p in run.entry.parameters) else {}
+        run = find(name).load(library=library)
+        given = {"safe_steps": 0} if any(p.name == "safe_steps" for p in run.spec.parameters) else {}
         counts = sum(counted(run(read_image(path), **given).pixels[..., 0], path) for path in pictures)
         precision, recall = counts[:, 0] / np.maximum(counts[:, 1], 1), counts[:, 2] / counts[:, 3]
         f = 2 * precision * recall / np.maximum(precision + recall, 1e-9)

@@ -15,12 +15,12 @@ from typing import Any
 
 import cv2
 import numpy as np
-from controlnet_ext.preprocessors import find, registered
+from controlnet_ext.preprocessors import find, list_preprocessors
 from controlnet_ext.preprocessors.library import Library
-from controlnet_ext.preprocessors.poses.drawing import drawn
-from controlnet_ext.preprocessors.poses.key_points import Person, Poses, found
+from controlnet_ext.preprocessors.poses.drawing import render_pose
+from controlnet_ext.preprocessors.poses.key_points import Person, Poses, key_points_from_pixels
 
-from controlnet_ext.embedded.scenes import person
+from controlnet_ext.embedded.scenes import make_person
 from controlnet_ext.files.disk import write_atomically
 
 PHOTO = Path(__file__).parents[1] / "examples" / "coffee.jpg"
@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("-o", "--output", metavar="FOLDER", type=Path, required=True)
     parser.add_argument("--weights", metavar="FOLDER", type=Path)
     options = parser.parse_args(arguments)
-    photo = find("inpaint").ready()(PHOTO, resolution=RESOLUTION).pixels
+    photo = find("inpaint").load()(PHOTO, resolution=RESOLUTION).pixels
     shown = {panel: one for panel in PANELS if (one := picture(panel, options.weights)) is not None}
     sheet = contact_sheet(
         [
@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
             *((titled(panel), one) for panel, one in shown.items()),
             ("people drawn from key points", people(*photo.shape[:2])),
             ("a ball's depth", depth := ball(*photo.shape[:2])),
-            ("normal_depth of that", find("normal_depth").ready()(depth, far=2).pixels),
+            ("normal_depth of that", find("normal_depth").load()(depth, far=2).pixels),
         ]
     )
     encoded = cv2.imencode(".jpg", sheet[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1].tobytes()
@@ -91,10 +91,10 @@ def picture(panel: Panel, weights: Path | None) -> np.ndarray | None:
         if weights is None or not (weights / panel.file).is_file():
             return None
         (file,) = entry.weights
-        if "non-commercial" in file.licence:
-            raise ValueError(f"{panel.name}'s weights are {file.licence}: it may not be shown")
-        library = Library([], download=False, files={file.short: weights / panel.file})
-    return entry.ready(library=library)(PHOTO, **{"resolution": RESOLUTION, **panel.parameters}).pixels
+        if "non-commercial" in file.license:
+            raise ValueError(f"{panel.name}'s weights are {file.license}: it may not be shown")
+        library = Library([], download=False, files={file.local_name: weights / panel.file})
+    return entry.load(library=library)(PHOTO, **{"resolution": RESOLUTION, **panel.parameters}).pixels
 
 
 def people(height: int, width: int) -> np.ndarray:
@@ -102,9 +102,9 @@ def people(height: int, width: int) -> np.ndarray:
     rng = np.random.default_rng(5)
     some = []
     for i in range(3):
-        points = person(rng)[1] * 0.46 * height + ((i + 0.5) * width / 3, 0.54 * height)
-        some.append(Person(found([(x, y, 1) for x, y in points], height, width)))
-    return drawn(Poses(tuple(some), (), width, height), height, width)
+        points = make_person(rng)[1] * 0.46 * height + ((i + 0.5) * width / 3, 0.54 * height)
+        some.append(Person(key_points_from_pixels([(x, y, 1) for x, y in points], height, width)))
+    return render_pose(Poses(tuple(some), (), width, height), height, width)
 
 
 def ball(height: int, width: int) -> np.ndarray:
@@ -155,7 +155,7 @@ def page(shown: dict[Panel, np.ndarray]) -> str:
     ]
     for panel in shown:
         entry = find(panel.name)
-        weights = f"{panel.file}, {entry.weights[0].licence}" if panel.file else "none"
+        weights = f"{panel.file}, {entry.weights[0].license}" if panel.file else "none"
         lines.append(f"| {panel.name} | {entry.makes} | {weights} | {command(panel)} |")
     lines += [
         "",
@@ -167,8 +167,8 @@ def page(shown: dict[Panel, np.ndarray]) -> str:
         *(f"- {name}: {why}" for name, why in WHY_NOT.items()),
     ]
     named = {panel.name for panel in shown} | set(WHY_NOT) | {"normal_depth"}
-    rest = [entry for entry in registered() if entry.name not in named]
-    closed = [e for e in rest if any("non-commercial" in file.licence for file in e.weights)]
+    rest = [entry for entry in list_preprocessors() if entry.name not in named]
+    closed = [e for e in rest if any("non-commercial" in file.license for file in e.weights)]
     absent = [e for e in rest if e.weights and e not in closed]
     others = [e for e in rest if not e.weights]
     for why, entries in (

@@ -52,8 +52,8 @@ class Shelf:
     def __init__(self, tensors: dict[str, torch.Tensor]):
         self.tensors = tensors
 
-    def network(self, file: Any, build: Callable[[Any], Any], device: Any) -> Network:
-        return Network.on(build(dict(self.tensors)), Device.of(device))
+    def load_network(self, file: Any, build: Callable[[Any], Any], device: Any) -> Network:
+        return Network.from_module(build(dict(self.tensors)), Device.coerce(device))
 
 
 def main() -> None:
@@ -110,8 +110,8 @@ def compared(name: str, pictures: list[Path], options: argparse.Namespace) -> No
     size = {"detect_resolution": options.size} | ({} if name == "softedge_teed" else {"image_resolution": options.size})
     computed: dict[str, Callable[[np.ndarray], np.ndarray]] = {
         "controlnet_aux": lambda image: theirs(image, output_type="np", **size),
-        "ours": partial(pixels, entry.ready(options.device, Shelf(state))),  # type: ignore[arg-type]
-        "ours, bfloat16": partial(pixels, entry.ready(Device(options.device, "bfloat16"), Shelf(state))),  # type: ignore[arg-type]
+        "ours": partial(pixels, entry.load(options.device, Shelf(state))),  # type: ignore[arg-type]
+        "ours, bfloat16": partial(pixels, entry.load(Device(options.device, "bfloat16"), Shelf(state))),  # type: ignore[arg-type]
     }
     seconds: dict[str, list[tuple[float, float]]] = {who: [] for who in computed}
     for _ in range(options.runs + 1):

@@ -60,11 +60,11 @@ def written(kind: str, folder: Path) -> Path:
     from diffusers import ControlNetModel
 
     from controlnet_ext.files.safetensors import write_weights
-    from controlnet_ext.models.state_dict.ldm_keys import to_ldm
+    from controlnet_ext.models.state_dict.ldm_keys import to_ldm_keys
 
     shape, dtype, *rest = kind.split("-")
     with torch.device("meta"):
-        names = to_ldm(ControlNetModel(**PUBLISHED[shape]).state_dict())
+        names = to_ldm_keys(ControlNetModel(**PUBLISHED[shape]).state_dict())
     some = (torch.randn(2**22, generator=torch.Generator().manual_seed(0)) / 50).to(getattr(torch, dtype))
     tensors = {}
     for name, tensor in names.items():
@@ -88,7 +88,7 @@ def one(path: Path) -> dict[str, float]:
     import controlnet_ext.files.weights  # noqa: F401  what importing takes is not loading
     from controlnet_ext import models
 
-    models.found()
+    models.iter_kinds()
     raw(path)  # into the page cache
     seconds = raw(path)
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far

@@ -25,7 +25,7 @@ from loading import memory
 from network import PUBLISHED
 
 from controlnet_ext.guidance.contract import Span, Step
-from controlnet_ext.models.base_unet import encoder
+from controlnet_ext.models.base_unet import get_encoder_tensors
 from controlnet_ext.models.kinds.control_lora import load
 from controlnet_ext.models.kinds.controlnet import ControlNet
 
@@ -63,8 +63,8 @@ def one(options: argparse.Namespace) -> dict[str, float]:
     unet = made().to(device)
     before = used(device)
     net = load(factors(unet, options.rank), {}) if kind == "Control-LoRA" else whole(getattr(torch, kind))
-    net.settle(unet)
-    net = net.on(device) if options.low_vram else net.to(device)
+    net.bind(unet)
+    net = net.stream_to(device) if options.low_vram else net.to(device)
     step = Step(
         x=torch.randn(2, 4, latents, latents).bfloat16().to(device),
         t=torch.tensor([500, 500], device=device),
@@ -111,7 +111,7 @@ def factors(unet: UNet2DConditionModel, rank: int) -> dict[str, torch.Tensor]:
     """A file of that rank, as Stability's are written."""
     with torch.device("meta"):
         names = ControlNetModel(**PUBLISHED["SD1.5"]).state_dict()
-    shared, file = encoder(unet), {"lora_controlnet": torch.zeros(0)}
+    shared, file = get_encoder_tensors(unet), {"lora_controlnet": torch.zeros(0)}
     for name, tensor in names.items():
         if name in shared and tensor.ndim > 1:
             stem = name.removesuffix(".weight")

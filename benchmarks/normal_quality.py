@@ -15,7 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from controlnet_ext.preprocessors import preprocess
-from controlnet_ext.preprocessors.depth.normals_of_depth import normals
+from controlnet_ext.preprocessors.depth.normals_of_depth import normals_from_inverse_depth
 
 FOV = 2 * np.degrees(np.arctan(320 / 481.2))  # ICL-NUIM's camera: 640 pixels wide, focal length 481.2
 REACH, THICK = 4, 0.002  # pixels to each side of a window; metres
@@ -32,7 +32,7 @@ def main() -> None:
         inverse = 1 / metres
         picture = ((inverse - inverse.min()) / np.ptp(inverse) * 255).astype(np.uint8)
         found = {
-            "from the depth": normals(inverse, FOV, 2),
+            "from the depth": normals_from_inverse_depth(inverse, FOV, 2),
             "from a picture of it": preprocess(
                 "normal_depth", picture, fov=FOV, far=inverse.max() / inverse.min()
             ).values,

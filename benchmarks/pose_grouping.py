@@ -23,7 +23,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from controlnet_ext.preprocessors.poses.openpose_grouping import bodies
+from controlnet_ext.preprocessors.poses.openpose_grouping import group_bodies
 
 COCO = (0, None, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3)  # COCO's points in OpenPose's order
 LIMBS = (  # points, and the field along them: CMU's poseParameters.cpp
@@ -49,7 +49,7 @@ def main() -> None:
     compare("true people", [perfect(image, true) for image, true in pictures], options.runs)
     right, of = 0, 0
     for image, true in pictures:
-        found = bodies(*network(net, image, 552))
+        found = group_bodies(*network(net, image, 552))
         for points, box in true:
             seen = ~np.isnan(points[:, 0])
             seen[1] = False  # COCO has no neck
@@ -107,7 +107,7 @@ def perfect(image: np.ndarray, true: list[tuple[np.ndarray, list[float]]]) -> Ma
 
 
 def compare(name: str, maps: list[Maps], runs: int) -> None:
-    groupings: dict[str, Callable[..., list[np.ndarray]]] = {"ours": bodies}
+    groupings: dict[str, Callable[..., list[np.ndarray]]] = {"ours": group_bodies}
     try:
         groupings["controlnet_aux"] = controlnet_aux()
     except (ImportError, RuntimeError) as error:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from controlnet_ext.preprocessors.poses.openpose_grouping import bodies
+from controlnet_ext.preprocessors.poses.openpose_grouping import group_bodies
 
 from .pose_grouping import network, people
 
@@ -32,7 +32,7 @@ def main() -> None:
     pictures = [(cv2.imread(str(folder / one["file_name"])), people(truth, one["id"])) for one in truth["images"]]
     net = cv2.dnn.readNetFromONNX(str(options.assets / "weights" / "openpose_mnv2small.onnx"))
     for height in HEIGHTS:
-        found = [bodies(*network(net, image, height)) for image, _ in pictures]
+        found = [group_bodies(*network(net, image, height)) for image, _ in pictures]
         shares = [pck(found, [true for _, true in pictures], part) for part in PARTS]
         counts = f"{sum(map(len, found))} people found of {sum(len(true) for _, true in pictures)}"
         print(

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 
 from controlnet_ext import PerSample, Unit, guide, load
-from controlnet_ext.embedded import FOLDER
-from controlnet_ext.embedded.scenes import scene
-from controlnet_ext.generation.pipeline_folder import PipelineFolder, quiet
+from controlnet_ext.embedded import EMBEDDED_FOLDER
+from controlnet_ext.embedded.scenes import draw_scene
+from controlnet_ext.generation.pipeline_folder import PipelineFolder, silence_libraries
 from controlnet_ext.maps.fidelity import canny_f1
 
 from .embedded.sampling import decoded
@@ -41,11 +41,11 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=4.0)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
-    with quiet():
+    with silence_libraries():
         folder = PipelineFolder.find("embedded")
-        pipe = folder.load(torch.float32, folder.scheduler(None)).to(options.device)
+        pipe = folder.load(torch.float32, folder.make_scheduler(None)).to(options.device)
     pipe.set_progress_bar_config(disable=True)
-    net = load(FOLDER / "controlnet_canny", options.device)
+    net = load(EMBEDDED_FOLDER / "controlnet_canny", options.device)
     print(f"torch {torch.__version__}, diffusers {diffusers.__version__}, Python {platform.python_version()}")
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, {options.device}, float32")
     print(
@@ -73,7 +73,7 @@ def measured(pipe: Any, net: Any, options: argparse.Namespace, arm: dict[str, An
     handle = net.register_forward_hook(count)
     for begin in range(0, options.scenes, BATCH):
         seeds = MEASURED[begin : min(begin + BATCH, options.scenes)]
-        drawn = [scene(seed) for seed in seeds]
+        drawn = [draw_scene(seed) for seed in seeds]
         maps = [edges(each.pixels) for each in drawn]
         start, runs = time.process_time(), runs + 1
         with guide(pipe, [Unit(net, PerSample(maps), **arm)]):

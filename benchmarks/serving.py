@@ -27,9 +27,9 @@ from typing import Any
 
 import torch
 
-from controlnet_ext.embedded import PHOTO
+from controlnet_ext.embedded import SAMPLE_PHOTO
 
-IMAGE = base64.b64encode(PHOTO.read_bytes()).decode()
+IMAGE = base64.b64encode(SAMPLE_PHOTO.read_bytes()).decode()
 UNIT = {"image": IMAGE, "module": "canny", "model": "embedded/canny"}
 
 

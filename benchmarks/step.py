@@ -114,11 +114,11 @@ def compare(options: argparse.Namespace) -> None:
             return steps(plain, device, given)
 
     def on_one_stream() -> Result:
-        kept, hook.beside = hook.beside, lambda _: None
+        kept, hook.open_side_stream = hook.open_side_stream, lambda _: None
         try:
             return guided()
         finally:
-            hook.beside = kept
+            hook.open_side_stream = kept
 
     compiled = copy(ours)
 

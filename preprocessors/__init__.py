@@ -2,6 +2,6 @@
 
 from ..maps.control_map import ControlMap
 from .parameters import Range
-from .registry import find, preprocess, preprocessor, registered
+from .registry import find, list_preprocessors, preprocess, preprocessor
 
-__all__ = ["ControlMap", "Range", "find", "preprocess", "preprocessor", "registered"]
+__all__ = ["ControlMap", "Range", "find", "list_preprocessors", "preprocess", "preprocessor"]

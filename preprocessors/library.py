@@ -21,55 +21,55 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-class Pool:
+class NetworkCache:
     """Things by key, each with its size as an attribute `bytes`. What somebody holds is shared; what nobody holds is
     kept while all that is kept stays within `limit` bytes, the longest unused goes first. Safe between threads."""
 
-    def __init__(self, limit: int):
-        if limit < 0:
-            raise ValueError(f"a pool's limit of {limit} bytes: expected 0 or more")
-        self.limit = limit
-        self._kept: OrderedDict[Hashable, Any] = OrderedDict()  # the longest unused first
+    def __init__(self, max_bytes: int):
+        if max_bytes < 0:
+            raise ValueError(f"a pool's limit of {max_bytes} bytes: expected 0 or more")
+        self.max_bytes = max_bytes
+        self._entries: OrderedDict[Hashable, Any] = OrderedDict()  # the longest unused first
         self._alive: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()
-        self._loading: dict[Hashable, threading.Lock] = {}
+        self._load_locks: dict[Hashable, threading.Lock] = {}
         self._lock = threading.Lock()
 
     @property
     def bytes(self) -> int:
         """How much is kept."""
         with self._lock:
-            return sum(value.bytes for value in self._kept.values())
+            return sum(value.bytes for value in self._entries.values())
 
     def get(self, key: Hashable, load: Callable[[], Any]) -> Any:
         """What is there under `key`, else what `load` gives. Threads that ask meanwhile wait and get the same; other
         keys do not wait. When `load` fails, its error is the caller's, and the next one tries again."""
         with self._lock:
-            loading = self._loading.setdefault(key, threading.Lock())
+            loading = self._load_locks.setdefault(key, threading.Lock())
         with loading:
             value = self._alive.get(key)
             if value is None:
                 value = load()
-            self._keep(key, value)
+            self._store(key, value)
             return value
 
     def free(self) -> None:
         """Keep nothing."""
         with self._lock:
-            self._kept.clear()
+            self._entries.clear()
 
-    def _keep(self, key: Hashable, value: Any) -> None:
+    def _store(self, key: Hashable, value: Any) -> None:
         with self._lock:
             self._alive[key] = value
-            if value.bytes > self.limit:
+            if value.bytes > self.max_bytes:
                 return
-            self._kept[key] = value
-            self._kept.move_to_end(key)
-            total = sum(kept.bytes for kept in self._kept.values())
-            while total > self.limit:
-                total -= self._kept.popitem(last=False)[1].bytes
+            self._entries[key] = value
+            self._entries.move_to_end(key)
+            total = sum(kept.bytes for kept in self._entries.values())
+            while total > self.max_bytes:
+                total -= self._entries.popitem(last=False)[1].bytes
 
 
-FOLDERS = "CONTROLNET_EXT_MODELS"  # the environment's variable: folders, separated as in PATH
+FOLDERS_VARIABLE = "CONTROLNET_EXT_MODELS"  # the environment's variable: folders, separated as in PATH
 
 
 class Library:
@@ -88,36 +88,36 @@ class Library:
         self,
         folders: Iterable[str | os.PathLike[str]] | None = None,
         download: bool = True,
-        keep: int = 0,
+        cache_bytes: int = 0,
         files: Mapping[str, str | os.PathLike[str]] | None = None,
     ):
         if isinstance(folders, (str, os.PathLike)):
             raise TypeError(f"folders {os.fspath(folders)!r} is one path, expected a list of them")
         if folders is None:
-            folders = [part for part in os.environ.get(FOLDERS, "").split(os.pathsep) if part]
+            folders = [part for part in os.environ.get(FOLDERS_VARIABLE, "").split(os.pathsep) if part]
         self.folders = tuple(Path(folder) for folder in folders)
         for folder in self.folders:
             if not folder.is_dir():
                 raise FileNotFoundError(f"the folder of weights {str(folder)!r} does not exist")
         self.files = {name: Path(path) for name, path in (files or {}).items()}
         self.download = download
-        self.pool = Pool(keep)
-        self._downloading = threading.Lock()
+        self.cache = NetworkCache(cache_bytes)
+        self._download_lock = threading.Lock()
 
-    def path(self, file: WeightsFile) -> Path:
+    def fetch(self, file: WeightsFile) -> Path:
         """Where the file is, after a download if it was nowhere. Raises FileNotFoundError in one line that says which
         file to put where."""
-        if file.short in self.files:
-            return self.files[file.short]
-        with self._downloading:
-            return self.found(file) or self._downloaded(file)
+        if file.local_name in self.files:
+            return self.files[file.local_name]
+        with self._download_lock:
+            return self.find_local(file) or self._download(file)
 
-    def found(self, file: WeightsFile) -> Path | None:
+    def find_local(self, file: WeightsFile) -> Path | None:
         """Where the file is, None when it would have to be downloaded."""
-        if file.short in self.files:
-            return self.files[file.short]
-        for folder in (*self.folders, self._home()):
-            for place in (file.short, f"{file.folder}/{file.name}", f"{file.repo}/{file.path}"):
+        if file.local_name in self.files:
+            return self.files[file.local_name]
+        for folder in (*self.folders, self._get_default_folder()):
+            for place in (file.local_name, f"{file.webui_folder}/{file.name}", f"{file.repo}/{file.path}"):
                 if (folder / place).is_file():
                     return folder / place
         from huggingface_hub import try_to_load_from_cache
@@ -125,7 +125,7 @@ class Library:
         cached = try_to_load_from_cache(file.repo, file.path)
         return Path(cached) if isinstance(cached, str) else None
 
-    def network(
+    def load_network(
         self,
         file: WeightsFile,
         build: Callable[[dict[str, Tensor]], nn.Module],
@@ -133,33 +133,35 @@ class Library:
     ) -> Network:
         """The network that `build` makes of the file's tensors, on the device, in evaluation mode. Many threads that
         ask at once get one. Raises what `path` and `read_weights` do, and what `build` does, after the file's name."""
-        where = Device.of(device)
-        return self.pool.get((file, build, where), lambda: self._loaded(file, build, where))
+        where = Device.coerce(device)
+        return self.cache.get((file, build, where), lambda: self._build_network(file, build, where))
 
     def free(self) -> None:
         """Keep no network loaded; those that somebody holds stay theirs."""
-        self.pool.free()
+        self.cache.free()
 
-    def _loaded(self, file: WeightsFile, build: Callable[[dict[str, Tensor]], nn.Module], device: Device) -> Any:
+    def _build_network(self, file: WeightsFile, build: Callable[[dict[str, Tensor]], nn.Module], device: Device) -> Any:
         from ..files.weights import read_weights
 
-        path = self.path(file)
+        path = self.fetch(file)
         tensors = read_weights(path).tensors
         try:
             module = build(tensors)
         except (ValueError, RuntimeError) as error:  # RuntimeError: load_state_dict's
             raise ValueError(f"{str(path)!r} is refused: {' '.join(str(error).split())[:400]}") from error
-        return Network.on(module, device)
+        return Network.from_module(module, device)
 
-    def _home(self) -> Path:
+    def _get_default_folder(self) -> Path:
         from huggingface_hub.constants import HF_HOME
 
         return Path(HF_HOME) / "controlnet-ext"
 
-    def _downloaded(self, file: WeightsFile) -> Path:
-        target = (self.folders[0] if self.folders else self._home()) / file.folder / file.name
+    def _download(self, file: WeightsFile) -> Path:
+        target = (self.folders[0] if self.folders else self._get_default_folder()) / file.webui_folder / file.name
         if not self.download:
-            raise FileNotFoundError(f"{file.name} is not there and downloads are off: {file.instructions(target)}")
+            raise FileNotFoundError(
+                f"{file.name} is not there and downloads are off: {file.describe_manual_download(target)}"
+            )
         from ..files.hub import download
 
         try:
@@ -167,6 +169,6 @@ class Library:
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())[:300]
             raise FileNotFoundError(
-                f"{file.name} could not be downloaded ({reason}): {file.instructions(target)}"
+                f"{file.name} could not be downloaded ({reason}): {file.describe_manual_download(target)}"
             ) from error
         return target

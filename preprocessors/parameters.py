@@ -59,31 +59,35 @@ class Parameter:
         return self.check(value)
 
 
-def parameters(call: Callable[..., Any], skip: int) -> tuple[Parameter, ...]:
+def read_parameters(function: Callable[..., Any], skip: int) -> tuple[Parameter, ...]:
     """The parameters of `call` after the first `skip`. Raises TypeError when one has no default or an unknown type,
     and what `check` raises when a default is not legal."""
-    hints = get_type_hints(call, include_extras=True)
-    return tuple(_read(p.name, p.default, hints.get(p.name)) for p in list(signature(call).parameters.values())[skip:])
+    hints = get_type_hints(function, include_extras=True)
+    return tuple(
+        _parse_parameter(p.name, p.default, hints.get(p.name))
+        for p in list(signature(function).parameters.values())[skip:]
+    )
 
 
-def _read(name: str, default: Any, hint: Any) -> Parameter:
-    if type(None) in get_args(hint):
-        hint = get_args(hint)[0]
-    kind, *notes = get_args(hint) or (hint,)
+def _parse_parameter(name: str, default: Any, annotation: Any) -> Parameter:
+    if type(None) in get_args(annotation):
+        annotation = get_args(annotation)[0]
+    kind, *notes = get_args(annotation) or (annotation,)
     limits = notes[0] if notes and isinstance(notes[0], Range) else None
     if kind not in (int, float, bool) or (limits is None) is not (kind is bool):
         raise TypeError(
-            f"{name}: {hint} is none of bool, Annotated[int, Range(low, high)], Annotated[float, Range(low, high)]"
+            f"{name}: {annotation} is none of bool, Annotated[int, Range(low, high)], Annotated[float, "
+            "Range(low, high)]"
         )
     parameter = Parameter(name, kind, default, limits)
     parameter.check(default)
     return parameter
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def closest_names(name: str, known_names: Iterable[str]) -> str:
     """The three known words most like `word`, for an error message: those that contain it, then by common letters."""
     from difflib import SequenceMatcher  # only where something is wrong already
 
-    word = word.casefold()[:80]
-    alike = {other: SequenceMatcher(None, word, other.casefold()).ratio() for other in known}
-    return ", ".join(sorted(alike, key=lambda other: (word not in other.casefold(), -alike[other]))[:3])
+    name = name.casefold()[:80]
+    alike = {other: SequenceMatcher(None, name, other.casefold()).ratio() for other in known_names}
+    return ", ".join(sorted(alike, key=lambda other: (name not in other.casefold(), -alike[other]))[:3])

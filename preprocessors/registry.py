@@ -15,19 +15,19 @@ import cv2
 import numpy as np
 
 from ..files.image_reader import read_image  # not from files, which brings the readers of weights: 10 ms
-from ..maps.control_map import KINDS, ControlMap
-from ..maps.resize import resized
-from .parameters import Parameter, Range, nearest, parameters
+from ..maps.control_map import MAP_KINDS, ControlMap
+from ..maps.resize import resize_for_detection
+from .parameters import Parameter, Range, closest_names, read_parameters
 
 if TYPE_CHECKING:
     from ..files.hub import WeightsFile
     from .backends.torch import Device
     from .library import Library
 
-RESOLUTION = Parameter("resolution", int, None, Range(64, 2048))
+RESOLUTION_PARAMETER = Parameter("resolution", int, None, Range(64, 2048))
 
-Make = TypeVar("Make", bound=Callable[..., Any])
-_by_name: dict[str, Preprocessor] = {}  # by name and by label, casefolded
+F = TypeVar("F", bound=Callable[..., Any])
+_specs_by_name: dict[str, Preprocessor] = {}  # by name and by label, casefolded
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,95 +42,97 @@ class Preprocessor:
     name: str
     makes: str
     label: str
-    make: Callable[..., Any]
+    factory: Callable[..., Any]
     parameters: tuple[Parameter, ...]
     weights: tuple[WeightsFile, ...] = ()
-    stacks: bool = False
-    masked: bool = False
+    batched: bool = False
+    needs_mask: bool = False
     aliases: tuple[str, ...] = ()
 
-    def check(self, given: dict[str, Any]) -> dict[str, Any]:
+    def check(self, values: dict[str, Any]) -> dict[str, Any]:
         """The values of the parameters given by name, as their declared types. Raises ValueError or TypeError in one
         line: an unknown name with the nearest ones, a value outside its range, another type."""
-        return {name: self._one(name, Parameter.check, value) for name, value in given.items()}
+        return {name: self._read_value(name, Parameter.check, value) for name, value in values.items()}
 
-    def parse(self, given: dict[str, str]) -> dict[str, Any]:
+    def parse(self, texts: dict[str, str]) -> dict[str, Any]:
         """`check` for values written as text."""
-        return {name: self._one(name, Parameter.parse, text) for name, text in given.items()}
+        return {name: self._read_value(name, Parameter.parse, text) for name, text in texts.items()}
 
-    def _one(self, name: str, read: Callable[[Parameter, Any], Any], value: Any) -> Any:
-        known = {p.name: p for p in (*self.parameters, RESOLUTION)}
+    def _read_value(self, name: str, read: Callable[[Parameter, Any], Any], value: Any) -> Any:
+        known = {p.name: p for p in (*self.parameters, RESOLUTION_PARAMETER)}
         if name not in known:
-            raise ValueError(f"{self.name} has no parameter {name!r:.80}, the nearest are: {nearest(name, known)}")
+            raise ValueError(
+                f"{self.name} has no parameter {name!r:.80}, the nearest are: {closest_names(name, known)}"
+            )
         try:
             return read(known[name], value)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{self.name}: {error}") from None
 
-    def ready(self, device: str | Device = "cpu", library: Library | None = None) -> Ready:
+    def load(self, device: str | Device = "cpu", library: Library | None = None) -> LoadedPreprocessor:
         """`preprocess` of this entry, its weights loaded; they stay loaded while the caller keeps it. Without a
         library they come from the environment's folders, or are downloaded."""
-        if not isinstance(self.make, type):
-            return Ready(self, self.make)
+        if not isinstance(self.factory, type):
+            return LoadedPreprocessor(self, self.factory)
         if library is None:
             from .library import Library  # 10 ms
 
             library = Library()
-        return Ready(self, self.make(device, library))
+        return LoadedPreprocessor(self, self.factory(device, library))
 
 
 @dataclass(frozen=True, eq=False)
-class Ready:
+class LoadedPreprocessor:
     """A preprocessor that has all it needs: calls take an image and parameters, and give its map."""
 
-    entry: Preprocessor
+    spec: Preprocessor
     run: Callable[..., Any]
 
     def __call__(self, image: Any, /, mask: Any = None, **given: Any) -> ControlMap:
         """What `preprocess` does."""
-        return self.batch([image], masks=None if mask is None else [mask], **given)[0]
+        return self.run_batch([image], masks=None if mask is None else [mask], **given)[0]
 
-    def batch(self, images: Sequence[Any], /, masks: Sequence[Any] | None = None, **given: Any) -> list[ControlMap]:
+    def run_batch(self, images: Sequence[Any], /, masks: Sequence[Any] | None = None, **given: Any) -> list[ControlMap]:
         """The maps of several images, in their order. Those that a network can take together, of one size, it takes
         together. Raises what `preprocess` does, for the first that fails."""
-        if self.entry.masked is (masks is None):
-            known = "needs a mask, white where to paint" if self.entry.masked else "takes no mask"
-            raise ValueError(f"{self.entry.name} {known}")
-        values = self.entry.check(given)
+        if self.spec.needs_mask is (masks is None):
+            known = "needs a mask, white where to paint" if self.spec.needs_mask else "takes no mask"
+            raise ValueError(f"{self.spec.name} {known}")
+        values = self.spec.check(given)
         resolution = values.pop("resolution", None)
         read = [read_image(image) for image in images]
         if masks is not None:
-            read = [_with_mask(pixels, read_image(mask)) for pixels, mask in zip(read, masks, strict=True)]
-        inputs = [_input(pixels, resolution) for pixels in read]
+            read = [_append_mask(pixels, read_image(mask)) for pixels, mask in zip(read, masks, strict=True)]
+        inputs = [_prepare_input(pixels, resolution) for pixels in read]
         alike: dict[tuple[int, ...], list[int]] = {}
         for i, (pixels, *_) in enumerate(inputs):
-            alike.setdefault(pixels.shape if self.entry.stacks else (i,), []).append(i)
+            alike.setdefault(pixels.shape if self.spec.batched else (i,), []).append(i)
         maps: dict[int, ControlMap] = {}
         for group in alike.values():
             pictures = [inputs[i][0] for i in group]
-            results = self.run(np.stack(pictures), **values) if self.entry.stacks else [self.run(*pictures, **values)]
+            results = self.run(np.stack(pictures), **values) if self.spec.batched else [self.run(*pictures, **values)]
             for i, result in zip(group, results, strict=True):
-                maps[i] = _map(result, self.entry.makes, *inputs[i])
+                maps[i] = _build_map(result, self.spec.makes, *inputs[i])
         return [maps[i] for i in range(len(images))]
 
 
-def _input(pixels: np.ndarray, resolution: int | None) -> tuple[np.ndarray, int, int]:
+def _prepare_input(pixels: np.ndarray, resolution: int | None) -> tuple[np.ndarray, int, int]:
     """What is worked on, and the height and width that are kept of it."""
-    return (pixels, *pixels.shape[:2]) if resolution is None else resized(pixels, resolution)
+    return (pixels, *pixels.shape[:2]) if resolution is None else resize_for_detection(pixels, resolution)
 
 
-def _with_mask(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def _append_mask(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
     if mask.shape != pixels.shape:
         sizes = [f"{width}x{height}" for height, width, _ in (mask.shape, pixels.shape)]
         raise ValueError(f"the mask is {sizes[0]} pixels, but the image {sizes[1]}")
     return np.dstack([pixels, mask[..., 0]])
 
 
-def _map(result: Any, kind: str, worked_on: np.ndarray, height: int, width: int) -> ControlMap:
+def _build_map(result: Any, kind: str, work_image: np.ndarray, height: int, width: int) -> ControlMap:
     if callable(result):
         result = result(height, width)
     pixels, values = result if isinstance(result, tuple) else (result, None)
-    if isinstance(values, np.ndarray) and values.shape[:2] == worked_on.shape[:2]:
+    if isinstance(values, np.ndarray) and values.shape[:2] == work_image.shape[:2]:
         values = np.ascontiguousarray(values[:height, :width])
     pixels = np.ascontiguousarray(pixels[:height, :width])
     fine = pixels if pixels.dtype == np.uint16 else None
@@ -147,42 +149,44 @@ def preprocessor(
     makes: str,
     label: str | None = None,
     weights: WeightsFile | tuple[WeightsFile, ...] = (),
-    stacks: bool = False,
-    masked: bool = False,
+    batched: bool = False,
+    needs_mask: bool = False,
     aliases: tuple[str, ...] = (),
-) -> Callable[[Make], Make]:
+) -> Callable[[F], F]:
     """Enters the function or class below it under `name` (canonical), `label` (sd-webui-controlnet's display name) and
     other `aliases`. `makes` is the kind of its maps, `weights` the files it loads, `stacks` and `masked` as in
     `Preprocessor`. Raises ValueError when a name is taken or a kind unknown, TypeError when the signature cannot be
     read; the registry is then unchanged."""
 
-    def enter(make: Make) -> Make:
-        if makes not in KINDS:
-            raise ValueError(f"{name} makes {makes!r}, which is none of: {', '.join(KINDS)}")
-        declared = parameters(make.__call__, skip=2) if isinstance(make, type) else parameters(make, skip=1)
+    def enter(make: F) -> F:
+        if makes not in MAP_KINDS:
+            raise ValueError(f"{name} makes {makes!r}, which is none of: {', '.join(MAP_KINDS)}")
+        declared = read_parameters(make.__call__, skip=2) if isinstance(make, type) else read_parameters(make, skip=1)
         files = weights if isinstance(weights, tuple) else (weights,)
-        entry = Preprocessor(name, makes, label or name, make, declared, files, stacks, masked, aliases)
+        entry = Preprocessor(name, makes, label or name, make, declared, files, batched, needs_mask, aliases)
         keys = {key.casefold() for key in (entry.name, entry.label, *entry.aliases)}
-        if taken := sorted(keys & _by_name.keys()):
-            raise ValueError(f"preprocessor {taken[0]!r} is entered already, by {_by_name[taken[0]].make.__module__}")
-        _by_name.update(dict.fromkeys(keys, entry))
+        if taken := sorted(keys & _specs_by_name.keys()):
+            raise ValueError(
+                f"preprocessor {taken[0]!r} is entered already, by {_specs_by_name[taken[0]].factory.__module__}"
+            )
+        _specs_by_name.update(dict.fromkeys(keys, entry))
         return make
 
     return enter
 
 
 @cache
-def _files() -> dict[str, str]:
+def _list_module_names() -> dict[str, str]:
     """The modules of the families in this package, by the name of their file."""
     found = pkgutil.walk_packages([os.path.dirname(__file__)], f"{__package__}.")
     return {module.name.rpartition(".")[2]: module.name for module in found if not module.ispkg}
 
 
-def registered() -> tuple[Preprocessor, ...]:
+def list_preprocessors() -> tuple[Preprocessor, ...]:
     """Every preprocessor, by name."""
-    for module in sorted(_files().values()):
+    for module in sorted(_list_module_names().values()):
         importlib.import_module(module)
-    return tuple(sorted(set(_by_name.values()), key=lambda entry: entry.name))
+    return tuple(sorted(set(_specs_by_name.values()), key=lambda entry: entry.name))
 
 
 def find(name: str) -> Preprocessor:
@@ -190,13 +194,15 @@ def find(name: str) -> Preprocessor:
     if not isinstance(name, str):
         raise TypeError(f"a preprocessor's name is text, not {type(name).__name__}")
     key = name.casefold()
-    if key not in _by_name and key in _files():  # most are in the file of their name: the others need not be read
-        importlib.import_module(_files()[key])
-    if key not in _by_name:
-        names = [entry.name for entry in registered()]
-        if key not in _by_name:
-            raise ValueError(f"unknown preprocessor {name!r:.80}, the nearest are: {nearest(name, names)}")
-    return _by_name[key]
+    if (
+        key not in _specs_by_name and key in _list_module_names()
+    ):  # most are in the file of their name: the others need not be read
+        importlib.import_module(_list_module_names()[key])
+    if key not in _specs_by_name:
+        names = [entry.name for entry in list_preprocessors()]
+        if key not in _specs_by_name:
+            raise ValueError(f"unknown preprocessor {name!r:.80}, the nearest are: {closest_names(name, names)}")
+    return _specs_by_name[key]
 
 
 def preprocess(
@@ -217,4 +223,4 @@ def preprocess(
     picture keeps its own size and is worked on as it is, without the edge pixels that `resized` adds. All other
     parameters are those of the preprocessor's signature. Raises ValueError or TypeError in one line: unknown names
     with the nearest ones, values outside their range, an unreadable image."""
-    return find(name).ready(device, library)(image, mask, **parameters)
+    return find(name).load(device, library)(image, mask, **parameters)

@@ -25,8 +25,8 @@ import torch
 from controlnet_ext import load
 from controlnet_ext.files.disk import read_json, write_atomically
 from controlnet_ext.files.image_writer import write_image
-from controlnet_ext.generation.pipeline_folder import PipelineFolder, quiet
-from controlnet_ext.generation.sources import control_files, hashed
+from controlnet_ext.generation.pipeline_folder import PipelineFolder, silence_libraries
+from controlnet_ext.generation.sources import find_control_files, hash_files
 
 from .arms import GROUPS, Asked, Figures, examples
 from .losses import losses
@@ -46,14 +46,14 @@ SHOWN = 8  # scenes on the sheet
 
 def main(words: list[str] | None = None) -> None:
     options = arguments(words)
-    with quiet():
+    with silence_libraries():
         folder = PipelineFolder.find(str(options.base))
-        pipe = folder.load(torch.float32, folder.scheduler(None)).to(options.device)
-    weights = {"base": hashed(folder.files())}
+        pipe = folder.load(torch.float32, folder.make_scheduler(None)).to(options.device)
+    weights = {"base": hash_files(folder.files())}
     net = None
     if options.control != "none":
         net = load(options.control, options.device, torch.float32)
-        weights["control"] = hashed(control_files(options.control))
+        weights["control"] = hash_files(find_control_files(options.control))
     sampler = Sampler(pipe, net, options.steps, weights, options.work / "pictures")
     seeds = CHOOSING[: options.scenes] if options.scenes else MEASURED
     asked = Asked.of(seeds, sampler, options.guidance)

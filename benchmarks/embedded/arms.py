@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from controlnet_ext import Window
-from controlnet_ext.embedded.scenes import Scene, scene
+from controlnet_ext.embedded.scenes import Scene, draw_scene
 
 from .sampling import BATCH, Arm, Sampler, through_vae
 from .scenes import CHOOSING, edges, elsewhere, mismatched, recoloured
@@ -32,7 +32,7 @@ class Asked:
 
     @classmethod
     def of(cls, seeds: Sequence[int], sampler: Sampler, guidance: float) -> Asked:
-        return cls(seeds, [scene(seed) for seed in seeds], sampler, guidance)
+        return cls(seeds, [draw_scene(seed) for seed in seeds], sampler, guidance)
 
     @property
     def maps(self) -> list[np.ndarray]:
@@ -129,7 +129,7 @@ def examples(asked: Asked, count: int) -> list[tuple[str, np.ndarray, np.ndarray
 
 def _seen(asked: Asked, pictures: np.ndarray) -> Figures:
     """How many of the caption's colours, and of as many others, are anywhere in the pictures."""
-    own = [[thing.colour for thing in each.things] for each in asked.scenes]
+    own = [[thing.color for thing in each.things] for each in asked.scenes]
     others = [recoloured(each, seed)[1] for each, seed in zip(asked.scenes, asked.seeds, strict=True)]
     seen = [colours_seen(picture) for picture in pictures]
     return {"seen": seen_share(seen, own), "seen_unnamed": seen_share(seen, others)}

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from controlnet_ext.embedded.scenes import TRAINING
-from controlnet_ext.training.data import Scenes
-from controlnet_ext.training.objective import Examples, FixedLoss, Frozen, Noising
-from tools.embedded_model.train_base import SCENES
+from controlnet_ext.embedded.scenes import TRAINING_SEEDS
+from controlnet_ext.training.data import SceneDataset
+from controlnet_ext.training.objective import DiffusionLoss, EncodedExamples, FixedNoiseLoss, FrozenBase
+from tools.embedded_model.train_base import TRAINING_SCENES
 
 from .arms import Figures
 from .sampling import BATCH
@@ -20,12 +20,12 @@ SIDE = 128
 def losses(pipe: Any, net: Any) -> Iterator[tuple[str, Figures]]:
     """The loss as in training, of 128 of the scenes that the base learnt and of 128 that nothing has seen; noise and
     noise levels are the same on both sides."""
-    frozen, noising = Frozen(pipe, str(pipe.device)), Noising(pipe.scheduler)
-    sides = {"training": TRAINING[:SCENES], "held_out": MEASURED}
+    frozen, noising = FrozenBase(pipe, str(pipe.device)), DiffusionLoss(pipe.scheduler)
+    sides = {"training": TRAINING_SEEDS[:TRAINING_SCENES], "held_out": MEASURED}
     fixed = {
-        side: FixedLoss(frozen, Examples(Scenes(seeds, edges), frozen, SIDE, SIDE), noising, BATCH)
+        side: FixedNoiseLoss(frozen, EncodedExamples(SceneDataset(seeds, edges), frozen, SIDE, SIDE), noising, BATCH)
         for side, seeds in sides.items()
     }
-    yield "loss", {side: each.unguided for side, each in fixed.items()}
+    yield "loss", {side: each.unguided_loss for side, each in fixed.items()}
     if net is not None:
         yield "loss, guided", {side: each(net) for side, each in fixed.items()}

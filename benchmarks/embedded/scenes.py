@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from controlnet_ext.embedded.scenes import HELD_OUT, THING_COLOURS, Scene
+from controlnet_ext.embedded.scenes import HELD_OUT_SEEDS, THING_COLORS, Scene
 
 # Nothing was ever chosen on these: the held-out figures of the trainings are of HELD_OUT's first 64 (VAE), its first
 # 256 (base) and every 7,812th (ControlNet).
-MEASURED = HELD_OUT[1000:1256]
-CHOOSING = HELD_OUT[2000:3000]  # for what is chosen by looking: the guidance scale, a checkpoint
+MEASURED = HELD_OUT_SEEDS[1000:1256]
+CHOOSING = HELD_OUT_SEEDS[2000:3000]  # for what is chosen by looking: the guidance scale, a checkpoint
 
 
 def edges(pixels: np.ndarray) -> np.ndarray:
@@ -28,14 +28,14 @@ def ground_colour(caption: str) -> str:
 def recoloured(drawn: Scene, seed: int) -> tuple[str, tuple[str, ...]]:
     """The scene's caption with another colour for each thing, none of them named in its own caption, and these
     colours in the order of `things`. As in all captions they differ from each other and from the ground's."""
-    named = {ground_colour(drawn.caption), *(thing.colour for thing in drawn.things)}
-    others = [colour for colour in THING_COLOURS if colour not in named]
+    named = {ground_colour(drawn.caption), *(thing.color for thing in drawn.things)}
+    others = [colour for colour in THING_COLORS if colour not in named]
     chosen = np.random.default_rng(seed).choice(others, len(drawn.things), replace=False)
     colours = tuple(map(str, chosen))
     caption = drawn.caption
     for thing, colour in zip(drawn.things, colours, strict=True):
         article = "an" if colour == "orange" else "a"
-        caption = re.sub(rf"\ban? {thing.colour} {thing.kind}\b", f"{article} {colour} {thing.kind}", caption)
+        caption = re.sub(rf"\ban? {thing.color} {thing.kind}\b", f"{article} {colour} {thing.kind}", caption)
     return caption, colours
 
 
@@ -50,7 +50,7 @@ def elsewhere(drawn: Sequence[Scene]) -> list[int]:
     """For each scene the next one, past the last the first ones, whose caption names none of its things' colours."""
     found = []
     for i, here in enumerate(drawn):
-        own = {thing.colour for thing in here.things}
+        own = {thing.color for thing in here.things}
         later = [*range(i + 1, len(drawn)), *range(i)]
         other = next((j for j in later if not own & set(re.findall(r"\w+", drawn[j].caption))), None)
         if other is None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import cv2
 import numpy as np
 
-from controlnet_ext.embedded.scenes import LEAST_PIXELS, Scene, majority_colour
+from controlnet_ext.embedded.scenes import MIN_VISIBLE_PIXELS, Scene, find_majority_color
 from controlnet_ext.maps.fidelity import canny_f1
 
 Pictures = Sequence[np.ndarray] | np.ndarray  # each (H, W, 3) RGB uint8
@@ -36,9 +36,9 @@ def colour_share(scenes: Sequence[Scene], pictures: Pictures, named: Sequence[Se
     """The share of things whose true mask is mostly of the colour that the scene names, or of the one in `named`, for
     each scene in the order of its things."""
     if named is None:
-        named = [[thing.colour for thing in each.things] for each in scenes]
+        named = [[thing.color for thing in each.things] for each in scenes]
     right = [
-        majority_colour(picture, thing.mask) == colour
+        find_majority_color(picture, thing.mask) == colour
         for each, picture, colours in zip(scenes, pictures, named, strict=True)
         for thing, colour in zip(each.things, colours, strict=True)
     ]
@@ -51,11 +51,11 @@ def colours_by_count(scenes: Sequence[Scene], pictures: Pictures) -> dict[str, f
     right: dict[int, list[bool]] = {}
     mistaken = []
     for each, picture in zip(scenes, pictures, strict=True):
-        named = {thing.colour for thing in each.things}
+        named = {thing.color for thing in each.things}
         for thing in each.things:
-            seen = majority_colour(picture, thing.mask)
-            right.setdefault(len(each.things), []).append(seen == thing.colour)
-            if seen != thing.colour:
+            seen = find_majority_color(picture, thing.mask)
+            right.setdefault(len(each.things), []).append(seen == thing.color)
+            if seen != thing.color:
                 mistaken.append(seen in named)
     shares = {f"colours_of_{count}": float(np.mean(right[count])) for count in sorted(right)}
     return {**shares, "mistaken": float(np.mean(mistaken)) if mistaken else math.nan}
@@ -73,8 +73,8 @@ def colours_seen(pixels: np.ndarray) -> set[str]:
     height, width, _ = pixels.shape
     whole = np.ones((BLOCK, BLOCK), bool)
     found = [
-        majority_colour(pixels[y : y + BLOCK, x : x + BLOCK], whole)
+        find_majority_color(pixels[y : y + BLOCK, x : x + BLOCK], whole)
         for y in range(0, height, BLOCK)
         for x in range(0, width, BLOCK)
     ]
-    return {colour for colour in found if found.count(colour) * BLOCK**2 >= LEAST_PIXELS}
+    return {colour for colour in found if found.count(colour) * BLOCK**2 >= MIN_VISIBLE_PIXELS}

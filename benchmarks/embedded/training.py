@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from controlnet_ext.files.disk import write_atomically
-from controlnet_ext.training.objective import RISE, verdict
+from controlnet_ext.training.objective import SIGNIFICANT_CHANGE, describe_fit
 
 from .chart import chart
 
@@ -35,7 +35,7 @@ def main(words: list[str] | None = None) -> None:
     shown = {name: [(row["step"], row[key]) for row in rows] for key, name in WORDS.items() if key in rows[-1]}
     svg = chart(options.title, "steps", "loss (logarithmic)", shown, log=True)
     write_atomically(options.svg, svg.encode(), overwrite=True)
-    print(verdict(rows) if "training_unguided" in rows[-1] else fitting(rows))
+    print(describe_fit(rows) if "training_unguided" in rows[-1] else fitting(rows))
 
 
 def read(log: Path) -> Rows:
@@ -52,10 +52,10 @@ def fitting(rows: Rows) -> str:
     last, lowest = rows[-1], min(rows, key=lambda row: row["held_out"])
     earlier = next(row for row in rows if row["step"] >= 0.75 * last["step"])
     figures = f"held-out loss {last['held_out']:.4g}, steps' own loss {last['loss']:.4g}"
-    if last["held_out"] > (1 + RISE) * lowest["held_out"]:
+    if last["held_out"] > (1 + SIGNIFICANT_CHANGE) * lowest["held_out"]:
         where = f"was lowest, {lowest['held_out']:.4g}, after {lowest['step']:.0f} steps"
         return f"overfits: the held-out loss {where}; {figures}"
-    if last["held_out"] < (1 - RISE) * earlier["held_out"]:
+    if last["held_out"] < (1 - SIGNIFICANT_CHANGE) * earlier["held_out"]:
         return f"underfits: the held-out loss fell from {earlier['held_out']:.4g} in the last quarter; {figures}"
     return f"fits: neither over- nor underfits; {figures}"
 

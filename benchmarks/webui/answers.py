@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from controlnet_ext.sdwebui.infotext import read_unit_text
+from controlnet_ext.sdwebui.infotext import parse_unit_text
 
 from .calls import ASKED, IMAGE, Seen, Webui, apart, pixels
 
@@ -55,7 +55,7 @@ def texts(webui: Webui) -> Iterator[Seen]:
     guided = webui.drawn(SAID)
     _, answer = webui.post("/sdapi/v1/png-info", {"image": guided.png})
     text = answer["parameters"].get("ControlNet 0", "")
-    found = read_unit_text(text)
+    found = parse_unit_text(text)
     lost = [key for key, value in SAID.items() if found.get(key) != value]
     yield Seen(
         "/sdapi/v1/png-info: the unit's fields",

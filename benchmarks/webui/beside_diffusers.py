@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from diffusers import ControlNetModel, StableDiffusionPipeline
 
-from controlnet_ext.embedded import FOLDER
+from controlnet_ext.embedded import EMBEDDED_FOLDER
 
 from .calls import SIDE, Seen, Webui
 
@@ -27,8 +27,8 @@ def beside(webui: Webui) -> Seen:
 
 
 def loaded() -> dict[str, Any]:
-    pipe: Any = StableDiffusionPipeline.from_pretrained(FOLDER, local_files_only=True)
-    net: Any = ControlNetModel.from_pretrained(FOLDER / "controlnet_canny")
+    pipe: Any = StableDiffusionPipeline.from_pretrained(EMBEDDED_FOLDER, local_files_only=True)
+    net: Any = ControlNetModel.from_pretrained(EMBEDDED_FOLDER / "controlnet_canny")
     for part in (pipe.unet, pipe.vae, pipe.text_encoder, net):
         part.eval().half().float()
     return {"pipe": pipe, "net": net}

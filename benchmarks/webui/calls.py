@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from controlnet_ext.embedded import PHOTO
+from controlnet_ext.embedded import SAMPLE_PHOTO
 
 SIDE = 128  # of the pictures, in pixels
 ASKED: dict[str, Any] = {
@@ -27,7 +27,7 @@ ASKED: dict[str, Any] = {
     "height": SIDE,
     "sampler_name": "DDIM",
 }
-IMAGE = base64.b64encode(PHOTO.read_bytes()).decode()
+IMAGE = base64.b64encode(SAMPLE_PHOTO.read_bytes()).decode()
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from controlnet_ext.embedded.export_ldm import width_and_heads
-from controlnet_ext.embedded.wide import factor
+from controlnet_ext.embedded.export_ldm import get_width_and_heads
+from controlnet_ext.embedded.wide import compute_width_factor
 from controlnet_ext.files.safetensors import write_weights
 
 RANK, STRENGTH = 4, 0.3
@@ -20,10 +20,10 @@ def main() -> None:
     out = parser.parse_args().out
     from diffusers import UNet2DConditionModel
 
-    from controlnet_ext.embedded import FOLDER
+    from controlnet_ext.embedded import EMBEDDED_FOLDER
 
-    unet = UNet2DConditionModel.from_pretrained(FOLDER / "unet")
-    width = width_and_heads(unet)[0] * factor(unet.config["norm_num_groups"])
+    unet = UNet2DConditionModel.from_pretrained(EMBEDDED_FOLDER / "unet")
+    width = get_width_and_heads(unet)[0] * compute_width_factor(unet.config["norm_num_groups"])
     numbers = torch.Generator().manual_seed(0)
     tensors = {}
     for block in (4, 5, 7, 8):

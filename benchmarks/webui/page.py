@@ -19,7 +19,7 @@ from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 
-from controlnet_ext.embedded import PHOTO
+from controlnet_ext.embedded import SAMPLE_PHOTO
 
 from .calls import ASKED, SIDE, Seen, Webui, apart
 
@@ -110,7 +110,7 @@ class Tab:
 def _worked(tab: Tab) -> Iterator[Seen]:
     """From a picture's upload to all that Generate needs."""
     tab.fresh()
-    tab.one(f"{UNIT}image_0 input[type=file]").send_keys(str(PHOTO))
+    tab.one(f"{UNIT}image_0 input[type=file]").send_keys(str(SAMPLE_PHOTO))
     on = tab.until(lambda: tab.one(f"{UNIT}enabled_0 input").is_selected())
     yield Seen("page: an upload switches the unit on", str(on), on)
     tab.click_word("type", "Canny")

@@ -27,45 +27,47 @@ Out = TypeVar("Out")
 Stage = Callable[[list[In]], list[Out]]
 
 
-class Engine(Protocol):
+class StageEngine(Protocol):
     """Runs a stage over lots. `lost` is what stands for one of a lot that ended the process it was in. With `whole`
     networks run there too, and are loaded there."""
 
-    whole: bool
+    runs_networks: bool
 
     def map(
-        self, stage: Stage[In, Out], lots: Iterable[list[In]], lost: Callable[[In], Out]
+        self, stage: Stage[In, Out], chunks: Iterable[list[In]], on_crash: Callable[[In], Out]
     ) -> Iterator[list[Out]]: ...
 
 
-class Here:
+class InProcessEngine:
     """In this process, one after the other."""
 
-    whole = False
+    runs_networks = False
 
-    def map(self, stage: Stage[In, Out], lots: Iterable[list[In]], lost: Callable[[In], Out]) -> Iterator[list[Out]]:
-        return map(stage, lots)
+    def map(
+        self, stage: Stage[In, Out], chunks: Iterable[list[In]], on_crash: Callable[[In], Out]
+    ) -> Iterator[list[Out]]:
+        return map(stage, chunks)
 
 
-def threads(count: int, stage: Callable[[In], Out], lots: Iterable[In]) -> Generator[Out, None, None]:
+def map_in_threads(workers: int, stage: Callable[[In], Out], chunks: Iterable[In]) -> Generator[Out, None, None]:
     """A stage over lots in so many threads of this process."""
-    with shut(ThreadPoolExecutor(count)) as pool:
-        yield from in_order(lambda lot: pool.submit(stage, lot), lots, count)
+    with closing_pool(ThreadPoolExecutor(workers)) as pool:
+        yield from map_ordered(lambda lot: pool.submit(stage, lot), chunks, workers)
 
 
-def in_order(submit: Callable[[In], Future[Out]], lots: Iterable[In], ahead: int) -> Iterator[Out]:
+def map_ordered(submit: Callable[[In], Future[Out]], chunks: Iterable[In], max_in_flight: int) -> Iterator[Out]:
     """The results of lots, in their order, with up to `ahead` of them under way."""
     waiting: deque[Future[Out]] = deque()
-    for lot in lots:
+    for lot in chunks:
         waiting.append(submit(lot))
-        if len(waiting) >= ahead:
+        if len(waiting) >= max_in_flight:
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
 
 
 @contextmanager
-def shut(pool: Executor) -> Iterator[Executor]:
+def closing_pool(pool: Executor) -> Iterator[Executor]:
     """The pool; at the end what has not begun is dropped, what has is waited for."""
     try:
         yield pool
@@ -73,76 +75,80 @@ def shut(pool: Executor) -> Iterator[Executor]:
         pool.shutdown(cancel_futures=True)
 
 
-_TRIM, _MMAP = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's malloc.h
-LARGEST = 2**25  # bytes of a block that is kept, the most that glibc takes; larger ones go back to the system
-KEPT = 2**28  # bytes of freed blocks together
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's malloc.h
+MMAP_THRESHOLD_BYTES = (
+    2**25
+)  # bytes of a block that is kept, the most that glibc takes; larger ones go back to the system
+TRIM_THRESHOLD_BYTES = 2**28  # bytes of freed blocks together
 
 
-def keep_freed() -> None:
+def keep_heap() -> None:
     """Has this process keep the memory of arrays that are freed, where its C library is glibc; elsewhere nothing
     changes. By default every array goes back to the system, which clears the next one's memory again, page by page:
     half of the time of a job of model-free maps."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
-        mallopt(_TRIM, KEPT)
-        mallopt(_MMAP, LARGEST)
+        mallopt(_M_TRIM_THRESHOLD, TRIM_THRESHOLD_BYTES)
+        mallopt(_M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)
 
 
-AHEAD = 3  # lots under way for each process: one at work, one waiting, one being taken
+CHUNKS_PER_PROCESS = 3  # lots under way for each process: one at work, one waiting, one being taken
 
 
-class Processes:
+class ProcessEngine:
     """An engine of so many processes. They end with this one, however it ends."""
 
-    whole = False
+    runs_networks = False
 
-    def __init__(self, jobs: int):
-        self._jobs = jobs
+    def __init__(self, process_count: int):
+        self._process_count = process_count
 
-    def map(self, stage: Stage[In, Out], lots: Iterable[list[In]], lost: Callable[[In], Out]) -> Iterator[list[Out]]:
-        line: _Line[In, Out] = _Line(self._jobs, stage, lost)
+    def map(
+        self, stage: Stage[In, Out], chunks: Iterable[list[In]], on_crash: Callable[[In], Out]
+    ) -> Iterator[list[Out]]:
+        line: _ChunkQueue[In, Out] = _ChunkQueue(self._process_count, stage, on_crash)
         try:
-            for lot in lots:
+            for lot in chunks:
                 line.put(lot)
-                if len(line.waiting) >= AHEAD * self._jobs:
+                if len(line.in_flight) >= CHUNKS_PER_PROCESS * self._process_count:
                     yield line.take()
-            while line.waiting:
+            while line.in_flight:
                 yield line.take()
         finally:
             line.pool.shutdown(cancel_futures=True)
 
 
-class _Line(Generic[In, Out]):
+class _ChunkQueue(Generic[In, Out]):
     """Lots on their way through processes."""
 
-    def __init__(self, jobs: int, stage: Stage[In, Out], lost: Callable[[In], Out]):
-        self._jobs, self._stage, self._lost = jobs, stage, lost
-        self.pool = _pool(jobs)
-        self.waiting: deque[tuple[list[In], Future[list[Out]]]] = deque()
+    def __init__(self, process_count: int, stage: Stage[In, Out], on_crash: Callable[[In], Out]):
+        self._process_count, self._stage, self._on_crash = process_count, stage, on_crash
+        self.pool = _make_pool(process_count)
+        self.in_flight: deque[tuple[list[In], Future[list[Out]]]] = deque()
 
-    def put(self, lot: list[In]) -> None:
+    def put(self, chunk: list[In]) -> None:
         try:
-            future = _submit(self.pool, self._stage, lot)
+            future = _submit(self.pool, self._stage, chunk)
         except BrokenProcessPool as error:  # by one that waits, and is found out when it is taken
             future = Future()
             future.set_exception(error)
-        self.waiting.append((lot, future))
+        self.in_flight.append((chunk, future))
 
     def take(self) -> list[Out]:
         """The result of the longest waiting."""
-        lot, future = self.waiting.popleft()
+        lot, future = self.in_flight.popleft()
         try:
             return future.result()
         except BrokenProcessPool:
             self.pool.shutdown()
-            done = [self._alone(one) for one in lot]
-            self.pool = _pool(self._jobs)
-            for other, _ in [self.waiting.popleft() for _ in range(len(self.waiting))]:
+            done = [self._run_isolated(one) for one in lot]
+            self.pool = _make_pool(self._process_count)
+            for other, _ in [self.in_flight.popleft() for _ in range(len(self.in_flight))]:
                 self.put(other)
             return done
 
-    def _alone(self, one: In) -> Out:
-        with shut(_pool(1)) as pool:
+    def _run_isolated(self, item: In) -> Out:
+        with closing_pool(_make_pool(1)) as pool:
             try:
                 _submit(pool, list, []).result()
             except BrokenProcessPool:
@@ -150,32 +156,32 @@ class _Line(Generic[In, Out]):
                     "processes end as they begin: a script that calls this does so below if __name__ == '__main__'"
                 ) from None
             try:
-                return _submit(pool, self._stage, [one]).result()[0]
+                return _submit(pool, self._stage, [item]).result()[0]
             except BrokenProcessPool:
-                return self._lost(one)
+                return self._on_crash(item)
 
 
-def _pool(jobs: int) -> ProcessPoolExecutor:
+def _make_pool(process_count: int) -> ProcessPoolExecutor:
     context = multiprocessing.get_context("spawn")  # a fork copies torch's threads, and locks that they hold
-    return ProcessPoolExecutor(jobs, context, _begin)
+    return ProcessPoolExecutor(process_count, context, _initialize_process)
 
 
-def _submit(pool: Any, stage: Stage[In, Out], lot: list[In]) -> Future[list[Out]]:
-    with _no_interrupt():  # a process may start, which is not to be interrupted but stopped
-        return pool.submit(stage, lot)
+def _submit(pool: Any, stage: Stage[In, Out], chunk: list[In]) -> Future[list[Out]]:
+    with _block_sigint():  # a process may start, which is not to be interrupted but stopped
+        return pool.submit(stage, chunk)
 
 
-def _begin() -> None:
+def _initialize_process() -> None:
     """In a new process: one thread for OpenCV, Ctrl-C is the parent's, and no life without the parent."""
     import cv2
 
-    keep_freed()
+    keep_heap()
     cv2.setNumThreads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _end_with_parent() -> None:
+def _exit_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])
@@ -183,7 +189,7 @@ def _end_with_parent() -> None:
 
 
 @contextmanager
-def _no_interrupt() -> Iterator[None]:
+def _block_sigint() -> Iterator[None]:
     if os.name == "nt":
         yield
         return

@@ -15,17 +15,28 @@ from dataclasses import dataclass
 from itertools import count, islice
 from typing import Protocol
 
-from .engines import Engine, threads
-from .record import ERRORS, Errors, Record, begin, finish
-from .stages import After, Encode, Keep, Loading, Networks, Picture, Read, Result, Store, lost
+from .engines import StageEngine, map_in_threads
+from .record import ERRORS_FILE, ErrorLog, JobRecord, close_state, lock_state
+from .stages import (
+    Chain,
+    EncodeStage,
+    ImageResult,
+    InputImage,
+    LazyNetworks,
+    NetworkStage,
+    ReadStage,
+    ResultStore,
+    WriteStage,
+    crashed_item,
+)
 
-WRITERS = 8  # threads, which mostly wait for the disk: flushed 8 at a time a file takes 3.7 ms, alone 15
+WRITER_THREADS = 8  # threads, which mostly wait for the disk: flushed 8 at a time a file takes 3.7 ms, alone 15
 
 
-class Source(Protocol):
+class ImageSource(Protocol):
     """Pictures in a fixed order."""
 
-    def pictures(self, start: int) -> Generator[Picture, None, None]:
+    def iter_images(self, start: int) -> Generator[InputImage, None, None]:
         """Those from `start` on."""
 
 
@@ -34,21 +45,21 @@ class Sink(Protocol):
     are done, all there are when it has `finished`."""
 
     @property
-    def store(self) -> Store: ...
+    def store(self) -> ResultStore: ...
 
     @property
-    def start(self) -> int: ...
+    def start_index(self) -> int: ...
 
     @property
-    def finished(self) -> bool: ...
+    def is_finished(self) -> bool: ...
 
-    def before(self) -> Iterable[Result]:
+    def earlier_results(self) -> Iterable[ImageResult]:
         """The results of these pictures, without files."""
 
-    def done(self, picture: Picture) -> bool:
+    def is_done(self, image: InputImage) -> bool:
         """Whether it has this picture's result, of an earlier run."""
 
-    def add(self, result: Result) -> None: ...
+    def add(self, result: ImageResult) -> None: ...
 
     def finish(self) -> None:
         """The last result is there."""
@@ -57,104 +68,106 @@ class Sink(Protocol):
 
 
 @dataclass(frozen=True)
-class Recipe:
+class MapRecipe:
     """What is made of every picture. `networks` is None where no preprocessor needs weights. `size`
     pictures are a lot, which networks take at once: as the last bits of a result depend on what was beside it, lots are
     the same in every run and in all shards."""
 
-    names: tuple[str, ...]
-    read: Read
-    networks: Networks | Loading | None
-    size: int
+    spec_names: tuple[str, ...]
+    read_stage: ReadStage
+    networks: NetworkStage | LazyNetworks | None
+    chunk_size: int
     json: bool
     sixteen_bit: bool
 
 
-def mine(lot: int, shard: tuple[int, int]) -> bool:
+def is_in_shard(chunk_index: int, shard: tuple[int, int]) -> bool:
     """Whether a lot belongs to shard (i, n), which takes every n-th."""
-    return lot % shard[1] == shard[0]
+    return chunk_index % shard[1] == shard[0]
 
 
-def results(
-    source: Source, sink: Sink, recipe: Recipe, engine: Engine, shard: tuple[int, int] = (0, 1)
-) -> Generator[Result, None, None]:
+def run_stages(
+    source: ImageSource, sink: Sink, recipe: MapRecipe, engine: StageEngine, shard: tuple[int, int] = (0, 1)
+) -> Generator[ImageResult, None, None]:
     """The results of the pictures that are not done yet, in their order."""
-    lots = _lots(source, sink, recipe, shard)
-    encode, keep = Encode(recipe.names, recipe.json, recipe.sixteen_bit), Keep(sink.store)
-    if recipe.networks is None or engine.whole:
-        maps = recipe.read if recipe.networks is None else After(recipe.read, recipe.networks)
-        made = engine.map(After(maps, encode), lots, lambda picture: encode([lost(picture)])[0])
-        kept = threads(WRITERS, keep, made)
+    lots = _iter_chunks(source, sink, recipe, shard)
+    encode, keep = EncodeStage(recipe.spec_names, recipe.json, recipe.sixteen_bit), WriteStage(sink.store)
+    if recipe.networks is None or engine.runs_networks:
+        maps = recipe.read_stage if recipe.networks is None else Chain(recipe.read_stage, recipe.networks)
+        made = engine.map(Chain(maps, encode), lots, lambda picture: encode([crashed_item(picture)])[0])
+        kept = map_in_threads(WRITER_THREADS, keep, made)
     else:
-        sheets = map(recipe.networks, engine.map(recipe.read, lots, lost))
-        kept = threads(WRITERS, After(encode, keep), sheets)
+        sheets = map(recipe.networks, engine.map(recipe.read_stage, lots, crashed_item))
+        kept = map_in_threads(WRITER_THREADS, Chain(encode, keep), sheets)
     for lot in kept:
-        yield from (result for result in lot if result.picture.index >= sink.start)
+        yield from (result for result in lot if result.image.index >= sink.start_index)
 
 
-def _lots(source: Source, sink: Sink, recipe: Recipe, shard: tuple[int, int]) -> Iterator[list[Picture]]:
-    first = sink.start // recipe.size
-    pictures = source.pictures(first * recipe.size)
+def _iter_chunks(
+    source: ImageSource, sink: Sink, recipe: MapRecipe, shard: tuple[int, int]
+) -> Iterator[list[InputImage]]:
+    first = sink.start_index // recipe.chunk_size
+    pictures = source.iter_images(first * recipe.chunk_size)
     for i in count(first):
-        lot = list(islice(pictures, recipe.size))
+        lot = list(islice(pictures, recipe.chunk_size))
         if not lot:
             return
-        left = [picture for picture in lot if not sink.done(picture)]
-        if left and mine(i, shard):
+        left = [picture for picture in lot if not sink.is_done(picture)]
+        if left and is_in_shard(i, shard):
             yield left if recipe.networks is None else lot
 
 
-TERMINAL, ELSEWHERE = 0.2, 60.0  # seconds between two
-LINES = 20  # of errors; the others are only counted, and in the errors file
+TERMINAL_INTERVAL, LOG_INTERVAL = 0.2, 60.0  # seconds between two
+MAX_ERROR_LINES = 20  # of errors; the others are only counted, and in the errors file
 
 
-class Progress:
+class JobProgress:
     """Counts pictures of a source, which has `total` if that is known. Those that are done already, or another shard's,
     come between: the time left is by how fast the place in the source grows, the rate by how many were done."""
 
-    def __init__(self, total: int | None, say: Callable[[str], None]):
-        self._total, self._say = total, say
-        self._terminal = sys.stderr.isatty()
-        self._begin = self._last = time.monotonic()
-        self._first: int | None = None
+    def __init__(self, total: int | None, log: Callable[[str], None]):
+        self._total, self._log = total, log
+        self._is_terminal = sys.stderr.isatty()
+        self._start_time = self._last_shown = time.monotonic()
+        self._first_index: int | None = None
         self._count = self._errors = 0
 
     def add(self, index: int) -> None:
         """The picture at this place in the source is done."""
-        self._first = index if self._first is None else self._first
+        self._first_index = index if self._first_index is None else self._first_index
         self._count += 1
         now = time.monotonic()
-        if now - self._last >= (TERMINAL if self._terminal else ELSEWHERE):
-            self._last, seconds = now, now - self._begin
+        if now - self._last_shown >= (TERMINAL_INTERVAL if self._is_terminal else LOG_INTERVAL):
+            self._last_shown, seconds = now, now - self._start_time
             rate = f"{self._count / seconds:.1f} a second"
             if self._total is None:
                 self._show(f"{index + 1} pictures, {rate}")
             else:
-                left = duration((self._total - index - 1) * seconds / (index + 1 - self._first))
+                left = format_duration((self._total - index - 1) * seconds / (index + 1 - self._first_index))
                 self._show(f"{index + 1} of {self._total} pictures, {rate}, {left} left")
 
-    def error(self, words: str) -> None:
+    def add_error(self, message: str) -> None:
         """A line of its own for something that failed, for the first of them."""
         self._errors += 1
-        if self._errors <= LINES:
+        if self._errors <= MAX_ERROR_LINES:
             self._clear()
-            self._say(f"controlnet-ext: {words}")
+            self._log(f"controlnet-ext: {message}")
 
     def close(self) -> None:
         self._clear()
 
-    def _show(self, words: str) -> None:
-        if self._terminal:
-            print(f"\r\x1b[K{words}", end="", file=sys.stderr, flush=True)
+    def _show(self, message: str) -> None:
+        if self._is_terminal:
+            print(f"\r\x1b[K{message}", end="", file=sys.stderr, flush=True)
         else:
-            self._say(words)
+            self._log(message)
 
     def _clear(self) -> None:
-        if self._terminal:
+        if self._is_terminal:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Hours, minutes and seconds: 1:02:03."""
     whole = round(seconds)
     return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
@@ -165,52 +178,56 @@ class Stream:
     """A source, of `total` pictures where that is known, of which the shard takes its part, what opens its sink once
     the job has begun, and what there is to do `after` the last picture."""
 
-    source: Source
-    sink: Callable[[], Sink]
+    source: ImageSource
+    open_sink: Callable[[], Sink]
     total: int | None
     shard: tuple[int, int] = (0, 1)
-    after: Callable[[], None] = lambda: None
+    on_finish: Callable[[], None] = lambda: None
 
 
-def work(
+def run_job(
     streams: Sequence[Stream],
-    recipe: Recipe,
-    engine: Engine,
-    record: Record,
-    say: Callable[[str], None],
-    again: bool = True,
+    recipe: MapRecipe,
+    engine: StageEngine,
+    record: JobRecord,
+    log: Callable[[str], None],
+    retry_failed: bool = True,
 ) -> int:
     """Does what is left of the job and gives the number of pictures that failed, which are in the errors file. `again`:
     the same job, begun another time, tries these again. Raises OSError when results cannot be written."""
-    with begin(record):
-        errors = Errors(record.folder)
+    with lock_state(record):
+        errors = ErrorLog(record.folder)
         done = 0
         for stream in streams:
             with (
-                closing(Progress(stream.total, say)) as progress,
-                closing(stream.sink()) as sink,
-                closing(_results(stream, sink, recipe, engine)) as made,
+                closing(JobProgress(stream.total, log)) as progress,
+                closing(stream.open_sink()) as sink,
+                closing(_remaining_results(stream, sink, recipe, engine)) as made,
             ):
-                for result in sink.before():
+                for result in sink.earlier_results():
                     errors.add(result)
                     done += 1
                 for result in made:
                     sink.add(result)
                     errors.add(result)
                     for error in result.errors:
-                        progress.error(error)
-                    progress.add(result.picture.index)
+                        progress.add_error(error)
+                    progress.add(result.image.index)
                     done += 1
-                if not sink.finished:
+                if not sink.is_finished:
                     sink.finish()
-                    stream.after()
-        say(f"{done - errors.pictures} of {done} pictures done")
-        if errors.pictures:
-            say(f"{errors.pictures} failed: see {record.folder / ERRORS}")
-        finish(record, again)  # the last there is to do: without its record the job is not known when it is run again
-    return errors.pictures
+                    stream.on_finish()
+        log(f"{done - errors.failed_count} of {done} pictures done")
+        if errors.failed_count:
+            log(f"{errors.failed_count} failed: see {record.folder / ERRORS_FILE}")
+        close_state(
+            record, retry_failed
+        )  # the last there is to do: without its record the job is not known when it is run again
+    return errors.failed_count
 
 
-def _results(stream: Stream, sink: Sink, recipe: Recipe, engine: Engine) -> Generator[Result, None, None]:
-    if not sink.finished:
-        yield from results(stream.source, sink, recipe, engine, stream.shard)
+def _remaining_results(
+    stream: Stream, sink: Sink, recipe: MapRecipe, engine: StageEngine
+) -> Generator[ImageResult, None, None]:
+    if not sink.is_finished:
+        yield from run_stages(stream.source, sink, recipe, engine, stream.shard)

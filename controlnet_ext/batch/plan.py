@@ -15,214 +15,246 @@ from typing import Any, NamedTuple
 
 import cv2
 
-from ..preprocessors.registry import Ready
-from .formats.folder import Files, Folder, Place
-from .formats.journal import Form, box
-from .formats.lists import listed, write_list
-from .formats.tables import Rows, Table
-from .formats.tars import Shard, Tar
-from .formats.videos import CODES, Film, Video
-from .inputs import SUFFIXES, TABLES, TARS, File, by_kind
-from .job import Recipe, Sink, Source, Stream, mine
-from .record import Record, beside, look
-from .request import STDOUT, Order, check, originals, target
-from .stages import Loading, Networks, Read, endings
+from ..preprocessors.registry import LoadedPreprocessor
+from .formats.folder import FileSource, FolderSink, FolderStore
+from .formats.journal import OutputFormat, open_journaled_output
+from .formats.lists import read_list, write_list
+from .formats.tables import ParquetOutput, ParquetSource
+from .formats.tars import TarOutput, TarSource
+from .formats.videos import FOURCC_BY_SUFFIX, VideoOutput, VideoSource
+from .inputs import IMAGE_SUFFIXES, TABLE_SUFFIXES, TAR_SUFFIXES, InputFile, split_by_kind
+from .job import ImageSource, MapRecipe, Sink, Stream, is_in_shard
+from .record import JobRecord, read_state, state_dir_for
+from .request import STDOUT, MapRequest, check_targets, exclude_results, result_path
+from .stages import LazyNetworks, NetworkStage, ReadStage, list_file_endings
 
 
-class Output(NamedTuple):
+class ContainerOutput(NamedTuple):
     """A source, of `total` pictures where that is known, and the form that comes of it in the files `paths`."""
 
-    source: Source
+    source: ImageSource
     total: int | None
-    form: Form
+    format: OutputFormat
     paths: tuple[str, ...]
 
 
-def output(order: Order, file: File, single: bool) -> Output:
+def plan_output(request: MapRequest, file: InputFile, is_only_result: bool) -> ContainerOutput:
     """What comes of a file, in the folder OUT, or OUT itself where it can stand for the `single` result.
     ValueError when its kind cannot be what is asked for, or the only file is not what its name says."""
-    names = [entry.name for entry in order.entries]
-    ends = endings(names, order.json)
+    names = [entry.name for entry in request.specs]
+    ends = list_file_endings(names, request.json)
     path = file.path.lower()
-    if path.endswith(TARS):
-        place = _place(order, file, single, (".tar",))
-        return _checked(Output(Tar(file.path, order.masked), None, Shard(Path(place)), (place,)), single)
-    if path.endswith(TABLES):
-        place = _place(order, file, single, TABLES)
-        rows = Rows(Path(place), file.path, tuple(ends))
-        rows.check()
-        table = Table(file.path, order.masked)
-        table.check()
-        return Output(table, len(table), rows, (place,))
-    if order.masked:
-        raise ValueError(f"{file.path!r} is a video, which has no masks")
-    if order.json or order.sixteen_bit:
-        raise ValueError(
-            f"--{'json' if order.json else 'sixteen-bit'} has no place in a video, which {file.path!r} becomes"
+    if path.endswith(TAR_SUFFIXES):
+        place = _output_path(request, file, is_only_result, (".tar",))
+        return _check_source(
+            ContainerOutput(TarSource(file.path, request.needs_mask), None, TarOutput(Path(place)), (place,)),
+            is_only_result,
         )
-    places = {name: _place(order, file, single and len(names) == 1, _film_suffixes(file), f"_{name}") for name in names}
-    film = Film({name: Path(place) for name, place in places.items()}, file.path)
-    video = Video(file.path)
-    return _checked(Output(video, len(video) or None, film, tuple(places.values())), single)
+    if path.endswith(TABLE_SUFFIXES):
+        place = _output_path(request, file, is_only_result, TABLE_SUFFIXES)
+        rows = ParquetOutput(Path(place), file.path, tuple(ends))
+        rows.check_columns()
+        table = ParquetSource(file.path, request.needs_mask)
+        table.check_columns()
+        return ContainerOutput(table, len(table), rows, (place,))
+    if request.needs_mask:
+        raise ValueError(f"{file.path!r} is a video, which has no masks")
+    if request.json or request.sixteen_bit:
+        raise ValueError(
+            f"--{'json' if request.json else 'sixteen-bit'} has no place in a video, which {file.path!r} becomes"
+        )
+    places = {
+        name: _output_path(request, file, is_only_result and len(names) == 1, _list_video_suffixes(file), f"_{name}")
+        for name in names
+    }
+    film = VideoOutput({name: Path(place) for name, place in places.items()}, file.path)
+    video = VideoSource(file.path)
+    return _check_source(ContainerOutput(video, len(video) or None, film, tuple(places.values())), is_only_result)
 
 
-def _checked(made: Output, single: bool) -> Output:
-    if single:
-        with closing(made.source.pictures(0)) as pictures:
+def _check_source(output: ContainerOutput, is_only_result: bool) -> ContainerOutput:
+    if is_only_result:
+        with closing(output.source.iter_images(0)) as pictures:
             first = next(pictures, None)
         if first and not first.key and isinstance(first.content, ValueError):
             raise first.content
-    return made
+    return output
 
 
-def stream(made: Output, number: int, record: Record) -> Stream:
+def make_output_stream(output: ContainerOutput, index: int, record: JobRecord) -> Stream:
     """The stream that makes an output, the one of this number in its job."""
 
     def sink() -> Sink:
-        part = Path(made.paths[0]).parent / f".{record.mark}{number}.box"
-        return box(made.form, part, record.folder / f"{number}.journal")
+        part = Path(output.paths[0]).parent / f".{record.temp_prefix}{index}.box"
+        return open_journaled_output(output.format, part, record.folder / f"{index}.journal")
 
-    return Stream(made.source, sink, made.total)
+    return Stream(output.source, sink, output.total)
 
 
-def _film_suffixes(file: File) -> tuple[str, ...]:
+def _list_video_suffixes(file: InputFile) -> tuple[str, ...]:
     """Those a video's maps may have, the one they have in a folder first."""
     own = os.path.splitext(file.path)[1].lower()
-    return (own, *CODES) if own in CODES else tuple(CODES)
+    return (own, *FOURCC_BY_SUFFIX) if own in FOURCC_BY_SUFFIX else tuple(FOURCC_BY_SUFFIX)
 
 
-def _place(order: Order, file: File, single: bool, suffixes: Sequence[str], more: str = "") -> str:
-    is_folder = order.out.endswith(("/", os.sep)) or os.path.isdir(order.out)
-    if order.out == STDOUT:
+def _output_path(
+    request: MapRequest, file: InputFile, is_only_result: bool, suffixes: Sequence[str], stem_suffix: str = ""
+) -> str:
+    is_folder = request.out.endswith(("/", os.sep)) or os.path.isdir(request.out)
+    if request.out == STDOUT:
         raise ValueError(f"what becomes of {file.path!r} does not go to stdout: name a folder")
-    if single and not is_folder and order.out.lower().endswith(tuple(suffixes)):
-        return order.out
+    if is_only_result and not is_folder and request.out.lower().endswith(tuple(suffixes)):
+        return request.out
     if not is_folder and (
-        os.path.lexists(order.out) or order.out.lower().endswith((*SUFFIXES, *TARS, *CODES, *TABLES))
+        os.path.lexists(request.out)
+        or request.out.lower().endswith((*IMAGE_SUFFIXES, *TAR_SUFFIXES, *FOURCC_BY_SUFFIX, *TABLE_SUFFIXES))
     ):
-        raise ValueError(f"{order.out!r} is a file, expected a folder, or for one result a {' or '.join(suffixes)}")
+        raise ValueError(f"{request.out!r} is a file, expected a folder, or for one result a {' or '.join(suffixes)}")
     stem = next((file.key.removesuffix(end) for end in (".tar",) if file.key.lower().endswith(end)), file.key)
-    return os.path.join(order.out, f"{stem}{more}{suffixes[0]}")
+    return os.path.join(request.out, f"{stem}{stem_suffix}{suffixes[0]}")
 
 
-TOGETHER = 4  # pictures that a process is given at once where no network takes a batch
+MODEL_FREE_CHUNK_SIZE = 4  # pictures that a process is given at once where no network takes a batch
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class JobPlan:
     """Streams, and the record of the job that they are."""
 
     streams: tuple[Stream, ...]
-    record: Record
+    record: JobRecord
 
 
-def planned(
-    order: Order, files: Sequence[File], shard: tuple[int, int] | None, size: int, more: dict[str, Any]
-) -> Plan:
+def plan_job(
+    request: MapRequest,
+    files: Sequence[InputFile],
+    shard: tuple[int, int] | None,
+    chunk_size: int,
+    extra_identity: dict[str, Any],
+) -> JobPlan:
     """The plan for these files, in lots of `size`. With the order, `more` is all that results depend on: a job that is
     run again is the same job if these are. A file that holds pictures is not divided, so shards take every n-th of
     them. Raises what `look`, `check` and `output` do, before anything is written."""
-    pictures, lists, boxes = by_kind(files)
+    pictures, lists, boxes = split_by_kind(files)
     single = len(files) == len(boxes) == 1 and shard is None
     if not single:
-        order.single(max(2, len(files)) * len(order.entries))
-    record = look(beside(order.out, shard), _job(order, [*lists, *boxes], more), order.overwrite)
-    draft = _Draft(order, record, shard or (0, 1), size)
-    if record.begun or shard is not None:
-        pictures = originals(pictures, draft.ends, order.out)
-    rows = [listed(file.path, order.masked) for file in lists]
-    outputs = [output(order, file, single) for file in boxes]
+        request.resolve_single_output(max(2, len(files)) * len(request.specs))
+    record = read_state(
+        state_dir_for(request.out, shard), _job_identity(request, [*lists, *boxes], extra_identity), request.overwrite
+    )
+    draft = _StreamPlanner(request, record, shard or (0, 1), chunk_size)
+    if record.is_resumed or shard is not None:
+        pictures = exclude_results(pictures, draft.file_endings, request.out)
+    rows = [read_list(file.path, request.needs_mask) for file in lists]
+    outputs = [plan_output(request, file, single) for file in boxes]
     wanted = chain(
-        *(draft.targets(some) for some in (pictures, *rows)),
-        ((file.path, [draft.list_place(file)], draft.expected or shard is not None) for file in lists),
-        ((f.path, made.paths, draft.expects(i)) for i, (f, made) in enumerate(zip(boxes, outputs, strict=True))),
+        *(draft.iter_targets(some) for some in (pictures, *rows)),
+        ((file.path, [draft.list_path(file)], draft.may_exist or shard is not None) for file in lists),
+        (
+            (f.path, made.paths, draft.chunk_may_exist(i))
+            for i, (f, made) in enumerate(zip(boxes, outputs, strict=True))
+        ),
         ((file.mask, [], True) for some in (pictures, *rows) for file in some if file.mask),
     )
-    check(wanted, own=False)
-    streams = [draft.stream(pictures)] if pictures else []
-    streams += [draft.stream(some, draft.listing(file)) for file, some in zip(lists, rows, strict=True)]
-    streams += [stream(made, i, record) for i, made in enumerate(outputs) if mine(i, draft.shard)]
-    return Plan(tuple(streams), record)
+    check_targets(wanted, may_replace_source=False)
+    streams = [draft.make_stream(pictures)] if pictures else []
+    streams += [draft.make_stream(some, draft.list_writer(file)) for file, some in zip(lists, rows, strict=True)]
+    streams += [make_output_stream(made, i, record) for i, made in enumerate(outputs) if is_in_shard(i, draft.shard)]
+    return JobPlan(tuple(streams), record)
 
 
-def _job(order: Order, holding: Sequence[File], more: dict[str, Any]) -> dict[str, Any]:
+def _job_identity(
+    request: MapRequest, containers: Sequence[InputFile], extra_identity: dict[str, Any]
+) -> dict[str, Any]:
     """What makes a job the same: where it goes on inside of a file, that file may not have changed."""
-    found = [(os.path.abspath(file.path), os.stat(file.path)) for file in holding]
+    found = [(os.path.abspath(file.path), os.stat(file.path)) for file in containers]
     return {
-        "preprocessors": [entry.name for entry in order.entries],
-        "values": list(order.values),
-        "json": order.json,
-        "sixteen_bit": order.sixteen_bit,
-        "overwrite": order.overwrite,
+        "preprocessors": [entry.name for entry in request.specs],
+        "values": list(request.parameters),
+        "json": request.json,
+        "sixteen_bit": request.sixteen_bit,
+        "overwrite": request.overwrite,
         "opencv": cv2.__version__,  # encodes
         "holding": [(path, stat.st_size, stat.st_mtime_ns) for path, stat in found],
-        **more,
+        **extra_identity,
     }
 
 
 @dataclass(frozen=True)
-class _Draft:
+class _StreamPlanner:
     """Where the results of files go, in lots of `size`."""
 
-    order: Order
-    record: Record
+    request: MapRequest
+    record: JobRecord
     shard: tuple[int, int]
-    size: int
+    chunk_size: int
 
     @property
-    def names(self) -> list[str]:
-        return [entry.name for entry in self.order.entries]
+    def spec_names(self) -> list[str]:
+        return [entry.name for entry in self.request.specs]
 
     @property
-    def ends(self) -> list[str]:
-        return endings(self.names, self.order.json)
+    def file_endings(self) -> list[str]:
+        return list_file_endings(self.spec_names, self.request.json)
 
     @property
-    def expected(self) -> bool:
+    def may_exist(self) -> bool:
         """Whether results may be there already."""
-        return self.record.begun or self.order.overwrite
+        return self.record.is_resumed or self.request.overwrite
 
-    def expects(self, lot: int) -> bool:
+    def chunk_may_exist(self, chunk_index: int) -> bool:
         """Whether those of a lot may, which is perhaps another shard's."""
-        return self.expected or not mine(lot, self.shard)
+        return self.may_exist or not is_in_shard(chunk_index, self.shard)
 
-    def targets(self, files: Sequence[File]) -> Iterator[tuple[str, list[str], bool]]:
-        ends = self.ends
+    def iter_targets(self, files: Sequence[InputFile]) -> Iterator[tuple[str, list[str], bool]]:
+        ends = self.file_endings
         for i, file in enumerate(files):
-            yield file.path, [target(self.order.out, file.key, end) for end in ends], self.expects(i // self.size)
+            yield (
+                file.path,
+                [result_path(self.request.out, file.key, end) for end in ends],
+                self.chunk_may_exist(i // self.chunk_size),
+            )
 
-    def stream(self, files: Sequence[File], after: Callable[[], None] = lambda: None) -> Stream:
-        place = Place(self.order.out, self.record.mark)
-        journal = self.record.folder / "done" if self.order.overwrite else None
+    def make_stream(self, files: Sequence[InputFile], on_finish: Callable[[], None] = lambda: None) -> Stream:
+        place = FolderStore(self.request.out, self.record.temp_prefix)
+        journal = self.record.folder / "done" if self.request.overwrite else None
 
         def sink() -> Sink:
-            if self.record.left:
-                place.sweep({file.key for file in files})
-            return Folder(place, self.ends, journal)
+            if self.record.has_leftovers:
+                place.remove_leftovers({file.key for file in files})
+            return FolderSink(place, self.file_endings, journal)
 
-        return Stream(Files(files), sink, len(files), self.shard, after)
+        return Stream(FileSource(files), sink, len(files), self.shard, on_finish)
 
-    def list_place(self, file: File) -> str:
-        return os.path.join(self.order.out, os.path.basename(file.path))
+    def list_path(self, file: InputFile) -> str:
+        return os.path.join(self.request.out, os.path.basename(file.path))
 
-    def listing(self, file: File) -> Callable[[], None]:
-        return lambda: write_list(file.path, self.list_place(file), self.order.out, self.names)
+    def list_writer(self, file: InputFile) -> Callable[[], None]:
+        return lambda: write_list(file.path, self.list_path(file), self.request.out, self.spec_names)
 
 
-def lot(order: Order, batch: int | None) -> int:
+def choose_chunk_size(request: MapRequest, batch_size: int | None) -> int:
     """How many pictures go through the stages together."""
-    return (batch or 1) if order.networks else TOGETHER
+    return (batch_size or 1) if request.needs_networks else MODEL_FREE_CHUNK_SIZE
 
 
-def recipe(order: Order, networks: Networks | Loading | None, size: int) -> Recipe:
+def build_recipe(request: MapRequest, networks: NetworkStage | LazyNetworks | None, chunk_size: int) -> MapRecipe:
     """How a job makes its maps of lots of that size."""
-    made = zip(order.entries, order.values, strict=True)
-    quick = tuple((entry.name, values) for entry, values in made if not isinstance(entry.make, type))
-    names = tuple(entry.name for entry in order.entries)
-    return Recipe(names, Read(quick, networks is not None), networks, size, order.json, order.sixteen_bit)
+    made = zip(request.specs, request.parameters, strict=True)
+    quick = tuple((entry.name, values) for entry, values in made if not isinstance(entry.factory, type))
+    names = tuple(entry.name for entry in request.specs)
+    return MapRecipe(
+        names, ReadStage(quick, networks is not None), networks, chunk_size, request.json, request.sixteen_bit
+    )
 
 
-def networks(ready: Sequence[Ready], values: Sequence[dict[str, Any]]) -> Networks | None:
+def build_network_stage(
+    preprocessors: Sequence[LoadedPreprocessor], parameters: Sequence[dict[str, Any]]
+) -> NetworkStage | None:
     """Those of the preprocessors that have something to load."""
-    slow = [(make, chosen) for make, chosen in zip(ready, values, strict=True) if isinstance(make.entry.make, type)]
-    return Networks(tuple(slow)) if slow else None
+    slow = [
+        (make, chosen)
+        for make, chosen in zip(preprocessors, parameters, strict=True)
+        if isinstance(make.spec.factory, type)
+    ]
+    return NetworkStage(tuple(slow)) if slow else None

@@ -11,30 +11,32 @@ from typing import Any
 
 import cv2
 
-from .engines import In, Out, Stage, keep_freed
+from .engines import In, Out, Stage, keep_heap
 
-AHEAD = 2  # lots under way for each worker
+CHUNKS_PER_WORKER = 2  # lots under way for each worker
 
 
-class Ray:
+class RayEngine:
     """An engine of so many workers, each with a CPU, and a GPU if asked for: of the cluster that RAY_ADDRESS names or
     that runs on this machine, else of one that is started here. ValueError where ray is not installed."""
 
-    whole = True
+    runs_networks = True
 
-    def __init__(self, workers: int, gpu: bool):
+    def __init__(self, worker_count: int, use_gpu: bool):
         try:
             self._ray: Any = importlib.import_module("ray")
         except ImportError as error:
             raise ValueError(f'--engine ray needs ray: pip install "controlnet-ext[ray]" ({error})') from None
-        self._workers, self._gpu = workers, gpu
+        self._worker_count, self._use_gpu = worker_count, use_gpu
 
-    def map(self, stage: Stage[In, Out], lots: Iterable[list[In]], lost: Callable[[In], Out]) -> Iterator[list[Out]]:
+    def map(
+        self, stage: Stage[In, Out], chunks: Iterable[list[In]], on_crash: Callable[[In], Out]
+    ) -> Iterator[list[Out]]:
         ray = self._ray
         if not ray.is_initialized():
             ray.init(include_dashboard=False, log_to_driver=False)
-        place = ray.remote(num_cpus=1, num_gpus=int(self._gpu), max_restarts=-1)(_Place)
-        places = [place.remote(stage, os.getcwd()) for _ in range(self._workers)]
+        place = ray.remote(num_cpus=1, num_gpus=int(self._use_gpu), max_restarts=-1)(_StageWorker)
+        places = [place.remote(stage, os.getcwd()) for _ in range(self._worker_count)]
         try:
             ray.get([worker.work.remote([]) for worker in places])
         except ray.exceptions.RayActorError as error:  # its last line says of what
@@ -50,13 +52,13 @@ class Ray:
             except ray.exceptions.RayTaskError as error:
                 raise error.cause from None
             except ray.exceptions.RayActorError:  # it died, and is started again
-                return [self._alone(worker, one, lost) for one in lot]
+                return [self._run_isolated(worker, one, on_crash) for one in lot]
 
         try:
-            for i, lot in zip(count(), lots):
+            for i, lot in zip(count(), chunks):
                 worker = places[i % len(places)]
                 waiting.append((worker, lot, worker.work.remote(lot)))
-                if len(waiting) >= AHEAD * len(places):
+                if len(waiting) >= CHUNKS_PER_WORKER * len(places):
                     yield take()
             while waiting:
                 yield take()
@@ -64,21 +66,21 @@ class Ray:
             for worker in places:
                 ray.kill(worker)
 
-    def _alone(self, worker: Any, one: In, lost: Callable[[In], Out]) -> Out:
+    def _run_isolated(self, worker: Any, item: In, on_crash: Callable[[In], Out]) -> Out:
         try:
-            return self._ray.get(worker.work.remote([one]))[0]
+            return self._ray.get(worker.work.remote([item]))[0]
         except self._ray.exceptions.RayActorError:
-            return lost(one)
+            return on_crash(item)
 
 
-class _Place:
+class _StageWorker:
     """A stage on a worker, in the folder that paths begin at."""
 
     def __init__(self, stage: Stage[Any, Any], folder: str):
-        keep_freed()
+        keep_heap()
         cv2.setNumThreads(1)
         os.chdir(folder)
         self._stage = stage
 
-    def work(self, lot: list[Any]) -> list[Any]:
-        return self._stage(lot)
+    def work(self, chunk: list[Any]) -> list[Any]:
+        return self._stage(chunk)

@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from ..preprocessors.registry import Preprocessor
-from .inputs import File
+from .inputs import InputFile
 
 STDOUT = "-"
 
 
 @dataclass(frozen=True)
-class Order:
+class MapRequest:
     """Maps of all `entries` with their `values`, with `json` their key points too, with `sixteen_bit` grey of 16 bits,
     to `out`. What is there is only replaced with `overwrite`."""
 
-    entries: tuple[Preprocessor, ...]
-    values: tuple[dict[str, Any], ...]
+    specs: tuple[Preprocessor, ...]
+    parameters: tuple[dict[str, Any], ...]
     json: bool
     sixteen_bit: bool
     out: str
@@ -33,51 +33,51 @@ class Order:
     def __post_init__(self) -> None:
         if not self.out:
             raise ValueError("OUT is empty, expected a file, a folder or -")
-        if self.sixteen_bit and (other := [entry.name for entry in self.entries if entry.makes != "depth"]):
+        if self.sixteen_bit and (other := [entry.name for entry in self.specs if entry.makes != "depth"]):
             raise ValueError(f"--sixteen-bit is for depth, which {other[0]} does not make")
 
     @property
-    def networks(self) -> bool:
+    def needs_networks(self) -> bool:
         """Whether any of the preprocessors has something to load."""
-        return any(isinstance(entry.make, type) for entry in self.entries)
+        return any(isinstance(entry.factory, type) for entry in self.specs)
 
     @property
-    def masked(self) -> bool:
+    def needs_mask(self) -> bool:
         """Whether any of the preprocessors wants masks."""
-        return any(entry.masked for entry in self.entries)
+        return any(entry.needs_mask for entry in self.specs)
 
-    def single(self, results: int) -> str | None:
+    def resolve_single_output(self, result_count: int) -> str | None:
         """The file, or STDOUT, that OUT stands for; None where it is a folder for the results. ValueError or
         FileNotFoundError where it cannot be either."""
         if self.out == STDOUT:
-            if results > 1:
-                raise ValueError(f"{results} results do not go to stdout: name a folder")
+            if result_count > 1:
+                raise ValueError(f"{result_count} results do not go to stdout: name a folder")
             if self.json:
                 raise ValueError("--json writes a file beside the map, which goes to stdout: name a file or folder")
             return STDOUT
         folder = Path(self.out)
-        if results == 1 and not self.out.endswith(("/", os.sep)) and not folder.is_dir():
+        if result_count == 1 and not self.out.endswith(("/", os.sep)) and not folder.is_dir():
             if not folder.parent.is_dir():
                 raise FileNotFoundError(f"the folder {str(folder.parent)!r} does not exist")
             if self.sixteen_bit and folder.suffix.lower() not in (".png", ""):
                 raise ValueError(f"--sixteen-bit is for PNG, not for {self.out!r}")
             return str(folder)
         if os.path.lexists(folder) and not folder.is_dir():
-            raise ValueError(f"{self.out!r} is a file, expected a folder for {results} results")
+            raise ValueError(f"{self.out!r} is a file, expected a folder for {result_count} results")
         return None
 
 
-def target(folder: str, key: str, ending: str) -> str:
+def result_path(folder: str, key: str, ending: str) -> str:
     """Where a map goes: `<folder>/<key>_<ending>`."""
     return os.path.join(folder, f"{key}_{ending}")
 
 
-def check(targets: Iterable[tuple[str, Sequence[str], bool]], own: bool) -> None:
+def check_targets(targets: Iterable[tuple[str, Sequence[str], bool]], may_replace_source: bool) -> None:
     """Looks at pictures, the files that will be made of each, and whether these may exist. ValueError when two results
     have one name, or one would replace another's picture; FileExistsError when one exists that may not.
     With `own` a result may replace the picture it is made of."""
     targets = list(targets)
-    place = _places()
+    place = _make_path_normalizer()
     pictures = {place(picture): picture for picture, *_ in targets}
     makers: dict[str, str] = {}
     for picture, paths, may_exist in targets:
@@ -85,21 +85,21 @@ def check(targets: Iterable[tuple[str, Sequence[str], bool]], own: bool) -> None
             here = place(path)
             if here in makers:
                 raise ValueError(f"{path!r} would be made twice, of {makers[here]!r} and {picture!r}")
-            if here in pictures and not (own and pictures[here] == picture):
+            if here in pictures and not (may_replace_source and pictures[here] == picture):
                 raise ValueError(f"{path!r} would replace a picture that is still to be read")
             if not may_exist and os.path.lexists(path):
                 raise FileExistsError(f"{path!r} exists; --overwrite replaces it")
             makers[here] = picture
 
 
-def originals(files: Sequence[File], ends: Sequence[str], folder: str) -> list[File]:
+def exclude_results(files: Sequence[InputFile], endings: Sequence[str], folder: str) -> list[InputFile]:
     """The files that are no results of others: what an earlier run made may lie among its pictures."""
-    place = _places()
-    results = {place(target(folder, file.key, end)) for file in files for end in ends}
+    place = _make_path_normalizer()
+    results = {place(result_path(folder, file.key, end)) for file in files for end in endings}
     return [file for file in files if place(file.path) not in results]
 
 
-def _places() -> Callable[[str], str]:
+def _make_path_normalizer() -> Callable[[str], str]:
     """A function that gives a file's place, the same for all its names. Asking the system about each folder once makes
     a million files a matter of seconds."""
     real = cache(os.path.realpath)

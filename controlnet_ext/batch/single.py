@@ -7,59 +7,64 @@ from pathlib import Path
 
 from ..files.disk import write_atomically
 from ..files.image_reader import read_image
-from ..files.image_writer import encoded_image
-from ..preprocessors.registry import Ready
-from .inputs import File
-from .request import STDOUT, Order, check, target
-from .stages import picture, pose_text
+from ..files.image_writer import encode_image
+from ..preprocessors.registry import LoadedPreprocessor
+from .inputs import InputFile
+from .request import STDOUT, MapRequest, check_targets, result_path
+from .stages import encode_pose_json, select_output_pixels
 
 
-def paths(order: Order, file: File) -> list[str]:
+def output_paths(request: MapRequest, file: InputFile) -> list[str]:
     """For each preprocessor where its map goes, a path or STDOUT, checked as `targets.check` does."""
-    single = order.single(len(order.entries))
+    single = request.resolve_single_output(len(request.specs))
     if single == STDOUT:
         return [single]
-    maps = [single] if single else [target(order.out, file.key, f"{entry.name}.png") for entry in order.entries]
-    texts = [str(Path(path).with_suffix(".json")) for path in maps if order.json]
-    check([(file.path, [*maps, *texts], order.overwrite)], own=True)
+    maps = [single] if single else [result_path(request.out, file.key, f"{entry.name}.png") for entry in request.specs]
+    texts = [str(Path(path).with_suffix(".json")) for path in maps if request.json]
+    check_targets([(file.path, [*maps, *texts], request.overwrite)], may_replace_source=True)
     return maps
 
 
-def work(
-    order: Order,
-    file: File,
-    ready: Sequence[Ready],
+def run_single(
+    request: MapRequest,
+    file: InputFile,
+    preprocessors: Sequence[LoadedPreprocessor],
     paths: Sequence[str],
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> int:
     """Writes the maps to these paths, says which, and gives the exit code. Raises what the first raises when nothing is
     written yet and a picture is to blame."""
     written = 0
     try:
         pixels = read_image(file.path)
-        for make, values, path in zip(ready, order.values, paths, strict=True):
-            made = make(pixels, file.mask if make.entry.masked else None, **values)
-            if order.json:
-                _write(str(Path(path).with_suffix(".json")), pose_text(made), order.overwrite, say)
-            _write(path, encoded_image(_named(path), picture(made, order.sixteen_bit)), order.overwrite, say)
+        for make, values, path in zip(preprocessors, request.parameters, paths, strict=True):
+            made = make(pixels, file.mask if make.spec.needs_mask else None, **values)
+            if request.json:
+                _write_output(str(Path(path).with_suffix(".json")), encode_pose_json(made), request.overwrite, log)
+            _write_output(
+                path,
+                encode_image(_encoder_name(path), select_output_pixels(made, request.sixteen_bit)),
+                request.overwrite,
+                log,
+            )
             written += 1
     except (ValueError, OSError) as error:
         if not written and isinstance(error, (ValueError, FileNotFoundError)):
             raise
-        say(f"controlnet-ext: {error}")
+        log(f"controlnet-ext: {error}")
         return 1
     return 0
 
 
-def _named(path: str) -> str:
+def _encoder_name(path: str) -> str:
     return "stdout.png" if path == STDOUT else path
 
 
-def _write(path: str, content: bytes, overwrite: bool, say: Callable[[str], None]) -> None:
+def _write_output(path: str, content: bytes, overwrite: bool, log: Callable[[str], None]) -> None:
     if path == STDOUT:
         with open(1, "wb", closefd=False) as stdout:
             stdout.write(content)
         return
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, content, overwrite)
-    say(path)
+    log(path)

@@ -14,11 +14,11 @@ from argparse import ArgumentParser, HelpFormatter, Namespace
 from types import ModuleType
 from typing import NoReturn
 
-from ..preprocessors.parameters import nearest
+from ..preprocessors.parameters import closest_names
 from . import commands
 
 
-class _Parser(ArgumentParser):
+class _CommandParser(ArgumentParser):
     """Says what is wrong in one line, and prints the command's docstring as its help."""
 
     def error(self, message: str) -> NoReturn:
@@ -28,25 +28,25 @@ class _Parser(ArgumentParser):
         return f"{self.description}\n"
 
 
-def _formatter(prog: str) -> HelpFormatter:
+def _make_formatter(prog: str) -> HelpFormatter:
     return HelpFormatter(prog, width=120)  # not asked of the terminal, for which argparse imports shutil: 3 ms
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """Run a command line, by default the process's, and give the exit code."""
-    words = sys.argv[1:] if arguments is None else arguments
+    words = sys.argv[1:] if argv is None else argv
     name = words[0] if words else "--help"
     if name in ("-h", "--help"):
-        print(_overview(), file=sys.stdout if words else sys.stderr)
+        print(_format_overview(), file=sys.stdout if words else sys.stderr)
         return 0 if words else 2
     try:
-        command = _command(name)
-        return command.run(_options(command, f"controlnet-ext {name}", words[1:]))
+        command = _load_command(name)
+        return command.run(_parse_options(command, f"controlnet-ext {name}", words[1:]))
     except (ValueError, TypeError, OSError) as error:
-        commands.say(f"controlnet-ext: {error}")
+        commands.print_stderr(f"controlnet-ext: {error}")
         return 2
     except KeyboardInterrupt:
-        commands.say("controlnet-ext: interrupted")
+        commands.print_stderr("controlnet-ext: interrupted")
         return 130
 
 
@@ -58,33 +58,37 @@ def program() -> NoReturn:
         if sys.stdout is not None:  # as where it was closed
             sys.stdout.flush()
     except OSError as error:
-        commands.say(f"controlnet-ext: {error}")
+        commands.print_stderr(f"controlnet-ext: {error}")
         code = 1
     if sys.stderr is not None:
         sys.stderr.flush()
     os._exit(code)
 
 
-def _names() -> list[str]:
+def _list_commands() -> list[str]:
     return [module.name for module in pkgutil.iter_modules(commands.__path__)]
 
 
-def _command(name: str) -> ModuleType:
-    if name not in _names():
-        raise ValueError(f"unknown command {name!r:.80}, the nearest are: {nearest(name, _names())}")
+def _load_command(name: str) -> ModuleType:
+    if name not in _list_commands():
+        raise ValueError(f"unknown command {name!r:.80}, the nearest are: {closest_names(name, _list_commands())}")
     return importlib.import_module(f"{commands.__name__}.{name}")
 
 
-def _options(command: ModuleType, prog: str, words: list[str]) -> Namespace:
-    parser = _Parser(prog, description=(command.__doc__ or "").strip(), allow_abbrev=False, formatter_class=_formatter)
-    command.arguments(parser, words)
-    options, rest = parser.parse_known_intermixed_args(words)
+def _parse_options(command: ModuleType, prog: str, argv: list[str]) -> Namespace:
+    parser = _CommandParser(
+        prog, description=(command.__doc__ or "").strip(), allow_abbrev=False, formatter_class=_make_formatter
+    )
+    command.arguments(parser, argv)
+    options, rest = parser.parse_known_intermixed_args(argv)
     if rest:
         flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
-        raise ValueError(f"unknown argument {rest[0]!r:.80}, the nearest are: {nearest(rest[0].split('=')[0], flags)}")
+        raise ValueError(
+            f"unknown argument {rest[0]!r:.80}, the nearest are: {closest_names(rest[0].split('=')[0], flags)}"
+        )
     return options
 
 
-def _overview() -> str:
-    usages = [(_command(name).__doc__ or "").strip().split("\n", 1)[0] for name in _names()]
+def _format_overview() -> str:
+    usages = [(_load_command(name).__doc__ or "").strip().split("\n", 1)[0] for name in _list_commands()]
     return "\n".join(["Maps and guidance for Stable Diffusion.", "", *usages, "", "--help after a command says more."])

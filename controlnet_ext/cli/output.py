@@ -11,7 +11,7 @@ from ..files.disk import write_atomically
 STDOUT = "-"
 
 
-def target(out: str, name: str, overwrite: bool) -> Path | None:
+def resolve_output_path(out: str, name: str, overwrite: bool) -> Path | None:
     """The file that `-o OUT` means: itself, `name` in a folder, None for stdout. ValueError or OSError where nothing
     can be written there."""
     if out == STDOUT:
@@ -32,11 +32,11 @@ def target(out: str, name: str, overwrite: bool) -> Path | None:
     return path
 
 
-def write(target: Path | None, content: bytes, overwrite: bool) -> None:
+def write_output(path: Path | None, content: bytes, overwrite: bool) -> None:
     """The file whole or not at all, its folder made if need be; or to stdout."""
-    if target is None:
+    if path is None:
         with open(sys.stdout.fileno(), "wb", closefd=False) as stdout:
             stdout.write(content)
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(target, content, overwrite)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, content, overwrite)

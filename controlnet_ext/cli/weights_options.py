@@ -6,13 +6,13 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..preprocessors.registry import Preprocessor, Ready
+from ..preprocessors.registry import LoadedPreprocessor, Preprocessor
 
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # as versions of transformers call a model's
-NAMES = ("library", "weights", "no_download", "device", "dtype", "batch")
+TRANSFORMERS_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # as versions of transformers call a model's
+OPTION_NAMES = ("library", "weights", "no_download", "device", "dtype", "batch")
 
 
-def declare(parser: ArgumentParser) -> None:
+def add_options(parser: ArgumentParser) -> None:
     """Adds --library FOLDER (several), --weights FILE or FOLDER, --no-download, --device, --dtype and --batch."""
     parser.add_argument("--library", metavar="FOLDER", action="append")
     parser.add_argument("--weights", metavar="FILE")
@@ -22,39 +22,43 @@ def declare(parser: ArgumentParser) -> None:
     parser.add_argument("--batch", metavar="N", type=int)
 
 
-def ready(entries: Sequence[Preprocessor], options: Namespace) -> list[Ready]:
+def load_preprocessors(specs: Sequence[Preprocessor], options: Namespace) -> list[LoadedPreprocessor]:
     """The preprocessors with their weights loaded, those of one file once. Raises ValueError for options that none of
     them has a use for, and what loading does."""
-    given = [name for name in NAMES if getattr(options, name) is not None]
-    if not any(entry.weights for entry in entries):
+    given = [name for name in OPTION_NAMES if getattr(options, name) is not None]
+    if not any(entry.weights for entry in specs):
         if given:
-            named = ", ".join(entry.name for entry in entries)
+            named = ", ".join(entry.name for entry in specs)
             raise ValueError(f"--{given[0].replace('_', '-')} is for preprocessors with weights, not for: {named}")
-        return [entry.ready() for entry in entries]
+        return [entry.load() for entry in specs]
     if options.batch is not None and options.batch < 1:
         raise ValueError(f"--batch {options.batch} is below 1")
     from ..preprocessors.backends.torch import Device
     from ..preprocessors.library import Library
 
-    files = {} if options.weights is None else _files(entries, Path(options.weights))
+    files = {} if options.weights is None else _match_files(specs, Path(options.weights))
     library = Library(options.library, download=not options.no_download, files=files)
     device = Device(options.device or "cpu", options.dtype or "float32")
-    return [entry.ready(device, library) for entry in entries]
+    return [entry.load(device, library) for entry in specs]
 
 
-def _files(entries: Sequence[Preprocessor], given: Path) -> dict[str, Path]:
+def _match_files(specs: Sequence[Preprocessor], path: Path) -> dict[str, Path]:
     """The given file by the name of the one that the preprocessors load; a folder's files by the names of theirs, if
     these are one model of transformers or diffusers."""
-    wanted = [file for entry in entries for file in entry.weights]
-    names = {file.short for file in wanted}
-    if given.is_dir() and len({file.repo for file in wanted}) == 1 and names & {"config.json", "model_index.json"}:
-        return {name: _in(given, name) for name in names}
+    wanted = [file for entry in specs for file in entry.weights]
+    names = {file.local_name for file in wanted}
+    if path.is_dir() and len({file.repo for file in wanted}) == 1 and names & {"config.json", "model_index.json"}:
+        return {name: _find_file(path, name) for name in names}
     if len(names) != 1:
         raise ValueError(f"--weights is one file, and these are loaded: {', '.join(sorted(names))}; name a --library")
-    return {names.pop(): given}
+    return {names.pop(): path}
 
 
-def _in(folder: Path, name: str) -> Path:
+def _find_file(folder: Path, name: str) -> Path:
     """The file of that name in a folder of transformers; where its weights are called otherwise, that one."""
-    others = [folder / other for other in WEIGHTS if name in WEIGHTS and not (folder / name).is_file()]
+    others = [
+        folder / other
+        for other in TRANSFORMERS_WEIGHTS
+        if name in TRANSFORMERS_WEIGHTS and not (folder / name).is_file()
+    ]
     return next((path for path in others if path.is_file()), folder / name)

@@ -6,34 +6,36 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-NAME = "embedded"
-FOLDER = Path(__file__).parent / "model"  # as diffusers saves it, with a controlnet_<preprocessor> for each ControlNet
-PHOTO = Path(__file__).parent / "coffee.jpg"  # Rachel Michetti, CC0: the middle of examples/coffee.jpg
+EMBEDDED_NAME = "embedded"
+EMBEDDED_FOLDER = (
+    Path(__file__).parent / "model"
+)  # as diffusers saves it, with a controlnet_<preprocessor> for each ControlNet
+SAMPLE_PHOTO = Path(__file__).parent / "coffee.jpg"  # Rachel Michetti, CC0: the middle of examples/coffee.jpg
 
 
-def place(name: str) -> str:
+def resolve_embedded(name: str) -> str:
     """The folder that one of its names means; any other name as it is. FileNotFoundError when the weights are not
     installed, or there is no such ControlNet."""
-    found = re.fullmatch(rf"{NAME}(?:/(\w+))?", name)
+    found = re.fullmatch(rf"{EMBEDDED_NAME}(?:/(\w+))?", name)
     if found is None:
         return name
-    index = FOLDER / "model_index.json"
+    index = EMBEDDED_FOLDER / "model_index.json"
     if not index.exists():
         raise FileNotFoundError(
             f"the embedded model's weights are not installed: {str(index)!r} does not exist; generate takes another "
             "model with --model"
         )
     if found[1] is None:
-        return str(FOLDER)
-    if name not in (own := controls(NAME)).values():
+        return str(EMBEDDED_FOLDER)
+    if name not in (own := list_controls(EMBEDDED_NAME)).values():
         raise FileNotFoundError(f"{name!r}: the embedded model has a ControlNet for {', '.join(own) or 'nothing'} only")
-    return str(FOLDER / f"controlnet_{found[1]}")
+    return str(EMBEDDED_FOLDER / f"controlnet_{found[1]}")
 
 
-def controls(model: str) -> dict[str, str]:
+def list_controls(model: str) -> dict[str, str]:
     """The names of the ControlNets that come with a model, by the preprocessor whose maps they read; of any but the
     embedded one none."""
-    if model != NAME:
+    if model != EMBEDDED_NAME:
         return {}
-    names = sorted(folder.name.removeprefix("controlnet_") for folder in FOLDER.glob("controlnet_*"))
-    return {name: f"{NAME}/{name}" for name in names}
+    names = sorted(folder.name.removeprefix("controlnet_") for folder in EMBEDDED_FOLDER.glob("controlnet_*"))
+    return {name: f"{EMBEDDED_NAME}/{name}" for name in names}

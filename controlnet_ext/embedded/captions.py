@@ -10,12 +10,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from .grounds import GROUNDS
-from .scenes import KINDS, PALETTE
+from .scenes import PALETTE, THING_KINDS
 
-WIDTH = 128
-TOKENS = 77  # as in Stable Diffusion, so that hosts that know its prompts know these
-WORDS = (*PALETTE, *KINDS, *(g for g in GROUNDS if g != "plain"), "ground", "and", "an", "on", "a", ",")
-MARKS = ("<|startoftext|>", "<|endoftext|>")
+TEXT_WIDTH = 128
+MAX_TOKENS = 77  # as in Stable Diffusion, so that hosts that know its prompts know these
+VOCABULARY = (*PALETTE, *THING_KINDS, *(g for g in GROUNDS if g != "plain"), "ground", "and", "an", "on", "a", ",")
+SPECIAL_TOKENS = ("<|startoftext|>", "<|endoftext|>")
 
 
 def write_vocabulary(folder: Path) -> None:
@@ -26,9 +26,9 @@ def write_vocabulary(folder: Path) -> None:
     bpe.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     alphabet = [*letters, *(f"{letter}</w>" for letter in letters)]
     trainer = trainers.BpeTrainer(
-        vocab_size=10_000, end_of_word_suffix="</w>", special_tokens=[*alphabet, *MARKS], show_progress=False
+        vocab_size=10_000, end_of_word_suffix="</w>", special_tokens=[*alphabet, *SPECIAL_TOKENS], show_progress=False
     )
-    bpe.train_from_iterator(WORDS, trainer)
+    bpe.train_from_iterator(VOCABULARY, trainer)
     trained = json.loads(bpe.to_str())["model"]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps(trained["vocab"], indent=0))
@@ -36,31 +36,31 @@ def write_vocabulary(folder: Path) -> None:
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
 
 
-def tokenizer(folder: Path) -> CLIPTokenizer:
+def make_tokenizer(folder: Path) -> CLIPTokenizer:
     write_vocabulary(folder)
-    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=TOKENS)
+    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=MAX_TOKENS)
 
 
-def narrow_text_encoder(words: CLIPTokenizer) -> CLIPTextModel:
+def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     config = CLIPTextConfig(
-        vocab_size=len(words),
-        hidden_size=WIDTH,
-        intermediate_size=4 * WIDTH,
+        vocab_size=len(tokenizer),
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=4 * TEXT_WIDTH,
         num_hidden_layers=3,
         num_attention_heads=4,
-        max_position_embeddings=TOKENS,
-        bos_token_id=words.bos_token_id,
-        eos_token_id=words.eos_token_id,
-        pad_token_id=words.pad_token_id,
+        max_position_embeddings=MAX_TOKENS,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
         hidden_act="quick_gelu",
     )
     return CLIPTextModel(config)
 
 
-def text_files(words: Any, encoder: Any) -> dict[str, str]:
+def encode_text_files(tokenizer: Any, encoder: Any) -> dict[str, str]:
     """The files from which transformers before 5, which webui has, make a CLIPTokenizer and a CLIPTextModel; later ones
     read them too but write others. `words` is a fast tokenizer, one with a `backend_tokenizer`."""
-    bpe = json.loads(words.backend_tokenizer.to_str())["model"]
+    bpe = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in bpe["merges"]]
     marks = {"bos_token": "<|startoftext|>"} | dict.fromkeys(("eos_token", "unk_token", "pad_token"), "<|endoftext|>")
     return {

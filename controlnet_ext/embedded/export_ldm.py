@@ -31,15 +31,21 @@ from transformers import AutoTokenizer
 from .. import models
 from ..files.disk import write_atomically
 from ..files.safetensors import write_weights
-from ..models.base_unet import heads as heads_of
-from ..models.state_dict.ldm_keys import PREFIX, modules, renamed, resnet, to_ldm
-from . import NAME as EMBEDDED
-from . import place
-from .captions import text_files
-from .wide import GROUPS, factor, widened
+from ..models.base_unet import get_heads as heads_of
+from ..models.state_dict.ldm_keys import (
+    CONTROL_MODEL_PREFIX,
+    build_key_table,
+    build_resnet_table,
+    rename_keys,
+    to_ldm_keys,
+)
+from . import EMBEDDED_NAME as EMBEDDED
+from . import resolve_embedded
+from .captions import encode_text_files
+from .wide import LDM_GROUPS, compute_width_factor, widen_state_dict
 
-UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
-AUTOENCODER = (
+UNET_PREFIX, VAE_PREFIX, TEXT_PREFIX = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
+VAE_RENAMES = (
     (r"down_blocks\.(\d+)\.resnets\.(\d+)", r"down.\1.block.\2"),
     (r"down_blocks\.(\d+)\.downsamplers\.0", r"down.\1.downsample"),
     (r"up_blocks\.(\d+)\.resnets\.(\d+)", r"up.\1.block.\2"),
@@ -58,15 +64,15 @@ AUTOENCODER = (
 def rename_unet(tensors: Mapping[str, Tensor], levels: int, resnets: int) -> dict[str, Tensor]:
     """A UNet2DConditionModel's tensors under ldm's names; `resnets` in each of its `levels`, of which only the
     innermost has no transformers."""
-    table = modules([resnets] * levels, scales=1) | {"conv_norm_out": "out.0", "conv_out": "out.2"}
+    table = build_key_table([resnets] * levels, scale_count=1) | {"conv_norm_out": "out.0", "conv_out": "out.2"}
     for level in range(levels):
         blocks = range(level * (resnets + 1), (level + 1) * (resnets + 1))
         for j, block in enumerate(blocks):
-            table |= resnet(f"up_blocks.{level}.resnets.{j}", f"output_blocks.{block}.0")
+            table |= build_resnet_table(f"up_blocks.{level}.resnets.{j}", f"output_blocks.{block}.0")
             table[f"up_blocks.{level}.attentions.{j}"] = f"output_blocks.{block}.1"
         place = 1 if level == 0 else 2  # behind the transformer
         table[f"up_blocks.{level}.upsamplers.0"] = f"output_blocks.{blocks[-1]}.{place}"
-    return {UNET + name: tensor for name, tensor in renamed(tensors, table).items()}
+    return {UNET_PREFIX + name: tensor for name, tensor in rename_keys(tensors, table).items()}
 
 
 def rename_vae(tensors: Mapping[str, Tensor], levels: int) -> dict[str, Tensor]:
@@ -75,10 +81,10 @@ def rename_vae(tensors: Mapping[str, Tensor], levels: int) -> dict[str, Tensor]:
     found = {}
     for name, tensor in tensors.items():
         name = re.sub(r"(?<=up_blocks\.)\d+", lambda level: str(levels - 1 - int(level[0])), name)
-        for pattern, ldm in AUTOENCODER:
+        for pattern, ldm in VAE_RENAMES:
             name = re.sub(pattern, ldm, name)
         pointwise = ".attn_1." in name and tensor.ndim == 2
-        found[VAE + name] = tensor[:, :, None, None] if pointwise else tensor
+        found[VAE_PREFIX + name] = tensor[:, :, None, None] if pointwise else tensor
     return found
 
 
@@ -90,7 +96,7 @@ def rename_text_encoder(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found | {"text_model.embeddings.position_ids": torch.arange(positions)[None]}
 
 
-def width_and_heads(unet: Any) -> tuple[int, int]:
+def get_width_and_heads(unet: Any) -> tuple[int, int]:
     """The one width and the one number of attention heads of all levels. ValueError when they differ."""
     widths, heads = set(unet.config["block_out_channels"]), set(heads_of(unet))
     if len(widths) > 1 or len(heads) > 1:
@@ -98,15 +104,15 @@ def width_and_heads(unet: Any) -> tuple[int, int]:
     return widths.pop(), heads.pop()
 
 
-def settings(unet: Any, vae: Any, scheduler: Any, text: Path) -> dict[str, Any]:
+def build_model_yaml(unet: Any, vae: Any, scheduler: Any, text_folder: Path) -> dict[str, Any]:
     """For the file of a whole model; `text` is the folder of tokenizer and text encoder, as absolute path."""
-    width, heads = width_and_heads(unet)
+    width, heads = get_width_and_heads(unet)
     levels, vae_widths = len(unet.config["block_out_channels"]), vae.config["block_out_channels"]
     network = {
         "image_size": unet.config["sample_size"],
         "in_channels": unet.config["in_channels"],
         "out_channels": unet.config["out_channels"],
-        "model_channels": width * factor(unet.config["norm_num_groups"]),
+        "model_channels": width * compute_width_factor(unet.config["norm_num_groups"]),
         "attention_resolutions": [2**level for level in range(levels - 1)],
         "num_res_blocks": unet.config["layers_per_block"],
         "channel_mult": [1] * levels,
@@ -123,7 +129,7 @@ def settings(unet: Any, vae: Any, scheduler: Any, text: Path) -> dict[str, Any]:
         "resolution": vae.config["sample_size"],
         "in_channels": vae.config["in_channels"],
         "out_ch": vae.config["out_channels"],
-        "ch": vae_widths[0] * factor(vae.config["norm_num_groups"]),
+        "ch": vae_widths[0] * compute_width_factor(vae.config["norm_num_groups"]),
         "ch_mult": [width // vae_widths[0] for width in vae_widths],
         "num_res_blocks": vae.config["layers_per_block"],
         "attn_resolutions": [],
@@ -151,14 +157,14 @@ def settings(unet: Any, vae: Any, scheduler: Any, text: Path) -> dict[str, Any]:
                 "first_stage_config": {"target": "ldm.models.autoencoder.AutoencoderKL", "params": first_stage},
                 "cond_stage_config": {
                     "target": "ldm.modules.encoders.modules.FrozenCLIPEmbedder",
-                    "params": {"version": str(text), "max_length": 77},
+                    "params": {"version": str(text_folder), "max_length": 77},
                 },
             },
         }
     }
 
 
-def control_settings(base: Mapping[str, Any], hint_channels: int) -> dict[str, Any]:
+def build_control_yaml(base: Mapping[str, Any], hint_channels: int) -> dict[str, Any]:
     """For a ControlNet's file, from those of the model's."""
     params = deepcopy(base["model"]["params"])
     network = params["unet_config"]["params"]
@@ -178,61 +184,66 @@ def control_settings(base: Mapping[str, Any], hint_channels: int) -> dict[str, A
     }
 
 
-NAME = "shapes"
+FILE_PREFIX = "shapes"
 METADATA = {"format": "pt"}  # transformers before 5 refuses a file without it
 
 
-def checkpoint(unet: Any, vae: Any, text_encoder: Any) -> dict[str, Tensor]:
+def build_checkpoint(unet: Any, vae: Any, text_encoder: Any) -> dict[str, Tensor]:
     """The tensors of one file in ldm's layout, from the parts of a diffusers pipeline of SD1.5's topology. ValueError
     when the UNet's levels differ in width or heads, or 32 is not a multiple of the groups."""
-    _, heads = width_and_heads(unet)
-    wide = widened(unet.state_dict(), factor(unet.config["norm_num_groups"]), heads)
-    wide_vae = widened(vae.state_dict(), factor(vae.config["norm_num_groups"]))
+    _, heads = get_width_and_heads(unet)
+    wide = widen_state_dict(unet.state_dict(), compute_width_factor(unet.config["norm_num_groups"]), heads)
+    wide_vae = widen_state_dict(vae.state_dict(), compute_width_factor(vae.config["norm_num_groups"]))
     text = rename_text_encoder(text_encoder.state_dict())
     return {
         **rename_unet(wide, len(unet.config["block_out_channels"]), unet.config["layers_per_block"]),
         **rename_vae(wide_vae, len(vae.config["block_out_channels"])),
-        **{TEXT + name: tensor for name, tensor in text.items()},
+        **{TEXT_PREFIX + name: tensor for name, tensor in text.items()},
     }
 
 
-def control(net: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
+def build_control_file(net: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and the metadata of a ControlNet's file in ldm's layout, for the UNet of `checkpoint`."""
-    times = factor(net.plan.groups)
-    tensors = to_ldm(widened(net.state_dict(), times, net.plan.heads[0]))
-    plan = replace(net.plan, widths=tuple(times * width for width in net.plan.widths), groups=GROUPS)
-    return {PREFIX + name: t for name, t in tensors.items()}, {**METADATA, models.CONFIG: json.dumps(plan.unseen())}
+    times = compute_width_factor(net.net_config.norm_groups)
+    tensors = to_ldm_keys(widen_state_dict(net.state_dict(), times, net.net_config.heads[0]))
+    plan = replace(
+        net.net_config, widths=tuple(times * width for width in net.net_config.widths), norm_groups=LDM_GROUPS
+    )
+    return {CONTROL_MODEL_PREFIX + name: t for name, t in tensors.items()}, {
+        **METADATA,
+        models.CONFIG_METADATA_KEY: json.dumps(plan.unstored_config()),
+    }
 
 
-def export(model: Path, out: Path, dtype: torch.dtype = torch.float16, overwrite: bool = False) -> list[Path]:
+def export_model(model: Path, out: Path, dtype: torch.dtype = torch.float16, overwrite: bool = False) -> list[Path]:
     """Write all files of the diffusers folder `model` and of each `controlnet_<map>` in it, weights in `dtype`. Gives
     the files for a host's folders of models. FileExistsError when one exists that is not to be overwritten."""
     pipe: Any = StableDiffusionPipeline.from_pretrained(model, local_files_only=True)
-    text = out.resolve() / f"{NAME}_text"
+    text = out.resolve() / f"{FILE_PREFIX}_text"
     text.mkdir(parents=True, exist_ok=True)
     words = AutoTokenizer.from_pretrained(model / "tokenizer", local_files_only=True)
-    for name, content in text_files(words, pipe.text_encoder).items():
+    for name, content in encode_text_files(words, pipe.text_encoder).items():
         write_atomically(text / name, content.encode(), overwrite)
     encoder = rename_text_encoder(pipe.text_encoder.state_dict())
-    write_weights(text / "model.safetensors", _as(dtype, encoder), METADATA, overwrite)
+    write_weights(text / "model.safetensors", _cast_tensors(dtype, encoder), METADATA, overwrite)
 
     def write(name: str, tensors: dict[str, Tensor], metadata: dict[str, str], stated: dict[str, Any]) -> Path:
         path = out / f"{name}.safetensors"
         write_atomically(path.with_suffix(".yaml"), yaml.safe_dump(stated, sort_keys=False).encode(), overwrite)
-        write_weights(path, _as(dtype, tensors), metadata, overwrite)
+        write_weights(path, _cast_tensors(dtype, tensors), metadata, overwrite)
         return path
 
-    base = settings(pipe.unet, pipe.vae, pipe.scheduler, text)
-    written = [write(NAME, checkpoint(pipe.unet, pipe.vae, pipe.text_encoder), METADATA, base)]
+    base = build_model_yaml(pipe.unet, pipe.vae, pipe.scheduler, text)
+    written = [write(FILE_PREFIX, build_checkpoint(pipe.unet, pipe.vae, pipe.text_encoder), METADATA, base)]
     for folder in sorted(model.glob("controlnet_*")):
         net: Any = models.load(folder)
-        net.settle(pipe.unet)
-        name = f"{NAME}_{folder.name.removeprefix('controlnet_')}"
-        written.append(write(name, *control(net), control_settings(base, net.plan.hint[0])))
+        net.bind(pipe.unet)
+        name = f"{FILE_PREFIX}_{folder.name.removeprefix('controlnet_')}"
+        written.append(write(name, *build_control_file(net), build_control_yaml(base, net.net_config.hint_channels[0])))
     return written
 
 
-def _as(dtype: torch.dtype, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _cast_tensors(dtype: torch.dtype, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
 
 
@@ -244,7 +255,7 @@ def main() -> None:
     parser.add_argument("--overwrite", action="store_true")
     options = parser.parse_args()
     dtype = torch.float32 if options.fp32 else torch.float16
-    for path in export(Path(place(options.model)), options.out, dtype, options.overwrite):
+    for path in export_model(Path(resolve_embedded(options.model)), options.out, dtype, options.overwrite):
         print(path)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from .figures import Rng
 
 
-def _grid(size: int, angle: float) -> tuple[np.ndarray, np.ndarray]:
+def _rotated_grid(size: int, angle: float) -> tuple[np.ndarray, np.ndarray]:
     """Pixel coordinates (size, size) turned by an angle, in pixels of a 128-pixel picture."""
     y, x = np.mgrid[:size, :size].astype(np.float32) * (128 / size)
     c, s = np.cos(angle), np.sin(angle)
@@ -22,26 +22,26 @@ def plain(rng: Rng, size: int) -> np.ndarray:
 
 
 def striped(rng: Rng, size: int) -> np.ndarray:
-    u, _ = _grid(size, rng.uniform(0, np.pi))
+    u, _ = _rotated_grid(size, rng.uniform(0, np.pi))
     period = rng.uniform(22, 44)
     return ((u + rng.uniform(0, period)) % period < period / 2).astype(np.float32)
 
 
 def checked(rng: Rng, size: int) -> np.ndarray:
-    u, v = _grid(size, rng.uniform(-0.4, 0.4))
+    u, v = _rotated_grid(size, rng.uniform(-0.4, 0.4))
     side = rng.uniform(16, 30)
     return ((u // side + v // side) % 2).astype(np.float32)
 
 
 def dotted(rng: Rng, size: int) -> np.ndarray:
-    u, v = _grid(size, rng.uniform(-0.4, 0.4))
+    u, v = _rotated_grid(size, rng.uniform(-0.4, 0.4))
     gap = rng.uniform(24, 38)
     return (np.hypot(u % gap - gap / 2, v % gap - gap / 2) < gap * rng.uniform(0.24, 0.34)).astype(np.float32)
 
 
 def wavy(rng: Rng, size: int) -> np.ndarray:
     """Hills: bands whose borders are slow waves."""
-    u, v = _grid(size, rng.uniform(-0.3, 0.3))
+    u, v = _rotated_grid(size, rng.uniform(-0.3, 0.3))
     wave = sum(rng.uniform(3, 7) * np.sin(u * 2 * np.pi / rng.uniform(50, 130) + rng.uniform(0, 6)) for _ in range(2))
     period = rng.uniform(36, 80)
     return ((v + wave + rng.uniform(0, period)) % period < period / 2).astype(np.float32)
@@ -49,7 +49,7 @@ def wavy(rng: Rng, size: int) -> np.ndarray:
 
 def mosaic(rng: Rng, size: int) -> np.ndarray:
     """Cells around random points, each of its own tone."""
-    u, v = _grid(size, 0.0)
+    u, v = _rotated_grid(size, 0.0)
     centres = rng.uniform(-10, 138, (int(rng.integers(5, 10)), 2))
     cell = np.stack([np.hypot(u - x, v - y) for x, y in centres]).argmin(0)
     return rng.permutation(np.linspace(0, 1, len(centres)).astype(np.float32))[cell]

@@ -12,20 +12,20 @@ from torch import Tensor
 
 from ..guidance.contract import ControlModel, Residuals, Step
 from ..guidance.unit import Unit
-from ..guidance.weighting import only, spread
+from ..guidance.weighting import scatter_rows, select_rows
 from ..hosts.diffusers.guide import guide
 from ..maps.control_map import ControlMap
 
 
-class _EverySecond:
+class _EveryOtherImage:
     """A control model that acts on the second picture of each pair only."""
 
     def __init__(self, model: Any):
         self._model = model
         self.architecture, self.family = model.architecture, model.family
 
-    def settle(self, unet: Any) -> None:
-        self._model.settle(unet)
+    def bind(self, unet: Any) -> None:
+        self._model.bind(unet)
 
     def hint(self, image: Any) -> Any:
         return self._model.hint(image)
@@ -33,18 +33,24 @@ class _EverySecond:
     def __call__(self, step: Step, hint: Tensor) -> Residuals:
         assert step.samples is not None
         rows = (step.samples % 2).nonzero()[:, 0]
-        return spread(self._model(only(step, rows), hint[rows]), rows, len(step.x))
+        return scatter_rows(self._model(select_rows(step, rows), hint[rows]), rows, len(step.x))
 
 
-def pairs(
-    pipe: Any, model: ControlModel, asked: ControlMap, prompts: Sequence[str], steps: int, guidance: float, seed: int
+def generate_pairs(
+    pipe: Any,
+    model: ControlModel,
+    control_map: ControlMap,
+    prompts: Sequence[str],
+    steps: int,
+    guidance: float,
+    seed: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Unguided and guided pictures, each (N, H, W, 3) RGB uint8 of the map's size, one for each prompt. All begin with
     the noise that `controlnet-ext generate` draws from that seed."""
-    height, width, _ = asked.pixels.shape
+    height, width, _ = control_map.pixels.shape
     size = height // pipe.vae_scale_factor, width // pipe.vae_scale_factor
     noise = torch.randn((1, pipe.unet.config["in_channels"], *size), generator=torch.Generator().manual_seed(seed))
-    with guide(pipe, [Unit(_EverySecond(model), asked)]):
+    with guide(pipe, [Unit(_EveryOtherImage(model), control_map)]):
         pictures = pipe(
             list(prompts),
             num_images_per_prompt=2,

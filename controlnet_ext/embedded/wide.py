@@ -14,10 +14,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-GROUPS = 32  # ldm/modules/attention.py, ldm/modules/diffusionmodules/{util,model}.py of Stability-AI/stablediffusion
+LDM_GROUPS = (
+    32  # ldm/modules/attention.py, ldm/modules/diffusionmodules/{util,model}.py of Stability-AI/stablediffusion
+)
 
 # Where the rows and columns of a module's tensors go, by its name in diffusers; the first that matches the whole name.
-PLACES = (
+CHANNEL_RULES = (
     (r"time_embedding\.linear_1", "first", "every"),
     (r"controlnet_cond_embedding\.conv_out", "first", "kept"),
     (r"controlnet_cond_embedding\..*|(post_)?quant_conv", "kept", "kept"),
@@ -34,38 +36,38 @@ PLACES = (
 )
 
 
-def factor(groups: int) -> int:
+def compute_width_factor(groups: int) -> int:
     """How many times wider the network of the same function is. ValueError when 32 groups cannot stand for `groups`."""
-    if GROUPS % groups:
-        raise ValueError(f"{groups} groups: expected a divisor of the {GROUPS} that ldm's code has")
-    return GROUPS // groups
+    if LDM_GROUPS % groups:
+        raise ValueError(f"{groups} groups: expected a divisor of the {LDM_GROUPS} that ldm's code has")
+    return LDM_GROUPS // groups
 
 
-def widened(tensors: Mapping[str, Tensor], times: int, heads: int = 1) -> dict[str, Tensor]:
+def widen_state_dict(tensors: Mapping[str, Tensor], factor: int, heads: int = 1) -> dict[str, Tensor]:
     """The tensors of the wider network from those of a diffusers UNet2DConditionModel, ControlNetModel or
     AutoencoderKL, under the same names. All levels of the first two are of one width and have `heads` heads."""
-    return {name: _widened(name, tensor, times, heads) for name, tensor in tensors.items()}
+    return {name: _widen_tensor(name, tensor, factor, heads) for name, tensor in tensors.items()}
 
 
-def _widened(name: str, tensor: Tensor, times: int, heads: int) -> Tensor:
+def _widen_tensor(name: str, tensor: Tensor, factor: int, heads: int) -> Tensor:
     module = name.rpartition(".")[0]
-    kinds = next(kinds for pattern, *kinds in PLACES if re.fullmatch(pattern, module))
+    kinds = next(kinds for pattern, *kinds in CHANNEL_RULES if re.fullmatch(pattern, module))
     for axis, kind in enumerate(kinds[: tensor.ndim]):
         zero = torch.zeros_like(tensor.narrow(axis, 0, 1))
-        places = _places(kind, tensor.shape[axis], times, heads)
+        places = _source_channels(kind, tensor.shape[axis], factor, heads)
         tensor = torch.cat([tensor, zero], axis).index_select(axis, places.to(tensor.device))
-    return tensor * times**0.5 if module.endswith(".to_q") else tensor  # for heads wider than they need to be
+    return tensor * factor**0.5 if module.endswith(".to_q") else tensor  # for heads wider than they need to be
 
 
-def _places(kind: str, size: int, times: int, heads: int) -> Tensor:
+def _source_channels(rule: str, size: int, factor: int, heads: int) -> Tensor:
     """For each channel of the wider axis the narrow one that lies there; `size` for zero."""
-    if kind == "kept":
+    if rule == "kept":
         return torch.arange(size)
-    wide = torch.arange(times * size)
-    if kind == "repeated":
+    wide = torch.arange(factor * size)
+    if rule == "repeated":
         return wide % size
-    if kind == "every":
-        return torch.where(wide % times == 0, wide // times, size)
-    part = size // {"first": 1, "halves": 2, "heads": heads}[kind]
-    number, place = wide // (times * part), wide % (times * part)
+    if rule == "every":
+        return torch.where(wide % factor == 0, wide // factor, size)
+    part = size // {"first": 1, "halves": 2, "heads": heads}[rule]
+    number, place = wide // (factor * part), wide % (factor * part)
     return torch.where(place < part, number * part + place, size)

@@ -16,7 +16,7 @@ JSON_LIMIT = 2**20  # bytes
 
 
 @contextmanager
-def opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def open_regular_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """A regular file, open for reading bytes.
 
     Raises FileNotFoundError when it is missing, ValueError when it is a folder, a pipe, a device, or may not be read.
@@ -38,7 +38,7 @@ def opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The JSON object in a file of at most 1 MiB, such as a model's config.json. ValueError when it is another
     thing."""
-    with opened(path) as file:
+    with open_regular_file(path) as file:
         content = file.read(JSON_LIMIT + 1)
     if len(content) > JSON_LIMIT:
         raise ValueError(f"{os.fspath(path)!r} is over {JSON_LIMIT} bytes, too large for a configuration")
@@ -57,14 +57,14 @@ def parse_json(text: bytes, name: str) -> Any:
     """The JSON value in `text`. ValueError, beginning with `name`: broken JSON, a key given twice, nested too
     deeply."""
     try:
-        return json.loads(text.decode(), object_pairs_hook=_unique)
+        return json.loads(text.decode(), object_pairs_hook=_reject_duplicate_keys)
     except RecursionError:
         raise ValueError(f"{name} nests its JSON too deeply") from None
     except ValueError as error:  # broken JSON or UTF-8, a number of thousands of digits, a key given twice
         raise ValueError(f"{name} is not valid JSON: {error}") from error
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
         raise ValueError("a key is given twice")
@@ -75,8 +75,8 @@ def write_atomically(
     path: str | os.PathLike[str],
     content: bytes | Iterable[bytes | memoryview],
     overwrite: bool = False,
-    mark: str = "",
-    settled: bool = True,
+    temp_prefix: str = "",
+    sync_folder: bool = True,
 ) -> None:
     """Write `content`, at once or in parts, so that `path` names either the whole of it or what it named before.
 
@@ -91,21 +91,21 @@ def write_atomically(
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{str(target.parent)!r} is not a folder, so {target.name!r} cannot be written into it")
     if not overwrite and os.path.lexists(target):
-        raise _exists(target)
-    temporary = target.parent / f".{mark}{os.urandom(8).hex()}.part"
+        raise _make_exists_error(target)
+    temporary = target.parent / f".{temp_prefix}{os.urandom(8).hex()}.part"
     try:
         try:
-            _write(temporary, [content] if isinstance(content, bytes) else content)
-            place(temporary, target, overwrite, settled)
+            _write_temporary(temporary, [content] if isinstance(content, bytes) else content)
+            commit_file(temporary, target, overwrite, sync_folder)
         finally:
             temporary.unlink(missing_ok=True)
     except FileExistsError:
-        raise _exists(target) from None
+        raise _make_exists_error(target) from None
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), str(target)) from error
 
 
-def _write(temporary: Path, parts: Iterable[bytes | memoryview]) -> None:
+def _write_temporary(temporary: Path, parts: Iterable[bytes | memoryview]) -> None:
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     try:
         for part in parts:
@@ -117,13 +117,13 @@ def _write(temporary: Path, parts: Iterable[bytes | memoryview]) -> None:
         os.close(descriptor)
 
 
-def place(temporary: Path, target: Path, overwrite: bool, settled: bool = True) -> None:
+def commit_file(temporary: Path, target: Path, overwrite: bool, sync_folder: bool = True) -> None:
     """Give the temporary file its name. If it is to be `settled` the folder is flushed too, so that the name outlives a
     power cut."""
     if overwrite:
         os.replace(temporary, target)
-        if settled:
-            settle(target.parent)
+        if sync_folder:
+            fsync_dir(target.parent)
         return
     try:
         os.link(temporary, target)  # unlike a rename, a link refuses a name that is taken
@@ -133,17 +133,17 @@ def place(temporary: Path, target: Path, overwrite: bool, settled: bool = True) 
         OSError
     ):  # a file system without links (FAT, some shares): here, another process may come between the two lines
         if os.path.lexists(target):
-            raise _exists(target) from None
+            raise _make_exists_error(target) from None
         os.replace(temporary, target)
     try:
-        if settled:
-            settle(target.parent)
+        if sync_folder:
+            fsync_dir(target.parent)
     except BaseException:
         target.unlink()
         raise
 
 
-def settle(folder: str | os.PathLike[str]) -> None:
+def fsync_dir(folder: str | os.PathLike[str]) -> None:
     """Flushes the names in a folder to the disk."""
     if os.name == "nt":  # folders cannot be opened there
         return
@@ -154,5 +154,5 @@ def settle(folder: str | os.PathLike[str]) -> None:
         os.close(descriptor)
 
 
-def _exists(target: Path) -> FileExistsError:
+def _make_exists_error(target: Path) -> FileExistsError:
     return FileExistsError(f"{str(target)!r} exists already; it is only replaced when overwriting is asked for")

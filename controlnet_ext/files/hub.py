@@ -24,13 +24,13 @@ from urllib.error import HTTPError
 from urllib.parse import quote, urljoin
 from urllib.request import HTTPRedirectHandler, Request, build_opener, urlopen
 
-from .disk import opened, place
+from .disk import commit_file, open_regular_file
 
 # Who states hashes of published files, sha256 and in the second also sizes
-HORDE = "Haidra-Org/horde-model-reference @ 418cf00b4d24, src/horde_model_reference/annotator_catalog.py"
-DINKSTER = "Kosinkadink/Dinkster @ 4258cb557cb6, tools/gen_line_edge_goldens.py"
+HORDE_CATALOG = "Haidra-Org/horde-model-reference @ 418cf00b4d24, src/horde_model_reference/annotator_catalog.py"
+DINKSTER_HASHES = "Kosinkadink/Dinkster @ 4258cb557cb6, tools/gen_line_edge_goldens.py"
 # The Hub's own pages of a revision: its list of files, sizes to three digits, and what was added in it, with hashes
-LIST, ADDED = "the Hub's list of its files @", "the Hub's page of the commit"
+HUB_FILE_LIST, HUB_COMMIT_PAGE = "the Hub's list of its files @", "the Hub's page of the commit"
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,10 @@ class WeightsFile:
 
     repo: str
     path: str
-    folder: str
-    licence: str
+    webui_folder: str
+    license: str
     size: int | None = None
-    about: int | None = None
+    approx_size: int | None = None
     sha256: str | None = None
     source: str = ""
     url: str = ""
@@ -58,35 +58,35 @@ class WeightsFile:
         return PurePosixPath(self.path).name
 
     @property
-    def short(self) -> str:
+    def local_name(self) -> str:
         """Where it lies in a folder that was made for it: by its name, as a part of a whole model by its path there."""
-        return self.path if self.folder.startswith(self.repo) else self.name
+        return self.path if self.webui_folder.startswith(self.repo) else self.name
 
     @property
-    def whole(self) -> str:
+    def group(self) -> str:
         """What it is a part of: the repository of a whole model, else its own name."""
-        return self.repo if self.folder.startswith(self.repo) else self.name
+        return self.repo if self.webui_folder.startswith(self.repo) else self.name
 
     @property
-    def address(self) -> str:
+    def url_path(self) -> str:
         """Where it is at the Hub, after the host."""
         return quote(f"{self.repo}/resolve/main/{self.path}")
 
-    def instructions(self, target: Path) -> str:
+    def describe_manual_download(self, target: Path) -> str:
         """What a user can do by hand, in one line: which file to put where."""
-        return f"put {self.url or f'https://huggingface.co/{self.address}'} at {str(target)!r}"
+        return f"put {self.url or f'https://huggingface.co/{self.url_path}'} at {str(target)!r}"
 
 
-ASKING = {"User-Agent": "controlnet-ext", "Accept-Encoding": "identity"}
-BLOCK = 2**18  # bytes
-LEAST = 2**15  # bytes that a connection must bring
-PATIENCE = 30.0  # seconds, in each such stretch of it
-ATTEMPTS = 4  # in a row that bring less
-PAUSE = 0.5  # seconds after the first of them, doubled after each
+HEADERS = {"User-Agent": "controlnet-ext", "Accept-Encoding": "identity"}
+BLOCK_BYTES = 2**18  # bytes
+MIN_BYTES = 2**15  # bytes that a connection must bring
+STALL_SECONDS = 30.0  # seconds, in each such stretch of it
+MAX_ATTEMPTS = 4  # in a row that bring less
+RETRY_SECONDS = 0.5  # seconds after the first of them, doubled after each
 
 
 @dataclass(frozen=True)
-class Record:
+class HubFileInfo:
     """What the Hub says of a file: where its bytes are, how many, and their hash (hex): sha256, or for what is not
     large git's sha1 of a blob."""
 
@@ -107,26 +107,26 @@ def download(file: WeightsFile, target: Path) -> None:
     with FileLock(target.with_name(f".{target.name}.lock")):
         if target.exists():
             return
-        record = _record(file)
+        record = _request_file_info(file)
         part = target.with_name(f".{target.name}.{record.hash[:16]}.part")
         try:
-            _fetch(record, part, file.name)
-            _check(part, record)
+            _download_to_part(record, part, file.name)
+            _check_part(part, record)
         except ValueError:
             part.unlink(missing_ok=True)
             raise
-        place(part, target, overwrite=False)
+        commit_file(part, target, overwrite=False)
         part.unlink(missing_ok=True)
 
 
-def _record(file: WeightsFile) -> Record:
+def _request_file_info(file: WeightsFile) -> HubFileInfo:
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
         raise OSError("HF_HUB_OFFLINE is set")
     if file.url and file.size is not None and file.sha256:
-        return Record(file.url, file.size, file.sha256)
-    headers, url = _head(f"{constants.ENDPOINT}/{file.address}", constants.HF_HUB_ETAG_TIMEOUT)
+        return HubFileInfo(file.url, file.size, file.sha256)
+    headers, url = _request_headers(f"{constants.ENDPOINT}/{file.url_path}", constants.HF_HUB_ETAG_TIMEOUT)
     etag = (headers.get("X-Linked-Etag") or headers.get("ETag") or "").removeprefix("W/").strip('"').lower()
     size = headers.get("X-Linked-Size") or ("" if "Location" in headers else headers.get("Content-Length")) or ""
     known = etag if re.fullmatch("[0-9a-f]{64}|[0-9a-f]{40}", etag) else file.sha256
@@ -138,21 +138,23 @@ def _record(file: WeightsFile) -> Record:
         raise OSError(f"the Hub does not say its size, but {size!r:.80}")
     if file.size is not None and size.isdecimal() and int(size) != file.size:
         raise OSError(f"the Hub's has {size} bytes, expected {file.size}: it was changed there")
-    return Record(url, file.size or int(size), file.sha256 or known)
+    return HubFileInfo(url, file.size or int(size), file.sha256 or known)
 
 
-class _Stay(HTTPRedirectHandler):
+class _NoRedirect(HTTPRedirectHandler):
     """Redirections are answers: the Hub's carries the file's hash, what it points to does not."""
 
     def redirect_request(self, *_: Any) -> None:
         return None
 
 
-def _head(url: str, seconds: float) -> tuple[Any, str]:
+def _request_headers(url: str, timeout: float) -> tuple[Any, str]:
     """The Hub's headers on the file, and where its bytes are. A repository that has moved is followed."""
     for _ in range(5):
         try:
-            with build_opener(_Stay).open(Request(url, method="HEAD", headers=ASKING), timeout=seconds) as response:
+            with build_opener(_NoRedirect).open(
+                Request(url, method="HEAD", headers=HEADERS), timeout=timeout
+            ) as response:
                 return response.headers, url
         except HTTPError as error:
             location = error.headers.get("Location")
@@ -166,72 +168,72 @@ def _head(url: str, seconds: float) -> tuple[Any, str]:
     raise OSError("the Hub redirects without end")
 
 
-def _fetch(record: Record, part: Path, name: str) -> None:
+def _download_to_part(info: HubFileInfo, part: Path, name: str) -> None:
     """Bring `part` to the record's size, whatever of it is there already, through interruptions of the server."""
     from huggingface_hub.utils import tqdm
 
     have = part.stat().st_size if part.exists() else 0
     free = shutil.disk_usage(part.parent).free
-    if record.size - have > free:
-        raise OSError(f"the disk has {free} bytes free, it needs {record.size - have}")
+    if info.size - have > free:
+        raise OSError(f"the disk has {free} bytes free, it needs {info.size - have}")
     with (
         open(part, "ab", buffering=0) as out,
-        tqdm(total=record.size, initial=have, unit="B", unit_scale=True, desc=name) as bar,
+        tqdm(total=info.size, initial=have, unit="B", unit_scale=True, desc=name) as bar,
     ):
         fruitless = 0
-        while have < record.size:
+        while have < info.size:
             before = have
             try:
-                for at, block in _blocks(record, have):
+                for at, block in _iter_blocks(info, have):
                     if at == 0:  # all of it comes, whatever was asked for
                         out.truncate(0)
                     out.write(block)
                     have = at + len(block)
                     bar.update(have - bar.n)
-                if have < record.size:
+                if have < info.size:
                     raise OSError("the server stopped")
             except (HTTPException, OSError) as error:
-                fruitless = 0 if have - before >= LEAST else fruitless + 1
-                if fruitless >= ATTEMPTS or not _passing(error):
-                    raise OSError(f"after {have} of {record.size} bytes: {error or repr(error)}") from error
-                time.sleep(PAUSE / 2 * 2**fruitless)
+                fruitless = 0 if have - before >= MIN_BYTES else fruitless + 1
+                if fruitless >= MAX_ATTEMPTS or not _is_transient(error):
+                    raise OSError(f"after {have} of {info.size} bytes: {error or repr(error)}") from error
+                time.sleep(RETRY_SECONDS / 2 * 2**fruitless)
         os.fsync(out.fileno())
 
 
-def _passing(error: Exception) -> bool:
+def _is_transient(error: Exception) -> bool:
     """Whether asking again may help."""
     if isinstance(error, HTTPError):
         return error.code >= 500 or error.code in (408, 429)
     return getattr(error, "errno", None) not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
-def _blocks(record: Record, have: int) -> Iterator[tuple[int, bytes]]:
+def _iter_blocks(info: HubFileInfo, offset: int) -> Iterator[tuple[int, bytes]]:
     """Where each block of bytes belongs, and the block, from `have` on, or from 0 if the server will have it so."""
     from huggingface_hub import constants
 
-    request = Request(record.url, headers=ASKING | ({"Range": f"bytes={have}-"} if have else {}))
+    request = Request(info.url, headers=HEADERS | ({"Range": f"bytes={offset}-"} if offset else {}))
     with closing(urlopen(request, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)) as response:
-        at = have if response.status == 206 else 0
+        at = offset if response.status == 206 else 0
         if at and not response.headers.get("Content-Range", "").startswith(f"bytes {at}-"):
             raise ValueError(f"the server sends {response.headers.get('Content-Range')!r:.80}, asked for from {at} on")
         since, before = time.monotonic(), at
-        while block := response.read1(BLOCK):
-            if at + len(block) > record.size:
-                raise ValueError(f"the server sends more than the {record.size} bytes that it promised")
+        while block := response.read1(BLOCK_BYTES):
+            if at + len(block) > info.size:
+                raise ValueError(f"the server sends more than the {info.size} bytes that it promised")
             yield at, block
             at += len(block)
-            if time.monotonic() - since > PATIENCE:
-                if at - before < LEAST:
-                    raise TimeoutError(f"the server sent {at - before} bytes in {PATIENCE:.0f} s")
+            if time.monotonic() - since > STALL_SECONDS:
+                if at - before < MIN_BYTES:
+                    raise TimeoutError(f"the server sent {at - before} bytes in {STALL_SECONDS:.0f} s")
                 since, before = time.monotonic(), at
 
 
-def _check(part: Path, record: Record) -> None:
+def _check_part(part: Path, info: HubFileInfo) -> None:
     size = part.stat().st_size
-    git = len(record.hash) == 40
+    git = len(info.hash) == 40
     digest = hashlib.sha1(b"blob %d\0" % size) if git else hashlib.sha256()
-    with opened(part) as content:
+    with open_regular_file(part) as content:
         while block := content.read(2**20):
             digest.update(block)
-    if size != record.size or digest.hexdigest() != record.hash:
-        raise ValueError(f"what came has {size} bytes and hash {digest.hexdigest()}, expected {record.hash}")
+    if size != info.size or digest.hexdigest() != info.hash:
+        raise ValueError(f"what came has {size} bytes and hash {digest.hexdigest()}, expected {info.hash}")

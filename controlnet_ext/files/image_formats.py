@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-_MAGIC = {
+_SIGNATURES = {
     "JPEG": rb"\xff\xd8\xff",
     "PNG": rb"\x89PNG\r\n\x1a\n",
     "GIF": rb"GIF8[79]a",
@@ -22,40 +22,40 @@ _MAGIC = {
     "BMP": rb"BM",
     "PPM": rb"P[1-6]\s",
 }
-FORMATS = tuple(_MAGIC)
+IMAGE_FORMATS = tuple(_SIGNATURES)
 _NEXT_MARKER = re.compile(rb"\xff\xff*([^\x00\xd0-\xd7\xff])", re.DOTALL)  # not a stuffed zero, not a restart; an
 # `\xff+` is searched for byte by byte, 10 times slower than a literal
 
 
-def kind(head: bytes) -> str | None:
+def sniff_format(head: bytes) -> str | None:
     """Pillow's name for the format that begins with these bytes (16 suffice), None for all that is not read here."""
-    return next((name for name, magic in _MAGIC.items() if re.match(magic, head, re.DOTALL)), None)
+    return next((name for name, magic in _SIGNATURES.items() if re.match(magic, head, re.DOTALL)), None)
 
 
-def whole(content: bytes, kind: str) -> bool:
+def is_complete(content: bytes, format: str) -> bool:
     """Whether all is there that the format's own lengths promise; PNG's checksums are compared too. What follows the
     end of a picture is not looked at, such as the further pictures of a JPEG."""
     try:
-        if kind == "JPEG":
-            return any(marker == 0xD9 for marker, _ in jpeg_segments(content))
-        if kind == "PNG":
-            return any(name == b"IEND" for name, _ in png_chunks(content))
-        if kind == "GIF":
-            return _gif_ends(content)
-        if kind == "WEBP":
+        if format == "JPEG":
+            return any(marker == 0xD9 for marker, _ in iter_jpeg_segments(content))
+        if format == "PNG":
+            return any(name == b"IEND" for name, _ in iter_png_chunks(content))
+        if format == "GIF":
+            return _is_gif_complete(content)
+        if format == "WEBP":
             return struct.unpack_from("<I", content, 4)[0] + 8 <= len(content)
-        if kind == "BMP":
+        if format == "BMP":
             return struct.unpack_from("<I", content, 2)[0] <= len(content)
-        if kind == "AVIF":
-            return _boxes_end(content)
-        if kind == "TIFF":
-            return _tiff_ends(content)
+        if format == "AVIF":
+            return _is_avif_complete(content)
+        if format == "TIFF":
+            return _is_tiff_complete(content)
     except (struct.error, IndexError):  # the file ends in the middle of a field
         return False
     return True  # PPM, AVIF's inside: the decoder finds what is missing
 
 
-def jpeg_segments(content: bytes) -> Iterator[tuple[int, memoryview]]:
+def iter_jpeg_segments(content: bytes) -> Iterator[tuple[int, memoryview]]:
     """(marker, payload) of each segment up to the end of the image, 0xD9, or of the bytes. The compressed lines that
     follow a start of scan, 0xDA, are passed over."""
     at = 2
@@ -71,7 +71,7 @@ def jpeg_segments(content: bytes) -> Iterator[tuple[int, memoryview]]:
         at += max(size, 2)
 
 
-def png_chunks(content: bytes) -> Iterator[tuple[bytes, memoryview]]:
+def iter_png_chunks(content: bytes) -> Iterator[tuple[bytes, memoryview]]:
     """(name, payload) of each chunk up to IEND or the first that is cut or, if the picture needs it, fails its
     checksum."""
     at = 8
@@ -89,7 +89,7 @@ def png_chunks(content: bytes) -> Iterator[tuple[bytes, memoryview]]:
         at += 12 + size
 
 
-def _gif_ends(content: bytes) -> bool:
+def _is_gif_complete(content: bytes) -> bool:
     def table(flags: int) -> int:
         return 3 << (flags & 7) + 1 if flags & 0x80 else 0
 
@@ -107,7 +107,7 @@ def _gif_ends(content: bytes) -> bool:
     return True
 
 
-def _boxes_end(content: bytes) -> bool:
+def _is_avif_complete(content: bytes) -> bool:
     at = 0
     while at < len(content):
         (size,) = struct.unpack_from(">I", content, at)
@@ -119,12 +119,29 @@ def _boxes_end(content: bytes) -> bool:
     return True
 
 
-_TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
-_TIFF_INTEGERS = {3: "u2", 4: "u4", 16: "u8"}
-_TIFF_PIXELS = ((273, 279), (324, 325))  # offsets and sizes of strips, of tiles
+_TIFF_TYPE_SIZES = {
+    1: 1,
+    2: 1,
+    3: 2,
+    4: 4,
+    5: 8,
+    6: 1,
+    7: 1,
+    8: 2,
+    9: 4,
+    10: 8,
+    11: 4,
+    12: 8,
+    13: 4,
+    16: 8,
+    17: 8,
+    18: 8,
+}
+_TIFF_INTEGER_DTYPES = {3: "u2", 4: "u4", 16: "u8"}
+_TIFF_DATA_TAGS = ((273, 279), (324, 325))  # offsets and sizes of strips, of tiles
 
 
-def _tiff_ends(content: bytes) -> bool:
+def _is_tiff_complete(content: bytes) -> bool:
     """Every directory, what its entries point at, and every strip or tile of pixels (TIFF 6.0, section 2)."""
     order = "<" if content[:2] == b"II" else ">"
     word, count, entry_size = ("Q", "Q", 20) if b"+" in content[2:4] else ("I", "H", 12)  # BigTIFF, TIFF
@@ -141,16 +158,16 @@ def _tiff_ends(content: bytes) -> bool:
         for place in range(at, at + entries * entry_size, entry_size):
             tag, type, length = struct.unpack_from(order + "HH" + word, content, place)
             value = place + 4 + wide
-            size = _TIFF_SIZES.get(type, 0) * length
+            size = _TIFF_TYPE_SIZES.get(type, 0) * length
             if size > wide:
                 (value,) = struct.unpack_from(order + word, content, value)
             if value + size > len(content):
                 return False
-            if type in _TIFF_INTEGERS and any(tag in tags for tags in _TIFF_PIXELS):
+            if type in _TIFF_INTEGER_DTYPES and any(tag in tags for tags in _TIFF_DATA_TAGS):
                 looked_at += size
-                numbers = np.frombuffer(content, order + _TIFF_INTEGERS[type], length, value)
+                numbers = np.frombuffer(content, order + _TIFF_INTEGER_DTYPES[type], length, value)
                 arrays[tag] = numbers.astype(float)  # exact below 2**53
-        for offsets, sizes in _TIFF_PIXELS:
+        for offsets, sizes in _TIFF_DATA_TAGS:
             if offsets in arrays and sizes in arrays:
                 shared = min(len(arrays[offsets]), len(arrays[sizes]))
                 if (arrays[offsets][:shared] + arrays[sizes][:shared] > len(content)).any():
@@ -172,7 +189,7 @@ def check_pixels(height: int, width: int, name: str) -> None:
         raise ValueError(f"{name} is {width}x{height}, {height * width / 1e6:.0f} megapixels, over the limit of 64")
 
 
-def working_size(height: int, width: int, resolution: int) -> tuple[int, int]:
+def compute_working_size(height: int, width: int, resolution: int) -> tuple[int, int]:
     """(height, width) in the same proportion whose short side is `resolution` pixels, the long side rounded.
 
     Raises ValueError when that is over 64 megapixels (2**26) or a side over 65535, as with a strip of 3x10000.

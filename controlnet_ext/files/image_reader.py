@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import cv2
 import numpy as np
 
-from .disk import opened
-from .image_formats import FORMATS, check_pixels, jpeg_segments, kind, whole
+from .disk import open_regular_file
+from .image_formats import IMAGE_FORMATS, check_pixels, is_complete, iter_jpeg_segments, sniff_format
 
 if TYPE_CHECKING:
     from typing import TypeGuard
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-_PLUGINS = {"WEBP": "WebP"}  # the others are capitalized
-_BROKEN = (  # what Pillow raises on hostile files
+_PLUGIN_NAMES = {"WEBP": "WebP"}  # the others are capitalized
+_DECODE_ERRORS = (  # what Pillow raises on hostile files
     OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, EOFError, AttributeError, RuntimeError,
     MemoryError, struct.error, zlib.error,
 )  # fmt: skip
-_UPRIGHT = {  # by EXIF's orientation, tag 274
+_EXIF_TRANSFORMS = {  # by EXIF's orientation, tag 274
     2: lambda x: x[:, ::-1],
     3: lambda x: x[::-1, ::-1],
     4: lambda x: x[::-1],
@@ -43,21 +43,21 @@ _UPRIGHT = {  # by EXIF's orientation, tag 274
     7: lambda x: x[::-1, ::-1].swapaxes(0, 1),
     8: lambda x: x[:, ::-1].swapaxes(0, 1),
 }
-_lock = threading.Lock()
+_pillow_lock = threading.Lock()
 
 
-def made(value: Any) -> TypeGuard[Image]:
+def is_pil_image(value: Any) -> TypeGuard[Image]:
     """Whether the value is a PIL image; there is none as long as nobody has imported Pillow."""
     return "PIL.Image" in sys.modules and isinstance(value, sys.modules["PIL.Image"].Image)
 
 
-def header(file: BinaryIO, format: str, name: str) -> Image:
+def open_image_header(file: BinaryIO, format: str, name: str) -> Image:
     """The image in a file of that format (Pillow's name), nothing decoded yet. ValueError, beginning with `name`."""
     from PIL import Image
 
-    with _strict(name):
+    with _strict_decoding(name):
         try:
-            importlib.import_module(f"PIL.{_PLUGINS.get(format, format.capitalize())}ImagePlugin")
+            importlib.import_module(f"PIL.{_PLUGIN_NAMES.get(format, format.capitalize())}ImagePlugin")
             return Image.open(file, formats=[format])
         except Image.UnidentifiedImageError:
             raise ValueError(f"a broken {format}, or of a kind that this Pillow does not read") from None
@@ -65,58 +65,58 @@ def header(file: BinaryIO, format: str, name: str) -> Image:
             raise ValueError(f"this Pillow does not read {format}") from None
 
 
-def pixels(image: Image, name: str) -> np.ndarray:
+def decode_pixels(image: Image, name: str) -> np.ndarray:
     """(H, W, 3) uint8 RGB, upright, alpha over white, in sRGB. ValueError, beginning with `name`: broken, NaN."""
-    with _strict(name):
+    with _strict_decoding(name):
         image.load()
-        turn = _orientation(image)
+        turn = _read_orientation(image)
         deep = image.mode[0] in "IF"  # I, I;16, I;16B, F
-        array = np.array(image if deep else _over_white(image))
+        array = np.array(image if deep else _composite_over_white(image))
         hidden = image.info.get("transparency")
     if deep:
-        grey = _eight_bits(array, name)
+        grey = _to_uint8(array, name)
         if isinstance(hidden, int):
             grey[array == hidden] = 255
         array = np.repeat(grey[..., None], 3, axis=2)
-    return np.ascontiguousarray(_UPRIGHT[turn](array) if turn in _UPRIGHT else array)
+    return np.ascontiguousarray(_EXIF_TRANSFORMS[turn](array) if turn in _EXIF_TRANSFORMS else array)
 
 
 @contextmanager
-def _strict(name: str) -> Iterator[None]:
+def _strict_decoding(name: str) -> Iterator[None]:
     """Where Pillow works: it may not warn, nor accept what is cut short, and whatever it raises becomes one line.
 
     Both switches are the process's, hence the lock, and are put back (webui sets LOAD_TRUNCATED_IMAGES for itself).
     """
     from PIL import Image, ImageFile
 
-    with _lock, warnings.catch_warnings():
+    with _pillow_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         lenient, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
         try:
             yield
         except Image.DecompressionBombError as error:  # over its own limit, which is over ours
             raise ValueError(f"{name} is over the limit of 64 megapixels: {error}") from error
-        except _BROKEN as error:
+        except _DECODE_ERRORS as error:
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise ValueError(f"{name} cannot be read: {reason}") from error
         finally:
             ImageFile.LOAD_TRUNCATED_IMAGES = lenient
 
 
-def _orientation(image: Image) -> int:
+def _read_orientation(image: Image) -> int:
     if image.format == "TIFF":
         return 1  # load() has turned it; Pillow 9.5 leaves the tag
     try:
         return image.getexif().get(274, 1)
-    except _BROKEN:
+    except _DECODE_ERRORS:
         return 1
 
 
-def _over_white(image: Image) -> Image:
+def _composite_over_white(image: Image) -> Image:
     """The image in RGB, its alpha composed over white."""
     from PIL import Image
 
-    colours = _in_srgb(image)
+    colours = _convert_to_srgb(image)
     if image.mode not in ("LA", "La", "PA", "RGBA", "RGBa") and "transparency" not in image.info:
         return colours
     canvas = Image.new("RGB", image.size, "white")
@@ -124,7 +124,7 @@ def _over_white(image: Image) -> Image:
     return canvas
 
 
-def _in_srgb(image: Image) -> Image:
+def _convert_to_srgb(image: Image) -> Image:
     """The colours in RGB, through the image's profile unless that is sRGB, broken, or for channels it does not have."""
     if "icc_profile" not in image.info:
         return image.convert("RGB")
@@ -139,25 +139,25 @@ def _in_srgb(image: Image) -> Image:
             return image.convert("RGB")
         srgb = ImageCms.createProfile("sRGB")
         return ImageCms.profileToProfile(image.convert(mode), profile, srgb, outputMode="RGB") or image.convert("RGB")
-    except (ImageCms.PyCMSError, *_BROKEN):
+    except (ImageCms.PyCMSError, *_DECODE_ERRORS):
         return image.convert("RGB")
 
 
-def _eight_bits(grey: np.ndarray, name: str) -> np.ndarray:
+def _to_uint8(gray: np.ndarray, name: str) -> np.ndarray:
     """Grey (H, W) of integers 0..65535, or floats 0..1 or 0..255, as uint8."""
-    if not np.isfinite(grey).all():
+    if not np.isfinite(gray).all():
         raise ValueError(f"{name} holds NaN or infinity")
-    low, high = grey.min(), grey.max()
-    if grey.dtype.kind == "f":
+    low, high = gray.min(), gray.max()
+    if gray.dtype.kind == "f":
         if low < 0 or high > 255:
             raise ValueError(f"{name} holds floats from {low:g} to {high:g}, expected 0..1 or 0..255")
-        return np.rint(grey * (255 if high <= 1 else 1)).astype(np.uint8)
+        return np.rint(gray * (255 if high <= 1 else 1)).astype(np.uint8)
     if low < 0 or high > 65535:
         raise ValueError(f"{name} holds integers from {low} to {high}, expected 0..65535")
-    return (grey >> 8).astype(np.uint8)
+    return (gray >> 8).astype(np.uint8)
 
 
-FILE_LIMIT = 2**30  # bytes: 64 megapixels of four 32-bit channels
+IMAGE_FILE_LIMIT = 2**30  # bytes: 64 megapixels of four 32-bit channels
 
 
 def read_image(source: str | os.PathLike[str] | bytes | np.ndarray | Image) -> np.ndarray:
@@ -173,53 +173,53 @@ def read_image(source: str | os.PathLike[str] | bytes | np.ndarray | Image) -> n
     short, not an image, NaN. JPEG data damaged inside a whole file cannot be told from a picture, and is decoded.
     """
     if isinstance(source, np.ndarray):
-        return _from_array(source)
+        return _convert_image_array(source)
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return _from_file(io.BytesIO(source), "the image")
+        return _read_image_file(io.BytesIO(source), "the image")
     if isinstance(source, (str, os.PathLike)):
-        with opened(source) as file:
-            return _from_file(file, repr(os.fspath(source)))
-    if made(source):
+        with open_regular_file(source) as file:
+            return _read_image_file(file, repr(os.fspath(source)))
+    if is_pil_image(source):
         check_pixels(source.height, source.width, "the image")
-        return pixels(source, "the image")
+        return decode_pixels(source, "the image")
     raise TypeError(f"an image is a path, bytes, a PIL image or an array, not {type(source).__name__}")
 
 
-def _from_file(file: BinaryIO, name: str) -> np.ndarray:
+def _read_image_file(file: BinaryIO, name: str) -> np.ndarray:
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
     head = file.read(16)
-    format = kind(head)
+    format = sniff_format(head)
     if not head:
         raise ValueError(f"{name} is empty, expected an image")
     if format is None:
-        raise ValueError(f"{name} is none of {', '.join(FORMATS)}: it begins with {head!r}")
-    if size > FILE_LIMIT:
+        raise ValueError(f"{name} is none of {', '.join(IMAGE_FORMATS)}: it begins with {head!r}")
+    if size > IMAGE_FILE_LIMIT:
         raise ValueError(f"{name} is a file of {size / 2**30:.1f} GiB, over the limit of 1 GiB for images")
     file.seek(0)
     if format == "JPEG":
         content = file.read()
-        if plain := _plain_size(content):
+        if plain := _read_plain_jpeg_size(content):
             check_pixels(*plain, name)
-            return _plain_jpeg(content, name)
+            return _decode_plain_jpeg(content, name)
         file.seek(0)
-    image = header(file, format, name)
+    image = open_image_header(file, format, name)
     check_pixels(image.height, image.width, name)
     file.seek(0)
     content = file.read()
-    if not whole(content, format):
+    if not is_complete(content, format):
         raise ValueError(f"{name} is a {format} that is cut short or damaged")
     if format == "PNG" and content[24:26] == b"\x10\2" and "transparency" in image.info:
         # RGB of 16 bits: Pillow keeps the upper 8, and would compare them with all 16 of the transparent colour
         image.info["transparency"] = tuple(channel >> 8 for channel in image.info["transparency"])
-    return pixels(image, name)
+    return decode_pixels(image, name)
 
 
-def _plain_size(content: bytes) -> tuple[int, int] | None:
+def _read_plain_jpeg_size(content: bytes) -> tuple[int, int] | None:
     """Height and width of a JPEG that OpenCV decodes just as Pillow does, without the 50 ms of importing Pillow:
     8-bit grey or colour, no EXIF, XMP or profile."""
     size = None
-    for marker, payload in jpeg_segments(content):
+    for marker, payload in iter_jpeg_segments(content):
         if marker in (0xC0, 0xC1, 0xC2) and len(payload) >= 6 and payload[0] == 8 and payload[5] in (1, 3):
             size = int.from_bytes(payload[1:3], "big"), int.from_bytes(payload[3:5], "big")
         elif marker == 0xDA:
@@ -229,9 +229,11 @@ def _plain_size(content: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _plain_jpeg(content: bytes, name: str) -> np.ndarray:
+def _decode_plain_jpeg(content: bytes, name: str) -> np.ndarray:
     try:
-        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if whole(content, "JPEG") else None
+        pixels = (
+            cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if is_complete(content, "JPEG") else None
+        )
     except cv2.error:
         pixels = None
     if pixels is None:
@@ -239,7 +241,7 @@ def _plain_jpeg(content: bytes, name: str) -> np.ndarray:
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels)
 
 
-def _from_array(array: np.ndarray) -> np.ndarray:
+def _convert_image_array(array: np.ndarray) -> np.ndarray:
     x = np.asarray(array)  # a matrix or masked array behaves otherwise
     if x.ndim == 2:
         x = x[..., None]

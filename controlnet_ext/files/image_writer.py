@@ -11,18 +11,18 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from .disk import opened, write_atomically
-from .image_formats import png_chunks
+from .disk import open_regular_file, write_atomically
+from .image_formats import iter_png_chunks
 
-TEXT_LIMIT = 2**20  # bytes of one text; Pillow opens no PNG with a longer compressed one (its MAX_TEXT_CHUNK)
-TEXTS_LIMIT = 2**26  # of all together (its MAX_TEXT_MEMORY)
-_FORMATS = {  # the longest side that the format, or OpenCV's writer of it, takes; how to write it
+PNG_TEXT_LIMIT = 2**20  # bytes of one text; Pillow opens no PNG with a longer compressed one (its MAX_TEXT_CHUNK)
+PNG_TEXT_TOTAL_LIMIT = 2**26  # of all together (its MAX_TEXT_MEMORY)
+_IMAGE_WRITERS = {  # the longest side that the format, or OpenCV's writer of it, takes; how to write it
     ".png": (10**6, ()),
     ".jpg": (65500, (cv2.IMWRITE_JPEG_QUALITY, 95)),
     ".jpeg": (65500, (cv2.IMWRITE_JPEG_QUALITY, 95)),
     ".webp": (16383, (cv2.IMWRITE_WEBP_QUALITY, 101)),  # over 100: lossless
 }
-_UNFILTERED = (  # lines on black as they are, not as differences: in 0.6 instead of 0.75 ms, and 3/4 of the bytes
+_UNFILTERED_PNG = (  # lines on black as they are, not as differences: in 0.6 instead of 0.75 ms, and 3/4 of the bytes
     (cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE) if hasattr(cv2, "IMWRITE_PNG_FILTER") else ()
 )
 
@@ -32,10 +32,10 @@ def write_image(
 ) -> None:
     """Write (H, W, 3) RGB or (H, W) grey of uint8, or grey of uint16 to a PNG, whole or not at all
     (`write_atomically`). Raises what `encoded_image` and write_atomically do."""
-    write_atomically(path, encoded_image(path, pixels, text), overwrite)
+    write_atomically(path, encode_image(path, pixels, text), overwrite)
 
 
-def encoded_image(path: str | os.PathLike[str], pixels: np.ndarray, text: Mapping[str, str] | None = None) -> bytes:
+def encode_image(path: str | os.PathLike[str], pixels: np.ndarray, text: Mapping[str, str] | None = None) -> bytes:
     """The bytes of an image file that could be called `path`.
 
     The suffix says how: .png and .webp without loss, .jpg and .jpeg at quality 95. A PNG of pixels that are all grey
@@ -43,25 +43,25 @@ def encoded_image(path: str | os.PathLike[str], pixels: np.ndarray, text: Mappin
     79 Latin-1 characters), each up to 1 MiB. Raises ValueError for anything else.
     """
     name, suffix = repr(os.fspath(path)), Path(path).suffix.lower()
-    if suffix not in _FORMATS:
-        raise ValueError(f"{name} ends in {suffix!r}, expected one of {', '.join(_FORMATS)}")
+    if suffix not in _IMAGE_WRITERS:
+        raise ValueError(f"{name} ends in {suffix!r}, expected one of {', '.join(_IMAGE_WRITERS)}")
     if text and suffix != ".png":
         raise ValueError(f"{name} cannot carry text, only a .png can")
-    if not _writable(pixels, suffix):
+    if not _is_writable(pixels, suffix):
         raise ValueError(
             f"an array {pixels.shape} of {pixels.dtype} cannot be written to {name}: "
             "expected (H, W, 3) or (H, W) of uint8, or for .png (H, W) of uint16"
         )
-    chunks = b"".join(_text_chunk(keyword, value) for keyword, value in (text or {}).items())
-    longest, options = _FORMATS[suffix]
+    chunks = b"".join(_encode_text_chunk(keyword, value) for keyword, value in (text or {}).items())
+    longest, options = _IMAGE_WRITERS[suffix]
     height, width = pixels.shape[:2]
     if max(height, width) > longest:
         raise ValueError(f"{width}x{height} pixels cannot be written to {name}: a side of {suffix} ends at {longest}")
     if pixels.ndim == 3:
-        channel = _one_channel(pixels) if suffix == ".png" else None
+        channel = _find_equal_channel(pixels) if suffix == ".png" else None
         pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR) if channel is None else channel
-    if suffix == ".png" and _is_drawn(pixels):
-        options = _UNFILTERED
+    if suffix == ".png" and _is_binary(pixels):
+        options = _UNFILTERED_PNG
     done, encoded = cv2.imencode(suffix, pixels, options)
     if not done:
         raise ValueError(f"OpenCV could not encode {width}x{height} pixels for {name}")
@@ -69,7 +69,7 @@ def encoded_image(path: str | os.PathLike[str], pixels: np.ndarray, text: Mappin
     return content[:33] + chunks + content[33:] if chunks else content  # 33: after IHDR
 
 
-def _writable(pixels: np.ndarray, suffix: str) -> bool:
+def _is_writable(pixels: np.ndarray, suffix: str) -> bool:
     if 0 in pixels.shape:
         return False
     if pixels.ndim == 2:
@@ -77,7 +77,7 @@ def _writable(pixels: np.ndarray, suffix: str) -> bool:
     return pixels.ndim == 3 and pixels.shape[2] == 3 and pixels.dtype == np.uint8
 
 
-def _one_channel(pixels: np.ndarray) -> np.ndarray | None:
+def _find_equal_channel(pixels: np.ndarray) -> np.ndarray | None:
     """The first of the channels where they are equal in all pixels. The first row tells it of most pictures that have
     others."""
     channel = None
@@ -88,12 +88,12 @@ def _one_channel(pixels: np.ndarray) -> np.ndarray | None:
     return channel
 
 
-def _is_drawn(pixels: np.ndarray) -> bool:
+def _is_binary(pixels: np.ndarray) -> bool:
     """Whether they are one channel of only 0 and 255, as edges are."""
     return pixels.ndim == 2 and pixels.dtype == np.uint8 and not cv2.countNonZero(cv2.inRange(pixels, 1, 254))
 
 
-def _text_chunk(keyword: str, text: str) -> bytes:
+def _encode_text_chunk(keyword: str, text: str) -> bytes:
     """iTXt: keyword, "compressed by zlib", no language, no translated keyword, UTF-8 (PNG specification, 11.3.3.4)."""
     try:
         name = keyword.encode("latin-1")
@@ -102,34 +102,34 @@ def _text_chunk(keyword: str, text: str) -> bytes:
     if not 1 <= len(name) <= 79 or not keyword.isprintable() or keyword != keyword.strip():
         raise ValueError(f"{keyword!r} is not a keyword of PNG: 1 to 79 printable Latin-1 characters")
     value = text.encode()
-    if len(value) > TEXT_LIMIT:
+    if len(value) > PNG_TEXT_LIMIT:
         raise ValueError(
-            f"the text {keyword!r} is {len(value)} bytes, over {TEXT_LIMIT}: split it over several keywords"
+            f"the text {keyword!r} is {len(value)} bytes, over {PNG_TEXT_LIMIT}: split it over several keywords"
         )
     content = b"iTXt" + name + b"\0\1\0\0\0" + zlib.compress(value)
     return struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
 
 
-def read_text(path: str | os.PathLike[str]) -> dict[str, str]:
+def read_png_text(path: str | os.PathLike[str]) -> dict[str, str]:
     """The texts of a PNG (tEXt, zTXt, iTXt) by keyword. Raises FileNotFoundError when it is missing, ValueError when
     it is no PNG, is cut short, or a text is broken, over 1 MiB, or given twice."""
     name = repr(os.fspath(path))
-    with opened(path) as file:
+    with open_regular_file(path) as file:
         if file.read(8) != b"\x89PNG\r\n\x1a\n":
             raise ValueError(f"{name} is not a PNG")
         file.seek(0)
         content = file.read()
     texts: dict[str, str] = {}
     last, total = b"", 0
-    for last, payload in png_chunks(content):
+    for last, payload in iter_png_chunks(content):
         if last not in (b"tEXt", b"zTXt", b"iTXt"):
             continue
         try:
-            keyword, text = _text(last, bytes(payload))
+            keyword, text = _decode_text_chunk(last, bytes(payload))
         except (ValueError, zlib.error) as error:
             raise ValueError(f"{name} has a broken text: {error}") from error
         total += len(text)
-        if keyword in texts or total > TEXTS_LIMIT:
+        if keyword in texts or total > PNG_TEXT_TOTAL_LIMIT:
             raise ValueError(f"{name} has {'two texts' if keyword in texts else 'over 64 MiB of text at'} {keyword!r}")
         texts[keyword] = text
     if last != b"IEND":
@@ -137,7 +137,7 @@ def read_text(path: str | os.PathLike[str]) -> dict[str, str]:
     return texts
 
 
-def _text(chunk: bytes, payload: bytes) -> tuple[str, str]:
+def _decode_text_chunk(chunk: bytes, payload: bytes) -> tuple[str, str]:
     keyword, separator, rest = payload.partition(b"\0")
     if not separator:
         raise ValueError("it has no keyword")
@@ -150,9 +150,9 @@ def _text(chunk: bytes, payload: bytes) -> tuple[str, str]:
         rest = rest[2:].split(b"\0", 2)[-1]
     if packed:
         unpacking = zlib.decompressobj()
-        rest = unpacking.decompress(rest, TEXT_LIMIT + 1)
-        if not unpacking.eof and len(rest) < TEXT_LIMIT:
+        rest = unpacking.decompress(rest, PNG_TEXT_LIMIT + 1)
+        if not unpacking.eof and len(rest) < PNG_TEXT_LIMIT:
             raise ValueError(f"{name!r} is cut short")
-    if len(rest) > TEXT_LIMIT:
-        raise ValueError(f"{name!r} is over {TEXT_LIMIT} bytes")
+    if len(rest) > PNG_TEXT_LIMIT:
+        raise ValueError(f"{name!r} is over {PNG_TEXT_LIMIT} bytes")
     return name, rest.decode(encoding)

@@ -29,10 +29,10 @@ ITEMSIZE = {  # bytes, by torch's name of the dtype
 }  # fmt: skip
 
 
-class Place(NamedTuple):
+class ByteRange(NamedTuple):
     """Where the bytes of a storage lie in the file, and their CRC-32 where the file has one."""
 
-    at: int
+    offset: int
     size: int
     crc: int | None = None
 
@@ -42,10 +42,10 @@ class Storage(NamedTuple):
 
     key: str
     dtype: str
-    elements: int
+    element_count: int
 
 
-class Plan(NamedTuple):
+class TensorView(NamedTuple):
     """A dense tensor, as a view of a storage's bytes as `dtype`. Offset and strides are in elements."""
 
     storage: Storage
@@ -55,36 +55,41 @@ class Plan(NamedTuple):
     stride: tuple[int, ...]
 
 
-def planned(storage: Storage, dtype: str, offset: int, shape: tuple[int, ...], stride: tuple[int, ...]) -> Plan:
+def create_tensor_view(
+    storage: Storage, dtype: str, offset: int, shape: tuple[int, ...], stride: tuple[int, ...]
+) -> TensorView:
     """The Plan, if it stays within its storage and has no more values than that. ValueError otherwise."""
     if len(shape) > MAX_DIMENSIONS or math.prod(n or 1 for n in shape) >= 2**63:
         raise ValueError(f"a tensor has a shape that no tensor has, of {len(shape)} dimensions")
-    held = storage.elements * ITEMSIZE[storage.dtype] // ITEMSIZE[dtype]
+    held = storage.element_count * ITEMSIZE[storage.dtype] // ITEMSIZE[dtype]
     count, last = math.prod(shape), offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
     if count and (last >= held or count > held):
         raise ValueError(
             f"a tensor of {shape} with strides {stride} from {offset} reaches over the {held} values it has"
         )
-    return Plan(storage, dtype, offset, shape, stride)
+    return TensorView(storage, dtype, offset, shape, stride)
 
 
-HEADER_LIMIT = 2**23  # bytes; 20,000 tensors with names of 300
-_DTYPES = {
+SAFETENSORS_HEADER_LIMIT = 2**23  # bytes; 20,000 tensors with names of 300
+_DTYPE_BY_CODE = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn",
     "F8_E5M2": "float8_e5m2", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U64": "uint64",
     "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool", "C64": "complex64",
 }  # fmt: skip
-_CODES = {dtype: code for code, dtype in _DTYPES.items()}
+_CODE_BY_DTYPE = {dtype: code for code, dtype in _DTYPE_BY_CODE.items()}
 
 
-def safetensors_contents(file: BinaryIO, size: int) -> tuple[dict[str, Plan], dict[str, str], dict[str, Place]]:
+def read_safetensors_contents(
+    file: BinaryIO, size: int
+) -> tuple[dict[str, TensorView], dict[str, str], dict[str, ByteRange]]:
     """The tensors' Plans by name, the metadata, and the places of their bytes by name. Raises ValueError when a
     header is larger than 8 MiB or the tensors do not cover the rest of the file exactly."""
     file.seek(0)
     length = int.from_bytes(file.read(8), "little")
-    if length > HEADER_LIMIT or 8 + length > size:
+    if length > SAFETENSORS_HEADER_LIMIT or 8 + length > size:
         raise ValueError(
-            f"a header of {length} bytes in a file of {size}: cut short, over {HEADER_LIMIT}, or no safetensors"
+            f"a header of {length} bytes in a file of {size}: cut short, over {SAFETENSORS_HEADER_LIMIT}, or "
+            "no safetensors"
         )
     header = parse_object(file.read(length), "its header")
     metadata = header.pop("__metadata__", {})
@@ -94,10 +99,10 @@ def safetensors_contents(file: BinaryIO, size: int) -> tuple[dict[str, Plan], di
         raise ValueError(f"it holds over {MAX_TENSORS} tensors")
     plans, places = {}, {}
     for name, entry in header.items():
-        plans[name], places[name] = _entry(name, entry, 8 + length)
+        plans[name], places[name] = _parse_entry(name, entry, 8 + length)
     at = 8 + length
     for place in sorted(places.values()):
-        if place.at != at:
+        if place.offset != at:
             raise ValueError("its tensors overlap or leave a hole")
         at += place.size
     if at != size:
@@ -105,21 +110,21 @@ def safetensors_contents(file: BinaryIO, size: int) -> tuple[dict[str, Plan], di
     return plans, metadata, places
 
 
-def _entry(name: str, entry: Any, start: int) -> tuple[Plan, Place]:
+def _parse_entry(name: str, entry: Any, start: int) -> tuple[TensorView, ByteRange]:
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"the entry of {name[:99]!r} is not of dtype, shape and data_offsets")
     code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(code, str) or code not in _DTYPES:
+    if not isinstance(code, str) or code not in _DTYPE_BY_CODE:
         raise ValueError(f"the dtype {code!r:.40} of {name[:99]!r} is not read here")
     for numbers in (shape, offsets):
         if not isinstance(numbers, list) or not all(type(n) is int and 0 <= n < 2**63 for n in numbers):
             raise ValueError(f"the shape or the offsets of {name[:99]!r} are not lists of sizes")
-    count, dtype = math.prod(shape), _DTYPES[code]
+    count, dtype = math.prod(shape), _DTYPE_BY_CODE[code]
     if len(offsets) != 2 or offsets[1] - offsets[0] != count * ITEMSIZE[dtype]:
         raise ValueError(f"the offsets of {name[:99]!r} do not hold its shape")
     stride = tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
-    plan = planned(Storage(name, dtype, count), dtype, 0, tuple(shape), stride)
-    return plan, Place(start + offsets[0], offsets[1] - offsets[0])
+    plan = create_tensor_view(Storage(name, dtype, count), dtype, 0, tuple(shape), stride)
+    return plan, ByteRange(start + offsets[0], offsets[1] - offsets[0])
 
 
 def write_weights(
@@ -141,7 +146,7 @@ def write_weights(
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # aligned, as safetensors does it
     for name in order:
         tensor = tensors[name]
-        code = _CODES.get(str(tensor.dtype).removeprefix("torch."))
+        code = _CODE_BY_DTYPE.get(str(tensor.dtype).removeprefix("torch."))
         if code is None or str(tensor.layout) != "torch.strided" or tensor.is_meta:
             raise ValueError(f"{name!r} cannot be written: {tensor.dtype}, {tensor.layout}, on {tensor.device}")
         end = at + tensor.numel() * tensor.element_size()
@@ -149,13 +154,15 @@ def write_weights(
         at = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    if len(text) > HEADER_LIMIT:
-        raise ValueError(f"names and metadata of the weights take {len(text)} bytes, over {HEADER_LIMIT}")
-    content = itertools.chain([len(text).to_bytes(8, "little"), text], map(_bytes, (tensors[name] for name in order)))
+    if len(text) > SAFETENSORS_HEADER_LIMIT:
+        raise ValueError(f"names and metadata of the weights take {len(text)} bytes, over {SAFETENSORS_HEADER_LIMIT}")
+    content = itertools.chain(
+        [len(text).to_bytes(8, "little"), text], map(_to_bytes, (tensors[name] for name in order))
+    )
     write_atomically(path, content, overwrite)
 
 
-def _bytes(tensor: Tensor) -> bytes | memoryview:
+def _to_bytes(tensor: Tensor) -> bytes | memoryview:
     import torch
 
     values = tensor.detach().cpu().resolve_conj().contiguous().flatten().view(torch.uint8)

@@ -15,28 +15,28 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
-from .safetensors import ITEMSIZE, MAX_TENSORS, Place, Plan, Storage, planned
+from .safetensors import ITEMSIZE, MAX_TENSORS, ByteRange, Storage, TensorView, create_tensor_view
 
 MAX_STEPS = 1_000_000  # a tensor takes 40
 
-_STORAGES = {
+_STORAGE_DTYPES = {
     "torch.DoubleStorage": "float64", "torch.FloatStorage": "float32", "torch.HalfStorage": "float16",
     "torch.BFloat16Storage": "bfloat16", "torch.LongStorage": "int64", "torch.IntStorage": "int32",
     "torch.ShortStorage": "int16", "torch.CharStorage": "int8", "torch.ByteStorage": "uint8",
     "torch.BoolStorage": "bool", "torch.ComplexFloatStorage": "complex64",
     "torch.ComplexDoubleStorage": "complex128", "torch.storage.UntypedStorage": "uint8",
 }  # fmt: skip
-_SCALARS = (str, int, float, bool, type(None))
+_SCALAR_TYPES = (str, int, float, bool, type(None))
 T = TypeVar("T")
 
 
-class _Name(NamedTuple):
+class _GlobalName(NamedTuple):
     """A global as the file writes it, with nothing behind it."""
 
     name: str
 
 
-def unpickled(stream: BinaryIO, storages: dict[str, Storage] | None = None) -> Any:
+def load_restricted_pickle(stream: BinaryIO, storages: dict[str, Storage] | None = None) -> Any:
     """The value of one pickle (protocols 2 to 5); the stream then stands behind it. Its storages are put into
     `storages`.
 
@@ -44,221 +44,227 @@ def unpickled(stream: BinaryIO, storages: dict[str, Storage] | None = None) -> A
     place among weights, and LookupError or TypeError too where the program is broken."""
     import pickletools  # not at the top, where a canny edge map would pay for it
 
-    machine = _Machine({} if storages is None else storages)
+    machine = _PickleMachine({} if storages is None else storages)
     for step, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
-        if opcode.name not in _STEPS:
+        if opcode.name not in _OPCODES:
             raise ValueError(f"its pickle has a step {opcode.name}, which no weights need")
         if step > MAX_STEPS:
             raise ValueError(f"its pickle has over {MAX_STEPS} steps")
-        _STEPS[opcode.name](machine, argument)
+        _OPCODES[opcode.name](machine, argument)
     return machine.stack.pop()
 
 
-class _Machine:
+class _PickleMachine:
     def __init__(self, storages: dict[str, Storage]) -> None:
         self.storages = storages
         self.stack: list[Any] = []
-        self.below: list[list[Any]] = []  # the stacks under the marks
+        self.outer_stacks: list[list[Any]] = []  # the stacks under the marks
         self.memo: dict[int, Any] = {}
-        self.tensors = 0
+        self.tensor_count = 0
 
-    def mark(self, _: None) -> None:
-        self.below.append(self.stack)
+    def push_mark(self, _: None) -> None:
+        self.outer_stacks.append(self.stack)
         self.stack = []
 
-    def since_mark(self) -> list[Any]:
-        items, self.stack = self.stack, self.below.pop()
+    def pop_to_mark(self) -> list[Any]:
+        items, self.stack = self.stack, self.outer_stacks.pop()
         return items
 
     def push(self, value: Any) -> None:
         self.stack.append(value)
 
-    def put(self, place: int) -> None:
-        self.memo[place] = self.stack[-1]
+    def memoize(self, index: int) -> None:
+        self.memo[index] = self.stack[-1]
 
-    def pack(self, count: int) -> None:
+    def pack_tuple(self, count: int) -> None:
         items = [self.stack.pop() for _ in range(count)]
         self.push(tuple(reversed(items)))
 
-    def append(self, items: list[Any]) -> None:
-        _typed(self.stack[-1], list).extend(items)
+    def extend_list(self, items: list[Any]) -> None:
+        _expect_type(self.stack[-1], list).extend(items)
 
-    def enter(self, items: list[Any]) -> None:
-        _enter(_typed(self.stack[-1], dict), zip(items[::2], items[1::2], strict=True))
+    def set_items(self, items: list[Any]) -> None:
+        _update_dict(_expect_type(self.stack[-1], dict), zip(items[::2], items[1::2], strict=True))
 
-    def enter_one(self, _: None) -> None:
+    def set_item(self, _: None) -> None:
         value, key = self.stack.pop(), self.stack.pop()
-        self.enter([key, value])
+        self.set_items([key, value])
 
-    def name(self, name: str) -> None:
-        if name not in _CALLS and name not in _STORAGES and _dtype(name) is None:
+    def push_global(self, name: str) -> None:
+        if name not in _ALLOWED_CALLS and name not in _STORAGE_DTYPES and _dtype_from_global(name) is None:
             raise ValueError(f"its pickle names {name[:99]!r}: only tensors, containers and plain scalars are read")
-        self.push(_Name(name))
+        self.push(_GlobalName(name))
 
-    def name_on_stack(self, _: None) -> None:
-        name, module = _typed(self.stack.pop(), str), _typed(self.stack.pop(), str)
-        self.name(f"{module}.{name}")
+    def push_stack_global(self, _: None) -> None:
+        name, module = _expect_type(self.stack.pop(), str), _expect_type(self.stack.pop(), str)
+        self.push_global(f"{module}.{name}")
 
-    def storage(self, _: None) -> None:
+    def push_storage(self, _: None) -> None:
         """From ("storage", type, key, device, elements), in old files followed by a view of the storage: none, in all
         of them."""
-        kind, type_, key, _device, count, *view = _typed(self.stack.pop(), tuple)
-        dtype = _STORAGES.get(_typed(type_, _Name).name)
+        kind, type_, key, _device, count, *view = _expect_type(self.stack.pop(), tuple)
+        dtype = _STORAGE_DTYPES.get(_expect_type(type_, _GlobalName).name)
         if kind != "storage" or dtype is None or view not in ([], [None]):
             raise ValueError("its pickle names a storage of a kind that is not read")
-        storage = Storage(_typed(key, str), dtype, _size(count))
+        storage = Storage(_expect_type(key, str), dtype, _expect_size(count))
         if self.storages.setdefault(storage.key, storage) != storage:
             raise ValueError(f"its pickle gives two sizes to the storage {key[:99]!r}")
         self.push(storage)
 
-    def call(self, _: None) -> None:
-        arguments, name = _typed(self.stack.pop(), tuple), _typed(self.stack.pop(), _Name).name
-        if name not in _CALLS:
+    def reduce(self, _: None) -> None:
+        arguments, name = _expect_type(self.stack.pop(), tuple), _expect_type(self.stack.pop(), _GlobalName).name
+        if name not in _ALLOWED_CALLS:
             raise ValueError(f"its pickle calls {name!r}, which is no function")
-        result = _CALLS[name](*arguments)
-        self.tensors += isinstance(result, Plan)
-        if self.tensors > MAX_TENSORS:
+        result = _ALLOWED_CALLS[name](*arguments)
+        self.tensor_count += isinstance(result, TensorView)
+        if self.tensor_count > MAX_TENSORS:
             raise ValueError(f"it holds over {MAX_TENSORS} tensors")
         self.push(result)
 
-    def build(self, _: None) -> None:
+    def drop_state(self, _: None) -> None:
         """An OrderedDict's attributes (a state dict has `_metadata`) are dropped."""
         self.stack.pop()
-        _typed(self.stack[-1], dict)
+        _expect_type(self.stack[-1], dict)
 
 
-def _typed(value: Any, kind: type[T]) -> T:
-    if type(value) is not kind:
-        raise ValueError(f"its pickle has a {type(value).__name__} where a {kind.__name__.lstrip('_')} is needed")
+def _expect_type(value: Any, type_: type[T]) -> T:
+    if type(value) is not type_:
+        raise ValueError(f"its pickle has a {type(value).__name__} where a {type_.__name__.lstrip('_')} is needed")
     return value
 
 
-def _enter(target: dict[Any, Any], pairs: Iterable[Any]) -> None:
+def _update_dict(target: dict[Any, Any], pairs: Iterable[Any]) -> None:
     for key, value in pairs:
-        if type(key) not in _SCALARS:  # to hash tuples within tuples takes time exponential in their depth
+        if type(key) not in _SCALAR_TYPES:  # to hash tuples within tuples takes time exponential in their depth
             raise ValueError(f"its pickle has a {type(key).__name__} as the key of a dict")
         target[key] = value
 
 
-def _size(value: Any) -> int:
-    if _typed(value, int) < 0 or value >= 2**63:
+def _expect_size(value: Any) -> int:
+    if _expect_type(value, int) < 0 or value >= 2**63:
         raise ValueError(f"its pickle has a size of {value}")
     return value
 
 
-def _dtype(name: str) -> str | None:
+def _dtype_from_global(name: str) -> str | None:
     package, _, dtype = name.partition(".")
     return dtype if package == "torch" and dtype in ITEMSIZE else None
 
 
-def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_rest: Any) -> Plan:
+def _rebuild_tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_rest: Any) -> TensorView:
     """As torch._utils._rebuild_tensor_v2; the rest is about gradients and hooks."""
-    storage, shape, stride = _typed(storage, Storage), _typed(shape, tuple), _typed(stride, tuple)
-    return planned(storage, storage.dtype, _size(offset), tuple(map(_size, shape)), tuple(map(_size, stride)))
+    storage, shape, stride = _expect_type(storage, Storage), _expect_type(shape, tuple), _expect_type(stride, tuple)
+    return create_tensor_view(
+        storage, storage.dtype, _expect_size(offset), tuple(map(_expect_size, shape)), tuple(map(_expect_size, stride))
+    )
 
 
-def _tensor_of_dtype(
+def _rebuild_tensor_v3(
     storage: Any, offset: Any, shape: Any, stride: Any, _grad: Any, _hooks: Any, dtype: Any, *_: Any
-) -> Plan:
+) -> TensorView:
     """As torch._utils._rebuild_tensor_v3, for dtypes that have no storage of their own."""
-    storage, shape, stride = _typed(storage, Storage), _typed(shape, tuple), _typed(stride, tuple)
-    name = _dtype(_typed(dtype, _Name).name)
+    storage, shape, stride = _expect_type(storage, Storage), _expect_type(shape, tuple), _expect_type(stride, tuple)
+    name = _dtype_from_global(_expect_type(dtype, _GlobalName).name)
     if name is None:
         raise ValueError("its pickle has a tensor of no dtype")
-    return planned(storage, name, _size(offset), tuple(map(_size, shape)), tuple(map(_size, stride)))
+    return create_tensor_view(
+        storage, name, _expect_size(offset), tuple(map(_expect_size, shape)), tuple(map(_expect_size, stride))
+    )
 
 
-def _parameter(tensor: Any, *_rest: Any) -> Plan:
-    return _typed(tensor, Plan)
+def _rebuild_parameter(tensor: Any, *_rest: Any) -> TensorView:
+    return _expect_type(tensor, TensorView)
 
 
-def _ordered(pairs: Any = ()) -> dict[Any, Any]:
+def _rebuild_ordered_dict(pairs: Any = ()) -> dict[Any, Any]:
     """An OrderedDict, which Python 2 wrote with its items as the argument."""
     result: dict[Any, Any] = {}
-    _enter(result, pairs)
+    _update_dict(result, pairs)
     return result
 
 
-_CALLS: dict[str, Callable[..., Any]] = {
-    "collections.OrderedDict": _ordered,
-    "torch.Size": lambda sizes: _typed(sizes, tuple),
-    "torch._utils._rebuild_tensor": _tensor,
-    "torch._utils._rebuild_tensor_v2": _tensor,
-    "torch._utils._rebuild_tensor_v3": _tensor_of_dtype,
-    "torch._utils._rebuild_parameter": _parameter,
-    "torch._utils._rebuild_parameter_with_state": _parameter,
+_ALLOWED_CALLS: dict[str, Callable[..., Any]] = {
+    "collections.OrderedDict": _rebuild_ordered_dict,
+    "torch.Size": lambda sizes: _expect_type(sizes, tuple),
+    "torch._utils._rebuild_tensor": _rebuild_tensor,
+    "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
+    "torch._utils._rebuild_tensor_v3": _rebuild_tensor_v3,
+    "torch._utils._rebuild_parameter": _rebuild_parameter,
+    "torch._utils._rebuild_parameter_with_state": _rebuild_parameter,
 }
-_STEPS: dict[str, Callable[[_Machine, Any], None]] = {
+_OPCODES: dict[str, Callable[[_PickleMachine, Any], None]] = {
     **dict.fromkeys(("PROTO", "FRAME", "STOP"), lambda m, _: None),
-    **dict.fromkeys(("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"), _Machine.push),
-    **dict.fromkeys(("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINSTRING", "SHORT_BINSTRING"), _Machine.push),
-    **dict.fromkeys(("BINBYTES", "SHORT_BINBYTES"), _Machine.push),
-    "NONE": _Machine.push,
+    **dict.fromkeys(("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"), _PickleMachine.push),
+    **dict.fromkeys(
+        ("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINSTRING", "SHORT_BINSTRING"), _PickleMachine.push
+    ),
+    **dict.fromkeys(("BINBYTES", "SHORT_BINBYTES"), _PickleMachine.push),
+    "NONE": _PickleMachine.push,
     "NEWTRUE": lambda m, _: m.push(True),
     "NEWFALSE": lambda m, _: m.push(False),
     "EMPTY_DICT": lambda m, _: m.push({}),
     "EMPTY_LIST": lambda m, _: m.push([]),
-    "EMPTY_TUPLE": lambda m, _: m.pack(0),
-    "TUPLE1": lambda m, _: m.pack(1),
-    "TUPLE2": lambda m, _: m.pack(2),
-    "TUPLE3": lambda m, _: m.pack(3),
-    "MARK": _Machine.mark,
-    "TUPLE": lambda m, _: m.push(tuple(m.since_mark())),
-    "APPEND": lambda m, _: m.append([m.stack.pop()]),
-    "APPENDS": lambda m, _: m.append(m.since_mark()),
-    "SETITEM": _Machine.enter_one,
-    "SETITEMS": lambda m, _: m.enter(m.since_mark()),
-    "BINPUT": _Machine.put,
-    "LONG_BINPUT": _Machine.put,
-    "MEMOIZE": lambda m, _: m.put(len(m.memo)),
+    "EMPTY_TUPLE": lambda m, _: m.pack_tuple(0),
+    "TUPLE1": lambda m, _: m.pack_tuple(1),
+    "TUPLE2": lambda m, _: m.pack_tuple(2),
+    "TUPLE3": lambda m, _: m.pack_tuple(3),
+    "MARK": _PickleMachine.push_mark,
+    "TUPLE": lambda m, _: m.push(tuple(m.pop_to_mark())),
+    "APPEND": lambda m, _: m.extend_list([m.stack.pop()]),
+    "APPENDS": lambda m, _: m.extend_list(m.pop_to_mark()),
+    "SETITEM": _PickleMachine.set_item,
+    "SETITEMS": lambda m, _: m.set_items(m.pop_to_mark()),
+    "BINPUT": _PickleMachine.memoize,
+    "LONG_BINPUT": _PickleMachine.memoize,
+    "MEMOIZE": lambda m, _: m.memoize(len(m.memo)),
     "BINGET": lambda m, place: m.push(m.memo[place]),
     "LONG_BINGET": lambda m, place: m.push(m.memo[place]),
-    "GLOBAL": lambda m, name: m.name(name.replace(" ", ".", 1)),
-    "STACK_GLOBAL": _Machine.name_on_stack,
-    "BINPERSID": _Machine.storage,
-    "REDUCE": _Machine.call,
-    "BUILD": _Machine.build,
+    "GLOBAL": lambda m, name: m.push_global(name.replace(" ", ".", 1)),
+    "STACK_GLOBAL": _PickleMachine.push_stack_global,
+    "BINPERSID": _PickleMachine.push_storage,
+    "REDUCE": _PickleMachine.reduce,
+    "BUILD": _PickleMachine.drop_state,
 }
 
 
-MAGIC_NUMBER = 0x1950A86A20F9469CFC6C  # torch @ v2.1, torch/serialization.py
-DIRECTORY_LIMIT = 2**23  # bytes, of a zip's directory and of the pickle in it
+TORCH_MAGIC_NUMBER = 0x1950A86A20F9469CFC6C  # torch @ v2.1, torch/serialization.py
+ZIP_DIRECTORY_LIMIT = 2**23  # bytes, of a zip's directory and of the pickle in it
 
 
-def zip_contents(file: BinaryIO, size: int) -> tuple[Any, dict[str, Place]]:
+def read_zip_contents(file: BinaryIO, size: int) -> tuple[Any, dict[str, ByteRange]]:
     """The value in a zip of torch.save, and the places of its storages by key. ValueError when it is anything else."""
-    records = _records(file, size)
+    records = _list_entries(file, size)
     roots = [name[: -len("data.pkl")] for name in records if name.endswith("/data.pkl")]
     if len(roots) != 1:
         raise ValueError(f"a zip, but not one of torch.save: it has {len(roots)} entries data.pkl, expected one")
     root = roots[0]
     if f"{root}constants.pkl" in records:
         raise ValueError("a TorchScript program, expected tensors only")
-    if f"{root}byteorder" in records and _content(file, records[f"{root}byteorder"]) != sys.byteorder.encode():
+    if f"{root}byteorder" in records and _read_entry(file, records[f"{root}byteorder"]) != sys.byteorder.encode():
         raise ValueError("written on a machine of the other byte order")
-    value = unpickled(io.BytesIO(_content(file, records[f"{root}data.pkl"])))
+    value = load_restricted_pickle(io.BytesIO(_read_entry(file, records[f"{root}data.pkl"])))
     storages = f"{root}data/"
     return value, {name[len(storages) :]: place for name, place in records.items() if name.startswith(storages)}
 
 
-def _content(file: BinaryIO, place: Place) -> bytes:
-    if place.size > DIRECTORY_LIMIT:
-        raise ValueError(f"its pickle is {place.size} bytes, over {DIRECTORY_LIMIT}")
-    file.seek(place.at)
-    return file.read(place.size)
+def _read_entry(file: BinaryIO, byte_range: ByteRange) -> bytes:
+    if byte_range.size > ZIP_DIRECTORY_LIMIT:
+        raise ValueError(f"its pickle is {byte_range.size} bytes, over {ZIP_DIRECTORY_LIMIT}")
+    file.seek(byte_range.offset)
+    return file.read(byte_range.size)
 
 
-def _records(file: BinaryIO, size: int) -> dict[str, Place]:
+def _list_entries(file: BinaryIO, size: int) -> dict[str, ByteRange]:
     """The entries of a zip by name, each stored as it is and within the file."""
     import zipfile  # 15 ms
 
-    if _directory_size(file, size) > DIRECTORY_LIMIT:  # zipfile reads all of it, however long
-        raise ValueError(f"a zip whose directory is over {DIRECTORY_LIMIT} bytes")
+    if _read_directory_size(file, size) > ZIP_DIRECTORY_LIMIT:  # zipfile reads all of it, however long
+        raise ValueError(f"a zip whose directory is over {ZIP_DIRECTORY_LIMIT} bytes")
     try:
         entries = zipfile.ZipFile(file).infolist()
     except (zipfile.BadZipFile, NotImplementedError, OverflowError, EOFError, struct.error) as error:
         raise ValueError(f"a zip that is cut short or damaged: {error}") from error
-    records: dict[str, Place] = {}
+    records: dict[str, ByteRange] = {}
     for entry in entries:
         name = entry.filename
         if name in records or len(records) > 2 * MAX_TENSORS:
@@ -271,13 +277,16 @@ def _records(file: BinaryIO, size: int) -> dict[str, Place]:
             raise ValueError(f"a zip that lacks {name[:99]!r}")
         name_size, extra_size = struct.unpack_from("<HH", local, 26)
         at = entry.header_offset + 30 + name_size + extra_size
-        records[name] = Place(at, entry.file_size, entry.CRC or None)  # 0: torch was told not to compute it
-    if any(place.at + place.size > size for place in records.values()) or sum(p.size for p in records.values()) > size:
+        records[name] = ByteRange(at, entry.file_size, entry.CRC or None)  # 0: torch was told not to compute it
+    if (
+        any(place.offset + place.size > size for place in records.values())
+        or sum(p.size for p in records.values()) > size
+    ):
         raise ValueError("a zip whose entries are larger than the file")
     return records
 
 
-def _directory_size(file: BinaryIO, size: int) -> int:
+def _read_directory_size(file: BinaryIO, size: int) -> int:
     """Bytes of a zip's directory, as the record at the file's end says (PKWARE's APPNOTE, 4.3.14 to 4.3.16)."""
     file.seek(max(0, size - 22 - 65535))
     tail = file.read()
@@ -290,27 +299,27 @@ def _directory_size(file: BinaryIO, size: int) -> int:
     return int.from_bytes(file.read(56)[40:48], "little")
 
 
-def legacy_contents(file: BinaryIO, size: int) -> tuple[Any, dict[str, Place]]:
+def read_legacy_contents(file: BinaryIO, size: int) -> tuple[Any, dict[str, ByteRange]]:
     """The same of what torch.save wrote before 1.6: magic number, version, system, value, keys, storages."""
     file.seek(0)
-    stream = io.BytesIO(file.read(DIRECTORY_LIMIT))
-    if unpickled(stream) != MAGIC_NUMBER:
+    stream = io.BytesIO(file.read(ZIP_DIRECTORY_LIMIT))
+    if load_restricted_pickle(stream) != TORCH_MAGIC_NUMBER:
         raise ValueError("a pickle, but not one of torch.save")
-    unpickled(stream)  # the version, 1001
-    system = unpickled(stream)
+    load_restricted_pickle(stream)  # the version, 1001
+    system = load_restricted_pickle(stream)
     storages: dict[str, Storage] = {}
-    value, keys = unpickled(stream, storages), unpickled(stream)
+    value, keys = load_restricted_pickle(stream, storages), load_restricted_pickle(stream)
     if not isinstance(system, dict) or system.get("little_endian") is not (sys.byteorder == "little"):
         raise ValueError("written on a machine of the other byte order")
     if not isinstance(keys, list) or sorted(keys) != sorted(storages):
         raise ValueError("its storages are not those that its tensors need")
-    places: dict[str, Place] = {}
+    places: dict[str, ByteRange] = {}
     file.seek(stream.tell())
     for key in keys:
-        expected = storages[key].elements.to_bytes(8, "little")
-        place = Place(file.tell() + 8, storages[key].elements * ITEMSIZE[storages[key].dtype])
-        if file.read(8) != expected or place.at + place.size > size:
+        expected = storages[key].element_count.to_bytes(8, "little")
+        place = ByteRange(file.tell() + 8, storages[key].element_count * ITEMSIZE[storages[key].dtype])
+        if file.read(8) != expected or place.offset + place.size > size:
             raise ValueError("cut short or damaged: a storage is not of the size that its tensors need")
         places[key] = place
-        file.seek(place.at + place.size)
+        file.seek(place.offset + place.size)
     return value, places

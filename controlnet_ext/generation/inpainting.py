@@ -15,44 +15,44 @@ import cv2
 import numpy as np
 
 from ..files.image_reader import read_image
-from ..guidance.after_steps import Noise
+from ..guidance.after_steps import NoiseLevel
 from ..maps.resize import fit as fitted
 
 if TYPE_CHECKING:
     import torch
 
 
-FILLS = "inpaint_only+lama"  # the preprocessor whose map a run begins with
-BLUR = 7  # pixels, its setting's default
+INITIAL_FILL_PREPROCESSOR = "inpaint_only+lama"  # the preprocessor whose map a run begins with
+MASK_BLUR = 7  # pixels, its setting's default
 
 
-def beginning(
-    pipe: Any, filled: Any, height: int, width: int, generator: torch.Generator | None = None, fit: str = "crop"
+def make_initial_latents(
+    pipe: Any, image: Any, height: int, width: int, generator: torch.Generator | None = None, fit: str = "crop"
 ) -> torch.Tensor:
     """Latents `(1, C, h, w)` for `pipe(..., latents=…)` of a diffusers text pipeline: the noise that it would draw from
     this generator, with as much of the picture in it as training has at its last timestep. `filled` is what
     inpaint_only+lama gives, any picture that `read_image` takes; it comes to the size as `Unit.fit` says."""
     import torch
 
-    from ..hosts.diffusers.host import encoded
+    from ..hosts.diffusers.host import encode_vae_image
 
     alphas = getattr(pipe.scheduler, "alphas_cumprod", None)
     if alphas is None:
         raise ValueError(f"{type(pipe.scheduler).__name__} has no cumulated alphas, which say how much is noise")
-    picture = encoded(pipe.vae, fitted(read_image(filled), height, width, fit), pipe._execution_device)
+    picture = encode_vae_image(pipe.vae, fitted(read_image(image), height, width, fit), pipe._execution_device)
     device = torch.device("cpu") if generator is None else generator.device
     gauss = torch.randn(picture.shape, generator=generator, dtype=pipe.unet.dtype, device=device).to(picture.device)
     signal = float(alphas[-1]) ** 0.5
-    return Noise("epsilon", signal, (1 - signal**2) ** 0.5).noisy(picture.to(gauss), gauss)
+    return NoiseLevel("epsilon", signal, (1 - signal**2) ** 0.5).add_noise(picture.to(gauss), gauss)
 
 
-def pasted(picture: Any, original: Any, mask: Any, blur: int = BLUR, fit: str = "crop") -> np.ndarray:
+def composite(image: Any, original: Any, mask: Any, blur: int = MASK_BLUR, fit: str = "crop") -> np.ndarray:
     """The picture, (H, W, 3) uint8 RGB, with the original's own pixels where the mask is black, mixed over a border of
     `blur` pixels outside of the mask's edge, 0 for none. Original and mask, which are of one size, come to the
     picture's as `Unit.fit` says. All three are what `read_image` takes. ValueError on other sizes and blurs."""
     if not isinstance(blur, int) or not 0 <= blur <= 64:
         raise ValueError(f"blur {blur!r}, expected a whole number 0..64")
-    made, own, white = read_image(picture), read_image(original), read_image(mask)
+    made, own, white = read_image(image), read_image(original), read_image(mask)
     if own.shape != white.shape:
         sizes = [f"{width}x{height}" for height, width, _ in (white.shape, own.shape)]
         raise ValueError(f"the mask is {sizes[0]} pixels, but the image {sizes[1]}")
@@ -65,26 +65,28 @@ def pasted(picture: Any, original: Any, mask: Any, blur: int = BLUR, fit: str = 
     return np.rint(mixed).clip(0, 255).astype(np.uint8)
 
 
-Finish = Callable[[np.ndarray], np.ndarray]  # of a picture (H, W, 3) uint8 RGB
-CHANNELS = {  # of the picture in another space, which the map replaces: the space, back, and its place
+Postprocess = Callable[[np.ndarray], np.ndarray]  # of a picture (H, W, 3) uint8 RGB
+REPLACED_CHANNELS = {  # of the picture in another space, which the map replaces: the space, back, and its place
     "recolor_luminance": (cv2.COLOR_RGB2LAB, cv2.COLOR_LAB2RGB, 0),
     "recolor_intensity": (cv2.COLOR_RGB2HSV, cv2.COLOR_HSV2RGB, 2),
 }
 
 
-def finish_of(name: str, pixels: np.ndarray, mask: np.ndarray | None, how: str, blur: int = BLUR) -> Finish | None:
+def postprocess_for(
+    name: str, pixels: np.ndarray, mask: np.ndarray | None, fit: str, blur: int = MASK_BLUR
+) -> Postprocess | None:
     """What the preprocessor of this canonical name does with the picture; most do nothing. `pixels` are its map and
     `mask` where to repaint, both (H, W, 3), which come to the picture's size by `how`; `blur` is that of `pasted`."""
     if name in ("inpaint_only", "inpaint_only+lama") and mask is not None:
-        return partial(pasted, original=pixels, mask=mask, blur=blur, fit=how)
-    if name in CHANNELS:
-        return partial(recoloured, grey=pixels, name=name, how=how)
+        return partial(composite, original=pixels, mask=mask, blur=blur, fit=fit)
+    if name in REPLACED_CHANNELS:
+        return partial(replace_lightness, gray=pixels, name=name, fit=fit)
     return None
 
 
-def recoloured(picture: np.ndarray, grey: np.ndarray, name: str, how: str = "crop") -> np.ndarray:
+def replace_lightness(image: np.ndarray, gray: np.ndarray, name: str, fit: str = "crop") -> np.ndarray:
     """The picture (H, W, 3) with the lightness L of CIE Lab, or the V of HSV, of a map of the preprocessor `name`."""
-    to, back, place = CHANNELS[name]
-    changed = cv2.cvtColor(picture, to)
-    changed[..., place] = fitted(grey, picture.shape[0], picture.shape[1], how)[..., 0]
+    to, back, place = REPLACED_CHANNELS[name]
+    changed = cv2.cvtColor(image, to)
+    changed[..., place] = fitted(gray, image.shape[0], image.shape[1], fit)[..., 0]
     return cv2.cvtColor(changed, back)

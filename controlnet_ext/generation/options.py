@@ -8,17 +8,17 @@ from argparse import Namespace
 from dataclasses import replace
 from typing import Any
 
-from ..embedded import NAME, controls, place
-from ..guidance.unit import named
+from ..embedded import EMBEDDED_NAME, list_controls, resolve_embedded
+from ..guidance.unit import error_prefix
 from .pipeline_folder import PipelineFolder
-from .prepare import fitted
-from .recipe import NUMBERS, Ingredient, Recipe
+from .prepare import fit_unit
+from .recipe import NUMBER_FIELDS, GenerationRecipe, RecipeUnit
 from .recipe_png import read_recipe
-from .sources import Source
-from .unit_text import SETTINGS, parts, settings, unit
+from .sources import ModelRef
+from .unit_text import UNIT_SETTINGS, parse_settings, parse_unit, split_unit_text
 
 
-def asked(options: Namespace) -> tuple[Recipe, str]:
+def recipe_from_options(options: Namespace) -> tuple[GenerationRecipe, str]:
     """The recipe that the options ask for, its maps made, and the device."""
     if options.prompt is None:
         raise ValueError("no PROMPT given, and no recipe (--from)")
@@ -26,86 +26,86 @@ def asked(options: Namespace) -> tuple[Recipe, str]:
         raise ValueError(f"--image {options.image!r} without a --control that reads it")
     if options.mask is not None and not options.control:
         raise ValueError(f"--mask {options.mask!r} without a --control that reads it")
-    model = NAME if options.model is None else options.model
-    place(model)  # that it is installed, before anything else is said of it
-    words, units = _words(options), []
+    model = EMBEDDED_NAME if options.model is None else options.model
+    resolve_embedded(model)  # that it is installed, before anything else is said of it
+    words, units = _parse_fields(options), []
     for i, text in enumerate(options.control, 1):
-        with named(f"unit {i}"):
-            units.append(unit(text, options.image, controls(model), options.mask))
+        with error_prefix(f"unit {i}"):
+            units.append(parse_unit(text, options.image, list_controls(model), options.mask))
     if "width" not in words:
         words["height"], words["width"] = PipelineFolder.find(model).size
-    device = chosen_device(options.device)
-    defaults: dict[str, Any] = {name: NUMBERS[name].default for name in ("steps", "guidance")}
-    defaults |= {"negative": "", "seed": int.from_bytes(os.urandom(4), "big"), "threads": _threads()}
+    device = choose_device(options.device)
+    defaults: dict[str, Any] = {name: NUMBER_FIELDS[name].default for name in ("steps", "guidance")}
+    defaults |= {"negative": "", "seed": int.from_bytes(os.urandom(4), "big"), "threads": _get_torch_threads()}
     defaults |= {"dtype": "float32" if device == "cpu" else "float16", "device": device.partition(":")[0]}
-    recipe = Recipe(**{**defaults, **words}, model=Source(model), ingredients=())
+    recipe = GenerationRecipe(**{**defaults, **words}, model=ModelRef(model), units=())
     made = []
     for i, its in enumerate(units, 1):
-        with named(f"unit {i}"):
-            made.append(fitted(Ingredient(its, its.preprocessor, its.parameters), recipe.height, recipe.width))
-    return replace(recipe, ingredients=tuple(made)), device
+        with error_prefix(f"unit {i}"):
+            made.append(fit_unit(RecipeUnit(its, its.preprocessor, its.parameters), recipe.height, recipe.width))
+    return replace(recipe, units=tuple(made)), device
 
 
-def again(options: Namespace) -> tuple[Recipe, str]:
+def recipe_from_png(options: Namespace) -> tuple[GenerationRecipe, str]:
     """The recipe in a picture, with what the options change, and the device."""
     for name in ("image", "mask"):
         if getattr(options, name) is not None:
             raise ValueError(f"--{name} with --from: the recipe holds its maps already")
     old = read_recipe(options.recipe)
-    words, ingredients, moved = _words(options), list(old.ingredients), set[int]()
+    words, ingredients, moved = _parse_fields(options), list(old.units), set[int]()
     for text in options.control:
-        number, changes = parts(text)
+        number, changes = split_unit_text(text)
         if number not in map(str, range(1, len(ingredients) + 1)):
             raise ValueError(f"--control {number!r} with --from: expected a unit of the recipe, 1..{len(ingredients)}")
         i = int(number) - 1
-        with named(f"unit {number}"):
-            ingredients[i] = _changed(ingredients[i], changes)
+        with error_prefix(f"unit {number}"):
+            ingredients[i] = _apply_changes(ingredients[i], changes)
         moved |= {i} if "model" in changes else set()
     if options.model is not None:
-        words["model"] = Source(options.model, old.model.sha256)
-    elif _is_elsewhere(old.model):
+        words["model"] = ModelRef(options.model, old.model.sha256)
+    elif _is_network_path(old.model):
         raise ValueError(f"the recipe's model lies on another machine, {old.model.path!r:.80}: name it with --model")
     for i, ingredient in enumerate(ingredients):
-        if i not in moved and _is_elsewhere(ingredient.source):
+        if i not in moved and _is_network_path(ingredient.model_ref):
             raise ValueError(
                 f"the model of unit {i + 1} lies on another machine: name it with --control {i + 1},model=PATH"
             )
-    device = chosen_device(options.device or old.device)
+    device = choose_device(options.device or old.device)
     words["device"] = device.partition(":")[0]
     if "scheduler" in words:
         words["scheduler_config"] = {}
     recipe = replace(old, **words)
     if (recipe.height, recipe.width) != (old.height, old.width):
-        ingredients = [fitted(ingredient, recipe.height, recipe.width) for ingredient in ingredients]
-    return replace(recipe, ingredients=tuple(ingredients)), device
+        ingredients = [fit_unit(ingredient, recipe.height, recipe.width) for ingredient in ingredients]
+    return replace(recipe, units=tuple(ingredients)), device
 
 
-def _changed(ingredient: Ingredient, changes: dict[str, str]) -> Ingredient:
-    allowed = ("model", *SETTINGS)
+def _apply_changes(recipe_unit: RecipeUnit, changes: dict[str, str]) -> RecipeUnit:
+    allowed = ("model", *UNIT_SETTINGS)
     if odd := [key for key in changes if key not in allowed]:
         raise ValueError(f"{odd[0]!r} cannot change in a recipe, only {', '.join(allowed)}")
-    values = settings(changes)
+    values = parse_settings(changes)
     if "model" in changes:
-        values["model"] = Source(changes["model"], ingredient.source.sha256)
-    return replace(ingredient, unit=replace(ingredient.unit, **values))
+        values["model"] = ModelRef(changes["model"], recipe_unit.model_ref.sha256)
+    return replace(recipe_unit, unit=replace(recipe_unit.unit, **values))
 
 
-def _words(options: Namespace) -> dict[str, Any]:
+def _parse_fields(options: Namespace) -> dict[str, Any]:
     """What of a recipe the options say, checked as far as it goes alone."""
     given = {name: getattr(options, name) for name in ("prompt", "negative", "scheduler", "dtype")}
     words: dict[str, Any] = {name: word for name, word in given.items() if word is not None}
     for name in ("seed", "steps", "guidance"):
         if getattr(options, name) is not None:
-            words[name] = NUMBERS[name].parse(getattr(options, name))
+            words[name] = NUMBER_FIELDS[name].parse(getattr(options, name))
     if options.size is not None:
         sides = re.fullmatch(r"(\d{1,9})x(\d{1,9})", options.size)
         if sides is None:
             raise ValueError(f"size {options.size!r}: expected WIDTHxHEIGHT in pixels, such as 512x768")
-        words |= {name: NUMBERS[name].parse(sides[k]) for k, name in enumerate(("width", "height"), 1)}
+        words |= {name: NUMBER_FIELDS[name].parse(sides[k]) for k, name in enumerate(("width", "height"), 1)}
     return words
 
 
-def chosen_device(name: str | None) -> str:
+def choose_device(name: str | None) -> str:
     """The device, by default the fastest there is. ValueError where this machine has none of that name."""
     import torch
 
@@ -120,12 +120,12 @@ def chosen_device(name: str | None) -> str:
     return name
 
 
-def _threads() -> int:
+def _get_torch_threads() -> int:
     import torch
 
     return torch.get_num_threads()
 
 
-def _is_elsewhere(source: Source) -> bool:
+def _is_network_path(ref: ModelRef) -> bool:
     """A path that Windows would ask another machine for, and tell it who asks."""
-    return source.path[:1] in ("\\", "/") and source.path[1:2] in ("\\", "/")
+    return ref.path[:1] in ("\\", "/") and ref.path[1:2] in ("\\", "/")

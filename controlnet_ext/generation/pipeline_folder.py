@@ -11,16 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..embedded import place
-from ..files.disk import opened, read_json
-from ..files.safetensors import safetensors_contents
-from ..preprocessors.parameters import nearest
+from ..embedded import resolve_embedded
+from ..files.disk import open_regular_file, read_json
+from ..files.safetensors import read_safetensors_contents
+from ..preprocessors.parameters import closest_names
 
-KINDS = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
-REQUIRED = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
-LIBRARIES = ("diffusers", "transformers", "stable_diffusion")  # the last is diffusers' name for its safety checker
-SCHEDULERS = {
+PIPELINE_CLASSES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+REQUIRED_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+OPTIONAL_PARTS = ("safety_checker", "feature_extractor", "image_encoder")
+ALLOWED_LIBRARIES = (
+    "diffusers",
+    "transformers",
+    "stable_diffusion",
+)  # the last is diffusers' name for its safety checker
+SCHEDULER_CLASSES = {
     "ddim": "DDIMScheduler",
     "ddpm": "DDPMScheduler",
     "deis": "DEISMultistepScheduler",
@@ -34,7 +38,7 @@ SCHEDULERS = {
     "pndm": "PNDMScheduler",
     "unipc": "UniPCMultistepScheduler",
 }
-WORDS = (".json", ".txt", ".model")  # what tokenizers and configurations are written in
+TEXT_SUFFIXES = (".json", ".txt", ".model")  # what tokenizers and configurations are written in
 
 
 @dataclass(frozen=True)
@@ -44,35 +48,35 @@ class PipelineFolder:
     `variant` is "fp16" where it holds the UNet in that variant only."""
 
     path: Path
-    kind: str
+    class_name: str
     parts: dict[str, str]
-    missing: tuple[str, ...]
+    missing_parts: tuple[str, ...]
     variant: str | None
 
     @classmethod
     def find(cls, path_or_repo: str) -> PipelineFolder:
         """The folder, or that of `embedded` or a Hub repository `owner/name` in the local cache; nothing is downloaded.
         FileNotFoundError or ValueError in one line says why it is none."""
-        path = _located(path_or_repo)
+        path = _locate_folder(path_or_repo)
         index = read_json(path / "model_index.json")
         name, kind = repr(str(path)), index.get("_class_name")
-        if kind not in KINDS:
-            raise ValueError(f"{name} is a {str(kind)[:80]!r}, expected one of {', '.join(KINDS)}")
+        if kind not in PIPELINE_CLASSES:
+            raise ValueError(f"{name} is a {str(kind)[:80]!r}, expected one of {', '.join(PIPELINE_CLASSES)}")
         parts, missing = {}, []
         for part, entry in index.items():
             if not isinstance(entry, list) or part.startswith("_") or entry == [None, None]:
                 continue
             if (
                 len(entry) != 2
-                or entry[0] not in LIBRARIES
+                or entry[0] not in ALLOWED_LIBRARIES
                 or not re.fullmatch(r"(?!Auto[A-Z])\w{1,80}", str(entry[1]))
             ):
                 raise ValueError(f"{name} wants {str(entry)[:80]} as its {part[:40]!r}, which would run other code")
-            if part in OPTIONAL and not (path / part).is_dir():
+            if part in OPTIONAL_PARTS and not (path / part).is_dir():
                 missing.append(part)
             else:
                 parts[part] = entry[1]
-        for part in REQUIRED:
+        for part in REQUIRED_PARTS:
             if part not in parts or not (path / part).is_dir():
                 raise FileNotFoundError(f"{name} has no {part!r}, which a {kind} needs")
         plain, fp16 = (path / "unet" / f"diffusion_pytorch_model{suffix}.safetensors" for suffix in ("", ".fp16"))
@@ -86,7 +90,7 @@ class PipelineFolder:
         found = {"model_index.json": self.path / "model_index.json"}
         for part in sorted(self.parts):
             for file in sorted((self.path / part).iterdir()):
-                if file.suffix in WORDS or file in self._weights(part):
+                if file.suffix in TEXT_SUFFIXES or file in self._list_weights(part):
                     found[f"{part}/{file.name}"] = file
         return found
 
@@ -99,25 +103,27 @@ class PipelineFolder:
             raise ValueError(f"{str(self.path)!r} states no size: name one with --size WIDTHxHEIGHT")
         return (side * 2 ** (len(levels) - 1),) * 2
 
-    def unet(self) -> Any:
+    def make_meta_unet(self) -> Any:
         """Its UNet without weights, on torch's meta device, to see what fits it."""
         import torch
         from diffusers import UNet2DConditionModel
 
-        with _read(f"{str(self.path)!r}: its UNet"), torch.device("meta"):
+        with _wrap_load_errors(f"{str(self.path)!r}: its UNet"), torch.device("meta"):
             return UNet2DConditionModel.from_config(read_json(self.path / "unet" / "config.json"))
 
-    def scheduler(self, name: str | None) -> Any:
+    def make_scheduler(self, name: str | None) -> Any:
         """Its own scheduler, or with its settings the one of that name in `SCHEDULERS`, or of that class. ValueError
         with the nearest names."""
         import diffusers
 
         own = self.parts["scheduler"]
-        wanted = SCHEDULERS.get((name or own).casefold(), name or own)
-        if wanted not in (own, *SCHEDULERS.values()):
-            raise ValueError(f"unknown scheduler {wanted!r:.80}, the nearest are: {nearest(wanted, list(SCHEDULERS))}")
+        wanted = SCHEDULER_CLASSES.get((name or own).casefold(), name or own)
+        if wanted not in (own, *SCHEDULER_CLASSES.values()):
+            raise ValueError(
+                f"unknown scheduler {wanted!r:.80}, the nearest are: {closest_names(wanted, list(SCHEDULER_CLASSES))}"
+            )
         config = read_json(self.path / "scheduler" / "scheduler_config.json")
-        with _read(f"{str(self.path)!r}: its scheduler"):
+        with _wrap_load_errors(f"{str(self.path)!r}: its scheduler"):
             scheduler = getattr(diffusers, own).from_config(config)
             if wanted == own:
                 return scheduler
@@ -128,13 +134,13 @@ class PipelineFolder:
         """The pipeline on the CPU. ValueError in one line where diffusers cannot load it."""
         import diffusers
 
-        given: dict[str, Any] = dict.fromkeys(self.missing)
-        if "safety_checker" in self.missing:
+        given: dict[str, Any] = dict.fromkeys(self.missing_parts)
+        if "safety_checker" in self.missing_parts:
             given["requires_safety_checker"] = False
-        if self.kind == "StableDiffusionXLPipeline":
+        if self.class_name == "StableDiffusionXLPipeline":
             given["add_watermarker"] = False  # or the picture depends on what else is installed
-        with _read(repr(str(self.path))):
-            return getattr(diffusers, self.kind).from_pretrained(
+        with _wrap_load_errors(repr(str(self.path))):
+            return getattr(diffusers, self.class_name).from_pretrained(
                 str(self.path),
                 torch_dtype=dtype,
                 scheduler=scheduler,
@@ -144,29 +150,29 @@ class PipelineFolder:
                 **given,
             )
 
-    def _weights(self, part: str) -> list[Path]:
+    def _list_weights(self, part: str) -> list[Path]:
         variant = rf"(\.{self.variant})?" if self.variant else ""
         pattern = rf"(diffusion_pytorch_model|model){variant}(-\d+-of-\d+)?{variant}\.safetensors"
         return [file for file in (self.path / part).iterdir() if re.fullmatch(pattern, file.name)]
 
     def _check_weights(self, part: str) -> None:
         """That there are any, in files that are whole, by their headers."""
-        weights = self._weights(part)
+        weights = self._list_weights(part)
         if not weights:
             raise FileNotFoundError(
                 f"{str(self.path / part)!r} holds no .safetensors; other formats can run code and are not loaded: save "
                 "the model again with save_pretrained(folder, safe_serialization=True)"
             )
         for path in weights:
-            with opened(path) as file:
+            with open_regular_file(path) as file:
                 try:
-                    safetensors_contents(file, path.stat().st_size)
+                    read_safetensors_contents(file, path.stat().st_size)
                 except ValueError as error:
                     raise ValueError(f"{str(path)!r} is refused: {error}") from error
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def silence_libraries() -> Iterator[None]:
     """Without progress bars and remarks of diffusers and transformers."""
     import transformers
 
@@ -188,8 +194,8 @@ def quiet() -> Iterator[None]:
             (log.enable_progress_bar if bar else log.disable_progress_bar)()
 
 
-def _located(path_or_repo: str) -> Path:
-    path = Path(place(path_or_repo))
+def _locate_folder(path_or_repo: str) -> Path:
+    path = Path(resolve_embedded(path_or_repo))
     if path.is_dir() and path_or_repo:
         if not (path / "model_index.json").exists():
             raise FileNotFoundError(f"{path_or_repo!r} holds no model_index.json, expected a folder saved by diffusers")
@@ -210,7 +216,7 @@ def _located(path_or_repo: str) -> Path:
 
 
 @contextmanager
-def _read(name: str) -> Iterator[None]:
+def _wrap_load_errors(name: str) -> Iterator[None]:
     """Where diffusers and transformers read files: whatever they raise becomes one line."""
     from safetensors import SafetensorError
 

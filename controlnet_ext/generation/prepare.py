@@ -11,148 +11,155 @@ from typing import Any, TypeVar
 import cv2
 import numpy as np
 
-from ..embedded import place
+from ..embedded import resolve_embedded
 from ..guidance.contract import Span
-from ..guidance.hints import Maps
-from ..guidance.unit import Unit, named
-from ..guidance.weighting import scales
+from ..guidance.hints import HintImages
+from ..guidance.unit import Unit, error_prefix
+from ..guidance.weighting import layer_scales
 from ..maps.control_map import ControlMap
 from ..preprocessors.registry import find
-from .pipeline_folder import PipelineFolder, quiet
-from .recipe import Ingredient, Recipe
-from .recipe_png import texts
-from .sources import NOTHING, Source, control_files, hashed, verify, wanted
+from .pipeline_folder import PipelineFolder, silence_libraries
+from .recipe import GenerationRecipe, RecipeUnit
+from .recipe_png import encode_recipe
+from .sources import NO_MODEL, ModelRef, describe_expected_model, find_control_files, hash_files, verify_hashes
 
 T = TypeVar("T")
-Nets = dict[str, tuple[dict[str, str], Any]]  # control models by path, with the hashes of their files
+LoadedNetworks = dict[str, tuple[dict[str, str], Any]]  # control models by path, with the hashes of their files
 
 
 @dataclass(frozen=True, eq=False)
-class Prepared:
+class LoadedRecipe:
     """All that a picture needs, loaded. `texts` is its recipe for the PNG, complete; `remarks` say why the picture may
     not be that of the recipe to the bit."""
 
-    recipe: Recipe
-    texts: Mapping[str, str]
-    remarks: tuple[str, ...]
+    recipe: GenerationRecipe
+    png_texts: Mapping[str, str]
+    warnings: tuple[str, ...]
     pipe: Any
     units: tuple[Unit, ...]
 
 
-def fitted(ingredient: Ingredient, height: int, width: int) -> Ingredient:
+def fit_unit(recipe_unit: RecipeUnit, height: int, width: int) -> RecipeUnit:
     """The ingredient with its unit's preprocessor run, and map, mask and region brought to this size."""
-    unit = ingredient.unit
+    unit = recipe_unit.unit
     kind = unit.image.kind if isinstance(unit.image, ControlMap) else "other"
     kind = find(unit.preprocessor).makes if unit.preprocessor else kind
-    pixels, mask = Maps(unit).picture(height, width)
+    pixels, mask = HintImages(unit).fit_first_map(height, width)
     region = unit.region
     if region is not None:
         way = cv2.INTER_AREA if height * width < region.size else cv2.INTER_LINEAR
         eight_bits = np.rint(region * 255).astype(np.uint8)  # as the recipe keeps it
         region = cv2.resize(eight_bits, (width, height), interpolation=way).astype(np.float32) / 255
     unit = replace(unit, image=ControlMap(pixels, kind), inpaint=mask, region=region, preprocessor=None, parameters={})
-    return replace(ingredient, unit=unit)
+    return replace(recipe_unit, unit=unit)
 
 
-def prepare(recipe: Recipe, device: str) -> Prepared:
+def load_recipe(recipe: GenerationRecipe, device: str) -> LoadedRecipe:
     """Load what the recipe names, on a device such as "cpu" or "cuda:1". Hashes that it holds are verified before a
     file is used; without them they are filled in. FileNotFoundError, ValueError or TypeError in one line."""
     import torch
 
     from .. import models
 
-    with quiet():
-        folder = _found(recipe.model, PipelineFolder.find, "--model")
-        scheduler = folder.scheduler(recipe.scheduler)
-        config = _config(scheduler)
+    with silence_libraries():
+        folder = _find_model(recipe.model, PipelineFolder.find, "--model")
+        scheduler = folder.make_scheduler(recipe.scheduler)
+        config = _read_scheduler_config(scheduler)
         if recipe.scheduler_config and recipe.scheduler_config != config:
             raise ValueError(f"the {type(scheduler).__name__} has other settings here than the recipe's")
         _check_steps(recipe, scheduler)
         dtype = getattr(torch, recipe.dtype)
-        nets: Nets = {}
-        unet = folder.unet() if recipe.ingredients else None
+        nets: LoadedNetworks = {}
+        unet = folder.make_meta_unet() if recipe.units else None
         ingredients = tuple(
-            _loaded(i, ingredient, nets, lambda path: _fitting(models.load(place(path), device, dtype), unet, path))
-            for i, ingredient in enumerate(recipe.ingredients, 1)
+            _load_unit(
+                i,
+                ingredient,
+                nets,
+                lambda path: _bind_network(models.load(resolve_embedded(path), device, dtype), unet, path),
+            )
+            for i, ingredient in enumerate(recipe.units, 1)
         )
-        hashes = hashed(folder.files())
+        hashes = hash_files(folder.files())
         if recipe.model.sha256:
-            verify(recipe.model, hashes, "--model")
+            verify_hashes(recipe.model, hashes, "--model")
         complete = replace(
             recipe,
-            model=Source(recipe.model.path, hashes),
-            ingredients=ingredients,
+            model=ModelRef(recipe.model.path, hashes),
+            units=ingredients,
             scheduler=type(scheduler).__name__,
             scheduler_config=config,
-            made_with=_made_with(device),
+            made_with=_describe_versions(device),
         )
-        words = texts(complete)
+        words = encode_recipe(complete)
         pipe = folder.load(dtype, scheduler).to(device)
-    units = tuple(replace(each.unit, model=_model_of(each, nets)) for each in complete.ingredients)
-    return Prepared(complete, words, _remarks(recipe, complete), pipe, units)
+    units = tuple(replace(each.unit, model=_get_model(each, nets)) for each in complete.units)
+    return LoadedRecipe(complete, words, _compare_versions(recipe, complete), pipe, units)
 
 
-def _loaded(i: int, ingredient: Ingredient, nets: Nets, load: Callable[[str], Any]) -> Ingredient:
+def _load_unit(i: int, recipe_unit: RecipeUnit, networks: LoadedNetworks, load: Callable[[str], Any]) -> RecipeUnit:
     """The ingredient with hashes and architecture; its network is in `nets` then, if it has one."""
-    unit, source, option = ingredient.unit, ingredient.source, f"--control {i},model=PATH"
-    if source.path == NOTHING:
+    unit, source, option = recipe_unit.unit, recipe_unit.model_ref, f"--control {i},model=PATH"
+    if source.path == NO_MODEL:
         if unit.after is None:
-            raise ValueError(f"unit {i}: model={NOTHING} is for what acts after each step, such as inpaint_only")
-        return replace(ingredient, architecture=unit.after.architecture)
-    known = nets.get(source.path)
-    with named(f"unit {i}"):
-        hashes = known[0] if known else hashed(_found(source, control_files, option))
+            raise ValueError(f"unit {i}: model={NO_MODEL} is for what acts after each step, such as inpaint_only")
+        return replace(recipe_unit, architecture=unit.after.architecture)
+    known = networks.get(source.path)
+    with error_prefix(f"unit {i}"):
+        hashes = known[0] if known else hash_files(_find_model(source, find_control_files, option))
         if source.sha256:
-            verify(source, hashes, option)
+            verify_hashes(source, hashes, option)
         net = known[1] if known else load(source.path)
-        if unit.layers is not None and hasattr(net, "layout"):
-            scales(1, unit.mode, unit.layers, len(net.layout.skips), 0)
-    nets[source.path] = hashes, net
-    model: Any = Source(source.path, hashes)
-    return replace(ingredient, unit=replace(unit, model=model), architecture=net.architecture)
+        if unit.layers is not None and hasattr(net, "unet_signature"):
+            layer_scales(1, unit.mode, unit.layers, len(net.unet_signature.skip_channels), 0)
+    networks[source.path] = hashes, net
+    model: Any = ModelRef(source.path, hashes)
+    return replace(recipe_unit, unit=replace(unit, model=model), architecture=net.architecture)
 
 
-def _model_of(ingredient: Ingredient, nets: Nets) -> Any:
-    return ingredient.unit.after if ingredient.source.path == NOTHING else nets[ingredient.source.path][1]
+def _get_model(recipe_unit: RecipeUnit, networks: LoadedNetworks) -> Any:
+    return recipe_unit.unit.after if recipe_unit.model_ref.path == NO_MODEL else networks[recipe_unit.model_ref.path][1]
 
 
-def _fitting(net: Any, unet: Any, path: str) -> Any:
+def _bind_network(net: Any, unet: Any, path: str) -> Any:
     """The network; ValueError when it does not fit the UNet."""
     try:
-        if hasattr(net, "settle"):
-            net.settle(unet)
+        if hasattr(net, "bind"):
+            net.bind(unet)
     except ValueError as error:
         raise ValueError(f"{path!r} does not fit the model: {error}") from error
     return net
 
 
-def _found(source: Source, find: Callable[[str], T], option: str) -> T:
+def _find_model(ref: ModelRef, find: Callable[[str], T], option: str) -> T:
     try:
-        return find(source.path)
+        return find(ref.path)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{error}; {wanted(source, option)}" if source.sha256 else str(error)) from error
+        raise FileNotFoundError(
+            f"{error}; {describe_expected_model(ref, option)}" if ref.sha256 else str(error)
+        ) from error
 
 
-def _config(scheduler: Any) -> dict[str, Any]:
+def _read_scheduler_config(scheduler: Any) -> dict[str, Any]:
     """A scheduler's settings, without what diffusers notes down for itself."""
     return {k: v for k, v in json.loads(scheduler.to_json_string()).items() if not k.startswith("_")}
 
 
-def _check_steps(recipe: Recipe, scheduler: Any) -> None:
+def _check_steps(recipe: GenerationRecipe, scheduler: Any) -> None:
     """That the scheduler makes so many steps, and each unit acts in one of them."""
-    from ..guidance.run import Run
+    from ..guidance.run import GuidanceRun
 
     try:
         scheduler.set_timesteps(recipe.steps)
     except (ValueError, IndexError) as error:
         raise ValueError(f"{recipe.steps} steps: {' '.join(str(error).split())}") from error
     n = len(scheduler.timesteps)
-    units = [ingredient.unit for ingredient in recipe.ingredients]
+    units = [ingredient.unit for ingredient in recipe.units]
     host: Any = None  # which a run asks for nothing before its first step
-    Run(units, [Maps(unit) for unit in units], [Span(k / n, (k + 1) / n) for k in range(n)], host)
+    GuidanceRun(units, [HintImages(unit) for unit in units], [Span(k / n, (k + 1) / n) for k in range(n)], host)
 
 
-def _made_with(device: str) -> dict[str, str]:
+def _describe_versions(device: str) -> dict[str, str]:
     import torch
 
     versions = {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "transformers")}
@@ -165,11 +172,11 @@ def _made_with(device: str) -> dict[str, str]:
     return {**versions, "device": f"{kind}, {name}"}
 
 
-def _remarks(asked: Recipe, here: Recipe) -> tuple[str, ...]:
-    if not asked.made_with:
+def _compare_versions(saved: GenerationRecipe, here: GenerationRecipe) -> tuple[str, ...]:
+    if not saved.made_with:
         return ()
     return tuple(
-        f"made with {name} {asked.made_with.get(name)!r}, here {version!r}: the picture may differ"
+        f"made with {name} {saved.made_with.get(name)!r}, here {version!r}: the picture may differ"
         for name, version in here.made_with.items()
-        if asked.made_with.get(name) != version
+        if saved.made_with.get(name) != version
     )

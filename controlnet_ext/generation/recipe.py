@@ -12,9 +12,9 @@ from ..files.image_formats import MAX_PIXELS
 from ..guidance.unit import Unit
 from ..maps.control_map import ControlMap
 from ..preprocessors.parameters import Parameter, Range
-from .sources import Source
+from .sources import ModelRef
 
-NUMBERS = {
+NUMBER_FIELDS = {
     number.name: number
     for number in (
         Parameter("seed", int, 0, Range(0, 2**63 - 1)),
@@ -27,12 +27,12 @@ NUMBERS = {
 }
 DTYPES = ("float32", "bfloat16", "float16")
 DEVICES = ("cpu", "cuda", "mps")
-UNITS = 16  # at most
-TEXT = 10_000  # characters of a prompt at most
+MAX_UNITS = 16  # at most
+MAX_PROMPT_LENGTH = 10_000  # characters of a prompt at most
 
 
 @dataclass(frozen=True, eq=False)
-class Ingredient:
+class RecipeUnit:
     """A unit whose map (and region) is fitted to the picture and whose model is a `Source`. `preprocessor` and
     `parameters` tell what made the map, and what that one does after each step; `architecture` the model's kind."""
 
@@ -42,8 +42,8 @@ class Ingredient:
     architecture: str = ""
 
     @property
-    def source(self) -> Source:
-        assert isinstance(self.unit.model, Source)
+    def model_ref(self) -> ModelRef:
+        assert isinstance(self.unit.model, ModelRef)
         return self.unit.model
 
     @property
@@ -60,7 +60,7 @@ class Ingredient:
 
 
 @dataclass(frozen=True, eq=False)
-class Recipe:
+class GenerationRecipe:
     """A picture of `width` x `height` pixels, both multiples of 8, in words and numbers.
 
     `scheduler` is a class of diffusers, None the model's own; `scheduler_config` is empty until it is known. `threads`
@@ -77,8 +77,8 @@ class Recipe:
     dtype: str
     device: str
     threads: int
-    model: Source
-    ingredients: tuple[Ingredient, ...]
+    model: ModelRef
+    units: tuple[RecipeUnit, ...]
     scheduler: str | None = None
     scheduler_config: Mapping[str, Any] = field(default_factory=dict)
     made_with: Mapping[str, str] = field(default_factory=dict)
@@ -86,27 +86,29 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in ("prompt", "negative"):
             check_text(name, getattr(self, name))
-        for name, number in NUMBERS.items():
+        for name, number in NUMBER_FIELDS.items():
             object.__setattr__(self, name, number.check(getattr(self, name)))
         if self.width % 8 or self.height % 8:
             raise ValueError(f"size {self.width}x{self.height}: both sides must be multiples of 8")
         for name, choices in (("dtype", DTYPES), ("device", DEVICES)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} {getattr(self, name)!r} is none of: {', '.join(choices)}")
-        check_units(len(self.ingredients), self.width, self.height)
+        check_units(len(self.units), self.width, self.height)
 
 
 def check_units(count: int, width: int, height: int) -> None:
     """ValueError when there are over 16 units, or their maps over 64 megapixels in all."""
-    if count > UNITS or count * width * height > MAX_PIXELS:
-        raise ValueError(f"{count} units of {width}x{height} pixels: expected up to {UNITS}, and 64 megapixels in all")
+    if count > MAX_UNITS or count * width * height > MAX_PIXELS:
+        raise ValueError(
+            f"{count} units of {width}x{height} pixels: expected up to {MAX_UNITS}, and 64 megapixels in all"
+        )
 
 
 def check_text(name: str, text: Any) -> None:
     """TypeError or ValueError unless it can be a prompt."""
     if not isinstance(text, str):
         raise TypeError(f"{name} is {type(text).__name__}, expected text")
-    if len(text) > TEXT:
-        raise ValueError(f"{name} has {len(text)} characters, expected up to {TEXT}")
+    if len(text) > MAX_PROMPT_LENGTH:
+        raise ValueError(f"{name} has {len(text)} characters, expected up to {MAX_PROMPT_LENGTH}")
     if any("\ud800" <= letter <= "\udfff" for letter in text):
         raise ValueError(f"{name} holds bytes that are not UTF-8")

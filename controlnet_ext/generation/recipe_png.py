@@ -13,22 +13,22 @@ from typing import Any, cast
 
 import numpy as np
 
-from ..files.disk import opened, parse_object
+from ..files.disk import open_regular_file, parse_object
 from ..files.image_reader import read_image
-from ..files.image_writer import TEXT_LIMIT, TEXTS_LIMIT, encoded_image, read_text
-from ..guidance.after_steps import of_preprocessor
+from ..files.image_writer import PNG_TEXT_LIMIT, PNG_TEXT_TOTAL_LIMIT, encode_image, read_png_text
+from ..guidance.after_steps import post_step_for
 from ..guidance.contract import ControlModel, Window
-from ..guidance.unit import Unit, named
+from ..guidance.unit import Unit, error_prefix
 from ..maps.control_map import ControlMap
-from .recipe import NUMBERS, Ingredient, Recipe, check_units
-from .sources import NOTHING, Source
+from .recipe import NUMBER_FIELDS, GenerationRecipe, RecipeUnit, check_units
+from .sources import NO_MODEL, ModelRef
 
-KEYWORD = "controlnet-ext"  # of the text; pictures in it have keywords that begin so
-FORMAT = 1
-FILE_LIMIT = 2**28  # bytes of a picture: 4096x4096 pixels and 64 MiB of text are half of it
-WORD = 300  # characters of a name, a path, a version
-FIELDS = {
-    **dict.fromkeys(NUMBERS, (int, float)),
+PNG_KEYWORD = "controlnet-ext"  # of the text; pictures in it have keywords that begin so
+FORMAT_VERSION = 1
+RECIPE_FILE_LIMIT = 2**28  # bytes of a picture: 4096x4096 pixels and 64 MiB of text are half of it
+MAX_WORD_LENGTH = 300  # characters of a name, a path, a version
+RECIPE_FIELDS = {
+    **dict.fromkeys(NUMBER_FIELDS, (int, float)),
     **dict.fromkeys(("prompt", "negative", "dtype", "device", "scheduler"), str),
     **dict.fromkeys(("model", "scheduler_config", "made_with"), dict),
     "format": int,
@@ -47,21 +47,21 @@ UNIT_FIELDS = {
 }
 
 
-def texts(recipe: Recipe) -> dict[str, str]:
+def encode_recipe(recipe: GenerationRecipe) -> dict[str, str]:
     """The texts of a PNG by keyword. ValueError when the maps are too large for them."""
     units: list[dict[str, Any]] = []
     pictures: dict[str, str] = {}
-    for i, ingredient in enumerate(recipe.ingredients, 1):
+    for i, ingredient in enumerate(recipe.units, 1):
         unit = ingredient.unit
         assert isinstance(unit.image, ControlMap) and not callable(unit.weight)
-        pictures |= _split(f"{KEYWORD} unit {i} map", unit.image.pixels)
+        pictures |= _encode_image(f"{PNG_KEYWORD} unit {i} map", unit.image.pixels)
         if unit.region is not None:
-            pictures |= _split(f"{KEYWORD} unit {i} region", np.rint(unit.region * 255).astype(np.uint8))
+            pictures |= _encode_image(f"{PNG_KEYWORD} unit {i} region", np.rint(unit.region * 255).astype(np.uint8))
         if unit.inpaint is not None:
-            pictures |= _split(f"{KEYWORD} unit {i} mask", cast(np.ndarray, unit.inpaint))
+            pictures |= _encode_image(f"{PNG_KEYWORD} unit {i} mask", cast(np.ndarray, unit.inpaint))
         units.append(
             {
-                "model": _source(ingredient.source),
+                "model": _encode_model(ingredient.model_ref),
                 "weight": unit.weight,
                 "window": [unit.window.start, unit.window.end],
                 "mode": unit.mode,
@@ -75,75 +75,81 @@ def texts(recipe: Recipe) -> dict[str, str]:
                 "mask": unit.inpaint is not None,
             }
         )
-    words: dict[str, Any] = {"format": FORMAT, "prompt": recipe.prompt, "negative": recipe.negative}
-    words |= {name: getattr(recipe, name) for name in NUMBERS}
+    words: dict[str, Any] = {"format": FORMAT_VERSION, "prompt": recipe.prompt, "negative": recipe.negative}
+    words |= {name: getattr(recipe, name) for name in NUMBER_FIELDS}
     words |= {name: getattr(recipe, name) for name in ("scheduler", "dtype", "device")}
     words |= {"scheduler_config": dict(recipe.scheduler_config), "made_with": dict(recipe.made_with)}
-    words |= {"model": _source(recipe.model), "units": units}
-    found = {KEYWORD: json.dumps(words), **pictures}
-    if sum(map(len, found.values())) > TEXTS_LIMIT:
-        raise ValueError(f"the maps of {len(units)} units take over {TEXTS_LIMIT >> 20} MiB, more than a PNG's text")
+    words |= {"model": _encode_model(recipe.model), "units": units}
+    found = {PNG_KEYWORD: json.dumps(words), **pictures}
+    if sum(map(len, found.values())) > PNG_TEXT_TOTAL_LIMIT:
+        raise ValueError(
+            f"the maps of {len(units)} units take over {PNG_TEXT_TOTAL_LIMIT >> 20} MiB, more than a PNG's text"
+        )
     return found
 
 
-def read_recipe(path: str | os.PathLike[str]) -> Recipe:
+def read_recipe(path: str | os.PathLike[str]) -> GenerationRecipe:
     """The recipe in a PNG. FileNotFoundError, or ValueError in one line that begins with the file: not a PNG, damaged,
     no recipe in it, one of another format, or any field that is not what `texts` writes."""
     name = repr(os.fspath(path))
-    with opened(path) as file:
-        if file.seek(0, os.SEEK_END) > FILE_LIMIT:
-            raise ValueError(f"{name} is over {FILE_LIMIT >> 20} MiB, which no picture with a recipe is")
-    found = read_text(path)
-    if KEYWORD not in found:
+    with open_regular_file(path) as file:
+        if file.seek(0, os.SEEK_END) > RECIPE_FILE_LIMIT:
+            raise ValueError(f"{name} is over {RECIPE_FILE_LIMIT >> 20} MiB, which no picture with a recipe is")
+    found = read_png_text(path)
+    if PNG_KEYWORD not in found:
         raise ValueError(f"{name} holds no recipe of controlnet-ext")
-    words = parse_object(found[KEYWORD].encode(), f"{name}: its recipe")
+    words = parse_object(found[PNG_KEYWORD].encode(), f"{name}: its recipe")
     try:
-        return _recipe(words, found)
+        return _decode_recipe(words, found)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name}: its recipe: {str(error)[:400]}") from error  # which may show thousands of digits
 
 
-def _recipe(words: dict[str, Any], found: Mapping[str, str]) -> Recipe:
-    if words.get("format") != FORMAT:
-        raise ValueError(f"format {str(words.get('format'))[:20]!r}, this version reads {FORMAT}")
-    _check_fields("the recipe", words, FIELDS)
-    if not re.fullmatch(r"[A-Za-z0-9]{1,80}", words["scheduler"]):
-        raise ValueError(f"scheduler {words['scheduler'][:80]!r} is no name of a class")
-    given = {name: words[name] for name in FIELDS if name not in ("format", "units")}
-    given |= {"model": _model("model", words["model"]), "ingredients": ()}
-    _check_words("made_with", words["made_with"])
-    recipe = Recipe(**given)
-    check_units(len(words["units"]), recipe.width, recipe.height)  # before a map is decoded
+def _decode_recipe(fields: dict[str, Any], texts: Mapping[str, str]) -> GenerationRecipe:
+    if fields.get("format") != FORMAT_VERSION:
+        raise ValueError(f"format {str(fields.get('format'))[:20]!r}, this version reads {FORMAT_VERSION}")
+    _check_fields("the recipe", fields, RECIPE_FIELDS)
+    if not re.fullmatch(r"[A-Za-z0-9]{1,80}", fields["scheduler"]):
+        raise ValueError(f"scheduler {fields['scheduler'][:80]!r} is no name of a class")
+    given = {name: fields[name] for name in RECIPE_FIELDS if name not in ("format", "units")}
+    given |= {"model": _decode_model("model", fields["model"]), "ingredients": ()}
+    _check_words("made_with", fields["made_with"])
+    recipe = GenerationRecipe(**given)
+    check_units(len(fields["units"]), recipe.width, recipe.height)  # before a map is decoded
     made = []
-    for i, unit in enumerate(words["units"], 1):
-        with named(f"unit {i}"):
-            made.append(_ingredient(i, unit, found, recipe.height, recipe.width))
-    return replace(recipe, ingredients=tuple(made))
+    for i, unit in enumerate(fields["units"], 1):
+        with error_prefix(f"unit {i}"):
+            made.append(_decode_unit(i, unit, texts, recipe.height, recipe.width))
+    return replace(recipe, units=tuple(made))
 
 
-def _ingredient(i: int, words: Any, found: Mapping[str, str], height: int, width: int) -> Ingredient:
-    words = {"mask": False, **words} if isinstance(words, dict) else words  # recipes before 2026-11-23 have none
-    _check_fields("it", words, UNIT_FIELDS)
-    preprocessor, parameters = words["preprocessor"], words["parameters"]
-    if len(words["window"]) != 2:
-        raise ValueError(f"window of {len(words['window'])} numbers, expected start and end")
-    if isinstance(words["weight"], str) and len(words["weight"]) > WORD:
-        raise ValueError(f"weight of {len(words['weight'])} characters")
-    _check_words("field", {"preprocessor": preprocessor or "", "architecture": words["architecture"]})
+def _decode_unit(i: int, fields: Any, texts: Mapping[str, str], height: int, width: int) -> RecipeUnit:
+    fields = {"mask": False, **fields} if isinstance(fields, dict) else fields  # recipes before 2026-11-23 have none
+    _check_fields("it", fields, UNIT_FIELDS)
+    preprocessor, parameters = fields["preprocessor"], fields["parameters"]
+    if len(fields["window"]) != 2:
+        raise ValueError(f"window of {len(fields['window'])} numbers, expected start and end")
+    if isinstance(fields["weight"], str) and len(fields["weight"]) > MAX_WORD_LENGTH:
+        raise ValueError(f"weight of {len(fields['weight'])} characters")
+    _check_words("field", {"preprocessor": preprocessor or "", "architecture": fields["architecture"]})
     for name, value in parameters.items():
-        if len(name) > WORD or not isinstance(value, (int, float, str, type(None))) or len(str(value)) > WORD:
+        if (
+            len(name) > MAX_WORD_LENGTH
+            or not isinstance(value, (int, float, str, type(None)))
+            or len(str(value)) > MAX_WORD_LENGTH
+        ):
             raise ValueError(f"parameter {name[:40]!r} is neither a number nor a word")
-    pixels = _picture(f"{KEYWORD} unit {i} map", found, height, width)
+    pixels = _decode_image(f"{PNG_KEYWORD} unit {i} map", texts, height, width)
     region = None
-    if words["region"]:
-        region = _picture(f"{KEYWORD} unit {i} region", found, height, width)[..., 0].astype(np.float32) / 255
-    model = cast(ControlModel, _model("model of a unit", words["model"]))
-    settings: dict[str, Any] = {name: words[name] for name in ("weight", "mode", "layers", "fit")}
-    if words["mask"]:
-        settings["inpaint"] = _picture(f"{KEYWORD} unit {i} mask", found, height, width)
-    settings["after"] = of_preprocessor(preprocessor or "", parameters)
-    unit = Unit(model, ControlMap(pixels, words["kind"]), window=Window(*words["window"]), region=region, **settings)
-    return Ingredient(unit, preprocessor, parameters, words["architecture"])
+    if fields["region"]:
+        region = _decode_image(f"{PNG_KEYWORD} unit {i} region", texts, height, width)[..., 0].astype(np.float32) / 255
+    model = cast(ControlModel, _decode_model("model of a unit", fields["model"]))
+    settings: dict[str, Any] = {name: fields[name] for name in ("weight", "mode", "layers", "fit")}
+    if fields["mask"]:
+        settings["inpaint"] = _decode_image(f"{PNG_KEYWORD} unit {i} mask", texts, height, width)
+    settings["after"] = post_step_for(preprocessor or "", parameters)
+    unit = Unit(model, ControlMap(pixels, fields["kind"]), window=Window(*fields["window"]), region=region, **settings)
+    return RecipeUnit(unit, preprocessor, parameters, fields["architecture"])
 
 
 def _check_fields(name: str, value: Any, types: Mapping[str, Any]) -> None:
@@ -159,39 +165,41 @@ def _check_fields(name: str, value: Any, types: Mapping[str, Any]) -> None:
 
 def _check_words(name: str, words: Mapping[str, Any]) -> None:
     for key, word in words.items():
-        if not isinstance(word, str) or max(len(key), len(word)) > WORD or not (key + word).isprintable():
-            raise ValueError(f"{name} {key[:40]!r} is not a printable text of up to {WORD} characters")
+        if not isinstance(word, str) or max(len(key), len(word)) > MAX_WORD_LENGTH or not (key + word).isprintable():
+            raise ValueError(f"{name} {key[:40]!r} is not a printable text of up to {MAX_WORD_LENGTH} characters")
 
 
-def _model(name: str, words: dict[str, Any]) -> Source:
-    _check_fields(name, words, {"path": str, "sha256": dict})
-    path, hashes = words["path"], words["sha256"]
-    files = 0 if path == NOTHING and name == "model of a unit" else 1
+def _decode_model(name: str, fields: dict[str, Any]) -> ModelRef:
+    _check_fields(name, fields, {"path": str, "sha256": dict})
+    path, hashes = fields["path"], fields["sha256"]
+    files = 0 if path == NO_MODEL and name == "model of a unit" else 1
     if not 1 <= len(path) <= 4096 or "\0" in path or not files <= len(hashes) <= 1000 * files:
         raise ValueError(f"{name} has a path of {len(path)} characters and {len(hashes)} files, which none has")
     _check_words(name, hashes)
     for file, digest in hashes.items():
         if not re.fullmatch("[0-9a-f]{64}", digest):
             raise ValueError(f"{name}: {digest!r} of {file!r} is not a sha256 in hex")
-    return Source(path, hashes)
+    return ModelRef(path, hashes)
 
 
-def _source(source: Source) -> dict[str, Any]:
-    return {"path": source.path, "sha256": dict(source.sha256)}
+def _encode_model(ref: ModelRef) -> dict[str, Any]:
+    return {"path": ref.path, "sha256": dict(ref.sha256)}
 
 
-def _split(keyword: str, pixels: np.ndarray) -> dict[str, str]:
+def _encode_image(keyword: str, pixels: np.ndarray) -> dict[str, str]:
     """A picture (H, W, 3) RGB or (H, W) grey, uint8, as PNG in base64, in as many texts as it takes."""
     if pixels.ndim == 3 and (pixels == pixels[..., :1]).all():
         pixels = pixels[..., 0]
-    text = base64.b64encode(encoded_image("map.png", pixels)).decode()
-    return {f"{keyword} {k}": text[at : at + TEXT_LIMIT] for k, at in enumerate(range(0, len(text), TEXT_LIMIT), 1)}
+    text = base64.b64encode(encode_image("map.png", pixels)).decode()
+    return {
+        f"{keyword} {k}": text[at : at + PNG_TEXT_LIMIT] for k, at in enumerate(range(0, len(text), PNG_TEXT_LIMIT), 1)
+    }
 
 
-def _picture(keyword: str, found: Mapping[str, str], height: int, width: int) -> np.ndarray:
+def _decode_image(keyword: str, texts: Mapping[str, str], height: int, width: int) -> np.ndarray:
     """Such a picture of that size, (H, W, 3) RGB uint8."""
     pieces: list[str] = []
-    while (piece := found.get(f"{keyword} {len(pieces) + 1}")) is not None:
+    while (piece := texts.get(f"{keyword} {len(pieces) + 1}")) is not None:
         pieces.append(piece)
     name = keyword.rpartition(" ")[2]
     try:

@@ -9,27 +9,27 @@ from typing import Any
 
 import numpy as np
 
-from .inpainting import FILLS, beginning, finish_of
-from .prepare import Prepared
-from .recipe import Recipe
+from .inpainting import INITIAL_FILL_PREPROCESSOR, make_initial_latents, postprocess_for
+from .prepare import LoadedRecipe
+from .recipe import GenerationRecipe
 
 
-def draw(prepared: Prepared) -> np.ndarray:
+def render(loaded: LoadedRecipe) -> np.ndarray:
     """The picture (H, W, 3) uint8 RGB. ValueError when a unit cannot act on this model, RuntimeError in one line for
     what goes wrong in the run."""
     import torch
 
     from ..hosts.diffusers.guide import guide
 
-    recipe, pipe = prepared.recipe, prepared.pipe
+    recipe, pipe = loaded.recipe, loaded.pipe
     pipe.set_progress_bar_config(disable=None)  # shown on terminals
-    at_work = [each for each in recipe.ingredients if each.unit.weight != 0]
-    filled = next((each.pixels for each in at_work if each.preprocessor == FILLS), None)
+    at_work = [each for each in recipe.units if each.unit.weight != 0]
+    filled = next((each.pixels for each in at_work if each.preprocessor == INITIAL_FILL_PREPROCESSOR), None)
     generator, begins = torch.Generator().manual_seed(recipe.seed), dict[str, Any]()
-    with _reproducible(recipe), guide(pipe, prepared.units):
+    with _deterministic_torch(recipe), guide(pipe, loaded.units):
         try:
             if filled is not None:
-                begins["latents"] = beginning(pipe, filled, recipe.height, recipe.width, generator)
+                begins["latents"] = make_initial_latents(pipe, filled, recipe.height, recipe.width, generator)
             result = pipe(
                 recipe.prompt,
                 negative_prompt=recipe.negative or None,
@@ -50,13 +50,13 @@ def draw(prepared: Prepared) -> np.ndarray:
         raise RuntimeError(f"the picture holds NaN: the model overflows in {recipe.dtype}, try --dtype float32")
     pixels = (picture * 255).round().astype(np.uint8)  # as diffusers does it
     for each in at_work:
-        finish = finish_of(each.preprocessor or "", each.pixels, each.mask, each.unit.fit)
+        finish = postprocess_for(each.preprocessor or "", each.pixels, each.mask, each.unit.fit)
         pixels = pixels if finish is None else finish(pixels)
     return pixels
 
 
 @contextmanager
-def _reproducible(recipe: Recipe) -> Iterator[None]:
+def _deterministic_torch(recipe: GenerationRecipe) -> Iterator[None]:
     """Torch's settings on which the bits depend."""
     import torch
 

@@ -14,20 +14,20 @@ import cv2
 import numpy as np
 
 from ..files.image_reader import read_image
-from ..guidance.after_steps import of_preprocessor
+from ..guidance.after_steps import post_step_for
 from ..guidance.contract import ControlModel, Window
 from ..guidance.unit import Unit
 from ..maps.control_map import ControlMap
-from ..preprocessors.parameters import nearest
-from ..preprocessors.registry import RESOLUTION, Preprocessor, find
-from .sources import Source
+from ..preprocessors.parameters import closest_names
+from ..preprocessors.registry import RESOLUTION_PARAMETER, Preprocessor, find
+from .sources import ModelRef
 
-SETTINGS = ("weight", "window", "mode", "layers")  # how a unit acts, whatever its map
-KEYS = ("model", "image", "kind", "mask", *SETTINGS, "region", "fit")
-_PART = re.compile(r"""\s*(?:([\w.-]+)\s*=\s*)?(?:"([^"]*)"|'([^']*)'|([^,"'\s][^,]*|))\s*(,|$)""")
+UNIT_SETTINGS = ("weight", "window", "mode", "layers")  # how a unit acts, whatever its map
+UNIT_KEYS = ("model", "image", "kind", "mask", *UNIT_SETTINGS, "region", "fit")
+_PART_PATTERN = re.compile(r"""\s*(?:([\w.-]+)\s*=\s*)?(?:"([^"]*)"|'([^']*)'|([^,"'\s][^,]*|))\s*(,|$)""")
 
 
-def unit(
+def parse_unit(
     text: str,
     image: str | None = None,
     models: Mapping[str, str] = MappingProxyType({}),
@@ -37,12 +37,12 @@ def unit(
     `image` as its image, of `models` that for its preprocessor, and `mask` where it inpaints. ValueError or TypeError
     in one line: an unknown preprocessor, key or parameter with the nearest names, a key given twice, a value that is
     none."""
-    name, values = parts(text)
+    name, values = split_unit_text(text)
     makes = None if name.casefold() == "none" else find(name)
-    own = [] if makes is None else [p.name for p in (*makes.parameters, RESOLUTION)]
+    own = [] if makes is None else [p.name for p in (*makes.parameters, RESOLUTION_PARAMETER)]
     for key in values:
-        if key not in KEYS and key not in own:
-            raise ValueError(f"{key!r} is unknown to {name}, the nearest are: {nearest(key, [*KEYS, *own])}")
+        if key not in UNIT_KEYS and key not in own:
+            raise ValueError(f"{key!r} is unknown to {name}, the nearest are: {closest_names(key, [*UNIT_KEYS, *own])}")
     model = values.get("model", models.get(makes.name) if makes else None)
     if model is None:
         known = f" (the embedded model has its own for {', '.join(models)})" if models else ""
@@ -53,28 +53,28 @@ def unit(
     if "kind" in values and makes is not None:
         raise ValueError(f"kind {values['kind']!r} of a map that {makes.name} makes, whose maps are {makes.makes!r}")
     white = values.get("mask", mask if makes is not None and makes.makes == "inpaint" else None)
-    after = None if makes is None else of_preprocessor(makes.name, {})
-    if white is None and makes is not None and after is not None and after.masked:
+    after = None if makes is None else post_step_for(makes.name, {})
+    if white is None and makes is not None and after is not None and after.needs_mask:
         raise ValueError(
             f"{makes.name} needs to know where to paint: give a mask, white there, with mask=PATH or --mask"
         )
     return Unit(
-        cast(ControlModel, Source(model)),
+        cast(ControlModel, ModelRef(model)),
         ControlMap(read_image(picture), values["kind"]) if "kind" in values else picture,
-        **settings(values),
+        **parse_settings(values),
         inpaint=white,
-        region=_region(values["region"]) if "region" in values else None,
+        region=_read_region(values["region"]) if "region" in values else None,
         fit=cast(Any, values.get("fit", "crop")),
         preprocessor=None if makes is None else makes.name,
-        parameters=_parameters(makes, {key: value for key, value in values.items() if key in own}),
+        parameters=_parse_parameters(makes, {key: value for key, value in values.items() if key in own}),
     )
 
 
-def parts(text: str) -> tuple[str, dict[str, str]]:
+def split_unit_text(text: str) -> tuple[str, dict[str, str]]:
     """The first word, and the values by key. ValueError says which part is not as it should be."""
     found, at = [], 0
     while at <= len(text):
-        match = _PART.match(text, at)
+        match = _PART_PATTERN.match(text, at)
         if match is None:
             raise ValueError(f"{text[at:]!r}: quotes must enclose a whole value, and end")
         key, *quoted, plain, _ = match.groups()
@@ -93,34 +93,34 @@ def parts(text: str) -> tuple[str, dict[str, str]]:
     return name, values
 
 
-def settings(values: dict[str, str]) -> dict[str, Any]:
+def parse_settings(values: dict[str, str]) -> dict[str, Any]:
     """Those of `SETTINGS` that are given, as `Unit` takes them. ValueError or TypeError on what is none."""
-    found: dict[str, Any] = {key: values[key] for key in SETTINGS if key in values}
+    found: dict[str, Any] = {key: values[key] for key in UNIT_SETTINGS if key in values}
     if "weight" in found and "@" not in found["weight"]:
-        found["weight"] = _number("weight", found["weight"])
+        found["weight"] = _parse_number("weight", found["weight"])
     if "window" in found:
         start, dots, end = found["window"].partition("..")
         if not dots:
             raise ValueError(f"window {found['window']!r}: expected start..end, such as 0..0.6")
-        found["window"] = Window(_number("window start", start), _number("window end", end))
+        found["window"] = Window(_parse_number("window start", start), _parse_number("window end", end))
     if "layers" in found:
-        found["layers"] = [_number("layers", factor) for factor in found["layers"].split(",")]
+        found["layers"] = [_parse_number("layers", factor) for factor in found["layers"].split(",")]
     return found
 
 
-def _number(name: str, text: str) -> float:
+def _parse_number(name: str, text: str) -> float:
     try:
         return float(text)
     except ValueError:
         raise ValueError(f"{name} {text!r} is not a number") from None
 
 
-def _parameters(makes: Preprocessor | None, given: dict[str, str]) -> dict[str, Any]:
-    if makes is None:
+def _parse_parameters(spec: Preprocessor | None, texts: dict[str, str]) -> dict[str, Any]:
+    if spec is None:
         return {}
-    match = {"resolution": "match"} if given.get("resolution") == "match" else {}
-    return {**makes.parse({key: text for key, text in given.items() if key not in match}), **match}
+    match = {"resolution": "match"} if texts.get("resolution") == "match" else {}
+    return {**spec.parse({key: text for key, text in texts.items() if key not in match}), **match}
 
 
-def _region(path: str) -> np.ndarray:
+def _read_region(path: str) -> np.ndarray:
     return cv2.cvtColor(read_image(path), cv2.COLOR_RGB2GRAY).astype(np.float32) / 255

@@ -18,40 +18,40 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class AfterStep(Protocol):
+class PostStep(Protocol):
     """A unit's `after`, or its `model` where it is to do nothing else. `architecture` is the preprocessor's name in
     sd-webui-controlnet; `masked`: it needs the unit's `inpaint` mask."""
 
     architecture: ClassVar[str]
     family: ClassVar[str]
-    masked: ClassVar[bool]
+    needs_mask: ClassVar[bool]
 
     def hint(self, image: Any) -> None:
         """Nothing is read from it."""
 
-    def wanted(self, x0: Tensor, step: Step, picture: Tensor, painted: Tensor | None) -> Tensor:
+    def apply_to_latents(self, x0: Tensor, step: Step, image_latents: Tensor, latent_mask: Tensor | None) -> Tensor:
         """The clean latents `(B, C, h, w)` that there should be. `picture` are the latents of the unit's image,
         `painted (1, 1, h, w)` is 1 where its mask is white, otherwise 0."""
 
 
 @dataclass(frozen=True)
-class Restore:
+class InpaintRestore:
     """inpaint_only: where nothing is to be repainted the latents are the picture's."""
 
     architecture: ClassVar[str] = "inpaint_only"
     family: ClassVar[str] = "every"
-    masked: ClassVar[bool] = True
+    needs_mask: ClassVar[bool] = True
 
     def hint(self, image: Any) -> None:
         """Nothing is read from it."""
 
-    def wanted(self, x0: Tensor, step: Step, picture: Tensor, painted: Tensor | None) -> Tensor:
-        assert painted is not None
-        return x0 * painted + picture * (1 - painted)
+    def apply_to_latents(self, x0: Tensor, step: Step, image_latents: Tensor, latent_mask: Tensor | None) -> Tensor:
+        assert latent_mask is not None
+        return x0 * latent_mask + image_latents * (1 - latent_mask)
 
 
 @dataclass(frozen=True)
-class Colours:
+class ColorFix:
     """tile_colorfix: colours are the picture's, details those of the step, divided by a box of 2 `variation` + 1
     latents. With `sharpness`, 0..2, the rows without the prompt are blurred by as many hundredths, from which guidance
     leads away. TypeError or ValueError on other numbers."""
@@ -60,7 +60,7 @@ class Colours:
     sharpness: float = 0.0
     architecture: ClassVar[str] = "tile_colorfix"
     family: ClassVar[str] = "every"
-    masked: ClassVar[bool] = False
+    needs_mask: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if type(self.variation) is not int or not isinstance(self.sharpness, int | float):
@@ -71,34 +71,34 @@ class Colours:
     def hint(self, image: Any) -> None:
         """Nothing is read from it."""
 
-    def wanted(self, x0: Tensor, step: Step, picture: Tensor, painted: Tensor | None) -> Tensor:
-        fixed = x0 - blurred(x0, self.variation) + blurred(picture, self.variation)
+    def apply_to_latents(self, x0: Tensor, step: Step, image_latents: Tensor, latent_mask: Tensor | None) -> Tensor:
+        fixed = x0 - box_blur(x0, self.variation) + box_blur(image_latents, self.variation)
         if not self.sharpness:
             return fixed
         if step.positive is None:
             raise ValueError("sharpness blurs the rows without the prompt, and the host cannot tell which those are")
         part = (~step.positive).to(fixed)[:, None, None, None] * (self.sharpness / 100)
-        return fixed + part * (blurred(fixed, self.variation) - fixed)
+        return fixed + part * (box_blur(fixed, self.variation) - fixed)
 
 
-def of_preprocessor(name: str, parameters: Mapping[str, Any]) -> AfterStep | None:
+def post_step_for(name: str, parameters: Mapping[str, Any]) -> PostStep | None:
     """What the preprocessor of this canonical name does after each step; most do nothing."""
     if name in ("inpaint_only", "inpaint_only+lama"):
-        return Restore()
+        return InpaintRestore()
     if name in ("tile_colorfix", "tile_colorfix+sharp"):
         default = 1.0 if name.endswith("+sharp") else 0.0
-        return Colours(parameters.get("variation", 8), parameters.get("sharpness", default))
+        return ColorFix(parameters.get("variation", 8), parameters.get("sharpness", default))
     return None
 
 
-def blurred(x: Tensor, radius: int) -> Tensor:
+def box_blur(x: Tensor, radius: int) -> Tensor:
     """The mean over boxes of 2 radius + 1, the border continued."""
     from torch.nn.functional import avg_pool2d, pad
 
     return avg_pool2d(pad(x, (radius,) * 4, mode="replicate"), 2 * radius + 1, stride=1)
 
 
-def painted(mask: Tensor, factor: int) -> Tensor:
+def downscale_mask(mask: Tensor, factor: int) -> Tensor:
     """A mask `(H, W)` of pixels as one of latents, `(1, 1, H / factor, W / factor)`: 1 for each whose pixels, or a
     pixel beside those, are white."""
     from torch.nn.functional import max_pool2d
@@ -106,36 +106,36 @@ def painted(mask: Tensor, factor: int) -> Tensor:
     return max_pool2d(mask[None, None].float(), factor + 2, stride=factor, padding=1)
 
 
-PREDICTIONS = ("epsilon", "v_prediction", "sample")
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
 
 @dataclass(frozen=True, eq=False)
-class Noise:
+class NoiseLevel:
     """One UNet call's x is `signal` times the clean latents plus `noise` times Gaussian noise, squares of which add up
     to 1; both are floats, or `(B, 1, 1, 1)`. `prediction` is what the UNet was trained to give: that noise, the
     velocity signal * noise - noise * clean (Salimans and Ho 2022), or the clean latents. ValueError on another."""
 
-    prediction: str
+    prediction_type: str
     signal: float | Tensor
     noise: float | Tensor
 
     def __post_init__(self) -> None:
-        if self.prediction not in PREDICTIONS:
-            raise ValueError(f"prediction type {self.prediction!r} is none of: {', '.join(PREDICTIONS)}")
+        if self.prediction_type not in PREDICTION_TYPES:
+            raise ValueError(f"prediction type {self.prediction_type!r} is none of: {', '.join(PREDICTION_TYPES)}")
 
-    def noisy(self, clean: Tensor, gauss: Tensor) -> Tensor:
+    def add_noise(self, x0: Tensor, gaussian_noise: Tensor) -> Tensor:
         """x of clean latents."""
-        return self.signal * clean + self.noise * gauss
+        return self.signal * x0 + self.noise * gaussian_noise
 
-    def clean(self, x: Tensor, out: Tensor) -> Tensor:
+    def predict_x0(self, x: Tensor, out: Tensor) -> Tensor:
         """The clean latents that the output means."""
-        if self.prediction == "epsilon":
+        if self.prediction_type == "epsilon":
             return (x - self.noise * out) / self.signal
-        return out if self.prediction == "sample" else self.signal * x - self.noise * out
+        return out if self.prediction_type == "sample" else self.signal * x - self.noise * out
 
-    def moved(self, out: Tensor, change: Tensor) -> Tensor:
+    def output_for_x0_shift(self, out: Tensor, x0_shift: Tensor) -> Tensor:
         """The output that means clean latents changed by this: all three are linear in them, so that a change of 0 is
         none to the bit."""
-        if self.prediction == "sample":
-            return out + change
-        return out - change * ((self.signal if self.prediction == "epsilon" else 1) / self.noise)
+        if self.prediction_type == "sample":
+            return out + x0_shift
+        return out - x0_shift * ((self.signal if self.prediction_type == "epsilon" else 1) / self.noise)

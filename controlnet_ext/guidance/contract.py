@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class Span(NamedTuple):
     """Where one step lies in its run, as fractions 0..1: it begins and ends."""
 
-    begins: float
-    ends: float
+    start: float
+    end: float
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class Window:
         if self.start > self.end:
             raise ValueError(f"window start {self.start} lies behind its end {self.end}")
 
-    def holds(self, span: Span) -> bool:
+    def contains(self, span: Span) -> bool:
         """Whether the whole step lies in the window: diffusers' rule (0.42, pipeline_controlnet.py, controlnet_keep).
         A host with sd-webui-controlnet's rule, where a step acts if it begins in the window, gives spans without
         length."""
-        return span.begins >= self.start and span.ends <= self.end
+        return span.start >= self.start and span.end <= self.end
 
     def __str__(self) -> str:
         return f"{self.start:g}..{self.end:g}"
@@ -66,7 +66,7 @@ class Step:
     added: Tensor | None = None
     samples: Tensor | None = None
     frames: int = 1
-    pictures: int | None = None
+    image_count: int | None = None
     weight: float = 1.0
 
 
@@ -95,12 +95,14 @@ class Residuals:
 
     def __add__(self, other: Residuals) -> Residuals:
         return Residuals(
-            _sum(self.skips, other.skips), _plus(self.middle, other.middle), _sum(self.encoder, other.encoder)
+            _add_tuples(self.skips, other.skips),
+            _add_optional(self.middle, other.middle),
+            _add_tuples(self.encoder, other.encoder),
         )
 
 
 @dataclass(frozen=True, eq=False)
-class Now:
+class Activation:
     """How a unit acts in the present UNet call, for kinds that touch attention: `strength (B,)` is its weight on each
     row (0 on rows that its mode leaves out), `layers` the unit's factors, `region (1, 1, H, W)` in 0..1 at the size
     the user gave, `turn` counts the runs from 0."""
@@ -109,7 +111,7 @@ class Now:
     strength: Tensor
     layers: Sequence[float] | None
     region: Tensor | None
-    turn: int
+    pass_index: int
 
 
 class Host(Protocol):
@@ -127,11 +129,11 @@ class Host(Protocol):
         """Random numbers on the CPU, the same in every run that starts from the same noise; the host's own are
         untouched."""
 
-    def encode(self, image: np.ndarray, shifted: bool = True) -> Tensor:
+    def encode(self, image: np.ndarray, apply_vae_shift: bool = True) -> Tensor:
         """Latents `(B, C, h, w)`, scaled as the UNet sees them, of RGB uint8 `(H, W, 3)` or `(B, H, W, 3)`; where the
         VAE has a shift, without it if not `shifted`."""
 
-    def attentions(self) -> Iterable[tuple[str, Any, str]]:
+    def iter_attentions(self) -> Iterable[tuple[str, Any, str]]:
         """The UNet's attention modules over pixels in the order in which they run: name, module, and place, which is
         "input", "middle" or "output"."""
 
@@ -140,7 +142,7 @@ class ControlModel(Protocol):
     """Reads a map. `architecture` names its kind and `family` ("sd15", "sdxl", …) its base, for messages.
 
     It either is called, `model(step, hint) -> Residuals` of weight 1 with a row for each of x's, or it has `attach`
-    (`AttachedModel`). One that has `settle(unet)` is asked first whether it fits the UNet, and raises ValueError if
+    (`AttachedModel`). One that has `bind(unet)` is asked first whether it fits the UNet, and raises ValueError if
     not. One that has `reads(kinds)` is asked for itself as it reads maps of these kinds (one for each image that acts,
     None: unknown), and raises ValueError if it does not. One with `together = True` is called once with a list of the
     hints of all images that act, instead of once for each. One with `reads_latents = True` is given latents of the maps
@@ -161,12 +163,14 @@ class AttachedModel(ControlModel, Protocol):
     """A kind that acts inside the UNet's attention. It wraps processors, never replaces them, and what it did is undone
     when the context ends. `now()` is None while the unit rests: then the UNet must do what it does without it."""
 
-    def attach(self, host: Host, hint: Any, now: Callable[[], Now | None]) -> AbstractContextManager[Any]: ...
+    def attach(
+        self, host: Host, hint: Any, get_activation: Callable[[], Activation | None]
+    ) -> AbstractContextManager[Any]: ...
 
 
-def _plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+def _add_optional(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return b if a is None else a if b is None else a + b
 
 
-def _sum(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _add_tuples(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(x + y for x, y in zip(a, b, strict=True)) if a and b else a or b

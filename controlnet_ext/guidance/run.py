@@ -17,242 +17,258 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .after_steps import Noise
-from .contract import Host, Now, Residuals, Span, Step
-from .devices import placed
-from .hints import Maps
-from .unit import PerSample, Unit, named
-from .weighting import Region, finite, only, schedule, spread, summed, weighted
+from .after_steps import NoiseLevel
+from .contract import Activation, Host, Residuals, Span, Step
+from .devices import on_device
+from .hints import HintImages
+from .unit import PerSample, Unit, error_prefix
+from .weighting import RegionMask, all_finite, apply_weight, make_weight_schedule, scatter_rows, select_rows, total_sum
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Reuse:
+class ResidualCache:
     """What a unit's calls gave, before weights, for up to `steps` steps of the run, and only while x has changed by no
     more than `drift` of its norm since. Rows of other pictures, with or without the prompt, or with another prompt have
     residuals of their own."""
 
-    def __init__(self, steps: int, drift: float | None):
-        self._steps, self._drift = steps, drift
-        self._kept: dict[tuple[Any, ...], tuple[int, Step, list[Residuals]]] = {}
+    def __init__(self, max_steps: int, tolerance: float | None):
+        self._max_steps, self._tolerance = max_steps, tolerance
+        self._entries: dict[tuple[Any, ...], tuple[int, Step, list[Residuals]]] = {}
 
     def find(self, step: Step, index: int) -> list[Residuals] | None:
         """What may serve in this step, the run's `index`-th, from 0."""
-        made, then, residuals = self._kept.get(self._key(step), (index, None, None))
-        if then is None or not 0 < index - made < self._steps:
+        made, then, residuals = self._entries.get(self._make_key(step), (index, None, None))
+        if then is None or not 0 < index - made < self._max_steps:
             return None
-        same = _equal(step.context, then.context) and _equal(step.added, then.added)
-        if same and self._drift is not None:
-            same = bool((step.x - then.x).norm() <= self._drift * then.x.norm())
+        same = _is_equal(step.context, then.context) and _is_equal(step.added, then.added)
+        if same and self._tolerance is not None:
+            same = bool((step.x - then.x).norm() <= self._tolerance * then.x.norm())
         return residuals if same else None
 
-    def keep(self, step: Step, index: int, residuals: list[Residuals]) -> None:
-        self._kept[self._key(step)] = index, step, residuals
+    def store(self, step: Step, index: int, residuals: list[Residuals]) -> None:
+        self._entries[self._make_key(step)] = index, step, residuals
 
-    def _key(self, step: Step) -> tuple[Any, ...]:
+    def _make_key(self, step: Step) -> tuple[Any, ...]:
         if step.positive is None or step.samples is None:
             raise ValueError("residuals are reused by row, and the host cannot tell whose row is whose")
         return (*step.x.shape, *step.positive.tolist(), *step.samples.tolist())
 
 
-def _equal(a: Tensor | None, b: Tensor | None) -> bool:
+def _is_equal(a: Tensor | None, b: Tensor | None) -> bool:
     import torch
 
     return a is b if a is None or b is None else torch.equal(a, b)
 
 
-class Acting:
+class UnitRun:
     """One unit in one run."""
 
-    def __init__(self, name: str, unit: Unit, maps: Maps, spans: Sequence[Span], host: Host, turn: int):
-        self.name, self._unit, self._maps, self._host, self._turn = name, unit, maps, host, turn
-        self._model: Any = maps.reader(unit.model)
-        self._weights = _weights(name, unit, spans, turn)
-        self._prompt_only = unit.mode == "control" or getattr(self._model, "global_average_pooling", False) is True
-        self._region: Region | None = None
+    def __init__(
+        self, name: str, unit: Unit, hint_images: HintImages, spans: Sequence[Span], host: Host, pass_index: int
+    ):
+        self.name, self._unit, self._hint_images, self._host, self._pass_index = (
+            name,
+            unit,
+            hint_images,
+            host,
+            pass_index,
+        )
+        self._model: Any = hint_images.configure_model(unit.model)
+        self._weights = _compute_weights(name, unit, spans, pass_index)
+        self._is_prompt_only = unit.mode == "control" or getattr(self._model, "global_average_pooling", False) is True
+        self._region: RegionMask | None = None
         self._hints: dict[tuple[Any, ...], list[Any]] = {}
-        self._rows: tuple[Tensor | None, Tensor | None] = (None, None)  # step.positive, and what follows from it
-        self._reuse = None if unit.reuse == 1 else Reuse(unit.reuse, unit.drift)
+        self._cached_rows: tuple[Tensor | None, Tensor | None] = (None, None)  # step.positive, and what follows from it
+        self._residual_cache = None if unit.reuse == 1 else ResidualCache(unit.reuse, unit.drift)
         self._latents: dict[tuple[int, ...], tuple[Tensor, Tensor | None]] = {}
-        self._attached = ExitStack()
+        self._attach_stack = ExitStack()
         self._is_attached = False
-        self._now: Now | None = None
-        self._unsure: list[tuple[Sequence[Tensor], Tensor, str]] = []  # what was made in this step, sums, where
+        self._activation: Activation | None = None
+        self._unconfirmed: list[tuple[Sequence[Tensor], Tensor, str]] = []  # what was made in this step, sums, where
 
-    def residuals(self, step: Step) -> Residuals | None:
+    def compute_residuals(self, step: Step) -> Residuals | None:
         """What this unit adds in the step; None when it rests, or acts inside the attention."""
-        self._now = None
-        self._unsure.clear()
+        self._activation = None
+        self._unconfirmed.clear()
         weight = self._weights[step.span]
         if weight == 0:
             return None
         if self._unit.region is not None and self._region is None:
-            self._region = Region(torch.from_numpy(self._unit.region)[None, None].to(step.x.device))
+            self._region = RegionMask(torch.from_numpy(self._unit.region)[None, None].to(step.x.device))
         if self._unit.after is not None:
-            self._encoded()  # now: under offload the VAE would push the UNet out that is at work
-        if self._unit.low_vram and hasattr(self._model, "on"):
-            self._model = self._model.on(step.x.device)
+            self._get_latents()  # now: under offload the VAE would push the UNet out that is at work
+        if self._unit.low_vram and hasattr(self._model, "stream_to"):
+            self._model = self._model.stream_to(step.x.device)
         if hasattr(self._model, "attach"):
-            with placed(self._model, step.x.device):
-                self._attach(step, weight, self._made(step))
+            with on_device(self._model, step.x.device):
+                self._attach(step, weight, self._get_hints(step))
             return None
-        rows = self._acting_rows(step)
+        rows = self._find_active_rows(step)
         if not callable(self._model) or (rows is not None and not len(rows)):
             return None
-        part, total = replace(only(step, rows), weight=weight), Residuals()
-        made = self._called(part) if self._reuse is None else self._reused(part, self._reuse)
+        part, total = replace(select_rows(step, rows), weight=weight), Residuals()
+        made = (
+            self._call_model(part) if self._residual_cache is None else self._reuse_or_call(part, self._residual_cache)
+        )
         for residuals in made:
-            total += self._weighted(residuals, weight / len(made))
-        return spread(total, rows, len(step.x))
+            total += self._apply_weight(residuals, weight / len(made))
+        return scatter_rows(total, rows, len(step.x))
 
-    def confirm(self) -> None:
+    def check_finite(self) -> None:
         """ValueError when the last residuals are not finite. Apart from making them, as it waits for the device."""
-        unsure, self._unsure = self._unsure, []
+        unsure, self._unconfirmed = self._unconfirmed, []
         for tensors, total, place in unsure:
-            if not finite(tensors, total):
+            if not all_finite(tensors, total):
                 raise ValueError(f"the residuals of {self.name} are not finite in {place}")
 
-    def acts_after(self, step: Step) -> bool:
+    def has_post_step(self, step: Step) -> bool:
         own = self._unit.after is not None or hasattr(self._model, "after_step")
         return own and self._weights[step.span] != 0
 
-    def after(self, x0: Tensor, step: Step) -> Tensor:
+    def apply_post_step(self, x0: Tensor, step: Step) -> Tensor:
         """The clean latents that the unit wants, in the share that its weight and region give it."""
         wanted = x0
         if hasattr(self._model, "after_step"):
             wanted = self._model.after_step(wanted, step)
         if self._unit.after is not None:
-            latents, white = self._encoded()
+            latents, white = self._get_latents()
             if len(latents) > 1:
-                latents = latents[self._places(len(latents), step, self._pictures(step))]
-            wanted = self._unit.after.wanted(wanted, step, latents, white)
-        if not finite([wanted]):
-            raise ValueError(f"the latents of {self.name} are not finite after {self._place(step)}")
+                latents = latents[self._match_maps_to_rows(len(latents), step, self._get_image_indices(step))]
+            wanted = self._unit.after.apply_to_latents(wanted, step, latents, white)
+        if not all_finite([wanted]):
+            raise ValueError(f"the latents of {self.name} are not finite after {self._describe_step(step)}")
         share = min(max(self._weights[step.span], 0.0), 1.0)
         change = (wanted - x0) * share
-        return x0 + (change if self._region is None else change * self._region.like(change))
+        return x0 + (change if self._region is None else change * self._region.resize_like(change))
 
-    def _encoded(self) -> tuple[Tensor, Tensor | None]:
+    def _get_latents(self) -> tuple[Tensor, Tensor | None]:
         size = self._host.pixel_size
         if size not in self._latents:
-            self._latents[size] = self._maps.latents(self._host)
+            self._latents[size] = self._hint_images.encode_latents(self._host)
         return self._latents[size]
 
-    def _place(self, step: Step) -> str:
+    def _describe_step(self, step: Step) -> str:
         steps = list(self._weights)
         return f"step {steps.index(step.span) + 1} of {len(steps)}"
 
     def detach(self) -> None:
         self._is_attached = False
-        self._attached.close()
+        self._attach_stack.close()
 
-    def _reused(self, step: Step, reuse: Reuse) -> list[Residuals]:
+    def _reuse_or_call(self, step: Step, cache: ResidualCache) -> list[Residuals]:
         index = list(self._weights).index(step.span)
-        with named(self.name):
-            found = reuse.find(step, index)
+        with error_prefix(self.name):
+            found = cache.find(step, index)
         if found is None:
-            found = self._called(step)
-            reuse.keep(step, index, found)
+            found = self._call_model(step)
+            cache.store(step, index, found)
         return found
 
-    def _called(self, step: Step) -> list[Residuals]:
+    def _call_model(self, step: Step) -> list[Residuals]:
         """The model's residuals of weight 1, for each call of it."""
         found = []
-        with placed(self._model, step.x.device):
-            made = self._made(step)
-            hints = [made] if getattr(self._model, "together", False) else made
+        with on_device(self._model, step.x.device):
+            made = self._get_hints(step)
+            hints = [made] if getattr(self._model, "multi_hint", False) else made
             step = replace(step, weight=step.weight / len(hints))
             for hint in hints:
                 residuals: Residuals = self._model(step, hint).map(lambda h, _: h.to(step.x))
-                self._unsure.append((residuals.tensors, summed(residuals.tensors), self._place(step)))
+                self._unconfirmed.append((residuals.tensors, total_sum(residuals.tensors), self._describe_step(step)))
                 found.append(residuals)
         return found
 
-    def _weighted(self, residuals: Residuals, weight: float) -> Residuals:
-        with named(self.name):
-            return weighted(residuals, weight, self._unit.mode, self._unit.layers, self._region)
+    def _apply_weight(self, residuals: Residuals, weight: float) -> Residuals:
+        with error_prefix(self.name):
+            return apply_weight(residuals, weight, self._unit.mode, self._unit.layers, self._region)
 
-    def _acting_rows(self, step: Step) -> Tensor | None:
+    def _find_active_rows(self, step: Step) -> Tensor | None:
         """Indices of the rows on which it acts, None for all."""
-        if not self._prompt_only:
+        if not self._is_prompt_only:
             return None
         if step.positive is None:
             raise ValueError(f"{self.name} acts on the prompt's rows only, and the host cannot tell which those are")
-        if self._rows[0] is not step.positive:
+        if self._cached_rows[0] is not step.positive:
             index = step.positive.nonzero()[:, 0]
-            self._rows = step.positive, None if len(index) == len(step.positive) else index
-        return self._rows[1]
+            self._cached_rows = step.positive, None if len(index) == len(step.positive) else index
+        return self._cached_rows[1]
 
-    def _made(self, step: Step) -> list[Any]:
+    def _get_hints(self, step: Step) -> list[Any]:
         """The hints, one for each image that acts, made once for a size and its rows."""
-        size, own = self._host.pixel_size, [isinstance(a, PerSample) for a in self._unit.alternatives]
-        pictures = self._pictures(step) if any(own) else ()
+        size, own = self._host.pixel_size, [isinstance(a, PerSample) for a in self._unit.images]
+        pictures = self._get_image_indices(step) if any(own) else ()
         key = *size, len(step.x), pictures
         if key not in self._hints:
             reads_values = getattr(self._model, "reads_values", False)
-            maps = zip(self._maps.values() if reads_values else self._maps.at(*size), own, strict=True)
-            self._hints[key] = [self._hint(m[self._places(len(m), step, pictures)] if o else m, step) for m, o in maps]
+            maps = zip(
+                self._hint_images.stack_values() if reads_values else self._hint_images.fit_to_size(*size),
+                own,
+                strict=True,
+            )
+            self._hints[key] = [
+                self._embed_hint(m[self._match_maps_to_rows(len(m), step, pictures)] if o else m, step) for m, o in maps
+            ]
         return self._hints[key]
 
-    def _pictures(self, step: Step) -> tuple[int, ...]:
+    def _get_image_indices(self, step: Step) -> tuple[int, ...]:
         if step.samples is None:
             raise ValueError(f"{self.name} has a map for each picture, and the host cannot tell whose row is whose")
         return tuple(step.samples.tolist())
 
-    def _places(self, maps: int, step: Step, pictures: tuple[int, ...]) -> list[int]:
+    def _match_maps_to_rows(self, map_count: int, step: Step, image_indices: tuple[int, ...]) -> list[int]:
         """Which of as many maps each row has."""
-        count = step.pictures or max(pictures) + 1
-        if maps == count:
-            return list(pictures)
-        if maps == count * step.frames:  # rows are whole videos
-            return [picture * step.frames + row % step.frames for row, picture in enumerate(pictures)]
+        count = step.image_count or max(image_indices) + 1
+        if map_count == count:
+            return list(image_indices)
+        if map_count == count * step.frames:  # rows are whole videos
+            return [picture * step.frames + row % step.frames for row, picture in enumerate(image_indices)]
         videos = f" of {step.frames} frames" if step.frames > 1 else ""
-        raise ValueError(f"{self.name} has {maps} maps for {count} pictures{videos}")
+        raise ValueError(f"{self.name} has {map_count} maps for {count} pictures{videos}")
 
-    def _hint(self, maps: np.ndarray, step: Step) -> Any:
+    def _embed_hint(self, maps: np.ndarray, step: Step) -> Any:
         if getattr(self._model, "reads_latents", False):
             if maps.dtype != np.uint8:
                 raise ValueError(f"{self.name} reads latents of a picture, which an inpaint mask does not change")
-            return self._model.hint(self._host.encode(maps, getattr(self._model, "shifted", True)))
+            return self._model.hint(self._host.encode(maps, getattr(self._model, "needs_vae_shift", True)))
         # A row of its own for each of x's, although they are often equal: convolutions of one row and of several differ
         # in their last bits, and diffusers' pipelines have several.
         rows = np.array(np.broadcast_to(maps, (len(step.x), *maps.shape[1:])))
         hint = self._model.hint(torch.from_numpy(rows) if rows.dtype == np.float32 else rows)
-        if isinstance(hint, Tensor) and not finite([hint]):
+        if isinstance(hint, Tensor) and not all_finite([hint]):
             raise ValueError(f"the hint of {self.name} is not finite")
         return hint
 
     def _attach(self, step: Step, weight: float, hints: list[Any]) -> None:
         strength = torch.full((len(step.x),), weight / len(hints), device=step.x.device)
-        rows = self._acting_rows(step)
+        rows = self._find_active_rows(step)
         if rows is not None:
             strength = torch.zeros_like(strength).index_copy(0, rows, strength[rows])
         region = None if self._region is None else self._region.mask
-        self._now = Now(step, strength, self._unit.layers, region, self._turn)
+        self._activation = Activation(step, strength, self._unit.layers, region, self._pass_index)
         if not self._is_attached:
             self._is_attached = True
             own = threading.get_ident()
 
-            def now() -> Now | None:
+            def now() -> Activation | None:
                 """None to another thread too, whose call was under way when this one attached."""
-                return self._now if threading.get_ident() == own else None
+                return self._activation if threading.get_ident() == own else None
 
             for hint in hints:
-                self._attached.enter_context(self._model.attach(self._host, hint, now))
+                self._attach_stack.enter_context(self._model.attach(self._host, hint, now))
 
 
-def _weights(name: str, unit: Unit, spans: Sequence[Span], turn: int) -> dict[Span, float]:
+def _compute_weights(name: str, unit: Unit, spans: Sequence[Span], pass_index: int) -> dict[Span, float]:
     """The unit's weight in each step."""
     weights = dict.fromkeys(spans, 0.0)
-    if unit.weight == 0 or unit.passes == ("second" if turn == 0 else "first"):
+    if unit.weight == 0 or unit.passes == ("second" if pass_index == 0 else "first"):
         return weights
-    held = [span for span in spans if unit.window.holds(span)]
+    held = [span for span in spans if unit.window.contains(span)]
     if not held:
         raise ValueError(f"window {unit.window} of {name} holds none of {len(spans)} steps")
-    weight: Callable[[float], float] = schedule(unit.weight)
+    weight: Callable[[float], float] = make_weight_schedule(unit.weight)
     try:
-        weights |= {span: weight(span.begins) for span in held}
+        weights |= {span: weight(span.start) for span in held}
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name}: {error}") from error
     if not any(weights.values()):
@@ -260,45 +276,52 @@ def _weights(name: str, unit: Unit, spans: Sequence[Span], turn: int) -> dict[Sp
     return weights
 
 
-class Run:
+class GuidanceRun:
     """What units add in a run whose steps are `spans`; `turn` counts a host's runs from 0. `maps` are those of `units`.
 
     Units are named by their place, from 1. ValueError when one whose weight is not 0 would act in no step.
     """
 
-    def __init__(self, units: Sequence[Unit], maps: Sequence[Maps], spans: Sequence[Span], host: Host, turn: int = 0):
-        self._acting = [
-            Acting(f"unit {i}", unit, its, spans, host, turn)
-            for i, (unit, its) in enumerate(zip(units, maps, strict=True), 1)
+    def __init__(
+        self,
+        units: Sequence[Unit],
+        hint_images: Sequence[HintImages],
+        spans: Sequence[Span],
+        host: Host,
+        pass_index: int = 0,
+    ):
+        self._unit_runs = [
+            UnitRun(f"unit {i}", unit, its, spans, host, pass_index)
+            for i, (unit, its) in enumerate(zip(units, hint_images, strict=True), 1)
         ]
 
-    def residuals(self, step: Step) -> Iterator[Residuals]:
+    def compute_residuals(self, step: Step) -> Iterator[Residuals]:
         """What the units add, in their order; nothing of those that rest or act inside the attention."""
-        for acting in self._acting:
-            residuals = acting.residuals(step)
+        for acting in self._unit_runs:
+            residuals = acting.compute_residuals(step)
             if residuals is not None:
                 yield residuals
 
-    def confirm(self) -> None:
+    def check_finite(self) -> None:
         """To be called when the UNet has been: ValueError when what a unit added was not finite."""
-        for acting in self._acting:
-            acting.confirm()
+        for acting in self._unit_runs:
+            acting.check_finite()
 
-    def acts_after(self, step: Step) -> bool:
+    def has_post_step(self, step: Step) -> bool:
         """Whether a unit does something after this step."""
-        return any(acting.acts_after(step) for acting in self._acting)
+        return any(acting.has_post_step(step) for acting in self._unit_runs)
 
-    def after(self, step: Step, out: Tensor, noise: Noise) -> Tensor:
+    def apply_post_steps(self, step: Step, out: Tensor, noise_level: NoiseLevel) -> Tensor:
         """The UNet's output `(B, C, h, w)` for the step, as units that act after it want it; in their order."""
         x, outs = step.x[:, : out.shape[1]].float(), out.float()
-        before = x0 = noise.clean(x, outs)
-        for acting in self._acting:
-            if acting.acts_after(step):
-                x0 = acting.after(x0, step)
-        return noise.moved(outs, x0 - before).to(out)
+        before = x0 = noise_level.predict_x0(x, outs)
+        for acting in self._unit_runs:
+            if acting.has_post_step(step):
+                x0 = acting.apply_post_step(x0, step)
+        return noise_level.output_for_x0_shift(outs, x0 - before).to(out)
 
     def detach(self) -> None:
         """Undo, last first, what kinds that act in attention did to the UNet; their next step does it again. For
         a host whose batch or size changes, and before the next run."""
-        for acting in reversed(self._acting):
+        for acting in reversed(self._unit_runs):
             acting.detach()

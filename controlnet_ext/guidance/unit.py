@@ -13,26 +13,26 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ..maps.control_map import ControlMap
-from ..maps.resize import WAYS
+from ..maps.resize import FIT_MODES
 from ..preprocessors.registry import find
-from .after_steps import AfterStep, of_preprocessor
+from .after_steps import PostStep, post_step_for
 from .contract import ControlModel, Window
-from .weighting import MODES, schedule
+from .weighting import WEIGHT_MODES, make_weight_schedule
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    Picture = str | os.PathLike[str] | bytes | np.ndarray | Image | ControlMap
+    ImageInput = str | os.PathLike[str] | bytes | np.ndarray | Image | ControlMap
 
 PASSES = ("both", "first", "second")
-COMPILE = "ControlNets that load() gave have net.compile(...), other kinds run as they are"
+COMPILE_ADVICE = "ControlNets that load() gave have net.compile(...), other kinds run as they are"
 
 
 @dataclass(frozen=True, eq=False)
 class PerSample:
     """A picture for each picture of the batch, in its order; for a video also one for each frame."""
 
-    images: Sequence[Picture]
+    images: Sequence[ImageInput]
 
     def __post_init__(self) -> None:
         if not isinstance(self.images, list | tuple):
@@ -41,7 +41,7 @@ class PerSample:
         if not self.images:
             raise ValueError("PerSample of no images")
         for image in self.images:
-            _check_picture(image)
+            _check_image(image)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,60 +68,62 @@ class Unit:
     changed by no more than this part of their norm since. Faster, and less exact."""
 
     model: ControlModel
-    image: Picture | PerSample | tuple[Picture | PerSample, ...]
+    image: ImageInput | PerSample | tuple[ImageInput | PerSample, ...]
     weight: float | str | Callable[[float], float] = 1.0
     window: Window = field(default_factory=Window)
     mode: Literal["balanced", "prompt", "control"] = "balanced"
     layers: Sequence[float] | None = None
     region: np.ndarray | None = None
-    inpaint: Picture | None = None
+    inpaint: ImageInput | None = None
     fit: Literal["crop", "stretch", "fill"] = "crop"
     preprocessor: str | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
     passes: Literal["both", "first", "second"] = "both"
     low_vram: bool = False
-    after: AfterStep | None = None
+    after: PostStep | None = None
     reuse: int = 1
     drift: float | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.model, type) or not callable(getattr(self.model, "hint", None)):
-            raise TypeError(f"model {_short(self.model)} is no control model; load(path) gives one")
+            raise TypeError(f"model {_short_repr(self.model)} is no control model; load(path) gives one")
         if hasattr(self.model, "_orig_mod") or getattr(self.model, "_compiled_call_impl", None) is not None:
-            raise ValueError(f"the {self.model.architecture} is compiled around what a unit calls of it: {COMPILE}")
+            raise ValueError(
+                f"the {self.model.architecture} is compiled around what a unit calls of it: {COMPILE_ADVICE}"
+            )
         if isinstance(self.image, tuple) and not self.image:
             raise ValueError("image () is an empty tuple, expected images that act together")
-        for image in self.alternatives:
+        for image in self.images:
             if not isinstance(image, PerSample):
-                _check_picture(image)
+                _check_image(image)
         if self.inpaint is not None:
-            _check_picture(self.inpaint)
-        schedule(self.weight)
+            _check_image(self.inpaint)
+        make_weight_schedule(self.weight)
         if not isinstance(self.window, Window):
             raise TypeError(
-                f"window {_short(self.window)} is {type(self.window).__name__}, expected Window(start, end)"
+                f"window {_short_repr(self.window)} is {type(self.window).__name__}, expected Window(start, end)"
             )
-        for name, choices in (("mode", MODES), ("fit", WAYS), ("passes", PASSES)):
+        for name, choices in (("mode", WEIGHT_MODES), ("fit", FIT_MODES), ("passes", PASSES)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} {getattr(self, name)!r} is none of: {', '.join(choices)}")
         if not isinstance(self.low_vram, bool):
             raise TypeError(f"low_vram {self.low_vram!r} is {type(self.low_vram).__name__}, expected true or false")
         if self.layers is not None:
-            object.__setattr__(self, "layers", _layers(self.layers))
+            object.__setattr__(self, "layers", _parse_layers(self.layers))
         if self.region is not None:
-            object.__setattr__(self, "region", _region(self.region))
+            object.__setattr__(self, "region", _parse_region(self.region))
         self._check_preprocessor()
         self._check_after()
         self._check_reuse()
 
     @property
-    def alternatives(self) -> tuple[Picture | PerSample, ...]:
+    def images(self) -> tuple[ImageInput | PerSample, ...]:
         """The images that act together."""
         return self.image if isinstance(self.image, tuple) else (self.image,)
 
     def _check_preprocessor(self) -> None:
         if not isinstance(self.parameters, Mapping):
-            raise TypeError(f"parameters {_short(self.parameters)} is no mapping of names to values")
+            raise TypeError(f"parameters {_short_repr(self.parameters)} is no mapping of names to values")
         object.__setattr__(self, "parameters", dict(self.parameters))
         if self.preprocessor is None:
             if self.parameters:
@@ -129,29 +131,31 @@ class Unit:
             return
         given = {name: v for name, v in self.parameters.items() if (name, v) != ("resolution", "match")}
         find(self.preprocessor).check(given)
-        for image in self.alternatives:
+        for image in self.images:
             if any(isinstance(p, ControlMap) for p in (image.images if isinstance(image, PerSample) else (image,))):
                 raise ValueError(f"preprocessor {self.preprocessor!r} on a ControlMap, which is a map already")
 
     def _check_after(self) -> None:
-        if self.after is None and hasattr(self.model, "wanted"):
+        if self.after is None and hasattr(self.model, "apply_to_latents"):
             object.__setattr__(self, "after", self.model)
         elif self.after is None and self.preprocessor is not None:
-            object.__setattr__(self, "after", of_preprocessor(find(self.preprocessor).name, self.parameters))
+            object.__setattr__(self, "after", post_step_for(find(self.preprocessor).name, self.parameters))
         if self.after is None:
             return
-        if not hasattr(self.after, "wanted"):
-            raise TypeError(f"after {_short(self.after)} is {type(self.after).__name__}, expected Restore or Colours")
-        if self.after.masked and self.inpaint is None:
+        if not hasattr(self.after, "apply_to_latents"):
+            raise TypeError(
+                f"after {_short_repr(self.after)} is {type(self.after).__name__}, expected Restore or Colours"
+            )
+        if self.after.needs_mask and self.inpaint is None:
             raise ValueError(f"{self.after.architecture} changes what an inpaint mask covers, and the unit has none")
-        if len(self.alternatives) > 1:
-            raise ValueError(f"{self.after.architecture} acts by one image, and the unit has {len(self.alternatives)}")
+        if len(self.images) > 1:
+            raise ValueError(f"{self.after.architecture} acts by one image, and the unit has {len(self.images)}")
 
     def _check_reuse(self) -> None:
         if type(self.reuse) is not int or not 1 <= self.reuse <= 1000:
-            raise ValueError(f"reuse {_short(self.reuse)}, expected for how many steps, 1..1000")
+            raise ValueError(f"reuse {_short_repr(self.reuse)}, expected for how many steps, 1..1000")
         if self.drift is not None and (not isinstance(self.drift, Real) or not 0 <= self.drift <= 2):  # NaN neither
-            raise ValueError(f"drift {_short(self.drift)}, expected a part of the latents' norm, 0..2")
+            raise ValueError(f"drift {_short_repr(self.drift)}, expected a part of the latents' norm, 0..2")
         if self.drift is not None and self.reuse == 1:
             raise ValueError(f"drift {self.drift} without reuse, the number of steps that residuals may serve at most")
         if self.reuse > 1 and hasattr(self.model, "attach"):
@@ -159,7 +163,7 @@ class Unit:
 
 
 @contextmanager
-def named(name: str) -> Iterator[None]:
+def error_prefix(name: str) -> Iterator[None]:
     """Errors about input with a name before them."""
     try:
         yield
@@ -171,25 +175,27 @@ def named(name: str) -> Iterator[None]:
         raise ValueError(f"{name}: {error}") from error
 
 
-def _check_picture(image: Any) -> None:
+def _check_image(image: Any) -> None:
     if isinstance(image, list):
         raise TypeError(
             "a list of images: PerSample([...]) has one for each picture, a tuple has images that act together"
         )
     if not isinstance(image, str | os.PathLike | bytes | np.ndarray | ControlMap) and not hasattr(image, "getbands"):
-        raise TypeError(f"image {_short(image)} is {type(image).__name__}, expected a path, a picture or a ControlMap")
+        raise TypeError(
+            f"image {_short_repr(image)} is {type(image).__name__}, expected a path, a picture or a ControlMap"
+        )
 
 
-def _layers(layers: Any) -> tuple[float, ...]:
+def _parse_layers(layers: Any) -> tuple[float, ...]:
     if isinstance(layers, str) or not isinstance(layers, Sequence | np.ndarray) or not len(layers):
-        raise TypeError(f"layers {_short(layers)}, expected a list of numbers")
+        raise TypeError(f"layers {_short_repr(layers)}, expected a list of numbers")
     for factor in layers:
         if not isinstance(factor, Real) or isinstance(factor, bool) or not math.isfinite(factor):
-            raise ValueError(f"layers holds {_short(factor)}, expected numbers")
+            raise ValueError(f"layers holds {_short_repr(factor)}, expected numbers")
     return tuple(map(float, layers))
 
 
-def _region(region: Any) -> np.ndarray:
+def _parse_region(region: Any) -> np.ndarray:
     if not isinstance(region, np.ndarray):
         raise TypeError(f"region is {type(region).__name__}, expected an array (H, W) of 0..1")
     if region.ndim != 2 or 0 in region.shape or region.dtype.kind not in "bfiu":
@@ -199,6 +205,6 @@ def _region(region: Any) -> np.ndarray:
     return region.astype(np.float32)
 
 
-def _short(value: Any) -> str:
+def _short_repr(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 40 else text[:37] + "…"

@@ -14,21 +14,21 @@ from .contract import Residuals, Step
 if TYPE_CHECKING:
     from torch import Tensor
 
-MODES = ("balanced", "prompt", "control")
-LIMIT = 2  # weights are -2..2
-DECAY = 0.825  # lllyasviel/ControlNet @ ed85cd1, gradio_canny2image.py: strength * 0.825 ** (12 - i)
-ADAPTER = (0.25, 0.62, 0.825, 1.0)  # sd-webui-controlnet @ 56cec5b: soft weights of a T2I-Adapter's four
+WEIGHT_MODES = ("balanced", "prompt", "control")
+MAX_WEIGHT = 2  # weights are -2..2
+SOFT_WEIGHT_DECAY = 0.825  # lllyasviel/ControlNet @ ed85cd1, gradio_canny2image.py: strength * 0.825 ** (12 - i)
+T2I_SOFT_WEIGHTS = (0.25, 0.62, 0.825, 1.0)  # sd-webui-controlnet @ 56cec5b: soft weights of a T2I-Adapter's four
 
 
 @dataclass(frozen=True)
-class Schedule:
+class WeightSchedule:
     """A weight over a run: straight lines between `points` (fraction of the run, weight), level before and behind
     them."""
 
     points: tuple[tuple[float, float], ...]
 
     @classmethod
-    def parse(cls, text: str) -> Schedule:
+    def parse(cls, text: str) -> WeightSchedule:
         """The schedule written as weights at fractions: "0.2@0, 1@0.3, 0@0.8". ValueError when it is not one."""
         points: list[tuple[float, float]] = []
         for part in text.split(","):
@@ -40,7 +40,7 @@ class Schedule:
                 raise ValueError(f"weight {text!r}: fraction {fraction:g} is outside 0..1")
             if points and fraction <= points[-1][0]:
                 raise ValueError(f"weight {text!r}: fractions must rise, {fraction:g} follows {points[-1][0]:g}")
-            points.append((fraction, checked(weight)))
+            points.append((fraction, check_weight(weight)))
         return cls(tuple(points))
 
     def __call__(self, fraction: float) -> float:
@@ -52,39 +52,43 @@ class Schedule:
         return self.points[-1][1]
 
 
-def checked(weight: Any) -> float:
+def check_weight(weight: Any) -> float:
     """The weight; TypeError unless it is a number, ValueError outside -2..2."""
     if not isinstance(weight, Real) or isinstance(weight, bool):
-        raise TypeError(f"weight {weight!r} is {type(weight).__name__}, expected a number -{LIMIT}..{LIMIT}")
-    if not -LIMIT <= float(weight) <= LIMIT:  # NaN neither
-        raise ValueError(f"weight {weight} is outside -{LIMIT}..{LIMIT}")
+        raise TypeError(f"weight {weight!r} is {type(weight).__name__}, expected a number -{MAX_WEIGHT}..{MAX_WEIGHT}")
+    if not -MAX_WEIGHT <= float(weight) <= MAX_WEIGHT:  # NaN neither
+        raise ValueError(f"weight {weight} is outside -{MAX_WEIGHT}..{MAX_WEIGHT}")
     return float(weight)
 
 
-def schedule(weight: float | str | Callable[[float], float]) -> Callable[[float], float]:
+def make_weight_schedule(weight: float | str | Callable[[float], float]) -> Callable[[float], float]:
     """A unit's weight as a function of the fraction of the run at which a step begins. A function's values are
     checked."""
     if isinstance(weight, str):
-        return Schedule.parse(weight)
+        return WeightSchedule.parse(weight)
     if callable(weight):
-        return lambda fraction: checked(weight(fraction))
-    constant = checked(weight)
+        return lambda fraction: check_weight(weight(fraction))
+    constant = check_weight(weight)
     return lambda _: constant
 
 
-def scales(
-    weight: float, mode: str, layers: Sequence[float] | None, skips: int, encoder: int
+def layer_scales(
+    weight: float, mode: str, layers: Sequence[float] | None, skip_count: int, encoder_count: int
 ) -> tuple[list[float], ...]:
     """A factor for each skip and the middle block, and one for each of `encoder`.
 
     Soft weights ("prompt", "control") fall by 0.825 a layer from 1.0 on the middle block outwards, so that SD1.5's 13
     are 0.825^12..1; for SDXL sd-webui-controlnet cuts that list off and ends at 0.825^3, which is not followed.
     ValueError when `layers` has another length."""
-    outer = [1.0] * (skips + 1) if skips or not encoder else []
-    inner = [1.0] * encoder
+    outer = [1.0] * (skip_count + 1) if skip_count or not encoder_count else []
+    inner = [1.0] * encoder_count
     if mode != "balanced":
-        outer = [DECAY ** (skips - depth) for depth, _ in enumerate(outer)]
-        inner = list(ADAPTER) if encoder == len(ADAPTER) else [DECAY ** (encoder - 1 - i) for i in range(encoder)]
+        outer = [SOFT_WEIGHT_DECAY ** (skip_count - depth) for depth, _ in enumerate(outer)]
+        inner = (
+            list(T2I_SOFT_WEIGHTS)
+            if encoder_count == len(T2I_SOFT_WEIGHTS)
+            else [SOFT_WEIGHT_DECAY ** (encoder_count - 1 - i) for i in range(encoder_count)]
+        )
     if layers is not None:
         if len(layers) != (len(outer) or len(inner)):
             raise ValueError(f"layers has {len(layers)} entries, but the model has {len(outer) or len(inner)}")
@@ -93,33 +97,33 @@ def scales(
     return [weight * factor for factor in outer], [weight * factor for factor in inner]
 
 
-class Region:
+class RegionMask:
     """A mask in 0..1, stretched over the picture, at the size of any layer (bilinear)."""
 
     def __init__(self, mask: Tensor):
         self.mask = mask  # (1, 1, H, W) float
-        self._sized: dict[tuple[Any, ...], Tensor] = {}
+        self._resized: dict[tuple[Any, ...], Tensor] = {}
 
-    def like(self, h: Tensor) -> Tensor:
+    def resize_like(self, h: Tensor) -> Tensor:
         """The mask `(1, 1, h, w)` for a layer `(B, C, h, w)`, in its dtype and on its device."""
         from torch.nn.functional import interpolate
 
         key = (*h.shape[-2:], h.dtype, h.device)
-        if key not in self._sized:
-            self._sized[key] = interpolate(self.mask, h.shape[-2:], mode="bilinear", align_corners=False).to(h)
-        return self._sized[key]
+        if key not in self._resized:
+            self._resized[key] = interpolate(self.mask, h.shape[-2:], mode="bilinear", align_corners=False).to(h)
+        return self._resized[key]
 
 
-def weighted(
-    residuals: Residuals, weight: float, mode: str, layers: Sequence[float] | None, region: Region | None
+def apply_weight(
+    residuals: Residuals, weight: float, mode: str, layers: Sequence[float] | None, region: RegionMask | None
 ) -> Residuals:
     """Residuals times what their layer, the mode and the region give. In balanced mode that is one multiplication, as
     in diffusers, and none at weight 1."""
-    outer, inner = scales(weight, mode, layers, len(residuals.skips), len(residuals.encoder))
+    outer, inner = layer_scales(weight, mode, layers, len(residuals.skips), len(residuals.encoder))
 
     def times(h: Tensor, factor: float) -> Tensor:
         h = h if factor == 1 else h * factor
-        return h if region is None else h * region.like(h)
+        return h if region is None else h * region.resize_like(h)
 
     middle = residuals.middle
     return Residuals(
@@ -129,7 +133,7 @@ def weighted(
     )
 
 
-def only(step: Step, rows: Tensor | None) -> Step:
+def select_rows(step: Step, rows: Tensor | None) -> Step:
     """The step with only these rows (indices); None means all."""
     if rows is None:
         return step
@@ -148,29 +152,29 @@ def only(step: Step, rows: Tensor | None) -> Step:
     )
 
 
-def spread(residuals: Residuals, rows: Tensor | None, count: int) -> Residuals:
+def scatter_rows(residuals: Residuals, rows: Tensor | None, batch_size: int) -> Residuals:
     """Residuals of `rows` as residuals of a batch of `count` rows, 0 on the others."""
     if rows is None:
         return residuals
 
     def placed(h: Tensor, _: int) -> Tensor:
-        whole = h.new_zeros((count, *h.shape[1:]))
+        whole = h.new_zeros((batch_size, *h.shape[1:]))
         whole[rows] = h
         return whole
 
     return residuals.map(placed)
 
 
-def finite(tensors: Sequence[Tensor], total: Tensor | None = None) -> bool:
+def all_finite(tensors: Sequence[Tensor], total: Tensor | None = None) -> bool:
     """Whether all values are finite, in one pass and with one wait for the device: by their sum, looking again only
     where it overflows. `total` is `summed(tensors)` of earlier on."""
     if not tensors:
         return True
-    total = summed(tensors) if total is None else total
+    total = total_sum(tensors) if total is None else total
     return math.isfinite(total.item()) or all(bool(h.isfinite().all()) for h in tensors)
 
 
-def summed(tensors: Sequence[Tensor]) -> Tensor:
+def total_sum(tensors: Sequence[Tensor]) -> Tensor:
     """The sum of all values, which nobody waits for yet."""
     import torch
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 
-class Beside:
+class SideStream:
     """A stream for what a UNet call is given. `cuda` is torch.cuda.
 
     Each stream waits for the other once a call: this one for all that the caller has begun, the caller's for the
@@ -19,28 +19,28 @@ class Beside:
     def __init__(self, device: torch.device, cuda: Any):
         self._device, self._cuda = device, cuda
         self._stream = cuda.Stream(device)
-        self._works = False
+        self._has_work = False
 
     @contextmanager
-    def working(self) -> Iterator[None]:
+    def activate(self) -> Iterator[None]:
         """What is computed in this context runs on the stream of its own."""
         self._stream.wait_stream(self._cuda.current_stream(self._device))
-        self._works = True
+        self._has_work = True
         with self._cuda.stream(self._stream):
             yield
 
     def wait(self) -> None:
         """From here on the caller's stream may read what was computed. The processor does not wait."""
-        if self._works:
+        if self._has_work:
             self._cuda.current_stream(self._device).wait_stream(self._stream)
-            self._works = False
+            self._has_work = False
 
 
-class Awaited(tuple[Tensor, ...]):
+class LazyResiduals(tuple[Tensor, ...]):
     """Residuals that are waited for when a UNet reads the first of them: after its last encoder block, whatever other
     tools have made of that. A copy, as accelerate makes one, was waited for when it was made."""
 
-    def __new__(cls, tensors: Iterable[Tensor], wait: Callable[[], None] = lambda: None) -> Awaited:
+    def __new__(cls, tensors: Iterable[Tensor], wait: Callable[[], None] = lambda: None) -> LazyResiduals:
         self = super().__new__(cls, tensors)
         self._wait = wait
         return self
@@ -51,11 +51,11 @@ class Awaited(tuple[Tensor, ...]):
         self._wait()
         return super().__iter__()
 
-    def __getitem__(self, place: Any) -> Any:
+    def __getitem__(self, index: Any) -> Any:
         self._wait()
-        return super().__getitem__(place)
+        return super().__getitem__(index)
 
 
-def beside(device: torch.device) -> Beside | None:
+def open_side_stream(device: torch.device) -> SideStream | None:
     """None on a device that has no streams."""
-    return Beside(device, torch.cuda) if device.type == "cuda" else None
+    return SideStream(device, torch.cuda) if device.type == "cuda" else None

@@ -9,7 +9,7 @@ import numpy as np
 
 # Kinds of maps, and the words in the names of control models that read them (sd-webui-controlnet @ 56cec5b filters its
 # list of models by these).
-FEEDS = {
+MODEL_NAME_WORDS = {
     "edges": ("canny",),
     "soft edges": ("softedge", "hed", "pidi"),
     "lines": ("lineart",),
@@ -28,7 +28,7 @@ FEEDS = {
     "embedding": ("ip-adapter", "revision", "t2iadapter_style"),
     "other": (),
 }
-KINDS = tuple(FEEDS)
+MAP_KINDS = tuple(MODEL_NAME_WORDS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ class ControlMap:
     pixels: np.ndarray
     kind: str
     values: Any = None
-    fine: np.ndarray | None = None
+    pixels16: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.pixels, np.ndarray):
@@ -49,7 +49,9 @@ class ControlMap:
         shape, dtype = self.pixels.shape, self.pixels.dtype
         if len(shape) != 3 or shape[2] != 3 or 0 in shape or dtype != np.uint8:
             raise ValueError(f"pixels {shape} {dtype} are no map: expected (H, W, 3) uint8, RGB")
-        if self.kind not in KINDS:
-            raise ValueError(f"kind {self.kind!r} of a map is none of: {', '.join(KINDS)}")
-        if self.fine is not None and (self.fine.shape != shape[:2] or self.fine.dtype != np.uint16):
-            raise ValueError(f"fine {self.fine.shape} {self.fine.dtype} of a map of {shape}: expected (H, W) uint16")
+        if self.kind not in MAP_KINDS:
+            raise ValueError(f"kind {self.kind!r} of a map is none of: {', '.join(MAP_KINDS)}")
+        if self.pixels16 is not None and (self.pixels16.shape != shape[:2] or self.pixels16.dtype != np.uint16):
+            raise ValueError(
+                f"fine {self.pixels16.shape} {self.pixels16.dtype} of a map of {shape}: expected (H, W) uint16"
+            )

@@ -15,13 +15,13 @@ class EdgeScore(NamedTuple):
     within_1px: float
 
 
-def edge_f1(asked: np.ndarray, found: np.ndarray) -> EdgeScore:
+def edge_f1(expected: np.ndarray, actual: np.ndarray) -> EdgeScore:
     """F1 of two edge maps (H, W) or (H, W, 3), uint8 or bool, anything above 127 (or True) is an edge.
 
     `within_1px`: an edge pixel counts as right when the other map has one in its 3x3 neighbourhood, in both directions
     (precision: found in the dilated asked map; recall: asked in the dilated found map).
     """
-    a, b = _binary(asked), _binary(found)
+    a, b = _binarize(expected), _binarize(actual)
     if a.shape != b.shape:
         raise ValueError(f"maps of {a.shape} and {b.shape} cannot be compared: make them the same size first")
     if not a.any() or not b.any():
@@ -34,12 +34,12 @@ def edge_f1(asked: np.ndarray, found: np.ndarray) -> EdgeScore:
     )
 
 
-def canny_f1(asked: np.ndarray, picture: np.ndarray, low: int = 100, high: int = 200) -> EdgeScore:
+def canny_f1(expected: np.ndarray, image: np.ndarray, low: int = 100, high: int = 200) -> EdgeScore:
     """F1 between an asked canny map and the canny map of a picture (H, W, 3) RGB uint8, with the thresholds of both."""
-    return edge_f1(asked, cv2.Canny(np.ascontiguousarray(picture), low, high))
+    return edge_f1(expected, cv2.Canny(np.ascontiguousarray(image), low, high))
 
 
-def _binary(edges: np.ndarray) -> np.ndarray:
+def _binarize(edges: np.ndarray) -> np.ndarray:
     one = edges.max(2) if edges.ndim == 3 else edges
     return (one.astype(bool) if one.dtype == bool else one > 127).astype(np.uint8)
 

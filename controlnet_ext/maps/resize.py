@@ -11,18 +11,21 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from ..files.image_formats import check_pixels, working_size
+from ..files.image_formats import check_pixels, compute_working_size
 
 # Golay's L, the structuring elements that thin a mark from eight sides, and E, a loose end. 1: part of the mark,
 # -1: not, 0: either.
-_SIDE = np.array([[-1, -1, -1], [0, 1, 0], [1, 1, 1]]), np.array([[0, -1, -1], [1, 1, -1], [0, 1, 0]])
-_END = np.array([[-1, -1, -1], [-1, 1, -1], [0, 0, -1]]), np.array([[-1, -1, -1], [-1, 1, -1], [-1, 0, 0]])
-_SIDES = [np.rot90(kernel, turn) for turn in range(4) for kernel in _SIDE]
-_ENDS = [np.rot90(kernel, turn) for turn in range(4) for kernel in _END]
+_THINNING_PATTERNS = np.array([[-1, -1, -1], [0, 1, 0], [1, 1, 1]]), np.array([[0, -1, -1], [1, 1, -1], [0, 1, 0]])
+_LOOSE_END_PATTERNS = (
+    np.array([[-1, -1, -1], [-1, 1, -1], [0, 0, -1]]),
+    np.array([[-1, -1, -1], [-1, 1, -1], [-1, 0, 0]]),
+)
+_THINNING_KERNELS = [np.rot90(kernel, turn) for turn in range(4) for kernel in _THINNING_PATTERNS]
+_LOOSE_END_KERNELS = [np.rot90(kernel, turn) for turn in range(4) for kernel in _LOOSE_END_PATTERNS]
 _DIRECTIONS = [np.diag((1, 1, 1)), np.fliplr(np.diag((1, 1, 1))), np.ones((1, 3)), np.ones((3, 1))]
 
 
-def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+def resize_map(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     """The map (H, W, 3 or 4) uint8 at (height, width), the same array if it has that size.
 
     Fewer than 200 colours are classes and stay exactly those colours. Black and white stays 0 and 255, and where most
@@ -35,14 +38,15 @@ def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
         return pixels
     growth = height * width - pixels.shape[0] * pixels.shape[1]
     picture = np.ascontiguousarray(pixels[..., :3])
-    colours = _colours(picture)
+    colours = _count_colors(picture)
     greys = colours == 2 and bool((picture == picture[..., :1]).all())
     soft = cv2.INTER_AREA if growth < 0 else cv2.INTER_CUBIC
     way = cv2.INTER_NEAREST if 1 < colours < 200 and not greys else soft
     if greys and picture.min() < 16 and picture.max() > 240:
         marks = np.ascontiguousarray(picture[..., 0])
         result = cv2.cvtColor(
-            _marks(marks, cv2.resize(marks, (width, height), interpolation=way), growth > 0), cv2.COLOR_GRAY2RGB
+            _binarize_marks(marks, cv2.resize(marks, (width, height), interpolation=way), growth > 0),
+            cv2.COLOR_GRAY2RGB,
         )
     else:
         result = cv2.resize(picture, (width, height), interpolation=way)
@@ -52,9 +56,9 @@ def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.dstack([result, np.where(mask > 127, np.uint8(255), np.uint8(0))])
 
 
-def _colours(picture: np.ndarray) -> int:
+def _count_colors(image: np.ndarray) -> int:
     """How many colours a picture (H, W, 3) has; of more than 200 only that it has so many."""
-    flat = picture.reshape(-1, 3)
+    flat = image.reshape(-1, 3)
     seen = np.zeros(1 << 24, bool)  # a tick for each possible colour, no sorting; untouched pages cost nothing
     for some in (flat[::61], flat):  # a photo shows in the sample that it is one
         red, green, blue = some.T.astype(np.uint32)
@@ -65,51 +69,53 @@ def _colours(picture: np.ndarray) -> int:
     return count
 
 
-def _marks(before: np.ndarray, after: np.ndarray, larger: bool) -> np.ndarray:
+def _binarize_marks(before: np.ndarray, after: np.ndarray, enlarged: bool) -> np.ndarray:
     """The resized marks `after` (H, W) as 0 and 255, thin where those `before` were."""
     opened = cv2.morphologyEx(before, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
     thin = 2 * np.count_nonzero(opened < before) > np.count_nonzero(before > 127)
     if thin:
-        after = _ridges(after)
+        after = _suppress_non_maxima(after)
     after = cv2.threshold(after, 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)[1]
-    return _thinned(after, larger) if thin else after
+    return _thin_marks(after, enlarged) if thin else after
 
 
-def _ridges(x: np.ndarray) -> np.ndarray:
+def _suppress_non_maxima(x: np.ndarray) -> np.ndarray:
     """x where it is the highest of its neighbours in one direction of four, 0 elsewhere."""
     highest = [cv2.dilate(x, line.astype(np.uint8)) == x for line in _DIRECTIONS]
     return np.where(np.logical_or.reduce(highest), x, np.uint8(0))
 
 
-def _thinned(marks: np.ndarray, prune: bool) -> np.ndarray:
+def _thin_marks(marks: np.ndarray, prune: bool) -> np.ndarray:
     """Marks (0 and 255) as lines one pixel wide; with `prune`, less the loose ends that enlarging adds."""
     marks = cv2.copyMakeBorder(marks, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
-    marks = _lines(marks)
+    marks = _thin_until_stable(marks)
     if prune:
-        marks = _lines(_without(marks, _ENDS))  # where ends forked, their root is two pixels wide
+        marks = _thin_until_stable(
+            _remove_patterns(marks, _LOOSE_END_KERNELS)
+        )  # where ends forked, their root is two pixels wide
     return marks[1:-1, 1:-1]
 
 
-def _lines(marks: np.ndarray) -> np.ndarray:
+def _thin_until_stable(marks: np.ndarray) -> np.ndarray:
     for _ in range(32):
-        thinner = _without(marks, _SIDES)
+        thinner = _remove_patterns(marks, _THINNING_KERNELS)
         if np.array_equal(thinner, marks):
             break
         marks = thinner
     return marks
 
 
-def _without(marks: np.ndarray, patterns: list[np.ndarray]) -> np.ndarray:
+def _remove_patterns(marks: np.ndarray, patterns: list[np.ndarray]) -> np.ndarray:
     """Marks less the pixels where a pattern matches, one pattern after the other."""
     for pattern in patterns:
         marks = cv2.subtract(marks, cv2.morphologyEx(marks, cv2.MORPH_HITMISS, pattern.astype(np.int32)))
     return marks
 
 
-WAYS = ("crop", "stretch", "fill")
+FIT_MODES = ("crop", "stretch", "fill")
 
 
-def fit(pixels: np.ndarray, height: int, width: int, how: str = "crop") -> np.ndarray:
+def fit(pixels: np.ndarray, height: int, width: int, mode: str = "crop") -> np.ndarray:
     """A map (H, W, 3), or (H, W, 4) with a mask as its fourth channel, uint8, at exactly (height, width).
 
     "crop" covers the size and keeps the middle; "stretch" distorts; "fill" stays inside and gives the rest the median
@@ -118,43 +124,43 @@ def fit(pixels: np.ndarray, height: int, width: int, how: str = "crop") -> np.nd
     megapixels would be needed, as when a strip is to cover a square."""
     if pixels.ndim != 3 or pixels.shape[2] not in (3, 4) or 0 in pixels.shape or pixels.dtype != np.uint8:
         raise ValueError(f"a map to fit is (H, W, 3) or (H, W, 4) of uint8, not {pixels.shape} of {pixels.dtype}")
-    k = _scale(pixels.shape[0], pixels.shape[1], height, width, how)
+    k = _fit_scale(pixels.shape[0], pixels.shape[1], height, width, mode)
     check_pixels(height, width, "the size to fit")
     if pixels.shape[:2] == (height, width):
         return pixels
-    if how == "stretch":
-        return resize(pixels, height, width)
+    if mode == "stretch":
+        return resize_map(pixels, height, width)
     rows, columns = (max(1, round(side * k)) for side in pixels.shape[:2])
-    check_pixels(rows, columns, f"a map of {pixels.shape[1]}x{pixels.shape[0]} scaled to {how} {width}x{height}")
-    scaled = resize(pixels, rows, columns)
+    check_pixels(rows, columns, f"a map of {pixels.shape[1]}x{pixels.shape[0]} scaled to {mode} {width}x{height}")
+    scaled = resize_map(pixels, rows, columns)
     top, left = abs(rows - height) // 2, abs(columns - width) // 2
-    if how == "crop":
+    if mode == "crop":
         return np.ascontiguousarray(scaled[top : top + height, left : left + width])
-    return _filled(scaled, height, width, top, left)
+    return _fill_border(scaled, height, width, top, left)
 
 
-def around(pixels: np.ndarray, mask: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+def fit_for_outpainting(pixels: np.ndarray, mask: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     """A picture and the mask of what is to be painted in it, both (H, W, 3), fitted by "fill": what is added around is
     white in the mask."""
     both = fit(np.concatenate([pixels, mask[..., :1]], axis=2), height, width, "fill")
     return np.ascontiguousarray(both[..., :3]), np.repeat(both[..., 3:], 3, axis=2)
 
 
-def pixel_perfect(height: int, width: int, target_height: int, target_width: int, how: str = "crop") -> int:
+def compute_fit_resolution(height: int, width: int, target_height: int, target_width: int, mode: str = "crop") -> int:
     """The `resolution` at which a picture (height, width) gives a map that `fit` neither enlarges nor shrinks."""
-    return max(1, round(_scale(height, width, target_height, target_width, how) * min(height, width)))
+    return max(1, round(_fit_scale(height, width, target_height, target_width, mode) * min(height, width)))
 
 
-def _scale(height: int, width: int, target_height: int, target_width: int, how: str) -> float:
-    if how not in WAYS:
-        raise ValueError(f"fit {how!r} is none of: {', '.join(WAYS)}")
+def _fit_scale(height: int, width: int, target_height: int, target_width: int, mode: str) -> float:
+    if mode not in FIT_MODES:
+        raise ValueError(f"fit {mode!r} is none of: {', '.join(FIT_MODES)}")
     if min(height, width, target_height, target_width) < 1:
         raise ValueError(f"{width}x{height} cannot be fitted to {target_width}x{target_height}: sizes begin at 1")
     scales = target_height / height, target_width / width
-    return min(scales) if how == "fill" else max(scales)
+    return min(scales) if mode == "fill" else max(scales)
 
 
-def _filled(pixels: np.ndarray, height: int, width: int, top: int, left: int) -> np.ndarray:
+def _fill_border(pixels: np.ndarray, height: int, width: int, top: int, left: int) -> np.ndarray:
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     colour = np.median(border, axis=0).astype(np.uint8)
     if np.isin(border, (0, 255)).all():
@@ -165,11 +171,11 @@ def _filled(pixels: np.ndarray, height: int, width: int, top: int, left: int) ->
     return canvas
 
 
-def resized(pixels: np.ndarray, resolution: int) -> tuple[np.ndarray, int, int]:
+def resize_for_detection(pixels: np.ndarray, resolution: int) -> tuple[np.ndarray, int, int]:
     """The picture with its short side at `resolution` pixels, cubic when enlarged, by area when shrunk; then extended
     on the right and below with its edge pixels to multiples of 64. Also height and width before that. Raises what
     working_size does."""
-    height, width = working_size(pixels.shape[0], pixels.shape[1], resolution)
+    height, width = compute_working_size(pixels.shape[0], pixels.shape[1], resolution)
     enlarging = height * width > pixels.shape[0] * pixels.shape[1]
     if (height, width) != pixels.shape[:2]:
         way = cv2.INTER_CUBIC if enlarging else cv2.INTER_AREA

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files.disk import parse_object
-from .state_dict.foreign import what
-from .state_dict.location import config_of, locate
+from .state_dict.foreign import describe_foreign
+from .state_dict.location import locate_weights, read_config
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ..files.weights import Weights
     from ..guidance.contract import ControlModel
 
-CONFIG = "controlnet_ext.config"  # where safetensors' metadata hold a config in diffusers' words
+CONFIG_METADATA_KEY = "controlnet_ext.config"  # where safetensors' metadata hold a config in diffusers' words
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,26 +42,28 @@ class ControlFile:
     config: dict[str, Any]
 
     @classmethod
-    def read(cls, path_or_repo: str | os.PathLike[str], values: bool = True) -> ControlFile:
+    def read(cls, path_or_repo: str | os.PathLike[str], with_values: bool = True) -> ControlFile:
         """ValueError or FileNotFoundError is one line that begins with the file. Without `values` the model that is
         loaded of it is on torch's meta device."""
         from ..files.weights import read_weights  # until here nothing needs an image library
 
-        path = locate(path_or_repo)
-        weights = read_weights(path, values)
+        path = locate_weights(path_or_repo)
+        weights = read_weights(path, with_values)
         name = repr(str(path))
-        stated = parse_object(weights.metadata.get(CONFIG, "{}").encode(), f"{name}: {CONFIG}")
-        kinds = [kind for kind in found() if kind.detect(weights.tensors)]
+        stated = parse_object(
+            weights.metadata.get(CONFIG_METADATA_KEY, "{}").encode(), f"{name}: {CONFIG_METADATA_KEY}"
+        )
+        kinds = [kind for kind in iter_kinds() if kind.detect(weights.tensors)]
         if len(kinds) > 1:
             both = " and ".join(kind.__name__ for kind in kinds)
             raise ValueError(f"{name} is claimed by two kinds of control model: {both}")
-        return cls(path, weights, kinds[0] if kinds else None, {**stated, **config_of(path)})
+        return cls(path, weights, kinds[0] if kinds else None, {**stated, **read_config(path)})
 
     def load(self) -> ControlModel:
         """The model, on the CPU, in the file's dtype, which shares the tensors of `weights`."""
         name = repr(str(self.path))
         if self.kind is None:
-            raise ValueError(f"{name} is not a control model but {what(self.weights.tensors)}")
+            raise ValueError(f"{name} is not a control model but {describe_foreign(self.weights.tensors)}")
         try:
             return self.kind.load(self.weights.tensors, self.config)
         except ValueError as error:
@@ -82,7 +84,7 @@ def load(
     return net.to(device=device, dtype=dtype)
 
 
-def found() -> list[Any]:
+def iter_kinds() -> list[Any]:
     """The modules of all kinds."""
     from . import kinds
 

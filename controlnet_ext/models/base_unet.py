@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-ENCODER = ("conv_in.", "time_embedding.", "add_embedding.", "class_embedding.", "down_blocks.", "mid_block.")
+ENCODER_PREFIXES = ("conv_in.", "time_embedding.", "add_embedding.", "class_embedding.", "down_blocks.", "mid_block.")
 
 
-def encoder(unet: Any) -> dict[str, Tensor]:
+def get_encoder_tensors(unet: Any) -> dict[str, Tensor]:
     """The UNet's own tensors up to its middle block, without LoRA layers (peft keeps the weights it adds to as
     `base_layer`), motion modules and attention processors. ValueError where a LoRA is fused into them, they are
     offloaded, or there is no middle block."""
@@ -23,7 +23,7 @@ def encoder(unet: Any) -> dict[str, Tensor]:
     added = tuple(f"{name}." for name in wrapped)
     tensors = {}
     for name, tensor in unet.state_dict().items():
-        if not name.startswith(ENCODER) or ".motion_modules." in name or ".processor." in name:
+        if not name.startswith(ENCODER_PREFIXES) or ".motion_modules." in name or ".processor." in name:
             continue
         if ".base_layer." in name or not name.startswith(added):
             tensors[name.replace(".base_layer.", ".")] = tensor
@@ -32,7 +32,7 @@ def encoder(unet: Any) -> dict[str, Tensor]:
     return tensors
 
 
-def layer(unet: Any, name: str) -> Any:
+def get_layer(unet: Any, name: str) -> Any:
     """The layer of this name, below any LoRA."""
     module = unet.get_submodule(name)
     return getattr(module, "base_layer", module)
@@ -41,22 +41,22 @@ def layer(unet: Any, name: str) -> Any:
 def is_empty(unet: Any) -> bool:
     """Whether the UNet has no weights anywhere, to see what fits it, and not only here as when accelerate offloads it
     piece by piece."""
-    first = layer(unet, "conv_in")
+    first = get_layer(unet, "conv_in")
     return bool(first.weight.is_meta) and not hasattr(first, "_hf_hook")
 
 
-def heads(unet: Any) -> tuple[int, ...]:
+def get_heads(unet: Any) -> tuple[int, ...]:
     """Attention heads of each level, the last being the middle block's; 1 where there is no attention."""
-    levels = [_heads(block) for block in unet.down_blocks]
-    levels[-1] = _heads(unet.mid_block) or levels[-1]
+    levels = [_get_block_heads(block) for block in unet.down_blocks]
+    levels[-1] = _get_block_heads(unet.mid_block) or levels[-1]
     return tuple(n or 1 for n in levels)
 
 
-def settings(unet: Any) -> dict[str, Any]:
+def get_unet_config(unet: Any) -> dict[str, Any]:
     """The UNet's config with its heads under the name that diffusers gives their number."""
-    return {**unet.config, "num_attention_heads": None, "attention_head_dim": heads(unet)}
+    return {**unet.config, "num_attention_heads": None, "attention_head_dim": get_heads(unet)}
 
 
-def _heads(block: Any) -> int | None:
+def _get_block_heads(block: Any) -> int | None:
     transformers = getattr(block, "attentions", ())
     return next((b.attn1.heads for t in transformers for b in getattr(t, "transformer_blocks", ())), None)

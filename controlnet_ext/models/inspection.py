@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from ..maps.control_map import KINDS
+from ..maps.control_map import MAP_KINDS
 from . import ControlFile
-from .state_dict.foreign import what
+from .state_dict.foreign import describe_foreign
 
 # Who states the hashes
-KRITA = "Acly/krita-ai-diffusion @ 7586cfe121cc, ai_diffusion/presets/models.json"
-HORDE = "Haidra-Org/AI-Horde-image-model-reference @ 46fdd9e3cd50, controlnet.json"
+KRITA_SOURCE = "Acly/krita-ai-diffusion @ 7586cfe121cc, ai_diffusion/presets/models.json"
+HORDE_SOURCE = "Haidra-Org/AI-Horde-image-model-reference @ 46fdd9e3cd50, controlnet.json"
 
 # By kind of map: what the file is called where it is published, its sha256
-_KRITA = {
+_KRITA_HASHES = {
     "inpaint": {
         "control_v11p_sd15_inpaint_fp16": "677a4fe351edecd40cd0d7cc210a8686b59d4e55207317f12319ef746a7a5a89",
     },
@@ -78,7 +78,7 @@ _KRITA = {
         "control_v1p_sdxl_qrcode_monster": "11e49b4e272fabda60094b35be6fd3e215e551211210938e381d27497fd2215c",
     },
 }
-_HORDE = {
+_HORDE_HASHES = {
     "edges": {
         "diff_control_sd15_canny_fp16": "231ce6b2760538a3fb77b7cdc40983d460a91a95ab526f920b08f5e750748d9c",
         "diff_control_sd21_canny_fp16": "7b2c5d972b6212bb9185e5860e66edd29eeeaeb98d43877688e20c156e196ce4",
@@ -113,15 +113,15 @@ _HORDE = {
     },
 }
 
-KNOWN = {
+PUBLISHED_HASHES = {
     sha256: (kind, name, source)
-    for source, table in ((KRITA, _KRITA), (HORDE, _HORDE))
+    for source, table in ((KRITA_SOURCE, _KRITA_HASHES), (HORDE_SOURCE, _HORDE_HASHES))
     for kind, files in table.items()
     for name, sha256 in files.items()
 }
 
 
-MAP = "controlnet_ext.map"  # where safetensors' metadata say which kind of map a control model reads
+MAP_METADATA_KEY = "controlnet_ext.map"  # where safetensors' metadata say which kind of map a control model reads
 
 
 @dataclass(frozen=True)
@@ -162,16 +162,16 @@ def inspect(path_or_repo: str | os.PathLike[str]) -> Inspection:
             problem = str(error).removeprefix(f"{str(file.path)!r}: ")
     own = list(net.parameters()) if hasattr(net, "parameters") else list(tensors.values())
     layout = getattr(file.kind, "layout", None)
-    kind, source = map_of(file)
+    kind, source = find_map_type(file)
     return Inspection(
         file=str(file.path),
         bytes=file.path.stat().st_size,
         sha256=weights.sha256,
         format=weights.format,
         tensors=len(tensors),
-        dtype=_dtypes(own),
+        dtype=_describe_dtypes(own),
         parameters=sum(prod(tensor.shape) for tensor in own),
-        what=what(tensors) if file.kind is None else None,
+        what=describe_foreign(tensors) if file.kind is None else None,
         architecture=None if file.kind is None else getattr(net, "architecture", file.kind.__name__.rpartition(".")[2]),
         family=getattr(net, "family", None),
         layout=layout(tensors) if layout else None,
@@ -182,19 +182,19 @@ def inspect(path_or_repo: str | os.PathLike[str]) -> Inspection:
     )
 
 
-def map_of(file: ControlFile) -> tuple[str, str | None]:
+def find_map_type(file: ControlFile) -> tuple[str, str | None]:
     """The kind of map that a control model reads and who says so: the file's metadata, or what is known of its hash;
     ("unknown", None) where nobody does."""
-    stated = file.weights.metadata.get(MAP)
-    if stated in KINDS:
+    stated = file.weights.metadata.get(MAP_METADATA_KEY)
+    if stated in MAP_KINDS:
         return stated, "the file's metadata"
-    if file.kind is not None and file.weights.sha256 in KNOWN:
-        kind, name, source = KNOWN[file.weights.sha256]
+    if file.kind is not None and file.weights.sha256 in PUBLISHED_HASHES:
+        kind, name, source = PUBLISHED_HASHES[file.weights.sha256]
         return kind, f"the hash of {name} in {source}"
     return "unknown", None
 
 
-def _dtypes(tensors: list[Any]) -> str:
+def _describe_dtypes(tensors: list[Any]) -> str:
     counts = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in tensors).most_common()
     if len(counts) == 1:
         return counts[0][0]

@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 
-class Told:
+class MapTypeSelection:
     """`types` are the numbers of the kinds that it was told by the network's own `of`, None if by nobody."""
 
     types: tuple[int, ...] | None = None
 
-    def of(self, *kinds: str) -> Any:
+    def with_types(self, *kinds: str) -> Any:
         """This network on the same weights, for units with as many images, of these kinds in this order."""
         raise NotImplementedError
 
-    def reads(self, kinds: Sequence[str | None]) -> Any:
+    def for_map_types(self, kinds: Sequence[str | None]) -> Any:
         """This network for maps of these kinds, unless `of` said them. ValueError when nobody did."""
         if self.types is not None:
             if len(self.types) != len(kinds):
@@ -25,6 +25,6 @@ class Told:
         if len(stated) < len(kinds):
             raise ValueError(
                 "the ControlNet Union reads maps of several kinds, and nothing says of which this one is: give a "
-                'ControlMap or a preprocessor, or say it with model=union.of("depth")'
+                'ControlMap or a preprocessor, or say it with model=union.with_types("depth")'
             )
-        return self.of(*stated)
+        return self.with_types(*stated)

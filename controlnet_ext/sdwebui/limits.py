@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Limits:
+class RequestLimits:
     """At most so many `units`, pixels on a `side` of a picture, `steps` of a pass, and `pictures`."""
 
-    units: int = 3
-    side: int = 2048
-    steps: int = 150
-    pictures: int = 16
+    max_units: int = 3
+    max_side: int = 2048
+    max_steps: int = 150
+    max_images: int = 16

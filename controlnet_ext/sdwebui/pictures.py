@@ -10,22 +10,22 @@ from typing import Any
 
 import numpy as np
 
-from ..files.image_formats import MAX_PIXELS, kind
-from ..files.image_reader import header, read_image
-from ..files.image_writer import encoded_image
-from .fields import empty
+from ..files.image_formats import MAX_PIXELS, sniff_format
+from ..files.image_reader import open_image_header, read_image
+from ..files.image_writer import encode_image
+from .fields import is_empty_value
 
-HEAD = re.compile(r"data:image/[\w.+-]{1,40};base64,")
-IMAGES = 8  # of a unit at most
-Pair = tuple[np.ndarray, np.ndarray | None]  # image and mask
+DATA_URL_PREFIX = re.compile(r"data:image/[\w.+-]{1,40};base64,")
+MAX_UNIT_IMAGES = 8  # of a unit at most
+ImageMaskPair = tuple[np.ndarray, np.ndarray | None]  # image and mask
 
 
-def picture(value: Any, name: str) -> np.ndarray:
+def decode_base64_image(value: Any, name: str) -> np.ndarray:
     """(H, W, 3) uint8 RGB, also of an array, which no JSON holds. ValueError that begins with `name`, the same for
     whatever is no picture in base64."""
     if isinstance(value, np.ndarray):
         return read_image(value)
-    content = _content(value)
+    content = _decode_image_bytes(value)
     if content is None:
         raise ValueError(f"{name} is no picture in base64; paths and addresses are not read")
     try:
@@ -34,66 +34,69 @@ def picture(value: Any, name: str) -> np.ndarray:
         raise ValueError(f"{name}: {error}") from error
 
 
-def check_sizes(value: Any) -> None:
+def check_total_pixels(value: Any) -> None:
     """ValueError where the pictures in a request's JSON have over 64 megapixels in all, judged by their headers."""
-    total = _pixels(value)
+    total = _count_pixels(value)
     if total > MAX_PIXELS:
         raise ValueError(f"the pictures of the request have {total / 1e6:.0f} megapixels, expected up to 64 in all")
 
 
-def _pixels(value: Any) -> int:
+def _count_pixels(value: Any) -> int:
     if isinstance(value, Mapping):
-        return sum(_pixels(each) for each in value.values())
+        return sum(_count_pixels(each) for each in value.values())
     if isinstance(value, list):
-        return sum(_pixels(each) for each in value)
-    content = _content(value)
+        return sum(_count_pixels(each) for each in value)
+    content = _decode_image_bytes(value)
     if content is None:
         return 0
     try:
-        image = header(io.BytesIO(content), str(kind(content[:16])), "the image")
+        image = open_image_header(io.BytesIO(content), str(sniff_format(content[:16])), "the image")
     except ValueError:  # which its reader says better
         return 0
     return image.width * image.height
 
 
-def _content(value: Any) -> bytes | None:
+def _decode_image_bytes(value: Any) -> bytes | None:
     """What text in base64 says that begins as a picture does; of all else None."""
     if not isinstance(value, str):
         return None
-    found = HEAD.match(value)
+    found = DATA_URL_PREFIX.match(value)
     try:
         content = base64.b64decode("".join(value[found.end() if found else 0 :].split()), validate=True)
     except ValueError:
         return None
-    return None if kind(content[:16]) is None else content  # a path may happen to be base64
+    return None if sniff_format(content[:16]) is None else content  # a path may happen to be base64
 
 
-def pairs(value: Any, mask: Any, name: str) -> tuple[Pair, ...]:
+def parse_image_mask_pairs(value: Any, mask: Any, name: str) -> tuple[ImageMaskPair, ...]:
     """The images of a unit with their masks: text, {"image", "mask"}, [image, mask], or a list of objects. A `mask` of
     its own beside them is that of the first."""
-    if empty(value):
+    if is_empty_value(value):
         found: list[tuple[Any, Any]] = []
     elif isinstance(value, Mapping):
-        found = [_entry(value)]
+        found = [_split_image_and_mask(value)]
     elif isinstance(value, list) and all(isinstance(entry, Mapping) for entry in value):
-        found = [_entry(entry) for entry in value]
+        found = [_split_image_and_mask(entry) for entry in value]
     elif isinstance(value, list) and len(value) <= 2:
         found = [(value[0], value[1] if len(value) == 2 else None)]
     else:
         found = [(value, None)]
-    if len(found) > IMAGES:
-        raise ValueError(f"{name}s: {len(found)}, expected up to {IMAGES}")
-    found = [(image, its) for image, its in found if not empty(image)]
-    if found and empty(found[0][1]):
+    if len(found) > MAX_UNIT_IMAGES:
+        raise ValueError(f"{name}s: {len(found)}, expected up to {MAX_UNIT_IMAGES}")
+    found = [(image, its) for image, its in found if not is_empty_value(image)]
+    if found and is_empty_value(found[0][1]):
         found[0] = found[0][0], mask
     masked = name.replace("image", "mask")
-    return tuple((picture(image, name), None if empty(its) else picture(its, masked)) for image, its in found)
+    return tuple(
+        (decode_base64_image(image, name), None if is_empty_value(its) else decode_base64_image(its, masked))
+        for image, its in found
+    )
 
 
-def _entry(value: Mapping[str, Any]) -> tuple[Any, Any]:
+def _split_image_and_mask(value: Mapping[str, Any]) -> tuple[Any, Any]:
     return value.get("image"), value.get("mask")
 
 
-def encoded(pixels: np.ndarray, text: Mapping[str, str] | None = None) -> str:
+def encode_png_base64(pixels: np.ndarray, text_chunks: Mapping[str, str] | None = None) -> str:
     """A PNG in base64."""
-    return base64.b64encode(encoded_image("picture.png", pixels, text)).decode()
+    return base64.b64encode(encode_image("picture.png", pixels, text_chunks)).decode()

@@ -7,109 +7,134 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from ..generation.pipeline_folder import PipelineFolder, quiet
-from ..guidance.unit import named
-from ..preprocessors.registry import Ready
-from ..sdwebui.build import Guided, guided
-from ..sdwebui.catalog import Shelf
-from ..sdwebui.infotext import infotext
-from ..sdwebui.pictures import encoded
-from ..sdwebui.requests import Generation, Repaint
-from ..sdwebui.samplers import sampler
-from ..sdwebui.units import WebuiUnit, beside_mask
-from .passes import Passes
-from .worker import Progress
+from ..generation.pipeline_folder import PipelineFolder, silence_libraries
+from ..guidance.unit import error_prefix
+from ..preprocessors.registry import LoadedPreprocessor
+from ..sdwebui.build import BuiltUnit, build_unit
+from ..sdwebui.catalog import ModelCatalog
+from ..sdwebui.infotext import format_infotext
+from ..sdwebui.pictures import encode_png_base64
+from ..sdwebui.requests import GenerationRequest, InpaintArea
+from ..sdwebui.samplers import create_scheduler
+from ..sdwebui.units import WebuiUnit, without_own_restore
+from .passes import PipelineRun
+from .worker import GenerationProgress
 
 
-class Engine:
+class GenerationEngine:
     """A pipeline `name` (a folder, or "embedded") in memory. Not for several threads at once, but for `progress`."""
 
-    def __init__(self, name: str, shelf: Shelf, ready: Callable[[str], Ready], device: str, dtype: str):
+    def __init__(
+        self,
+        checkpoint_name: str,
+        catalog: ModelCatalog,
+        load_preprocessor: Callable[[str], LoadedPreprocessor],
+        device: str,
+        dtype: str,
+    ):
         import torch
 
-        self.name, self.shelf, self._ready, self.progress = name, shelf, ready, Progress()
+        self.checkpoint_name, self.catalog, self._load_preprocessor, self.progress = (
+            checkpoint_name,
+            catalog,
+            load_preprocessor,
+            GenerationProgress(),
+        )
         self._device, self._dtype = device, getattr(torch, dtype)
-        with quiet():
-            self._folder = PipelineFolder.find(name)
-            self._pipe = self._folder.load(self._dtype, self._folder.scheduler(None)).to(device)
+        with silence_libraries():
+            self._folder = PipelineFolder.find(checkpoint_name)
+            self._pipe = self._folder.load(self._dtype, self._folder.make_scheduler(None)).to(device)
         self._pipe.set_progress_bar_config(disable=True)
         self.size = self._folder.size
 
-    def make(self, asked: Generation) -> dict[str, Any]:
+    def generate(self, request: GenerationRequest) -> dict[str, Any]:
         """The webui's answer: pictures, then the maps of their units, as PNGs in base64, and `info` about them.
         ValueError, TypeError or FileNotFoundError: the request cannot be; RuntimeError: it failed on the way."""
-        if asked.model is not None and asked.model.rpartition(" [")[0].casefold() not in ("", self.name.casefold()):
-            raise ValueError(f"the checkpoint {asked.model!r:.80} is not loaded, this server has {self.name!r} only")
-        with quiet():
-            scheduler, sampled = sampler(self._folder, asked.sampler, asked.spacing)
-        units = [self._guided(place, unit, asked) for place, unit in asked.units]
-        progress = Progress(asked.count)
-        passes = Passes(self._pipe, scheduler, asked, units, progress)
-        models = {place: each.model for (place, _), each in zip(asked.units, units, strict=True)}
-        progress.steps, self.progress = passes.steps, progress
+        if request.checkpoint is not None and request.checkpoint.rpartition(" [")[0].casefold() not in (
+            "",
+            self.checkpoint_name.casefold(),
+        ):
+            raise ValueError(
+                f"the checkpoint {request.checkpoint!r:.80} is not loaded, this server has "
+                f"{self.checkpoint_name!r} only"
+            )
+        with silence_libraries():
+            scheduler, sampled = create_scheduler(self._folder, request.sampler_name, request.noise_schedule)
+        units = [self._build_unit(place, unit, request) for place, unit in request.units]
+        progress = GenerationProgress(request.image_count)
+        passes = PipelineRun(self._pipe, scheduler, request, units, progress)
+        models = {place: each.model_name for (place, _), each in zip(request.units, units, strict=True)}
+        progress.total_steps, self.progress = passes.total_steps, progress
         images, texts = [], []
         try:
-            for k in range(asked.count):
-                if progress.stop.is_set():
+            for k in range(request.image_count):
+                if progress.stop_requested.is_set():
                     break
-                progress.begin(k)
-                pixels = passes.picture(asked.seed + k)
-                texts.append(infotext(asked, asked.seed + k, sampled, self.name, models))
-                images.append(encoded(pixels, {"parameters": texts[-1]}))
+                progress.begin_image(k)
+                pixels = passes.generate_image(request.seed + k)
+                texts.append(format_infotext(request, request.seed + k, sampled, self.checkpoint_name, models))
+                images.append(encode_png_base64(pixels, {"parameters": texts[-1]}))
         finally:
-            self.progress = Progress()
-        maps = [encoded(g.map) for (_, unit), g in zip(asked.units, units, strict=True) if unit.shows_map]
-        info = _info(asked, texts, sampled, self.name)
-        return {"images": images + maps if asked.sends_images else [], "info": json.dumps(info)}
+            self.progress = GenerationProgress()
+        maps = [
+            encode_png_base64(g.map_image)
+            for (_, unit), g in zip(request.units, units, strict=True)
+            if unit.returns_map
+        ]
+        info = _build_info(request, texts, sampled, self.checkpoint_name)
+        return {"images": images + maps if request.returns_images else [], "info": json.dumps(info)}
 
-    def _guided(self, place: int, unit: WebuiUnit, asked: Generation) -> Guided:
-        with named(f"unit {place}"):
+    def _build_unit(self, unit_number: int, unit: WebuiUnit, request: GenerationRequest) -> BuiltUnit:
+        with error_prefix(f"unit {unit_number}"):
             if not unit.images:
-                if asked.source is None:
+                if request.init_source is None:
                     raise ValueError("it is on and has no image")
-                image, mask = asked.source  # which other modules would take for a scribble
+                image, mask = request.init_source  # which other modules would take for a scribble
                 inpaints = unit.module is not None and unit.module.makes == "inpaint"
-                unit = replace(unit, images=((image, mask if inpaints else None),), fit=asked.fit)
-            if asked.repaint is not None:
-                unit = beside_mask(unit)
-            if asked.repaint is not None and asked.repaint.only_masked and unit.crops:
-                unit = _part(unit, asked.repaint)
+                unit = replace(unit, images=((image, mask if inpaints else None),), fit=request.fit)
+            if request.inpaint_area is not None:
+                unit = without_own_restore(unit)
+            if request.inpaint_area is not None and request.inpaint_area.only_masked and unit.crops_to_inpaint_area:
+                unit = _crop_to_inpaint_area(unit, request.inpaint_area)
             if unit.model is None:
                 raise ValueError("it is on and has no model; /controlnet/model_list names those there are")
-            model = self.shelf.find(unit.model)
-            net: Any = self.shelf.load(model, self._device, self._dtype)
-            if hasattr(net, "settle"):
-                net.settle(self._pipe.unet)
-            return guided(unit, model, net, self._ready, (asked.height, asked.width))
+            model = self.catalog.resolve_name(unit.model)
+            net: Any = self.catalog.load(model, self._device, self._dtype)
+            if hasattr(net, "bind"):
+                net.bind(self._pipe.unet)
+            return build_unit(unit, model, net, self._load_preprocessor, (request.height, request.width))
 
 
-def _part(unit: WebuiUnit, repaint: Repaint) -> WebuiUnit:
+def _crop_to_inpaint_area(unit: WebuiUnit, inpaint_area: InpaintArea) -> WebuiUnit:
     """The unit with that part of its images that is repainted."""
     images = tuple(
-        (repaint.part(image, unit.fit), None if mask is None else repaint.part(mask, unit.fit))
+        (
+            inpaint_area.crop_control_image(image, unit.fit),
+            None if mask is None else inpaint_area.crop_control_image(mask, unit.fit),
+        )
         for image, mask in unit.images
     )
     return replace(unit, images=images, fit="fill")
 
 
-def _info(asked: Generation, texts: list[str], sampled: str, model: str) -> dict[str, Any]:
-    n = len(texts)
+def _build_info(request: GenerationRequest, infotexts: list[str], sampler_name: str, model_name: str) -> dict[str, Any]:
+    n = len(infotexts)
     return {
-        "prompt": asked.prompt,
-        "all_prompts": [asked.prompt] * n,
-        "negative_prompt": asked.negative,
-        "all_negative_prompts": [asked.negative] * n,
-        "seed": asked.seed,
-        "all_seeds": [asked.seed + k for k in range(n)],
-        "width": asked.width,
-        "height": asked.height,
-        "sampler_name": sampled,
-        "cfg_scale": asked.guidance,
-        "steps": asked.steps,
-        "batch_size": asked.batch,
-        "denoising_strength": asked.denoising,
-        "sd_model_name": model,
-        "clip_skip": asked.clip_skip + 1,
+        "prompt": request.prompt,
+        "all_prompts": [request.prompt] * n,
+        "negative_prompt": request.negative_prompt,
+        "all_negative_prompts": [request.negative_prompt] * n,
+        "seed": request.seed,
+        "all_seeds": [request.seed + k for k in range(n)],
+        "width": request.width,
+        "height": request.height,
+        "sampler_name": sampler_name,
+        "cfg_scale": request.guidance_scale,
+        "steps": request.steps,
+        "batch_size": request.batch_size,
+        "denoising_strength": request.denoising_strength,
+        "sd_model_name": model_name,
+        "clip_skip": request.clip_skip + 1,
         "index_of_first_image": 0,
-        "infotexts": texts,
+        "infotexts": infotexts,
     }

@@ -15,22 +15,23 @@ from contextlib import closing, contextmanager, suppress
 from typing import Any
 from urllib.parse import SplitResult, urljoin, urlsplit
 
-from ..files.image_formats import kind
+from ..files.image_formats import sniff_format
 
-SECONDS, BYTES, REDIRECTS, COUNT = 10, 32 * 2**20, 3, 8  # the last: addresses of a request
-PORTS = {"http": 80, "https": 443}
-REFUSAL = (
-    f"no picture came from its address, which must be that of a public host, answer within {SECONDS} s, and hold up to "
-    f"{BYTES >> 20} MiB"
+TIMEOUT_SECONDS, MAX_BYTES, MAX_REDIRECTS, MAX_URLS = 10, 32 * 2**20, 3, 8  # the last: addresses of a request
+PORTS_BY_SCHEME = {"http": 80, "https": 443}
+FETCH_ERROR = (
+    "no picture came from its address, which must be that of a public host, answer within "
+    f"{TIMEOUT_SECONDS} s, and hold up to "
+    f"{MAX_BYTES >> 20} MiB"
 )
-FIELDS = {
+IMAGE_FIELDS = {
     *("init_images", "image", "input_image", "mask", "mask_image", "effective_region_mask"),
     *("controlnet_input_images", "controlnet_images", "controlnet_masks", "controlnet_mask"),
 }
-Resolve = Callable[[str, int], Sequence[tuple[str, int]]]
+Resolver = Callable[[str, int], Sequence[tuple[str, int]]]
 
 
-def fetched(value: Any, fetch: Callable[[str], bytes]) -> Any:
+def replace_urls(value: Any, fetch: Callable[[str], bytes]) -> Any:
     """The JSON of a request with base64 instead of addresses where it has pictures. ValueError names the field; what
     cannot be fetched and what is no picture are refused alike."""
     count = 0
@@ -38,35 +39,35 @@ def fetched(value: Any, fetch: Callable[[str], bytes]) -> Any:
     def looked(value: Any, field: str) -> Any:
         nonlocal count
         if isinstance(value, Mapping):
-            return {key: looked(each, key if key in FIELDS else field) for key, each in value.items()}
+            return {key: looked(each, key if key in IMAGE_FIELDS else field) for key, each in value.items()}
         if isinstance(value, list):
             return [looked(each, field) for each in value]
         if not field or not isinstance(value, str) or not re.match(r"\s*https?:", value[:40], re.IGNORECASE):
             return value
         count += 1
-        if count > COUNT:
-            raise ValueError(f"the request has over {COUNT} addresses of pictures")
+        if count > MAX_URLS:
+            raise ValueError(f"the request has over {MAX_URLS} addresses of pictures")
         try:
             return base64.b64encode(fetch(value.strip())).decode()
         except ValueError as error:
-            raise ValueError(f"{field}: {REFUSAL}") from error
+            raise ValueError(f"{field}: {FETCH_ERROR}") from error
 
     return looked(value, "")
 
 
-def public(host: str, port: int) -> list[tuple[str, int]]:
+def resolve_public(host: str, port: int) -> list[tuple[str, int]]:
     """The addresses of a host. ValueError if it has none, or one that is not public."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         raise ValueError("no such host") from error
     addresses = list(dict.fromkeys((str(entry[4][0]), int(entry[4][1])) for entry in found))
-    if not addresses or not all(is_public(address) for address, _ in addresses):
+    if not addresses or not all(is_public_address(address) for address, _ in addresses):
         raise ValueError("no public host")
     return addresses
 
 
-def is_public(address: str) -> bool:
+def is_public_address(address: str) -> bool:
     """Whether it is a host's in the public internet; of addresses of version 6 those that hold one of version 4 are
     none."""
     ip = ipaddress.ip_address(address.partition("%")[0])
@@ -77,28 +78,28 @@ def is_public(address: str) -> bool:
     return ip.is_global and not ip.is_multicast
 
 
-class Fetch:
+class SafeFetcher:
     """The content of a picture at an address. `resolve` gives the addresses of a host and port, which alone are
     connected to: the name is not looked up again. ValueError."""
 
-    def __init__(self, resolve: Resolve = public):
+    def __init__(self, resolve: Resolver = resolve_public):
         self._resolve = resolve
 
     def __call__(self, url: str) -> bytes:
         try:
-            for _ in range(REDIRECTS + 1):
-                content, url = self._answer(urlsplit(url), url)
+            for _ in range(MAX_REDIRECTS + 1):
+                content, url = self._request(urlsplit(url), url)
                 if content is not None:
                     break
         except (OSError, http.client.HTTPException) as error:
             raise ValueError(f"{type(error).__name__} on the way") from error
-        if content is None or len(content) > BYTES or kind(content[:16]) is None:
+        if content is None or len(content) > MAX_BYTES or sniff_format(content[:16]) is None:
             raise ValueError("redirected too often, too large, or no picture")
         return content
 
-    def _answer(self, parts: SplitResult, url: str) -> tuple[bytes | None, str]:
+    def _request(self, parts: SplitResult, url: str) -> tuple[bytes | None, str]:
         """The content, or None and where to look for it."""
-        port = PORTS.get(parts.scheme)
+        port = PORTS_BY_SCHEME.get(parts.scheme)
         if port is None or parts.port not in (None, port) or not parts.hostname or parts.username is not None:
             raise ValueError("no address of a picture")
         target = parts.path or "/"
@@ -107,13 +108,13 @@ class Fetch:
         if not target.isascii() or not target.isprintable():
             raise ValueError("an address of other letters")
         (address, *_) = self._resolve(parts.hostname, port)
-        connected = socket.create_connection(address, SECONDS)
+        connected = socket.create_connection(address, TIMEOUT_SECONDS)
         if parts.scheme == "https":
             context = ssl.create_default_context()
             connected = context.wrap_socket(
                 connected, server_hostname=parts.hostname, do_handshake_on_connect=False
             )  # which the first write does, in time
-        with closing(connected), _ended_in_time(connected):
+        with closing(connected), _close_after_timeout(connected):
             connection = http.client.HTTPConnection(parts.hostname, port)
             connection.sock = connected
             connection.request("GET", target, headers={"Accept": "image/*", "Accept-Encoding": "identity"})
@@ -122,18 +123,18 @@ class Fetch:
                 return None, urljoin(url, answer.headers.get("Location", ""))
             if answer.status != 200:
                 raise ValueError(f"status {answer.status}")
-            return answer.read(BYTES + 1), url
+            return answer.read(MAX_BYTES + 1), url
 
 
 @contextmanager
-def _ended_in_time(connected: socket.socket) -> Iterator[None]:
+def _close_after_timeout(sock: socket.socket) -> Iterator[None]:
     """After `SECONDS` nothing more comes, also of an answer that comes drop by drop."""
 
     def end() -> None:
         with suppress(OSError):  # it is over already
-            socket.socket.shutdown(connected, socket.SHUT_RDWR)
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
-    timer = threading.Timer(SECONDS, end)
+    timer = threading.Timer(TIMEOUT_SECONDS, end)
     timer.daemon = True
     timer.start()
     try:

@@ -11,80 +11,82 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from ..files.disk import parse_json
-from .worker import Busy, Worker
+from .worker import QueueFull, RequestWorker
 
-BODY = 64 * 2**20  # bytes of a request at most
+MAX_BODY_BYTES = 64 * 2**20  # bytes of a request at most
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-class Refused(Exception):
+class RequestError(Exception):
     """A request that HTTP has a status for."""
 
-    def __init__(self, status: int, words: str):
-        super().__init__(words)
+    def __init__(self, status: int, message: str):
+        super().__init__(message)
         self.status = status
 
 
-def answering(answer: Callable[[Request], Any]) -> Endpoint:
+def get_endpoint(answer: Callable[[Request], Any]) -> Endpoint:
     """An endpoint of what can be answered at once."""
 
     async def endpoint(request: Request) -> Response:
-        return await _answered(run_in_threadpool(answer, request))
+        return await _respond(run_in_threadpool(answer, request))
 
     return endpoint
 
 
-def reading(answer: Callable[[Any], Any]) -> Endpoint:
+def json_endpoint(answer: Callable[[Any], Any]) -> Endpoint:
     """An endpoint of a function of the request's JSON."""
 
     async def answered(request: Request) -> Any:
-        content = await _content(request)
+        content = await _read_body(request)
         return await run_in_threadpool(lambda: answer(parse_json(content, "the request")))
 
     async def endpoint(request: Request) -> Response:
-        return await _answered(answered(request))
+        return await _respond(answered(request))
 
     return endpoint
 
 
-def working(answer: Callable[[Any], Any], worker: Worker) -> Endpoint:
+def queued_endpoint(answer: Callable[[Any], Any], worker: RequestWorker) -> Endpoint:
     """An endpoint of a function of the request's JSON that works or needs memory: the worker calls it, one at a
     time."""
 
     async def worked(request: Request) -> Any:
-        worker.check()  # before there is a body in memory
-        content = await _content(request)
+        worker.check_capacity()  # before there is a body in memory
+        content = await _read_body(request)
         return await asyncio.wrap_future(worker.submit(lambda: answer(parse_json(content, "the request"))))
 
     async def endpoint(request: Request) -> Response:
-        return await _answered(worked(request))
+        return await _respond(worked(request))
 
     return endpoint
 
 
-async def _answered(answer: Awaitable[Any]) -> Response:
+async def _respond(answer: Awaitable[Any]) -> Response:
     try:
         return JSONResponse(await answer)
-    except (Refused, Busy) as error:
-        return refusal(error.status, str(error))
+    except (RequestError, QueueFull) as error:
+        return error_response(error.status, str(error))
     except (ValueError, TypeError, FileNotFoundError) as error:
-        return refusal(422, str(error))
+        return error_response(422, str(error))
     except (RuntimeError, OSError, MemoryError) as error:
-        return refusal(500, str(error) or type(error).__name__)
+        return error_response(500, str(error) or type(error).__name__)
 
 
-def refusal(status: int, words: str) -> Response:
+def error_response(status: int, message: str) -> Response:
     """One sentence, under the key that FastAPI has it under."""
     headers = {429: {"Retry-After": "5"}, 401: {"WWW-Authenticate": "Basic"}}.get(status)
-    return JSONResponse({"detail": " ".join(words.split())[:500]}, status, headers)
+    return JSONResponse({"detail": " ".join(message.split())[:500]}, status, headers)
 
 
-async def _content(request: Request) -> bytes:
+async def _read_body(request: Request) -> bytes:
     if request.headers.get("content-type", "").partition(";")[0].strip().casefold() != "application/json":
-        raise Refused(415, "the request is no application/json")  # which a page of another site cannot send unasked
+        raise RequestError(
+            415, "the request is no application/json"
+        )  # which a page of another site cannot send unasked
     content = bytearray()
     async for chunk in request.stream():
         content += chunk
-        if len(content) > BODY:
-            raise Refused(413, f"the request is over {BODY >> 20} MiB")
+        if len(content) > MAX_BODY_BYTES:
+            raise RequestError(413, f"the request is over {MAX_BODY_BYTES >> 20} MiB")
     return bytes(content)

@@ -6,96 +6,96 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from ..preprocessors.registry import Ready
-from ..sdwebui.catalog import Shelf
-from ..sdwebui.detect import detect
-from ..sdwebui.limits import Limits
-from ..sdwebui.requests import TITLES, read_generation
-from ..sdwebui.samplers import SAMPLERS, SPACINGS
-from .engine import Engine
-from .fetch import fetched
+from ..preprocessors.registry import LoadedPreprocessor
+from ..sdwebui.catalog import ModelCatalog
+from ..sdwebui.detect import detect_maps
+from ..sdwebui.limits import RequestLimits
+from ..sdwebui.requests import SCRIPT_TITLES, parse_generation_request
+from ..sdwebui.samplers import NOISE_SCHEDULES, SAMPLERS
+from .engine import GenerationEngine
+from .fetch import replace_urls
 
 
-class Desk:
+class Service:
     """An engine, its control models, and what gives preprocessors by name. `fetch` gives the content of
     addresses in requests; without it they are refused."""
 
     def __init__(
         self,
-        engine: Engine,
-        shelf: Shelf,
-        ready: Callable[[str], Ready],
-        limits: Limits,
+        engine: GenerationEngine,
+        catalog: ModelCatalog,
+        load_preprocessor: Callable[[str], LoadedPreprocessor],
+        limits: RequestLimits,
         fetch: Callable[[str], bytes] | None = None,
     ):
         self._fetch = fetch
-        self.engine, self.shelf, self.limits, self._ready = engine, shelf, limits, ready
+        self.engine, self.catalog, self.limits, self._load_preprocessor = engine, catalog, limits, load_preprocessor
 
-    def generation(self, value: Any, from_image: bool) -> dict[str, Any]:
+    def generate(self, value: Any, from_image: bool) -> dict[str, Any]:
         """The answer to a request for pictures."""
-        echo = _echo(value)
-        asked = read_generation(self._fetched(value), self.engine.size, self.limits, from_image)
-        return {**self.engine.make(asked), "parameters": echo}
+        echo = _echo_scalars(value)
+        asked = parse_generation_request(self._replace_urls(value), self.engine.size, self.limits, from_image)
+        return {**self.engine.generate(asked), "parameters": echo}
 
-    def detection(self, value: Any) -> dict[str, Any]:
+    def detect_maps(self, value: Any) -> dict[str, Any]:
         """The answer to a request for maps."""
-        return detect(self._fetched(value), self._ready)
+        return detect_maps(self._replace_urls(value), self._load_preprocessor)
 
-    def _fetched(self, value: Any) -> Any:
-        return value if self._fetch is None else fetched(value, self._fetch)
+    def _replace_urls(self, value: Any) -> Any:
+        return value if self._fetch is None else replace_urls(value, self._fetch)
 
-    def models(self) -> list[dict[str, Any]]:
+    def list_checkpoints(self) -> list[dict[str, Any]]:
         """The one checkpoint."""
-        name = self.engine.name
+        name = self.engine.checkpoint_name
         return [{"title": name, "model_name": name, "hash": None, "sha256": None, "filename": name, "config": None}]
 
-    def options(self) -> dict[str, Any]:
-        return {"sd_model_checkpoint": self.engine.name, "control_net_unit_count": self.limits.units}
+    def get_options(self) -> dict[str, Any]:
+        return {"sd_model_checkpoint": self.engine.checkpoint_name, "control_net_unit_count": self.limits.max_units}
 
-    def choose(self, value: Any) -> None:
+    def set_options(self, value: Any) -> None:
         """Nothing, if it asks for what is there; ValueError otherwise."""
-        own = self.options()
+        own = self.get_options()
         if not isinstance(value, dict):
             raise ValueError("the options are no JSON object")
         for name, wanted in value.items():
             if name not in own or wanted != own[name]:
                 raise ValueError(f"the option {name!r:.80} cannot be changed on this server")
 
-    def progress(self, seen: bool) -> dict[str, Any]:
+    def get_progress(self, with_preview: bool) -> dict[str, Any]:
         """As the webui tells it; where it is to be `seen`, with the picture of the last step before which someone
         wanted to see it."""
         now = self.engine.progress
-        if seen and now.count:
-            now.wanted.set()
+        if with_preview and now.image_count:
+            now.preview_requested.set()
         state = {
             "skipped": False,
-            "interrupted": now.stop.is_set(),
-            "job": f"picture {now.picture + 1} of {now.count}" if now.count else "",
-            "job_count": now.count,
-            "job_no": now.picture,
+            "interrupted": now.stop_requested.is_set(),
+            "job": f"picture {now.image_index + 1} of {now.image_count}" if now.image_count else "",
+            "job_count": now.image_count,
+            "job_no": now.image_index,
             "sampling_step": now.step,
-            "sampling_steps": now.steps,
+            "sampling_steps": now.total_steps,
         }
         return {
             "progress": now.fraction,
-            "eta_relative": now.left,
+            "eta_relative": now.eta_seconds,
             "state": state,
-            "current_image": now.image,
+            "current_image": now.preview,
             "textinfo": None,
         }
 
-    def samplers(self) -> list[dict[str, Any]]:
+    def list_samplers(self) -> list[dict[str, Any]]:
         return [{"name": name, "aliases": [], "options": {}} for name in SAMPLERS]
 
-    def schedulers(self) -> list[dict[str, Any]]:
-        names = ("Automatic", *SPACINGS)
+    def list_schedulers(self) -> list[dict[str, Any]]:
+        names = ("Automatic", *NOISE_SCHEDULES)
         return [{"name": name.casefold(), "label": name, "aliases": None} for name in names]
 
-    def scripts(self) -> dict[str, list[str]]:
-        return {"txt2img": list(TITLES), "img2img": list(TITLES)}
+    def list_scripts(self) -> dict[str, list[str]]:
+        return {"txt2img": list(SCRIPT_TITLES), "img2img": list(SCRIPT_TITLES)}
 
 
-def _echo(value: Any) -> dict[str, Any]:
+def _echo_scalars(value: Any) -> dict[str, Any]:
     """What is short of a request. ValueError for what no JSON can say, before there is work in it."""
     said = value.items() if isinstance(value, dict) else ()
     echo = {k: v for k, v in said if isinstance(v, bool | int | float | str) and k != "mask"}

@@ -12,31 +12,31 @@ from typing import Protocol
 
 import numpy as np
 
-from ..batch.inputs import SUFFIXES
-from ..embedded.scenes import scene
+from ..batch.inputs import IMAGE_SUFFIXES
+from ..embedded.scenes import draw_scene
 from ..files import image_reader
-from ..files.disk import opened, parse_object
-from ..files.image_formats import check_pixels, kind, whole
-from ..files.image_reader import FILE_LIMIT, read_image
-from ..generation.sources import sha256
+from ..files.disk import open_regular_file, parse_object
+from ..files.image_formats import check_pixels, is_complete, sniff_format
+from ..files.image_reader import IMAGE_FILE_LIMIT, read_image
+from ..generation.sources import hash_file
 from ..maps.resize import fit
 
-LISTS = ("metadata.jsonl", "captions.jsonl")
+METADATA_FILES = ("metadata.jsonl", "captions.jsonl")
 CAPTION_LIMIT = 2**16  # bytes
-MakeMap = Callable[[np.ndarray], np.ndarray]  # (H, W, 3) uint8 RGB of a picture and of its map
+MapFunction = Callable[[np.ndarray], np.ndarray]  # (H, W, 3) uint8 RGB of a picture and of its map
 
 
 @dataclass(frozen=True)
 class Example:
     """A picture's file, its caption, and its map's file where one is given; `sha256` is the picture's."""
 
-    picture: Path
+    image: Path
     caption: str
     map: Path | None
     sha256: str
 
 
-class Pictures(Protocol):
+class ControlDataset(Protocol):
     """A fixed order of examples. `identity` is the same for the same pictures, captions and given maps."""
 
     def __len__(self) -> int: ...
@@ -49,43 +49,43 @@ class Pictures(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Folder:
+class FolderDataset:
     """Pictures of a folder; what hangs over the size is cropped. `make` None takes the maps that are given, and
     otherwise makes those that are not given of the cropped pictures."""
 
     examples: tuple[Example, ...]
-    make: MakeMap | None
+    make_map: MapFunction | None
 
     def __post_init__(self) -> None:
         without = next((each for each in self.examples if each.map is None), None)
-        if self.make is None and without:
-            raise ValueError(f"{str(without.picture)!r} has no map: list one, or name a preprocessor with --map")
+        if self.make_map is None and without:
+            raise ValueError(f"{str(without.image)!r} has no map: list one, or name a preprocessor with --map")
 
     def __len__(self) -> int:
         return len(self.examples)
 
     @property
     def identity(self) -> str:
-        rows = [(e.sha256, e.caption, e.map and sha256(e.map)) for e in self.examples]
+        rows = [(e.sha256, e.caption, e.map and hash_file(e.map)) for e in self.examples]
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
     def read(self, i: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray, str]:
         example = self.examples[i]
-        pixels = fit(read_image(example.picture), height, width, "crop")
+        pixels = fit(read_image(example.image), height, width, "crop")
         if example.map is not None:
             control = read_image(example.map)
         else:
-            assert self.make is not None
-            control = self.make(pixels)
+            assert self.make_map is not None
+            control = self.make_map(pixels)
         return pixels, fit(control, height, width, "crop"), example.caption
 
 
 @dataclass(frozen=True, eq=False)
-class Scenes:
+class SceneDataset:
     """The embedded model's drawn scenes of these seeds."""
 
     seeds: range
-    make: MakeMap
+    make_map: MapFunction
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -97,11 +97,11 @@ class Scenes:
     def read(self, i: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray, str]:
         if height != width:
             raise ValueError(f"scenes are square, not {width}x{height}")
-        drawn = scene(self.seeds[i], height)
-        return drawn.pixels, fit(self.make(drawn.pixels), height, width), drawn.caption
+        drawn = draw_scene(self.seeds[i], height)
+        return drawn.pixels, fit(self.make_map(drawn.pixels), height, width), drawn.caption
 
 
-def examples(folder: Path) -> tuple[Example, ...]:
+def read_examples(folder: Path) -> tuple[Example, ...]:
     """Those of a folder: what its metadata.jsonl or captions.jsonl lists, `{"file_name": .., "text": .., "map": ..}`
     (the map may be left out), or each picture with the caption `<stem>.txt` beside it.
 
@@ -109,71 +109,71 @@ def examples(folder: Path) -> tuple[Example, ...]:
     no captions, a picture that is cut short or none."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{str(folder)!r} is not a folder; expected one with pictures, or the word scenes")
-    lists = [folder / name for name in LISTS if (folder / name).exists()]
+    lists = [folder / name for name in METADATA_FILES if (folder / name).exists()]
     if len(lists) > 1:
-        raise ValueError(f"{str(folder)!r} holds both {' and '.join(LISTS)}: remove one")
-    rows = _listed(lists[0]) if lists else _beside(folder)
+        raise ValueError(f"{str(folder)!r} holds both {' and '.join(METADATA_FILES)}: remove one")
+    rows = _read_metadata(lists[0]) if lists else _list_captioned_images(folder)
     if not rows:
         raise ValueError(f"{str(lists[0] if lists else folder)!r} holds no pictures")
     found = []
     for picture, caption, control in rows:
         if control is not None:
-            check(control)
-        found.append(Example(picture, caption, control, check(picture)))
+            hash_image_file(control)
+        found.append(Example(picture, caption, control, hash_image_file(picture)))
     return tuple(found)
 
 
-def split(found: tuple[Example, ...], share: float) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+def split_examples(examples: tuple[Example, ...], share: float) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
     """Examples to learn and held-out ones: `share` of the different pictures, at least one, those with the lowest
     hashes, so that a copy of a picture is on its side. ValueError when nothing would be left."""
-    different = sorted({example.sha256 for example in found})
+    different = sorted({example.sha256 for example in examples})
     count = max(1, round(share * len(different)))
     if not 0 < share < 1 or count >= len(different):
         raise ValueError(f"validation {share:g} of {len(different)} different pictures leaves none on one side")
     held = set(different[:count])
-    return tuple(e for e in found if e.sha256 not in held), tuple(e for e in found if e.sha256 in held)
+    return tuple(e for e in examples if e.sha256 not in held), tuple(e for e in examples if e.sha256 in held)
 
 
-def apart(found: tuple[Example, ...], held: tuple[Example, ...]) -> None:
+def check_disjoint(train_set: tuple[Example, ...], held_out: tuple[Example, ...]) -> None:
     """ValueError when a held-out picture is also among those to learn."""
-    known = {example.sha256: example for example in found}
-    for example in held:
+    known = {example.sha256: example for example in train_set}
+    for example in held_out:
         if example.sha256 in known:
-            twin = known[example.sha256].picture
-            raise ValueError(
-                f"{str(example.picture)!r} is held out and also to be learnt, as {str(twin)!r}: remove one"
-            )
+            twin = known[example.sha256].image
+            raise ValueError(f"{str(example.image)!r} is held out and also to be learnt, as {str(twin)!r}: remove one")
 
 
-def check(path: Path) -> str:
+def hash_image_file(path: Path) -> str:
     """The sha256 of a picture's file. FileNotFoundError or ValueError when it is missing, cut short, too large, or no
     picture, by its structure; pixels are not decoded."""
     name = repr(str(path))
-    with opened(path) as file:
-        content = file.read(FILE_LIMIT + 1)
-    if len(content) > FILE_LIMIT:
+    with open_regular_file(path) as file:
+        content = file.read(IMAGE_FILE_LIMIT + 1)
+    if len(content) > IMAGE_FILE_LIMIT:
         raise ValueError(f"{name} is over 1 GiB, too large for a picture")
-    format = kind(content[:16])
-    if format is None or not whole(content, format):
+    format = sniff_format(content[:16])
+    if format is None or not is_complete(content, format):
         raise ValueError(f"{name} is {'no picture' if format is None else f'a {format} that is cut short or damaged'}")
-    image = image_reader.header(io.BytesIO(content), format, name)
+    image = image_reader.open_image_header(io.BytesIO(content), format, name)
     check_pixels(image.height, image.width, name)
     return hashlib.sha256(content).hexdigest()
 
 
-def _beside(folder: Path) -> list[tuple[Path, str, Path | None]]:
-    pictures = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
+def _list_captioned_images(folder: Path) -> list[tuple[Path, str, Path | None]]:
+    pictures = [
+        p for p in sorted(folder.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")
+    ]
     without = [picture for picture in pictures if not picture.with_suffix(".txt").exists()]
     if without:
         raise ValueError(
             f"{len(without)} of {len(pictures)} pictures have no caption, such as {str(without[0])!r}: write one to "
-            f"{without[0].with_suffix('.txt').name!r} beside it, or list all in {LISTS[0]}"
+            f"{without[0].with_suffix('.txt').name!r} beside it, or list all in {METADATA_FILES[0]}"
         )
-    return [(picture, _caption(picture.with_suffix(".txt")), None) for picture in pictures]
+    return [(picture, _read_caption(picture.with_suffix(".txt")), None) for picture in pictures]
 
 
-def _caption(path: Path) -> str:
-    with opened(path) as file:
+def _read_caption(path: Path) -> str:
+    with open_regular_file(path) as file:
         content = file.read(CAPTION_LIMIT + 1)
     if len(content) > CAPTION_LIMIT:
         raise ValueError(f"{str(path)!r} is over {CAPTION_LIMIT} bytes, too long for a caption")
@@ -183,9 +183,9 @@ def _caption(path: Path) -> str:
         raise ValueError(f"{str(path)!r} is not UTF-8 text: {error}") from error
 
 
-def _listed(path: Path) -> list[tuple[Path, str, Path | None]]:
+def _read_metadata(path: Path) -> list[tuple[Path, str, Path | None]]:
     rows = []
-    with opened(path) as file:
+    with open_regular_file(path) as file:
         for n, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -193,12 +193,12 @@ def _listed(path: Path) -> list[tuple[Path, str, Path | None]]:
             row = parse_object(line, where)
             if not isinstance(row.get("file_name"), str) or not isinstance(row.get("text"), str):
                 raise ValueError(f'{where}: expected {{"file_name": "a.png", "text": "a caption"}}')
-            control = None if row.get("map") is None else _within(path.parent, row["map"], where)
-            rows.append((_within(path.parent, row["file_name"], where), row["text"], control))
+            control = None if row.get("map") is None else _resolve_inside(path.parent, row["map"], where)
+            rows.append((_resolve_inside(path.parent, row["file_name"], where), row["text"], control))
     return rows
 
 
-def _within(folder: Path, name: object, where: str) -> Path:
+def _resolve_inside(folder: Path, name: object, where: str) -> Path:
     """A file that a list names. It may be downloaded, so it names none outside of its folder."""
     if not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts:
         raise ValueError(f"{where}: {name!r:.80} is not a file in the list's folder")

@@ -21,41 +21,43 @@ from torch import Tensor, nn
 from ..files.safetensors import write_weights
 from ..files.weights import read_weights
 
-CHECKPOINT, LOG = "checkpoint.safetensors", "log.jsonl"
-WARM_UP = 100  # steps
-FALL = 0.4  # the last share of the steps, in which the rate falls to zero
+CHECKPOINT_FILE, LOG_FILE = "checkpoint.safetensors", "log.jsonl"
+WARM_UP_STEPS = 100  # steps
+DECAY_SHARE = 0.4  # the last share of the steps, in which the rate falls to zero
 
 
 @dataclass(frozen=True)
-class Schedule:
+class TrainingSchedule:
     """How long and how fast. `batches` are accumulated in each step; `average` is the decay of the averaged weights;
     after `minutes` the run stops at a checkpoint. ValueError on numbers that make no sense."""
 
     steps: int
-    rate: float = 1e-3
-    batches: int = 1
-    average: float = 0.999
-    decay: float = 0.01
-    every: int = 250
-    minutes: float = math.inf
+    learning_rate: float = 1e-3
+    accumulation_steps: int = 1
+    ema_decay: float = 0.999
+    weight_decay: float = 0.01
+    evaluation_interval: int = 250
+    max_minutes: float = math.inf
 
     def __post_init__(self) -> None:
         for name in ("steps", "batches", "every", "rate", "minutes"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} {getattr(self, name)} of the training, expected more than 0")
-        if not 0 <= self.average < 1:
-            raise ValueError(f"average {self.average} of the training is outside 0..1")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"average {self.ema_decay} of the training is outside 0..1")
 
-    def rate_at(self, step: int) -> float:
+    def learning_rate_at(self, step: int) -> float:
         """Rises over 100 steps, stays level, falls to zero over the last 40 %."""
-        return self.rate * min(1.0, (step + 1) / WARM_UP, (self.steps - step) / (FALL * self.steps))
+        return self.learning_rate * min(
+            1.0, (step + 1) / WARM_UP_STEPS, (self.steps - step) / (DECAY_SHARE * self.steps)
+        )
 
 
 def train(
     network: nn.Module,
     loss: Callable[[nn.Module, int, int], Tensor],
-    measure: Callable[[nn.Module], dict[str, float]],
-    schedule: Schedule,
+    evaluate: Callable[[nn.Module], dict[str, float]],
+    schedule: TrainingSchedule,
     folder: Path,
 ) -> nn.Module | None:
     """The averaged weights after all steps; None when the minutes ran out before.
@@ -70,39 +72,41 @@ def train(
     network = network.to(accelerator.device)
     averaged = copy.deepcopy(network).requires_grad_(False).eval()
     parameters = [p for p in network.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, schedule.rate, betas=(0.9, 0.98), weight_decay=schedule.decay)
+    optimizer = torch.optim.AdamW(
+        parameters, schedule.learning_rate, betas=(0.9, 0.98), weight_decay=schedule.weight_decay
+    )
     folder.mkdir(parents=True, exist_ok=True)
-    first = _restore(folder / CHECKPOINT, network, averaged, optimizer)
+    first = _restore_checkpoint(folder / CHECKPOINT_FILE, network, averaged, optimizer)
     prepared = accelerator.prepare_model(network.train())
     began, losses = time.monotonic(), []
     idle = {name: p for name, p in network.named_parameters() if p.requires_grad}
-    with _interruption() as stopping:
+    with _catch_interrupt() as stopping:
         for step in range(first, schedule.steps):
             torch.manual_seed(step)
-            optimizer.param_groups[0]["lr"] = schedule.rate_at(step)
+            optimizer.param_groups[0]["lr"] = schedule.learning_rate_at(step)
             optimizer.zero_grad()
-            for batch in range(schedule.batches):
+            for batch in range(schedule.accumulation_steps):
                 with accelerator.autocast():
                     value = loss(prepared, step, batch)
-                accelerator.backward(value / schedule.batches)
+                accelerator.backward(value / schedule.accumulation_steps)
                 losses.append(value.item())
             if not math.isfinite(losses[-1]):
                 raise FloatingPointError(
-                    f"the loss of step {step + 1} is {losses[-1]}; {folder / CHECKPOINT} is from before"
+                    f"the loss of step {step + 1} is {losses[-1]}; {folder / CHECKPOINT_FILE} is from before"
                 )
-            idle = _still_idle(idle, len(parameters), step - first)
+            idle = _filter_idle(idle, len(parameters), step - first)
             accelerator.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
-            _follow(averaged, network, min(schedule.average, (step + 1) / (step + 10)))
-            done, late = step + 1, time.monotonic() - began > schedule.minutes * 60
-            if done % schedule.every == 0 or done == schedule.steps or late:
-                row = {"step": done, "loss": sum(losses) / len(losses), **measure(averaged)}
+            _update_ema(averaged, network, min(schedule.ema_decay, (step + 1) / (step + 10)))
+            done, late = step + 1, time.monotonic() - began > schedule.max_minutes * 60
+            if done % schedule.evaluation_interval == 0 or done == schedule.steps or late:
+                row = {"step": done, "loss": sum(losses) / len(losses), **evaluate(averaged)}
                 losses = []
-                _save(folder / CHECKPOINT, network, averaged, optimizer, done)
+                _save_checkpoint(folder / CHECKPOINT_FILE, network, averaged, optimizer, done)
                 left = (time.monotonic() - began) / (done - first) * (schedule.steps - done)
-                _told(row, folder / LOG, left)
+                _log_row(row, folder / LOG_FILE, left)
             elif stopping.is_set():
-                _save(folder / CHECKPOINT, network, averaged, optimizer, done)
+                _save_checkpoint(folder / CHECKPOINT_FILE, network, averaged, optimizer, done)
             if stopping.is_set():
                 raise KeyboardInterrupt
             if late and done < schedule.steps:
@@ -110,26 +114,26 @@ def train(
     return averaged
 
 
-def _still_idle(idle: dict[str, nn.Parameter], count: int, step: int) -> dict[str, nn.Parameter]:
+def _filter_idle(idle: dict[str, nn.Parameter], count: int, step: int) -> dict[str, nn.Parameter]:
     """Those of these tensors that have no gradient in this step either; `count` is that of all."""
     idle = {name: p for name, p in idle.items() if p.grad is None or not p.grad.any()}
-    if idle and step == WARM_UP:
+    if idle and step == WARM_UP_STEPS:
         raise ValueError(
-            f"{len(idle)} of {count} tensors have learnt nothing in {WARM_UP} steps, first "
+            f"{len(idle)} of {count} tensors have learnt nothing in {WARM_UP_STEPS} steps, first "
             f"{next(iter(idle))}: the loss does not depend on them, or its gradients are wrong"
         )
     return idle
 
 
-def _told(row: Mapping[str, float], log: Path, left: float) -> None:
+def _log_row(row: Mapping[str, float], log: Path, seconds_left: float) -> None:
     """A row of figures in the log and on stderr, there with the seconds that are left."""
     with log.open("a") as file:
         file.write(json.dumps(row) + "\n")
-    print(*(f"{k} {v:.4g}" for k, v in row.items()), f"left {left / 60:.0f} min", file=sys.stderr, flush=True)
+    print(*(f"{k} {v:.4g}" for k, v in row.items()), f"left {seconds_left / 60:.0f} min", file=sys.stderr, flush=True)
 
 
 @contextmanager
-def _interruption() -> Iterator[threading.Event]:
+def _catch_interrupt() -> Iterator[threading.Event]:
     """Set by the first Ctrl-C, where Python takes signals, which is in the main thread."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -149,12 +153,14 @@ def _interruption() -> Iterator[threading.Event]:
 
 
 @torch.no_grad()
-def _follow(averaged: nn.Module, network: nn.Module, decay: float) -> None:
+def _update_ema(averaged: nn.Module, network: nn.Module, decay: float) -> None:
     for slow, fast in zip(averaged.parameters(), network.parameters(), strict=True):
         slow.lerp_(fast, 1 - decay)
 
 
-def _parts(network: nn.Module, averaged: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
+def _iter_checkpoint_tensors(
+    network: nn.Module, averaged: nn.Module, optimizer: torch.optim.Optimizer
+) -> Iterator[tuple[str, Tensor]]:
     """All tensors of a checkpoint by name, as views of the living ones."""
     for prefix, module in (("network", network), ("averaged", averaged)):
         yield from ((f"{prefix}.{name}", t) for name, t in module.state_dict().items())
@@ -162,12 +168,16 @@ def _parts(network: nn.Module, averaged: nn.Module, optimizer: torch.optim.Optim
         yield from ((f"optimizer.{i}.{name}", t) for name, t in state.items())
 
 
-def _save(path: Path, network: nn.Module, averaged: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
-    tensors = {name: t.detach().cpu().contiguous() for name, t in _parts(network, averaged, optimizer)}
+def _save_checkpoint(
+    path: Path, network: nn.Module, averaged: nn.Module, optimizer: torch.optim.Optimizer, step: int
+) -> None:
+    tensors = {
+        name: t.detach().cpu().contiguous() for name, t in _iter_checkpoint_tensors(network, averaged, optimizer)
+    }
     write_weights(path, tensors, {"step": str(step)}, overwrite=True)
 
 
-def _restore(path: Path, network: nn.Module, averaged: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+def _restore_checkpoint(path: Path, network: nn.Module, averaged: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     """Put a checkpoint back, if there is one; how many steps are done."""
     if not path.exists():
         return 0

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 from ..guidance.contract import Residuals, Span, Step
 from ..models.kinds.controlnet import ControlNet
-from .data import Pictures
+from .data import ControlDataset
 
 SNR_LIMIT = 5.0
-LAYOUT = 50.0  # times min-snr's weight, at most
+MAX_LAYOUT_FACTOR = 50.0  # times min-snr's weight, at most
 WEIGHTINGS = ("min-snr", "layout")
 
 
-class Noising:
+class DiffusionLoss:
     """With the noise levels of a diffusers scheduler, for networks that predict the noise or, where its config says
     `v_prediction`, the velocity (Salimans and Ho, arXiv:2202.00512, appendix D).
 
@@ -40,55 +40,62 @@ class Noising:
         kind = scheduler.config.get("prediction_type", "epsilon")
         if kind not in ("epsilon", "v_prediction"):
             raise ValueError(f"the model predicts {kind!r}, expected epsilon or v_prediction")
-        self._velocity = kind == "v_prediction"
+        self._predicts_velocity = kind == "v_prediction"
         alphas = scheduler.alphas_cumprod.float()
         self._signal, self._noise = alphas.sqrt(), (1 - alphas).sqrt()
         snr = alphas / (1 - alphas)
         weights = (SNR_LIMIT / snr).clamp(max=1)
         if weighting == "layout":
-            weights = weights * (1 / snr + 1).clamp(max=LAYOUT)
-        self._weights = weights * snr / (snr + 1) if self._velocity else weights
-        self._even = weighting == "min-snr"
+            weights = weights * (1 / snr + 1).clamp(max=MAX_LAYOUT_FACTOR)
+        self._weights = weights * snr / (snr + 1) if self._predicts_velocity else weights
+        self._is_uniform = weighting == "min-snr"
 
     @property
-    def steps(self) -> int:
+    def num_timesteps(self) -> int:
         """The number of noise levels."""
         return len(self._weights)
 
-    def draw(self, latents: Tensor, numbers: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    def sample(self, latents: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Noised latents, what is to be predicted of them, and timesteps (B,), drawn on the CPU."""
-        noise = torch.randn(latents.shape, generator=numbers)
-        if self._even:
-            t = torch.randint(self.steps, (len(latents),), generator=numbers)
+        noise = torch.randn(latents.shape, generator=rng)
+        if self._is_uniform:
+            t = torch.randint(self.num_timesteps, (len(latents),), generator=rng)
         else:
-            t = torch.multinomial(self._weights, len(latents), replacement=True, generator=numbers)
-        return self.noised(latents, noise, t)
+            t = torch.multinomial(self._weights, len(latents), replacement=True, generator=rng)
+        return self.add_noise(latents, noise, t)
 
-    def noised(self, latents: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def add_noise(self, latents: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """As `draw`, of noise and timesteps that are given."""
         signal, sigma = self._signal[t].view(-1, 1, 1, 1), self._noise[t].view(-1, 1, 1, 1)
-        return signal * latents + sigma * noise, signal * noise - sigma * latents if self._velocity else noise, t
+        return (
+            signal * latents + sigma * noise,
+            signal * noise - sigma * latents if self._predicts_velocity else noise,
+            t,
+        )
 
-    def loss(self, predicted: Tensor, target: Tensor, t: Tensor, drawn: bool = True) -> Tensor:
+    def compute_loss(self, predicted: Tensor, target: Tensor, t: Tensor, importance_sampled: bool = True) -> Tensor:
         """The mean of weighted squared errors, of timesteps that `draw` drew or, if not, of evenly spread ones."""
         errors = (predicted.float() - target.to(predicted.device)).square().mean((1, 2, 3))
-        weights = self._weights[t] if self._even or not drawn else self._weights.mean()
+        weights = self._weights[t] if self._is_uniform or not importance_sampled else self._weights.mean()
         return (errors * weights.to(errors.device)).mean()
 
 
-def generator(*numbers: int) -> torch.Generator:
+def make_generator(*seeds: int) -> torch.Generator:
     """Random numbers that depend on these alone."""
-    return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(seeds).generate_state(1)[0]))
 
 
-EMPTY_CAPTIONS = 0.1
-KEPT = 2**31  # bytes of encoded examples in memory
-NARROW = 128  # channels, for whose heads PyTorch's fused attention takes up to four times as long on a CPU
-DRAWS = 128  # examples with noise of one measurement
-RISE, SHARED = 0.02, 0.5  # what the verdict calls a change, and how much of the gain must hold for other pictures
+EMPTY_CAPTION_RATE = 0.1
+CACHE_BYTES = 2**31  # bytes of encoded examples in memory
+NARROW_CHANNELS = 128  # channels, for whose heads PyTorch's fused attention takes up to four times as long on a CPU
+EVALUATION_DRAWS = 128  # examples with noise of one measurement
+SIGNIFICANT_CHANGE, MIN_SHARED_GAIN = (
+    0.02,
+    0.5,
+)  # what the verdict calls a change, and how much of the gain must hold for other pictures
 
 
-class Frozen:
+class FrozenBase:
     """A pipeline of SD1.5's or SD2.1's kind that is looked through and stays as it is. ValueError on an inpainting
     UNet or an SDXL."""
 
@@ -103,12 +110,12 @@ class Frozen:
         self._pipe = pipe.to(device)
         for part in (pipe.unet, pipe.vae, pipe.text_encoder):
             part.requires_grad_(False).eval()
-        if self.device.type == "cpu" and pipe.unet.config["block_out_channels"][0] <= NARROW:
+        if self.device.type == "cpu" and pipe.unet.config["block_out_channels"][0] <= NARROW_CHANNELS:
             pipe.unet.set_attn_processor(AttnProcessor())
-        self.empty = self.context("")
+        self.empty_context = self.encode_caption("")
 
     @torch.no_grad()
-    def latents(self, pixels: np.ndarray) -> Tensor:
+    def encode_latents(self, pixels: np.ndarray) -> Tensor:
         """The likeliest latents (C, h, w), on the CPU, of RGB uint8 (H, W, 3). In float32 and alone: an example is the
         same to the bit in whatever batch, so that a resumed run is too."""
         x = torch.from_numpy(pixels).to(self.device).permute(2, 0, 1)[None].float() / 127.5 - 1
@@ -117,7 +124,7 @@ class Frozen:
             return (vae.encode(x).latent_dist.mode() * vae.config["scaling_factor"])[0].cpu()
 
     @torch.no_grad()
-    def context(self, caption: str) -> Tensor:
+    def encode_caption(self, caption: str) -> Tensor:
         """The caption's text states (T, D), on the CPU."""
         with torch.autocast(self.device.type, enabled=False):
             return self._pipe.encode_prompt(caption, self.device, 1, False)[0][0].cpu()
@@ -137,7 +144,7 @@ class Frozen:
 
 
 @dataclass(frozen=True, eq=False)
-class Encoded:
+class EncodedExample:
     """One example as the networks read it: latents (C, h, w), text states (T, D), map (H, W, 3) uint8."""
 
     latents: Tensor
@@ -145,70 +152,81 @@ class Encoded:
     map: np.ndarray
 
 
-class Examples:
+class EncodedExamples:
     """Pictures, encoded when first asked for; the first of them stay in memory, as many as fit in 2 GiB."""
 
-    def __init__(self, pictures: Pictures, frozen: Frozen, height: int, width: int):
-        self._pictures, self._frozen, self._size = pictures, frozen, (height, width)
-        self._kept: dict[int, Encoded] = {}
+    def __init__(self, dataset: ControlDataset, frozen: FrozenBase, height: int, width: int):
+        self._dataset, self._frozen, self._size = dataset, frozen, (height, width)
+        self._cache: dict[int, EncodedExample] = {}
 
     def __len__(self) -> int:
-        return len(self._pictures)
+        return len(self._dataset)
 
-    def batch(self, rows: Sequence[int]) -> tuple[Tensor, Tensor, np.ndarray]:
+    def load_batch(self, rows: Sequence[int]) -> tuple[Tensor, Tensor, np.ndarray]:
         """Latents (B, C, h, w), text states (B, T, D) and maps (B, H, W, 3) uint8."""
-        found = [self._one(i) for i in rows]
+        found = [self._load_example(i) for i in rows]
         return (
             torch.stack([each.latents for each in found]),
             torch.stack([each.context for each in found]),
             np.stack([each.map for each in found]),
         )
 
-    def _one(self, i: int) -> Encoded:
-        if i in self._kept:
-            return self._kept[i]
-        pixels, control, caption = self._pictures.read(i, *self._size)
-        encoded = Encoded(self._frozen.latents(pixels), self._frozen.context(caption), control)
-        if (i + 1) * (encoded.latents.nbytes + encoded.context.nbytes + encoded.map.nbytes) <= KEPT:
-            self._kept[i] = encoded
+    def _load_example(self, i: int) -> EncodedExample:
+        if i in self._cache:
+            return self._cache[i]
+        pixels, control, caption = self._dataset.read(i, *self._size)
+        encoded = EncodedExample(self._frozen.encode_latents(pixels), self._frozen.encode_caption(caption), control)
+        if (i + 1) * (encoded.latents.nbytes + encoded.context.nbytes + encoded.map.nbytes) <= CACHE_BYTES:
+            self._cache[i] = encoded
         return encoded
 
 
-def control_loss(
-    net: nn.Module, frozen: Frozen, examples: Examples, noising: Noising, batch: int, numbers: torch.Generator
+def compute_control_loss(
+    net: nn.Module,
+    frozen: FrozenBase,
+    examples: EncodedExamples,
+    objective: DiffusionLoss,
+    batch_size: int,
+    rng: torch.Generator,
 ) -> Tensor:
     """The loss on `batch` examples drawn from `numbers`, a tenth of the captions empty, with gradients for the network
     alone."""
-    rows = torch.randint(len(examples), (batch,), generator=numbers).tolist()
-    latents, context, maps = examples.batch(rows)
-    dropped = torch.rand(batch, 1, 1, generator=numbers) < EMPTY_CAPTIONS
-    x, target, t = noising.draw(latents, numbers)
-    return noising.loss(frozen.predict(x, t, torch.where(dropped, frozen.empty, context), net, maps), target, t)
+    rows = torch.randint(len(examples), (batch_size,), generator=rng).tolist()
+    latents, context, maps = examples.load_batch(rows)
+    dropped = torch.rand(batch_size, 1, 1, generator=rng) < EMPTY_CAPTION_RATE
+    x, target, t = objective.sample(latents, rng)
+    return objective.compute_loss(
+        frozen.predict(x, t, torch.where(dropped, frozen.empty_context, context), net, maps), target, t
+    )
 
 
-class FixedLoss:
+class FixedNoiseLoss:
     """The loss on 128 examples (fewer come several times) with noise and timesteps that never change, and are the same
     for every set of examples."""
 
-    def __init__(self, frozen: Frozen, examples: Examples, noising: Noising, batch: int):
-        self._frozen, self._examples, self._noising, self._batch = frozen, examples, noising, batch
-        self.unguided = self(None)
+    def __init__(self, frozen: FrozenBase, examples: EncodedExamples, objective: DiffusionLoss, batch_size: int):
+        self._frozen, self._examples, self._objective, self._batch_size = frozen, examples, objective, batch_size
+        self.unguided_loss = self(None)
 
     @torch.no_grad()
     def __call__(self, net: nn.Module | None) -> float:
-        numbers = generator(1)
-        times = torch.randperm(DRAWS, generator=numbers) * self._noising.steps // DRAWS  # every noise level alike
+        numbers = make_generator(1)
+        times = (
+            torch.randperm(EVALUATION_DRAWS, generator=numbers) * self._objective.num_timesteps // EVALUATION_DRAWS
+        )  # every noise level alike
         losses = []
-        for draws in torch.arange(DRAWS).split(self._batch):
-            latents, context, maps = self._examples.batch([i * len(self._examples) // DRAWS for i in draws.tolist()])
+        for draws in torch.arange(EVALUATION_DRAWS).split(self._batch_size):
+            latents, context, maps = self._examples.load_batch(
+                [i * len(self._examples) // EVALUATION_DRAWS for i in draws.tolist()]
+            )
             noise = torch.randn(latents.shape, generator=numbers)
-            x, target, t = self._noising.noised(latents, noise, times[draws])
+            x, target, t = self._objective.add_noise(latents, noise, times[draws])
             predicted = self._frozen.predict(x, t, context, net, maps)
-            losses.append(len(draws) * self._noising.loss(predicted, target, t, drawn=False))
-        return float(sum(losses)) / DRAWS
+            losses.append(len(draws) * self._objective.compute_loss(predicted, target, t, importance_sampled=False))
+        return float(sum(losses)) / EVALUATION_DRAWS
 
 
-def verdict(rows: Sequence[dict[str, float]]) -> str:
+def describe_fit(rows: Sequence[dict[str, float]]) -> str:
     """One sentence on whether the training over- or underfits, from its log: each row has `step`, and the fixed losses
     `training`, `held_out`, and of the model without control `training_unguided`, `held_out_unguided`."""
     last, lowest = rows[-1], min(rows, key=lambda row: row["held_out"])
@@ -218,14 +236,14 @@ def verdict(rows: Sequence[dict[str, float]]) -> str:
         f"held-out loss {last['held_out']:.4g} ({last['held_out_unguided']:.4g} without control), "
         f"training loss {last['training']:.4g} ({last['training_unguided']:.4g})"
     )
-    if last["held_out"] > (1 + RISE) * lowest["held_out"]:
+    if last["held_out"] > (1 + SIGNIFICANT_CHANGE) * lowest["held_out"]:
         where = f"the held-out loss was lowest, {lowest['held_out']:.4g}, after {lowest['step']:.0f} steps"
         return f"overfits: {where}; {figures}: more pictures, or fewer steps"
-    if gained["training"] > 0 and gained["held_out"] < SHARED * gained["training"]:
+    if gained["training"] > 0 and gained["held_out"] < MIN_SHARED_GAIN * gained["training"]:
         share = math.floor(100 * gained["held_out"] / gained["training"])
         return (
             f"overfits: {share} % of what control gains on training pictures holds for others; {figures}: more pictures"
         )
-    if gained["held_out"] <= 0 or last["held_out"] < (1 - RISE) * earlier["held_out"]:
+    if gained["held_out"] <= 0 or last["held_out"] < (1 - SIGNIFICANT_CHANGE) * earlier["held_out"]:
         return f"underfits: the held-out loss still falls, or control does not help yet; {figures}: more steps"
     return f"fits: neither over- nor underfits; {figures}"

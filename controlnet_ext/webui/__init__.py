@@ -10,7 +10,7 @@ def start() -> Any:
     of its own, to which our preprocessors are added. Once in a load of scripts."""
     from . import forge
 
-    if forge.is_here():
+    if forge.is_forge():
         forge.register()
         return None
     from . import axes, routes, script, settings

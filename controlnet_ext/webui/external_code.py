@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import Any
 
-from ..maps.resize import pixel_perfect
-from ..sdwebui.detect import VERSION, module_list
-from ..sdwebui.pictures import encoded
+from ..maps.resize import compute_fit_resolution
+from ..sdwebui.detect import API_VERSION, list_modules
+from ..sdwebui.pictures import encode_png_base64
 from . import host, settings
-from .fields import units_of
+from .fields import parse_unit_arguments
 
 TITLE = "controlnet"
 DEFAULTS: dict[str, Any] = {
@@ -80,27 +80,27 @@ class ControlNetUnit:
 
 
 def get_api_version() -> int:
-    return VERSION
+    return API_VERSION
 
 
 def get_models(update: bool = False) -> list[str]:
     """Control models by their listed names, first "None"."""
     if update:
-        host.shelf().rescan()
-    return ["None", *host.shelf().names]
+        host.get_model_catalog().rescan()
+    return ["None", *host.get_model_catalog().names]
 
 
 def get_modules(alias_names: bool = False) -> list[str]:
-    return module_list(alias_names)["module_list"]
+    return list_modules(alias_names)["module_list"]
 
 
 def get_modules_detail(alias_names: bool = False) -> dict[str, Any]:
-    return module_list(alias_names)["module_detail"]
+    return list_modules(alias_names)["module_detail"]
 
 
 def get_max_models_num() -> int:
     """How many units there are."""
-    return settings.units()
+    return settings.get_unit_count()
 
 
 def is_cn_script(script: Any) -> bool:
@@ -124,7 +124,9 @@ def get_all_units(script_runner: Any, script_args: Any) -> list[ControlNetUnit]:
 
 
 def get_all_units_from(script_args: Any) -> list[ControlNetUnit]:
-    return [ControlNetUnit(**each) if each else ControlNetUnit(enabled=False) for each in units_of(script_args)]
+    return [
+        ControlNetUnit(**each) if each else ControlNetUnit(enabled=False) for each in parse_unit_arguments(script_args)
+    ]
 
 
 def get_single_unit_from(script_args: Any, index: int = 0) -> ControlNetUnit | None:
@@ -144,8 +146,8 @@ def update_cn_script(script_runner: Any, script_args: Any, cn_units: Iterable[An
         return script_args
     said = [unit.to_dict() if isinstance(unit, ControlNetUnit) else dict(unit) for unit in cn_units if unit is not None]
     room = script.args_to - script.args_from
-    if len(said) > min(room, settings.units()):
-        raise ValueError(f"{len(said)} units, expected up to {settings.units()}")
+    if len(said) > min(room, settings.get_unit_count()):
+        raise ValueError(f"{len(said)} units, expected up to {settings.get_unit_count()}")
     given = list(script_args)
     given[script.args_from : script.args_to] = [*said, *[None] * (room - len(said))]
     return type(script_args)(given)
@@ -159,9 +161,9 @@ def pixel_perfect_resolution(image: Any, target_H: int, target_W: int, resize_mo
     """The resolution at which the image's map is neither enlarged nor shrunk."""
     word = resize_mode.value if isinstance(resize_mode, Enum) else resize_mode
     how = "fill" if word == ResizeMode.OUTER_FIT.value else "crop"
-    return pixel_perfect(image.shape[0], image.shape[1], target_H, target_W, how)
+    return compute_fit_resolution(image.shape[0], image.shape[1], target_H, target_W, how)
 
 
 def to_base64_nparray(pixels: Any) -> str:
     """A PNG in base64 of an array."""
-    return encoded(pixels)
+    return encode_png_base64(pixels)

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from .. import models
 from ..guidance.contract import Span, Step
-from ..hosts.ldm.unet_view import LdmUNet
+from ..hosts.ldm.unet_view import LdmUNetView
 from ..models.kinds import union
-from ..models.kinds.controlnet import DIFFERENCE
-from ..preprocessors.registry import registered
-from ..sdwebui.control_types import TYPES
-from .sampling import Refused
+from ..models.kinds.controlnet import DIFFERENCE_KEY
+from ..preprocessors.registry import list_preprocessors
+from ..sdwebui.control_types import CONTROL_TYPES
+from .sampling import GuidanceError
 
 try:
     from backend import memory_management
@@ -33,76 +33,78 @@ except ImportError:
     from ldm_patched.modules import model_management as memory_management
     from ldm_patched.modules.controlnet import ControlBase, ControlNet
 
-DEVICE = memory_management.get_torch_device()
+FORGE_DEVICE = memory_management.get_torch_device()
 # What their networks return: a list with the middle block's last, or both kinds by name
-LISTED = "control_output" in inspect.signature(ControlBase.control_merge).parameters
-READS_UNIONS = "control_type" in inspect.signature(ControlNetPatcher.process_before_every_sampling).parameters
-WHOLE = Span(0, 1)
-CAUGHT = (ValueError, TypeError, FileNotFoundError)
+RETURNS_LIST = "control_output" in inspect.signature(ControlBase.control_merge).parameters
+FORGE_READS_UNIONS = "control_type" in inspect.signature(ControlNetPatcher.process_before_every_sampling).parameters
+WHOLE_RUN = Span(0, 1)
+LOAD_ERRORS = (ValueError, TypeError, FileNotFoundError)
 
 
-def register() -> None:
+def register_control_models() -> None:
     """Have Forge ask ours first, whether a file is of its kind: its own would take it."""
     from modules_forge import shared
 
-    shared.add_supported_control_model(Offered)
+    shared.add_supported_control_model(ForgeControlModel)
     kinds = shared.supported_control_models
     kinds.insert(0, kinds.pop())
 
 
-def lacking(names: Collection[str]) -> bool:
+def is_unsupported_by_forge(names: Collection[str]) -> bool:
     """Whether tensors of these names are of a kind that Forge lacks."""
-    return (union.detect(names) and not READS_UNIONS) or DIFFERENCE in names
+    return (union.detect(names) and not FORGE_READS_UNIONS) or DIFFERENCE_KEY in names
 
 
-def dtype() -> torch.dtype:
+def get_forge_dtype() -> torch.dtype:
     """In which it computes."""
     if hasattr(memory_management, "get_computation_dtype"):
-        return memory_management.get_computation_dtype(DEVICE)
+        return memory_management.get_computation_dtype(FORGE_DEVICE)
     stored = memory_management.unet_dtype()
-    return memory_management.unet_manual_cast(stored, DEVICE) or stored
+    return memory_management.unet_manual_cast(stored, FORGE_DEVICE) or stored
 
 
-class Offered(ControlNetPatcher):  # type: ignore[misc]
+class ForgeControlModel(ControlNetPatcher):  # type: ignore[misc]
     """A file as Forge knows them. What is wrong with it is told when pictures are sampled, and ends that: Forge only
     logs what is raised before, and goes on without."""
 
     @staticmethod
     def try_build_from_state_dict(state_dict: dict[str, Any], ckpt_path: str) -> Any:
-        return Offered(ckpt_path) if lacking(state_dict) else None
+        return ForgeControlModel(ckpt_path) if is_unsupported_by_forge(state_dict) else None
 
     def __init__(self, path: str):
         super().__init__(None)
-        self._net: Any = None
+        self._network: Any = None
         self._error: Exception | None = None
         try:
-            self._net = models.load(path, None, dtype())
-        except CAUGHT as error:
+            self._network = models.load(path, None, get_forge_dtype())
+        except LOAD_ERRORS as error:
             self._error = error
 
     def process_before_every_sampling(self, process: Any, cond: Any, mask: Any, *args: Any, **kwargs: Any) -> None:
         unet = process.sd_model.forge_objects.unet.model.diffusion_model
-        self.model_patcher = Guiding(Read(self._net, kind_of(kwargs["params"].preprocessor), unet, self._error))
+        self.model_patcher = ForgeControl(
+            ForgeNetworkAdapter(self._network, find_map_kind(kwargs["params"].preprocessor), unet, self._error)
+        )
         super().process_before_every_sampling(process, cond, mask, *args, **kwargs)
 
 
-def kind_of(theirs: Any) -> str | None:
+def find_map_kind(forge_preprocessor: Any) -> str | None:
     """Which kind of map a preprocessor of Forge's list makes, by its name or its control type; None: nobody says."""
-    name = theirs.name.casefold()
-    makes = next((e.makes for e in registered() if name in (e.name.casefold(), e.label.casefold())), None)
-    types = [kind for kind, (tag, _) in TYPES.items() if tag in theirs.tags]
+    name = forge_preprocessor.name.casefold()
+    makes = next((e.makes for e in list_preprocessors() if name in (e.name.casefold(), e.label.casefold())), None)
+    types = [kind for kind, (tag, _) in CONTROL_TYPES.items() if tag in forge_preprocessor.tags]
     return makes or (types[0] if types else None)
 
 
-class Read(nn.Module):
+class ForgeNetworkAdapter(nn.Module):
     """A control model of ours, called as Forge calls its own."""
 
-    def __init__(self, net: Any, kind: str | None, unet: Any, error: Exception | None = None):
+    def __init__(self, network: Any, map_kind: str | None, unet: Any, error: Exception | None = None):
         super().__init__()
-        self.net, self._kind, self._error = net, kind, error
-        self._unet = lambda: unet  # which is no part of this module
-        self._reader: Any = None
-        self._hint: tuple[Tensor, Any] | None = None
+        self.net, self._map_kind, self._error = network, map_kind, error
+        self._get_unet = lambda: unet  # which is no part of this module
+        self._bound_network: Any = None
+        self._cached_hint: tuple[Tensor, Any] | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -113,31 +115,31 @@ class Read(nn.Module):
         """Residuals, those of the skips and then the middle block's, for x `(B, C, h, w)` and the hint `(B, 3, H, W)`
         in 0..1. `Refused` where the file is broken, does not fit the UNet, or does not read the map."""
         try:
-            made = self._called(Step(x, timesteps, context, WHOLE, added=y), hint)
-        except CAUGHT as error:
-            raise Refused(f"ControlNet: {error}") from error
-        return [*made.skips, made.middle] if LISTED else {"output": list(made.skips), "middle": [made.middle]}
+            made = self._run_network(Step(x, timesteps, context, WHOLE_RUN, added=y), hint)
+        except LOAD_ERRORS as error:
+            raise GuidanceError(f"ControlNet: {error}") from error
+        return [*made.skips, made.middle] if RETURNS_LIST else {"output": list(made.skips), "middle": [made.middle]}
 
-    def _called(self, step: Step, hint: Tensor) -> Any:
+    def _run_network(self, step: Step, hint: Tensor) -> Any:
         if self._error is not None:
             raise self._error
-        if self._reader is None:
-            self.net.settle(LdmUNet(self._unet()))
-            self._reader = self.net.reads((self._kind,))
-        if self._hint is None or self._hint[0] is not hint:
-            self._hint = hint, self._reader.hint(hint)
-        made = self._hint[1]
-        return self._reader(step, [made] if getattr(self._reader, "together", False) else made)
+        if self._bound_network is None:
+            self.net.bind(LdmUNetView(self._get_unet()))
+            self._bound_network = self.net.for_map_types((self._map_kind,))
+        if self._cached_hint is None or self._cached_hint[0] is not hint:
+            self._cached_hint = hint, self._bound_network.hint(hint)
+        made = self._cached_hint[1]
+        return self._bound_network(step, [made] if getattr(self._bound_network, "multi_hint", False) else made)
 
 
-class Guiding(ControlNet):  # type: ignore[misc]
+class ForgeControl(ControlNet):  # type: ignore[misc]
     """Forge's ControlNet around ours, on Forge's device while pictures are sampled."""
 
-    def __init__(self, read: Read):
-        super().__init__(read, load_device=DEVICE, manual_cast_dtype=dtype())
+    def __init__(self, network: ForgeNetworkAdapter):
+        super().__init__(network, load_device=FORGE_DEVICE, manual_cast_dtype=get_forge_dtype())
 
-    def copy(self) -> Guiding:
-        copied = Guiding(self.control_model)
+    def copy(self) -> ForgeControl:
+        copied = ForgeControl(self.control_model)
         self.copy_to(copied)
         return copied
 

@@ -8,10 +8,10 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
-OLD = gr.__version__.startswith("3.")
+IS_GRADIO_3 = gr.__version__.startswith("3.")
 
 
-def drawn(value: Any) -> Any:
+def read_canvas(value: Any) -> Any:
     """{"image", "mask"} of arrays, the mask None where nothing is painted; or the array of a component without a
     brush."""
     if not isinstance(value, Mapping):
@@ -28,7 +28,7 @@ def drawn(value: Any) -> Any:
     return {"image": image, "mask": mask if np.any(mask) else None}
 
 
-def image_of(value: Any) -> tuple[Any, Any]:
+def get_image_and_mask(value: Any) -> tuple[Any, Any]:
     """Image and mask, None where there is none."""
-    said = drawn(value)
+    said = read_canvas(value)
     return (said.get("image"), said.get("mask")) if isinstance(said, Mapping) else (said, None)

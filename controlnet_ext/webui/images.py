@@ -20,18 +20,22 @@ import numpy as np
 
 from ..files.image_reader import read_image
 from ..files.image_writer import write_image
-from ..generation.inpainting import Finish
+from ..generation.inpainting import Postprocess
 from ..maps.resize import fit
-from ..sdwebui.pictures import Pair
-from ..sdwebui.units import FITS, WebuiUnit, beside_mask
+from ..sdwebui.pictures import ImageMaskPair
+from ..sdwebui.units import RESIZE_MODES, WebuiUnit, without_own_restore
 from . import settings
 
-FOLDER = "controlnet"  # within a folder of results
-WORDS = {"image": "Image File", "mask": "Mask File", "effective_region_mask": "Region File"}  # fields in PNG info
-NAME = r"[0-9a-f]{32}\.png"
+INPUT_FOLDER = "controlnet"  # within a folder of results
+INPUT_LABELS = {
+    "image": "Image File",
+    "mask": "Mask File",
+    "effective_region_mask": "Region File",
+}  # fields in PNG info
+FILE_NAME_PATTERN = r"[0-9a-f]{32}\.png"
 
 
-def saved(pixels: np.ndarray, folder: Path) -> str:
+def save_input(pixels: np.ndarray, folder: Path) -> str:
     """The name, by its content, of a picture (H, W, 3) uint8 as a PNG in this folder; one that is there already is not
     written again."""
     shape = "x".join(map(str, pixels.shape))
@@ -42,58 +46,60 @@ def saved(pixels: np.ndarray, folder: Path) -> str:
     return path.name
 
 
-def keep(unit: WebuiUnit, p: Any) -> str:
+def save_unit_inputs(unit: WebuiUnit, p: Any) -> str:
     """What PNG info says of a unit's pictures, which are saved beside the results of the request `p`: ", Image File:
     ….png". Nothing where results are not saved, the settings say no, or the unit has several images."""
-    if not settings.value("controlnet_save_unit_images", True) or not p.save_samples() or len(unit.images) > 1:
+    if not settings.get_setting("controlnet_save_unit_images", True) or not p.save_samples() or len(unit.images) > 1:
         return ""
     image, mask = unit.images[0] if unit.images else (None, None)
-    own = {"image": image, "mask": mask, "effective_region_mask": unit.region}
-    folder = Path(p.outpath_samples) / FOLDER
-    return "".join(f", {WORDS[field]}: {saved(each, folder)}" for field, each in own.items() if each is not None)
+    own = {"image": image, "mask": mask, "effective_region_mask": unit.region_mask}
+    folder = Path(p.outpath_samples) / INPUT_FOLDER
+    return "".join(
+        f", {INPUT_LABELS[field]}: {save_input(each, folder)}" for field, each in own.items() if each is not None
+    )
 
 
-def brought(text: str, field: str) -> np.ndarray | None:
+def load_saved_input(text: str, field: str) -> np.ndarray | None:
     """The picture (H, W, 3) uint8 RGB that a unit's text names for this field; None where it names none, or there is no
     such picture in the host's folders."""
-    found = re.search(rf"(?:^|, ){WORDS[field]}: ({NAME})(?:,|$)", text)
+    found = re.search(rf"(?:^|, ){INPUT_LABELS[field]}: ({FILE_NAME_PATTERN})(?:,|$)", text)
     if found is None:
         return None
-    for folder in settings.result_folders():
-        path = folder / FOLDER / found[1]
+    for folder in settings.list_result_folders():
+        path = folder / INPUT_FOLDER / found[1]
         if path.is_file() and not path.is_symlink():
-            return _read(path)
+            return _read_image_or_none(path)
     return None
 
 
-def _read(path: Path) -> np.ndarray | None:
+def _read_image_or_none(path: Path) -> np.ndarray | None:
     try:
         return read_image(path)
     except ValueError:
         return None
 
 
-def with_images(unit: WebuiUnit, p: Any) -> WebuiUnit:
+def resolve_unit_images(unit: WebuiUnit, p: Any) -> WebuiUnit:
     """The unit with the host's picture where it has none of its own, and of each image the part that is repainted. For
     a request that the host has initialised. ValueError where there is no image."""
     if not unit.images:
-        image, mask = _initial(p)
-        unit = replace(unit, images=((image, mask if _inpaints(unit) else None),), fit=_fit(p))
-    elif not _inpaints(unit) and settings.value("controlnet_ignore_noninpaint_mask", False):
+        image, mask = _get_init_image(p)
+        unit = replace(unit, images=((image, mask if _is_inpaint(unit) else None),), fit=_get_host_fit(p))
+    elif not _is_inpaint(unit) and settings.get_setting("controlnet_ignore_noninpaint_mask", False):
         unit = replace(unit, images=tuple((image, None) for image, _ in unit.images))
     if getattr(p, "image_mask", None) is not None:
-        unit = beside_mask(unit)
+        unit = without_own_restore(unit)
     box = getattr(p, "paste_to", None)
-    if not unit.crops or box is None or not p.inpaint_full_res or p.image_mask is None:
+    if not unit.crops_to_inpaint_area or box is None or not p.inpaint_full_res or p.image_mask is None:
         return unit
     width, height = p.image_mask.size
-    seen = [_part(image, width, height, box, unit.fit) for image, _ in unit.images]
-    masks = [None if mask is None else _part(mask, width, height, box, unit.fit) for _, mask in unit.images]
+    seen = [_crop_fitted(image, width, height, box, unit.fit) for image, _ in unit.images]
+    masks = [None if mask is None else _crop_fitted(mask, width, height, box, unit.fit) for _, mask in unit.images]
     images = tuple(zip(seen, masks, strict=True))
     return replace(unit, images=images, fit="fill")
 
 
-def finished(images: Any, finishes: Sequence[Finish]) -> None:
+def apply_finishes(images: Any, finishes: Sequence[Postprocess]) -> None:
     """The pictures, a tensor `(B, 3, H, W)` in 0..1, as these finish them, in place. The host cuts 255 times a number
     to a whole one, so that each stands half a step above its own."""
     for image in images:
@@ -106,14 +112,14 @@ def finished(images: Any, finishes: Sequence[Finish]) -> None:
 def save_maps(maps: Sequence[np.ndarray]) -> None:
     """As PNGs in the folder of the settings."""
     for pixels in maps:
-        saved(pixels, settings.map_folder())
+        save_input(pixels, settings.get_map_folder())
 
 
-def _inpaints(unit: WebuiUnit) -> bool:
+def _is_inpaint(unit: WebuiUnit) -> bool:
     return unit.module is not None and unit.module.makes == "inpaint"
 
 
-def _initial(p: Any) -> Pair:
+def _get_init_image(p: Any) -> ImageMaskPair:
     images = [image for image in getattr(p, "init_images", None) or () if image is not None]
     if not images:
         raise ValueError("it is on and has no image")
@@ -124,13 +130,13 @@ def _initial(p: Any) -> Pair:
     return np.asarray(images[0].convert("RGB")), 255 - painted if p.inpainting_mask_invert else painted
 
 
-def _fit(p: Any) -> str:
+def _get_host_fit(p: Any) -> str:
     """The host's own way of resizing img2img's picture."""
     mode = int(getattr(p, "resize_mode", 0) or 0)
-    return FITS[mode][1] if mode < 4 else "stretch"
+    return RESIZE_MODES[mode][1] if mode < 4 else "stretch"
 
 
-def _part(pixels: np.ndarray, width: int, height: int, box: tuple[int, ...], how: str) -> np.ndarray:
+def _crop_fitted(pixels: np.ndarray, width: int, height: int, crop_box: tuple[int, ...], fit_mode: str) -> np.ndarray:
     """What lies in the box (x, y, width, height) of pixels fitted to the picture's size."""
-    x, y, w, h = box
-    return np.ascontiguousarray(fit(pixels, height, width, how)[y : y + h, x : x + w])
+    x, y, w, h = crop_box
+    return np.ascontiguousarray(fit(pixels, height, width, fit_mode)[y : y + h, x : x + w])

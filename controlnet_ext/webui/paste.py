@@ -7,65 +7,65 @@ from typing import Any
 
 import gradio as gr
 
-from ..sdwebui.infotext import FIELDS, read_unit_text
-from ..sdwebui.modules import module
+from ..sdwebui.infotext import UNIT_TEXT_FIELDS, parse_unit_text
+from ..sdwebui.modules import find_module
 from . import host, settings
-from .actions import SLIDERS, among_all, sliders_of
-from .images import WORDS, brought
+from .actions import SLIDER_FIELDS, update_sliders, update_with_all_choices
+from .images import INPUT_LABELS, load_saved_input
 
 
-def pasted(place: int, parts: dict[str, Any]) -> list[tuple[Any, Any]]:
+def create_paste_fields(unit_index: int, components: dict[str, Any]) -> list[tuple[Any, Any]]:
     """What the host pastes to the components of a unit: a function of the parameters of a picture for each, which
     leaves it as it is where the settings say so."""
-    key = f"ControlNet {place}"
+    key = f"ControlNet {unit_index}"
 
     def wanted(function: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, Any]], Any]:
-        return lambda said: function(said) if settings.value("control_net_sync_field_args", True) else None
+        return lambda said: function(said) if settings.get_setting("control_net_sync_field_args", True) else None
 
     def of(name: str) -> Callable[[dict[str, Any]], Any]:
-        return lambda said: _value(name, said, key)
+        return lambda said: _read_component_value(name, said, key)
 
     def pictured(name: str) -> Callable[[dict[str, Any]], Any]:
-        return lambda said: _picture(name, str(said[key])) if key in said else None
+        return lambda said: _update_image(name, str(said[key])) if key in said else None
 
-    texts = [(parts[name], of(name)) for name in sorted(FIELDS)]
-    types = [(parts["type"], lambda said: "All" if key in said else None)]
-    found = types + texts + [(parts[name], pictured(name)) for name in WORDS]
+    texts = [(components[name], of(name)) for name in sorted(UNIT_TEXT_FIELDS)]
+    types = [(components["type"], lambda said: "All" if key in said else None)]
+    found = types + texts + [(components[name], pictured(name)) for name in INPUT_LABELS]
     return [(component, wanted(function)) for component, function in found]
 
 
-def _picture(field: str, text: str) -> Any:
+def _update_image(field: str, text: str) -> Any:
     """The component with the saved picture; without one, an image stays and masks are taken away."""
-    pixels = brought(text, field)
+    pixels = load_saved_input(text, field)
     return None if pixels is None and field == "image" else gr.update(value=pixels)
 
 
-def _value(name: str, said: dict[str, Any], key: str) -> Any:
+def _read_component_value(name: str, parameters: dict[str, Any], key: str) -> Any:
     """None leaves a component as it is. A picture made without the unit switches it off."""
-    if key not in said:
-        return False if name == "enabled" and "Steps" in said else None
-    unit = read_unit_text(str(said[key]))
+    if key not in parameters:
+        return False if name == "enabled" and "Steps" in parameters else None
+    unit = parse_unit_text(str(parameters[key]))
     if name == "enabled":
         return unit.get(name, True)
     value = unit.get(name)
-    if name in SLIDERS and "module" in unit:
-        return _slider(name, unit)
+    if name in SLIDER_FIELDS and "module" in unit:
+        return _update_pasted_slider(name, unit)
     if name in ("weight_schedule", "advanced_weighting"):
         return ", ".join(map(str, value)) if isinstance(value, list) else value or ""
     try:
         if name == "module" and value is not None:
-            entry = module(str(value))
-            return among_all(name, entry.label if entry else "none")
+            entry = find_module(str(value))
+            return update_with_all_choices(name, entry.label if entry else "none")
         if name == "model" and value is not None:
-            return among_all(name, host.shelf().find(str(value)))
+            return update_with_all_choices(name, host.get_model_catalog().resolve_name(str(value)))
     except ValueError:
-        return among_all(name, "none" if name == "module" else "None")
+        return update_with_all_choices(name, "none" if name == "module" else "None")
     return value
 
 
-def _slider(name: str, unit: dict[str, Any]) -> Any:
+def _update_pasted_slider(name: str, unit: dict[str, Any]) -> Any:
     """A slider as the module has it, at the value of the text; as it is where nobody knows the module."""
     try:
-        return sliders_of(str(unit["module"]), *map(unit.get, SLIDERS))[SLIDERS.index(name)]
+        return update_sliders(str(unit["module"]), *map(unit.get, SLIDER_FIELDS))[SLIDER_FIELDS.index(name)]
     except ValueError:
         return unit.get(name)

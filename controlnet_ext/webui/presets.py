@@ -8,56 +8,56 @@ from typing import Any
 
 from ..files.disk import read_json, write_atomically
 
-FILE = "controlnet_presets.json"
-FIELDS = (
+PRESETS_FILE = "controlnet_presets.json"
+PRESET_FIELDS = (
     *("enabled", "module", "model", "weight", "weight_schedule", "guidance_start", "guidance_end", "control_mode"),
     *("resize_mode", "hr_option", "processor_res", "threshold_a", "threshold_b", "pixel_perfect", "low_vram"),
     *("union_control_type", "advanced_weighting", "save_detected_map"),
 )
 
 
-def names() -> list[str]:
+def list_preset_names() -> list[str]:
     """Those there are; none where the file cannot be read."""
     try:
-        return list(_all())
+        return list(_read_presets())
     except ValueError:
         return []
 
 
 def load(name: str) -> dict[str, Any]:
     """The fields of a preset. ValueError when there is none of that name."""
-    found = _all()
+    found = _read_presets()
     if name not in found:
         raise ValueError(f"there is no preset {name!r:.60}")
-    return {key: value for key, value in found[name].items() if key in FIELDS}
+    return {key: value for key, value in found[name].items() if key in PRESET_FIELDS}
 
 
 def save(name: str, fields: dict[str, Any]) -> None:
     """Keep these fields, in place of an earlier preset of that name."""
     if not isinstance(name, str) or not 0 < len(name.strip()) <= 100:
         raise ValueError("a preset needs a name of up to 100 letters")
-    _write({**_all(), name.strip(): fields})
+    _write_presets({**_read_presets(), name.strip(): fields})
 
 
-def forget(name: str) -> None:
+def delete(name: str) -> None:
     """ValueError when there is none of that name."""
     load(name)
-    _write({key: value for key, value in _all().items() if key != name})
+    _write_presets({key: value for key, value in _read_presets().items() if key != name})
 
 
-def _all() -> dict[str, dict[str, Any]]:
-    path = _path()
+def _read_presets() -> dict[str, dict[str, Any]]:
+    path = _presets_path()
     found = read_json(path) if path.exists() else {}
     if not isinstance(found, dict) or not all(isinstance(each, dict) for each in found.values()):
         raise ValueError(f"{str(path)!r} holds no presets; move it away")
     return found
 
 
-def _write(found: dict[str, Any]) -> None:
-    write_atomically(_path(), json.dumps(found, indent=1).encode(), overwrite=True)
+def _write_presets(presets: dict[str, Any]) -> None:
+    write_atomically(_presets_path(), json.dumps(presets, indent=1).encode(), overwrite=True)
 
 
-def _path() -> Path:
+def _presets_path() -> Path:
     from modules.paths import data_path
 
-    return Path(data_path) / FILE
+    return Path(data_path) / PRESETS_FILE

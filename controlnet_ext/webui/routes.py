@@ -13,26 +13,30 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any
 
-from ..sdwebui.detect import detect
-from ..sdwebui.limits import Limits
-from ..server.worker import Worker
+from ..sdwebui.detect import detect_maps
+from ..sdwebui.limits import RequestLimits
+from ..server.worker import RequestWorker
 from . import host, settings
 
-REF = "#/components/schemas/"
-PREFIX = "ControlNet"  # of our schemas' names
-GUARD = "HTTPBasic"  # FastAPI's name of the host's `--api-auth`
+SCHEMA_REF = "#/components/schemas/"
+SCHEMA_PREFIX = "ControlNet"  # of our schemas' names
+AUTH_SCHEME = "HTTPBasic"  # FastAPI's name of the host's `--api-auth`
 
 
-def described(theirs: Callable[[], Any], ours: Mapping[str, Any], guarded: bool) -> Callable[[], Any]:
+def merge_openapi(host_openapi: Callable[[], Any], document: Mapping[str, Any], needs_auth: bool) -> Callable[[], Any]:
     """What gives the host's document, which is OpenAPI 3.0.2, with the paths of `ours` and the schemas they need."""
-    paths = _as_3_0(ours["paths"])
+    paths = _to_openapi_3_0(document["paths"])
     for operation in (each for path in paths.values() for each in path.values()):
-        operation["security"] = [{GUARD: []}] if guarded else []
-    schemas = {f"{PREFIX}{name}": schema for name, schema in _as_3_0(_needed(paths, ours)).items()}
-    paths, schemas = (json.loads(json.dumps(each).replace(REF, REF + PREFIX)) for each in (paths, schemas))
+        operation["security"] = [{AUTH_SCHEME: []}] if needs_auth else []
+    schemas = {
+        f"{SCHEMA_PREFIX}{name}": schema for name, schema in _to_openapi_3_0(_collect_schemas(paths, document)).items()
+    }
+    paths, schemas = (
+        json.loads(json.dumps(each).replace(SCHEMA_REF, SCHEMA_REF + SCHEMA_PREFIX)) for each in (paths, schemas)
+    )
 
     def both() -> Any:
-        found = theirs()
+        found = host_openapi()
         parts = found.get("components", {})
         known = {**parts.get("schemas", {}), **schemas}
         return {**found, "paths": {**found["paths"], **paths}, "components": {**parts, "schemas": known}}
@@ -40,32 +44,32 @@ def described(theirs: Callable[[], Any], ours: Mapping[str, Any], guarded: bool)
     return both
 
 
-def _needed(paths: Any, ours: Mapping[str, Any]) -> dict[str, Any]:
+def _collect_schemas(paths: Any, document: Mapping[str, Any]) -> dict[str, Any]:
     """The schemas that paths name, and those that these name."""
-    known, found, text = ours["components"]["schemas"], dict[str, Any](), json.dumps(paths)
-    while names := set(re.findall(f'{REF}(\\w+)"', text)) - set(found):
+    known, found, text = document["components"]["schemas"], dict[str, Any](), json.dumps(paths)
+    while names := set(re.findall(f'{SCHEMA_REF}(\\w+)"', text)) - set(found):
         found |= {name: known[name] for name in names}
         text = json.dumps([known[name] for name in names])
     return found
 
 
-def _as_3_0(value: Any) -> Any:
+def _to_openapi_3_0(value: Any) -> Any:
     """A part of an OpenAPI 3.1 document in the words of 3.0."""
     if isinstance(value, list):
-        return [_as_3_0(each) for each in value]
+        return [_to_openapi_3_0(each) for each in value]
     if not isinstance(value, dict):
         return value
-    found = {key: _as_3_0(each) for key, each in value.items()}
+    found = {key: _to_openapi_3_0(each) for key, each in value.items()}
     if isinstance(found.get("type"), list):
         (kind,) = (each for each in found["type"] if each != "null")
         found |= {"type": kind, "nullable": True}
     return found
 
 
-WAITING = 16  # requests for maps that wait at most
+MAX_PENDING = 16  # requests for maps that wait at most
 
 
-class HostWorker(Worker):
+class HostWorker(RequestWorker):
     """One request for maps at a time, and none while the host makes pictures."""
 
     def submit(self, work: Callable[[], Any]) -> Future[Any]:
@@ -82,42 +86,47 @@ def register() -> None:
     """Have the host call `mount`."""
     from modules import script_callbacks
 
-    script_callbacks.on_app_started(mount)
+    script_callbacks.on_app_started(mount_routes)
 
 
-def mount(_: Any, app: Any) -> None:
+def mount_routes(_: Any, app: Any) -> None:
     """Add the routes, where the host offers its API, behind the host's own password where it has one."""
     from modules import shared
 
-    from ..server.app import control_routes
-    from ..server.schema import document
+    from ..server.app import create_control_routes
+    from ..server.schema import make_openapi_document
 
     if not (shared.cmd_opts.api or shared.cmd_opts.nowebui):
         return
     names = [name for name in (shared.cmd_opts.api_auth or "").split(",") if name]
-    routes = control_routes(
-        host.shelf(), settings.units(), lambda value: detect(value, host.ready()), HostWorker(WAITING)
+    routes = create_control_routes(
+        host.get_model_catalog(),
+        settings.get_unit_count(),
+        lambda value: detect_maps(value, host.get_preprocessor_loader()),
+        HostWorker(MAX_PENDING),
     )
     for route in routes:
         if names:
-            route.app = Password(route.app, names)
+            route.app = PasswordMiddleware(route.app, names)
         app.router.routes.insert(0, route)
     if hasattr(app, "openapi"):
-        ours = document(routes, Limits(units=settings.units()), host.shelf().names, bool(names))
-        app.openapi = described(app.openapi, ours, bool(names))
+        ours = make_openapi_document(
+            routes, RequestLimits(max_units=settings.get_unit_count()), host.get_model_catalog().names, bool(names)
+        )
+        app.openapi = merge_openapi(app.openapi, ours, bool(names))
 
 
-class Password:
+class PasswordMiddleware:
     """Lets requests pass that bring one of the host's `--api-auth`, "name:password", by basic authentication."""
 
-    def __init__(self, app: Any, names: list[str]):
-        self._app, self._words = app, [base64.b64encode(name.encode()) for name in names]
+    def __init__(self, app: Any, accounts: list[str]):
+        self._app, self._credentials = app, [base64.b64encode(name.encode()) for name in accounts]
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        from ..server.http import refusal
+        from ..server.http import error_response
 
         kind, _, brought = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
-        if kind.lower() == b"basic" and any(hmac.compare_digest(brought.strip(), word) for word in self._words):
+        if kind.lower() == b"basic" and any(hmac.compare_digest(brought.strip(), word) for word in self._credentials):
             await self._app(scope, receive, send)
         else:
-            await refusal(401, "Incorrect username or password")(scope, receive, send)
+            await error_response(401, "Incorrect username or password")(scope, receive, send)

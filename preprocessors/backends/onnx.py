@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...files.disk import opened
+from ...files.disk import open_regular_file
 from ...files.hub import WeightsFile
 from .torch import Device
 
@@ -29,34 +29,34 @@ class OnnxNetwork:
         (input,) = session.get_inputs()
         if len(input.shape) != 4 or not all(isinstance(side, int) and side > 0 for side in input.shape[2:]):
             raise ValueError(f"its input is {input.shape}, expected (B, 3, H, W) with H and W fixed")
-        self._name, self._batch = input.name, input.shape[0]
+        self._input_name, self._batch_size = input.name, input.shape[0]
         self._dtype = np.float16 if input.type == "tensor(float16)" else np.float32
         self.height, self.width = input.shape[2:]
 
     def __call__(self, x: np.ndarray) -> list[np.ndarray]:
         """The outputs as float32 for x (B, 3, H, W). A file that takes a fixed number at once is run for each."""
-        parts = np.split(x, len(x)) if isinstance(self._batch, int) else [x]
-        results = [self._session.run(None, {self._name: part.astype(self._dtype)}) for part in parts]
+        parts = np.split(x, len(x)) if isinstance(self._batch_size, int) else [x]
+        results = [self._session.run(None, {self._input_name: part.astype(self._dtype)}) for part in parts]
         return [np.concatenate(outputs).astype(np.float32) for outputs in zip(*results, strict=True)]
 
 
-def onnx_network(library: Library, file: WeightsFile, device: str | Device) -> OnnxNetwork:
+def load_onnx_network(library: Library, file: WeightsFile, device: str | Device) -> OnnxNetwork:
     """The network of a file, shared and kept as the library's others are. `device` is cpu, cuda, cuda:1, mps; its
     dtype is the file's business. Raises what Library.path does, and ValueError where onnxruntime or its provider for
     the device is missing, or the file is refused."""
-    name = Device.of(device).name
-    return library.pool.get((file, name), lambda: _loaded(library, file, name))
+    name = Device.coerce(device).name
+    return library.cache.get((file, name), lambda: _create_session(library, file, name))
 
 
-def _loaded(library: Library, file: WeightsFile, device: str) -> OnnxNetwork:
+def _create_session(library: Library, file: WeightsFile, device: str) -> OnnxNetwork:
     try:
         import onnxruntime
         from onnxruntime.capi import onnxruntime_pybind11_state as errors
     except ImportError as error:
         raise ValueError(f"{file.name} needs onnxruntime: pip install controlnet-ext[onnx]") from error
-    providers = [_provider(device, onnxruntime.get_available_providers())]
-    path = library.path(file)
-    with opened(path) as content:
+    providers = [_select_provider(device, onnxruntime.get_available_providers())]
+    path = library.fetch(file)
+    with open_regular_file(path) as content:
         model = content.read()  # not by its path, beside which a file could name others to read
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
@@ -74,7 +74,7 @@ def _loaded(library: Library, file: WeightsFile, device: str) -> OnnxNetwork:
         raise ValueError(f"{str(path)!r} is refused: {' '.join(str(error).split())[:300]}") from error
 
 
-def _provider(device: str, available: list[str]) -> tuple[str, dict[str, str]]:
+def _select_provider(device: str, available: list[str]) -> tuple[str, dict[str, str]]:
     kind, _, index = device.partition(":")
     found = [provider for provider in _PROVIDERS.get(kind, ()) if provider in available]
     if not found:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from ...files.disk import opened
+from ...files.disk import open_regular_file
 from ...files.hub import WeightsFile
 
 if TYPE_CHECKING:
@@ -20,19 +20,19 @@ class TfliteNetwork:
     `sizes` are the numbers of values in those of its outputs that are wanted. Raises ValueError when the file has
     them not."""
 
-    def __init__(self, content: bytes, side: int, sizes: tuple[int, ...]):
+    def __init__(self, content: bytes, input_size: int, output_sizes: tuple[int, ...]):
         self.bytes, self._lock = len(content), threading.Lock()
         try:
             self._net = cv2.dnn.readNetFromTFLite(np.frombuffer(content, np.uint8))
-            self._net.setInput(np.zeros((1, 3, side, side), np.float32))
-            names = {self._size(name): name for name in self._net.getLayerNames()[-8:]}
+            self._net.setInput(np.zeros((1, 3, input_size, input_size), np.float32))
+            names = {self._measure_output(name): name for name in self._net.getLayerNames()[-8:]}
         except cv2.error as error:
             raise ValueError(f"no network that OpenCV reads: {' '.join(str(error).split())[:200]}") from error
-        if missing := [size for size in sizes if size not in names]:
+        if missing := [size for size in output_sizes if size not in names]:
             raise ValueError(f"a network without an output of {missing[0]} values")
-        self._names = [names[size] for size in sizes]
+        self._output_names = [names[size] for size in output_sizes]
 
-    def _size(self, name: str) -> int:
+    def _measure_output(self, name: str) -> int:
         """How many values a layer gives. OpenCV 5 lists only one of several outputs as such, but gives the others."""
         try:
             return self._net.forward(name).size
@@ -43,19 +43,21 @@ class TfliteNetwork:
         """The outputs, flat, for x (side, side, 3) float32."""
         with self._lock:
             self._net.setInput(np.ascontiguousarray(x.transpose(2, 0, 1)[None]))
-            return [self._net.forward(name).ravel() for name in self._names]
+            return [self._net.forward(name).ravel() for name in self._output_names]
 
 
-def tflite_network(library: Library, file: WeightsFile, side: int, sizes: tuple[int, ...]) -> TfliteNetwork:
+def load_tflite_network(
+    library: Library, file: WeightsFile, input_size: int, output_sizes: tuple[int, ...]
+) -> TfliteNetwork:
     """The network of a file, shared and kept as the library's others are. Raises what Library.path does, and
     ValueError where the file is refused."""
 
     def load() -> TfliteNetwork:
-        path = library.path(file)
-        with opened(path) as content:
+        path = library.fetch(file)
+        with open_regular_file(path) as content:
             try:
-                return TfliteNetwork(content.read(), side, sizes)
+                return TfliteNetwork(content.read(), input_size, output_sizes)
             except ValueError as error:
                 raise ValueError(f"{str(path)!r} is refused: {error}") from error
 
-    return library.pool.get((file, side), load)
+    return library.cache.get((file, input_size), load)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-DTYPES = ("float32", "float16", "bfloat16")
+NETWORK_DTYPES = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -19,11 +19,11 @@ class Device:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype {self.dtype!r:.40} is none of: {', '.join(DTYPES)}")
+        if self.dtype not in NETWORK_DTYPES:
+            raise ValueError(f"dtype {self.dtype!r:.40} is none of: {', '.join(NETWORK_DTYPES)}")
 
     @staticmethod
-    def of(device: Any) -> Device:
+    def coerce(device: Any) -> Device:
         """`device` itself, or float32 on the device that it names (text, or a torch.device)."""
         return device if isinstance(device, Device) else Device(str(device))
 
@@ -37,7 +37,7 @@ class Network:
         self.module, self.device, self.dtype, self.bytes = module, device, dtype, bytes
 
     @staticmethod
-    def on(module: nn.Module, device: Device) -> Network:
+    def from_module(module: nn.Module, device: Device) -> Network:
         """The module in evaluation mode on `device`, in its numbers. Raises ValueError when there is no such device
         here."""
         import torch
@@ -62,16 +62,16 @@ class Network:
             return x.to(self.device, self.dtype if x.is_floating_point() else x.dtype, memory_format=layout)
 
         with torch.inference_mode():
-            return _here(self.module(*map(there, inputs)))
+            return _to_cpu(self.module(*map(there, inputs)))
 
 
-def _here(result: Any) -> Any:
+def _to_cpu(result: Any) -> Any:
     import torch
 
     if isinstance(result, torch.Tensor):
         return result.float().cpu() if result.is_floating_point() else result.cpu()
     if isinstance(result, dict):
-        return {key: _here(value) for key, value in result.items()}
+        return {key: _to_cpu(value) for key, value in result.items()}
     if isinstance(result, (tuple, list)):
-        return type(result)(map(_here, result))
+        return type(result)(map(_to_cpu, result))
     return result

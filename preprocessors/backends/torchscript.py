@@ -8,7 +8,7 @@ import io
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from ...files.disk import opened
+from ...files.disk import open_regular_file
 from ...files.hub import WeightsFile
 from .torch import Device
 
@@ -39,22 +39,22 @@ class TorchscriptNetwork:
             raise ValueError(f"the network cannot look at a picture of {size}: {last}") from error
 
 
-def torchscript_network(library: Library, file: WeightsFile, device: str | Device) -> TorchscriptNetwork:
+def load_torchscript_network(library: Library, file: WeightsFile, device: str | Device) -> TorchscriptNetwork:
     """The network of a file whose sha256 is known, shared and kept as the library's others are. `device` is as in
     torch; its dtype is the file's business. Raises what Library.path does, and ValueError where the file is another,
     torch cannot read it, or torchvision, whose operations such programs call, is missing."""
-    name = Device.of(device).name
-    return library.pool.get((file, name), lambda: _loaded(library, file, name))
+    name = Device.coerce(device).name
+    return library.cache.get((file, name), lambda: _load_program(library, file, name))
 
 
-def _loaded(library: Library, file: WeightsFile, device: str) -> TorchscriptNetwork:
+def _load_program(library: Library, file: WeightsFile, device: str) -> TorchscriptNetwork:
     try:
         import torch
         import torchvision  # noqa: F401  it brings nms and the like
     except (ImportError, RuntimeError) as error:  # RuntimeError: built for another torch
         raise ValueError(f"{file.name} needs torchvision, which does not import: {str(error)[:200]}") from error
-    path = library.path(file)
-    with opened(path) as source:
+    path = library.fetch(file)
+    with open_regular_file(path) as source:
         content = source.read()
     if (found := hashlib.sha256(content).hexdigest()) != file.sha256:
         raise ValueError(

@@ -22,7 +22,7 @@ import numpy as np
 from ...files.disk import read_json
 from ...files.hub import WeightsFile
 from ...files.image_formats import check_pixels
-from ..edges.soft_edges import tensor
+from ..edges.soft_edges import to_batch_tensor
 from .torch import Device, Network
 
 if TYPE_CHECKING:
@@ -31,23 +31,23 @@ if TYPE_CHECKING:
     from ..library import Library
 
 
-_COUNT = 2**16  # no count in the configurations of published networks of pictures is larger, but of words
+_MAX_NUMBER = 2**16  # no count in the configurations of published networks of pictures is larger, but of words
 _SPARE_TENSORS = 1000  # tensors that a network may have beside twice those of its file
 
 
-def check_numbers(name: str, settings: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> None:
+def check_config_numbers(name: str, settings: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> None:
     """Raises ValueError, beginning with `name`, if a whole number in the settings, or the sum of a list of them, is
     over 65,536 and over the longest side of the tensors."""
     sides = (side for tensor in (tensors or {}).values() for side in tensor.shape)
-    most = max(_COUNT, max(sides, default=0))
-    for key, value in values(settings):
+    most = max(_MAX_NUMBER, max(sides, default=0))
+    for key, value in iter_config_values(settings):
         if isinstance(value, list):
             value = sum(one for one in value if isinstance(one, int))
         if isinstance(value, int) and abs(value) > most:
             raise ValueError(f"{name} has {value!s:.40} for {key!r:.80}, expected at most {most}")
 
 
-def values(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def iter_config_values(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Every value in the settings with its key, also those in dicts and lists there."""
     waiting: list[tuple[str, Any]] = list(settings.items())
     while waiting:
@@ -60,7 +60,7 @@ def values(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 @contextmanager
-def no_larger_than(tensors: Mapping[str, Tensor]) -> Iterator[None]:
+def limit_parameters(tensors: Mapping[str, Tensor]) -> Iterator[None]:
     """While a network is built in this thread: ValueError as soon as it has far more parameters than there are
     tensors, or far larger ones."""
     from torch.nn.modules.module import register_module_parameter_registration_hook
@@ -88,96 +88,109 @@ def no_larger_than(tensors: Mapping[str, Tensor]) -> Iterator[None]:
         hook.remove()
 
 
-_MEAN, _DEVIATION = np.array([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]], np.float32)
+_MEAN, _STD = np.array([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]], np.float32)
 
 
-def normalised(images: np.ndarray) -> Tensor:
+def normalize_imagenet(images: np.ndarray) -> Tensor:
     """Pictures (B, H, W, 3) in 0..1, RGB, as a tensor (B, 3, H, W) float32 of ImageNet's mean and deviation."""
-    return tensor((images.astype(np.float32) - _MEAN) / _DEVIATION)
+    return to_batch_tensor((images.astype(np.float32) - _MEAN) / _STD)
 
 
-Files = tuple[WeightsFile, ...]
-CONFIG, PREPARATION = "config.json", "preprocessor_config.json"
-_RUNNING = {"is_training": False, "output_attentions": False, "output_hidden_states": False}  # some files say else
-_SPARE = ("relative_position_index", "text_mapper")  # tensors in published files: computed from sizes; for training
+ModelFiles = tuple[WeightsFile, ...]
+CONFIG_JSON, PREPROCESSOR_CONFIG_JSON = "config.json", "preprocessor_config.json"
+_INFERENCE_SETTINGS = {
+    "is_training": False,
+    "output_attentions": False,
+    "output_hidden_states": False,
+}  # some files say else
+_IGNORED_TENSORS = (
+    "relative_position_index",
+    "text_mapper",
+)  # tensors in published files: computed from sizes; for training
 
 
-def model_files(
-    repo: str, licence: str, weights: str = "model.safetensors", about: int | None = None, source: str = ""
-) -> Files:
+def make_model_files(
+    repo: str, license: str, weights: str = "model.safetensors", approx_size: int | None = None, source: str = ""
+) -> ModelFiles:
     """The files of a model on the Hub, its weights last, of `about` so many bytes as `source` states; in a folder of
     weights they are in repo/."""
-    settings = (WeightsFile(repo, name, folder=repo, licence=licence) for name in (CONFIG, PREPARATION))
-    return (*settings, WeightsFile(repo, weights, folder=repo, licence=licence, about=about, source=source))
+    settings = (
+        WeightsFile(repo, name, webui_folder=repo, license=license) for name in (CONFIG_JSON, PREPROCESSOR_CONFIG_JSON)
+    )
+    return (
+        *settings,
+        WeightsFile(repo, weights, webui_folder=repo, license=license, approx_size=approx_size, source=source),
+    )
 
 
-def folder(library: Library, files: Files) -> Path:
+def fetch_model_folder(library: Library, files: ModelFiles) -> Path:
     """The folder that holds all of a model's files, after a download if there was none. Raises what Library.path does,
     and FileNotFoundError when the files lie apart."""
-    found = [library.path(file).parents[file.path.count("/")] for file in files]
+    found = [library.fetch(file).parents[file.path.count("/")] for file in files]
     if len(set(found)) > 1:
         raise FileNotFoundError(f"the files of {files[0].repo} lie apart, in {', '.join(sorted(set(map(str, found))))}")
     return found[0]
 
 
-def transformers_network(library: Library, files: Files, name: str, device: str | Device) -> Network:
+def load_transformers_network(library: Library, files: ModelFiles, class_name: str, device: str | Device) -> Network:
     """The network of transformers' class `name`, shared and kept as the library's others are. Its weights are read by
     our own reader and must be all of its. Raises what `folder` does, ValueError where transformers is too old for the
     class or the files are refused."""
-    where = Device.of(device)
+    where = Device.coerce(device)
 
     def load() -> Network:
-        place = folder(library, files)
-        weights = library.path(files[-1]).name  # which may be another than its own
-        return Network.on(transformers_module(place, weights, name), where)
+        place = fetch_model_folder(library, files)
+        weights = library.fetch(files[-1]).name  # which may be another than its own
+        return Network.from_module(load_transformers_module(place, weights, class_name), where)
 
-    return library.pool.get((files, name, where), load)
+    return library.cache.get((files, class_name, where), load)
 
 
-def transformers_class(name: str) -> Any:
+def import_transformers_class(class_name: str) -> Any:
     """A class of transformers, of image processors the one that needs no torchvision. ValueError where transformers
     has none."""
     import transformers
 
-    for candidate in (f"{name}Pil", name) if name.endswith("ImageProcessor") else (name,):
+    for candidate in (f"{class_name}Pil", class_name) if class_name.endswith("ImageProcessor") else (class_name,):
         if hasattr(transformers, candidate):
             return getattr(transformers, candidate)
-    raise ValueError(f"transformers {transformers.__version__} has no {name}: install a later one")
+    raise ValueError(f"transformers {transformers.__version__} has no {class_name}: install a later one")
 
 
-def architecture(path: Path) -> str:
+def read_architecture(path: Path) -> str:
     """The class of transformers that a folder's config.json names, "none" without one."""
-    names = read_json(path / CONFIG).get("architectures")
+    names = read_json(path / CONFIG_JSON).get("architectures")
     return str(names[0]) if isinstance(names, list) and names else "none"
 
 
-def transformers_module(path: Path, weights: str, name: str) -> nn.Module:
+def load_transformers_module(path: Path, weights_name: str, class_name: str) -> nn.Module:
     """The network of transformers' class `name` in a folder with config.json and a file of weights, which are all of
     its. Raises ValueError as `transformers_network` does."""
     from ...files.weights import read_weights
 
-    kind = transformers_class(name)
-    settings = read_json(path / CONFIG)
-    settings |= {key: _RUNNING[key] for key in settings.keys() & _RUNNING}
-    tensors = read_weights(path / weights).tensors
-    check_numbers(repr(str(path / CONFIG)), settings, tensors)
-    if others := [value for key, value in values(settings) if key == "backbone" and isinstance(value, str)]:
+    kind = import_transformers_class(class_name)
+    settings = read_json(path / CONFIG_JSON)
+    settings |= {key: _INFERENCE_SETTINGS[key] for key in settings.keys() & _INFERENCE_SETTINGS}
+    tensors = read_weights(path / weights_name).tensors
+    check_config_numbers(repr(str(path / CONFIG_JSON)), settings, tensors)
+    if others := [value for key, value in iter_config_values(settings) if key == "backbone" and isinstance(value, str)]:
         raise ValueError(  # transformers would ask the Hub for it
-            f"{str(path / CONFIG)!r} names another network, {others[0]!r:.80}, as its backbone: expected all in here"
+            f"{str(path / CONFIG_JSON)!r} names another network, {others[0]!r:.80}, as its backbone: "
+            "expected all in here"
         )
     try:
         config = kind.config_class.from_dict(settings)
-        with no_larger_than(tensors):
+        with limit_parameters(tensors):
             module, report = kind.from_pretrained(None, config=config, state_dict=tensors, output_loading_info=True)
-    except _refusals() as error:
+    except _list_config_errors() as error:
         raise ValueError(f"{str(path)!r} is refused: {' '.join(str(error).split())[:400]}") from error
-    more = [key for key in report["unexpected_keys"] if not any(part in _SPARE for part in key.split("."))]
+    more = [key for key in report["unexpected_keys"] if not any(part in _IGNORED_TENSORS for part in key.split("."))]
     if wrong := sorted(map(str, [*report["missing_keys"], *more, *report["mismatched_keys"]])):
-        raise ValueError(f"{str(path)!r} is refused: {len(wrong)} tensors are not {name}'s, such as {wrong[0]}")
+        raise ValueError(f"{str(path)!r} is refused: {len(wrong)} tensors are not {class_name}'s, such as {wrong[0]}")
     return module
 
 
-def _refusals() -> tuple[type[Exception], ...]:
+def _list_config_errors() -> tuple[type[Exception], ...]:
     """What transformers raises at a config.json that is not of the network: its numbers are not looked at before they
     are used. RuntimeError also for the shapes of tensors."""
     import huggingface_hub
@@ -187,23 +200,23 @@ def _refusals() -> tuple[type[Exception], ...]:
 
 
 _BILINEAR = 2  # PIL's number
-_LARGEST = 8192  # pixels of a side; published networks have up to 2560
+_MAX_INPUT_SIDE = 8192  # pixels of a side; published networks have up to 2560
 
 
-def prepared(settings: dict[str, Any], images: np.ndarray) -> Tensor:
+def preprocess_images(settings: dict[str, Any], images: np.ndarray) -> Tensor:
     """Pictures (B, H, W, 3) uint8, RGB, as a network's input (B, 3, h, w) float32, by a preprocessor_config.json's
     size, resample, image_mean and image_std. Raises ValueError when it has none of these, or when they are absurd."""
     from PIL import Image
 
-    height, width = input_size(settings, images.shape[1], images.shape[2])
+    height, width = compute_input_size(settings, images.shape[1], images.shape[2])
     if (height, width) != images.shape[1:3]:
         way = Image.Resampling(settings.get("resample", _BILINEAR))
         images = np.stack([np.asarray(Image.fromarray(image).resize((width, height), way)) for image in images])
-    mean, deviation = (_three(settings, key) for key in ("image_mean", "image_std"))
-    return tensor((images.astype(np.float32) / 255 - mean) / deviation)
+    mean, deviation = (_read_three_numbers(settings, key) for key in ("image_mean", "image_std"))
+    return to_batch_tensor((images.astype(np.float32) / 255 - mean) / deviation)
 
 
-def input_size(settings: dict[str, Any], height: int, width: int) -> tuple[int, int]:
+def compute_input_size(settings: dict[str, Any], height: int, width: int) -> tuple[int, int]:
     """Height and width of the input for a picture of these. As transformers' classes have it: exactly that; or the
     short side so long, unless the long one then were too long; or only the long side so long. A lone number is a
     square's, beside a max_size the short side. Raises as `prepared`."""
@@ -214,7 +227,7 @@ def input_size(settings: dict[str, Any], height: int, width: int) -> tuple[int, 
     size = {key: value for key, value in size.items() if value is not None} if isinstance(size, dict) else {}
     whole = size.keys() >= {"height", "width"}
     known = whole or "shortest_edge" in size or "longest_edge" in size
-    if not known or not all(type(value) is int and 0 < value <= _LARGEST for value in size.values()):
+    if not known or not all(type(value) is int and 0 < value <= _MAX_INPUT_SIDE for value in size.values()):
         raise ValueError(
             f"preprocessor_config.json has the size {settings.get('size')!r:.80}, expected sides in pixels"
         )
@@ -233,7 +246,7 @@ def input_size(settings: dict[str, Any], height: int, width: int) -> tuple[int, 
     return (shorter, longer) if height <= width else (longer, shorter)
 
 
-def _three(settings: dict[str, Any], key: str) -> np.ndarray:
+def _read_three_numbers(settings: dict[str, Any], key: str) -> np.ndarray:
     numbers = settings.get(key)
     if not isinstance(numbers, list) or len(numbers) != 3 or not all(isinstance(n, (int, float)) for n in numbers):
         raise ValueError(f"preprocessor_config.json has the {key} {numbers!r:.80}, expected three numbers")

@@ -20,18 +20,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 
 from ...files.hub import WeightsFile
-from ...maps.resize import resize
+from ...maps.resize import resize_map
 from ..backends.torch import Device
-from ..edges.soft_edges import extended
+from ..edges.soft_edges import pad_to_multiple
 from ..parameters import Range
 from ..registry import preprocessor
 
 if TYPE_CHECKING:
     from ..library import Library
 
-_SIZES = ("detect_resolution", "image_resolution")
-_ANY = Range(0, 2**31 - 1)  # a detector does not say
-_FAULTS = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, NotImplementedError, TypeError)
+_SIZE_ARGUMENTS = ("detect_resolution", "image_resolution")
+_UNKNOWN_RANGE = Range(0, 2**31 - 1)  # a detector does not say
+_DETECTOR_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    NameError,
+    NotImplementedError,
+    TypeError,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +47,7 @@ class Package:
     """A package with detectors; `install` says how to come by it."""
 
     name: str
-    install: str
+    install_hint: str
 
     @property
     def folder(self) -> Path | None:
@@ -47,11 +55,11 @@ class Package:
         found = PathFinder.find_spec(self.name)
         return Path(found.origin).parent if found and found.origin else None
 
-    def detector(self, module: str, name: str) -> Any:
+    def import_detector(self, module: str, name: str) -> Any:
         """The class `name` in a module of it. Raises ValueError in one line where the package is missing, too old for
         the class, or does not import."""
         if self.folder is None:
-            raise ValueError(f"{self.name}, which has {name}, is not installed: {self.install}")
+            raise ValueError(f"{self.name}, which has {name}, is not installed: {self.install_hint}")
         try:
             with warnings.catch_warnings(), redirect_stdout(sys.stderr):
                 warnings.simplefilter("ignore")  # of parts that nobody asked for
@@ -64,74 +72,76 @@ class Package:
                 ) from error
         except AttributeError as error:
             if name not in str(error):
-                raise ValueError(f"{self.name} does not import: {_line(error)}") from error
+                raise ValueError(f"{self.name} does not import: {_format_error(error)}") from error
         except (ImportError, RuntimeError, OSError) as error:  # RuntimeError: torchvision for another torch
-            raise ValueError(f"{self.name} does not import: {_line(error)}") from error
-        raise ValueError(f"this {self.name} has no {name}: {self.install}")
+            raise ValueError(f"{self.name} does not import: {_format_error(error)}") from error
+        raise ValueError(f"this {self.name} has no {name}: {self.install_hint}")
 
 
 @dataclass(frozen=True, eq=False)
 class Detector:
     """A class of a package's module. What it loads are `files`, which it is given by the arguments `names` of its
-    from_pretrained. `given` are further arguments of that, `fixed` those of its calls, which then are no parameters;
-    `defaults` are those that its calls have none for. `network` is where its module is, for those that cannot be moved
+    from_pretrained. `given` are further arguments of that, `call_arguments` those of its calls, which then are no
+    parameters; `defaults` are those that its calls have none for. `network` is where its module is, for those that cannot be moved
     to a device themselves; `draws` says that it draws random numbers, `part` which of its results is the map."""
 
     package: Package
     module: str
     name: str
     files: tuple[WeightsFile, ...] = ()
-    names: tuple[str, ...] = ("filename",)
-    given: Mapping[str, Any] = field(default_factory=dict)
-    fixed: Mapping[str, Any] = field(default_factory=dict)
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    network: str = ""
-    draws: bool = False
-    part: int | None = None
+    file_arguments: tuple[str, ...] = ("filename",)
+    load_arguments: Mapping[str, Any] = field(default_factory=dict)
+    call_arguments: Mapping[str, Any] = field(default_factory=dict)
+    extra_defaults: Mapping[str, Any] = field(default_factory=dict)
+    network_attribute: str = ""
+    is_random: bool = False
+    map_index: int | None = None
 
-    def arguments(self) -> list[Argument]:
+    def list_parameters(self) -> list[Argument]:
         """The numbers and truth values that its calls take, with their defaults, as its source declares them; none
         where the package is not installed."""
-        found = {**_defaults(self.package.folder, self.module, self.name), **self.defaults}
-        if self.draws:
+        found = {**_read_call_defaults(self.package.folder, self.module, self.name), **self.extra_defaults}
+        if self.is_random:
             found["seed"] = 0
         return [
-            Argument(name, Argument.KEYWORD_ONLY, default=value, annotation=_declared(value))
+            Argument(name, Argument.KEYWORD_ONLY, default=value, annotation=_make_annotation(value))
             for name, value in found.items()
-            if isinstance(value, (bool, int, float)) and name not in (*_SIZES, *self.fixed)
+            if isinstance(value, (bool, int, float)) and name not in (*_SIZE_ARGUMENTS, *self.call_arguments)
         ]
 
 
 @dataclass(frozen=True, eq=False)
-class _Loaded:
+class _LoadedDetector:
     call: Callable[..., Any]
     bytes: int
 
 
-def bridged(name: str, detector: Detector, *, makes: str, label: str | None = None) -> None:
+def bridge_detector(name: str, detector: Detector, *, makes: str, label: str | None = None) -> None:
     """Enters the detector under this name. Calls raise ValueError in one line where its package is missing or fails."""
 
     class Bridged:
         def __init__(self, device: str | Device, library: Library):
-            where = Device.of(device)
+            where = Device.coerce(device)
             if where.dtype != "float32":
                 raise ValueError(f"{name} computes in float32, not in {where.dtype}")
-            self.loaded = library.pool.get((detector, where), lambda: _load(detector, library, where.name))
+            self.loaded = library.cache.get((detector, where), lambda: _load_detector(detector, library, where.name))
 
         def __call__(self, image: np.ndarray, **given: Any) -> np.ndarray:
-            return _called(detector, self.loaded.call, image, given)
+            return _call_detector(detector, self.loaded.call, image, given)
 
-    arguments = [Argument(word, Argument.POSITIONAL_OR_KEYWORD) for word in ("self", "image")] + detector.arguments()
+    arguments = [
+        Argument(word, Argument.POSITIONAL_OR_KEYWORD) for word in ("self", "image")
+    ] + detector.list_parameters()
     Bridged.__call__.__signature__ = Signature(arguments)  # type: ignore[attr-defined]
     Bridged.__call__.__annotations__ = {argument.name: argument.annotation for argument in arguments[2:]}
     preprocessor(name, makes=makes, label=label, weights=detector.files)(Bridged)
 
 
-def _declared(value: Any) -> Any:
-    return bool if isinstance(value, bool) else Annotated[type(value), _ANY]
+def _make_annotation(value: Any) -> Any:
+    return bool if isinstance(value, bool) else Annotated[type(value), _UNKNOWN_RANGE]
 
 
-def _defaults(folder: Path | None, module: str, name: str) -> dict[str, Any]:
+def _read_call_defaults(folder: Path | None, module: str, name: str) -> dict[str, Any]:
     """The defaults of a detector's call, by argument, of those that have one in plain writing."""
     place = folder and folder / module.replace(".", "/")
     sources = [path for path in (place / "__init__.py", place.with_suffix(".py")) if path.is_file()] if place else []
@@ -144,52 +154,54 @@ def _defaults(folder: Path | None, module: str, name: str) -> dict[str, Any]:
     return {}
 
 
-def _load(detector: Detector, library: Library, device: str) -> _Loaded:
+def _load_detector(detector: Detector, library: Library, device: str) -> _LoadedDetector:
     from ...files.weights import read_weights
 
-    kind = detector.package.detector(detector.module, detector.name)
+    kind = detector.package.import_detector(detector.module, detector.name)
     if not detector.files:
-        return _Loaded(kind(), 0)
-    paths = [library.path(file) for file in detector.files]
+        return _LoadedDetector(kind(), 0)
+    paths = [library.fetch(file) for file in detector.files]
     for path in paths:
         read_weights(path)  # refuses what their reader might execute
     try:
-        files = {word: str(path.absolute()) for word, path in zip(detector.names, paths, strict=True)}
+        files = {word: str(path.absolute()) for word, path in zip(detector.file_arguments, paths, strict=True)}
         with redirect_stdout(sys.stderr):
-            made = kind.from_pretrained(str(paths[0].parent), **files, **detector.given)
+            made = kind.from_pretrained(str(paths[0].parent), **files, **detector.load_arguments)
         module = made
-        for part in detector.network.split(".") if detector.network else ():
+        for part in detector.network_attribute.split(".") if detector.network_attribute else ():
             module = getattr(module, part)
         module.to(device)
-    except (*_FAULTS, ValueError, RuntimeError, ImportError, OSError) as error:
-        raise ValueError(f"{detector.package.name}'s {detector.name} does not load: {_line(error)}") from error
-    return _Loaded(made, sum(path.stat().st_size for path in paths))
+    except (*_DETECTOR_ERRORS, ValueError, RuntimeError, ImportError, OSError) as error:
+        raise ValueError(f"{detector.package.name}'s {detector.name} does not load: {_format_error(error)}") from error
+    return _LoadedDetector(made, sum(path.stat().st_size for path in paths))
 
 
-def _called(detector: Detector, call: Callable[..., Any], image: np.ndarray, given: dict[str, Any]) -> np.ndarray:
+def _call_detector(
+    detector: Detector, call: Callable[..., Any], image: np.ndarray, arguments: dict[str, Any]
+) -> np.ndarray:
     height, width = image.shape[:2]
     known = signature(call).parameters
     if "detect_resolution" in known:
-        image = extended(image[None], 64)[0]  # to whose multiples controlnet_aux would resize
-    sizes = {word: min(image.shape[:2]) for word in _SIZES if word in known}
+        image = pad_to_multiple(image[None], 64)[0]  # to whose multiples controlnet_aux would resize
+    sizes = {word: min(image.shape[:2]) for word in _SIZE_ARGUMENTS if word in known}
     kind = {"output_type": "np"} if "output_type" in known else {}
-    given = {**detector.defaults, **given}
-    seed = given.pop("seed", 0) if detector.draws else None
+    arguments = {**detector.extra_defaults, **arguments}
+    seed = arguments.pop("seed", 0) if detector.is_random else None
     try:
-        with _seeded(seed), redirect_stdout(sys.stderr):  # stdout is for maps
-            result = call(image.copy(), **given, **sizes, **kind, **detector.fixed)
-        found = np.asarray(result if detector.part is None else result[detector.part])
-    except _FAULTS as error:
-        raise ValueError(f"{detector.package.name}'s {detector.name} fails: {_line(error)}") from error
+        with _seed_random(seed), redirect_stdout(sys.stderr):  # stdout is for maps
+            result = call(image.copy(), **arguments, **sizes, **kind, **detector.call_arguments)
+        found = np.asarray(result if detector.map_index is None else result[detector.map_index])
+    except _DETECTOR_ERRORS as error:
+        raise ValueError(f"{detector.package.name}'s {detector.name} fails: {_format_error(error)}") from error
     if found.dtype != np.uint8 or found.shape[2:] not in ((), (3,)):
         raise ValueError(f"{detector.package.name}'s {detector.name} gives {found.shape} of {found.dtype}, no picture")
     if found.shape[:2] != image.shape[:2]:
-        found = resize(found if found.ndim == 3 else np.dstack([found] * 3), *image.shape[:2])
+        found = resize_map(found if found.ndim == 3 else np.dstack([found] * 3), *image.shape[:2])
     return found[:height, :width]
 
 
 @contextmanager
-def _seeded(seed: int | None) -> Iterator[None]:
+def _seed_random(seed: int | None) -> Iterator[None]:
     """Python's and numpy's own random numbers drawn from a seed, and afterwards as if none had been drawn."""
     if seed is None:
         yield
@@ -204,5 +216,5 @@ def _seeded(seed: int | None) -> Iterator[None]:
         random.setstate(other)
 
 
-def _line(error: BaseException) -> str:
+def _format_error(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

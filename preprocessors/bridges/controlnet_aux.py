@@ -3,37 +3,53 @@ import, and its Image2MaskShuffleDetector, whose mask is of no use to a control 
 
 from __future__ import annotations
 
-from ...files.hub import LIST, WeightsFile
-from ..edges.hed import HED
-from ..edges.pidinet import PIDINET
-from .base import Detector, Package, bridged
+from ...files.hub import HUB_FILE_LIST, WeightsFile
+from ..edges.hed import HED_WEIGHTS
+from ..edges.pidinet import PIDINET_WEIGHTS
+from .base import Detector, Package, bridge_detector
 
-AUX = Package("controlnet_aux", "pip install controlnet-aux==0.0.10")
-MOBILE_SAM = WeightsFile(
+CONTROLNET_AUX_PACKAGE = Package("controlnet_aux", "pip install controlnet-aux==0.0.10")
+MOBILE_SAM_WEIGHTS = WeightsFile(
     "dhkim2810/MobileSAM",
     "mobile_sam.pt",
-    folder="mobile_sam",
-    licence="Apache-2.0",
-    about=40_700_000,
-    source=f"{LIST} 4e2e524",
+    webui_folder="mobile_sam",
+    license="Apache-2.0",
+    approx_size=40_700_000,
+    source=f"{HUB_FILE_LIST} 4e2e524",
 )
 
-_SAFE = {"scribble": True, "safe": True}
+_SAFE_SCRIBBLE = {"scribble": True, "safe": True}
 
-bridged("scribble_hedsafe", Detector(AUX, "hed", "HEDdetector", (HED,), fixed=_SAFE), makes="scribble")
-bridged("scribble_pidsafe", Detector(AUX, "pidi", "PidiNetDetector", (PIDINET,), fixed=_SAFE), makes="scribble")
-bridged(
+bridge_detector(
+    "scribble_hedsafe",
+    Detector(CONTROLNET_AUX_PACKAGE, "hed", "HEDdetector", (HED_WEIGHTS,), call_arguments=_SAFE_SCRIBBLE),
+    makes="scribble",
+)
+bridge_detector(
+    "scribble_pidsafe",
+    Detector(CONTROLNET_AUX_PACKAGE, "pidi", "PidiNetDetector", (PIDINET_WEIGHTS,), call_arguments=_SAFE_SCRIBBLE),
+    makes="scribble",
+)
+bridge_detector(
     "mobile_sam",
     Detector(
-        AUX,
+        CONTROLNET_AUX_PACKAGE,
         "segment_anything",
         "SamDetector",
-        (MOBILE_SAM,),
-        given={"model_type": "vit_t"},
-        network="mask_generator.predictor.model",
-        draws=True,  # the colours
+        (MOBILE_SAM_WEIGHTS,),
+        load_arguments={"model_type": "vit_t"},
+        network_attribute="mask_generator.predictor.model",
+        is_random=True,  # the colours
     ),
     makes="segmentation",
 )
-bridged("shuffle_color", Detector(AUX, "shuffle", "ColorShuffleDetector", draws=True), makes="shuffle")
-bridged("shuffle_downsample", Detector(AUX, "shuffle", "DownSampleDetector", draws=True), makes="tile")
+bridge_detector(
+    "shuffle_color",
+    Detector(CONTROLNET_AUX_PACKAGE, "shuffle", "ColorShuffleDetector", is_random=True),
+    makes="shuffle",
+)
+bridge_detector(
+    "shuffle_downsample",
+    Detector(CONTROLNET_AUX_PACKAGE, "shuffle", "DownSampleDetector", is_random=True),
+    makes="tile",
+)

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..parameters import Range
 from ..registry import preprocessor
-from .depth_models import MIDAS
+from .depth_models import MIDAS_FILES
 from .transformers_depth import TransformersDepth
 
 if TYPE_CHECKING:
@@ -21,51 +21,51 @@ if TYPE_CHECKING:
     from ..library import Library
 
 
-def normals(inverse: np.ndarray, fov: float, smooth: float = 0) -> np.ndarray:
+def normals_from_inverse_depth(inverse_depth: np.ndarray, fov: float, sigma: float = 0) -> np.ndarray:
     """Unit normals (H, W, 3) float32, left, up and to the viewer, of inverse depth (H, W) in any unit, seen by a camera
     whose longer side spans `fov` degrees. Exact on planes, to the border.
 
     With `smooth` the planes are fitted to Gaussian windows of that many pixels, else to neighbours. Where a window
     spans a step in depth the normal is that of a slope between. Raises ValueError when inverse depth is not 0 or more,
     and finite."""
-    if not (np.isfinite(inverse).all() and (inverse >= 0).all()):
-        raise ValueError(f"inverse depth {inverse.min():g}..{inverse.max():g} is not 0 or more, and finite")
-    height, width = inverse.shape
+    if not (np.isfinite(inverse_depth).all() and (inverse_depth >= 0).all()):
+        raise ValueError(f"inverse depth {inverse_depth.min():g}..{inverse_depth.max():g} is not 0 or more, and finite")
+    height, width = inverse_depth.shape
     focal = max(height, width) / 2 / np.tan(np.radians(fov) / 2)
     x, y = np.arange(width) - (width - 1) / 2, (np.arange(height) - (height - 1) / 2)[:, None]
-    w = inverse.astype(np.float64)
-    w, right, down = _planes(w, smooth) if smooth else (w, _slope(w, 1), _slope(w, 0))
+    w = inverse_depth.astype(np.float64)
+    w, right, down = _fit_planes(w, sigma) if sigma else (w, _compute_slope(w, 1), _compute_slope(w, 0))
     n = np.stack([focal * right, focal * down, w - x * right - y * down], axis=2)
     length = np.linalg.norm(n, axis=2, keepdims=True)
     return np.where(length > 0, n / np.where(length > 0, length, 1), (0, 0, 1)).astype(np.float32)
 
 
-def coloured(n: np.ndarray) -> np.ndarray:
+def encode_normals(normals: np.ndarray) -> np.ndarray:
     """Normals (..., 3) in -1..1 as the picture that ControlNet 1.1 reads, uint8 RGB: red is left, green is up, blue is
     to the viewer."""
-    return ((n + 1) / 2 * 255).clip(0, 255).astype(np.uint8)
+    return ((normals + 1) / 2 * 255).clip(0, 255).astype(np.uint8)
 
 
-def midas_normals(inverse: np.ndarray, threshold: float) -> np.ndarray:
+def encode_midas_normals(inverse_depth: np.ndarray, threshold: float) -> np.ndarray:
     """What ControlNet 1.0's normal model reads, (H, W, 3) uint8: Sobel's derivatives of inverse depth (H, W) float32
     in MiDaS's unit, 0 where it is below `threshold` of the way from its least to its largest, beside a constant 2 pi.
     Red is to the viewer, green up, blue left; no camera is meant (sd-webui-controlnet's normal_midas)."""
-    least, largest = inverse.min(), inverse.max()
-    far = inverse - least < threshold * (largest - least)
-    left, up = (np.where(far, 0, cv2.Sobel(inverse, cv2.CV_32F, *axis, ksize=3)) for axis in ((1, 0), (0, 1)))
+    least, largest = inverse_depth.min(), inverse_depth.max()
+    far = inverse_depth - least < threshold * (largest - least)
+    left, up = (np.where(far, 0, cv2.Sobel(inverse_depth, cv2.CV_32F, *axis, ksize=3)) for axis in ((1, 0), (0, 1)))
     n = np.stack([np.full_like(left, 2 * np.pi), up, left], axis=2)
     n /= np.linalg.norm(n, axis=2, keepdims=True)
     return (n * 127.5 + 127.5).clip(0, 255).astype(np.uint8)
 
 
-def _slope(w: np.ndarray, axis: int) -> np.ndarray:
+def _compute_slope(inverse_depth: np.ndarray, axis: int) -> np.ndarray:
     """Half the difference of the neighbours, at a border that to the one."""
-    return np.gradient(w, axis=axis) if w.shape[axis] > 1 else np.zeros_like(w)
+    return np.gradient(inverse_depth, axis=axis) if inverse_depth.shape[axis] > 1 else np.zeros_like(inverse_depth)
 
 
-def _planes(w: np.ndarray, sigma: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _fit_planes(inverse_depth: np.ndarray, sigma: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Value and slopes to the right and down of the plane fitted to each pixel's window, by least squares."""
-    height, width = w.shape
+    height, width = inverse_depth.shape
     k = cv2.getGaussianKernel(2 * int(np.ceil(3 * sigma)) + 1, sigma)
     i = np.arange(len(k))[:, None] - len(k) // 2
     kernels = k, k * i, k * i * i
@@ -78,7 +78,7 @@ def _planes(w: np.ndarray, sigma: float) -> tuple[np.ndarray, np.ndarray, np.nda
     a, x, y, xx, xy, yy = (moment(one, p, q) for p, q in ((0, 0), (1, 0), (0, 1), (2, 0), (1, 1), (0, 2)))
     matrix = np.stack([a, x, y, x, xx, xy, y, xy, yy], axis=2).reshape(height, width, 3, 3)
     matrix[..., range(3), range(3)] += 1e-12  # a picture of one row has no slope down
-    right = np.stack([moment(w, 0, 0), moment(w, 1, 0), moment(w, 0, 1)], axis=2)
+    right = np.stack([moment(inverse_depth, 0, 0), moment(inverse_depth, 1, 0), moment(inverse_depth, 0, 1)], axis=2)
     value, *slopes = np.moveaxis(np.linalg.solve(matrix, right[..., None])[..., 0], 2, 0)
     return value, *slopes
 
@@ -95,19 +95,19 @@ def normal_depth(
     window in pixels that hides the picture's 256 steps. The map's values are the unit normals (H, W, 3), left, up and
     to the viewer."""
     inverse = 1 / far + (1 - 1 / far) * image.mean(axis=2) / 255
-    n = normals(inverse, fov, smooth)
-    return coloured(n), n
+    n = normals_from_inverse_depth(inverse, fov, smooth)
+    return encode_normals(n), n
 
 
-@preprocessor("normal_map", makes="normals", label="normal_midas", weights=MIDAS, stacks=True)
+@preprocessor("normal_map", makes="normals", label="normal_midas", weights=MIDAS_FILES, batched=True)
 class NormalMap:
     """Normals for ControlNet 1.0, from MiDaS's depth; those of NormalBae, and of ControlNet 1.1, have red and blue
     exchanged. Depth below `background_threshold`, 0 the farthest and 1 the nearest, becomes flat."""
 
     def __init__(self, device: str | Device, library: Library):
-        self.depth = TransformersDepth(device, library, MIDAS)
+        self.estimate_depth = TransformersDepth(device, library, MIDAS_FILES)
 
     def __call__(
         self, images: np.ndarray, background_threshold: Annotated[float, Range(0, 1)] = 0.4
     ) -> list[np.ndarray]:
-        return [midas_normals(inverse, background_threshold) for inverse in self.depth(images)]
+        return [encode_midas_normals(inverse, background_threshold) for inverse in self.estimate_depth(images)]

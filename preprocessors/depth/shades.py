@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 
-def shades(depth: np.ndarray, low: float, high: float) -> np.ndarray:
+def depth_to_uint16(depth: np.ndarray, low: float, high: float) -> np.ndarray:
     """Values (H, W) as grey (H, W) uint16, `low` black and `high` white, cut to whole numbers; all black where these
     are one."""
     if not low < high:
@@ -13,19 +13,19 @@ def shades(depth: np.ndarray, low: float, high: float) -> np.ndarray:
     return (((depth - low) / (high - low)).clip(0, 1) * 65535).astype(np.uint16)
 
 
-def of_inverse(inverse: np.ndarray) -> np.ndarray:
+def encode_inverse_depth(inverse_depth: np.ndarray) -> np.ndarray:
     """The picture of inverse depth of unknown scale, from its least to its largest, as MiDaS and Depth Anything do."""
-    return shades(inverse, inverse.min(), inverse.max())
+    return depth_to_uint16(inverse_depth, inverse_depth.min(), inverse_depth.max())
 
 
-def of_metres(metres: np.ndarray) -> np.ndarray:
+def encode_metric_depth(depth: np.ndarray) -> np.ndarray:
     """The picture of depth in metres: inverse depth from its least to its largest, between 0.1 m and 250 m
     (apple/ml-depth-pro, src/depth_pro/cli/run.py)."""
-    inverse = 1 / metres.clip(1e-4, 1e4)
-    return shades(inverse, max(inverse.min(), 1 / 250), min(inverse.max(), 1 / 0.1))
+    inverse = 1 / depth.clip(1e-4, 1e4)
+    return depth_to_uint16(inverse, max(inverse.min(), 1 / 250), min(inverse.max(), 1 / 0.1))
 
 
-def of_metres_as_zoe(metres: np.ndarray) -> np.ndarray:
+def encode_zoe_depth(depth: np.ndarray) -> np.ndarray:
     """The picture of depth in metres, linear: white at the percentile 2, black at 85 (ControlNet 1.1 on ZoeDepth)."""
-    near, far = np.percentile(metres, (2, 85))
-    return shades(-metres, -far, -near)
+    near, far = np.percentile(depth, (2, 85))
+    return depth_to_uint16(-depth, -far, -near)

@@ -8,70 +8,72 @@ from typing import TYPE_CHECKING, Annotated
 import cv2
 import numpy as np
 
-from ...files.hub import DINKSTER, HORDE, WeightsFile
+from ...files.hub import DINKSTER_HASHES, HORDE_CATALOG, WeightsFile
 from ..parameters import Range
 from ..registry import preprocessor
-from .soft_edges import extended, grey, tensor
+from .soft_edges import pad_to_multiple, to_batch_tensor, to_uint8
 
 if TYPE_CHECKING:
     from ..backends.torch import Device
     from ..library import Library
 
 
-FINE = WeightsFile(
+LINEART_WEIGHTS = WeightsFile(
     "lllyasviel/Annotators",
     "sk_model.pth",
-    folder="lineart",
-    licence="MIT",
+    webui_folder="lineart",
+    license="MIT",
     size=17173511,
     sha256="c686ced2a666b4850b4bb6ccf0748031c3eda9f822de73a34b8979970d90f0c6",
-    source=f"{HORDE}; {DINKSTER}",
+    source=f"{HORDE_CATALOG}; {DINKSTER_HASHES}",
 )
-COARSE = WeightsFile(
+LINEART_COARSE_WEIGHTS = WeightsFile(
     "lllyasviel/Annotators",
     "sk_model2.pth",
-    folder="lineart",
-    licence="MIT",
+    webui_folder="lineart",
+    license="MIT",
     size=17173511,
     sha256="30a534781061f34e83bb9406b4335da4ff2616c95d22a585c1245aa8363e74e0",
-    source=f"{HORDE}; {DINKSTER}",
+    source=f"{HORDE_CATALOG}; {DINKSTER_HASHES}",
 )
 
 
-def _lines(file: WeightsFile, device: str | Device, library: Library) -> Callable[[np.ndarray], np.ndarray]:
+def _load_line_detector(
+    file: WeightsFile, device: str | Device, library: Library
+) -> Callable[[np.ndarray], np.ndarray]:
     """White lines on black (B, H, W) uint8 of pictures (B, H, W, 3) uint8, RGB."""
     from ...annotators import lineart
 
-    network = library.network(file, lineart.load, device)
+    network = library.load_network(file, lineart.load, device)
 
     def lines(images: np.ndarray) -> np.ndarray:
         height, width = images.shape[1:3]
-        paper = network(tensor(extended(images, 4, least=8)) / 255)[:, 0, :height, :width].numpy()
-        return 255 - grey(paper)
+        paper = network(to_batch_tensor(pad_to_multiple(images, 4, min_size=8)) / 255)[:, 0, :height, :width].numpy()
+        return 255 - to_uint8(paper)
 
     return lines
 
 
-@preprocessor("lineart", makes="lines", label="lineart_realistic", weights=FINE, stacks=True)
+@preprocessor("lineart", makes="lines", label="lineart_realistic", weights=LINEART_WEIGHTS, batched=True)
 class Lineart:
     """A photograph as a fine line drawing, white on black."""
 
     def __init__(self, device: str | Device, library: Library):
-        self.lines = _lines(FINE, device, library)
+        self.detect_lines = _load_line_detector(LINEART_WEIGHTS, device, library)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        return self.lines(images)
+        return self.detect_lines(images)
 
 
-@preprocessor("lineart_coarse", makes="lines", weights=COARSE, stacks=True)
+@preprocessor("lineart_coarse", makes="lines", weights=LINEART_COARSE_WEIGHTS, batched=True)
 class LineartCoarse:
     """A photograph as a line drawing of few strokes, white on black."""
 
     def __init__(self, device: str | Device, library: Library):
-        self.lines = _lines(COARSE, device, library)
+        self.detect_lines = _load_line_detector(LINEART_COARSE_WEIGHTS, device, library)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        return self.lines(images)
+        return self.detect_lines(images)
 
 
 @preprocessor("lineart_standard", makes="lines", label="lineart_standard (from white bg & black line)")

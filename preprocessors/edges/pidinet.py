@@ -5,79 +5,79 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ...files.hub import HORDE, WeightsFile
+from ...files.hub import HORDE_CATALOG, WeightsFile
 from ..registry import preprocessor
-from .soft_edges import extended, grey, safe, scribble, tensor
+from .soft_edges import pad_to_multiple, quantize_edges, scribble_from_edges, to_batch_tensor, to_uint8
 
 if TYPE_CHECKING:
     from ..backends.torch import Device
     from ..library import Library
 
-PIDINET = WeightsFile(
+PIDINET_WEIGHTS = WeightsFile(
     "lllyasviel/Annotators",
     "table5_pidinet.pth",
-    folder="pidinet",
-    licence="research only, non-commercial",
+    webui_folder="pidinet",
+    license="research only, non-commercial",
     size=2871148,
     sha256="80860ac267258b5f27486e0ef152a211d0b08120f62aeb185a050acc30da486c",
-    source=f"{HORDE}; hellozhuo/pidinet @ 36f6506df68e, trained_models",
+    source=f"{HORDE_CATALOG}; hellozhuo/pidinet @ 36f6506df68e, trained_models",
 )
 
 
-def _edges(device: str | Device, library: Library) -> Callable[[np.ndarray], np.ndarray]:
+def _load_edge_detector(device: str | Device, library: Library) -> Callable[[np.ndarray], np.ndarray]:
     """PiDiNet's edges (B, H, W) in 0..1, all stages together, of pictures (B, H, W, 3) uint8. It reads BGR in 0..1,
     without mean and deviation, as ControlNet 1.1 feeds it."""
     from ...annotators import pidinet
 
-    network = library.network(PIDINET, pidinet.load, device)
+    network = library.load_network(PIDINET_WEIGHTS, pidinet.load, device)
 
     def edges(images: np.ndarray) -> np.ndarray:
         height, width = images.shape[1:3]
-        bgr = extended(images, 1, least=8)[..., ::-1]
-        return network(tensor(bgr) / 255)[-1][:, 0, :height, :width].numpy()
+        bgr = pad_to_multiple(images, 1, min_size=8)[..., ::-1]
+        return network(to_batch_tensor(bgr) / 255)[-1][:, 0, :height, :width].numpy()
 
     return edges
 
 
-@preprocessor("pidinet", makes="soft edges", label="softedge_pidinet", weights=PIDINET, stacks=True)
+@preprocessor("pidinet", makes="soft edges", label="softedge_pidinet", weights=PIDINET_WEIGHTS, batched=True)
 class Pidinet:
     """PiDiNet's edges, white on black."""
 
     def __init__(self, device: str | Device, library: Library):
-        self.edges = _edges(device, library)
+        self.detect_edges = _load_edge_detector(device, library)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        return grey(self.edges(images))
+        return to_uint8(self.detect_edges(images))
 
 
-@preprocessor("pidinet_safe", makes="soft edges", label="softedge_pidisafe", weights=PIDINET, stacks=True)
+@preprocessor("pidinet_safe", makes="soft edges", label="softedge_pidisafe", weights=PIDINET_WEIGHTS, batched=True)
 class PidinetSafe:
     """PiDiNet's edges in the steps 0, 127 and 255."""
 
     def __init__(self, device: str | Device, library: Library):
-        self.edges = _edges(device, library)
+        self.detect_edges = _load_edge_detector(device, library)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        return grey(safe(self.edges(images)))
+        return to_uint8(quantize_edges(self.detect_edges(images)))
 
 
-@preprocessor("pidinet_scribble", makes="scribble", label="scribble_pidinet", weights=PIDINET, stacks=True)
+@preprocessor("pidinet_scribble", makes="scribble", label="scribble_pidinet", weights=PIDINET_WEIGHTS, batched=True)
 class PidinetScribble:
     """A drawing along PiDiNet's edges, 0 or 255."""
 
     def __init__(self, device: str | Device, library: Library):
-        self.edges = _edges(device, library)
+        self.detect_edges = _load_edge_detector(device, library)
 
     def __call__(self, images: np.ndarray) -> list[np.ndarray]:
-        return [scribble(edges) for edges in grey(self.edges(images))]
+        return [scribble_from_edges(edges) for edges in to_uint8(self.detect_edges(images))]
 
 
-@preprocessor("pidinet_sketch", makes="scribble", label="t2ia_sketch_pidi", weights=PIDINET, stacks=True)
+@preprocessor("pidinet_sketch", makes="scribble", label="t2ia_sketch_pidi", weights=PIDINET_WEIGHTS, batched=True)
 class PidinetSketch:
     """255 where PiDiNet's edges are over one half, 0 elsewhere: what T2I-Adapter's sketch model reads."""
 
     def __init__(self, device: str | Device, library: Library):
-        self.edges = _edges(device, library)
+        self.detect_edges = _load_edge_detector(device, library)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        return np.where(self.edges(images) > 0.5, np.uint8(255), np.uint8(0))
+        return np.where(self.detect_edges(images) > 0.5, np.uint8(255), np.uint8(0))

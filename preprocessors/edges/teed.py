@@ -6,65 +6,67 @@ from typing import TYPE_CHECKING, Annotated
 import cv2
 import numpy as np
 
-from ...files.hub import DINKSTER, HORDE, WeightsFile
+from ...files.hub import DINKSTER_HASHES, HORDE_CATALOG, WeightsFile
 from ..parameters import Range
 from ..registry import preprocessor
 from .lineart import lineart_standard
-from .soft_edges import extended, grey, safe, tensor
+from .soft_edges import pad_to_multiple, quantize_edges, to_batch_tensor, to_uint8
 
 if TYPE_CHECKING:
     from ..backends.torch import Device
     from ..library import Library
 
-TEED = WeightsFile(
+TEED_WEIGHTS = WeightsFile(
     "bdsqlsz/qinglong_controlnet-lllite",
     "Annotators/7_model.pth",
-    folder="TEED",
-    licence="MIT",
+    webui_folder="TEED",
+    license="MIT",
     size=247232,
     sha256="b9037964149c55156c6adbffdfbd7e8ca7d2ef2a4d90573520efa7f3a1aacf06",
-    source=f"{HORDE}; {DINKSTER}",
+    source=f"{HORDE_CATALOG}; {DINKSTER_HASHES}",
 )
-MTEED = WeightsFile(
+MTEED_WEIGHTS = WeightsFile(
     "TheMistoAI/MistoLine",
     "Anyline/MTEED.pth",
-    folder="TEED",
-    licence="non-commercial",  # its README, TheMistoAI/MistoLine @ 0e532135a450
+    webui_folder="TEED",
+    license="non-commercial",  # its README, TheMistoAI/MistoLine @ 0e532135a450
     size=248298,
     sha256="a3c2d8a8ce9422555c787160bd46362d761325a565333c0e3f6a53e0bae2abdb",
-    source=DINKSTER,
+    source=DINKSTER_HASHES,
 )
-SPECK = 12  # pixels: Anyline drops objects of fewer than 36 in an array of 3 equal channels
+MIN_SPECK_PIXELS = 12  # pixels: Anyline drops objects of fewer than 36 in an array of 3 equal channels
 
 
-def _edges(file: WeightsFile, device: str | Device, library: Library) -> Callable[[np.ndarray, int], np.ndarray]:
+def _load_edge_detector(
+    file: WeightsFile, device: str | Device, library: Library
+) -> Callable[[np.ndarray, int], np.ndarray]:
     """TEED's edges (B, H, W) uint8 of pictures (B, H, W, 3) uint8, RGB: the sigmoid of the mean of its four logits, in
     `steps` steps, or as they are if that is 0."""
     from ...annotators import teed
 
-    network = library.network(file, teed.load, device)
+    network = library.load_network(file, teed.load, device)
 
     def edges(images: np.ndarray, steps: int) -> np.ndarray:
         height, width = images.shape[1:3]
-        logits = sum(network(tensor(extended(images, 4)))) / 4
+        logits = sum(network(to_batch_tensor(pad_to_multiple(images, 4)))) / 4
         soft = logits.sigmoid()[:, 0, :height, :width].numpy()
-        return grey(safe(soft, steps) if steps else soft)
+        return to_uint8(quantize_edges(soft, steps) if steps else soft)
 
     return edges
 
 
-@preprocessor("softedge_teed", makes="soft edges", weights=TEED, stacks=True)
+@preprocessor("softedge_teed", makes="soft edges", weights=TEED_WEIGHTS, batched=True)
 class Teed:
     """TEED's edges, white on black, in `safe_steps` steps, or soft with 0."""
 
     def __init__(self, device: str | Device, library: Library):
-        self.edges = _edges(TEED, device, library)
+        self.detect_edges = _load_edge_detector(TEED_WEIGHTS, device, library)
 
     def __call__(self, images: np.ndarray, safe_steps: Annotated[int, Range(0, 10)] = 2) -> np.ndarray:
-        return self.edges(images, safe_steps)
+        return self.detect_edges(images, safe_steps)
 
 
-@preprocessor("softedge_anyline", makes="soft edges", weights=MTEED, stacks=True)
+@preprocessor("softedge_anyline", makes="soft edges", weights=MTEED_WEIGHTS, batched=True)
 class Anyline:
     """Anyline: MTEED's edges with the lines of lineart_standard laid over them as light over light. Made for a
     resolution of 1280.
@@ -73,23 +75,24 @@ class Anyline:
     sd-webui-controlnet and controlnet_aux 0.0.10 merge wrongly, the first so that no line is left."""
 
     def __init__(self, device: str | Device, library: Library):
-        self.edges = _edges(MTEED, device, library)
+        self.detect_edges = _load_edge_detector(MTEED_WEIGHTS, device, library)
 
     def __call__(self, images: np.ndarray, safe_steps: Annotated[int, Range(0, 10)] = 2) -> list[np.ndarray]:
         return [
-            merged(edges, lines(image)) for edges, image in zip(self.edges(images, safe_steps), images, strict=True)
+            blend_screen(edges, extract_lines(image))
+            for edges, image in zip(self.detect_edges(images, safe_steps), images, strict=True)
         ]
 
 
-def lines(image: np.ndarray) -> np.ndarray:
+def extract_lines(image: np.ndarray) -> np.ndarray:
     """The lines of a picture (H, W, 3), (H, W) uint8, less those of fewer than 12 pixels that touch side by side."""
     drawn = lineart_standard(image, sigma=2.0, intensity_threshold=3)
     _, labels, found, _ = cv2.connectedComponentsWithStats((drawn > 0).astype(np.uint8), connectivity=4)
-    large = found[:, cv2.CC_STAT_AREA] >= SPECK
+    large = found[:, cv2.CC_STAT_AREA] >= MIN_SPECK_PIXELS
     return np.where(large[labels], drawn, np.uint8(0))
 
 
-def merged(base: np.ndarray, top: np.ndarray) -> np.ndarray:
+def blend_screen(base: np.ndarray, top: np.ndarray) -> np.ndarray:
     """1 - (1 - base)(1 - top), both (H, W) uint8 for 0..1."""
     dark = (255 - base.astype(np.float32)) * (255 - top.astype(np.float32)) / 255
     return (255 - dark).astype(np.uint8)

@@ -3,10 +3,10 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from ..edges.soft_edges import extended
+from ..edges.soft_edges import pad_to_multiple
 from ..registry import preprocessor
 
-CELL = 64  # pixels
+COLOR_CELL_SIZE = 64  # pixels
 
 
 @preprocessor("color", makes="colour", label="t2ia_color_grid")
@@ -15,6 +15,8 @@ def color(image: np.ndarray) -> np.ndarray:
     is OpenCV's cubic sample at the square's middle. Squares at the right and lower border are cut;
     sd-webui-controlnet stretches all of them instead, at sizes that are no multiples of 64."""
     height, width = image.shape[:2]
-    whole = extended(image[None], CELL)[0]
-    cells = cv2.resize(whole, (whole.shape[1] // CELL, whole.shape[0] // CELL), interpolation=cv2.INTER_CUBIC)
-    return cells.repeat(CELL, axis=0).repeat(CELL, axis=1)[:height, :width]
+    whole = pad_to_multiple(image[None], COLOR_CELL_SIZE)[0]
+    cells = cv2.resize(
+        whole, (whole.shape[1] // COLOR_CELL_SIZE, whole.shape[0] // COLOR_CELL_SIZE), interpolation=cv2.INTER_CUBIC
+    )
+    return cells.repeat(COLOR_CELL_SIZE, axis=0).repeat(COLOR_CELL_SIZE, axis=1)[:height, :width]

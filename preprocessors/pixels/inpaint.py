@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 
 from ...files.hub import WeightsFile
-from ...maps.resize import resized
-from ..edges.soft_edges import tensor
+from ...maps.resize import resize_for_detection
+from ..edges.soft_edges import to_batch_tensor
 from ..parameters import Range
 from ..registry import preprocessor
 
@@ -31,20 +31,20 @@ def inpaint_only(image: np.ndarray) -> np.ndarray:
     return image
 
 
-LAMA = WeightsFile(
+LAMA_WEIGHTS = WeightsFile(
     "lllyasviel/Annotators",
     "ControlNetLama.pth",
-    folder="lama",
-    licence="Apache-2.0",
+    webui_folder="lama",
+    license="Apache-2.0",
     size=204597536,
     sha256="3b54044a23222eb835b549d61b480c444c06cf36df0ca86ea97aa9b14b001150",
     source="lllyasviel/Annotators @ 9a7d84251d48",
 )
 
-_LONGEST = 8  # times the short side; a strip of 3x300 would be 256x25600
+_MAX_ASPECT_RATIO = 8  # times the short side; a strip of 3x300 would be 256x25600
 
 
-@preprocessor("inpaint_only+lama", makes="inpaint", weights=LAMA, masked=True)
+@preprocessor("inpaint_only+lama", makes="inpaint", weights=LAMA_WEIGHTS, needs_mask=True)
 class InpaintLama:
     """The picture with what LaMa puts where the mask is white, as a beginning for what is drawn there; grey mixes both.
 
@@ -54,12 +54,14 @@ class InpaintLama:
     def __init__(self, device: str | Device, library: Library):
         from ...annotators import lama
 
-        self.network = library.network(LAMA, lama.load, device)
+        self.network = library.load_network(LAMA_WEIGHTS, lama.load, device)
 
     def __call__(self, image: np.ndarray, fill_resolution: Annotated[int, Range(64, 2048)] = 256) -> np.ndarray:
         short, long = sorted(image.shape[:2])
-        small, height, width = resized(image, min(fill_resolution, max(1, _LONGEST * fill_resolution * short // long)))
-        x = tensor(small[None]) / 255
+        small, height, width = resize_for_detection(
+            image, min(fill_resolution, max(1, _MAX_ASPECT_RATIO * fill_resolution * short // long))
+        )
+        x = to_batch_tensor(small[None]) / 255
         found = self.network(x[:, :3], (x[:, 3:] > 0.5).float())[0, :, :height, :width].permute(1, 2, 0).numpy()
         filled = cv2.resize(found * 255, image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
         share = image[..., 3:] / np.float32(255)

@@ -14,15 +14,15 @@ def recolor_luminance(image: np.ndarray, gamma_correction: Annotated[float, Rang
     """The lightness L of CIE Lab, 0..255 for 0..100, to the power of gamma, (H, W).
 
     sd-webui-controlnet reads RGB as BGR, so that pure red becomes 82 (blue's), not 136."""
-    return _corrected(cv2.cvtColor(image, cv2.COLOR_RGB2LAB)[..., 0], gamma_correction)
+    return _correct_gamma(cv2.cvtColor(image, cv2.COLOR_RGB2LAB)[..., 0], gamma_correction)
 
 
 @preprocessor("recolor_intensity", makes="luminance")
 def recolor_intensity(image: np.ndarray, gamma_correction: Annotated[float, Range(0.1, 2)] = 1) -> np.ndarray:
     """The strongest of the three channels (HSV's V) to the power of gamma, (H, W)."""
-    return _corrected(image.max(axis=2), gamma_correction)
+    return _correct_gamma(image.max(axis=2), gamma_correction)
 
 
-def _corrected(grey: np.ndarray, gamma: float) -> np.ndarray:
+def _correct_gamma(gray: np.ndarray, gamma: float) -> np.ndarray:
     """Rounded, so that a gamma of 1 changes nothing; sd-webui-controlnet cuts."""
-    return np.rint(255 * (np.arange(256) / 255) ** gamma).astype(np.uint8)[grey]
+    return np.rint(255 * (np.arange(256) / 255) ** gamma).astype(np.uint8)[gray]

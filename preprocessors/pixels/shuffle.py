@@ -8,7 +8,7 @@ import numpy as np
 from ..parameters import Range
 from ..registry import preprocessor
 
-CELL = 256  # pixels between two points of the noise
+NOISE_CELL_SIZE = 256  # pixels between two points of the noise
 
 
 @preprocessor("shuffle", makes="shuffle")
@@ -20,15 +20,17 @@ def shuffle(image: np.ndarray, seed: Annotated[int, Range(0, 2**32 - 1)] = 0) ->
     sd-webui-controlnet's seed is seed + subseed."""
     height, width = image.shape[:2]
     numbers = np.random.RandomState(seed)
-    x = _noise(numbers, height, width) * (width - 1)
-    y = _noise(numbers, height, width) * (height - 1)
+    x = _make_smooth_noise(numbers, height, width) * (width - 1)
+    y = _make_smooth_noise(numbers, height, width) * (height - 1)
     return cv2.remap(image, x.astype(np.float32), y.astype(np.float32), cv2.INTER_LINEAR)
 
 
-def _noise(numbers: np.random.RandomState, height: int, width: int) -> np.ndarray:
+def _make_smooth_noise(generator: np.random.RandomState, height: int, width: int) -> np.ndarray:
     """Smooth noise (height, width) float64 from 0 to 1."""
-    points = numbers.uniform(size=(height // CELL + 2, width // CELL + 2))
-    smooth = cv2.resize(points, (width + 2 * CELL, height + 2 * CELL), interpolation=cv2.INTER_CUBIC)
-    smooth = smooth[CELL : CELL + height, CELL : CELL + width]
+    points = generator.uniform(size=(height // NOISE_CELL_SIZE + 2, width // NOISE_CELL_SIZE + 2))
+    smooth = cv2.resize(
+        points, (width + 2 * NOISE_CELL_SIZE, height + 2 * NOISE_CELL_SIZE), interpolation=cv2.INTER_CUBIC
+    )
+    smooth = smooth[NOISE_CELL_SIZE : NOISE_CELL_SIZE + height, NOISE_CELL_SIZE : NOISE_CELL_SIZE + width]
     smooth = smooth - smooth.min()
     return smooth / (smooth.max() or 1)  # of one pixel: 0

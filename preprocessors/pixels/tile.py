@@ -12,18 +12,18 @@ import numpy as np
 from ..parameters import Range
 from ..registry import preprocessor
 
-Variation = Annotated[int, Range(3, 32)]
+VariationParameter = Annotated[int, Range(3, 32)]
 
 
 @preprocessor("tile_colorfix", makes="tile")
-def tile_colorfix(image: np.ndarray, variation: Variation = 8) -> np.ndarray:
+def tile_colorfix(image: np.ndarray, variation: VariationParameter = 8) -> np.ndarray:
     """The picture as it is, whose colours the result keeps over boxes of 2 `variation` + 1 latents."""
     return image
 
 
 @preprocessor("tile_colorfix+sharp", makes="tile")
 def tile_colorfix_sharp(
-    image: np.ndarray, variation: Variation = 8, sharpness: Annotated[float, Range(0, 2)] = 1.0
+    image: np.ndarray, variation: VariationParameter = 8, sharpness: Annotated[float, Range(0, 2)] = 1.0
 ) -> np.ndarray:
     """As tile_colorfix; guidance leads away from what is blurred by `sharpness` hundredths."""
     return image

@@ -11,14 +11,14 @@ import json
 import os
 from typing import Any
 
-from ...files.disk import opened, parse_json, write_atomically
-from .key_points import REACH, Animal, KeyPoint, Person, Points, Poses
+from ...files.disk import open_regular_file, parse_json, write_atomically
+from .key_points import COORDINATE_RANGE, Animal, KeyPoint, KeyPoints, Person, Poses
 
-LIMIT = 2**24  # bytes of a file
-_PARTS = {"body": "pose", "left_hand": "hand_left", "right_hand": "hand_right", "face": "face"}
+POSE_FILE_LIMIT = 2**24  # bytes of a file
+_JSON_PART_NAMES = {"body": "pose", "left_hand": "hand_left", "right_hand": "hand_right", "face": "face"}
 
 
-def poses_object(poses: Poses) -> dict[str, Any]:
+def encode_poses(poses: Poses) -> dict[str, Any]:
     """The JSON object of one picture. Coordinates are fractions of the canvas.
 
     Every point found has c = 1, because sd-webui-controlnet and the ComfyUI pack take all others for not found. Where
@@ -26,32 +26,32 @@ def poses_object(poses: Poses) -> dict[str, Any]:
     people = []
     for person in poses.people:
         written: dict[str, Any] = {}
-        for part, name in _PARTS.items():
+        for part, name in _JSON_PART_NAMES.items():
             points = getattr(person, part)
-            written[f"{name}_keypoints_2d"] = _numbers(points) or None
-            if confidences := _confidences(points):
+            written[f"{name}_keypoints_2d"] = _flatten_points(points) or None
+            if confidences := _list_confidences(points):
                 written[f"{name}_confidences"] = confidences
         people.append(written)
     value: dict[str, Any] = {"people": people}
     if poses.animals:
-        value["animals"] = [_numbers(animal.points) for animal in poses.animals]
-        value["animal_confidences"] = [_confidences(animal.points) for animal in poses.animals]
+        value["animals"] = [_flatten_points(animal.points) for animal in poses.animals]
+        value["animal_confidences"] = [_list_confidences(animal.points) for animal in poses.animals]
     return value | {"canvas_width": poses.width, "canvas_height": poses.height}
 
 
 def write_poses(path: str | os.PathLike[str], poses: Poses, overwrite: bool = False) -> None:
     """Write one picture's poses, whole or not at all. Raises what write_atomically does."""
-    write_atomically(path, json.dumps(poses_object(poses), allow_nan=False).encode() + b"\n", overwrite)
+    write_atomically(path, json.dumps(encode_poses(poses), allow_nan=False).encode() + b"\n", overwrite)
 
 
 def read_poses(path: str | os.PathLike[str]) -> tuple[Poses, ...]:
     """The poses in a JSON file of at most 16 MiB: of one picture, or of several if it holds an array, as the ComfyUI
     pack writes. Raises FileNotFoundError, or ValueError in one line."""
     name = repr(os.fspath(path))
-    with opened(path) as file:
-        content = file.read(LIMIT + 1)
-    if len(content) > LIMIT:
-        raise ValueError(f"{name} is over {LIMIT} bytes, too large for poses")
+    with open_regular_file(path) as file:
+        content = file.read(POSE_FILE_LIMIT + 1)
+    if len(content) > POSE_FILE_LIMIT:
+        raise ValueError(f"{name} is over {POSE_FILE_LIMIT} bytes, too large for poses")
     return parse_poses(content, name)
 
 
@@ -64,69 +64,72 @@ def parse_poses(text: bytes, name: str) -> tuple[Poses, ...]:
     value = parse_json(text, name)
     pictures = value if isinstance(value, list) else [value]
     try:
-        return tuple(_poses(picture) for picture in pictures)
+        return tuple(_parse_object(picture) for picture in pictures)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
 
 
-def _numbers(points: Points) -> list[float]:
+def _flatten_points(points: KeyPoints) -> list[float]:
     return [number for p in points for number in ((float(p.x), float(p.y), 1.0) if p else (0.0, 0.0, 0.0))]
 
 
-def _confidences(points: Points) -> list[float]:
+def _list_confidences(points: KeyPoints) -> list[float]:
     """Empty if all are 1."""
     return [float(p.confidence) if p else 0.0 for p in points] if any(p and p.confidence != 1 for p in points) else []
 
 
-def _poses(value: Any) -> Poses:
-    _expect(value, dict, "poses of a picture")
-    width, height = _side(value, "canvas_width"), _side(value, "canvas_height")
-    people = [_person(person, f"people[{i}]") for i, person in enumerate(_list(value, "people"))]
-    animals = [_triples(points, f"animals[{i}]") for i, points in enumerate(_list(value, "animals"))]
-    for triples, confidences in zip(animals, _list(value, "animal_confidences"), strict=False):
-        _set(triples, confidences, "animal_confidences")
+def _parse_object(value: Any) -> Poses:
+    _check_type(value, dict, "poses of a picture")
+    width, height = _get_side(value, "canvas_width"), _get_side(value, "canvas_height")
+    people = [_parse_person(person, f"people[{i}]") for i, person in enumerate(_get_list(value, "people"))]
+    animals = [_parse_triples(points, f"animals[{i}]") for i, points in enumerate(_get_list(value, "animals"))]
+    for triples, confidences in zip(animals, _get_list(value, "animal_confidences"), strict=False):
+        _set_confidences(triples, confidences, "animal_confidences")
     parts = [triples for person in people for triples in person.values()] + animals
-    far = any(max(abs(x), abs(y)) > max(REACH) for triples in parts for x, y, c in triples if c)
+    far = any(max(abs(x), abs(y)) > max(COORDINATE_RANGE) for triples in parts for x, y, c in triples if c)
     size = (width, height) if far else (1, 1)
     return Poses(
-        tuple(Person(**{part: _points(triples, size) for part, triples in person.items()}) for person in people),
-        tuple(Animal(_points(triples, size)) for triples in animals),
+        tuple(Person(**{part: _to_key_points(triples, size) for part, triples in person.items()}) for person in people),
+        tuple(Animal(_to_key_points(triples, size)) for triples in animals),
         width,
         height,
     )
 
 
-def _person(value: Any, where: str) -> dict[str, list[list[float]]]:
+def _parse_person(value: Any, where: str) -> dict[str, list[list[float]]]:
     """Triples (x, y, c) by part."""
-    _expect(value, dict, where)
-    parts = {part: _triples(value.get(f"{name}_keypoints_2d"), f"{where}.{name}") for part, name in _PARTS.items()}
-    for part, name in _PARTS.items():
-        _set(parts[part], value.get(f"{name}_confidences"), f"{where}.{name}_confidences")
+    _check_type(value, dict, where)
+    parts = {
+        part: _parse_triples(value.get(f"{name}_keypoints_2d"), f"{where}.{name}")
+        for part, name in _JSON_PART_NAMES.items()
+    }
+    for part, name in _JSON_PART_NAMES.items():
+        _set_confidences(parts[part], value.get(f"{name}_confidences"), f"{where}.{name}_confidences")
     body = parts["body"]
     if len(body) == 25:
         body[:] = body[:8] + body[9:19]  # BODY_25 without the middle of the hips and the feet
     return parts | {"body": body or [[0, 0, 0]] * 18}
 
 
-def _triples(value: Any, where: str) -> list[list[float]]:
+def _parse_triples(value: Any, where: str) -> list[list[float]]:
     """The numbers of a part by threes. Of one that is null, none."""
     if value is None:
         return []
-    _expect(value, list, where)
+    _check_type(value, list, where)
     if all(isinstance(point, list) and len(point) == 3 for point in value):
         value = [number for point in value for number in point]
-    _check(value, where)
+    _check_numbers(value, where)
     if len(value) % 3:
         raise ValueError(f"{where} has {len(value)} numbers, expected x, y and confidence of each point")
     return [value[i : i + 3] for i in range(0, len(value), 3)]
 
 
-def _set(triples: list[list[float]], confidences: Any, where: str) -> None:
+def _set_confidences(triples: list[list[float]], confidences: Any, where: str) -> None:
     """Give points with c = 1 the confidence in the list beside them, where there is one."""
     if not confidences:
         return
-    _expect(confidences, list, where)
-    _check(confidences, where)
+    _check_type(confidences, list, where)
+    _check_numbers(confidences, where)
     if len(confidences) != len(triples):
         raise ValueError(f"{where} has {len(confidences)} numbers for {len(triples)} points")
     for triple, confidence in zip(triples, confidences, strict=True):
@@ -134,29 +137,29 @@ def _set(triples: list[list[float]], confidences: Any, where: str) -> None:
             triple[2] = confidence or 1  # 0: the point was added later
 
 
-def _points(triples: list[list[float]], size: tuple[int, int]) -> tuple[KeyPoint | None, ...]:
+def _to_key_points(triples: list[list[float]], size: tuple[int, int]) -> tuple[KeyPoint | None, ...]:
     return tuple(KeyPoint(float(x / size[0]), float(y / size[1]), float(c)) if c else None for x, y, c in triples)
 
 
-def _list(value: dict[str, Any], key: str) -> list[Any]:
+def _get_list(value: dict[str, Any], key: str) -> list[Any]:
     found = value.get(key) or []
-    _expect(found, list, key)
+    _check_type(found, list, key)
     return found
 
 
-def _side(value: dict[str, Any], key: str) -> int:
+def _get_side(value: dict[str, Any], key: str) -> int:
     side = value.get(key)
     if not isinstance(side, int) or isinstance(side, bool):
         raise ValueError(f"{key} is {side!r:.40}, expected pixels")
     return side
 
 
-def _expect(value: Any, type: type, where: str) -> None:
-    if not isinstance(value, type):
-        raise ValueError(f"{where} is a JSON {value.__class__.__name__}, expected {type.__name__}")
+def _check_type(value: Any, expected_type: type, where: str) -> None:
+    if not isinstance(value, expected_type):
+        raise ValueError(f"{where} is a JSON {value.__class__.__name__}, expected {expected_type.__name__}")
 
 
-def _check(numbers: list[Any], where: str) -> None:
+def _check_numbers(numbers: list[Any], where: str) -> None:
     for number in numbers:
         if not isinstance(number, (int, float)) or isinstance(number, bool) or not abs(number) < 1e9:  # NaN is not
             raise ValueError(f"{where} holds {number!r:.40}, expected a number below 1e9")

@@ -9,7 +9,10 @@ from typing import TypeAlias
 
 from ...files.image_formats import MAX_SIDE, check_pixels
 
-REACH = (-1, 2)  # how far a point may lie outside the picture, as fractions of it: what is drawn must fit in integers
+COORDINATE_RANGE = (
+    -1,
+    2,
+)  # how far a point may lie outside the picture, as fractions of it: what is drawn must fit in integers
 
 
 @dataclass(frozen=True)
@@ -23,14 +26,14 @@ class KeyPoint:
     confidence: float = 1.0
 
     def __post_init__(self) -> None:
-        low, high = REACH
+        low, high = COORDINATE_RANGE
         if not (low <= self.x <= high and low <= self.y <= high):  # NaN is outside too
             raise ValueError(f"key point ({self.x}, {self.y}) is outside {low}..{high} of the picture")
         if not 0 < self.confidence < inf:
             raise ValueError(f"confidence {self.confidence} of a key point is not above 0; an absent point is None")
 
 
-Points: TypeAlias = Sequence[KeyPoint | None]  # None where a point was not found
+KeyPoints: TypeAlias = Sequence[KeyPoint | None]  # None where a point was not found
 
 
 @dataclass(frozen=True)
@@ -41,16 +44,16 @@ class Person:
     elbow, wrist, right hip, knee, ankle, left hip, knee, ankle, right eye, left eye, right ear, left ear. A hand has
     21: wrist, then four of each finger from the thumb on. A face has the 68 of iBUG 300-W, or 70 with the pupils."""
 
-    body: Points
-    left_hand: Points = ()
-    right_hand: Points = ()
-    face: Points = ()
+    body: KeyPoints
+    left_hand: KeyPoints = ()
+    right_hand: KeyPoints = ()
+    face: KeyPoints = ()
 
     def __post_init__(self) -> None:
-        _check("a body", self.body, 18)
-        _check("a left hand", self.left_hand, 0, 21)
-        _check("a right hand", self.right_hand, 0, 21)
-        _check("a face", self.face, 0, 68, 70)
+        _check_count("a body", self.body, 18)
+        _check_count("a left hand", self.left_hand, 0, 21)
+        _check_count("a right hand", self.right_hand, 0, 21)
+        _check_count("a face", self.face, 0, 68, 70)
 
 
 @dataclass(frozen=True)
@@ -58,10 +61,10 @@ class Animal:
     """A four-legged animal: 17 points in the order of AP-10K: left eye, right eye, nose, neck, root of the tail, left
     shoulder, elbow, front paw, right ones, left hip, knee, back paw, right ones; None where one was not found."""
 
-    points: Points
+    points: KeyPoints
 
     def __post_init__(self) -> None:
-        _check("an animal", self.points, 17)
+        _check_count("an animal", self.points, 17)
 
 
 @dataclass(frozen=True)
@@ -79,18 +82,18 @@ class Poses:
             raise ValueError(f"the canvas of the poses is {self.width}x{self.height}, a side over {MAX_SIDE}")
 
 
-def found(places: Iterable[Sequence[float]], height: int, width: int) -> tuple[KeyPoint | None, ...]:
+def key_points_from_pixels(points: Iterable[Sequence[float]], height: int, width: int) -> tuple[KeyPoint | None, ...]:
     """Key points from (x, y, confidence) in pixels of a picture; those that are NaN, or have no confidence, or lie
     further outside than a key point may, are None."""
-    low, high = REACH
+    low, high = COORDINATE_RANGE
     return tuple(
         KeyPoint(x / width, y / height, confidence)
         if confidence > 0 and low <= x / width <= high and low <= y / height <= high
         else None
-        for x, y, confidence in places
+        for x, y, confidence in points
     )
 
 
-def _check(part: str, points: Points, *counts: int) -> None:
+def _check_count(part: str, points: KeyPoints, *counts: int) -> None:
     if len(points) not in counts:
         raise ValueError(f"{len(points)} points of {part}, expected {' or '.join(map(str, counts))}")

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from ...files.hub import WeightsFile
-from ..backends.tflite import TfliteNetwork, tflite_network
+from ..backends.tflite import TfliteNetwork, load_tflite_network
 from ..parameters import Range
 from ..registry import preprocessor
 
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from ..library import Library
 
 
-DETECTOR_SIDE, MESH_SIDE = 128, 192  # pixels of the inputs
-DETECTOR_SIZES, MESH_SIZES = (896 * 16, 896), (468 * 3, 1)
-_CELLS = ((16, 2), (8, 6))  # a side of a grid of cells, boxes in each
-_OVERLAP = 0.3  # over which two boxes are of one face
-_MARGIN = 1.5  # of the square that the mesh looks at
-_PRESENT = 0.5  # how surely a face is in it
+DETECTOR_INPUT_SIZE, MESH_INPUT_SIZE = 128, 192  # pixels of the inputs
+DETECTOR_OUTPUT_SIZES, MESH_OUTPUT_SIZES = (896 * 16, 896), (468 * 3, 1)
+_ANCHOR_GRIDS = ((16, 2), (8, 6))  # a side of a grid of cells, boxes in each
+_MAX_IOU = 0.3  # over which two boxes are of one face
+_BOX_SCALE = 1.5  # of the square that the mesh looks at
+_MIN_PRESENCE = 0.5  # how surely a face is in it
 
 
-class Square(NamedTuple):
+class FaceBox(NamedTuple):
     """Where a face is, in pixels; `angle` in radians is that of the line from its right eye to its left."""
 
     x: float
@@ -40,94 +40,99 @@ class Square(NamedTuple):
     angle: float
 
 
-def squares(detector: TfliteNetwork, image: np.ndarray, confidence: float) -> list[Square]:
+def detect_faces(detector: TfliteNetwork, image: np.ndarray, min_confidence: float) -> list[FaceBox]:
     """The faces of an RGB image (H, W, 3) uint8 that are as sure as `confidence`, the surest first."""
     height, width = image.shape[:2]
-    scale = DETECTOR_SIDE / max(height, width)
+    scale = DETECTOR_INPUT_SIZE / max(height, width)
     columns, rows = max(round(width * scale), 1), max(round(height * scale), 1)
-    left, top = (DETECTOR_SIDE - columns) // 2, (DETECTOR_SIDE - rows) // 2
-    x = np.zeros((DETECTOR_SIDE, DETECTOR_SIDE, 3), np.float32)
+    left, top = (DETECTOR_INPUT_SIZE - columns) // 2, (DETECTOR_INPUT_SIZE - rows) // 2
+    x = np.zeros((DETECTOR_INPUT_SIZE, DETECTOR_INPUT_SIZE, 3), np.float32)
     x[top : top + rows, left : left + columns] = cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA)
     boxes, scores = detector(x / 127.5 - 1)
-    found = _faces(boxes.reshape(896, 8, 2), _sigmoid(scores), confidence)
-    return [_square(*(one - (left, top)) / scale) for one in found]
+    found = _merge_face_boxes(boxes.reshape(896, 8, 2), _sigmoid(scores), min_confidence)
+    return [_make_face_box(*(one - (left, top)) / scale) for one in found]
 
 
-def mesh(network: TfliteNetwork, image: np.ndarray, square: Square) -> np.ndarray | None:
+def detect_face_mesh(network: TfliteNetwork, image: np.ndarray, box: FaceBox) -> np.ndarray | None:
     """The points (468, 2) of a face in pixels of an RGB image, None if there is none in the square."""
-    turn = np.array(
-        [[math.cos(square.angle), -math.sin(square.angle)], [math.sin(square.angle), math.cos(square.angle)]]
-    )
-    turn *= square.side / MESH_SIDE
-    corner = np.array([square.x, square.y]) - turn.sum(axis=1) * MESH_SIDE / 2
+    turn = np.array([[math.cos(box.angle), -math.sin(box.angle)], [math.sin(box.angle), math.cos(box.angle)]])
+    turn *= box.side / MESH_INPUT_SIZE
+    corner = np.array([box.x, box.y]) - turn.sum(axis=1) * MESH_INPUT_SIZE / 2
     matrix = np.column_stack([turn, corner])
-    crop = cv2.warpAffine(image, matrix, (MESH_SIDE,) * 2, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+    crop = cv2.warpAffine(image, matrix, (MESH_INPUT_SIZE,) * 2, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
     points, present = network(crop.astype(np.float32) / 255)
-    if _sigmoid(present)[0] < _PRESENT:
+    if _sigmoid(present)[0] < _MIN_PRESENCE:
         return None
     return points.reshape(-1, 3)[:, :2] @ turn.T + corner
 
 
-def _faces(boxes: np.ndarray, scores: np.ndarray, confidence: float) -> list[np.ndarray]:
+def _merge_face_boxes(boxes: np.ndarray, scores: np.ndarray, min_confidence: float) -> list[np.ndarray]:
     """Boxes (8, 2) in pixels of the detector's input: two corners, then the right eye, the left and four more points;
     of boxes of one face the mean, weighted by their scores."""
-    grids = [(np.indices((side, side)).reshape(2, -1).T[:, ::-1] + 0.5) * DETECTOR_SIDE / side for side, _ in _CELLS]
-    anchors = np.concatenate([np.repeat(grid, count, axis=0) for grid, (_, count) in zip(grids, _CELLS, strict=True)])
+    grids = [
+        (np.indices((side, side)).reshape(2, -1).T[:, ::-1] + 0.5) * DETECTOR_INPUT_SIZE / side
+        for side, _ in _ANCHOR_GRIDS
+    ]
+    anchors = np.concatenate(
+        [np.repeat(grid, count, axis=0) for grid, (_, count) in zip(grids, _ANCHOR_GRIDS, strict=True)]
+    )
     centre, half, points = boxes[:, :1] + anchors[:, None], boxes[:, 1:2] / 2, boxes[:, 2:] + anchors[:, None]
     boxes = np.concatenate([centre - half, centre + half, points], axis=1)
-    left = np.argsort(-scores, kind="stable")[: (scores >= confidence).sum()]
+    left = np.argsort(-scores, kind="stable")[: (scores >= min_confidence).sum()]
     found = []
     while left.size:
-        same = _overlap(boxes[left[0]], boxes[left]) > _OVERLAP
+        same = _compute_iou(boxes[left[0]], boxes[left]) > _MAX_IOU
         same[0] = True
         found.append(np.average(boxes[left[same]], axis=0, weights=scores[left[same]]))
         left = left[~same]
     return found
 
 
-def _overlap(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+def _compute_iou(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     """Intersection over union."""
     common = (np.minimum(box[1], boxes[:, 1]) - np.maximum(box[0], boxes[:, 0])).clip(0).prod(axis=1)
     areas = (boxes[:, 1] - boxes[:, 0]).clip(0).prod(axis=1)
     return common / np.maximum((box[1] - box[0]).clip(0).prod() + areas - common, 1e-9)
 
 
-def _square(first: np.ndarray, last: np.ndarray, right_eye: np.ndarray, left_eye: np.ndarray, *_: np.ndarray) -> Square:
+def _make_face_box(
+    first: np.ndarray, last: np.ndarray, right_eye: np.ndarray, left_eye: np.ndarray, *_: np.ndarray
+) -> FaceBox:
     (x, y), (dx, dy) = (first + last) / 2, left_eye - right_eye
-    return Square(x, y, _MARGIN * max(last - first), math.atan2(dy, dx))
+    return FaceBox(x, y, _BOX_SCALE * max(last - first), math.atan2(dy, dx))
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-x.clip(-80, 80)))  # float32's exp ends at 88
 
 
-_MEDIAPIPE = "https://github.com/google-ai-edge/mediapipe/raw/63e679d99ca4/mediapipe/modules"
-DETECTOR = WeightsFile(
+_MEDIAPIPE_URL = "https://github.com/google-ai-edge/mediapipe/raw/63e679d99ca4/mediapipe/modules"
+FACE_DETECTOR_WEIGHTS = WeightsFile(
     "google-ai-edge/mediapipe",
     "face_detection_short_range.tflite",
-    folder="mediapipe",
-    licence="Apache-2.0",
+    webui_folder="mediapipe",
+    license="Apache-2.0",
     size=229032,
     sha256="3bc182eb9f33925d9e58b5c8d59308a760f4adea8f282370e428c51212c26633",
     source="google-ai-edge/mediapipe @ 63e679d99ca4, modules/face_detection",
-    url=f"{_MEDIAPIPE}/face_detection/face_detection_short_range.tflite",
+    url=f"{_MEDIAPIPE_URL}/face_detection/face_detection_short_range.tflite",
 )
-MESH = WeightsFile(
+FACE_MESH_WEIGHTS = WeightsFile(
     "google-ai-edge/mediapipe",
     "face_landmark.tflite",
-    folder="mediapipe",
-    licence="Apache-2.0",
+    webui_folder="mediapipe",
+    license="Apache-2.0",
     size=1241896,
     sha256="c603fa6149219a3e9487dc9abd7a0c24474c77263273d24868378cdf40aa26d1",
     source="google-ai-edge/mediapipe @ 63e679d99ca4, modules/face_landmark",
-    url=f"{_MEDIAPIPE}/face_landmark/face_landmark.tflite",
+    url=f"{_MEDIAPIPE_URL}/face_landmark/face_landmark.tflite",
 )
-_SMALLEST = 64  # pixels of a face's shorter side
+_MIN_FACE_SIZE = 64  # pixels of a face's shorter side
 _LEFT_EYE = ((263, 249, 390, 373, 374, 380, 381, 382, 362), (263, 466, 388, 387, 386, 385, 384, 398, 362))
 _RIGHT_EYE = ((33, 7, 163, 144, 145, 153, 154, 155, 133), (33, 246, 161, 160, 159, 158, 157, 173, 133))
 # Lines through points (mediapipe's face_mesh_connections.py) and their colours, RGB, in the order of drawing, as
 # CrucibleAI/ControlNetMediaPipeFace was trained: controlnet_aux 0.0.10, mediapipe_face_common.py
-_LINES: tuple[tuple[tuple[tuple[int, ...], ...], tuple[int, int, int]], ...] = (
+_FACE_LINES: tuple[tuple[tuple[tuple[int, ...], ...], tuple[int, int, int]], ...] = (
     (
         (
             (10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377, 152),
@@ -152,7 +157,7 @@ _LINES: tuple[tuple[tuple[tuple[int, ...], ...], tuple[int, int, int]], ...] = (
 _PUPILS = ((_RIGHT_EYE, (250, 200, 10)), (_LEFT_EYE, (10, 200, 250)))
 
 
-@preprocessor("mediapipe_face", makes="face", weights=(DETECTOR, MESH))
+@preprocessor("mediapipe_face", makes="face", weights=(FACE_DETECTOR_WEIGHTS, FACE_MESH_WEIGHTS))
 class MediapipeFace:
     """Faces as coloured lines, by MediaPipe's face mesh, on the CPU; the mediapipe package is not needed. Faces
     smaller than 64 pixels are left out.
@@ -161,8 +166,8 @@ class MediapipeFace:
     middle of the eyes; the original has a larger network, which OpenCV cannot run, that sees where they are."""
 
     def __init__(self, device: str | Device, library: Library):
-        self.detector = tflite_network(library, DETECTOR, DETECTOR_SIDE, DETECTOR_SIZES)
-        self.mesh = tflite_network(library, MESH, MESH_SIDE, MESH_SIZES)
+        self.detector = load_tflite_network(library, FACE_DETECTOR_WEIGHTS, DETECTOR_INPUT_SIZE, DETECTOR_OUTPUT_SIZES)
+        self.mesh_network = load_tflite_network(library, FACE_MESH_WEIGHTS, MESH_INPUT_SIZE, MESH_OUTPUT_SIZES)
 
     def __call__(
         self,
@@ -170,32 +175,35 @@ class MediapipeFace:
         max_faces: Annotated[int, Range(1, 10)] = 1,
         min_confidence: Annotated[float, Range(0.01, 1)] = 0.5,
     ) -> object:
-        found = [mesh(self.mesh, image, one) for one in squares(self.detector, image, min_confidence)[:max_faces]]
-        faces = [points for points in found if points is not None and min(np.ptp(points, axis=0)) >= _SMALLEST]
+        found = [
+            detect_face_mesh(self.mesh_network, image, one)
+            for one in detect_faces(self.detector, image, min_confidence)[:max_faces]
+        ]
+        faces = [points for points in found if points is not None and min(np.ptp(points, axis=0)) >= _MIN_FACE_SIZE]
 
         def result(height: int, width: int) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
             fractions = tuple(points / (width, height) for points in faces)
-            return _drawn(fractions, height, width), fractions
+            return _render_faces(fractions, height, width), fractions
 
         return result
 
 
-def _drawn(faces: tuple[np.ndarray, ...], height: int, width: int) -> np.ndarray:
+def _render_faces(faces: tuple[np.ndarray, ...], height: int, width: int) -> np.ndarray:
     canvas = np.zeros((height, width, 3), np.uint8)
     for points in faces:
-        pixels = [_pixel(x, y, height, width) for x, y in points.tolist()]
-        for lines, colour in _LINES:
+        pixels = [_to_pixel(x, y, height, width) for x, y in points.tolist()]
+        for lines, colour in _FACE_LINES:
             for a, b in (pair for line in lines for pair in pairwise(line)):
                 if (start := pixels[a]) and (end := pixels[b]):
                     cv2.line(canvas, start, end, colour, 2)
         for eye, colour in _PUPILS:
             x, y = points[sorted({point for line in eye for point in line})].mean(axis=0).tolist()
-            if pupil := _pixel(x, y, height, width):
+            if pupil := _to_pixel(x, y, height, width):
                 column, row = pupil
                 canvas[max(row - 2, 0) : row + 2, max(column - 2, 0) : column + 2] = colour
     return canvas
 
 
-def _pixel(x: float, y: float, height: int, width: int) -> tuple[int, int] | None:
+def _to_pixel(x: float, y: float, height: int, width: int) -> tuple[int, int] | None:
     """The pixel of a point, None outside the picture (mediapipe's drawing_utils.py)."""
     return (min(int(x * width), width - 1), min(int(y * height), height - 1)) if 0 <= x <= 1 and 0 <= y <= 1 else None

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import cv2
 import numpy as np
 
-from ...files.hub import ADDED, LIST, WeightsFile
-from ..backends.transformers import prepared
-from ..edges.soft_edges import tensor
+from ...files.hub import HUB_COMMIT_PAGE, HUB_FILE_LIST, WeightsFile
+from ..backends.transformers import preprocess_images
+from ..edges.soft_edges import to_batch_tensor
 from ..parameters import Range
 from ..registry import preprocessor
 
@@ -19,84 +19,95 @@ if TYPE_CHECKING:
     from ..backends.torch import Device, Network
     from ..library import Library
 
-ISNET = WeightsFile(
+ISNET_WEIGHTS = WeightsFile(
     "NimaBoscarino/IS-Net_DIS-general-use",
     "isnet-general-use.pth",
-    folder="isnet",
-    licence="Apache-2.0",
+    webui_folder="isnet",
+    license="Apache-2.0",
     size=176579397,
     sha256="9e1aafea58f0b55d0c35077e0ceade6ba1ba2bce372fd4f8f77215391f3fac13",
-    source=f"{ADDED} 72cb986",
+    source=f"{HUB_COMMIT_PAGE} 72cb986",
 )
-RMBG = WeightsFile(
+RMBG_WEIGHTS = WeightsFile(
     "briaai/RMBG-1.4",
     "model.safetensors",
-    folder="briaai/RMBG-1.4",
-    licence="bria-rmbg-1.4, non-commercial",
-    about=176_000_000,
-    source=f"{LIST} 184e3b6",
+    webui_folder="briaai/RMBG-1.4",
+    license="bria-rmbg-1.4, non-commercial",
+    approx_size=176_000_000,
+    source=f"{HUB_FILE_LIST} 184e3b6",
 )
-ANIME = WeightsFile(
+ANIME_SEG_WEIGHTS = WeightsFile(
     "skytnt/anime-seg",
     "isnetis.ckpt",
-    folder="anime_seg",
-    licence="Apache-2.0",
-    about=204_000_000,
-    source=f"{LIST} 976cbb9",
+    webui_folder="anime_seg",
+    license="Apache-2.0",
+    approx_size=204_000_000,
+    source=f"{HUB_FILE_LIST} 976cbb9",
 )
 
 
-def _birefnet(repo: str, licence: str, about: int | None = None, source: str = "") -> WeightsFile:
-    return WeightsFile(repo, "model.safetensors", folder=repo, licence=licence, about=about, source=source)
+def _make_birefnet_weights(repo: str, license: str, approx_size: int | None = None, source: str = "") -> WeightsFile:
+    return WeightsFile(
+        repo, "model.safetensors", webui_folder=repo, license=license, approx_size=approx_size, source=source
+    )
 
 
-BIREFNET = _birefnet("ZhengPeng7/BiRefNet", "MIT")
-BIREFNET_LITE = _birefnet("ZhengPeng7/BiRefNet_lite", "MIT", 178_000_000, f"{LIST} aa5bf0a")
+BIREFNET_WEIGHTS = _make_birefnet_weights("ZhengPeng7/BiRefNet", "MIT")
+BIREFNET_LITE_WEIGHTS = _make_birefnet_weights(
+    "ZhengPeng7/BiRefNet_lite", "MIT", 178_000_000, f"{HUB_FILE_LIST} aa5bf0a"
+)
 # The Hub asks for a login
-RMBG_2 = _birefnet("briaai/RMBG-2.0", "CC-BY-NC-4.0, non-commercial", 885_000_000, f"{LIST} 3c83d25")
-SIDE = 1024  # pixels of the networks' input
+RMBG_2_WEIGHTS = _make_birefnet_weights(
+    "briaai/RMBG-2.0", "CC-BY-NC-4.0, non-commercial", 885_000_000, f"{HUB_FILE_LIST} 3c83d25"
+)
+MATTING_INPUT_SIZE = 1024  # pixels of the networks' input
 
-Mattes = Callable[["Network", np.ndarray], np.ndarray]
+MattingFunction = Callable[["Network", np.ndarray], np.ndarray]
 
 
-def stretched(network: Network, images: np.ndarray) -> np.ndarray:
+def stretch_matting(network: Network, images: np.ndarray) -> np.ndarray:
     """How much of each pixel is not background, (B, H, W) float32 in 0..1, of pictures (B, H, W, 3) uint8, RGB: seen as
     squares, the least of a picture taken as 0 and the most as 1 (xuebinqin/DIS, Inference.py; briaai/RMBG-1.4)."""
-    small = np.stack([cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_LINEAR) for image in images])
-    mattes = _mattes(network, tensor(small.astype(np.float32) / 255 - 0.5), *images.shape[1:3])
+    small = np.stack(
+        [
+            cv2.resize(image, (MATTING_INPUT_SIZE, MATTING_INPUT_SIZE), interpolation=cv2.INTER_LINEAR)
+            for image in images
+        ]
+    )
+    mattes = _infer_mattes(network, to_batch_tensor(small.astype(np.float32) / 255 - 0.5), *images.shape[1:3])
     least, most = (side(mattes, axis=(1, 2), keepdims=True) for side in (np.min, np.max))
     return (mattes - least) / np.maximum(most - least, 1e-6)
 
 
-def framed(network: Network, images: np.ndarray) -> np.ndarray:
+def letterbox_matting(network: Network, images: np.ndarray) -> np.ndarray:
     """As `stretched`, but in the middle of black squares, and as the network says it (SkyTNT/anime-segmentation,
     inference.py)."""
     height, width = images.shape[1:3]
-    scale = SIDE / max(height, width)
+    scale = MATTING_INPUT_SIZE / max(height, width)
     h, w = (max(int(side * scale), 1) for side in (height, width))
-    top, left = (SIDE - h) // 2, (SIDE - w) // 2
-    squares = np.zeros((len(images), SIDE, SIDE, 3), np.float32)
+    top, left = (MATTING_INPUT_SIZE - h) // 2, (MATTING_INPUT_SIZE - w) // 2
+    squares = np.zeros((len(images), MATTING_INPUT_SIZE, MATTING_INPUT_SIZE, 3), np.float32)
     for square, image in zip(squares, images, strict=True):
         square[top : top + h, left : left + w] = cv2.resize(image.astype(np.float32) / 255, (w, h))
-    return _mattes(network, tensor(squares), height, width, (slice(top, top + h), slice(left, left + w)))
+    return _infer_mattes(network, to_batch_tensor(squares), height, width, (slice(top, top + h), slice(left, left + w)))
 
 
-def normalised(network: Network, images: np.ndarray) -> np.ndarray:
+def imagenet_matting(network: Network, images: np.ndarray) -> np.ndarray:
     """As `stretched`, but by ImageNet's mean and deviation, and as the network says it (ZhengPeng7/BiRefNet,
     tutorials/BiRefNet_inference.ipynb)."""
-    square = {"height": SIDE, "width": SIDE}
+    square = {"height": MATTING_INPUT_SIZE, "width": MATTING_INPUT_SIZE}
     settings = {"size": square, "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
-    return _mattes(network, prepared(settings, images), *images.shape[1:3])
+    return _infer_mattes(network, preprocess_images(settings, images), *images.shape[1:3])
 
 
-def _mattes(network: Network, x: Tensor, height: int, width: int, part: tuple[slice, ...] = ()) -> np.ndarray:
+def _infer_mattes(network: Network, x: Tensor, height: int, width: int, crop: tuple[slice, ...] = ()) -> np.ndarray:
     mattes = network(x).sigmoid()[:, 0].numpy()
     if not np.isfinite(mattes).all():
         raise ValueError("the network's mattes are no numbers: compute in float32 or bfloat16")
-    return np.stack([cv2.resize(matte[part], (width, height), interpolation=cv2.INTER_LINEAR) for matte in mattes])
+    return np.stack([cv2.resize(matte[crop], (width, height), interpolation=cv2.INTER_LINEAR) for matte in mattes])
 
 
-def background_by(file: WeightsFile, mattes: Mattes, network: str = "isnet") -> type:
+def make_background_preprocessor(weights: WeightsFile, infer_mattes: MattingFunction, network: str = "isnet") -> type:
     """A class for `preprocessor` that takes the background away, by the network of that name in annotators, of this
     file."""
 
@@ -105,15 +116,15 @@ def background_by(file: WeightsFile, mattes: Mattes, network: str = "isnet") -> 
         (H, W) float32 in 0..1."""
 
         def __init__(self, device: str | Device, library: Library):
-            self.network = library.network(
-                file, importlib.import_module(f"...annotators.{network}", __package__).load, device
+            self.network = library.load_network(
+                weights, importlib.import_module(f"...annotators.{network}", __package__).load, device
             )
 
         def __call__(
             self, images: np.ndarray, *, ground: Annotated[int, Range(0, 255)] = 255, matte: bool = False
         ) -> list[tuple[np.ndarray, np.ndarray]]:
             found = []
-            for image, part in zip(images, mattes(self.network, images), strict=True):
+            for image, part in zip(images, infer_mattes(self.network, images), strict=True):
                 part = part[..., None]
                 seen = part * 255 if matte else image * part + np.float32(ground) * (1 - part)
                 pixels = (seen + 0.5).astype(np.uint8)
@@ -123,15 +134,21 @@ def background_by(file: WeightsFile, mattes: Mattes, network: str = "isnet") -> 
     return Background
 
 
-preprocessor("remove_background", makes="other", weights=ISNET, stacks=True)(background_by(ISNET, stretched))
-preprocessor("remove_background_rmbg", makes="other", weights=RMBG, stacks=True)(background_by(RMBG, stretched))
-preprocessor("remove_background_anime", makes="other", weights=ANIME, stacks=True)(background_by(ANIME, framed))
-preprocessor("remove_background_birefnet", makes="other", weights=BIREFNET, stacks=True)(
-    background_by(BIREFNET, normalised, "birefnet")
+preprocessor("remove_background", makes="other", weights=ISNET_WEIGHTS, batched=True)(
+    make_background_preprocessor(ISNET_WEIGHTS, stretch_matting)
 )
-preprocessor("remove_background_birefnet_lite", makes="other", weights=BIREFNET_LITE, stacks=True)(
-    background_by(BIREFNET_LITE, normalised, "birefnet")
+preprocessor("remove_background_rmbg", makes="other", weights=RMBG_WEIGHTS, batched=True)(
+    make_background_preprocessor(RMBG_WEIGHTS, stretch_matting)
 )
-preprocessor("remove_background_rmbg2", makes="other", weights=RMBG_2, stacks=True)(
-    background_by(RMBG_2, normalised, "birefnet")
+preprocessor("remove_background_anime", makes="other", weights=ANIME_SEG_WEIGHTS, batched=True)(
+    make_background_preprocessor(ANIME_SEG_WEIGHTS, letterbox_matting)
+)
+preprocessor("remove_background_birefnet", makes="other", weights=BIREFNET_WEIGHTS, batched=True)(
+    make_background_preprocessor(BIREFNET_WEIGHTS, imagenet_matting, "birefnet")
+)
+preprocessor("remove_background_birefnet_lite", makes="other", weights=BIREFNET_LITE_WEIGHTS, batched=True)(
+    make_background_preprocessor(BIREFNET_LITE_WEIGHTS, imagenet_matting, "birefnet")
+)
+preprocessor("remove_background_rmbg2", makes="other", weights=RMBG_2_WEIGHTS, batched=True)(
+    make_background_preprocessor(RMBG_2_WEIGHTS, imagenet_matting, "birefnet")
 )

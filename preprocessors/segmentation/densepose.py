@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from ...files.hub import LIST, WeightsFile
-from ..backends.torchscript import torchscript_network
-from ..edges.soft_edges import extended
+from ...files.hub import HUB_FILE_LIST, WeightsFile
+from ..backends.torchscript import load_torchscript_network
+from ..edges.soft_edges import pad_to_multiple
 from ..registry import preprocessor
-from .transformers_segmentation import highest
+from .transformers_segmentation import upsample_argmax
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,107 +19,112 @@ if TYPE_CHECKING:
     from ..backends.torch import Device
     from ..library import Library
 
-DENSEPOSE = WeightsFile(
+DENSEPOSE_WEIGHTS = WeightsFile(
     "LayerNorm/DensePose-TorchScript-with-hint-image",
     "densepose_r50_fpn_dl.torchscript",
-    folder="densepose",
-    licence="Apache-2.0",
-    about=265_000_000,
+    webui_folder="densepose",
+    license="Apache-2.0",
+    approx_size=265_000_000,
     sha256="4f7260daa498ce8d4b4679f0692ef2f1f426e39121a907181eab37b8b0585878",
-    source=f"the Hub's page of the file @ 779f201; {LIST} 6544642",
+    source=f"the Hub's page of the file @ 779f201; {HUB_FILE_LIST} 6544642",
 )
 # Güler et al., DensePose, arXiv 1802.00434, by the numbers of its surfaces (detectron2, projects/DensePose,
 # densepose/evaluation/densepose_coco_evaluation.py)
-PARTS = (
+BODY_PARTS = (
     "background", "torso", "torso", "right hand", "left hand", "left foot", "right foot", "upper leg right",
     "upper leg left", "upper leg right", "upper leg left", "lower leg right", "lower leg left", "lower leg right",
     "lower leg left", "upper arm left", "upper arm right", "upper arm left", "upper arm right", "lower arm left",
     "lower arm right", "lower arm left", "lower arm right", "head", "head",
 )  # fmt: skip
-_FLATTEST = 100  # how many times as long as wide a picture may be for the network
+_MAX_ASPECT_RATIO = 100  # how many times as long as wide a picture may be for the network
 
 
 @dataclass(frozen=True, eq=False)
-class Surface:
+class DensePoseSurfaces:
     """Where people's surfaces are seen: in `labels` (H, W) uint8 the number of the part, 0 where there is none, whose
     name is `names[number]`; in `uv` (H, W, 2) float32 the place on it."""
 
     labels: np.ndarray
     uv: np.ndarray
-    names: tuple[str, ...] = PARTS
+    names: tuple[str, ...] = BODY_PARTS
 
 
-def _found(network: Any, image: np.ndarray) -> Surface:
+def _detect_surfaces(network: Any, image: np.ndarray) -> DensePoseSurfaces:
     """The surfaces of all people in a picture (H, W, 3) uint8, RGB, of whom the later found hide the others."""
     height, width = image.shape[:2]
-    boxes, coarse, fine, u, v = network(extended(image[None], 1, -(-max(height, width) // _FLATTEST))[0])
+    boxes, coarse, fine, u, v = network(pad_to_multiple(image[None], 1, -(-max(height, width) // _MAX_ASPECT_RATIO))[0])
     labels, uv = np.zeros((height, width), np.uint8), np.zeros((height, width, 2), np.float32)
     for i, box in enumerate(boxes):
         left, top = box[:2].long().tolist()
         across, down = (box[2:] - box[:2]).long().tolist()
         if across <= 0 or down <= 0:
             continue
-        parts = highest(fine[i : i + 1], down, across)[0] * (highest(coarse[i : i + 1], down, across)[0] > 0)
+        parts = upsample_argmax(fine[i : i + 1], down, across)[0] * (
+            upsample_argmax(coarse[i : i + 1], down, across)[0] > 0
+        )
         surface = np.zeros((down, across, 2), np.float32)
         for part in np.unique(parts[parts > 0]).tolist():
             here = parts == part
             for axis, x in enumerate((u, v)):
-                surface[here, axis] = _enlarged(x[i : i + 1, part : part + 1], down, across)[here]
+                surface[here, axis] = _upsample(x[i : i + 1, part : part + 1], down, across)[here]
         cut = slice(max(-top, 0), max(height - top, 0)), slice(max(-left, 0), max(width - left, 0))
         place = slice(max(top, 0), max(top + down, 0)), slice(max(left, 0), max(left + across, 0))
         seen = parts[cut] > 0
         labels[place][seen], uv[place][seen] = parts[cut][seen], surface[cut][seen]
-    return Surface(labels, uv)
+    return DensePoseSurfaces(labels, uv)
 
 
-def _enlarged(x: Tensor, height: int, width: int) -> np.ndarray:
+def _upsample(x: Tensor, height: int, width: int) -> np.ndarray:
     from torch.nn.functional import interpolate
 
     return interpolate(x.float(), (height, width), mode="bilinear", align_corners=False)[0, 0].numpy()
 
 
-def colours(table: int) -> np.ndarray:
+def compute_part_colors(colormap: int) -> np.ndarray:
     """The colours (25, 3) uint8, RGB, of the parts in one of OpenCV's tables."""
-    levels = (np.arange(len(PARTS)) * (255 / 24)).astype(np.uint8)
-    return cv2.applyColorMap(levels[:, None], table)[:, 0, ::-1]
+    levels = (np.arange(len(BODY_PARTS)) * (255 / 24)).astype(np.uint8)
+    return cv2.applyColorMap(levels[:, None], colormap)[:, 0, ::-1]
 
 
-def surfaces_in(colours: Callable[[], np.ndarray]) -> type:
+def make_densepose_preprocessor(get_colors: Callable[[], np.ndarray]) -> type:
     """A class for `preprocessor` whose maps are surfaces in these colours."""
 
     class DensePose:
         """The parts of people's surfaces, each in its colour, by DensePose. Needs torchvision. Values: a Surface."""
 
         def __init__(self, device: str | Device, library: Library):
-            self.network = torchscript_network(library, DENSEPOSE, device)
+            self.network = load_torchscript_network(library, DENSEPOSE_WEIGHTS, device)
 
-        def __call__(self, image: np.ndarray) -> Callable[[int, int], tuple[np.ndarray, Surface]]:
-            found = _found(self.network, image)
+        def __call__(self, image: np.ndarray) -> Callable[[int, int], tuple[np.ndarray, DensePoseSurfaces]]:
+            found = _detect_surfaces(self.network, image)
 
-            def result(height: int, width: int) -> tuple[np.ndarray, Surface]:
+            def result(height: int, width: int) -> tuple[np.ndarray, DensePoseSurfaces]:
                 labels, uv = (np.ascontiguousarray(x[:height, :width]) for x in (found.labels, found.uv))
-                surface = Surface(labels, uv)
-                return colours()[surface.labels], surface
+                surface = DensePoseSurfaces(labels, uv)
+                return get_colors()[surface.labels], surface
 
             return result
 
     return DensePose
 
 
-def viridis() -> np.ndarray:
+def make_viridis_colors() -> np.ndarray:
     """Purple torsos to yellow heads on the purple that comes before."""
-    return colours(cv2.COLORMAP_VIRIDIS)
+    return compute_part_colors(cv2.COLORMAP_VIRIDIS)
 
 
-def parula() -> np.ndarray:
+def make_parula_colors() -> np.ndarray:
     """Blue torsos to yellow heads on black."""
-    return np.concatenate([np.zeros((1, 3), np.uint8), colours(cv2.COLORMAP_PARULA)[1:]])
+    return np.concatenate([np.zeros((1, 3), np.uint8), compute_part_colors(cv2.COLORMAP_PARULA)[1:]])
 
 
 # sd-webui-controlnet's label has "pruple"
-preprocessor("densepose", makes="segmentation", label="densepose (pruple bg & purple torso)", weights=DENSEPOSE)(
-    surfaces_in(viridis)
-)
 preprocessor(
-    "densepose_parula", makes="segmentation", label="densepose_parula (black bg & blue torso)", weights=DENSEPOSE
-)(surfaces_in(parula))
+    "densepose", makes="segmentation", label="densepose (pruple bg & purple torso)", weights=DENSEPOSE_WEIGHTS
+)(make_densepose_preprocessor(make_viridis_colors))
+preprocessor(
+    "densepose_parula",
+    makes="segmentation",
+    label="densepose_parula (black bg & blue torso)",
+    weights=DENSEPOSE_WEIGHTS,
+)(make_densepose_preprocessor(make_parula_colors))

@@ -8,35 +8,35 @@ import numpy as np
 
 
 @dataclass(frozen=True, eq=False)
-class Mask:
+class ObjectMask:
     """A thing's pixels: in `inside` (h, w) bool those of the box that begins at `left` and `top`. `score` is how well
     the network thinks that it fits, `stability` how little it changes with the threshold."""
 
     left: int
     top: int
-    inside: np.ndarray
+    segmentation: np.ndarray
     score: float
     stability: float
 
     @property
     def area(self) -> int:
         """How many pixels."""
-        return int(self.inside.sum())
+        return int(self.segmentation.sum())
 
-    def cut(self, height: int, width: int) -> Mask:
+    def crop(self, height: int, width: int) -> ObjectMask:
         """What is of it in the picture's upper left part of that size."""
-        return replace(self, inside=self.inside[: max(height - self.top, 0), : max(width - self.left, 0)])
+        return replace(self, segmentation=self.segmentation[: max(height - self.top, 0), : max(width - self.left, 0)])
 
 
-def mask_of(logits: np.ndarray, score: float, stability: float) -> Mask:
+def mask_from_logits(logits: np.ndarray, score: float, stability: float) -> ObjectMask:
     """The mask where logits (H, W) are over 0; they are somewhere."""
     inside = logits > 0
     rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
     box = inside[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    return Mask(int(columns[0]), int(rows[0]), box.copy(), score, stability)
+    return ObjectMask(int(columns[0]), int(rows[0]), box.copy(), score, stability)
 
 
-def distinct(boxes: np.ndarray, scores: np.ndarray, overlap: float) -> list[int]:
+def non_max_suppression(boxes: np.ndarray, scores: np.ndarray, max_iou: float) -> list[int]:
     """Which boxes (N, 4), left, top, right, bottom, are kept, the best score first: none shares over `overlap`
     (intersection over union) with a better one."""
     left, top, right, bottom = boxes.astype(np.float64).T
@@ -48,16 +48,16 @@ def distinct(boxes: np.ndarray, scores: np.ndarray, overlap: float) -> list[int]
         width = np.minimum(right[best], right[waiting]) - np.maximum(left[best], left[waiting])
         height = np.minimum(bottom[best], bottom[waiting]) - np.maximum(top[best], top[waiting])
         common = width.clip(0) * height.clip(0)
-        waiting = waiting[common <= overlap * (areas[best] + areas[waiting] - common)]
+        waiting = waiting[common <= max_iou * (areas[best] + areas[waiting] - common)]
     return kept
 
 
-def coloured(masks: list[Mask], height: int, width: int, seed: int) -> np.ndarray:
+def render_masks(masks: list[ObjectMask], height: int, width: int, seed: int) -> np.ndarray:
     """The masks' picture (H, W, 3) uint8 on black, the largest first, so that small ones lie on it. The n-th has the
     n-th colour of the seed, 0 to 254 per channel as controlnet_aux draws them, however many there are."""
     colours = np.random.default_rng(seed).integers(0, 255, (len(masks), 3))
     canvas = np.zeros((height, width, 3), np.uint8)
     for mask, colour in zip(sorted(masks, key=lambda mask: -mask.area), colours, strict=True):
-        h, w = mask.inside.shape
-        canvas[mask.top : mask.top + h, mask.left : mask.left + w][mask.inside] = colour
+        h, w = mask.segmentation.shape
+        canvas[mask.top : mask.top + h, mask.left : mask.left + w][mask.segmentation] = colour
     return canvas

@@ -9,39 +9,47 @@ ControlNet take for segmentation.
 
 from __future__ import annotations
 
-from ...files.hub import LIST
-from ..backends.transformers import model_files
+from ...files.hub import HUB_FILE_LIST
+from ..backends.transformers import make_model_files
 from ..registry import preprocessor
-from .palettes import ADE20K, COCO
-from .transformers_segmentation import segmentation_by
+from .palettes import ADE20K_PALETTE, COCO_PALETTE
+from .transformers_segmentation import make_segmentation_preprocessor
 
-ONEFORMER_ADE20K = model_files(
-    "shi-labs/oneformer_ade20k_swin_large", "MIT", "pytorch_model.bin", 880_000_000, f"{LIST} bbad99a"
+ONEFORMER_ADE20K_FILES = make_model_files(
+    "shi-labs/oneformer_ade20k_swin_large", "MIT", "pytorch_model.bin", 880_000_000, f"{HUB_FILE_LIST} bbad99a"
 )
-ONEFORMER_COCO = model_files(
-    "shi-labs/oneformer_coco_swin_large", "MIT", "pytorch_model.bin", 879_000_000, f"{LIST} 3a79bee"
-)
-
-preprocessor("oneformer_ade20k", makes="segmentation", label="seg_ofade20k", weights=ONEFORMER_ADE20K, stacks=True)(
-    segmentation_by(ONEFORMER_ADE20K, ADE20K)
-)
-preprocessor("oneformer_coco", makes="segmentation", label="seg_ofcoco", weights=ONEFORMER_COCO, stacks=True)(
-    segmentation_by(ONEFORMER_COCO, COCO)
+ONEFORMER_COCO_FILES = make_model_files(
+    "shi-labs/oneformer_coco_swin_large", "MIT", "pytorch_model.bin", 879_000_000, f"{HUB_FILE_LIST} 3a79bee"
 )
 
-
-_LICENCE = "NVIDIA Source Code License, non-commercial"
-B5 = model_files(
-    "nvidia/segformer-b5-finetuned-ade-640-640", _LICENCE, "pytorch_model.bin", 339_000_000, f"{LIST} 739f5d4"
-)
-B0 = model_files(
-    "nvidia/segformer-b0-finetuned-ade-512-512", _LICENCE, "pytorch_model.bin", 15_100_000, f"{LIST} 8092da5"
+preprocessor(
+    "oneformer_ade20k", makes="segmentation", label="seg_ofade20k", weights=ONEFORMER_ADE20K_FILES, batched=True
+)(make_segmentation_preprocessor(ONEFORMER_ADE20K_FILES, ADE20K_PALETTE))
+preprocessor("oneformer_coco", makes="segmentation", label="seg_ofcoco", weights=ONEFORMER_COCO_FILES, batched=True)(
+    make_segmentation_preprocessor(ONEFORMER_COCO_FILES, COCO_PALETTE)
 )
 
-preprocessor("segformer_ade20k", makes="segmentation", weights=B5, stacks=True)(segmentation_by(B5, ADE20K))
-preprocessor("segformer_ade20k_small", makes="segmentation", weights=B0, stacks=True)(segmentation_by(B0, ADE20K))
+
+_LICENSE = "NVIDIA Source Code License, non-commercial"
+SEGFORMER_B5_FILES = make_model_files(
+    "nvidia/segformer-b5-finetuned-ade-640-640", _LICENSE, "pytorch_model.bin", 339_000_000, f"{HUB_FILE_LIST} 739f5d4"
+)
+SEGFORMER_B0_FILES = make_model_files(
+    "nvidia/segformer-b0-finetuned-ade-512-512", _LICENSE, "pytorch_model.bin", 15_100_000, f"{HUB_FILE_LIST} 8092da5"
+)
+
+preprocessor("segformer_ade20k", makes="segmentation", weights=SEGFORMER_B5_FILES, batched=True)(
+    make_segmentation_preprocessor(SEGFORMER_B5_FILES, ADE20K_PALETTE)
+)
+preprocessor("segformer_ade20k_small", makes="segmentation", weights=SEGFORMER_B0_FILES, batched=True)(
+    make_segmentation_preprocessor(SEGFORMER_B0_FILES, ADE20K_PALETTE)
+)
 
 
-UPERNET = model_files("openmmlab/upernet-convnext-small", "MIT", "pytorch_model.bin", 328_000_000, f"{LIST} 550b68d")
+UPERNET_FILES = make_model_files(
+    "openmmlab/upernet-convnext-small", "MIT", "pytorch_model.bin", 328_000_000, f"{HUB_FILE_LIST} 550b68d"
+)
 
-preprocessor("upernet_ade20k", makes="segmentation", weights=UPERNET, stacks=True)(segmentation_by(UPERNET, ADE20K))
+preprocessor("upernet_ade20k", makes="segmentation", weights=UPERNET_FILES, batched=True)(
+    make_segmentation_preprocessor(UPERNET_FILES, ADE20K_PALETTE)
+)

@@ -13,19 +13,19 @@ class Palette:
     """Classes by number, their names and colours."""
 
     names: tuple[str, ...]
-    colours: tuple[tuple[int, int, int], ...]
+    colors: tuple[tuple[int, int, int], ...]
 
     @cached_property
     def _table(self) -> np.ndarray:
-        return np.array(self.colours, np.uint8)
+        return np.array(self.colors, np.uint8)
 
-    def drawn(self, labels: np.ndarray) -> np.ndarray:
+    def colorize(self, labels: np.ndarray) -> np.ndarray:
         """Numbers of classes (H, W) as their colours (H, W, 3) uint8, RGB."""
         return self._table[labels]
 
 
 @dataclass(frozen=True, eq=False)
-class Segments:
+class SegmentationLabels:
     """The values of a map of segmentation: in `labels` (H, W) uint8 the number of each pixel's class, whose name is
     `names[number]`. In ADE20K's colours a road and a skyscraper look alike."""
 
@@ -33,7 +33,7 @@ class Segments:
     names: tuple[str, ...]
 
 
-def _palette(text: str) -> Palette:
+def _parse_palette(text: str) -> Palette:
     """Of "name rrggbb, name rrggbb ...", colours in hex."""
     names, colours = zip(*(" ".join(entry.split()).rsplit(" ", 1) for entry in text.split(",")), strict=True)
     return Palette(names, tuple((rgb[0], rgb[1], rgb[2]) for rgb in map(bytes.fromhex, colours)))
@@ -42,7 +42,7 @@ def _palette(text: str) -> Palette:
 # The 150 classes of ADE20K's challenge (Zhou et al., Scene Parsing through ADE20K Dataset) with the colours that
 # ControlNet's models of segmentation have seen: open-mmlab/mmsegmentation @ cc5c977f3acb,
 # mmseg/core/evaluation/class_names.py
-ADE20K = _palette(
+ADE20K_PALETTE = _parse_palette(
     """
     wall 787878, building b47878, sky 06e6e6, floor 503232, tree 04c803, ceiling 787850, road 8c8c8c, bed cc05ff,
     windowpane e6e6e6, grass 04fa07, cabinet e005ff, sidewalk ebff07, person 96053d, earth 787846, door 08ff33,
@@ -72,7 +72,7 @@ ADE20K = _palette(
 # The 133 classes of COCO's panoptic challenge, things before stuff, as OneFormer counts them:
 # facebookresearch/detectron2, detectron2/data/datasets/builtin_meta.py, after panoptic_coco_categories.json of
 # cocodataset/panopticapi
-COCO = _palette(
+COCO_PALETTE = _parse_palette(
     """
     person dc143c, bicycle 770b20, car 00008e, motorcycle 0000e6, airplane 6a00e4, bus 003c64, train 005064, truck
     000046, boat 0000c0, traffic light faaa1e, fire hydrant 64aa1e, stop sign dcdc00, parking meter af74af, bench

@@ -8,8 +8,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...files.disk import read_json
-from ..backends.transformers import PREPARATION, Files, architecture, folder, prepared, transformers_network
-from .palettes import Palette, Segments
+from ..backends.transformers import (
+    PREPROCESSOR_CONFIG_JSON,
+    ModelFiles,
+    fetch_model_folder,
+    load_transformers_network,
+    preprocess_images,
+    read_architecture,
+)
+from .palettes import Palette, SegmentationLabels
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,11 +24,11 @@ if TYPE_CHECKING:
     from ..backends.torch import Device, Network
     from ..library import Library
 
-Drawing = Callable[[int, int], tuple[np.ndarray, Segments]]
+SegmentationRenderer = Callable[[int, int], tuple[np.ndarray, SegmentationLabels]]
 
 # "the task is semantic" in CLIP's words (openai/CLIP, bpe_simple_vocab_16e6.txt), between those for start and end
-_TASK = (49406, 518, 10549, 533, 29119, 1550, 49407)
-_PART = 2**24  # scores that are enlarged at once: 64 MiB
+_TASK_TOKENS = (49406, 518, 10549, 533, 29119, 1550, 49407)
+_SCORES_PER_BATCH = 2**24  # scores that are enlarged at once: 64 MiB
 
 
 class TransformersSegmentation:
@@ -29,14 +36,16 @@ class TransformersSegmentation:
     SegFormer its config.json names. Raises what `transformers_network` does, and ValueError when its classes are not
     as many as the palette's."""
 
-    def __init__(self, device: str | Device, library: Library, files: Files, palette: Palette):
-        where = folder(library, files)
-        kind = architecture(where)
-        if kind not in _KINDS:
-            raise ValueError(f"{str(where)!r} is a network {kind!r:.80}, expected one of: {', '.join(_KINDS)}")
-        self.settings = read_json(where / PREPARATION)
-        self.scores = _KINDS[kind]
-        self.network = transformers_network(library, files, kind, device)
+    def __init__(self, device: str | Device, library: Library, files: ModelFiles, palette: Palette):
+        where = fetch_model_folder(library, files)
+        kind = read_architecture(where)
+        if kind not in _SCORE_FUNCTIONS:
+            raise ValueError(
+                f"{str(where)!r} is a network {kind!r:.80}, expected one of: {', '.join(_SCORE_FUNCTIONS)}"
+            )
+        self.preprocessor_config = read_json(where / PREPROCESSOR_CONFIG_JSON)
+        self.infer_scores = _SCORE_FUNCTIONS[kind]
+        self.network = load_transformers_network(library, files, kind, device)
         self.palette = palette
         told: Any = self.network.module.config
         count = told.num_labels
@@ -46,46 +55,46 @@ class TransformersSegmentation:
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Numbers of classes (B, H, W) uint8 of pictures (B, H, W, 3) uint8, RGB. Raises ValueError when the network's
         scores are no numbers, as where float16 overflows."""
-        scores = self.scores(self.network, prepared(self.settings, images))
+        scores = self.infer_scores(self.network, preprocess_images(self.preprocessor_config, images))
         if not scores.isfinite().all():
             raise ValueError("the network's scores are no numbers: compute in float32 or bfloat16")
-        return highest(scores.to(self.network.device), images.shape[1], images.shape[2])
+        return upsample_argmax(scores.to(self.network.device), images.shape[1], images.shape[2])
 
-    def drawings(self, images: np.ndarray) -> list[Drawing]:
+    def make_renderers(self, images: np.ndarray) -> list[SegmentationRenderer]:
         """For each picture what draws its map, at the height and width kept."""
-        return [drawing(labels, self.palette) for labels in self(images)]
+        return [make_segmentation_renderer(labels, self.palette) for labels in self(images)]
 
 
-def drawing(labels: np.ndarray, palette: Palette) -> Drawing:
+def make_segmentation_renderer(labels: np.ndarray, palette: Palette) -> SegmentationRenderer:
     """What draws the map of numbers of classes (H, W), at the height and width kept."""
 
-    def at(height: int, width: int) -> tuple[np.ndarray, Segments]:
+    def at(height: int, width: int) -> tuple[np.ndarray, SegmentationLabels]:
         kept = np.ascontiguousarray(labels[:height, :width])
-        return palette.drawn(kept), Segments(kept, palette.names)
+        return palette.colorize(kept), SegmentationLabels(kept, palette.names)
 
     return at
 
 
-def segmentation_by(files: Files, palette: Palette) -> type:
+def make_segmentation_preprocessor(files: ModelFiles, palette: Palette) -> type:
     """A class for `preprocessor` whose maps are segmentations by the network of these files, in these colours."""
 
     class Segmentation:
         def __init__(self, device: str | Device, library: Library):
             self.segmentation = TransformersSegmentation(device, library, files, palette)
 
-        def __call__(self, images: np.ndarray) -> list[Drawing]:
-            return self.segmentation.drawings(images)
+        def __call__(self, images: np.ndarray) -> list[SegmentationRenderer]:
+            return self.segmentation.make_renderers(images)
 
     return Segmentation
 
 
-def highest(scores: Tensor, height: int, width: int) -> np.ndarray:
+def upsample_argmax(scores: Tensor, height: int, width: int) -> np.ndarray:
     """The class (B, H, W) uint8 of the highest of scores (B, classes, h, w), enlarged to H and W, the first of equal
     ones. Some classes at a time: 150 of a picture of 4000x3000 pixels would take 7 GB."""
     import torch
     from torch.nn import functional as F
 
-    step = max(1, _PART // (len(scores) * height * width))
+    step = max(1, _SCORES_PER_BATCH // (len(scores) * height * width))
     best = labels = None
     for start in range(0, scores.shape[1], step):
         part = F.interpolate(scores[:, start : start + step], (height, width), mode="bilinear", align_corners=False)
@@ -100,24 +109,24 @@ def highest(scores: Tensor, height: int, width: int) -> np.ndarray:
     return labels.cpu().numpy()
 
 
-def _of_queries(network: Network, x: Tensor) -> Tensor:
+def _score_queries(network: Network, x: Tensor) -> Tensor:
     """OneFormer's: each query's classes where its mask is."""
     import torch
 
     told: Any = network.module.config
     length = told.task_seq_len
-    task = torch.tensor([*_TASK, *[0] * (length - len(_TASK))]).expand(len(x), length)
+    task = torch.tensor([*_TASK_TOKENS, *[0] * (length - len(_TASK_TOKENS))]).expand(len(x), length)
     found = network(x, task)
     classes = found["class_queries_logits"].softmax(dim=-1)[..., :-1]  # the last is "none of them"
     return torch.einsum("bqc, bqhw -> bchw", classes, found["masks_queries_logits"].sigmoid())
 
 
-def _of_pixels(network: Network, x: Tensor) -> Tensor:
+def _score_pixels(network: Network, x: Tensor) -> Tensor:
     return network(x)["logits"]
 
 
-_KINDS: dict[str, Any] = {
-    "OneFormerForUniversalSegmentation": _of_queries,
-    "UperNetForSemanticSegmentation": _of_pixels,
-    "SegformerForSemanticSegmentation": _of_pixels,
+_SCORE_FUNCTIONS: dict[str, Any] = {
+    "OneFormerForUniversalSegmentation": _score_queries,
+    "UperNetForSemanticSegmentation": _score_pixels,
+    "SegformerForSemanticSegmentation": _score_pixels,
 }

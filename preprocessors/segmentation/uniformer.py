@@ -5,31 +5,31 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from ...files.hub import HORDE, WeightsFile
-from ..backends.transformers import normalised
-from ..edges.soft_edges import extended
+from ...files.hub import HORDE_CATALOG, WeightsFile
+from ..backends.transformers import normalize_imagenet
+from ..edges.soft_edges import pad_to_multiple
 from ..registry import preprocessor
-from .palettes import ADE20K
-from .transformers_segmentation import Drawing, drawing, highest
+from .palettes import ADE20K_PALETTE
+from .transformers_segmentation import SegmentationRenderer, make_segmentation_renderer, upsample_argmax
 
 if TYPE_CHECKING:
     from ..backends.torch import Device
     from ..library import Library
 
-UNIFORMER = WeightsFile(
+UNIFORMER_WEIGHTS = WeightsFile(
     "lllyasviel/Annotators",
     "upernet_global_small.pth",
-    folder="uniformer",
-    licence="MIT",  # Sense-X/UniFormer @ 11f3f6d, LICENSE
+    webui_folder="uniformer",
+    license="MIT",  # Sense-X/UniFormer @ 11f3f6d, LICENSE
     size=206313115,
     sha256="bebfa1264c10381e389d8065056baaadbdadee8ddc6e36770d1ec339dc84d970",
-    source=f"{HORDE}; Andy1621/uniformer @ 375d5e867daa",
+    source=f"{HORDE_CATALOG}; Andy1621/uniformer @ 375d5e867daa",
 )
-_LEAST = 32  # pixels of a side, that the network's deepest features have one
-_SHORT, _LONG = 512, 2048
+_MIN_SIDE = 32  # pixels of a side, that the network's deepest features have one
+_SHORT_SIDE, _MAX_LONG_SIDE = 512, 2048
 
 
-@preprocessor("segmentation", makes="segmentation", label="seg_ufade20k", weights=UNIFORMER, stacks=True)
+@preprocessor("segmentation", makes="segmentation", label="seg_ufade20k", weights=UNIFORMER_WEIGHTS, batched=True)
 class Segmentation:
     """The classes of ADE20K in their colours, by UniFormer and UPerNet, seen at a short side of 512 pixels.
 
@@ -38,22 +38,22 @@ class Segmentation:
     def __init__(self, device: str | Device, library: Library):
         from ...annotators import uniformer
 
-        self.network = library.network(UNIFORMER, uniformer.load, device)
+        self.network = library.load_network(UNIFORMER_WEIGHTS, uniformer.load, device)
 
-    def __call__(self, images: np.ndarray) -> list[Drawing]:
-        return [drawing(labels, ADE20K) for labels in self.classes(images)]
+    def __call__(self, images: np.ndarray) -> list[SegmentationRenderer]:
+        return [make_segmentation_renderer(labels, ADE20K_PALETTE) for labels in self.classify_pixels(images)]
 
-    def classes(self, images: np.ndarray) -> np.ndarray:
+    def classify_pixels(self, images: np.ndarray) -> np.ndarray:
         """Numbers of classes (B, H, W) uint8 of pictures (B, H, W, 3) uint8, RGB. Raises ValueError when the network's
         scores are no numbers, as where float16 overflows."""
         from torch.nn.functional import interpolate
 
         height, width = images.shape[1:3]
-        scale = min(_SHORT / min(height, width), _LONG / max(height, width))
+        scale = min(_SHORT_SIDE / min(height, width), _MAX_LONG_SIDE / max(height, width))
         h, w = (int(side * scale + 0.5) for side in (height, width))
-        seen = extended(np.stack([cv2.resize(image, (w, h)) for image in images]), 1, least=_LEAST)
-        scores = self.network(normalised(seen.astype(np.float32) / 255))
+        seen = pad_to_multiple(np.stack([cv2.resize(image, (w, h)) for image in images]), 1, min_size=_MIN_SIDE)
+        scores = self.network(normalize_imagenet(seen.astype(np.float32) / 255))
         if not scores.isfinite().all():
             raise ValueError("the network's scores are no numbers: compute in float32 or bfloat16")
         scores = interpolate(scores.to(self.network.device), seen.shape[1:3], mode="bilinear", align_corners=False)
-        return highest(scores[..., :h, :w], height, width)
+        return upsample_argmax(scores[..., :h, :w], height, width)

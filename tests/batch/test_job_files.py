@@ -17,7 +17,7 @@ from controlnet_ext import cli
 from controlnet_ext.batch.formats import journal as box
 from controlnet_ext.batch.formats import tars
 from controlnet_ext.files.image_reader import read_image
-from controlnet_ext.files.image_writer import encoded_image, write_image
+from controlnet_ext.files.image_writer import encode_image, write_image
 
 rng = np.random.default_rng(0)
 PICTURES = [cv2.resize(rng.integers(0, 256, (8, 8, 3), np.uint8), (65, 61)) for _ in range(9)]
@@ -43,7 +43,7 @@ def shard(path, samples):
 def samples():
     for i, pixels in enumerate(PICTURES):
         yield f"part/{i:05}.json", b"{}"
-        yield f"part/{i:05}.jpg", encoded_image("x.jpg", pixels)
+        yield f"part/{i:05}.jpg", encode_image("x.jpg", pixels)
         yield f"part/{i:05}.seg.png", b"another field"
 
 
@@ -74,8 +74,8 @@ def test_a_shard_becomes_a_shard_with_the_same_keys_and_the_maps(jobs):
 def test_a_written_member_and_end_are_those_that_tarfile_writes():
     files = [("a.png", b"1" * 700), ("p" * 120 + "/猫.png", b""), ("b.json", bytes(512))]
     shard("theirs.tar", files)
-    content = b"".join(tars.member(name, content) for name, content in files)
-    assert content + tars.end(len(content)) == Path("theirs.tar").read_bytes()
+    content = b"".join(tars.encode_member(name, content) for name, content in files)
+    assert content + tars.encode_end(len(content)) == Path("theirs.tar").read_bytes()
 
 
 def test_several_shards_are_taken_in_turn_by_the_shards_of_a_job():
@@ -89,7 +89,7 @@ def test_several_shards_are_taken_in_turn_by_the_shards_of_a_job():
 
 
 def test_bad_samples_and_a_shard_that_breaks_off_are_errors_and_the_others_are_done():
-    bad = [("b.png", b"no picture"), ("c.txt", b"no field"), ("d.png", encoded_image("x.png", PICTURES[0]))]
+    bad = [("b.png", b"no picture"), ("c.txt", b"no field"), ("d.png", encode_image("x.png", PICTURES[0]))]
     shard("a.tar", [*list(samples())[:3], *bad])
     whole = Path("a.tar").read_bytes()
     shard("b.tar", samples())
@@ -105,14 +105,14 @@ def test_bad_samples_and_a_shard_that_breaks_off_are_errors_and_the_others_are_d
 
 def full(monkeypatch, after):
     """A disk on which so many members go."""
-    real, count = box.member, iter(range(after))
+    real, count = box.encode_member, iter(range(after))
 
     def member(*arguments):
         if next(count, None) is None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return real(*arguments)
 
-    monkeypatch.setattr(box, "member", member)
+    monkeypatch.setattr(box, "encode_member", member)
 
 
 @pytest.mark.parametrize("harm", ["nothing", "half a member", "a cut journal", "lost bytes"])
@@ -141,7 +141,7 @@ def test_a_shard_interrupted_anywhere_goes_on_to_the_same_bytes(harm, monkeypatc
 @pytest.mark.long
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 def test_a_shard_killed_forty_times_is_the_same():
-    shard("a.tar", [(f"{i:05}.jpg", encoded_image("x.jpg", PICTURES[i % 9])) for i in range(2000)])
+    shard("a.tar", [(f"{i:05}.jpg", encode_image("x.jpg", PICTURES[i % 9])) for i in range(2000)])
     assert run("canny,invert a.tar -o whole/") == 0
     kills, jobs = killed_often("canny,invert a.tar -o", "maps/", 40, lambda: contents("maps") == contents("whole"))
     print(f"{kills} kills, {jobs} jobs to their end")
@@ -219,7 +219,7 @@ def test_a_table_becomes_the_same_rows_with_their_maps():
     pa = pytest.importorskip("pyarrow", reason="a .parquet file needs pyarrow")
     import pyarrow.parquet as pq
 
-    content = [encoded_image("x.png", pixels) for pixels in PICTURES]
+    content = [encode_image("x.png", pixels) for pixels in PICTURES]
     table = {"id": list(range(9)), "image": [{"bytes": c, "path": None} for c in content]}
     table["image"][4] = {"bytes": b"no picture", "path": None}
     pq.write_table(pa.table(table), "in.parquet")

@@ -15,7 +15,7 @@ from lines import Shelf, random_state
 
 from controlnet_ext import cli
 from controlnet_ext.files.image_reader import read_image
-from controlnet_ext.files.image_writer import encoded_image, write_image
+from controlnet_ext.files.image_writer import encode_image, write_image
 from controlnet_ext.files.safetensors import write_weights
 
 rng = np.random.default_rng(0)
@@ -105,7 +105,7 @@ def test_shards_hold_masks(filled):
         for i, (picture, mask) in enumerate(zip(PICTURES, MASKS, strict=True)):
             fields = {"mask.png": mask, "png": picture} if i < 2 else {"jpg": picture, "seg.png": mask}
             for field, pixels in fields.items():
-                content = encoded_image(f"x.{field}", pixels)
+                content = encode_image(f"x.{field}", pixels)
                 info = tarfile.TarInfo(f"{i}.{field}")
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
@@ -124,8 +124,8 @@ def test_shards_hold_masks(filled):
 def test_tables_hold_masks(filled, capsys):
     pa = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
-    png = [encoded_image("x.png", pixels) for pixels in PICTURES]
-    masks = [*(encoded_image("x.png", mask) for mask in MASKS[:2]), None]
+    png = [encode_image("x.png", pixels) for pixels in PICTURES]
+    masks = [*(encode_image("x.png", mask) for mask in MASKS[:2]), None]
     parquet.write_table(pa.table({"png": png, "mask": masks}), "a.parquet")
     assert run(f"{NAME} a.parquet -o out/") == 1
     assert errors("out") == [f"'a.parquet/2': {NAME} needs a mask, of which there is none"]

@@ -17,7 +17,7 @@ from limits import HANG, wait_until
 from controlnet_ext import cli
 from controlnet_ext.batch import job, record
 from controlnet_ext.batch import job as progress
-from controlnet_ext.batch.engines import Processes, in_order
+from controlnet_ext.batch.engines import ProcessEngine, map_ordered
 from controlnet_ext.batch.formats import folder
 from controlnet_ext.cli.commands import preprocess
 from controlnet_ext.files.image_reader import read_image
@@ -121,7 +121,7 @@ def test_a_finished_job_is_not_done_again_without_overwrite():
 
 
 def test_names_are_on_the_disk_before_the_job_says_that_they_are_done(monkeypatch):
-    settle, settled = folder.settle, set()
+    settle, settled = folder.fsync_dir, set()
 
     def settling(place):
         there = set(os.listdir(place))
@@ -132,9 +132,9 @@ def test_names_are_on_the_disk_before_the_job_says_that_they_are_done(monkeypatc
         assert not result.errors and f"{result.picture.key}_invert.png" in settled
         add(self, result)
 
-    add = folder.Folder.add
-    monkeypatch.setattr(folder, "settle", settling)
-    monkeypatch.setattr(folder.Folder, "add", adding)
+    add = folder.FolderSink.add
+    monkeypatch.setattr(folder, "fsync_dir", settling)
+    monkeypatch.setattr(folder.FolderSink, "add", adding)
     assert run("invert in -o out --overwrite") == 0
     assert len([name for name in settled if not name.startswith(".")]) == 6
 
@@ -203,7 +203,7 @@ def test_a_job_is_on_record_until_there_is_nothing_left_to_do(monkeypatch):
 
     words = "canny,invert in -o maps --overwrite"  # of which the record alone says that all is done
     with monkeypatch.context() as patch:
-        patch.setattr(preprocess, "say", kill)
+        patch.setattr(preprocess, "print_stderr", kill)
         with pytest.raises(Killed):
             run(words)
     before = {path: os.stat(path).st_mtime_ns for path in Path("maps").iterdir()}
@@ -227,7 +227,7 @@ def test_a_job_that_is_killed_as_it_clears_its_record_away_is_known(step, monkey
         return call
 
     clearing = []
-    monkeypatch.setattr(job, "finish", lambda *arguments: (clearing.append(True), record.finish(*arguments)))
+    monkeypatch.setattr(job, "close_state", lambda *arguments: (clearing.append(True), record.close_state(*arguments)))
     with monkeypatch.context() as patch:
         for owner, name in ((Path, "unlink"), (Path, "rmdir"), (os, "replace")):
             patch.setattr(owner, name, dying(getattr(owner, name)))
@@ -282,7 +282,7 @@ def test_processes_end_with_the_one_that_started_them():
 def test_two_processes_do_not_work_at_one_job(capsys):
     Path("in/3.png").write_text("no picture")
     assert run("canny in -o maps") == 1
-    with record._locked(Path("maps.job")):
+    with record._hold_lock(Path("maps.job")):
         assert run("canny in -o maps") == 2
     assert "another process works at this job" in capsys.readouterr().err
 
@@ -293,14 +293,14 @@ def test_results_come_in_order_with_few_under_way():
             self.result = lambda: value
 
     begun = []
-    results = in_order(lambda i: (begun.append(i), Ready(i))[1], range(9), 3)
+    results = map_ordered(lambda i: (begun.append(i), Ready(i))[1], range(9), 3)
     assert next(results) == 0 and begun == [0, 1, 2]
     assert list(results) == list(range(1, 9))
 
 
 def test_a_picture_that_ends_its_process_is_told_and_the_others_are_done():
     lots = [["a", "b"], ["d"], ["e", "f"]]
-    done = list(Processes(2).map(doubled, lots, lambda one: f"{one} lost"))
+    done = list(ProcessEngine(2).map(doubled, lots, lambda one: f"{one} lost"))
     assert done == [["aa", "b lost"], ["dd"], ["ee", "ff"]]
 
 
@@ -335,21 +335,21 @@ def test_two_workers_of_a_ray_cluster_give_the_same_bytes(monkeypatch):
 def test_progress_is_one_line_on_a_terminal_and_seldom_elsewhere(monkeypatch, capsys):
     clock, said = iter(range(1000)), []
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
-    quiet = progress.Progress(1000, said.append)
+    quiet = progress.JobProgress(1000, said.append)
     for i in range(100, 165):
         quiet.add(i)
     assert said == ["160 of 1000 pictures, 1.0 a second, 0:14:00 left"] and capsys.readouterr().err == ""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    loud = progress.Progress(None, said.append)
+    loud = progress.JobProgress(None, said.append)
     loud.add(0)
     assert capsys.readouterr().err == "\r\x1b[K1 pictures, 1.0 a second" and len(said) == 1
     for _ in range(30):
-        loud.error("bad")
+        loud.add_error("bad")
     assert len(said) == 21
 
 
 def test_a_duration_is_hours_minutes_seconds():
-    assert progress.duration(3723.4) == "1:02:03" and progress.duration(0) == "0:00:00"
+    assert progress.format_duration(3723.4) == "1:02:03" and progress.format_duration(0) == "0:00:00"
 
 
 def test_maps_in_a_tree_are_those_of_the_pictures():

@@ -4,11 +4,11 @@ import json
 import re
 
 import pytest
-from controlnet_ext.preprocessors import find, registered
+from controlnet_ext.preprocessors import find, list_preprocessors
 
 from controlnet_ext import cli
 from controlnet_ext.cli.commands.preprocessors import COLUMNS
-from controlnet_ext.maps.control_map import FEEDS
+from controlnet_ext.maps.control_map import MODEL_NAME_WORDS
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def table(capsys):
 
 
 def test_the_table_has_a_line_for_each(table):
-    assert list(table) == [entry.name for entry in registered()]
+    assert list(table) == [entry.name for entry in list_preprocessors()]
     assert table["canny"] | {"parameters": ""} == dict.fromkeys(COLUMNS, "") | {
         "name": "canny",
         "map": "edges",
@@ -51,7 +51,7 @@ def test_the_json_says_what_each_file_is(capsys, table):
     objects = {each["name"]: each for each in json.loads(capsys.readouterr().out)}
     assert objects.keys() == table.keys()
     hed = objects["hed"]
-    assert hed["aliases"] == ["softedge_hed"] and hed["feeds"] == list(FEEDS["soft edges"])
+    assert hed["aliases"] == ["softedge_hed"] and hed["feeds"] == list(MODEL_NAME_WORDS["soft edges"])
     (file,) = hed["weights"]
     assert file["repo"] == "lllyasviel/Annotators" and file["size"] == 29444406 and len(file["sha256"]) == 64
     assert file["source"] and file["non_commercial"] is False
@@ -77,11 +77,13 @@ def test_sizes_say_how_exact_they_are(table):
 
 
 def test_each_size_and_hash_has_a_source():
-    for file in {file for entry in registered() for file in entry.weights}:
-        assert file.size is None or (file.size > 0 and file.about is None), file
-        assert file.about is None or (file.about > 0 and float(f"{file.about:.3g}") == file.about), file
+    for file in {file for entry in list_preprocessors() for file in entry.weights}:
+        assert file.size is None or (file.size > 0 and file.approx_size is None), file
+        assert file.approx_size is None or (
+            file.approx_size > 0 and float(f"{file.approx_size:.3g}") == file.approx_size
+        ), file
         assert file.sha256 is None or re.fullmatch("[0-9a-f]{64}", file.sha256), file
-        assert bool(file.source) == bool(file.size or file.about or file.sha256), file
+        assert bool(file.source) == bool(file.size or file.approx_size or file.sha256), file
 
 
 def test_non_commercial_weights_say_so(capsys, table):

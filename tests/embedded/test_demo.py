@@ -21,22 +21,22 @@ from controlnet_ext.cli.commands.demo import PROMPTS
 from controlnet_ext.embedded import pairs
 from controlnet_ext.embedded.contact_sheet import (
     GAP,
-    HIT,
-    LINE,
+    HIT_COLOR,
+    LINE_HEIGHT,
     MARGIN,
-    MISSED,
-    PANEL,
+    MIN_PANEL_SIDE,
+    MISS_COLOR,
     Column,
-    laid_over,
-    sheet,
-    wrapped,
+    overlay_edges,
+    render_sheet,
+    wrap_text,
 )
 from controlnet_ext.files.image_reader import read_image
-from controlnet_ext.files.image_writer import encoded_image
+from controlnet_ext.files.image_writer import encode_image
 from controlnet_ext.maps.fidelity import EdgeScore, canny_f1
 from controlnet_ext.maps.resize import fit
 
-INSTALLED = embedded.FOLDER
+INSTALLED = embedded.EMBEDDED_FOLDER
 SCORES = re.compile(r"(.+): F1 within 1 px (\d\.\d\d), unguided (\d\.\d\d); exact (\d\.\d\d), unguided (\d\.\d\d)")
 
 
@@ -46,7 +46,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shelf")
     standin.save(folder / "model")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(embedded, "FOLDER", folder / "model")
+        patched.setattr(embedded, "EMBEDDED_FOLDER", folder / "model")
         patched.chdir(folder)
         assert main(["demo", "--steps", "2"]) == 0
     return folder
@@ -54,14 +54,17 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def installed(shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "FOLDER", shelf / "model")
+    monkeypatch.setattr(embedded, "EMBEDDED_FOLDER", shelf / "model")
     monkeypatch.chdir(tmp_path)
 
 
 def panel(whole: np.ndarray, column: int, row: int) -> np.ndarray:
     """A picture on a sheet, as it is shown."""
-    x, y = MARGIN + column * (PANEL + GAP), MARGIN + 2 * LINE + 4 + row * (PANEL + 2 * LINE + GAP)
-    return whole[y : y + PANEL, x : x + PANEL]
+    x, y = (
+        MARGIN + column * (MIN_PANEL_SIDE + GAP),
+        MARGIN + 2 * LINE_HEIGHT + 4 + row * (MIN_PANEL_SIDE + 2 * LINE_HEIGHT + GAP),
+    )
+    return whole[y : y + MIN_PANEL_SIDE, x : x + MIN_PANEL_SIDE]
 
 
 def generated(out: str, prompt: str, *more: str) -> np.ndarray:
@@ -74,45 +77,47 @@ def near(a: np.ndarray, b: np.ndarray, most: int) -> bool:
 
 
 def test_the_sheet_shows_the_photo_its_map_and_the_pictures_of_generate(shelf: Path) -> None:
-    whole, photo = read_image(shelf / "sheet.png"), read_image(embedded.PHOTO)
+    whole, photo = read_image(shelf / "sheet.png"), read_image(embedded.SAMPLE_PHOTO)
     asked = fit(preprocess("canny", photo, resolution=128).pixels, 128, 128)
-    assert whole.shape[1] == 2 * MARGIN + 4 * PANEL + 3 * GAP
-    assert np.array_equal(panel(whole, 0, 0), fit(photo, PANEL, PANEL))
+    assert whole.shape[1] == 2 * MARGIN + 4 * MIN_PANEL_SIDE + 3 * GAP
+    assert np.array_equal(panel(whole, 0, 0), fit(photo, MIN_PANEL_SIDE, MIN_PANEL_SIDE))
     assert np.array_equal(panel(whole, 0, 1), np.kron(asked, np.ones((2, 2, 1), np.uint8)))
     plain = generated("plain.png", PROMPTS[1])
-    guided = generated("guided.png", PROMPTS[1], "--image", str(embedded.PHOTO), "--control", "canny,resolution=match")
+    guided = generated(
+        "guided.png", PROMPTS[1], "--image", str(embedded.SAMPLE_PHOTO), "--control", "canny,resolution=match"
+    )
     assert not near(plain, guided, 8)
     for row, picture in enumerate((plain, guided)):
         shown = panel(whole, 2, row)
-        enlarged = cv2.resize(picture, (PANEL, PANEL), interpolation=cv2.INTER_CUBIC)
+        enlarged = cv2.resize(picture, (MIN_PANEL_SIDE, MIN_PANEL_SIDE), interpolation=cv2.INTER_CUBIC)
         assert near(shown, enlarged, 3)  # a batch of 12 rows and one of 2 differ in their last bits
     dark = panel(whole, 2, 2)[::2, ::2]
     edges = asked[..., 0] > 0
-    assert {tuple(colour) for colour in dark[edges].tolist()} <= {HIT, MISSED}
+    assert {tuple(colour) for colour in dark[edges].tolist()} <= {HIT_COLOR, MISS_COLOR}
     assert near(dark[~edges], guided[~edges] // 2, 2)
 
 
 def test_scores_are_told_and_are_those_of_the_pictures(capsys: pytest.CaptureFixture[str]) -> None:
-    photo = ["--image", str(embedded.PHOTO)]
+    photo = ["--image", str(embedded.SAMPLE_PHOTO)]
     assert main(["demo", "--prompt", "a red ring", "--steps", "2", "-o", "one.png"]) == 0
     out, err = capsys.readouterr()
     scores, last = err.splitlines()
     told = SCORES.fullmatch(scores)
     assert out == "" and told and told[1] == "a red ring"
     assert re.fullmatch(r"one\.png: seed 0, 2 steps, guidance 2; 2 pictures in \d+\.\d s, loaded in \d+\.\d s", last)
-    asked = fit(preprocess("canny", read_image(embedded.PHOTO), resolution=128).pixels, 128, 128)
+    asked = fit(preprocess("canny", read_image(embedded.SAMPLE_PHOTO), resolution=128).pixels, 128, 128)
     guided = canny_f1(asked, generated("g.png", "a red ring", *photo, "--control", "canny,resolution=match"))
     plain = canny_f1(asked, generated("p.png", "a red ring"))
     expected = [guided.within_1px, plain.within_1px, guided.exact, plain.exact]
     assert np.allclose([float(told[k]) for k in range(2, 6)], expected, atol=0.02)
-    assert read_image("one.png").shape[1] == 2 * MARGIN + 2 * PANEL + GAP
+    assert read_image("one.png").shape[1] == 2 * MARGIN + 2 * MIN_PANEL_SIDE + GAP
 
 
 def test_a_control_net_that_has_not_learnt_leaves_the_pictures_as_they_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     standin.save(tmp_path / "fresh", zeros=True)
-    monkeypatch.setattr(embedded, "FOLDER", tmp_path / "fresh")
+    monkeypatch.setattr(embedded, "EMBEDDED_FOLDER", tmp_path / "fresh")
     assert main(["demo", "--steps", "2", "--seed", "5"]) == 0
     whole = read_image("sheet.png")
     for column in (1, 2, 3):
@@ -136,13 +141,13 @@ def test_each_step_is_one_unet_call_for_all_pictures(monkeypatch: pytest.MonkeyP
 def test_a_photo_of_ones_own_and_any_words_are_taken() -> None:
     photo = np.zeros((90, 200, 3), np.uint8)
     photo[20:70, 60:140] = (200, 90, 30)
-    Path("own.png").write_bytes(encoded_image("own.png", photo))
+    Path("own.png").write_bytes(encode_image("own.png", photo))
     prompts = ["", "ein roter Kreis, größer als " + "alles " * 100, "\x1b[2J\n" + "W" * 400]
     words = [word for prompt in prompts for word in ("--prompt", prompt)]
     assert main(["demo", "--image", "own.png", "--steps", "1", *words, "-o", "folder/"]) == 0
     whole = read_image("folder/sheet.png")
-    assert np.array_equal(panel(whole, 0, 0), fit(photo, PANEL, PANEL))
-    assert np.array_equal(panel(whole, 0, 1)[PANEL // 2, [0, -1]], np.zeros((2, 3)))
+    assert np.array_equal(panel(whole, 0, 0), fit(photo, MIN_PANEL_SIDE, MIN_PANEL_SIDE))
+    assert np.array_equal(panel(whole, 0, 1)[MIN_PANEL_SIDE // 2, [0, -1]], np.zeros((2, 3)))
 
 
 BAD: dict[str, tuple[list[str], str]] = {
@@ -163,8 +168,8 @@ BAD: dict[str, tuple[list[str], str]] = {
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_refused_in_one_line(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("there.png").write_bytes(b"mine")
-    Path("flat.png").write_bytes(encoded_image("flat.png", np.full((80, 80, 3), 90, np.uint8)))
-    Path("strip.png").write_bytes(encoded_image("strip.png", np.tile(np.uint8([0, 255]), (1, 30_000))))
+    Path("flat.png").write_bytes(encode_image("flat.png", np.full((80, 80, 3), 90, np.uint8)))
+    Path("strip.png").write_bytes(encode_image("strip.png", np.tile(np.uint8([0, 255]), (1, 30_000))))
     arguments, expected = BAD[name]
     refused(capsys, arguments, expected)
     assert Path("there.png").read_bytes() == b"mine"
@@ -182,7 +187,7 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str], expected: 
 def test_weights_that_are_absent_or_damaged_are_refused_in_one_line(
     shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(embedded, "FOLDER", tmp_path / "model")
+    monkeypatch.setattr(embedded, "EMBEDDED_FOLDER", tmp_path / "model")
     refused(capsys, [], "the embedded model's weights are not installed: ")
     shutil.copytree(shelf / "model", tmp_path / "model")
     control = tmp_path / "model" / "controlnet_canny"
@@ -201,9 +206,9 @@ def test_what_fails_or_is_interrupted_leaves_nothing(
 
         return fail
 
-    monkeypatch.setattr(pairs, "pairs", failing(RuntimeError("no\nmemory")))
+    monkeypatch.setattr(pairs, "generate_pairs", failing(RuntimeError("no\nmemory")))
     refused(capsys, [], "controlnet-ext: no memory\n", 1)
-    monkeypatch.setattr(pairs, "pairs", failing(KeyboardInterrupt()))
+    monkeypatch.setattr(pairs, "generate_pairs", failing(KeyboardInterrupt()))
     refused(capsys, [], "interrupted", 130)
 
 
@@ -218,22 +223,22 @@ def test_asked_edges_are_green_where_the_picture_has_them_and_red_where_not() ->
     picture[:, 6:] = 200  # canny finds column 6, or 5
     asked = np.zeros((12, 12, 3), np.uint8)
     asked[5, 1:10] = 255
-    shown = laid_over(asked, picture)
+    shown = overlay_edges(asked, picture)
     column = int(cv2.Canny(picture, 100, 200)[5].argmax())
     assert [tuple(colour) for colour in shown[5, 1:10].tolist()] == [
-        HIT if abs(x - column) <= 1 else MISSED for x in range(1, 10)
+        HIT_COLOR if abs(x - column) <= 1 else MISS_COLOR for x in range(1, 10)
     ]
     assert np.array_equal(shown[0], picture[0] // 2)
 
 
 def test_text_stays_in_its_lines() -> None:
-    lines = wrapped("a red circle and a blue star on a striped green ground" + " and so on" * 9, 256)
+    lines = wrap_text("a red circle and a blue star on a striped green ground" + " and so on" * 9, 256)
     assert len(lines) == 2 and lines[0].startswith("a red circle") and lines[1].endswith(" ...")
-    assert wrapped("a red circle", 256) == ["a red circle"]
-    assert wrapped("", 256) == []
+    assert wrap_text("a red circle", 256) == ["a red circle"]
+    assert wrap_text("", 256) == []
     column = Column("W" * 300, *[np.zeros((128, 128, 3), np.uint8)] * 2, *[EdgeScore(0.0, 0.0)] * 2)
     asked = np.zeros((128, 128, 3), np.uint8)
-    few, many = (sheet(asked, asked, [column] * n, "i" * 2000) for n in (1, 3))
+    few, many = (render_sheet(asked, asked, [column] * n, "i" * 2000) for n in (1, 3))
     for whole in (few, many):  # no ink in the margins
         assert (whole[:, -MARGIN:] == whole[0, 0]).all() and (whole[-MARGIN // 2 :] == whole[0, 0]).all()
 
@@ -241,7 +246,7 @@ def test_text_stays_in_its_lines() -> None:
 def test_the_embedded_model_obeys_the_photo(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(embedded, "FOLDER", INSTALLED)
+    monkeypatch.setattr(embedded, "EMBEDDED_FOLDER", INSTALLED)
     assert main(["demo"]) == 0
     *lines, _ = capsys.readouterr().err.splitlines()
     found = [SCORES.fullmatch(line) for line in lines]

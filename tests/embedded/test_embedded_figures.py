@@ -17,13 +17,13 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 
 from controlnet_ext import Window, preprocess
-from controlnet_ext.embedded.captions import WORDS, narrow_text_encoder, tokenizer
-from controlnet_ext.embedded.scenes import HELD_OUT, PALETTE, THING_COLOURS, Scene, Thing, scene
+from controlnet_ext.embedded.captions import VOCABULARY, make_text_encoder, make_tokenizer
+from controlnet_ext.embedded.scenes import HELD_OUT_SEEDS, PALETTE, THING_COLORS, Scene, Thing, draw_scene
 from controlnet_ext.files.image_writer import write_image
 from controlnet_ext.models.kinds.controlnet import ControlNet
 from controlnet_ext.models.state_dict.saving import save_diffusers
 from controlnet_ext.training import objective
-from tools.embedded_model.train_base import HELD_OUT_SCENES, narrow_unet, noise_scheduler
+from tools.embedded_model.train_base import HELD_OUT_SCENES, make_noise_scheduler, make_unet
 
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT))  # benchmarks are not installed
@@ -46,12 +46,12 @@ from benchmarks.embedded.scenes import (  # noqa: E402
 )
 from benchmarks.embedded.scores import colour_share, colours_by_count, colours_seen, edge_figures, seen_share  # noqa: E402
 
-SEEDS = range(HELD_OUT.start, HELD_OUT.start + 60)
+SEEDS = range(HELD_OUT_SEEDS.start, HELD_OUT_SEEDS.start + 60)
 
 
 @pytest.fixture(scope="module")
 def drawn() -> list[Scene]:
-    return [scene(seed) for seed in SEEDS]
+    return [draw_scene(seed) for seed in SEEDS]
 
 
 def filled(*colours: str) -> np.ndarray:
@@ -85,12 +85,12 @@ def test_the_map_of_another_scene_is_never_the_own_one():
 def test_a_swapped_caption_names_the_same_things_and_ground_and_none_of_the_scenes_colours(drawn):
     for seed, each in zip(SEEDS, drawn, strict=True):
         caption, colours = recoloured(each, seed)
-        named = {ground_colour(each.caption), *(thing.colour for thing in each.things)}
-        assert not named & set(colours) and len(set(colours)) == len(colours) and set(colours) <= set(THING_COLOURS)
+        named = {ground_colour(each.caption), *(thing.color for thing in each.things)}
+        assert not named & set(colours) and len(set(colours)) == len(colours) and set(colours) <= set(THING_COLORS)
         for thing, colour in zip(each.things, colours, strict=True):
             assert f"{'an' if colour == 'orange' else 'a'} {colour} {thing.kind}" in caption
         assert caption.split(" on a")[1] == each.caption.split(" on a")[1]
-        assert set(caption.replace(",", " ,").split()) <= set(WORDS)
+        assert set(caption.replace(",", " ,").split()) <= set(VOCABULARY)
         assert len(caption.split()) == len(each.caption.split())
         assert recoloured(each, seed) == (caption, colours)
 
@@ -98,7 +98,7 @@ def test_a_swapped_caption_names_the_same_things_and_ground_and_none_of_the_scen
 def test_a_caption_from_elsewhere_names_none_of_the_scenes_colours(drawn):
     for each, j in zip(drawn, elsewhere(drawn), strict=True):
         words = drawn[j].caption.split()
-        assert all(thing.colour not in words for thing in each.things)
+        assert all(thing.color not in words for thing in each.things)
     with pytest.raises(ValueError, match="names other colours than 'a blue star and"):
         elsewhere([two_things(), two_things()])
 
@@ -106,9 +106,9 @@ def test_a_caption_from_elsewhere_names_none_of_the_scenes_colours(drawn):
 def test_the_measured_scenes_are_held_out_and_nothing_was_chosen_on_them():
     assert len(MEASURED) == 256 and len(CHOOSING) == 1000
     for seeds in (MEASURED, CHOOSING):
-        assert HELD_OUT.start + HELD_OUT_SCENES <= seeds.start and seeds.stop <= HELD_OUT.stop
+        assert HELD_OUT_SEEDS.start + HELD_OUT_SCENES <= seeds.start and seeds.stop <= HELD_OUT_SEEDS.stop
     assert not set(MEASURED) & set(CHOOSING)
-    controlnet = {HELD_OUT[i * len(HELD_OUT) // 128] for i in range(128)}  # as FixedLoss takes them
+    controlnet = {HELD_OUT_SEEDS[i * len(HELD_OUT_SEEDS) // 128] for i in range(128)}  # as FixedLoss takes them
     assert not controlnet & set(MEASURED)
 
 
@@ -155,11 +155,11 @@ def model(tmp_path_factory) -> Path:
     """The embedded model's folder with an untrained UNet and text encoder, and an untrained ControlNet that acts."""
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
-    words, unet = tokenizer(folder / "words"), narrow_unet()
+    words, unet = make_tokenizer(folder / "words"), make_unet()
     vae = AutoencoderKL.from_pretrained(command.MODEL / "vae", local_files_only=True)
-    parts = vae, narrow_text_encoder(words), words, unet, noise_scheduler(), None, None
+    parts = vae, make_text_encoder(words), words, unet, make_noise_scheduler(), None, None
     StableDiffusionPipeline(*parts, requires_safety_checker=False).save_pretrained(folder)
-    net = ControlNet.copy_of(unet)
+    net = ControlNet.from_unet(unet)
     for parameter in net.parameters():
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.1)
@@ -261,7 +261,7 @@ class Remembering:
 
     def pictures(self, name: str, arm: Arm) -> tuple[np.ndarray, float]:
         self.arms.append(arm)
-        return np.stack([scene(number).pixels for number in arm.noise]), 0.25
+        return np.stack([draw_scene(number).pixels for number in arm.noise]), 0.25
 
 
 def test_swapped_captions_are_drawn_with_the_scenes_own_maps_and_noise():
@@ -333,7 +333,7 @@ def test_the_command_draws_once_and_keeps_figures_of_the_same_settings(model, tm
 
 
 def test_a_base_alone_has_no_guided_arms(model, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(objective, "DRAWS", 4)
+    monkeypatch.setattr(objective, "EVALUATION_DRAWS", 4)
     figures = run(model, tmp_path, "--control", "none", "--only", "losses")
     assert figures.keys() == {"loss"} and 0.1 < figures["loss"]["held_out"] < 2
     with pytest.raises(SystemExit, match="2"):

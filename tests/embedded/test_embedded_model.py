@@ -9,8 +9,8 @@ import torch
 from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, StableDiffusionPipeline
 from PIL import Image
 
-from controlnet_ext.embedded import FOLDER
-from controlnet_ext.embedded.scenes import HELD_OUT, majority_colour, scene
+from controlnet_ext.embedded import EMBEDDED_FOLDER
+from controlnet_ext.embedded.scenes import HELD_OUT_SEEDS, draw_scene, find_majority_color
 from controlnet_ext.maps.fidelity import canny_f1
 
 MOST = {"unet": 5.5e6, "vae": 1.2e6, "text_encoder": 1e6}  # parameters
@@ -19,7 +19,7 @@ SETTINGS = {"num_inference_steps": 15, "guidance_scale": 4.0, "output_type": "np
 
 @pytest.fixture(scope="module")
 def pipe() -> StableDiffusionPipeline:
-    found = StableDiffusionPipeline.from_pretrained(FOLDER, local_files_only=True)
+    found = StableDiffusionPipeline.from_pretrained(EMBEDDED_FOLDER, local_files_only=True)
     found.set_progress_bar_config(disable=True)
     return found
 
@@ -32,15 +32,15 @@ def drawn(pipe: StableDiffusionPipeline, captions: list[str], **more: object) ->
 def test_it_is_as_small_as_it_says(pipe: StableDiffusionPipeline) -> None:
     for name, most in MOST.items():
         assert sum(p.numel() for p in getattr(pipe, name).parameters()) <= most
-    net = ControlNetModel.from_pretrained(FOLDER / "controlnet_canny")
+    net = ControlNetModel.from_pretrained(EMBEDDED_FOLDER / "controlnet_canny")
     assert sum(p.numel() for p in net.parameters()) <= 2.5e6
     assert len(net.controlnet_down_blocks) + 1 == 13
-    assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) <= 22e6
+    assert sum(path.stat().st_size for path in EMBEDDED_FOLDER.rglob("*") if path.is_file()) <= 22e6
 
 
 def test_all_of_the_control_net_has_learnt() -> None:
     """Zero convolutions start at 0; those of all but the first level once were so when they were published."""
-    net = ControlNetModel.from_pretrained(FOLDER / "controlnet_canny")
+    net = ControlNetModel.from_pretrained(EMBEDDED_FOLDER / "controlnet_canny")
     for zero in (*net.controlnet_down_blocks, net.controlnet_mid_block):
         assert zero.weight.abs().mean() > 1e-3
 
@@ -62,16 +62,16 @@ def test_plain_diffusers_draws_what_a_caption_says(pipe: StableDiffusionPipeline
     pictures = drawn(pipe, ["a red circle on a white ground", "a blue star on a yellow ground"])
     for picture, thing, ground in zip(pictures, ("red", "blue"), ("white", "yellow"), strict=True):
         blocks = [picture[y : y + 8, x : x + 8] for y in range(0, 128, 8) for x in range(0, 128, 8)]
-        seen = [majority_colour(block, np.ones((8, 8), bool)) for block in blocks]
+        seen = [find_majority_color(block, np.ones((8, 8), bool)) for block in blocks]
         assert seen.count(ground) > 80
         assert seen.count(thing) > 3
 
 
 def test_diffusers_own_control_pipeline_obeys_maps(pipe: StableDiffusionPipeline) -> None:
-    net = ControlNetModel.from_pretrained(FOLDER / "controlnet_canny")
+    net = ControlNetModel.from_pretrained(EMBEDDED_FOLDER / "controlnet_canny")
     guided = StableDiffusionControlNetPipeline(**pipe.components, controlnet=net, requires_safety_checker=False)
     guided.set_progress_bar_config(disable=True)
-    scenes = [scene(seed) for seed in HELD_OUT[5000:5004]]
+    scenes = [draw_scene(seed) for seed in HELD_OUT_SEEDS[5000:5004]]
     maps = [cv2.Canny(each.pixels, 100, 200) for each in scenes]
     hints = [Image.fromarray(each).convert("RGB") for each in maps]
     pictures = drawn(guided, [each.caption for each in scenes], image=hints)

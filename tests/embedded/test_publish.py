@@ -23,7 +23,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     base, out = tmp_path_factory.mktemp("base"), tmp_path_factory.mktemp("out")
     standin.save(base)
     said = {"controlnet_ext.map": "edges", "other": "not ours"}
-    save_ldm(load(base / "controlnet_canny"), base / "canny.safetensors", more=said)
+    save_ldm(load(base / "controlnet_canny"), base / "canny.safetensors", extra_metadata=said)
     for _ in range(2):
         publish(base, out)
         publish_control(base / "canny.safetensors", out / "controlnet_canny")

@@ -14,15 +14,15 @@ from networks import randomised
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from controlnet_ext import models
-from controlnet_ext.embedded.captions import narrow_text_encoder, tokenizer
-from controlnet_ext.embedded.export_ldm import export, width_and_heads
-from controlnet_ext.embedded.wide import factor
+from controlnet_ext.embedded.captions import make_text_encoder, make_tokenizer
+from controlnet_ext.embedded.export_ldm import export_model, get_width_and_heads
+from controlnet_ext.embedded.wide import compute_width_factor
 from controlnet_ext.files.weights import read_weights
 from controlnet_ext.guidance.contract import Span, Step
 from controlnet_ext.models.kinds.controlnet import ControlNet
 from controlnet_ext.models.state_dict.saving import save_diffusers
-from tools.embedded_model.train_base import narrow_unet, noise_scheduler
-from tools.embedded_model.train_vae import narrow_vae
+from tools.embedded_model.train_base import make_noise_scheduler, make_unet
+from tools.embedded_model.train_vae import make_vae
 
 # fp32 sums of other lengths; found on a CPU: 4e-7 of the largest value for the UNet, 7e-7 for the autoencoder, 6e-7 for
 # the ControlNet. With any rule of `wide` changed so that the result is another one it is at least 2e-2.
@@ -37,23 +37,23 @@ def difference(a, b):
 @pytest.fixture(scope="module")
 def narrow(tmp_path_factory):
     folder = tmp_path_factory.mktemp("narrow")
-    words = tokenizer(folder / "words")
-    vae, text, unet = narrow_vae(), narrow_text_encoder(words), narrow_unet()
+    words = make_tokenizer(folder / "words")
+    vae, text, unet = make_vae(), make_text_encoder(words), make_unet()
     vae.register_to_config(scaling_factor=0.75)
     # Rounded to fp16, so that the file, which is fp16, holds the same numbers.
     parts = [randomised(part, seed).half().float() for seed, part in enumerate((vae, text, unet))]
     pipe = StableDiffusionPipeline(
-        parts[0], parts[1], words, parts[2], noise_scheduler(), None, None, requires_safety_checker=False
+        parts[0], parts[1], words, parts[2], make_noise_scheduler(), None, None, requires_safety_checker=False
     )
     pipe.save_pretrained(folder / "model")
-    net = randomised(ControlNet.copy_of(unet), seed=3).half().float()
+    net = randomised(ControlNet.from_unet(unet), seed=3).half().float()
     save_diffusers(net, folder / "model" / "controlnet_canny")
     return SimpleNamespace(folder=folder / "model", vae=vae, text=text, unet=unet, words=words, net=net)
 
 
 @pytest.fixture(scope="module")
 def files(narrow, tmp_path_factory):
-    return export(narrow.folder, tmp_path_factory.mktemp("ldm"))
+    return export_model(narrow.folder, tmp_path_factory.mktemp("ldm"))
 
 
 def from_file(kind, file):
@@ -141,12 +141,12 @@ def test_weights_are_fp16_and_nothing_is_overwritten_silently(narrow, files):
     dtypes = {t.dtype for path in files for t in read_weights(path).tensors.values()}
     assert dtypes == {torch.float16, torch.int64}  # positions
     with pytest.raises(FileExistsError, match="exists already"):
-        export(narrow.folder, files[0].parent)
+        export_model(narrow.folder, files[0].parent)
 
 
 def test_what_ldm_cannot_be_is_refused():
     with pytest.raises(ValueError, match="12 groups: expected a divisor"):
-        factor(12)
+        compute_width_factor(12)
     uneven = UNet2DConditionModel(block_out_channels=(32, 64, 64, 64), attention_head_dim=4, cross_attention_dim=8)
     with pytest.raises(ValueError, match=r"widths \[32, 64\] and heads \[4\]"):
-        width_and_heads(uneven)
+        get_width_and_heads(uneven)

@@ -17,7 +17,7 @@ from limits import limit_cpu
 from PIL import Image, ImageCms, ImageFile, features
 
 from controlnet_ext.files import image_formats as containers
-from controlnet_ext.files.image_formats import whole
+from controlnet_ext.files.image_formats import is_complete
 from controlnet_ext.files.image_reader import read_image
 
 H, W = 60, 84
@@ -371,7 +371,7 @@ def test_a_tiff_of_directories_without_end_is_refused_before_more_is_read_than_i
     monkeypatch.setattr(containers, "struct", Counting)
     for content in (itself, bytes(overlapping)):
         Counting.count = 0
-        assert not whole(content, "TIFF")
+        assert not is_complete(content, "TIFF")
         assert 0 < Counting.count <= 8 * len(content)  # of a directory of one byte: its 2 of length and 4 of the next
         refusal(content)
 

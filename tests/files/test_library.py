@@ -17,7 +17,7 @@ from urllib.request import urlopen
 import pytest
 import torch
 from controlnet_ext.preprocessors.backends.torch import Device
-from controlnet_ext.preprocessors.library import Library, Pool
+from controlnet_ext.preprocessors.library import Library, NetworkCache
 from hub import Hub, file, honest, serving
 from huggingface_hub import constants
 from limits import HANG, wait_until
@@ -40,7 +40,7 @@ def alone(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     for name in ("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT"):  # a server that answers is not given up
         monkeypatch.setattr(constants, name, HANG)
-    monkeypatch.setattr(downloads, "PAUSE", 0)
+    monkeypatch.setattr(downloads, "RETRY_SECONDS", 0)
 
 
 @pytest.mark.parametrize("place", ["net.pth", "field/net.pth", "some/repo/sub/net.pth"])
@@ -49,14 +49,14 @@ def test_a_file_is_found_in_each_layout_of_the_field(tmp_path, place):
     path.parent.mkdir(parents=True)
     (tmp_path / "first").mkdir()
     path.write_bytes(b"x")
-    assert Library([tmp_path / "first", tmp_path / "second"], download=False).path(file()) == path
+    assert Library([tmp_path / "first", tmp_path / "second"], download=False).fetch(file()) == path
 
 
 def test_the_environment_names_folders_and_a_given_file_comes_before_them(tmp_path, monkeypatch):
     (tmp_path / "net.pth").write_bytes(b"x")
     monkeypatch.setenv("CONTROLNET_EXT_MODELS", f"{tmp_path}{os.pathsep}")
-    assert Library(download=False).path(file()) == tmp_path / "net.pth"
-    assert Library(files={"net.pth": "other.pth"}).path(file()) == Path("other.pth")
+    assert Library(download=False).fetch(file()) == tmp_path / "net.pth"
+    assert Library(files={"net.pth": "other.pth"}).fetch(file()) == Path("other.pth")
 
 
 def test_the_hugging_face_cache_is_looked_into(tmp_path):
@@ -66,12 +66,12 @@ def test_the_hugging_face_cache_is_looked_into(tmp_path):
     (repo / "refs").mkdir()
     (repo / "refs" / "main").write_text("a" * 40)
     (snapshot / "net.pth").write_bytes(b"x")
-    assert Library(download=False).path(file()) == snapshot / "net.pth"
+    assert Library(download=False).fetch(file()) == snapshot / "net.pth"
 
 
 def test_a_missing_file_says_what_to_put_where(tmp_path):
     with pytest.raises(FileNotFoundError) as caught:
-        Library([tmp_path], download=False).path(file())
+        Library([tmp_path], download=False).fetch(file())
     line = f"put https://huggingface.co/some/repo/resolve/main/sub/net.pth at '{tmp_path}/field/net.pth'"
     assert str(caught.value) == f"net.pth is not there and downloads are off: {line}"
 
@@ -79,7 +79,7 @@ def test_a_missing_file_says_what_to_put_where(tmp_path):
 def test_offline_it_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(FileNotFoundError, match=r"^net\.pth could not be downloaded \(HF_HUB_OFFLINE is set\): "):
-        Library([tmp_path]).path(file())
+        Library([tmp_path]).fetch(file())
 
 
 @pytest.mark.parametrize("folders", [["no such folder"], "no such folder"])
@@ -112,10 +112,10 @@ def left(folder):
 def test_a_download_lies_in_webuis_place_and_comes_once(tmp_path, monkeypatch):
     with online(monkeypatch, Hub({PATH: CONTENT})) as hub:
         for _ in range(2):
-            path = Library([tmp_path]).path(file())
+            path = Library([tmp_path]).fetch(file())
             assert path == tmp_path / "field" / "net.pth" and path.read_bytes() == CONTENT
         assert [method for method, *_ in hub.requests] == ["HEAD", "GET"]
-        assert Library().path(file()) == tmp_path / "home" / "controlnet-ext" / "field" / "net.pth"
+        assert Library().fetch(file()) == tmp_path / "home" / "controlnet-ext" / "field" / "net.pth"
     assert left(tmp_path) == {"net.pth"}
 
 
@@ -173,7 +173,7 @@ FAULTS = (garbage, cut, short, endless, stalled, elsewhere, failing, gone, noise
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_server_that_never_sends_the_file_leaves_none(tmp_path, monkeypatch, fault):
     with online(monkeypatch, Hub({PATH: CONTENT}, fault)), pytest.raises(FileNotFoundError) as caught:
-        Library([tmp_path]).path(file())
+        Library([tmp_path]).fetch(file())
     assert "\n" not in str(caught.value) and "could not be downloaded (" in str(caught.value)
     assert f"sub/net.pth at '{tmp_path}/field/net.pth'" in str(caught.value)
     assert "net.pth" not in left(tmp_path)
@@ -182,7 +182,7 @@ def test_a_server_that_never_sends_the_file_leaves_none(tmp_path, monkeypatch, f
 @pytest.mark.parametrize("fault", [cut, stalled, failing, short, noise])
 def test_a_passing_fault_is_survived_in_one_call(tmp_path, monkeypatch, fault):
     with online(monkeypatch, Hub({PATH: CONTENT}, fault, times=2)) as hub:
-        assert Library([tmp_path]).path(file()).read_bytes() == CONTENT
+        assert Library([tmp_path]).fetch(file()).read_bytes() == CONTENT
     assert left(tmp_path) == {"net.pth"} and len(hub.requests) > 2
 
 
@@ -190,9 +190,9 @@ def test_a_passing_fault_is_survived_in_one_call(tmp_path, monkeypatch, fault):
 def test_whatever_a_fault_left_the_next_call_gets_the_file(tmp_path, monkeypatch, fault):
     with online(monkeypatch, Hub({PATH: CONTENT}, fault)) as hub:
         with pytest.raises(FileNotFoundError):
-            Library([tmp_path]).path(file())
+            Library([tmp_path]).fetch(file())
         hub.fault = None
-        assert Library([tmp_path]).path(file()).read_bytes() == CONTENT
+        assert Library([tmp_path]).fetch(file()).read_bytes() == CONTENT
     assert left(tmp_path) == {"net.pth"}
 
 
@@ -206,17 +206,17 @@ def test_each_fault_twenty_times_never_gives_another_file(tmp_path, monkeypatch,
         address = f"/some/repo/resolve/main/sub/{name}"
         with online(monkeypatch, Hub({address: content}, fault, times=chance.choice((1, 2, 3, 4, 5, 10**9)))) as hub:
             try:
-                assert Library([tmp_path]).path(file(name)).read_bytes() == content
+                assert Library([tmp_path]).fetch(file(name)).read_bytes() == content
             except FileNotFoundError:
                 assert name not in left(tmp_path)
                 hub.fault = None
-                assert Library([tmp_path]).path(file(name)).read_bytes() == content
+                assert Library([tmp_path]).fetch(file(name)).read_bytes() == content
     assert left(tmp_path) == {f"{number}.pth" for number in range(20)}
 
 
 def test_what_has_come_is_not_asked_for_again(tmp_path, monkeypatch):
     with online(monkeypatch, Hub({PATH: CONTENT}, cut, times=1)) as hub:
-        Library([tmp_path]).path(file())
+        Library([tmp_path]).fetch(file())
     assert hub.requests[-1] == ("GET", f"/bytes{PATH}", "bytes=100000-")
 
 
@@ -229,13 +229,13 @@ def test_a_slow_server_is_given_up(tmp_path, monkeypatch):
             handler.wfile.write(content[i : i + 1])
             time.sleep(0.02)
 
-    clock = itertools.count(0, downloads.PATIENCE + 1)  # between two looks at it the patience is over
+    clock = itertools.count(0, downloads.STALL_SECONDS + 1)  # between two looks at it the patience is over
     monkeypatch.setattr(downloads, "time", SimpleNamespace(monotonic=lambda: next(clock), sleep=time.sleep))
     with (
         online(monkeypatch, Hub({PATH: CONTENT}, slow)),
         pytest.raises(FileNotFoundError, match=r"sent \d bytes in 30 s\)"),
     ):
-        Library([tmp_path]).path(file())
+        Library([tmp_path]).fetch(file())
     assert "net.pth" not in left(tmp_path)
 
 
@@ -254,20 +254,20 @@ def test_a_slow_server_is_given_up(tmp_path, monkeypatch):
 )
 def test_a_hub_that_lies_or_has_another_file_is_refused(tmp_path, monkeypatch, said, known, reason):
     with online(monkeypatch, Hub({PATH: CONTENT}, headers=said)), pytest.raises(FileNotFoundError, match=reason):
-        Library([tmp_path]).path(file(**known))
+        Library([tmp_path]).fetch(file(**known))
     assert left(tmp_path) <= {f".net.pth.{hashlib.sha256(CONTENT).hexdigest()[:16]}.part"}
 
 
 def test_small_files_carry_gits_hash(tmp_path, monkeypatch):
     blob = hashlib.sha1(b"blob %d\0" % len(CONTENT) + CONTENT).hexdigest()
     with online(monkeypatch, Hub({PATH: CONTENT}, headers={"X-Linked-Etag": f'W/"{blob}"'})):
-        assert Library([tmp_path]).path(file()).read_bytes() == CONTENT
+        assert Library([tmp_path]).fetch(file()).read_bytes() == CONTENT
 
 
 def test_a_pinned_hash_needs_none_from_the_hub(tmp_path, monkeypatch):
     pinned = file(sha256=hashlib.sha256(CONTENT).hexdigest(), size=len(CONTENT))
     with online(monkeypatch, Hub({PATH: CONTENT}, headers={"X-Linked-Etag": "", "X-Linked-Size": ""})):
-        assert Library([tmp_path]).path(pinned).read_bytes() == CONTENT
+        assert Library([tmp_path]).fetch(pinned).read_bytes() == CONTENT
 
 
 def test_a_killed_download_is_gone_on_with(tmp_path, monkeypatch):
@@ -278,7 +278,7 @@ def test_a_killed_download_is_gone_on_with(tmp_path, monkeypatch):
 
     killed = threading.Event()
     code = "from hub import file; from controlnet_ext.preprocessors.library import Library; "
-    code += f"Library([{str(tmp_path)!r}]).path(file())"
+    code += f"Library([{str(tmp_path)!r}]).fetch(file())"
     with online(monkeypatch, Hub({PATH: CONTENT}, wait, times=1)) as hub:
         settings = {
             "HF_ENDPOINT": constants.ENDPOINT,
@@ -293,13 +293,13 @@ def test_a_killed_download_is_gone_on_with(tmp_path, monkeypatch):
         process.wait()
         killed.set()
         assert left(tmp_path) == {part.name}
-        assert Library([tmp_path]).path(file()).read_bytes() == CONTENT
+        assert Library([tmp_path]).fetch(file()).read_bytes() == CONTENT
     assert hub.requests[-1][2] == "bytes=100000-" and left(tmp_path) == {"net.pth"}
 
 
 def test_two_libraries_that_download_at_once_download_once(tmp_path, monkeypatch):
     with online(monkeypatch, Hub({PATH: CONTENT})) as hub:
-        paths = at_once(lambda: Library([tmp_path]).path(file()), 6)
+        paths = at_once(lambda: Library([tmp_path]).fetch(file()), 6)
     assert {path.read_bytes() for path in paths} == {CONTENT}
     assert [method for method, *_ in hub.requests].count("GET") == 1
 
@@ -328,7 +328,7 @@ class Scale(nn.Module):
 @pytest.fixture
 def written(tmp_path):
     write_weights(tmp_path / "net.pth", {"k": torch.tensor([0.0, 1.0, 2.0, 1 / 3])})
-    return Library([tmp_path], download=False, keep=100)
+    return Library([tmp_path], download=False, cache_bytes=100)
 
 
 def build(tensors):
@@ -342,37 +342,37 @@ built = []
 
 
 def test_a_network_computes_on_its_device_in_its_numbers_and_gives_float32_back(written):
-    exact = written.network(file(), build)(torch.ones(4))["y"][0]
+    exact = written.load_network(file(), build)(torch.ones(4))["y"][0]
     assert exact.tolist() == [0, 1, 2, torch.tensor(1 / 3).item()] and not exact.requires_grad
-    rounded, above = written.network(file(), build, Device("cpu", "bfloat16"))(torch.ones(4))["y"]
+    rounded, above = written.load_network(file(), build, Device("cpu", "bfloat16"))(torch.ones(4))["y"]
     assert rounded.dtype == torch.float32 and rounded[3] == torch.tensor(1 / 3).bfloat16() != exact[3]
     assert above.dtype == torch.bool
 
 
 def test_many_threads_load_a_network_once(written):
     built.clear()
-    assert len({id(network) for network in at_once(lambda: written.network(file(), build), 8)}) == len(built) == 1
+    assert len({id(network) for network in at_once(lambda: written.load_network(file(), build), 8)}) == len(built) == 1
 
 
 def test_networks_are_kept_up_to_the_limit_and_freed(written):
     built.clear()
     for _ in range(3):
-        written.network(file(), build)
-    assert len(built) == 1 and written.pool.bytes == 16
+        written.load_network(file(), build)
+    assert len(built) == 1 and written.cache.bytes == 16
     written.free()
-    held = written.network(file(), build)
+    held = written.load_network(file(), build)
     assert len(built) == 2
     written.free()
-    assert written.network(file(), build) is held and written.pool.bytes == 16
+    assert written.load_network(file(), build) is held and written.cache.bytes == 16
 
 
 def test_nothing_is_kept_that_nobody_asked_to_keep(tmp_path, written):
     lean = Library([tmp_path], download=False)
     built.clear()
-    held = lean.network(file(), build)
-    assert lean.network(file(), build) is held and lean.pool.bytes == 0
+    held = lean.load_network(file(), build)
+    assert lean.load_network(file(), build) is held and lean.cache.bytes == 0
     del held
-    lean.network(file(), build)
+    lean.load_network(file(), build)
     assert len(built) == 2
 
 
@@ -382,7 +382,7 @@ class Thing:
 
 
 def test_the_longest_unused_goes_first_and_what_is_too_large_is_not_kept():
-    pool, loads = Pool(10), []
+    pool, loads = NetworkCache(10), []
 
     def get(key, size):
         return pool.get(key, lambda: loads.append(key) or Thing(size))
@@ -393,7 +393,7 @@ def test_the_longest_unused_goes_first_and_what_is_too_large_is_not_kept():
 
 
 def test_a_failed_load_is_tried_again_and_holds_nobody_up():
-    pool = Pool(10)
+    pool = NetworkCache(10)
     with pytest.raises(KeyError):
         pool.get("a", lambda: {}["nothing"])
     assert pool.get("a", lambda: Thing(1)).bytes == 1
@@ -403,13 +403,13 @@ def test_other_weights_are_refused_with_the_files_name(tmp_path, written):
     write_weights(tmp_path / "other.pth", {"q": torch.zeros(4)})
     library = Library(files={"net.pth": tmp_path / "other.pth"})
     with pytest.raises(ValueError, match=r"other\.pth' is refused: .*Missing key\(s\) in state_dict: \"k\"") as caught:
-        library.network(file(), build)
+        library.load_network(file(), build)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("device", "reason"), [("cuda:99", "cuda:99"), ("toaster", "toaster"), ("", "device ''")])
 def test_a_device_that_is_not_there_is_refused(written, device, reason):
     with pytest.raises(ValueError, match=f"{reason}.*cannot be used"):
-        written.network(file(), build, device)
+        written.load_network(file(), build, device)
     with pytest.raises(ValueError, match="'int8' is none of: float32, float16, bfloat16"):
         Device("cpu", "int8")

@@ -13,7 +13,7 @@ from test_weights import formats
 
 from controlnet_ext import models
 from controlnet_ext.files.weights import read_weights
-from controlnet_ext.generation.sources import Source, control_files, hashed, verify
+from controlnet_ext.generation.sources import ModelRef, find_control_files, hash_files, verify_hashes
 
 
 def corruptions(content: bytes) -> list[bytes]:
@@ -36,13 +36,13 @@ def test_a_recorded_hash_refuses_all_220_corruptions_in_one_line(tmp_path: Path)
     for name, content in formats().items():
         file = tmp_path / name
         file.write_bytes(content)
-        source = Source(str(file), hashed(control_files(str(file))))
-        verify(source, hashed(control_files(str(file))), "--model")
+        source = ModelRef(str(file), hash_files(find_control_files(str(file))))
+        verify_hashes(source, hash_files(find_control_files(str(file))), "--model")
         for corrupt in corruptions(content):
             assert corrupt != content
             file.write_bytes(corrupt)
             with pytest.raises(ValueError, match="'weights' of the model") as caught:
-                verify(source, hashed(control_files(str(file))), "--model")
+                verify_hashes(source, hash_files(find_control_files(str(file))), "--model")
             assert "\n" not in str(caught.value)
             refused += 1
             try:

@@ -212,7 +212,7 @@ def formats():
 @pytest.mark.parametrize("name", formats())
 def test_without_values_tensors_have_their_names_shapes_and_dtypes(name, read, tmp_path):
     (tmp_path / name).write_bytes(formats()[name])
-    whole, glance = read_weights(tmp_path / name).tensors, read_weights(tmp_path / name, values=False).tensors
+    whole, glance = read_weights(tmp_path / name).tensors, read_weights(tmp_path / name, load_values=False).tensors
     assert [(n, t.shape, t.dtype, t.stride()) for n, t in whole.items()] == [
         (n, t.shape, t.dtype, t.stride()) for n, t in glance.items()
     ]

@@ -17,9 +17,9 @@ from limits import wait_until
 from PIL import Image, PngImagePlugin
 
 from controlnet_ext.files.disk import read_json, write_atomically
-from controlnet_ext.files.image_formats import working_size
+from controlnet_ext.files.image_formats import compute_working_size
 from controlnet_ext.files.image_reader import read_image
-from controlnet_ext.files.image_writer import read_text, write_image
+from controlnet_ext.files.image_writer import read_png_text, write_image
 
 RGB = np.random.default_rng(1).integers(0, 256, (20, 30, 3), np.uint8)
 
@@ -211,14 +211,14 @@ TEXTS = {
 def test_a_png_carries_text_that_we_and_pillow_read(tmp_path):
     path = tmp_path / "a.png"
     write_image(path, RGB, TEXTS)
-    assert read_text(path) == TEXTS
+    assert read_png_text(path) == TEXTS
     with Image.open(path) as image:
         image.load()
         assert image.text == TEXTS
     assert (read_image(path) == RGB).all()
     assert path.stat().st_size < 4000  # compressed; the pixels are 1800 bytes of noise
     write_image(tmp_path / "plain.png", RGB)
-    assert read_text(tmp_path / "plain.png") == {}
+    assert read_png_text(tmp_path / "plain.png") == {}
 
 
 def test_texts_that_pillow_wrote_are_read(tmp_path):
@@ -227,7 +227,7 @@ def test_texts_that_pillow_wrote_are_read(tmp_path):
     notes.add_text("packed", "x" * 5000, zip=True)
     notes.add_itxt("utf-8", "猫", lang="ja", tkey="猫")
     Image.fromarray(RGB).save(tmp_path / "a.png", pnginfo=notes)
-    assert read_text(tmp_path / "a.png") == {"plain": "caf\xe9", "packed": "x" * 5000, "utf-8": "猫"}
+    assert read_png_text(tmp_path / "a.png") == {"plain": "caf\xe9", "packed": "x" * 5000, "utf-8": "猫"}
 
 
 def with_chunk(name, content):
@@ -256,7 +256,7 @@ def hostile_texts():
 def test_hostile_texts_are_refused_in_one_line(content, reason, tmp_path):
     (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(ValueError, match=reason) as caught:
-        read_text(tmp_path / "a.png")
+        read_png_text(tmp_path / "a.png")
     assert "\n" not in str(caught.value)
 
 
@@ -271,7 +271,7 @@ def test_a_text_given_twice_is_refused(tmp_path):
     length = int.from_bytes(one[33:37], "big") + 12
     (tmp_path / "b.png").write_bytes(one[: 33 + length] + one[33:])
     with pytest.raises(ValueError, match="two texts 'seed'"):
-        read_text(tmp_path / "b.png")
+        read_png_text(tmp_path / "b.png")
 
 
 @pytest.mark.parametrize("keyword", ["", "x" * 80, "猫", "a\0b", " a", "a\nb"])
@@ -323,7 +323,7 @@ def test_a_configuration_is_read_and_anything_else_refused(tmp_path):
     ],
 )
 def test_the_short_side_becomes_the_resolution(height, width, resolution, wanted):
-    assert working_size(height, width, resolution) == wanted
+    assert compute_working_size(height, width, resolution) == wanted
 
 
 @pytest.mark.parametrize(
@@ -332,14 +332,14 @@ def test_the_short_side_becomes_the_resolution(height, width, resolution, wanted
 )
 def test_a_working_size_that_asks_for_gigabytes_is_refused(height, width, resolution):
     with pytest.raises(ValueError, match="lower the resolution or crop") as caught:
-        working_size(height, width, resolution)
+        compute_working_size(height, width, resolution)
     assert f"{width}x{height} at resolution {resolution}" in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("height", "width", "resolution"), [(0, 9, 512), (9, 9, 0), (9, 9, -1)])
 def test_sizes_begin_at_one(height, width, resolution):
     with pytest.raises(ValueError, match="sizes begin at 1"):
-        working_size(height, width, resolution)
+        compute_working_size(height, width, resolution)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".webp"])

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from controlnet_ext import ControlMap, Window
-from controlnet_ext.generation.sources import Source
-from controlnet_ext.generation.unit_text import parts, settings, unit
+from controlnet_ext.generation.sources import ModelRef
+from controlnet_ext.generation.unit_text import parse_settings, parse_unit, split_unit_text
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ from controlnet_ext.generation.unit_text import parts, settings, unit
     ],
 )
 def test_parts_are_separated_by_commas_outside_quotes(text: str, expected: tuple[str, dict[str, str]]) -> None:
-    assert parts(text) == expected
+    assert split_unit_text(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -28,24 +28,24 @@ def test_parts_are_separated_by_commas_outside_quotes(text: str, expected: tuple
 )
 def test_what_is_not_that_is_refused(text: str) -> None:
     with pytest.raises(ValueError):
-        parts(text)
+        split_unit_text(text)
 
 
 def test_settings_are_a_units() -> None:
-    assert settings({"weight": ".8", "window": "0...6", "mode": "x", "layers": "1, .5", "fit": "crop"}) == {
+    assert parse_settings({"weight": ".8", "window": "0...6", "mode": "x", "layers": "1, .5", "fit": "crop"}) == {
         "weight": 0.8,
         "window": Window(0, 0.6),
         "mode": "x",
         "layers": [1, 0.5],
     }
-    assert settings({"weight": "0@0, 1@1"}) == {"weight": "0@0, 1@1"}
+    assert parse_settings({"weight": "0@0, 1@1"}) == {"weight": "0@0, 1@1"}
 
 
 def test_a_unit_has_its_image_or_that_of_all_and_its_model_unloaded() -> None:
-    made = unit("Canny,model=m.pth,low=50,resolution=match", "all.png")
-    assert (made.model, made.image, made.preprocessor) == (Source("m.pth"), "all.png", "canny")
+    made = parse_unit("Canny,model=m.pth,low=50,resolution=match", "all.png")
+    assert (made.model, made.image, made.preprocessor) == (ModelRef("m.pth"), "all.png", "canny")
     assert made.parameters == {"low": 50, "resolution": "match"}
-    own = unit("none,model=m.pth,image=own.png", "all.png")
+    own = parse_unit("none,model=m.pth,image=own.png", "all.png")
     assert (own.image, own.preprocessor, own.parameters) == ("own.png", None, {})
 
 
@@ -54,22 +54,22 @@ def test_the_kind_of_a_map_may_be_said(tmp_path) -> None:
 
     pixels = np.full((4, 4, 3), 7, np.uint8)
     write_image(tmp_path / "map.png", pixels)
-    image = unit(f"none,model=m,image={tmp_path / 'map.png'},kind=soft edges").image
+    image = parse_unit(f"none,model=m,image={tmp_path / 'map.png'},kind=soft edges").image
     assert isinstance(image, ControlMap) and image.kind == "soft edges"
     np.testing.assert_array_equal(image.pixels, pixels)
-    assert unit("none,model=m,kind=depth", str(tmp_path / "map.png")).image.kind == "depth"
+    assert parse_unit("none,model=m,kind=depth", str(tmp_path / "map.png")).image.kind == "depth"
     for text, message in (
         (f"none,model=m,image={tmp_path / 'map.png'},kind=canny", "kind 'canny' of a map is none of: edges"),
         ("canny,model=m,image=i,kind=depth", "kind 'depth' of a map that canny makes, whose maps are 'edges'"),
         ("none,model=m,image=missing.png,kind=depth", "'missing.png' does not exist"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=message):
-            unit(text)
+            parse_unit(text)
 
 
 def test_a_region_is_grey(tmp_path) -> None:
     from controlnet_ext.files.image_writer import write_image
 
     write_image(tmp_path / "region.png", np.uint8([[0, 51, 255]]))
-    region = unit(f"none,model=m,image=i,region={tmp_path / 'region.png'}").region
+    region = parse_unit(f"none,model=m,image=i,region={tmp_path / 'region.png'}").region
     np.testing.assert_allclose(region, [[0, 0.2, 1]], atol=1e-6)

@@ -21,12 +21,12 @@ from serving import CANNY, Client, photo, white
 from webui_host import fresh, install
 
 from controlnet_ext import Unit
-from controlnet_ext.generation.inpainting import finish_of, pasted, recoloured
-from controlnet_ext.guidance.after_steps import Colours
-from controlnet_ext.guidance.hints import Maps
-from controlnet_ext.maps.resize import around
-from controlnet_ext.sdwebui.build import beginning_of, guided
-from controlnet_ext.sdwebui.units import read_unit
+from controlnet_ext.generation.inpainting import composite, postprocess_for, replace_lightness
+from controlnet_ext.guidance.after_steps import ColorFix
+from controlnet_ext.guidance.hints import HintImages
+from controlnet_ext.maps.resize import fit_for_outpainting
+from controlnet_ext.sdwebui.build import build_unit, find_initial_noise_image
+from controlnet_ext.sdwebui.units import parse_webui_unit
 
 PHOTO = serving.pixels(photo())
 RED, SMALL = np.uint8((200, 0, 0)), {"width": 64, "height": 64}
@@ -36,7 +36,7 @@ class Fills:
     """Stands for LaMa: red where the mask is white; what it was given."""
 
     def __init__(self) -> None:
-        self.entry = SimpleNamespace(masked=True)
+        self.spec = SimpleNamespace(needs_mask=True)
         self.seen: list[tuple[np.ndarray, np.ndarray]] = []
 
     def __call__(self, image: np.ndarray, mask: np.ndarray, **_: Any) -> Any:
@@ -48,22 +48,22 @@ class Fills:
 def test_recolor_gives_a_picture_the_lightness_of_its_map(make: Any) -> None:
     grey = cv2.merge([make(PHOTO)] * 3)
     other = np.full_like(PHOTO, (140, 120, 130))  # of little strength: strong colours have no place at every lightness
-    found = recoloured(other, grey, make.__name__)
+    found = replace_lightness(other, grey, make.__name__)
     apart = np.abs(make(found).astype(int) - grey[..., 0])
     assert apart.max() <= 4 and apart.mean() < 0.5  # measured 4 and 0.1: near black and white no colour is left
-    again = recoloured(PHOTO, grey, make.__name__)  # its own: the rounding to 8 bits, of hues to 2 degrees
+    again = replace_lightness(PHOTO, grey, make.__name__)  # its own: the rounding to 8 bits, of hues to 2 degrees
     assert np.abs(again.astype(int) - PHOTO).max() <= 5
-    assert np.array_equal(recoloured(other, grey[:32, :32], make.__name__).shape, other.shape)
+    assert np.array_equal(replace_lightness(other, grey[:32, :32], make.__name__).shape, other.shape)
 
 
 def test_most_preprocessors_leave_the_picture() -> None:
     for name in ("canny", "inpaint", "tile_resample"):
-        assert finish_of(name, PHOTO, PHOTO, "crop") is None
-    assert finish_of("inpaint_only", PHOTO, None, "crop") is None
+        assert postprocess_for(name, PHOTO, PHOTO, "crop") is None
+    assert postprocess_for("inpaint_only", PHOTO, None, "crop") is None
 
 
 def unit(**said: Any) -> Any:
-    found = read_unit({"image": photo(), "model": "m", **said}, "unit 1")
+    found = parse_webui_unit({"image": photo(), "model": "m", **said}, "unit 1")
     assert found is not None
     return found
 
@@ -72,11 +72,11 @@ def test_what_is_added_around_a_picture_is_painted_too() -> None:
     """384x384 into 64 x 128: 32 columns are added on both sides, and LaMa sees them white in its mask."""
     fills = Fills()
     its = unit(module="inpaint_only+lama", resize_mode="Resize and Fill")
-    made = guided(its, "m", Pushes(), lambda name: fills, (64, 128))
+    made = build_unit(its, "m", Pushes(), lambda name: fills, (64, 128))
     ((image, mask),) = fills.seen
     assert image.shape == mask.shape == (64, 128, 3)
     assert (mask[:, :32] == 255).all() and (mask[:, 32:96] == 0).all() and (mask[:, 96:] == 255).all()
-    assert np.array_equal(made.begins, made.map) and (made.map[:, :32] == RED).all()
+    assert np.array_equal(made.initial_noise_image, made.map_image) and (made.map_image[:, :32] == RED).all()
     assert made.finish is not None
     done = made.finish(np.zeros((64, 128, 3), np.uint8))
     assert np.array_equal(done[:, 40:88], image[:, 40:88]) and not done[:, :32].any()
@@ -84,11 +84,11 @@ def test_what_is_added_around_a_picture_is_painted_too() -> None:
 
 def test_units_in_python_see_what_is_added_around_too(monkeypatch: pytest.MonkeyPatch) -> None:
     black, fills = np.zeros_like(PHOTO), Fills()
-    monkeypatch.setattr(Preprocessor, "ready", lambda self: fills)
-    maps = Maps(Unit(Pushes(), PHOTO, preprocessor="inpaint_only+lama", inpaint=black, fit="fill"))
-    (hint,) = maps.at(64, 128)
+    monkeypatch.setattr(Preprocessor, "load", lambda self: fills)
+    maps = HintImages(Unit(Pushes(), PHOTO, preprocessor="inpaint_only+lama", inpaint=black, fit="fill"))
+    (hint,) = maps.fit_to_size(64, 128)
     ((image, mask),) = fills.seen
-    expected = around(PHOTO, black, 64, 128)
+    expected = fit_for_outpainting(PHOTO, black, 64, 128)
     assert np.array_equal(image, expected[0]) and np.array_equal(mask, expected[1])
     assert (hint[0, :, :, :32] == -1).all() and (hint[0, :, :, 40:88] >= 0).all()
 
@@ -96,17 +96,23 @@ def test_units_in_python_see_what_is_added_around_too(monkeypatch: pytest.Monkey
 def test_a_unit_for_the_second_pass_does_not_begin_the_first() -> None:
     its = {"module": "inpaint_only+lama", "mask": white(384, 384, slice(0, 200))}
     made = [
-        guided(unit(**its, hr_option=said), "m", Pushes(), lambda name: Fills(), (64, 64))
+        build_unit(unit(**its, hr_option=said), "m", Pushes(), lambda name: Fills(), (64, 64))
         for said in ("High res only", "Both")
     ]
-    assert beginning_of(made[:1], hires=True) is None and beginning_of([], hires=True) is None
-    assert beginning_of(made, hires=True) is made[1].begins and beginning_of(made, hires=False) is made[0].begins
+    assert (
+        find_initial_noise_image(made[:1], has_hires_pass=True) is None
+        and find_initial_noise_image([], has_hires_pass=True) is None
+    )
+    assert (
+        find_initial_noise_image(made, has_hires_pass=True) is made[1].initial_noise_image
+        and find_initial_noise_image(made, has_hires_pass=False) is made[0].initial_noise_image
+    )
 
 
 def test_a_unit_of_weight_0_does_nothing_in_the_end() -> None:
     its = unit(module="inpaint_only+lama", mask=white(384, 384, slice(0, 200)), weight=0)
-    made = guided(its, "m", Pushes(), lambda name: Fills(), (64, 64))
-    assert made.finish is None and made.begins is None
+    made = build_unit(its, "m", Pushes(), lambda name: Fills(), (64, 64))
+    assert made.finish is None and made.initial_noise_image is None
 
 
 def test_colours_of_a_second_pass_come_from_larger_boxes() -> None:
@@ -116,12 +122,16 @@ def test_colours_of_a_second_pass_come_from_larger_boxes() -> None:
         "Low res only": [("first", 4)],
         "High res only": [("second", 8)],
     }.items():
-        made = guided(unit(**its, hr_option=said), "m", Pushes(), lambda name: find(name).ready(), (64, 64))
-        found = [(each.passes, each.after) for each in made.units(hires=True)]
-        assert found == [(passes, Colours(variation, 0.5)) for passes, variation in expected]
-        assert made.units(hires=False) == [made.unit]
+        made = build_unit(unit(**its, hr_option=said), "m", Pushes(), lambda name: find(name).load(), (64, 64))
+        found = [(each.passes, each.after) for each in made.split_by_pass(has_hires_pass=True)]
+        assert found == [(passes, ColorFix(variation, 0.5)) for passes, variation in expected]
+        assert made.split_by_pass(has_hires_pass=False) == [made.unit]
     assert (
-        len(guided(unit(module="tile_resample"), "m", Pushes(), lambda name: find(name).ready(), (64, 64)).units(True))
+        len(
+            build_unit(
+                unit(module="tile_resample"), "m", Pushes(), lambda name: find(name).load(), (64, 64)
+            ).split_by_pass(True)
+        )
         == 1
     )
 
@@ -151,14 +161,14 @@ def test_beside_a_mask_of_img2img_inpaint_only_is_the_whole_pictures(client: Cli
 def test_over_the_api_a_run_begins_with_what_lama_filled_in(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     client, desk = server
     fills, own = Fills(), desk.engine._ready
-    monkeypatch.setattr(desk.engine, "_ready", lambda name: fills if "lama" in name else own(name))
+    monkeypatch.setattr(desk.engine, "_load_preprocessor", lambda name: fills if "lama" in name else own(name))
     mask = white(384, 384, slice(100, 300))
     its = {"image": photo(), "mask": mask, "module": "inpaint_only+lama", "model": CANNY}
     filled = client.images(its, **SMALL, steps=1)[0]
     assert len(fills.seen) == 1
     begins = []
     monkeypatch.setattr(
-        "controlnet_ext.server.passes.beginning",
+        "controlnet_ext.server.passes.make_initial_latents",
         lambda pipe, pixels, height, width, generator: (
             begins.append(pixels) or torch.randn((1, 4, height // 8, width // 8), generator=generator)
         ),
@@ -179,21 +189,21 @@ def test_the_webuis_pictures_are_finished_in_place_and_cut_to_the_same_numbers(h
 
     mask = np.zeros_like(PHOTO)
     mask[:, 200:] = 255
-    finish = finish_of("inpaint_only", PHOTO, mask, "crop")
+    finish = postprocess_for("inpaint_only", PHOTO, mask, "crop")
     made = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
     images = torch.from_numpy(made).permute(0, 3, 1, 2).float() / 255
-    request = SimpleNamespace(guided=[SimpleNamespace(finish=finish), SimpleNamespace(finish=None)])
+    request = SimpleNamespace(built_units=[SimpleNamespace(finish=finish), SimpleNamespace(finish=None)])
     ControlNetScript().postprocess_batch(SimpleNamespace(controlnet_ext=request), images=images, batch_number=0)
     cut = (255.0 * images.permute(0, 2, 3, 1).numpy()).astype(np.uint8)  # modules/processing.py
     for found, picture in zip(cut, made, strict=True):
-        assert np.array_equal(found, pasted(picture, PHOTO, mask))
+        assert np.array_equal(found, composite(picture, PHOTO, mask))
     before = images.clone()
     ControlNetScript().postprocess_batch(SimpleNamespace(), images=images, batch_number=0)
     assert torch.equal(images, before)
 
 
 def test_the_webuis_first_noise_holds_the_picture_and_no_other(host: Any) -> None:
-    from controlnet_ext.webui.sampling import beginning_with
+    from controlnet_ext.webui.sampling import inject_initial_noise
 
     class Numbers:
         is_first = True
@@ -209,26 +219,26 @@ def test_the_webuis_first_noise_holds_the_picture_and_no_other(host: Any) -> Non
         get_first_stage_encoding=lambda x: 0.5 * x,
     )
     p = SimpleNamespace(rng=(own := Numbers()), sd_model=model)
-    with beginning_with(p, PHOTO):
+    with inject_initial_noise(p, PHOTO):
         assert p.rng.is_first
         first = p.rng.next()
         assert torch.equal(p.rng.next(), own.next())
     torch.testing.assert_close(first, torch.full((2, 4, 8, 8), 0.6 * 0.5 + 0.8 * 3))
     assert seen[0].shape == (1, 3, 64, 64) and p.rng is own
-    with pytest.raises(RuntimeError), beginning_with(p, PHOTO):
+    with pytest.raises(RuntimeError), inject_initial_noise(p, PHOTO):
         raise RuntimeError
     assert p.rng is own
-    with beginning_with(p, None):
+    with inject_initial_noise(p, None):
         assert p.rng is own
 
 
 def test_the_webuis_setting_is_the_border(host: Any) -> None:
     from controlnet_ext.webui import settings
 
-    assert settings.blur() == 7
+    assert settings.get_inpaint_blur() == 7
     for value, meant in ((0, 0), (5.0, 5), (100, 64)):
         host.options["control_net_inpaint_blur_sigma"] = value
-        assert settings.blur() == meant
+        assert settings.get_inpaint_blur() == meant
 
 
 def test_a_sampling_of_the_webui_begins_with_what_a_unit_wants(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,26 +255,26 @@ def test_a_sampling_of_the_webui_begins_with_what_a_unit_wants(host: Any, monkey
         def sample(self) -> str:
             return "latents"
 
-    monkeypatch.setattr(sampling, "beginning_with", noted)
-    monkeypatch.setattr(sampling, "_guided", lambda p, units: nullcontext())
+    monkeypatch.setattr(sampling, "inject_initial_noise", noted)
+    monkeypatch.setattr(sampling, "_guide_units", lambda p, units: nullcontext())
     its = {"module": "inpaint_only+lama", "mask": white(384, 384, slice(0, 200))}
     for said in ("Both", "High res only"):
-        made = guided(unit(**its, hr_option=said), "m", Pushes(), lambda name: Fills(), (64, 64))
+        made = build_unit(unit(**its, hr_option=said), "m", Pushes(), lambda name: Fills(), (64, 64))
         for hires in (False, True):
             p: Any = Asked()
             p.enable_hr = hires
-            sampling.guide_samples(p, lambda made=made: [made])
+            sampling.guide_sampling(p, lambda made=made: [made])
             assert p.sample() == "latents"
-            wanted = None if hires and said == "High res only" else made.begins
+            wanted = None if hires and said == "High res only" else made.initial_noise_image
             assert seen.pop() is wanted and not seen
 
 
 def test_in_the_webui_too_inpaint_only_beside_a_mask_is_the_whole_pictures(host: Any) -> None:
-    from controlnet_ext.webui.images import with_images
+    from controlnet_ext.webui.images import resolve_unit_images
 
     mask = Image.fromarray(np.zeros((64, 64), np.uint8))
     p = SimpleNamespace(init_images=[Image.fromarray(PHOTO)], image_mask=mask, inpainting_mask_invert=0)
     for name, meant in (("inpaint_only", "inpaint"), ("inpaint_only+lama", "inpaint_only+lama"), ("canny", "canny")):
-        assert with_images(unit(module=name), p).module.name == meant
+        assert resolve_unit_images(unit(module=name), p).module.name == meant
     p.image_mask = None
-    assert with_images(unit(module="inpaint_only"), p).module.name == "inpaint_only"
+    assert resolve_unit_images(unit(module="inpaint_only"), p).module.name == "inpaint_only"

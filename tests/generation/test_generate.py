@@ -26,11 +26,11 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from controlnet_ext import Unit, Window, guide, load
 from controlnet_ext.cli import main
 from controlnet_ext.files.image_reader import read_image
-from controlnet_ext.files.image_writer import encoded_image, read_text
-from controlnet_ext.generation.pipeline_folder import SCHEDULERS, PipelineFolder
-from controlnet_ext.generation.prepare import prepare
+from controlnet_ext.files.image_writer import encode_image, read_png_text
+from controlnet_ext.generation.pipeline_folder import SCHEDULER_CLASSES, PipelineFolder
+from controlnet_ext.generation.prepare import load_recipe
 from controlnet_ext.generation.recipe_png import read_recipe
-from controlnet_ext.generation.render import draw
+from controlnet_ext.generation.render import render
 from controlnet_ext.models.kinds.controlnet import ControlNet
 from controlnet_ext.models.state_dict.saving import save_ldm
 
@@ -124,7 +124,7 @@ def test_from_repeats_the_file_bit_for_bit_without_the_control_picture() -> None
 
 
 def test_two_units_with_region_schedule_layers_and_a_map_are_repeated() -> None:
-    Path("map.png").write_bytes(encoded_image("map.png", np.asarray(tiny.picture(seed=4))))
+    Path("map.png").write_bytes(encode_image("map.png", np.asarray(tiny.picture(seed=4))))
     second = 'none,image=map.png,model="other",region=region.png,weight="0.5@0, 1@0.5",fit=stretch,mode=control'
     layers = ",".join(["1", ".5"] * 6 + ["2"])
     more = ["--control", f'{second},layers="{layers}"', "--negative", "a dog", "--guidance", "3", "--size", "64x96"]
@@ -148,7 +148,7 @@ def test_options_change_a_recipe() -> None:
 
 
 def test_the_commands_in_the_documentation_work() -> None:
-    Path("map.png").write_bytes(encoded_image("map.png", np.asarray(tiny.picture(seed=4))))
+    Path("map.png").write_bytes(encode_image("map.png", np.asarray(tiny.picture(seed=4))))
     Path("left.png").symlink_to("region.png")
     lines = (Path(__file__).parents[2] / "docs" / "generate.md").read_text().splitlines()
     commands = [shlex.split(line)[1:] for line in lines if line.startswith("    controlnet-ext ")]
@@ -166,11 +166,11 @@ def test_sdxl_is_repeated() -> None:
 
 
 def test_every_scheduler_draws() -> None:
-    prepared = prepare(replace(read_recipe("made.png"), steps=2), "cpu")
+    prepared = load_recipe(replace(read_recipe("made.png"), steps=2), "cpu")
     pictures = set()
-    for name in SCHEDULERS:
-        prepared.pipe.scheduler = PipelineFolder.find("sd").scheduler(name)
-        pictures.add(draw(prepared).tobytes())
+    for name in SCHEDULER_CLASSES:
+        prepared.pipe.scheduler = PipelineFolder.find("sd").make_scheduler(name)
+        pictures.add(render(prepared).tobytes())
     assert len(pictures) > 8  # some are one method in other words, such as DDIM and Euler
 
 
@@ -214,12 +214,12 @@ def test_versions_that_differ_are_told(capsys: pytest.CaptureFixture[str]) -> No
 
 def tampered(change: Callable[[Any], Any], **pictures: str) -> None:
     """bad.png: made.png with another recipe, which `change` alters or gives as text."""
-    texts = read_text("made.png")
+    texts = read_png_text("made.png")
     recipe = json.loads(texts[KEYWORD])
     changed = change(recipe)
     texts[KEYWORD] = changed if isinstance(changed, str) else json.dumps(recipe)
     texts |= {f"{KEYWORD} unit 1 {name} 1": text for name, text in pictures.items()}
-    Path("bad.png").write_bytes(encoded_image("bad.png", read_image("made.png"), texts))
+    Path("bad.png").write_bytes(encode_image("bad.png", read_image("made.png"), texts))
 
 
 def unit_with(**fields: Any) -> Callable[[Any], None]:
@@ -233,7 +233,7 @@ def recipe_with(**fields: Any) -> Callable[[Any], None]:
 def base64_of(height: int, width: int) -> str:
     import base64
 
-    return base64.b64encode(encoded_image("m.png", np.zeros((height, width), np.uint8))).decode()
+    return base64.b64encode(encode_image("m.png", np.zeros((height, width), np.uint8))).decode()
 
 
 HOSTILE: dict[str, tuple[Callable[[Any], Any], str]] = {
@@ -336,10 +336,10 @@ def test_pictures_without_a_whole_recipe_are_refused(capsys: pytest.CaptureFixtu
     made = Path("made.png").read_bytes()
     bomb = b"iTXt" + KEYWORD.encode() + b"\0\1\0\0\0" + zlib.compress(bytes(2**27), 9)
     bomb = struct.pack(">I", len(bomb) - 4) + bomb + struct.pack(">I", zlib.crc32(bomb))
-    plain = encoded_image("plain.png", read_image("made.png"))
+    plain = encode_image("plain.png", read_image("made.png"))
     for name, content, expected in (
         ("bare.png", plain, "holds no recipe of controlnet-ext"),
-        ("photo.jpg", encoded_image("photo.jpg", read_image("made.png")), "is not a PNG"),
+        ("photo.jpg", encode_image("photo.jpg", read_image("made.png")), "is not a PNG"),
         ("cut.png", made[:2000], "cut short"),
         ("bomb.png", plain[:33] + bomb + plain[33:], "over 1048576 bytes"),
         ("empty.png", b"", "is not a PNG"),
@@ -477,7 +477,7 @@ def test_a_model_in_the_cache_in_half_precision_and_in_parts_is_found(monkeypatc
     assert main(words("cached.png", model="a/b")) == 0
     difference = read_image("cached.png").astype(int) - read_image("made.png")
     assert np.abs(difference).max() <= 1  # weights that begin elsewhere in memory change latents by 1e-6
-    files = json.loads(read_text("cached.png")[KEYWORD])["model"]["sha256"]
+    files = json.loads(read_png_text("cached.png")[KEYWORD])["model"]["sha256"]
     assert sum(name.startswith("unet/") and name.endswith(".safetensors") for name in files) > 1
     assert "vae/diffusion_pytorch_model.fp16.safetensors" in files
 
@@ -529,10 +529,10 @@ def test_a_picture_that_cannot_be_shown_fails(
 def test_torch_is_left_as_it_was() -> None:
     tampered(recipe_with(threads=3))
     seen = []
-    prepared = prepare(read_recipe("bad.png"), "cpu")
+    prepared = load_recipe(read_recipe("bad.png"), "cpu")
     prepared.pipe.unet.register_forward_pre_hook(lambda *_: seen.append(torch.get_num_threads()))
     before = torch.get_num_threads()
-    draw(prepared)
+    render(prepared)
     assert set(seen) == {3}
     assert torch.get_num_threads() == before
     assert not torch.are_deterministic_algorithms_enabled()
@@ -556,7 +556,7 @@ def test_a_folder_gets_the_seed_as_name_and_overwrite_replaces() -> None:
     assert main(words("pictures/", control=None)) == 0
     assert os.listdir("pictures") == ["3.png"]
     assert main(words("pictures", "--overwrite", "--steps", "2", control=None)) == 0
-    assert json.loads(read_text("pictures/3.png")[KEYWORD])["steps"] == 2
+    assert json.loads(read_png_text("pictures/3.png")[KEYWORD])["steps"] == 2
 
 
 def test_the_process_writes_to_stdout_and_nothing_else_to_it() -> None:

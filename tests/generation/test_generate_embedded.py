@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 import standin
 import tiny
-from controlnet_ext.preprocessors.registry import Preprocessor, Ready
+from controlnet_ext.preprocessors.registry import LoadedPreprocessor, Preprocessor
 
 from controlnet_ext import embedded
 from controlnet_ext.cli import main
 from controlnet_ext.files.image_reader import read_image
-from controlnet_ext.files.image_writer import encoded_image, read_text
+from controlnet_ext.files.image_writer import encode_image, read_png_text
 from controlnet_ext.generation.pipeline_folder import PipelineFolder
-from controlnet_ext.generation.unit_text import unit
+from controlnet_ext.generation.unit_text import parse_unit
 from controlnet_ext.maps.control_map import ControlMap
 from controlnet_ext.maps.resize import fit
 
@@ -35,7 +35,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     standin.save(folder / "model")
     tiny.picture(size=160).crop((0, 0, 160, 96)).save(folder / "photo.png")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(embedded, "FOLDER", folder / "model")
+        patched.setattr(embedded, "EMBEDDED_FOLDER", folder / "model")
         patched.chdir(folder)
         assert generate("made.png", *GUIDED) == 0
     return folder
@@ -43,7 +43,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def installed(shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "FOLDER", shelf / "model")
+    monkeypatch.setattr(embedded, "EMBEDDED_FOLDER", shelf / "model")
     monkeypatch.chdir(tmp_path)
     for name in ("photo.png", "made.png"):
         Path(name).symlink_to(shelf / name)
@@ -63,12 +63,12 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
 
 
 def recipe(path: str) -> Any:
-    return json.loads(read_text(path)[KEYWORD])
+    return json.loads(read_png_text(path)[KEYWORD])
 
 
 def test_without_a_model_the_embedded_one_draws_at_its_size_guided_by_its_own_control_net() -> None:
     assert generate("plain.png") == 0
-    folder = str(embedded.FOLDER)
+    folder = str(embedded.EMBEDDED_FOLDER)
     named = ["--model", folder, "--control", f"canny,resolution=match,model={folder}/controlnet_canny"]
     assert generate("named.png", "--image", "photo.png", *named) == 0
     plain, guided, same = (read_image(f"{name}.png").astype(int) for name in ("plain", "made", "named"))
@@ -82,16 +82,16 @@ def test_its_recipe_names_no_place_and_gives_the_same_bytes_where_the_package_li
 ) -> None:
     words = recipe("made.png")
     assert (words["model"]["path"], words["units"][0]["model"]["path"]) == ("embedded", "embedded/canny")
-    assert str(embedded.FOLDER) not in json.dumps(words)
-    shutil.copytree(embedded.FOLDER, tmp_path / "moved")
-    monkeypatch.setattr(embedded, "FOLDER", tmp_path / "moved")
+    assert str(embedded.EMBEDDED_FOLDER) not in json.dumps(words)
+    shutil.copytree(embedded.EMBEDDED_FOLDER, tmp_path / "moved")
+    monkeypatch.setattr(embedded, "EMBEDDED_FOLDER", tmp_path / "moved")
     Path("photo.png").unlink()
     assert main(["generate", "--from", "made.png", "-o", "again.png"]) == 0
     assert Path("again.png").read_bytes() == Path("made.png").read_bytes()
 
 
 def test_its_names_are_taken_where_a_model_is_named() -> None:
-    Path("map.png").write_bytes(encoded_image("map.png", np.eye(128, dtype=np.uint8) * 255))
+    Path("map.png").write_bytes(encode_image("map.png", np.eye(128, dtype=np.uint8) * 255))
     control = ["--control", "none,image=map.png,model=embedded/canny"]
     assert generate("map_given.png", "--model", "embedded", *control) == 0
     assert recipe("map_given.png")["model"]["path"] == "embedded"
@@ -114,14 +114,14 @@ def test_a_map_that_it_has_no_control_net_for_is_refused(
 
 
 def test_another_model_gets_no_control_net_of_the_embedded_one(capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["generate", "a", "--model", str(embedded.FOLDER), *GUIDED, "-o", "out.png"]
+    command = ["generate", "a", "--model", str(embedded.EMBEDDED_FOLDER), *GUIDED, "-o", "out.png"]
     assert "no control model given: name one with model=PATH" in refused(capsys, command)
 
 
 def test_weights_that_are_not_installed_are_told_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(embedded, "FOLDER", tmp_path / "absent")
+    monkeypatch.setattr(embedded, "EMBEDDED_FOLDER", tmp_path / "absent")
     absent = "the embedded model's weights are not installed: "
     again = ["generate", "--from", "made.png", "-o", "out.png"]
     for command in (["generate", "a", *GUIDED, "-o", "out.png"], ["generate", "a", "-o", "out.png"], again):
@@ -159,10 +159,10 @@ HOSTILE: dict[str, tuple[Change, str]] = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_recipe_that_names_it_is_refused(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     change, expected = HOSTILE[name]
-    texts, words = read_text("made.png"), recipe("made.png")
+    texts, words = read_png_text("made.png"), recipe("made.png")
     change(words)
     texts[KEYWORD] = json.dumps(words)
-    Path("bad.png").write_bytes(encoded_image("bad.png", read_image("made.png"), texts))
+    Path("bad.png").write_bytes(encode_image("bad.png", read_image("made.png"), texts))
     assert expected in refused(capsys, ["generate", "--from", "bad.png", "-o", "again.png"])
 
 
@@ -178,26 +178,26 @@ def test_other_names_are_left_alone() -> None:
         "embedded\n",
         "a/b",
     ):
-        assert embedded.place(name) == name
-    assert embedded.controls("sd") == {}
+        assert embedded.resolve_embedded(name) == name
+    assert embedded.list_controls("sd") == {}
 
 
 def test_a_folder_of_ones_own_that_is_called_so_is_reached_by_its_path() -> None:
-    Path("embedded").symlink_to(embedded.FOLDER)
+    Path("embedded").symlink_to(embedded.EMBEDDED_FOLDER)
     assert PipelineFolder.find("./embedded").path == Path("embedded")
-    assert PipelineFolder.find("embedded").path == embedded.FOLDER
+    assert PipelineFolder.find("embedded").path == embedded.EMBEDDED_FOLDER
 
 
 def test_the_control_net_is_that_of_the_preprocessors_name_or_label() -> None:
     for text in ("canny", "Canny,low=50", "canny,image=own.png"):
-        model: Any = unit(text, "all.png", embedded.controls("embedded")).model
+        model: Any = parse_unit(text, "all.png", embedded.list_controls("embedded")).model
         assert model.path == "embedded/canny"
 
 
 def test_a_part_is_painted_and_the_pixels_around_it_are_the_photos_also_made_again() -> None:
     mask = np.zeros((96, 160, 3), np.uint8)
     mask[:, 100:] = 255
-    Path("mask.png").write_bytes(encoded_image("mask.png", mask))
+    Path("mask.png").write_bytes(encode_image("mask.png", mask))
     alone = ["--image", "photo.png", "--mask", "mask.png", "--control", "inpaint_only,model=none"]
     assert generate("alone.png", *alone) == 0
     assert generate("both.png", *alone, "--control", "canny,resolution=match") == 0
@@ -223,9 +223,9 @@ def test_a_run_with_lama_begins_with_what_it_filled_in(monkeypatch: pytest.Monke
         pixels = image if mask is None else np.where(mask > 127, np.uint8((200, 0, 0)), image)
         return ControlMap(pixels, "inpaint")
 
-    monkeypatch.setattr(Preprocessor, "ready", lambda self, **_: Ready(self, filled))
-    monkeypatch.setattr(Ready, "__call__", filled)
-    Path("mask.png").write_bytes(encoded_image("mask.png", np.full((96, 160, 3), 255, np.uint8)))
+    monkeypatch.setattr(Preprocessor, "load", lambda self, **_: LoadedPreprocessor(self, filled))
+    monkeypatch.setattr(LoadedPreprocessor, "__call__", filled)
+    Path("mask.png").write_bytes(encode_image("mask.png", np.full((96, 160, 3), 255, np.uint8)))
     words = ["--image", "photo.png", "--mask", "mask.png", "--control"]
     for name in ("inpaint_only+lama", "inpaint_only"):
         assert generate(f"{name}.png", *words, f"{name},model=none") == 0

@@ -14,11 +14,11 @@ from fakes import Pushes
 from PIL import Image
 
 from controlnet_ext import Unit, guide, load
-from controlnet_ext.embedded import FOLDER
-from controlnet_ext.embedded.scenes import scene
-from controlnet_ext.generation.inpainting import beginning, pasted
+from controlnet_ext.embedded import EMBEDDED_FOLDER
+from controlnet_ext.embedded.scenes import draw_scene
+from controlnet_ext.generation.inpainting import composite, make_initial_latents
 from controlnet_ext.generation.pipeline_folder import PipelineFolder
-from controlnet_ext.guidance.after_steps import Colours, Restore
+from controlnet_ext.guidance.after_steps import ColorFix, InpaintRestore
 from controlnet_ext.maps.resize import fit
 
 MASK = np.zeros((128, 128, 3), np.uint8)
@@ -27,10 +27,10 @@ MASK[32:96, 56:] = 255
 
 @pytest.fixture(scope="module")
 def embedded() -> Any:
-    if not (FOLDER / "model_index.json").exists():
+    if not (EMBEDDED_FOLDER / "model_index.json").exists():
         pytest.skip("the embedded model's weights are not there")
     folder = PipelineFolder.find("embedded")
-    pipe = folder.load(torch.float32, folder.scheduler(None))
+    pipe = folder.load(torch.float32, folder.make_scheduler(None))
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -44,9 +44,12 @@ def drawn(pipe: Any, units: list[Unit], **given: Any) -> np.ndarray:
 
 
 def test_outside_of_the_mask_the_embedded_models_picture_is_the_photo(embedded: Any) -> None:
-    photo = scene(10_500_000).pixels
-    net = load(str(FOLDER / "controlnet_canny"))
-    units = [Unit(net, photo, preprocessor="canny", region=MASK[..., 0] / 255), Unit(Restore(), photo, inpaint=MASK)]
+    photo = draw_scene(10_500_000).pixels
+    net = load(str(EMBEDDED_FOLDER / "controlnet_canny"))
+    units = [
+        Unit(net, photo, preprocessor="canny", region=MASK[..., 0] / 255),
+        Unit(InpaintRestore(), photo, inpaint=MASK),
+    ]
     kept, free = drawn(embedded, units), drawn(embedded, units[:1])
     far = np.ones((128, 128), bool)
     far[16:112, 40:] = False  # what decodes a latent sees two latents around
@@ -57,7 +60,7 @@ def test_outside_of_the_mask_the_embedded_models_picture_is_the_photo(embedded: 
     assert np.abs(kept.astype(float) - through)[far].mean() < 5
     assert np.abs(free.astype(float) - through)[far].mean() > 25
     assert np.abs(kept.astype(float) - photo)[48:80, 72:].mean() > 10  # and inside it is another
-    whole = pasted(kept, photo, MASK)
+    whole = composite(kept, photo, MASK)
     border = np.zeros((128, 128), bool)
     border[32 - 7 : 96 + 7, 56 - 7 :] = True
     np.testing.assert_array_equal(whole[~border], photo[~border])
@@ -71,8 +74,8 @@ def encoded(pipe: Any, photo: np.ndarray) -> torch.Tensor:
 
 
 def test_the_embedded_models_colours_are_the_photos(embedded: Any) -> None:
-    photo = scene(10_500_001).pixels
-    fixed, free = (drawn(embedded, units) for units in ([Unit(Colours(3), photo)], []))
+    photo = draw_scene(10_500_001).pixels
+    fixed, free = (drawn(embedded, units) for units in ([Unit(ColorFix(3), photo)], []))
     means = [x.reshape(2, 64, 2, 64, 3).mean(axis=(1, 3)) for x in (photo.astype(float), fixed, free)]
     assert np.abs(means[1] - means[0]).mean() < 0.5 * np.abs(means[2] - means[0]).mean()
 
@@ -80,7 +83,7 @@ def test_the_embedded_models_colours_are_the_photos(embedded: Any) -> None:
 def test_the_beginning_is_the_filled_picture_in_noise() -> None:
     pipe = tiny.pipeline(StableDiffusionPipeline)
     filled = np.asarray(tiny.picture(3, 96))
-    found = beginning(pipe, filled, 64, 48, torch.Generator().manual_seed(7))
+    found = make_initial_latents(pipe, filled, 64, 48, torch.Generator().manual_seed(7))
     noise = torch.randn(1, 4, 8, 6, generator=torch.Generator().manual_seed(7))
     picture = encoded(pipe, fit(filled, 64, 48, "crop"))
     alpha = pipe.scheduler.alphas_cumprod[999]
@@ -91,8 +94,8 @@ def test_a_run_may_begin_with_it() -> None:
     """Where the UNet predicts nothing but that, the picture is what was filled in."""
     pipe = tiny.pipeline(StableDiffusionPipeline)
     pipe.scheduler = diffusers.EulerDiscreteScheduler.from_config(pipe.scheduler.config)
-    latents = beginning(pipe, tiny.picture(3), 64, 64, torch.Generator().manual_seed(7))
-    with guide(pipe, [Unit(Restore(), tiny.picture(3), inpaint=np.zeros((64, 64, 3), np.uint8))]):
+    latents = make_initial_latents(pipe, tiny.picture(3), 64, 64, torch.Generator().manual_seed(7))
+    with guide(pipe, [Unit(InpaintRestore(), tiny.picture(3), inpaint=np.zeros((64, 64, 3), np.uint8))]):
         found = pipe("a", latents=latents, num_inference_steps=3, output_type="latent").images
     torch.testing.assert_close(found, encoded(pipe, np.asarray(tiny.picture(3))), rtol=0, atol=2e-4)
 
@@ -103,21 +106,21 @@ def test_pixels_are_mixed_over_the_masks_border() -> None:
     mask = np.zeros((5, 16, 3), np.uint8)
     mask[:, 8:] = 255
     expected = [0] * 6 + [80, 160] + [240] * 8
-    assert pasted(picture, original, mask, blur=3)[2, :, 0].tolist() == expected
-    assert pasted(Image.fromarray(picture), original, mask, blur=0)[2, :, 0].tolist() == [0] * 8 + [240] * 8
+    assert composite(picture, original, mask, blur=3)[2, :, 0].tolist() == expected
+    assert composite(Image.fromarray(picture), original, mask, blur=0)[2, :, 0].tolist() == [0] * 8 + [240] * 8
 
 
 def test_what_cannot_be_pasted_is_refused() -> None:
     picture = np.zeros((8, 8, 3), np.uint8)
     with pytest.raises(ValueError, match="the mask is 4x8 pixels, but the image 8x8"):
-        pasted(picture, picture, picture[:, :4])
+        composite(picture, picture, picture[:, :4])
     with pytest.raises(ValueError, match=r"blur 65, expected a whole number 0\.\.64"):
-        pasted(picture, picture, picture, blur=65)
+        composite(picture, picture, picture, blur=65)
 
 
 def test_restoring_needs_no_network() -> None:
-    unit = Unit(Restore(), tiny.picture(3), inpaint=np.zeros((64, 64, 3), np.uint8))
+    unit = Unit(InpaintRestore(), tiny.picture(3), inpaint=np.zeros((64, 64, 3), np.uint8))
     assert unit.after is unit.model and not callable(unit.model)
     with pytest.raises(ValueError, match="inpaint_only changes what an inpaint mask covers"):
-        Unit(Restore(), tiny.picture(3))
+        Unit(InpaintRestore(), tiny.picture(3))
     assert Unit(Pushes(), tiny.picture(3)).after is None

@@ -13,9 +13,9 @@ from diffusers import StableDiffusionPipeline
 from fakes import GREY, WHITE, Plus, Pushes, run, state
 
 from controlnet_ext import PerSample, Unit, Window, guide
-from controlnet_ext.guidance.after_steps import Colours, Noise, Restore, blurred, painted
+from controlnet_ext.guidance.after_steps import ColorFix, InpaintRestore, NoiseLevel, box_blur, downscale_mask
 from controlnet_ext.guidance.contract import Span, Step
-from controlnet_ext.hosts.diffusers.host import noise_level
+from controlnet_ext.hosts.diffusers.host import read_noise_level
 
 MASK = np.zeros((tiny.SIZE, tiny.SIZE, 3), np.uint8)
 MASK[:, 32:] = 255  # the right half is repainted
@@ -45,16 +45,16 @@ def test_an_output_means_a_picture_and_a_picture_an_output(prediction: str) -> N
     clean, change, gauss, signal, grain = noisy(1), noisy(2), noisy(3), 0.6, 0.8
     x = signal * clean + grain * gauss
     outputs = {"epsilon": gauss, "v_prediction": signal * gauss - grain * clean, "sample": clean}
-    noise = Noise(prediction, signal, grain)
-    torch.testing.assert_close(noise.clean(x, outputs[prediction]), clean)
-    moved = noise.moved(outputs[prediction], change)
-    torch.testing.assert_close(noise.clean(x, moved), clean + change)
-    assert torch.equal(noise.moved(moved, torch.zeros_like(change)), moved)
+    noise = NoiseLevel(prediction, signal, grain)
+    torch.testing.assert_close(noise.predict_x0(x, outputs[prediction]), clean)
+    moved = noise.output_for_x0_shift(outputs[prediction], change)
+    torch.testing.assert_close(noise.predict_x0(x, moved), clean + change)
+    assert torch.equal(noise.output_for_x0_shift(moved, torch.zeros_like(change)), moved)
 
 
 def test_another_prediction_is_refused() -> None:
     with pytest.raises(ValueError, match="prediction type 'flow_prediction' is none of: epsilon"):
-        Noise("flow_prediction", 0.6, 0.8)
+        NoiseLevel("flow_prediction", 0.6, 0.8)
 
 
 SCHEDULERS = ["DDIM", "EulerDiscrete", "EulerAncestralDiscrete", "LMSDiscrete", "HeunDiscrete", "DPMSolverMultistep"]
@@ -75,7 +75,7 @@ def test_the_picture_is_the_schedulers_own(name: str, prediction: str) -> None:
     seed = torch.Generator().manual_seed(0)
     for i, t in enumerate(scheduler.timesteps):
         scaled, out = scheduler.scale_model_input(x, t), noisy(i + 10)
-        found = noise_level(scheduler, t.item()).clean(scaled, out)
+        found = read_noise_level(scheduler, t.item()).predict_x0(scaled, out)
         expected = own(scheduler, out, x, t)
         given = (
             {} if name in ("PNDM", "UniPCMultistep", "DEISMultistep", "DPMSolverSinglestep") else {"generator": seed}
@@ -121,10 +121,10 @@ def own(scheduler: Any, out: torch.Tensor, x: torch.Tensor, t: torch.Tensor) -> 
 def test_schedulers_of_other_models_are_refused() -> None:
     flow = diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
     with pytest.raises(ValueError, match="UniPCMultistepScheduler predicts 'flow_prediction'"):
-        noise_level(flow, 1)
+        read_noise_level(flow, 1)
     for name in ("EDMEulerScheduler", "FlowMatchEulerDiscreteScheduler"):
         with pytest.raises(ValueError, match=f"{name} has no cumulated alphas"):
-            noise_level(getattr(diffusers, name)(), 1)
+            read_noise_level(getattr(diffusers, name)(), 1)
 
 
 # -- formulas
@@ -134,13 +134,13 @@ def test_latents_are_painted_where_a_pixel_beside_them_is_white() -> None:
     mask = torch.zeros(24, 32)
     mask[7, 16] = 1  # a pixel of the latent (0, 2), beside those of (1, 2) and (0, 1)
     expected = torch.tensor([[0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0]]).float()
-    assert torch.equal(painted(mask, 8)[0, 0], expected)
+    assert torch.equal(downscale_mask(mask, 8)[0, 0], expected)
 
 
 def test_restore_is_the_picture_where_nothing_is_painted() -> None:
     x0, picture = noisy(1), noisy(2, rows=1)
-    white = painted(torch.from_numpy(MASK[..., 0] > 0), 8)
-    found = Restore().wanted(x0, step(), picture, white)
+    white = downscale_mask(torch.from_numpy(MASK[..., 0] > 0), 8)
+    found = InpaintRestore().apply_to_latents(x0, step(), picture, white)
     assert torch.equal(found[..., 4:], x0[..., 4:])  # column 3 touches the mask's border
     assert torch.equal(found[..., 3], x0[..., 3])
     assert torch.equal(found[..., :3], picture.expand(2, -1, -1, -1)[..., :3])
@@ -153,27 +153,27 @@ def test_a_blur_is_the_mean_of_a_box_with_the_border_continued() -> None:
         for j in range(8):
             box = [x[:, :, min(max(i + a, 0), 7), min(max(j + b, 0), 7)] for a in range(-2, 3) for b in range(-2, 3)]
             expected[:, :, i, j] = sum(box) / 25
-    torch.testing.assert_close(blurred(x, 2), expected)
+    torch.testing.assert_close(box_blur(x, 2), expected)
 
 
 def test_colours_are_the_pictures_and_details_the_steps() -> None:
     x0, picture = noisy(1), noisy(2)
-    expected = x0 - blurred(x0, 3) + blurred(picture, 3)
-    assert torch.equal(Colours(3).wanted(x0, step(), picture, None), expected)
+    expected = x0 - box_blur(x0, 3) + box_blur(picture, 3)
+    assert torch.equal(ColorFix(3).apply_to_latents(x0, step(), picture, None), expected)
     flat = torch.full_like(x0, 0.5)  # without details: the mean of the picture
     torch.testing.assert_close(
-        Colours(8).wanted(flat, step(), torch.full_like(x0, 2.0), None), torch.full_like(x0, 2.0)
+        ColorFix(8).apply_to_latents(flat, step(), torch.full_like(x0, 2.0), None), torch.full_like(x0, 2.0)
     )
 
 
 def test_sharpness_blurs_the_rows_without_the_prompt() -> None:
     x0, picture = noisy(1), noisy(2)
-    plain = Colours(3).wanted(x0, step(), picture, None)
-    found = Colours(3, 2).wanted(x0, step([False, True]), picture, None)
+    plain = ColorFix(3).apply_to_latents(x0, step(), picture, None)
+    found = ColorFix(3, 2).apply_to_latents(x0, step([False, True]), picture, None)
     assert torch.equal(found[1], plain[1])
-    torch.testing.assert_close(found[0], 0.02 * blurred(plain, 3)[0] + 0.98 * plain[0])
+    torch.testing.assert_close(found[0], 0.02 * box_blur(plain, 3)[0] + 0.98 * plain[0])
     with pytest.raises(ValueError, match="the host cannot tell which"):
-        Colours(3, 1).wanted(x0, step(), picture, None)
+        ColorFix(3, 1).apply_to_latents(x0, step(), picture, None)
 
 
 # -- units
@@ -183,9 +183,9 @@ def test_sharpness_blurs_the_rows_without_the_prompt() -> None:
     ("given", "message"),
     [
         ({"preprocessor": "inpaint_only"}, "inpaint_only changes what an inpaint mask covers, and the unit has none"),
-        ({"after": Restore()}, "inpaint_only changes what an inpaint mask covers"),
+        ({"after": InpaintRestore()}, "inpaint_only changes what an inpaint mask covers"),
         ({"after": "inpaint_only"}, "after 'inpaint_only' is str, expected Restore or Colours"),
-        ({"after": Colours(), "image": (GREY, WHITE)}, "tile_colorfix acts by one image, and the unit has 2"),
+        ({"after": ColorFix(), "image": (GREY, WHITE)}, "tile_colorfix acts by one image, and the unit has 2"),
     ],
 )
 def test_what_cannot_act_after_a_step_is_refused(given: dict[str, Any], message: str) -> None:
@@ -196,18 +196,18 @@ def test_what_cannot_act_after_a_step_is_refused(given: dict[str, Any], message:
 @pytest.mark.parametrize("given", [(0,), (8, -1), (8, 3), (8.5,), (True,), (8, "1")])
 def test_numbers_of_colours_are_checked(given: tuple[Any, ...]) -> None:
     with pytest.raises((TypeError, ValueError), match="variation"):
-        Colours(*given)
+        ColorFix(*given)
 
 
 def test_the_preprocessor_says_what_is_done() -> None:
     def after(name: str, **parameters: Any) -> Any:
         return Unit(Pushes(), GREY, preprocessor=name, inpaint=MASK, parameters=parameters).after
 
-    assert after("Inpaint_Only") == Restore() and after("inpaint") is None and after("canny") is None
+    assert after("Inpaint_Only") == InpaintRestore() and after("inpaint") is None and after("canny") is None
     assert after("inpaint", resolution="match") is None
-    assert after("tile_colorfix") == Colours(8) and after("tile_colorfix", variation=4) == Colours(4)
-    assert after("tile_colorfix+sharp") == Colours(8, 1.0)
-    assert after("tile_colorfix+sharp", sharpness=0.5, variation=12) == Colours(12, 0.5)
+    assert after("tile_colorfix") == ColorFix(8) and after("tile_colorfix", variation=4) == ColorFix(4)
+    assert after("tile_colorfix+sharp") == ColorFix(8, 1.0)
+    assert after("tile_colorfix+sharp", sharpness=0.5, variation=12) == ColorFix(12, 0.5)
 
 
 # -- runs
@@ -242,7 +242,7 @@ def test_weights_windows_and_regions_hold_after_a_step_too(pipe: Any) -> None:
     still = Pushes(0.0)
 
     def found(**given: Any) -> torch.Tensor:
-        with guide(pipe, [Unit(still, PHOTO, after=Restore(), inpaint=MASK, **given)]):
+        with guide(pipe, [Unit(still, PHOTO, after=InpaintRestore(), inpaint=MASK, **given)]):
             return run(pipe)
 
     assert torch.equal(found(weight=0), plain)
@@ -273,7 +273,7 @@ def test_a_unit_that_only_pushes_leaves_the_output_as_it_is(pipe: Any) -> None:
 
 def test_each_picture_keeps_its_own(pipe: Any) -> None:
     photos = [PHOTO, np.asarray(tiny.picture(5))]
-    unit = Unit(Pushes(0.0), PerSample(photos), after=Restore(), inpaint=MASK)
+    unit = Unit(Pushes(0.0), PerSample(photos), after=InpaintRestore(), inpaint=MASK)
     with guide(pipe, [unit]):
         found = run(pipe, ["a cat", "a dog"])
     for latents, photo in zip(found, photos, strict=True):
@@ -283,8 +283,8 @@ def test_each_picture_keeps_its_own(pipe: Any) -> None:
 def test_nested_guides_act_after_a_step_in_order_of_entry(pipe: Any) -> None:
     """The outer one restores the left half, the inner one the right half of what it gave."""
     other = np.asarray(tiny.picture(5))
-    first = Unit(Pushes(0.0), PHOTO, after=Restore(), inpaint=MASK)
-    second = Unit(Plus(0.0), other, after=Restore(), inpaint=255 - MASK)
+    first = Unit(Pushes(0.0), PHOTO, after=InpaintRestore(), inpaint=MASK)
+    second = Unit(Plus(0.0), other, after=InpaintRestore(), inpaint=255 - MASK)
     with guide(pipe, [first, second]):
         flat = run(pipe)
     with guide(pipe, [first]), guide(pipe, [second]):

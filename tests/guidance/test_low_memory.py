@@ -24,7 +24,7 @@ from controlnet_ext.guidance.contract import Step
 from controlnet_ext.models.kinds import control_lora, lllite, t2i_adapter
 from controlnet_ext.models.kinds.controlnet import ControlNet
 from controlnet_ext.models.kinds.instantid import InstantID
-from controlnet_ext.models.nn.layers import like
+from controlnet_ext.models.nn.layers import cast_like
 
 META = torch.device("meta")
 
@@ -40,13 +40,13 @@ def small() -> Any:
 
 
 def union() -> Any:
-    return test_union.ours(test_union.theirs(8)).of("depth")
+    return test_union.ours(test_union.theirs(8)).with_types("depth")
 
 
 def lora() -> Any:
     file, _ = test_control_lora.parts(reference("SD1.5"), BASE)
     found = control_lora.load(file | test_control_lora.MARK, {})
-    found.settle(BASE)
+    found.bind(BASE)
     return found
 
 
@@ -70,8 +70,8 @@ def test_a_network_computes_on_another_device_than_its_weights(make: Any) -> Non
     step = step_for(net)
     expected = residuals(net, step)
     before = {name: (tensor.data_ptr(), tensor.device) for name, tensor in net.state_dict().items()}
-    made = residuals(net.on(META), elsewhere(step))
-    assert net.on(META).hint(picture()).device == META and [h.shape for h in made] == [h.shape for h in expected]
+    made = residuals(net.stream_to(META), elsewhere(step))
+    assert net.stream_to(META).hint(picture()).device == META and [h.shape for h in made] == [h.shape for h in expected]
     assert all(h.device == META and h.dtype == e.dtype for h, e in zip(made, expected, strict=True))
     assert {name: (tensor.data_ptr(), tensor.device) for name, tensor in net.state_dict().items()} == before
     # the network itself computes where it did
@@ -82,10 +82,10 @@ def test_a_network_computes_on_another_device_than_its_weights(make: Any) -> Non
 def test_so_do_those_for_faces_and_videos() -> None:
     net = InstantID(plain(), torch.ones(3, 64))
     step = step_for(net)
-    assert net.on(META)(elsewhere(step), net.on(META).hint(picture())).middle.device == META  # type: ignore[union-attr]
+    assert net.stream_to(META)(elsewhere(step), net.stream_to(META).hint(picture())).middle.device == META  # type: ignore[union-attr]
     for kind, image in (("scribble", picture()), ("rgb", torch.ones(1, 4, 8, 8))):
         sparse = test_sparsectrl.ours(kind)
-        far = sparse.at(0, 2).on(META)
+        far = sparse.at_frames(0, 2).stream_to(META)
         made = far(elsewhere(test_sparsectrl.step()), [far.hint(image)])
         assert (far.frames, made.skips[0].device, sparse.net.device.type) == ((0, 2), META, "cpu")
 
@@ -93,12 +93,12 @@ def test_so_do_those_for_faces_and_videos() -> None:
 @torch.no_grad()
 def test_so_do_adapters_and_what_acts_inside_the_attention() -> None:
     adapter = t2i_adapter.load(test_t2i_adapter.theirs("light").state_dict(), {})
-    features = adapter.on(META).hint(picture())
+    features = adapter.stream_to(META).hint(picture())
     assert [h.device for h in features] == [META] * len(features)
     assert [h.shape for h in features] == [h.shape for h in adapter.hint(picture())]
     style = test_style.ours()
     states = torch.from_numpy(test_style.states())[None]
-    assert style.on(META).hint(states).device == META and style.hint(states).device.type == "cpu"
+    assert style.stream_to(META).hint(states).device == META and style.hint(states).device.type == "cpu"
     lite = next(iter(lllite.load(test_lllite.weights(), {}).lites.values()))
     look = lite.look(torch.zeros(1, 3, 64, 64, device=META))
     assert lite(torch.zeros(2, look[0, 0].numel(), lite.width, device=META), look.expand(2, -1, -1, -1)).device == META
@@ -117,7 +117,7 @@ def test_what_is_stored_in_float8_travels_so() -> None:
 
     weight = torch.ones(4).to(torch.float8_e4m3fn)
     with Watch():
-        assert like(weight, torch.zeros(1, device=META)).dtype == torch.float32
+        assert cast_like(weight, torch.zeros(1, device=META)).dtype == torch.float32
     assert ("meta", torch.float8_e4m3fn) in seen and ("cpu", torch.float32) not in seen
 
 
@@ -129,7 +129,7 @@ def test_low_vram_changes_no_bit() -> None:
     for low in (False, True):
         with guide(pipe, [Unit(net, tiny.picture(), low_vram=low)]):
             made.append(run(pipe, steps=2))
-    assert torch.equal(*made) and net.streams_to is None
+    assert torch.equal(*made) and net.stream_device is None
 
 
 def test_low_vram_changes_no_bit_of_adapters_and_attention() -> None:
@@ -144,4 +144,4 @@ def test_low_vram_changes_no_bit_of_adapters_and_attention() -> None:
         for low in (False, True):
             with guide(pipe, [Unit(net, image, low_vram=low)]):
                 made.append(run(pipe, steps=2))
-        assert torch.equal(*made) and net.streams_to is None
+        assert torch.equal(*made) and net.stream_device is None

@@ -13,7 +13,7 @@ from fakes import GREY
 from networks import randomised
 
 from controlnet_ext import Residuals, Step, Unit, guide
-from controlnet_ext.guidance.weighting import Region, weighted
+from controlnet_ext.guidance.weighting import RegionMask, apply_weight
 
 SIDES = range(512, 1537, 8)
 PAIRS = [
@@ -44,8 +44,8 @@ def test_a_region_covers_each_of_the_layers_at_all_129_sizes() -> None:
         shapes = layers(height // 8, width // 8)
         ones = [torch.ones(1, 1, *shape) for shape in shapes]
         residuals = Residuals(tuple(ones[:-1]), ones[-1])
-        for region in (Region(mask), Region(torch.ones(1, 1, 721, 1283))):
-            found = weighted(residuals, 1.0, "balanced", None, region).tensors
+        for region in (RegionMask(mask), RegionMask(torch.ones(1, 1, 721, 1283))):
+            found = apply_weight(residuals, 1.0, "balanced", None, region).tensors
             assert [tuple(h.shape[-2:]) for h in found] == shapes
             assert all(h.min() >= 0 and h.max() <= 1 + 1e-6 for h in found)  # shares of neighbours are rounded
             if region.mask is not mask:

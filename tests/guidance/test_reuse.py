@@ -11,8 +11,8 @@ from diffusers import StableDiffusionPipeline
 from fakes import GREY, WHITE, Plus, Pushes, run
 
 from controlnet_ext import PerSample, Residuals, Span, Step, Unit, Window, guide
-from controlnet_ext.guidance.hints import Maps
-from controlnet_ext.guidance.run import Run
+from controlnet_ext.guidance.hints import HintImages
+from controlnet_ext.guidance.run import GuidanceRun
 from controlnet_ext.models.kinds.controlnet import ControlNet
 
 
@@ -50,10 +50,10 @@ def added(steps: list[Step], **given: Any) -> list[list[float] | None]:
     """What a unit adds to each row's middle block in these steps."""
     unit = Unit(Counts(), GREY, **given)
     host: Any = Size()
-    one = Run([unit], [Maps(unit)], SPANS, host)
+    one = GuidanceRun([unit], [HintImages(unit)], SPANS, host)
     found: list[list[float] | None] = []
     for each in steps:
-        residuals = list(one.residuals(each))
+        residuals = list(one.compute_residuals(each))
         found.append(residuals[0].middle.flatten().tolist() if residuals else None)  # type: ignore[union-attr]
     return found
 

@@ -12,9 +12,9 @@ from diffusers import StableDiffusionPipeline
 from fakes import GREY, WHITE, Pushes, run
 
 from controlnet_ext import Residuals, Span, Step, Unit, Window, guide
-from controlnet_ext.guidance.hints import Maps
-from controlnet_ext.guidance.run import Run
-from controlnet_ext.sdwebui.units import BeginsIn
+from controlnet_ext.guidance.hints import HintImages
+from controlnet_ext.guidance.run import GuidanceRun
+from controlnet_ext.sdwebui.units import WebuiWindow
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_a_schedule_is_the_weight_at_each_step(pipe: Any) -> None:
 def test_webuis_window_holds_steps_that_begin_in_it(window: tuple[float, float], steps: range) -> None:
     """Both ends included, of 20 steps."""
     spans = [Span(i / 20, (i + 1) / 20) for i in range(20)]
-    assert [i for i, span in enumerate(spans) if BeginsIn(*window).holds(span)] == list(steps)
+    assert [i for i, span in enumerate(spans) if WebuiWindow(*window).contains(span)] == list(steps)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_diffusers_window_holds_steps_that_end_in_it_too(window: tuple[float, fl
     """Its rule typed out (0.42, pipeline_controlnet.py, controlnet_keep), of 20 steps."""
     start, end = window
     assert [i for i in range(20) if not (i / 20 < start or (i + 1) / 20 > end)] == list(steps)
-    assert [i for i in range(20) if Window(start, end).holds(Span(i / 20, (i + 1) / 20))] == list(steps)
+    assert [i for i in range(20) if Window(start, end).contains(Span(i / 20, (i + 1) / 20))] == list(steps)
 
 
 def test_only_mid_control_is_a_list_of_layers(pipe: Any) -> None:
@@ -99,7 +99,7 @@ def test_layers_are_13_or_10_or_4(model: Any, count: int) -> None:
 
     def scales(layers: list[float], **given: Any) -> list[float]:
         unit = Unit(model, WHITE, layers=layers, **given)
-        (residuals,) = Run([unit], [Maps(unit)], [Span(0, 1)], host).residuals(step)
+        (residuals,) = GuidanceRun([unit], [HintImages(unit)], [Span(0, 1)], host).compute_residuals(step)
         return [round(h.item() / model.value, 4) for h in residuals.tensors]
 
     layers = [0.1 * i for i in range(count)]

@@ -15,7 +15,7 @@ from fakes import GREY, Pushes
 
 from controlnet_ext import ControlMap, PerSample, Unit, Window
 from controlnet_ext.files.image_writer import write_image
-from controlnet_ext.guidance.hints import Maps
+from controlnet_ext.guidance.hints import HintImages
 
 MAP = ControlMap(GREY, "edges")
 
@@ -109,10 +109,10 @@ def test_a_unit_keeps_copies_of_what_may_change() -> None:
 
 def test_missing_and_broken_files_are_told_when_maps_are_read(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="does not exist"):
-        Maps(Unit(Pushes(), tmp_path / "no.png"))
+        HintImages(Unit(Pushes(), tmp_path / "no.png"))
     (tmp_path / "bad.png").write_bytes(b"not a picture")
     with pytest.raises(ValueError, match="is none of"):
-        Maps(Unit(Pushes(), str(tmp_path / "bad.png")))
+        HintImages(Unit(Pushes(), str(tmp_path / "bad.png")))
 
 
 def test_a_map_is_fitted_to_the_size_of_the_picture(tmp_path: Path) -> None:
@@ -120,26 +120,30 @@ def test_a_map_is_fitted_to_the_size_of_the_picture(tmp_path: Path) -> None:
     wide[:, 20:] = 200
     write_image(tmp_path / "wide.png", wide)
     for image in (wide, tmp_path / "wide.png", ControlMap(wide, "edges")):
-        (crop,) = Maps(Unit(Pushes(), image)).at(20, 20)
+        (crop,) = HintImages(Unit(Pushes(), image)).fit_to_size(20, 20)
         assert crop.shape == (1, 20, 20, 3) and crop[0, 0, :, 0].tolist() == [0] * 10 + [200] * 10
-    (stretched,) = Maps(Unit(Pushes(), wide, fit="stretch")).at(20, 20)
+    (stretched,) = HintImages(Unit(Pushes(), wide, fit="stretch")).fit_to_size(20, 20)
     assert stretched[0, 0, :, 0].tolist() == [0] * 10 + [200] * 10
-    (filled,) = Maps(Unit(Pushes(), wide, fit="fill")).at(40, 40)
+    (filled,) = HintImages(Unit(Pushes(), wide, fit="fill")).fit_to_size(40, 40)
     assert filled.shape == (1, 40, 40, 3)
 
 
 def test_the_preprocessor_makes_the_map() -> None:
     photo = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
     edges = cv2.cvtColor(cv2.Canny(photo, 50, 200), cv2.COLOR_GRAY2RGB)
-    (made,) = Maps(Unit(Pushes(), photo, preprocessor="canny", parameters={"low": 50})).at(64, 64)
+    (made,) = HintImages(Unit(Pushes(), photo, preprocessor="canny", parameters={"low": 50})).fit_to_size(64, 64)
     assert np.array_equal(made[0], edges)
 
 
 def test_resolution_match_makes_a_map_as_fine_as_the_picture_needs() -> None:
     photo = cv2.resize(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8), (256, 256))
     unit = Unit(Pushes(), photo, preprocessor="canny", parameters={"resolution": "match"})
-    assert np.array_equal(Maps(unit).at(128, 128)[0], Maps(_at(photo, 128)).at(128, 128)[0])
-    assert not np.array_equal(Maps(unit).at(128, 128)[0], Maps(_at(photo, 256)).at(128, 128)[0])
+    assert np.array_equal(
+        HintImages(unit).fit_to_size(128, 128)[0], HintImages(_at(photo, 128)).fit_to_size(128, 128)[0]
+    )
+    assert not np.array_equal(
+        HintImages(unit).fit_to_size(128, 128)[0], HintImages(_at(photo, 256)).fit_to_size(128, 128)[0]
+    )
 
 
 def _at(photo: np.ndarray, resolution: int) -> Unit:
@@ -149,7 +153,7 @@ def _at(photo: np.ndarray, resolution: int) -> Unit:
 def test_an_inpainting_hint_is_minus_one_where_to_repaint() -> None:
     image, mask = np.full((4, 4, 3), 51, np.uint8), np.zeros((4, 4, 3), np.uint8)
     mask[:2] = 255
-    (hint,) = Maps(Unit(Pushes(), image, inpaint=mask)).at(4, 4)
+    (hint,) = HintImages(Unit(Pushes(), image, inpaint=mask)).fit_to_size(4, 4)
     assert hint.dtype == np.float32 and hint.shape == (1, 3, 4, 4)
     assert np.array_equal(hint[0, 1], np.float32([[-1] * 4] * 2 + [[0.2] * 4] * 2))
 
@@ -157,10 +161,10 @@ def test_an_inpainting_hint_is_minus_one_where_to_repaint() -> None:
 def test_an_inpainting_mask_follows_the_image() -> None:
     image, mask = np.zeros((4, 8, 3), np.uint8), np.zeros((4, 8, 3), np.uint8)
     mask[:, 4:] = 255
-    (hint,) = Maps(Unit(Pushes(), image, inpaint=mask)).at(4, 4)
+    (hint,) = HintImages(Unit(Pushes(), image, inpaint=mask)).fit_to_size(4, 4)
     assert hint[0, 0, 0].tolist() == [0, 0, -1, -1]
     with pytest.raises(ValueError, match="inpaint mask of 4x4 pixels, but the image is 8x4"):
-        Maps(Unit(Pushes(), image, inpaint=np.zeros((4, 4), np.uint8)))
+        HintImages(Unit(Pushes(), image, inpaint=np.zeros((4, 4), np.uint8)))
 
 
 def test_importing_loads_no_torch() -> None:

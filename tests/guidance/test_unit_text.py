@@ -2,8 +2,8 @@
 
 import pytest
 
-from controlnet_ext.sdwebui.infotext import read_unit_text, unit_text
-from controlnet_ext.sdwebui.units import read_unit
+from controlnet_ext.sdwebui.infotext import format_unit_text, parse_unit_text
+from controlnet_ext.sdwebui.units import parse_webui_unit
 
 UNIT = {
     "module": "canny",
@@ -32,17 +32,17 @@ OLD = (  # as sd-webui-controlnet writes it
 
 
 def test_a_unit_comes_back_whole():
-    unit = read_unit(UNIT, "unit 1")
-    again = read_unit(read_unit_text(unit_text(unit, "any")), "unit 1")
+    unit = parse_webui_unit(UNIT, "unit 1")
+    again = parse_webui_unit(parse_unit_text(format_unit_text(unit, "any")), "unit 1")
     assert vars(again) == vars(unit)
 
 
 def test_the_old_text_is_the_beginning_of_ours_and_is_read():
-    said = read_unit_text(OLD)
+    said = parse_unit_text(OLD)
     assert said["model"] == "control_v11p_sd15_canny [d14c016b]" and said["control_mode"] == "Balanced"
-    unit = read_unit(said, "unit 1")
+    unit = parse_webui_unit(said, "unit 1")
     assert unit.module.name == "canny" and unit.window.end == 1 and not unit.pixel_perfect
-    ours = unit_text(unit, said["model"])
+    ours = format_unit_text(unit, said["model"])
     assert [each.split(":")[0] for each in ours.split(", ")[:11]] == [each.split(":")[0] for each in OLD.split(", ")]
 
 
@@ -50,5 +50,5 @@ def test_the_old_text_is_the_beginning_of_ours_and_is_read():
     "text", ["", ",,:,", "Module", "Image: /etc/passwd, Mask: a", "Weight: " + "9" * 5000, "Weight: nan"]
 )
 def test_text_that_says_nothing_known_sets_no_image_and_no_number(text):
-    said = read_unit_text(text)
+    said = parse_unit_text(text)
     assert set(said) <= {"weight"} and not any(isinstance(value, float) for value in said.values())

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from controlnet_ext import PerSample, Residuals, Span, Step, Unit, Window
-from controlnet_ext.guidance.hints import Maps
-from controlnet_ext.guidance.run import Run
-from controlnet_ext.guidance.weighting import Schedule, finite
+from controlnet_ext.guidance.hints import HintImages
+from controlnet_ext.guidance.run import GuidanceRun
+from controlnet_ext.guidance.weighting import WeightSchedule, all_finite
 
 SD15 = [0.0994, 0.1205, 0.1461, 0.177, 0.2146, 0.2601, 0.3153, 0.3822, 0.4633, 0.5615, 0.6806, 0.825, 1.0]
 SDXL = [0.177, 0.2146, 0.2601, 0.3153, 0.3822, 0.4633, 0.5615, 0.6806, 0.825, 1.0]
@@ -52,7 +52,7 @@ def step(rows: int = 2, positive: list[bool] | None = None, span: Span = WHOLE, 
 
 
 def residuals(unit: Unit, at: Step, spans: list[Span] | None = None) -> Residuals:
-    (only,) = Run([unit], [Maps(unit)], spans or [at.span], Host()).residuals(at)
+    (only,) = GuidanceRun([unit], [HintImages(unit)], spans or [at.span], Host()).compute_residuals(at)
     return only
 
 
@@ -102,7 +102,10 @@ def test_control_mode_is_refused_where_rows_are_unknown() -> None:
 
 def test_control_mode_rests_in_a_call_without_the_prompt() -> None:
     unit = Unit(Ones(), GREY, mode="control")
-    assert list(Run([unit], [Maps(unit)], [Span(0, 1)], Host()).residuals(step(2, [False, False]))) == []
+    assert (
+        list(GuidanceRun([unit], [HintImages(unit)], [Span(0, 1)], Host()).compute_residuals(step(2, [False, False])))
+        == []
+    )
 
 
 def test_a_net_that_pools_globally_acts_on_the_rows_of_the_prompt() -> None:
@@ -145,7 +148,7 @@ def test_a_region_may_have_any_size(size: tuple[int, int]) -> None:
 
 
 def test_a_schedule_is_lines_between_its_points() -> None:
-    weight = Schedule.parse("0.2@0.1, 1@0.3, 0@0.8")
+    weight = WeightSchedule.parse("0.2@0.1, 1@0.3, 0@0.8")
     at = [0.0, 0.1, 0.2, 0.3, 0.55, 0.8, 0.9, 1.0]
     assert [round(weight(f), 6) for f in at] == [0.2, 0.2, 0.6, 1.0, 0.5, 0.0, 0.0, 0.0]
 
@@ -175,18 +178,18 @@ def test_weights_over_the_run_are_taken_where_steps_begin() -> None:
     for weight in ("0@0, 1@0.5, 0@1", lambda fraction: 2 * min(fraction, 1 - fraction)):
         model = Ones()
         unit = Unit(model, GREY, weight=weight)
-        run = Run([unit], [Maps(unit)], spans, Host())
-        got = [[h.middle[0, 0, 0, 0].item() for h in run.residuals(step(span=span))] for span in spans]
+        run = GuidanceRun([unit], [HintImages(unit)], spans, Host())
+        got = [[h.middle[0, 0, 0, 0].item() for h in run.compute_residuals(step(span=span))] for span in spans]
         assert got == [[], [0.5], [1.0], [0.5]]
         assert model.rows == [2, 2, 2]  # where the weight is 0 the net is not called
 
 
 def test_a_window_holds_whole_steps_only() -> None:
     spans = [Span(i / 10, (i + 1) / 10) for i in range(10)]
-    assert [i for i, span in enumerate(spans) if Window(0.3, 0.8).holds(span)] == [3, 4, 5, 6, 7]
-    assert [i for i, span in enumerate(spans) if Window(0.25, 0.79).holds(span)] == [3, 4, 5, 6]
+    assert [i for i, span in enumerate(spans) if Window(0.3, 0.8).contains(span)] == [3, 4, 5, 6, 7]
+    assert [i for i, span in enumerate(spans) if Window(0.25, 0.79).contains(span)] == [3, 4, 5, 6]
     points = [Span(i / 10, i / 10) for i in range(10)]  # webui's rule: a step acts if it begins in the window
-    assert [i for i, span in enumerate(points) if Window(0.2, 0.8).holds(span)] == [2, 3, 4, 5, 6, 7, 8]
+    assert [i for i, span in enumerate(points) if Window(0.2, 0.8).contains(span)] == [2, 3, 4, 5, 6, 7, 8]
 
 
 @pytest.mark.parametrize(
@@ -204,19 +207,19 @@ def test_a_window_holds_whole_steps_only() -> None:
 def test_a_unit_that_cannot_act_is_refused_before_the_run(unit: dict[str, Any], message: str) -> None:
     units = [Unit(Ones(), GREY), Unit(Ones(), GREY, **unit)]
     with pytest.raises(ValueError, match=message):
-        Run(units, [Maps(u) for u in units], [Span(i / 4, (i + 1) / 4) for i in range(4)], Host())
+        GuidanceRun(units, [HintImages(u) for u in units], [Span(i / 4, (i + 1) / 4) for i in range(4)], Host())
 
 
 def test_a_unit_of_weight_0_is_off_whatever_its_window() -> None:
     unit = Unit(Ones(), GREY, weight=0, window=Window(0.4, 0.6))
-    assert list(Run([unit], [Maps(unit)], [Span(0, 1)], Host()).residuals(step())) == []
+    assert list(GuidanceRun([unit], [HintImages(unit)], [Span(0, 1)], Host()).compute_residuals(step())) == []
 
 
 @pytest.mark.parametrize(("passes", "acts"), [("both", [1, 1, 1]), ("first", [1, 0, 0]), ("second", [0, 1, 1])])
 def test_passes_choose_the_runs(passes: Any, acts: list[int]) -> None:
     unit = Unit(Ones(), GREY, passes=passes)
-    runs = [Run([unit], [Maps(unit)], [Span(0, 1)], Host(), turn) for turn in range(3)]
-    assert [len(list(run.residuals(step()))) for run in runs] == acts
+    runs = [GuidanceRun([unit], [HintImages(unit)], [Span(0, 1)], Host(), turn) for turn in range(3)]
+    assert [len(list(run.compute_residuals(step()))) for run in runs] == acts
 
 
 class Means(Ones):
@@ -264,8 +267,8 @@ def test_another_number_of_maps_is_refused() -> None:
 
 def test_finite_is_told_by_sums_that_may_overflow() -> None:
     big, small = torch.full((100,), 3e38), torch.full((100,), 6e4, dtype=torch.float16)
-    assert finite([]) and finite([big, small]) and finite([torch.cat([big, -big])])
+    assert all_finite([]) and all_finite([big, small]) and all_finite([torch.cat([big, -big])])
     for bad in (float("nan"), float("inf"), -float("inf")):
         for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-            assert not finite([small, torch.tensor([1, bad], dtype=dtype)])
-    assert not finite([torch.tensor([float("inf"), -float("inf")])])
+            assert not all_finite([small, torch.tensor([1, bad], dtype=dtype)])
+    assert not all_finite([torch.tensor([float("inf"), -float("inf")])])

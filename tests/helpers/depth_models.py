@@ -5,7 +5,7 @@ from importlib.util import find_spec
 
 import torch
 import transformers
-from controlnet_ext.preprocessors.backends.transformers import transformers_class
+from controlnet_ext.preprocessors.backends.transformers import import_transformers_class
 from safetensors.torch import save_file
 
 NECK = {"neck_hidden_sizes": [8, 12, 16, 16], "fusion_hidden_size": 16}
@@ -125,7 +125,7 @@ def put(root, files, made):
     kind = PROCESSORS.get(type(module).__name__, "DPTImageProcessor")
     prepare = None
     if kind != "DepthProImageProcessor" or find_spec("torchvision"):
-        prepare = transformers_class(kind)(**preparation)
+        prepare = import_transformers_class(kind)(**preparation)
         prepare.save_pretrained(place)
     else:
         (place / "preprocessor_config.json").write_text(json.dumps(preparation))

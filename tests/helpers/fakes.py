@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from controlnet_ext import Residuals, Step
-from controlnet_ext.guidance.contract import Host, Now
+from controlnet_ext.guidance.contract import Activation, Host
 
 
 class Pushes:
@@ -41,12 +41,12 @@ class Plus(Pushes):
     """Adds to the outputs of attention. All that kinds which touch attention need is here."""
 
     @contextmanager
-    def attach(self, host: Host, hint: Tensor, now: Callable[[], Now | None]) -> Iterator[None]:
+    def attach(self, host: Host, hint: Tensor, now: Callable[[], Activation | None]) -> Iterator[None]:
         self.seen = [host.pixel_size, tuple(host.encode(np.zeros((*host.pixel_size, 3), np.uint8)).shape)]
         self.noise = torch.randn(3, generator=host.generator).tolist()
-        self.nows: list[Now | None] = []
+        self.nows: list[Activation | None] = []
         wrapped = []
-        for _, module, place in host.attentions():
+        for _, module, place in host.iter_attentions():
             before = module.processor
 
             def after(*args: Any, before: Any = before, **kwargs: Any) -> Tensor:

@@ -21,7 +21,7 @@ class Hub:
 
 def file(name="net.pth", content=b"", **known):
     """A WeightsFile of the stand-in."""
-    return WeightsFile(repo="some/repo", path=f"sub/{name}", folder="field", licence="MIT", **known)
+    return WeightsFile(repo="some/repo", path=f"sub/{name}", webui_folder="field", license="MIT", **known)
 
 
 def headers(content, status=200):

@@ -59,8 +59,8 @@ class Shelf:
     def __init__(self, tensors):
         self.tensors = tensors
 
-    def network(self, file, build, device="cpu"):
-        return Network.on(build(dict(self.tensors)), Device.of(device))
+    def load_network(self, file, build, device="cpu"):
+        return Network.from_module(build(dict(self.tensors)), Device.coerce(device))
 
 
 def random_shelf(make):

@@ -84,13 +84,13 @@ def _unet(shape: str, changes: tuple[tuple[str, object], ...]) -> UNet2DConditio
 def step_for(net: ControlNet, rows: int = 2, height: int = 8, width: int = 8, seed: int = 1) -> Step:
     """A random step; an SDXL net's added vector is random too."""
     draw = torch.Generator().manual_seed(seed)
-    layout = net.layout
+    layout = net.unet_signature
     return Step(
-        x=torch.randn(rows, layout.channels, height, width, generator=draw),
+        x=torch.randn(rows, layout.in_channels, height, width, generator=draw),
         t=torch.randint(0, 1000, (rows,), generator=draw),
-        context=torch.randn(rows, 7, layout.context or 5, generator=draw),
+        context=torch.randn(rows, 7, layout.context_width or 5, generator=draw),
         span=Span(0, 1),
-        added=None if layout.added is None else torch.randn(rows, layout.added, generator=draw),
+        added=None if layout.added_width is None else torch.randn(rows, layout.added_width, generator=draw),
     )
 
 

@@ -16,20 +16,20 @@ import numpy as np
 from controlnet_ext.preprocessors.library import Library
 from limits import HANG, wait_until
 
-from controlnet_ext.embedded import PHOTO
+from controlnet_ext.embedded import SAMPLE_PHOTO
 from controlnet_ext.files.image_reader import read_image
-from controlnet_ext.sdwebui.catalog import Shelf
-from controlnet_ext.sdwebui.limits import Limits
-from controlnet_ext.sdwebui.modules import readied
-from controlnet_ext.server.engine import Engine
-from controlnet_ext.server.service import Desk
-from controlnet_ext.server.worker import Worker
+from controlnet_ext.sdwebui.catalog import ModelCatalog
+from controlnet_ext.sdwebui.limits import RequestLimits
+from controlnet_ext.sdwebui.modules import create_preprocessor_loader
+from controlnet_ext.server.engine import GenerationEngine
+from controlnet_ext.server.service import Service
+from controlnet_ext.server.worker import RequestWorker
 
 CANNY = "embedded/canny"
 
 
 def photo() -> str:
-    return base64.b64encode(PHOTO.read_bytes()).decode()
+    return base64.b64encode(SAMPLE_PHOTO.read_bytes()).decode()
 
 
 def white(height: int, width: int, painted: slice = slice(0)) -> str:
@@ -76,16 +76,22 @@ class Client:
 @contextmanager
 def served(
     units: int = 3, queue: int = 16, token: str | None = None, fetch: Any = None
-) -> Iterator[tuple[Client, Desk]]:
+) -> Iterator[tuple[Client, Service]]:
     import uvicorn
 
-    from controlnet_ext.server.app import app
+    from controlnet_ext.server.app import create_app
 
-    shelf = Shelf((), "embedded")
-    ready = readied("cpu", Library(download=False))
-    desk = Desk(Engine("embedded", shelf, ready, "cpu", "float32"), shelf, ready, Limits(units=units), fetch)
-    worker = Worker(queue)
-    served = app(desk, worker, token, ("127.0.0.1",))
+    shelf = ModelCatalog((), "embedded")
+    ready = create_preprocessor_loader("cpu", Library(download=False))
+    desk = Service(
+        GenerationEngine("embedded", shelf, ready, "cpu", "float32"),
+        shelf,
+        ready,
+        RequestLimits(max_units=units),
+        fetch,
+    )
+    worker = RequestWorker(queue)
+    served = create_app(desk, worker, token, ("127.0.0.1",))
     config = uvicorn.Config(served, port=0, log_level="warning", lifespan="off")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)

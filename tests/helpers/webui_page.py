@@ -16,15 +16,17 @@ from webui_host import fresh, install
 
 def page() -> Any:
     """The blocks; the host's stand-ins are installed."""
-    from controlnet_ext.webui.panel import build
+    from controlnet_ext.webui.panel import build_panel
 
     with gradio.Blocks() as made:
         gradio.Number(512, elem_id="txt2img_width")
         gradio.Number(512, elem_id="txt2img_height")
         said = gradio.Textbox(elem_id="infotext")
-        panel = build(Tab(), False, 1)
+        panel = build_panel(Tab(), False, 1)
         paste = gradio.Button("Paste", elem_id="paste")
-        paste.click(lambda text: _pasted(json.loads(text), panel.pasted), [said], [c for c, _ in panel.pasted])
+        paste.click(
+            lambda text: _pasted(json.loads(text), panel.paste_fields), [said], [c for c, _ in panel.paste_fields]
+        )
         told = gradio.Textbox(elem_id="told")
         tell = gradio.Button("Tell", elem_id="tell")
         tell.click(_told, panel.components, [told])
@@ -52,9 +54,9 @@ def _pasted(said: dict[str, Any], readers: list[tuple[Any, Any]]) -> list[Any]:
 
 def _told(*values: Any) -> str:
     """What a generation would get: the first unit, with its image's and its mask's size and mean."""
-    from controlnet_ext.webui.fields import units_of
+    from controlnet_ext.webui.fields import parse_unit_arguments
 
-    (unit,) = units_of(values)
+    (unit,) = parse_unit_arguments(values)
     image = unit.pop("image")
     image = image if isinstance(image, dict) else {"image": image, "mask": None}
     for name, pixels in image.items():

@@ -20,7 +20,7 @@ from controlnet_ext import Unit, Window, guide
 from controlnet_ext.guidance.contract import Residuals, Span, Step
 from controlnet_ext.hosts.diffusers import hook
 from controlnet_ext.hosts.ldm import guide as ldm
-from controlnet_ext.hosts.side_stream import Awaited, Beside, beside
+from controlnet_ext.hosts.side_stream import LazyResiduals, SideStream, open_side_stream
 
 GREY = torch.full((8, 8, 3), 128, dtype=torch.uint8).numpy()
 STEP = ["own waits", "own works", "net", "own has all", "encoder", "encoder ends", "caller waits", "middle"]
@@ -70,7 +70,7 @@ class Told(Pushes):
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
     stand_in = Cuda()
     for host in (hook, ldm):
-        monkeypatch.setattr(host, "beside", lambda device: Beside(device, stand_in))
+        monkeypatch.setattr(host, "open_side_stream", lambda device: SideStream(device, stand_in))
     return stand_in
 
 
@@ -87,7 +87,7 @@ def pipe(cuda: Cuda) -> Any:
 def test_a_diffusers_unet_waits_for_the_net_after_its_encoder(pipe, cuda):
     plain = run(pipe)
     with guide(pipe, [Unit(Pushes(), GREY)]), pytest.MonkeyPatch.context() as without:
-        without.setattr(hook, "beside", lambda device: None)
+        without.setattr(hook, "open_side_stream", lambda device: None)
         expected = run(pipe)
     cuda.said.clear()
     with guide(pipe, [Unit(Told(cuda.said.append), GREY)]):
@@ -150,7 +150,7 @@ def test_ldms_unet_waits_after_its_middle_block(cuda):
     with ldm.guide_ldm(model, [Unit(Told(cuda.said.append), GREY)]) as guiding:
         guiding.begin([Span(0, 1)], 0)
         for _ in range(2):
-            guiding.expect(rows(span=Span(0, 1)))
+            guiding.announce_step(rows(span=Span(0, 1)))
             called(model, given)
     once = ["own waits", "own works", "net", "own has all", "encoder", "middle", "caller waits", "decoder"]
     assert cuda.said == once * 2
@@ -159,11 +159,11 @@ def test_ldms_unet_waits_after_its_middle_block(cuda):
 def test_a_copy_of_awaited_residuals_is_plain_and_was_waited_for():
     waited: list[int] = []
     tensors = torch.zeros(2), torch.ones(3)
-    awaited = Awaited(tensors, lambda: waited.append(1))
+    awaited = LazyResiduals(tensors, lambda: waited.append(1))
     assert len(awaited) == 2 and not waited
     copied = send_to_device(awaited, "cpu")
     assert waited and all(map(torch.equal, copied, tensors)) and torch.equal(awaited[1], tensors[1])
 
 
 def test_a_processor_has_no_streams():
-    assert beside(torch.device("cpu")) is None
+    assert open_side_stream(torch.device("cpu")) is None

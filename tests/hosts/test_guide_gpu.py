@@ -63,7 +63,7 @@ def test_on_a_stream_of_its_own_the_net_gives_the_same_bits(monkeypatch: pytest.
             return run(pipe, steps=12)
 
     apart = [guided() for _ in range(8)]
-    monkeypatch.setattr(hook, "beside", lambda device: None)
+    monkeypatch.setattr(hook, "open_side_stream", lambda device: None)
     plain = guided()
     assert all(torch.equal(each, plain) for each in apart)
 

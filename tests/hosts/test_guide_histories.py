@@ -22,7 +22,7 @@ from networks import randomised
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from controlnet_ext import Residuals, Step, Unit, guide
-from controlnet_ext.hosts.diffusers.hook import BUSY
+from controlnet_ext.hosts.diffusers.hook import BUSY_MESSAGE
 
 STEPS = 2
 SKIPS = 4  # of the UNet below
@@ -201,7 +201,7 @@ class Histories(RuleBasedStateMachine):
             assert is_expected(run(), self.kinds)
         finally:
             handle.remove()
-        assert refused == [BUSY] * 2 * STEPS
+        assert refused == [BUSY_MESSAGE] * 2 * STEPS
 
     def teardown(self) -> None:
         while self.open:

@@ -61,7 +61,7 @@ def test_guidance_split_over_two_calls_is_that_of_one(scheduler: Any) -> None:
         found = latents(split, output="images")
     # batches of two and four rows: measured 2e-4, where guidance moves them by 1
     assert (found - expected).abs().max() < 5e-3 < 0.3 < (expected - plain).abs().max()
-    assert [step.span.begins for step in counts.steps] == [i // 2 / STEPS for i in range(2 * STEPS)]
+    assert [step.span.start for step in counts.steps] == [i // 2 / STEPS for i in range(2 * STEPS)]
     assert [step.positive.tolist() for step in counts.steps] == [[True] * 2, [False] * 2] * STEPS  # type: ignore[union-attr]
     assert all(step.samples.tolist() == [0, 1] for step in counts.steps)  # type: ignore[union-attr]
 

@@ -14,8 +14,8 @@ from limits import HANG
 from test_guide_histories import SKIPS, After, pipeline
 
 from controlnet_ext import Span, Unit, guide
-from controlnet_ext.hosts.diffusers.hook import BUSY
-from controlnet_ext.hosts.ldm.guide import Rows, guide_ldm
+from controlnet_ext.hosts.diffusers.hook import BUSY_MESSAGE
+from controlnet_ext.hosts.ldm.guide import BatchRows, guide_ldm
 
 THREADS, TRIES = 8, 4
 
@@ -80,7 +80,7 @@ def test_guided_runs_of_eight_threads_are_right_or_refused() -> None:
                 with guide(own[i], units(i)):
                     found = run(own[i])
             except RuntimeError as error:
-                assert str(error) == BUSY
+                assert str(error) == BUSY_MESSAGE
                 refused[i] += 1
             else:
                 assert torch.equal(found, expected[i])
@@ -108,7 +108,7 @@ def test_threads_without_a_guide_are_refused_while_one_guides_and_do_not_disturb
         if i == 0:
             try:
                 with guide(own[0], units(0)):
-                    while not all(BUSY in each for each in seen[1:]):  # each is refused once at least
+                    while not all(BUSY_MESSAGE in each for each in seen[1:]):  # each is refused once at least
                         assert torch.equal(run(own[0]), expected)
             finally:
                 done.set()
@@ -121,7 +121,7 @@ def test_threads_without_a_guide_are_refused_while_one_guides_and_do_not_disturb
                 seen[i].append(str(error))
 
     in_threads(work)
-    assert {word for each in seen for word in each} <= {BUSY, "right"}
+    assert {word for each in seen for word in each} <= {BUSY_MESSAGE, "right"}
 
 
 def under_way(unet: Any, call: Any, guided: Any) -> torch.Tensor:
@@ -186,7 +186,7 @@ def test_so_it_is_on_an_ldm_unet() -> None:
     def guided() -> None:
         with guide_ldm(unet, [Unit(Pushes(), GREY)]) as guiding:
             guiding.begin([Span(0, 1)], 0)
-            guiding.expect(Rows(Span(0, 1), [0, 0], [True, False]))
+            guiding.announce_step(BatchRows(Span(0, 1), [0, 0], [True, False]))
             plain()
 
     expected = plain()

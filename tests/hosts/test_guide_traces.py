@@ -138,7 +138,7 @@ def test_another_thread_is_refused_in_one_line(pipe: Any) -> None:
     with guide(pipe, [Unit(Pushes(), GREY)]):
         right = run(pipe)
         elsewhere()
-        assert outcomes == [hook.BUSY] * 2
+        assert outcomes == [hook.BUSY_MESSAGE] * 2
         assert torch.equal(run(pipe), right)
     elsewhere()
     assert torch.equal(outcomes[2], right) and isinstance(outcomes[3], torch.Tensor)
@@ -196,7 +196,7 @@ def test_a_fake_attention_kind_has_all_that_it_needs(pipe: Any) -> None:
     acts = [now for now in model.nows if now is not None]
     assert len(acts) == len(model.nows) // 2  # two steps of four
     first = acts[0]
-    assert first.strength.tolist() == [0.0, 0.5] and first.step.span == (0.0, 0.25) and first.turn == 1
+    assert first.strength.tolist() == [0.0, 0.5] and first.step.span == (0.0, 0.25) and first.pass_index == 1
     assert first.region is not None and first.region.shape == (1, 1, 4, 4) and first.layers == (1.0, 2.0)
     assert models[1].nows[0] is not None and models[1].nows[0].strength.tolist() == [-0.5, -0.5]
 
@@ -220,7 +220,7 @@ def test_attentions_come_in_the_order_in_which_they_run(pipe: Any) -> None:
     model = Plus()
     found: list[tuple[str, Any, str]] = []
     attach = model.attach
-    model.attach = lambda host, hint, now: found.extend(host.attentions()) or attach(host, hint, now)  # type: ignore
+    model.attach = lambda host, hint, now: found.extend(host.iter_attentions()) or attach(host, hint, now)  # type: ignore
     with guide(pipe, [Unit(model, GREY)]):
         run(pipe, steps=1)
     for handle in handles:

@@ -18,9 +18,9 @@ from ldm import UNetModel
 from tiny import DDIM, control, parts, picture, pipeline, unet
 
 from controlnet_ext import PerSample, Unit, Window, guide
-from controlnet_ext.guidance.after_steps import Colours
-from controlnet_ext.guidance.contract import Now, Residuals, Span, Step
-from controlnet_ext.hosts.ldm.guide import Rows, guide_ldm
+from controlnet_ext.guidance.after_steps import ColorFix
+from controlnet_ext.guidance.contract import Activation, Residuals, Span, Step
+from controlnet_ext.hosts.ldm.guide import BatchRows, guide_ldm
 from controlnet_ext.hosts.ldm.host import LdmHost
 from controlnet_ext.models.kinds import lllite, t2i_adapter
 from controlnet_ext.models.kinds.controlnet import ControlNet
@@ -51,7 +51,7 @@ def inputs(shape="SD1.5", rows=2, seed=0):
 def rows(count=2, span=SPANS[1]):
     """ldm's denoiser: first the rows with the prompt, then those without."""
     half = count // 2
-    return Rows(span, [*range(half)] * 2, [True] * half + [False] * half)
+    return BatchRows(span, [*range(half)] * 2, [True] * half + [False] * half)
 
 
 def called(model, given):
@@ -63,7 +63,7 @@ def called(model, given):
 def guided(model, units, given, announced=None, turn=0):
     with guide_ldm(model, units) as guiding:
         guiding.begin(SPANS, turn)
-        guiding.expect(announced or rows(len(given[0])))
+        guiding.announce_step(announced or rows(len(given[0])))
         return called(model, given)
 
 
@@ -75,8 +75,8 @@ def in_diffusers(shape, units, given, announced=None):
     model = UNetModel(unet(shape))
     with guide_ldm(model, units) as guiding:
         guiding.begin(SPANS, 0)
-        guiding.expect(announced)
-        model.register_forward_pre_hook(lambda *_: seen.append(guiding._total))
+        guiding.announce_step(announced)
+        model.register_forward_pre_hook(lambda *_: seen.append(guiding._total_residuals))
         called(model, given)
     (total,) = seen
     theirs, added = unet(shape), None
@@ -122,7 +122,7 @@ def test_a_pipeline_guided_by_the_same_unit_makes_the_same_calls(shape):
     with guide_ldm(model, [one]) as guiding:
         guiding.begin(SPANS, 0)
         for span, (args, kwargs, out) in zip(SPANS, calls, strict=True):
-            guiding.expect(Rows(span, [0, 0], [False, True]))  # as diffusers stacks them
+            guiding.announce_step(BatchRows(span, [0, 0], [False, True]))  # as diffusers stacks them
             with torch.no_grad():
                 t = torch.as_tensor(args[1]).reshape(-1).expand(2)
                 assert torch.equal(model(args[0], t, context=kwargs["encoder_hidden_states"]), out)
@@ -163,7 +163,7 @@ def test_rows_are_known_however_the_host_splits_a_step(parts):
     assert (whole[:2] - plain[:2]).abs().max() > 1e-2
     with guide_ldm(model, units) as guiding:
         guiding.begin(SPANS, 0)
-        guiding.expect(rows(4))
+        guiding.announce_step(rows(4))
         found = torch.cat([called(model, part) for part in _split(given, parts)])
     # Sums over batches of other sizes: found 2e-6; the maps in the wrong order differ by 1e-1.
     torch.testing.assert_close(found, whole, rtol=0, atol=2e-5)
@@ -176,7 +176,7 @@ def _split(given, parts):
 def test_a_prompt_of_several_parts_has_a_row_for_each():
     """AND: two prompts for the first picture, one for the second, then the rows without prompts."""
     given = tuple(None if g is None else torch.cat([g, g[:1]]) for g in inputs(rows=4))
-    announced = Rows(SPANS[0], [0, 0, 1, 0, 1], [True, True, True, False, False])
+    announced = BatchRows(SPANS[0], [0, 0, 1, 0, 1], [True, True, True, False, False])
     model, units = UNetModel(unet()), [unit(mode="control")]
     found = guided(model, units, given, announced)
     plain = called(model, given)
@@ -206,9 +206,9 @@ def test_a_map_may_be_of_any_size_and_two_runs_have_hints_of_their_own():
     with guide_ldm(model, units) as guiding:
         for turn, given in enumerate((small, large)):
             guiding.begin(SPANS, turn)
-            guiding.expect(replace(rows(), span=SPANS[0]))
+            guiding.announce_step(replace(rows(), span=SPANS[0]))
             assert called(model, given).shape == given[0].shape
-        assert guiding.called == 2
+        assert guiding.guided_calls == 2
 
 
 class Latent:
@@ -234,7 +234,7 @@ def test_units_act_after_a_step_as_in_diffusers(ldm, diffusers):
     """A whole run of `guide`, each of its UNet calls repeated by the ldm host, in parts too."""
     pipe, calls = pipeline(StableDiffusionPipeline, scheduler=DDIMScheduler(**DDIM, prediction_type=diffusers)), []
     one = unit(preprocessor="inpaint_only", inpaint=MASK, weight=0.8, window=Window(0.25, 1))
-    two = unit(weight=0.5, after=Colours(3, 2))
+    two = unit(weight=0.5, after=ColorFix(3, 2))
     with guide(pipe, [one, two]):
         handle = pipe.unet.register_forward_hook(
             lambda _, args, kwargs, out: calls.append((args, kwargs, out[0].clone())), with_kwargs=True
@@ -247,7 +247,7 @@ def test_units_act_after_a_step_as_in_diffusers(ldm, diffusers):
         guiding.begin(SPANS, 0)
         for parts_of in ((2,), (1, 1)):
             for span, (args, kwargs, out) in zip(SPANS, calls, strict=True):
-                guiding.expect(Rows(span, [0, 0], [False, True]))
+                guiding.announce_step(BatchRows(span, [0, 0], [False, True]))
                 t = torch.as_tensor(args[1]).reshape(-1).float().expand(2)
                 given = args[0], t, kwargs["encoder_hidden_states"], None
                 found = torch.cat([called(model, part) for part in _split(given, parts_of)])
@@ -257,11 +257,11 @@ def test_units_act_after_a_step_as_in_diffusers(ldm, diffusers):
 def test_noise_between_timesteps_is_k_diffusions():
     host = LdmHost(None, Latent("eps"))
     x = torch.zeros(2, 4, 8, 8)
-    host.call = Step(x, torch.tensor([500.25, 999.0]), torch.zeros(2, 1, 1), SPANS[0])
+    host.step = Step(x, torch.tensor([500.25, 999.0]), torch.zeros(2, 1, 1), SPANS[0])
     alphas = host.model.alphas_cumprod.double()
     logs = ((1 - alphas) / alphas).sqrt().log()
     sigmas = torch.stack([0.75 * logs[500] + 0.25 * logs[501], logs[999]]).exp()
-    noise = host.noise()
+    noise = host.compute_noise_level()
     torch.testing.assert_close((noise.noise / noise.signal).flatten().double(), sigmas, rtol=1e-6, atol=0)
     torch.testing.assert_close(noise.noise**2 + noise.signal**2, torch.ones(2, 1, 1, 1))
 
@@ -269,7 +269,7 @@ def test_noise_between_timesteps_is_k_diffusions():
 def test_without_the_model_what_needs_it_is_refused():
     model, given = UNetModel(unet()), inputs()
     with pytest.raises(ValueError, match="needs the host's model, with its VAE and alphas_cumprod"):
-        guided(model, [unit(after=Colours())], given)
+        guided(model, [unit(after=ColorFix())], given)
 
 
 def attached(shape):
@@ -285,7 +285,7 @@ def acting(shape, kind):
     if kind is None:
         return attached(shape)
     if kind == "Union":
-        model = test_union.ours(test_union.theirs(tiny_one=True)).of("depth")
+        model = test_union.ours(test_union.theirs(tiny_one=True)).with_types("depth")
     else:
         model = t2i_adapter.load(test_t2i_adapter.theirs(kind).state_dict(), {})
     return Unit(model, picture(), weight=0.6)
@@ -320,7 +320,7 @@ def test_all_kinds_do_here_what_they_do_in_a_pipeline(shape, kind):
     with guide_ldm(model, [one]) as guiding:
         guiding.begin(SPANS, 0)
         for span, (args, kwargs, out) in zip(SPANS, calls, strict=True):
-            guiding.expect(Rows(span, [0, 0], [False, True]))  # as diffusers stacks them
+            guiding.announce_step(BatchRows(span, [0, 0], [False, True]))  # as diffusers stacks them
             t = torch.as_tensor(args[1]).reshape(-1).expand(2)
             made = called(model, (args[0], t, kwargs["encoder_hidden_states"], vector(pipe, kwargs)))
             assert torch.equal(made, out)
@@ -343,11 +343,11 @@ def test_a_unit_in_the_attention_follows_split_calls_and_another_size():
     x, t, context, _ = inputs(rows=4)
     with guide_ldm(model, [one]) as guiding:
         guiding.begin(SPANS, 0)
-        guiding.expect(rows(4))
+        guiding.announce_step(rows(4))
         whole = called(model, (x, t, context, None))
-        guiding.expect(rows(4))
+        guiding.announce_step(rows(4))
         parts = [called(model, (x[i:j], t[i:j], context[i:j], None)) for i, j in ((0, 3), (3, 4))]
-        guiding.expect(rows(4))
+        guiding.announce_step(rows(4))
         called(model, (torch.zeros(4, 4, 16, 8), t, context, None))
     # batches of other sizes differ in their last bits
     assert torch.allclose(torch.cat(parts), whole, rtol=0, atol=1e-5)
@@ -363,8 +363,8 @@ def test_a_style_reaches_attention_that_calls_its_prompt_context():
 
     attention, net = Attention(), test_style.ours()
     step = Step(torch.zeros(2, 4, 8, 8), torch.zeros(2), torch.ones(2, 16, 32), SPANS[0], torch.tensor([True, False]))
-    now = Now(step, torch.ones(2), None, None, 0)
-    host = SimpleNamespace(attentions=lambda: [("down_blocks.0.attn2", attention, "input")])
+    now = Activation(step, torch.ones(2), None, None, 0)
+    host = SimpleNamespace(iter_attentions=lambda: [("down_blocks.0.attn2", attention, "input")])
     hint = net.hint(torch.from_numpy(test_style.states())[None])
     with net.attach(host, hint, lambda: now):
         longer = attention(step.x, context=step.context)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controlnet_ext.maps.resize import _ridges, fit, pixel_perfect
+from controlnet_ext.maps.resize import _suppress_non_maxima, compute_fit_resolution, fit
 
 rng = np.random.default_rng(0)
 PHOTO = cv2.resize(rng.integers(0, 256, (12, 17, 3), np.uint8), (170, 120), interpolation=cv2.INTER_CUBIC)
@@ -140,7 +140,7 @@ def test_a_ridge_is_no_lower_than_both_neighbours_in_one_direction_of_four():
         before, after = (np.roll(x, (i * down, i * right), (0, 1))[1:-1, 1:-1] for i in (1, -1))
         kept |= (middle >= before) & (middle >= after)
     assert 0.1 < (~kept).mean() < 0.9
-    np.testing.assert_array_equal(_ridges(x)[1:-1, 1:-1], np.where(kept, middle, 0))
+    np.testing.assert_array_equal(_suppress_non_maxima(x)[1:-1, 1:-1], np.where(kept, middle, 0))
 
 
 def test_a_line_along_the_border_stays():
@@ -189,7 +189,7 @@ def test_a_mask_that_covers_half_of_a_pixel_covers_it():
     ],
 )
 def test_pixel_perfect_is_the_short_side_that_needs_no_resize(size, target, how, resolution):
-    assert pixel_perfect(*size, *target, how) == resolution
+    assert compute_fit_resolution(*size, *target, how) == resolution
 
 
 def test_nonsense_is_refused_in_one_line():

@@ -182,7 +182,7 @@ def test_fine_pixels_are_grey_of_16_bits():
     for fine in (np.zeros((2, 3), np.uint8), np.zeros((3, 2), np.uint16), pixels):
         with pytest.raises(ValueError, match=r"^fine .*expected \(H, W\) uint16$"):
             ControlMap(pixels, "depth", None, fine)
-    assert ControlMap(pixels, "depth", None, np.zeros((2, 3), np.uint16)).fine is not None
+    assert ControlMap(pixels, "depth", None, np.zeros((2, 3), np.uint16)).pixels16 is not None
 
 
 def test_controlnet_aux_makes_the_same_maps():

@@ -22,7 +22,7 @@ from test_guide_histories import PIPE
 from controlnet_ext import Unit, Window, guide
 from controlnet_ext.models.kinds import control_lora
 from controlnet_ext.models.kinds.controlnet import ControlNet
-from controlnet_ext.models.nn.execution import pooling
+from controlnet_ext.models.nn.execution import with_global_average_pooling
 
 
 class Replays:
@@ -53,7 +53,7 @@ def anew() -> None:
 
 
 def net_for(pipe: Any, seed: int = 2) -> Any:
-    return randomised(ControlNet.copy_of(pipe.unet), seed)
+    return randomised(ControlNet.from_unet(pipe.unet), seed)
 
 
 def small() -> Any:
@@ -63,13 +63,13 @@ def small() -> Any:
 
 
 def union() -> Any:
-    return test_union.ours(test_union.theirs(6, tiny_one=True)).of("depth")
+    return test_union.ours(test_union.theirs(6, tiny_one=True)).with_types("depth")
 
 
 def lora() -> Any:
     file, _ = test_control_lora.parts(reference("SDXL small"), BASE)
     found = control_lora.load(file | test_control_lora.MARK, {})
-    found.settle(BASE)
+    found.bind(BASE)
     return found
 
 
@@ -134,7 +134,7 @@ def test_all_kinds_of_control_nets_compile_whole(make: Any) -> None:
     made = [all_of(net(each, hint)) for each in steps]
     assert all(map(equal, made, expected)) and (replays.graphs, replays.calls) == (1, 2)
     with pytest.raises(ValueError, match="a compiled network cannot have low_vram"):
-        net.on(torch.device("cpu"))
+        net.stream_to(torch.device("cpu"))
 
 
 @torch.no_grad()
@@ -143,9 +143,9 @@ def test_other_sizes_and_copies_of_a_net_take_few_graphs() -> None:
     replays = Replays()
     sizes = [(2, 8, 8), (1, 16, 8), (3, 24, 16), (4, 8, 24)]
     cases = [(step_for(net, *size), net.hint(picture(8 * size[1], 8 * size[2]))) for size in sizes]
-    expected = [h for each in (net, pooling(net)) for case in cases for h in all_of(each(*case))]
+    expected = [h for each in (net, with_global_average_pooling(net)) for case in cases for h in all_of(each(*case))]
     net.compile(backend=replays)
-    made = [h for each in (net, pooling(net)) for case in cases for h in all_of(each(*case))]
+    made = [h for each in (net, with_global_average_pooling(net)) for case in cases for h in all_of(each(*case))]
     for a, b in zip(made, expected, strict=True):
         assert (a - b).abs().max() <= 1e-5 * b.abs().max()  # a graph for any size may add up in another order
     assert replays.calls == 8 and replays.graphs <= 3
@@ -171,7 +171,7 @@ def test_a_pickled_net_is_compiled_the_same_way() -> None:
     net.compile(backend="eager")
     step = step_for(net)
     again = pickle.loads(pickle.dumps(net))
-    assert type(again.blocks) is type(net.blocks)
+    assert type(again.blocks) is type(net.block_runner)
     assert equal(all_of(again(step, again.hint(picture()))), all_of(net(step, net.hint(picture()))))
 
 

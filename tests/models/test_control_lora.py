@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from controlnet_ext import Unit, cli, guide, models
 from controlnet_ext.models.kinds.control_lora import load
 from controlnet_ext.models.kinds.controlnet import ControlNet
-from controlnet_ext.models.state_dict.ldm_keys import to_ldm
+from controlnet_ext.models.state_dict.ldm_keys import to_ldm_keys
 
 MARK = {"lora_controlnet": torch.tensor([])}
 
@@ -60,7 +60,7 @@ def live() -> int:
 
 def written(file: dict[str, torch.Tensor], theirs: ControlNetModel) -> dict[str, torch.Tensor]:
     """Under ldm's names, which follow from those of the whole network."""
-    table = dict(zip(theirs.state_dict(), to_ldm(theirs.state_dict()), strict=True))
+    table = dict(zip(theirs.state_dict(), to_ldm_keys(theirs.state_dict()), strict=True))
     names = {n.removesuffix(".weight"): ldm.removesuffix(".weight") for n, ldm in table.items() if n.endswith("weight")}
     found = {}
     for name, tensor in file.items():
@@ -76,8 +76,8 @@ def test_residuals_equal_those_of_the_network_written_out(shape: str, tmp_path: 
     file, whole = parts(theirs, base)
     save_file(written(file, theirs), tmp_path / "a.safetensors")
     lora, net = models.load(tmp_path / "a.safetensors"), ControlNet.load(whole, theirs.config)
-    assert (lora.architecture, lora.layout) == ("control-lora", net.layout)
-    lora.settle(base)
+    assert (lora.architecture, lora.unet_signature) == ("control-lora", net.unet_signature)
+    lora.bind(base)
     step = step_for(net)
     for a, b in zip(all_of(lora(step, lora.hint(picture()))), all_of(net(step, net.hint(picture()))), strict=True):
         assert b.std() >= 0.1
@@ -95,7 +95,7 @@ def test_residuals_equal_those_of_diffusers_loader_given_the_biases_that_it_leav
         if hasattr(module, "base_layer") and f"{name}.bias" in file:
             module.base_layer.bias.copy_(file[f"{name}.bias"])  # benchmarks/control_lora_diffusers.py
     lora = load(file | MARK, {})
-    lora.settle(base)
+    lora.bind(base)
     step = step_for(lora)
     for a, b in zip(all_of(lora(step, lora.hint(picture()))), theirs_on(net, step, picture()), strict=True):
         assert (a - b).abs().max() <= 1e-5 * b.std()
@@ -108,7 +108,7 @@ def test_it_holds_what_the_file_holds_and_the_unet_stays() -> None:
     file, _ = parts(theirs, base)
     lora = load(file | MARK, {})
     held = live()
-    lora.settle(base)
+    lora.bind(base)
     assert live() == held
     size = sum(tensor.numel() for tensor in file.values())
     assert sum(p.numel() for p in lora.parameters()) == size < 0.5 * sum(p.numel() for p in theirs.parameters())
@@ -129,12 +129,12 @@ def test_it_reads_below_lora() -> None:
     file, whole = parts(theirs, base)
     base.add_adapter(LoraConfig(r=2, target_modules=["to_q", "conv1", "conv_in"], init_lora_weights=False))
     lora, net = load(file | MARK, {}), ControlNet.load(whole, theirs.config)
-    lora.settle(base)
+    lora.bind(base)
     step = step_for(net)
     close(lora(step, lora.hint(picture())).middle, net(step, net.hint(picture())).middle)
     base.fuse_lora()
     with pytest.raises(ValueError, match="a LoRA is fused"):
-        lora.settle(base)
+        lora.bind(base)
 
 
 @torch.no_grad()
@@ -143,11 +143,11 @@ def test_a_video_unet_lends_its_spatial_weights() -> None:
     adapter = MotionAdapter(block_out_channels=(32, 64, 96, 96), motion_num_attention_heads=4, motion_max_seq_length=4)
     file, whole = parts(theirs, base)
     lora, net = load(file | MARK, {}), ControlNet.load(whole, theirs.config)
-    lora.settle(UNetMotionModel.from_unet2d(base, adapter))
+    lora.bind(UNetMotionModel.from_unet2d(base, adapter))
     with pytest.raises(ValueError, match="settled on is gone"):
         lora(step_for(net), lora.hint(picture()))
     video = UNetMotionModel.from_unet2d(base, adapter)
-    lora.settle(video)
+    lora.bind(video)
     step = replace(step_for(net, rows=4), frames=2)
     close(lora(step, lora.hint(picture())).middle, net(step, net.hint(picture())).middle)
 
@@ -155,14 +155,14 @@ def test_a_video_unet_lends_its_spatial_weights() -> None:
 def test_a_unet_without_weights_tells_what_fits() -> None:
     theirs, base = reference("SD1.5"), unet("SD1.5")
     lora = load(parts(theirs, base)[0] | MARK, {})
-    lora.settle(unet("SD1.5").to("meta"))
+    lora.bind(unet("SD1.5").to("meta"))
     with pytest.raises(ValueError, match="but the model"):
-        lora.settle(unet("SD2.1").to("meta"))
-    lora.settle(base)
+        lora.bind(unet("SD2.1").to("meta"))
+    lora.bind(base)
     offloaded = unet("SD1.5").to("meta")
     offloaded.conv_in._hf_hook = object()  # as accelerate's sequential offloading leaves it
     with pytest.raises(ValueError, match="weights are offloaded"):
-        lora.settle(offloaded)
+        lora.bind(offloaded)
 
 
 @torch.no_grad()
@@ -173,7 +173,7 @@ def test_another_unet_is_another_network() -> None:
     step = step_for(lora)
     results = []
     for model in (base, randomised(unet("SD1.5"), seed=9), base):
-        lora.settle(model)
+        lora.bind(model)
         results.append(lora(step, lora.hint(picture())).middle)
     assert torch.equal(results[0], results[2])
     assert not torch.equal(results[0], results[1])
@@ -190,7 +190,7 @@ def test_an_inpainting_unet_lends_the_channels_of_its_latents() -> None:
 
     file, whole = parts(theirs, Plain())
     lora, net = load(file | MARK, {}), ControlNet.load(whole, theirs.config)
-    lora.settle(base)
+    lora.bind(base)
     step = step_for(net)
     nine = replace(step, x=torch.cat([step.x, step.x, step.x[:, :1]], dim=1))
     close(lora(nine, lora.hint(picture())).middle, net(step, net.hint(picture())).middle)
@@ -199,11 +199,11 @@ def test_an_inpainting_unet_lends_the_channels_of_its_latents() -> None:
 def test_a_half_precision_lora_computes_in_half_precision() -> None:
     theirs, base = reference("SD1.5"), unet("SD1.5")
     lora = load({n: t.bfloat16() for n, t in parts(theirs, base)[0].items()} | MARK, {})
-    lora.settle(base)
+    lora.bind(base)
     step = step_for(lora)
     with torch.no_grad():
         assert lora(step, lora.hint(picture())).middle.dtype == torch.float32
-    assert lora._net().dtype == torch.bfloat16
+    assert lora._get_net().dtype == torch.bfloat16
 
 
 def test_a_guided_pipeline_equals_diffusers_with_the_network_written_out() -> None:
@@ -224,10 +224,12 @@ def test_a_guided_pipeline_equals_diffusers_with_the_network_written_out() -> No
 def test_shuffle_maps_are_pooled() -> None:
     theirs, base = reference("SD1.5"), unet("SD1.5")
     lora = load(parts(theirs, base)[0] | MARK, {})
-    lora.settle(base)
+    lora.bind(base)
     step = step_for(lora)
     with torch.no_grad():
-        shapes = [some(step, some.hint(picture())).skips[0].shape[2:] for some in (lora, lora.reads(["shuffle"]))]
+        shapes = [
+            some(step, some.hint(picture())).skips[0].shape[2:] for some in (lora, lora.for_map_types(["shuffle"]))
+        ]
     assert shapes == [(8, 8), (1, 1)]
     assert lora.global_average_pooling is None
 
@@ -239,10 +241,10 @@ def test_what_it_is_and_needs_is_said(tmp_path: Path, capsys: pytest.CaptureFixt
     found = json.loads(capsys.readouterr().out)
     assert (found["architecture"], found["layout"], found["details"]["rank"]) == ("control-lora", "ldm", 3)
     lora = models.load(tmp_path / "a.safetensors")
-    with pytest.raises(ValueError, match=r"settle\(unet\) comes first"):
+    with pytest.raises(ValueError, match=r"bind\(unet\) comes first"):
         lora.hint(picture())
     with pytest.raises(ValueError, match="but the model"):
-        lora.settle(unet("SD1.5"))
+        lora.bind(unet("SD1.5"))
     assert cli.main(["convert", str(tmp_path / "a.safetensors"), str(tmp_path / "b"), "--to", "diffusers"]) == 2
     assert "a control-lora file, which can be no other layout" in capsys.readouterr().err
 
@@ -264,13 +266,13 @@ def test_broken_files_are_refused(change: dict[str, torch.Tensor | None], words:
     theirs, base = reference("SD1.5"), unet("SD1.5")
     file = {n: t for n, t in ({**parts(theirs, base)[0], **change} | MARK).items() if t is not None}
     with pytest.raises(ValueError, match=words):
-        load(file, {}).settle(base)
+        load(file, {}).bind(base)
 
 
 def test_the_unet_may_be_gone() -> None:
     theirs, base = reference("SD1.5"), unet("SD1.5")
     lora = load(parts(theirs, base)[0] | MARK, {})
-    lora.settle(base)
+    lora.bind(base)
     step = step_for(lora)
     del base
     gc.collect()

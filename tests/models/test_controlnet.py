@@ -11,13 +11,15 @@ from diffusers import ControlNetModel, MotionAdapter, UNetMotionModel
 from diffusers.image_processor import VaeImageProcessor
 from networks import SHAPES, SIZES, all_of, ours, picture, randomised, reference, step_for, theirs_on, unet
 
-from controlnet_ext.models.base_unet import heads
+from controlnet_ext.models.base_unet import get_heads
 from controlnet_ext.models.kinds.controlnet import ControlNet
-from controlnet_ext.models.state_dict.compatibility import SD_SKIPS, SDXL_SKIPS, Layout, misfit
+from controlnet_ext.models.state_dict.compatibility import SD_SKIPS, SDXL_SKIPS, UNetSignature, incompatibility
 
-SD15 = Layout(channels=4, context=768, added=None, skips=SD_SKIPS, middle=1280)
-SD21 = replace(SD15, context=1024)
-SDXL = Layout(channels=4, context=2048, added=2816, skips=SDXL_SKIPS, middle=1280)
+SD15 = UNetSignature(in_channels=4, context_width=768, added_width=None, skip_channels=SD_SKIPS, middle_channels=1280)
+SD21 = replace(SD15, context_width=1024)
+SDXL = UNetSignature(
+    in_channels=4, context_width=2048, added_width=2816, skip_channels=SDXL_SKIPS, middle_channels=1280
+)
 
 
 @pytest.mark.parametrize(("rows", "height", "width"), SIZES)
@@ -168,7 +170,7 @@ def test_an_sdxl_network_needs_the_added_vector() -> None:
 def test_a_copy_begins_as_the_encoder_and_as_nothing(shape: str) -> None:
     model = unet(shape)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    net = ControlNet.copy_of(model)
+    net = ControlNet.from_unet(model)
     step = step_for(net)
     assert not any(r.any() for r in all_of(net(step, net.hint(picture()))))
     copied = net.state_dict()
@@ -186,7 +188,7 @@ def test_a_copy_begins_as_the_encoder_and_as_nothing(shape: str) -> None:
 @torch.no_grad()
 def test_a_copy_computes_what_diffusers_copy_does(shape: str) -> None:
     model = unet(shape)
-    theirs, net = randomised(ControlNetModel.from_unet(model)), randomised(ControlNet.copy_of(model))
+    theirs, net = randomised(ControlNetModel.from_unet(model)), randomised(ControlNet.from_unet(model))
     net.load_state_dict(theirs.state_dict())
     step = step_for(net)
     results = all_of(net(step, net.hint(picture())))
@@ -195,7 +197,7 @@ def test_a_copy_computes_what_diffusers_copy_does(shape: str) -> None:
 
 def test_a_fresh_copy_learns() -> None:
     """The zero convolutions get gradients, and after one step of theirs so does everything before them."""
-    net = ControlNet.copy_of(unet("SD1.5"))
+    net = ControlNet.from_unet(unet("SD1.5"))
     step, image = step_for(net), picture()
     for _ in range(2):
         net.zero_grad()
@@ -212,13 +214,13 @@ def test_a_fresh_copy_learns() -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler, of torch's own
 def test_a_compiled_unet_is_copied_like_any() -> None:
     model = unet("SD1.5")
-    copied, plain = ControlNet.copy_of(torch.compile(model)), ControlNet.copy_of(model)
+    copied, plain = ControlNet.from_unet(torch.compile(model)), ControlNet.from_unet(model)
     assert torch.equal(copied.conv_in.weight, plain.conv_in.weight)
-    assert copied.plan == plain.plan
+    assert copied.net_config == plain.net_config
 
 
 def test_a_copy_for_training_may_be_float32() -> None:
-    net = ControlNet.copy_of(unet("SD1.5").half(), dtype=torch.float32)
+    net = ControlNet.from_unet(unet("SD1.5").half(), dtype=torch.float32)
     assert {p.dtype for p in net.parameters()} == {torch.float32}
 
 
@@ -226,31 +228,31 @@ def test_a_copy_reads_below_lora() -> None:
     from peft import LoraConfig
 
     model = unet("SD1.5")
-    plain = ControlNet.copy_of(model).state_dict()
+    plain = ControlNet.from_unet(model).state_dict()
     model.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_k", "conv1", "conv_in"], init_lora_weights=False))
-    copied = ControlNet.copy_of(model).state_dict()
+    copied = ControlNet.from_unet(model).state_dict()
     names = [name for name in plain if not name.startswith("controlnet_cond_embedding")]
     assert copied.keys() == plain.keys()
     assert all(torch.equal(copied[name], plain[name]) for name in names)
-    assert Layout.of(model) == Layout.of(unet("SD1.5"))
+    assert UNetSignature.from_unet(model) == UNetSignature.from_unet(unet("SD1.5"))
     model.fuse_lora()
     with pytest.raises(ValueError, match="a LoRA is fused"):
-        ControlNet.copy_of(model)
+        ControlNet.from_unet(model)
 
 
 def test_a_copy_of_a_video_unet_is_its_spatial_part() -> None:
     model = unet("SD1.5", attention_head_dim=4)
     adapter = MotionAdapter(block_out_channels=(32, 64, 96, 96), motion_num_attention_heads=4, motion_max_seq_length=4)
     video = UNetMotionModel.from_unet2d(model, randomised(adapter))
-    net, plain = ControlNet.copy_of(video), ControlNet.copy_of(model)
-    assert net.plan == plain.plan
+    net, plain = ControlNet.from_unet(video), ControlNet.from_unet(model)
+    assert net.net_config == plain.net_config
     assert all(torch.equal(a, b) for a, b in zip(net.mid_block.parameters(), plain.mid_block.parameters(), strict=True))
-    assert Layout.of(video) == Layout.of(model)
+    assert UNetSignature.from_unet(video) == UNetSignature.from_unet(model)
 
 
 def test_a_copy_of_an_inpainting_unet_reads_all_its_channels() -> None:
-    net = ControlNet.copy_of(unet("SD1.5", in_channels=9))
-    assert net.layout.channels == 9
+    net = ControlNet.from_unet(unet("SD1.5", in_channels=9))
+    assert net.unet_signature.in_channels == 9
     step = step_for(net)
     assert step.x.shape[1] == 9
     assert not any(r.any() for r in all_of(net(step, net.hint(picture()))))
@@ -269,7 +271,7 @@ def test_a_copy_of_an_inpainting_unet_reads_all_its_channels() -> None:
 )
 def test_a_unet_with_other_settings_is_refused_by_their_name(changes: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        ControlNet.copy_of(unet("SD1.5", **changes))
+        ControlNet.from_unet(unet("SD1.5", **changes))
 
 
 def test_unstated_heads_come_from_the_unet() -> None:
@@ -279,37 +281,37 @@ def test_unstated_heads_come_from_the_unet() -> None:
     with torch.no_grad():
         expected = all_of(stated(step, stated.hint(picture())))
         assert not torch.equal(all_of(net(step, net.hint(picture())))[-1], expected[-1])
-        net.settle(model)
-        net.settle(model)
+        net.bind(model)
+        net.bind(model)
         results = all_of(net(step, net.hint(picture())))
     assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
     with pytest.raises(ValueError, match=r"took \(4, 4, 4, 4\) from another model; .* has \(8, 8, 8, 8\)"):
-        net.settle(unet("SD1.5"))
+        net.bind(unet("SD1.5"))
 
 
 def test_stated_heads_stay() -> None:
     net = ours(reference("SD1.5", attention_head_dim=4))
-    net.settle(unet("SD1.5", attention_head_dim=8))
-    assert net.plan.heads == (4, 4, 4, 4)
+    net.bind(unet("SD1.5", attention_head_dim=8))
+    assert net.net_config.heads == (4, 4, 4, 4)
 
 
 def test_heads_of_a_unet_are_read_level_by_level() -> None:
-    assert heads(unet("SDXL")) == (1, 2, 4)
-    assert heads(unet("SD2.1")) == (1, 2, 4, 4)
+    assert get_heads(unet("SDXL")) == (1, 2, 4)
+    assert get_heads(unet("SD2.1")) == (1, 2, 4, 4)
 
 
 def test_published_heads_are_guessed() -> None:
     """8 in SD1.5; 64 channels each in SD2.1 (5, 10, 20, 20) and SDXL (5, 10, 20)."""
-    plan = ours(reference("SD1.5")).plan
+    plan = ours(reference("SD1.5")).net_config
     wide = replace(plan, widths=(320, 640, 1280, 1280), heads=None)
-    assert replace(wide, context=768).likely_heads == (8, 8, 8, 8)
-    assert replace(wide, context=1024).likely_heads == (5, 10, 20, 20)
+    assert replace(wide, context_width=768).default_heads == (8, 8, 8, 8)
+    assert replace(wide, context_width=1024).default_heads == (5, 10, 20, 20)
 
 
 def test_another_group_size_comes_from_the_unet_too() -> None:
     theirs, model = reference("SD1.5", norm_num_groups=16), unet("SD1.5", norm_num_groups=16)
     net = ControlNet.load(theirs.state_dict())
-    net.settle(model)
+    net.bind(model)
     step = step_for(net)
     with torch.no_grad():
         result = net(step, net.hint(picture())).middle
@@ -324,47 +326,47 @@ def test_another_group_size_comes_from_the_unet_too() -> None:
         (SD21, SDXL, "SD2.1 ControlNet, but the model is SDXL"),
         (
             SD15,
-            replace(SD15, context=128, skips=(32,) * 12, middle=32),
+            replace(SD15, context_width=128, skip_channels=(32,) * 12, middle_channels=32),
             "SD1.5 ControlNet, but the model is narrow SD (context 128)",
         ),
-        (replace(SD15, channels=9), SD15, "the ControlNet has latent channels 9, but the model has 4"),
+        (replace(SD15, in_channels=9), SD15, "the ControlNet has latent channels 9, but the model has 4"),
         (
-            replace(SD15, context=32, skips=(32, 64), middle=64),
-            replace(SD15, context=64, skips=(32, 64), middle=64),
+            replace(SD15, context_width=32, skip_channels=(32, 64), middle_channels=64),
+            replace(SD15, context_width=64, skip_channels=(32, 64), middle_channels=64),
             "the ControlNet has context width 32, but the model has 64",
         ),
         (
-            replace(SD15, context=32, skips=(32, 64), middle=64),
-            replace(SD15, context=32, skips=(32, 96), middle=64),
+            replace(SD15, context_width=32, skip_channels=(32, 64), middle_channels=64),
+            replace(SD15, context_width=32, skip_channels=(32, 96), middle_channels=64),
             "the ControlNet has skip widths 32-64, but the model has 32-96",
         ),
         (
-            replace(SD15, context=32, skips=(32, 64), middle=64, added=48),
-            replace(SD15, context=32, skips=(32, 64), middle=64),
+            replace(SD15, context_width=32, skip_channels=(32, 64), middle_channels=64, added_width=48),
+            replace(SD15, context_width=32, skip_channels=(32, 64), middle_channels=64),
             "the ControlNet has added vector width 48, but the model has none",
         ),
     ],
 )
-def test_a_misfit_is_said_in_the_users_words(net: Layout, model: Layout, words: str) -> None:
-    assert misfit(net, model) == words
+def test_a_misfit_is_said_in_the_users_words(net: UNetSignature, model: UNetSignature, words: str) -> None:
+    assert incompatibility(net, model) == words
 
 
 def test_what_fits() -> None:
-    assert misfit(SD15, SD15) is None
-    assert misfit(SD15, replace(SD15, channels=9)) is None
-    assert misfit(replace(SDXL, context=None), SDXL) is None
+    assert incompatibility(SD15, SD15) is None
+    assert incompatibility(SD15, replace(SD15, in_channels=9)) is None
+    assert incompatibility(replace(SDXL, context_width=None), SDXL) is None
 
 
 def test_a_misfit_is_refused_before_anything_changes() -> None:
     net = ControlNet.load(reference("SD1.5").state_dict())
     with pytest.raises(ValueError, match="the ControlNet has context width 48, but the model has 40"):
-        net.settle(unet("SD1.5", cross_attention_dim=40))
-    assert net.plan.heads is None
+        net.bind(unet("SD1.5", cross_attention_dim=40))
+    assert net.net_config.heads is None
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_layout_of_a_unet_is_that_of_its_copy(shape: str) -> None:
     model = unet(shape) if shape != "SDXL small" else unet(shape, transformer_layers_per_block=(1, 1, 1))
-    layout, copied = Layout.of(model), ControlNet.copy_of(model).layout
-    assert misfit(copied, layout) is None
-    assert replace(copied, context=layout.context) == layout
+    layout, copied = UNetSignature.from_unet(model), ControlNet.from_unet(model).unet_signature
+    assert incompatibility(copied, layout) is None
+    assert replace(copied, context_width=layout.context_width) == layout

@@ -18,9 +18,9 @@ from controlnet_ext import models
 from controlnet_ext.models.kinds.controlnet import ControlNet, detect
 from controlnet_ext.models.nn.embeddings import HintEncoder
 from controlnet_ext.models.state_dict.compatibility import SDXL_SKIPS
-from controlnet_ext.models.state_dict.ldm_keys import to_diffusers, to_ldm
+from controlnet_ext.models.state_dict.ldm_keys import to_diffusers_keys, to_ldm_keys
 from controlnet_ext.models.state_dict.saving import save_diffusers, save_ldm
-from controlnet_ext.models.state_dict.strict import finite
+from controlnet_ext.models.state_dict.strict import is_tensor_finite
 
 ASSETS = Path(os.environ.get("CONTROLNET_EXT_ASSETS", Path(__file__).parents[3] / "shared" / "assets"))
 RESNET = ["in_layers.0", "in_layers.2", "emb_layers.1", "out_layers.0", "out_layers.3"]
@@ -63,7 +63,7 @@ def ldm_names(shape: str) -> set[str]:
     ("shape", "count"), [("SD1.5", 340), ("SD2.1", 340), ("SDXL", 844), ("SDXL mid", 212), ("SDXL small", 140)]
 )
 def test_ldm_names_are_those_of_the_original(shape: str, count: int) -> None:
-    tensors = to_ldm(reference(shape).state_dict())
+    tensors = to_ldm_keys(reference(shape).state_dict())
     assert set(tensors) == ldm_names(shape)
     assert len(tensors) == count
 
@@ -71,19 +71,19 @@ def test_ldm_names_are_those_of_the_original(shape: str, count: int) -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_names_there_and_back_are_the_same(shape: str) -> None:
     tensors = reference(shape).state_dict()
-    back = to_diffusers(to_ldm(tensors))
+    back = to_diffusers_keys(to_ldm_keys(tensors))
     assert list(back) == list(tensors)
     assert all(back[name] is tensor for name, tensor in tensors.items())
 
 
 def test_unequal_levels_go_there_and_back() -> None:
-    tensors = ControlNet.copy_of(unet("SD1.5", layers_per_block=(1, 3, 2, 1))).state_dict()
-    assert to_diffusers(to_ldm(tensors)).keys() == tensors.keys()
-    assert "input_blocks.6.0.op.weight" in to_ldm(tensors)  # 0 conv_in, 1, 2 op, 3, 4, 5, 6 op
+    tensors = ControlNet.from_unet(unet("SD1.5", layers_per_block=(1, 3, 2, 1))).state_dict()
+    assert to_diffusers_keys(to_ldm_keys(tensors)).keys() == tensors.keys()
+    assert "input_blocks.6.0.op.weight" in to_ldm_keys(tensors)  # 0 conv_in, 1, 2 op, 3, 4, 5, 6 op
 
 
 def test_names_of_no_controlnet_stay() -> None:
-    assert to_ldm({"step": 1}) == to_diffusers({"step": 1}) == {"step": 1}
+    assert to_ldm_keys({"step": 1}) == to_diffusers_keys({"step": 1}) == {"step": 1}
 
 
 @pytest.mark.weights
@@ -95,10 +95,14 @@ def test_the_published_canny_network_is_built_from_its_own_list_of_tensors() -> 
     # one stored value stretched to every shape: the tensors of 1.4 GB are never there
     net = ControlNet.load({name: torch.zeros(()).expand(shape) for name, shape in shapes.items()})
     assert {name: list(t.shape) for name, t in net.state_dict().items()} == shapes
-    assert (net.family, net.layout.words, sum(p.numel() for p in net.parameters())) == ("sd15", "SD1.5", 361_279_120)
-    assert net.plan.likely_heads == (8, 8, 8, 8)
-    assert to_diffusers(to_ldm(shapes)) == shapes
-    assert to_ldm(shapes).keys() == ldm_names("SD1.5")
+    assert (net.family, net.unet_signature.label, sum(p.numel() for p in net.parameters())) == (
+        "sd15",
+        "SD1.5",
+        361_279_120,
+    )
+    assert net.net_config.default_heads == (8, 8, 8, 8)
+    assert to_diffusers_keys(to_ldm_keys(shapes)) == shapes
+    assert to_ldm_keys(shapes).keys() == ldm_names("SD1.5")
 
 
 def published_sdxl() -> dict[str, torch.Tensor]:
@@ -123,9 +127,9 @@ def published_sdxl() -> dict[str, torch.Tensor]:
 def test_a_network_beside_the_published_sdxl_is_built_from_its_list_of_tensors() -> None:
     tensors = published_sdxl()
     net = ControlNet.load(tensors)
-    assert (net.family, net.layout.words, net.plan.likely_heads) == ("sdxl", "SDXL", (5, 10, 20))
-    assert net.plan.depths == ((), (2, 2), (10, 10))
-    assert to_ldm(tensors).keys() == ldm_names("SDXL")
+    assert (net.family, net.unet_signature.label, net.net_config.default_heads) == ("sdxl", "SDXL", (5, 10, 20))
+    assert net.net_config.transformer_depths == ((), (2, 2), (10, 10))
+    assert to_ldm_keys(tensors).keys() == ldm_names("SDXL")
     assert sum(p.numel() for p in net.parameters()) == 1_251_014_160
 
 
@@ -134,7 +138,7 @@ def test_a_control_lora_of_the_published_sdxl_is_of_its_family() -> None:
     from controlnet_ext.models.kinds import control_lora
 
     file = {"lora_controlnet": torch.zeros(0)}
-    for name, tensor in to_ldm(published_sdxl()).items():
+    for name, tensor in to_ldm_keys(published_sdxl()).items():
         own = name.startswith(("input_hint_block", "zero_convs", "middle_block_out"))
         if own or tensor.ndim < 2:
             file[name] = tensor
@@ -142,15 +146,15 @@ def test_a_control_lora_of_the_published_sdxl_is_of_its_family() -> None:
         stem = name.removesuffix(".weight")
         file[f"{stem}.up"] = torch.zeros(()).expand(tensor.shape[0], 128, *[1] * (tensor.ndim - 2))
         file[f"{stem}.down"] = torch.zeros(()).expand(128, *tensor.shape[1:])
-    assert [kind for kind in models.found() if kind.detect(file)] == [control_lora]
+    assert [kind for kind in models.iter_kinds() if kind.detect(file)] == [control_lora]
     lora = control_lora.load(file, {})
-    assert (lora.family, lora.layout) == ("sdxl", ControlNet.load(published_sdxl()).layout)
+    assert (lora.family, lora.unet_signature) == ("sdxl", ControlNet.load(published_sdxl()).unet_signature)
 
 
 LAYOUTS = {
     "diffusers": lambda tensors: tensors,
-    "ldm": to_ldm,
-    "ldm with prefix": lambda tensors: {f"control_model.{name}": t for name, t in to_ldm(tensors).items()},
+    "ldm": to_ldm_keys,
+    "ldm with prefix": lambda tensors: {f"control_model.{name}": t for name, t in to_ldm_keys(tensors).items()},
 }
 
 
@@ -203,8 +207,8 @@ def test_a_folder_means_diffusers_file_or_its_only_one(name: str, tmp_path: Path
     theirs.save_config(tmp_path)
     save = save_file if name.endswith("safetensors") else torch.save
     save(theirs.state_dict(), tmp_path / name)
-    assert models.load(tmp_path).plan.heads == (4, 4, 4, 4)
-    assert models.load(tmp_path / name).plan.heads == (4, 4, 4, 4)
+    assert models.load(tmp_path).net_config.heads == (4, 4, 4, 4)
+    assert models.load(tmp_path / name).net_config.heads == (4, 4, 4, 4)
 
 
 def test_a_config_among_several_files_is_about_none_of_them(tmp_path: Path) -> None:
@@ -212,7 +216,7 @@ def test_a_config_among_several_files_is_about_none_of_them(tmp_path: Path) -> N
     theirs.save_config(tmp_path)
     for name in ("a.safetensors", "b.safetensors"):
         save_file(theirs.state_dict(), tmp_path / name)
-    assert models.load(tmp_path / "a.safetensors").plan.heads is None
+    assert models.load(tmp_path / "a.safetensors").net_config.heads is None
     with pytest.raises(ValueError, match=r"holds 2 weights files; name one, such as 'a\.safetensors'"):
         models.load(tmp_path)
 
@@ -221,7 +225,7 @@ def test_ldm_files_keep_what_tensors_do_not_show(tmp_path: Path) -> None:
     net = ours(reference("SDXL", attention_head_dim=(2, 4, 8), global_pool_conditions=True))
     save_ldm(net, tmp_path / "net.safetensors")
     assert load_file(tmp_path / "net.safetensors").keys() == ldm_names("SDXL")
-    assert models.load(tmp_path / "net.safetensors").plan == net.plan
+    assert models.load(tmp_path / "net.safetensors").net_config == net.net_config
 
 
 def test_pooling_that_was_switched_on_is_kept(tmp_path: Path) -> None:
@@ -234,16 +238,16 @@ def test_pooling_that_was_switched_on_is_kept(tmp_path: Path) -> None:
 def test_heads_taken_from_a_unet_are_kept(tmp_path: Path) -> None:
     net = ControlNet.load(reference("SD1.5").state_dict())
     save_ldm(net, tmp_path / "guessed.safetensors")
-    assert models.load(tmp_path / "guessed.safetensors").plan.heads is None
-    net.settle(unet("SD1.5", attention_head_dim=4))
+    assert models.load(tmp_path / "guessed.safetensors").net_config.heads is None
+    net.bind(unet("SD1.5", attention_head_dim=4))
     save_ldm(net, tmp_path / "settled.safetensors")
-    assert models.load(tmp_path / "settled.safetensors").plan.heads == (4, 4, 4, 4)
+    assert models.load(tmp_path / "settled.safetensors").net_config.heads == (4, 4, 4, 4)
 
 
 def test_a_config_beside_the_file_comes_before_metadata(tmp_path: Path) -> None:
     save_diffusers(ours(reference("SD1.5", attention_head_dim=4)), tmp_path)
     reference("SD1.5", attention_head_dim=2).save_config(tmp_path)
-    assert models.load(tmp_path).plan.heads == (2, 2, 2, 2)
+    assert models.load(tmp_path).net_config.heads == (2, 2, 2, 2)
 
 
 def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
@@ -258,7 +262,7 @@ def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
 
 
 def test_a_network_that_diffusers_cannot_express_is_refused_before_writing(tmp_path: Path) -> None:
-    net = ControlNet.copy_of(unet("SD1.5", layers_per_block=(1, 3, 2, 1)))
+    net = ControlNet.from_unet(unet("SD1.5", layers_per_block=(1, 3, 2, 1)))
     with pytest.raises(ValueError, match="needs equal resnets in all levels"):
         save_diffusers(net, tmp_path / "new")
     assert not (tmp_path / "new").exists()
@@ -373,7 +377,7 @@ def test_configs_that_contradict_the_tensors_are_refused(config: dict[str, objec
 def difference(net: ControlNetModel, base: UNet2DConditionModel) -> dict[str, torch.Tensor]:
     """ldm's tensors less those of the UNet that bear the same name."""
     own = base.state_dict()
-    return to_ldm({n: t - own[n] if n in own else t for n, t in net.state_dict().items()}) | {
+    return to_ldm_keys({n: t - own[n] if n in own else t for n, t in net.state_dict().items()}) | {
         "difference": torch.ones(1)
     }
 
@@ -391,15 +395,15 @@ def test_a_difference_is_the_network_once_the_unet_is_there(prefix: str, tmp_pat
         net(step, hint)
     with pytest.raises(ValueError, match="the weights of the UNet it was made from are missing"):
         save_ldm(net, tmp_path / "whole.safetensors")
-    net.settle(unet("SD1.5").to("meta"))  # only to see whether it fits
-    net.settle(base)
-    net.settle(base)  # once is enough
+    net.bind(unet("SD1.5").to("meta"))  # only to see whether it fits
+    net.bind(base)
+    net.bind(base)  # once is enough
     for a, b in zip(all_of(net(step, hint)), all_of(whole(step, whole.hint(picture()))), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=2e-5)  # the sums round
     save_ldm(net, tmp_path / "whole.safetensors")
     assert "difference" not in load_file(tmp_path / "whole.safetensors")
     with pytest.raises(ValueError, match="added to another model's weights; load it once more"):
-        net.settle(unet("SD1.5"))
+        net.bind(unet("SD1.5"))
 
 
 @torch.no_grad()
@@ -411,7 +415,7 @@ def test_a_difference_reads_below_lora_and_leaves_the_file_alone() -> None:
     before = {name: tensor.clone() for name, tensor in tensors.items()}
     base.add_adapter(LoraConfig(r=2, target_modules=["to_q", "conv1", "conv_in"], init_lora_weights=False))
     net = ControlNet.load(tensors)
-    net.settle(base)
+    net.bind(base)
     for name, tensor in theirs.state_dict().items():
         torch.testing.assert_close(net.state_dict()[name], tensor, rtol=0, atol=1e-6)
     assert all(torch.equal(tensor, before[name]) for name, tensor in tensors.items())
@@ -424,7 +428,7 @@ def test_float8_is_kept_and_computes_in_the_dtype_of_x(dtype: torch.dtype, tmp_p
     stored = {name: t.to(dtype) if t.ndim > 1 else t.half() for name, t in theirs.state_dict().items()}
     save_file(stored, tmp_path / "small.safetensors")
     net = models.load(tmp_path / "small.safetensors")
-    net.settle(unet("SD1.5"))
+    net.bind(unet("SD1.5"))
     assert {p.dtype for p in net.parameters()} == {dtype, torch.float16}
     theirs.load_state_dict({name: t.float() for name, t in stored.items()})
     step = step_for(net)
@@ -440,14 +444,19 @@ def test_float8_that_is_not_finite_is_told_from_all_that_is() -> None:
     for dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
         every = torch.arange(256, dtype=torch.uint8).view(dtype)
         for value in every:
-            assert finite(value.reshape(1)) == bool(value.float().isfinite())
-        assert not finite(every)
-        assert not finite(every[3:])  # at an odd place
+            assert is_tensor_finite(value.reshape(1)) == bool(value.float().isfinite())
+        assert not is_tensor_finite(every)
+        assert not is_tensor_finite(every[3:])  # at an odd place
         good = every[every.float().isfinite()]
-        assert finite(good) and finite(good[1:]) and finite(good[:0]) and finite(good.reshape(2, -1).T)
+        assert (
+            is_tensor_finite(good)
+            and is_tensor_finite(good[1:])
+            and is_tensor_finite(good[:0])
+            and is_tensor_finite(good.reshape(2, -1).T)
+        )
         large = good.repeat(3000)
         large[-4000:-3999] = every[-1:]
-        assert not finite(large)
+        assert not is_tensor_finite(large)
 
 
 @torch.no_grad()
@@ -466,10 +475,10 @@ def test_a_shuffle_map_switches_pooling_on_where_nothing_is_stated() -> None:
     theirs = reference("SD1.5")
     unstated, stated = ControlNet.load(theirs.state_dict()), ours(theirs)  # diffusers' config says false
     assert unstated.global_average_pooling is None
-    assert unstated.reads(["shuffle"]).global_average_pooling is True
-    assert unstated.reads(["shuffle"]).conv_in is unstated.conv_in
-    assert unstated.reads(["edges"]) is unstated
-    assert stated.reads(["shuffle"]) is stated
+    assert unstated.for_map_types(["shuffle"]).global_average_pooling is True
+    assert unstated.for_map_types(["shuffle"]).conv_in is unstated.conv_in
+    assert unstated.for_map_types(["edges"]) is unstated
+    assert stated.for_map_types(["shuffle"]) is stated
     assert unstated.global_average_pooling is None
 
 
@@ -533,7 +542,7 @@ def test_a_repository_is_found_in_the_cache(tmp_path: Path, monkeypatch: pytest.
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    assert models.load("owner/name").plan.heads == (8, 8, 8, 8)
+    assert models.load("owner/name").net_config.heads == (8, 8, 8, 8)
 
 
 def test_a_whole_pipeline_is_not_a_model(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from test_union import theirs as union
 
 from controlnet_ext import models
 from controlnet_ext.models.inspection import inspect
-from controlnet_ext.models.state_dict.ldm_keys import to_ldm
+from controlnet_ext.models.state_dict.ldm_keys import to_ldm_keys
 
 CONFIGS = [
     "{}",
@@ -57,7 +57,7 @@ def damage(tensors: dict[str, torch.Tensor], draw: random.Random) -> None:
 def test_damaged_control_files_load_or_are_refused_in_one_line(count: int, tmp_path: Path) -> None:
     draw, path, refused = random.Random(count), tmp_path / "net.safetensors", 0
     whole = [
-        (to_ldm(reference("SDXL small").state_dict()), unet("SDXL")),
+        (to_ldm_keys(reference("SDXL small").state_dict()), unet("SDXL")),
         (parts(reference("SD1.5"), unet("SD1.5"))[0] | MARK, unet("SD1.5")),
         (union().state_dict(), unet("SDXL")),
     ]
@@ -67,10 +67,10 @@ def test_damaged_control_files_load_or_are_refused_in_one_line(count: int, tmp_p
         for _ in range(draw.randint(1, 3)):
             damage(tensors, draw)
         content = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
-        save_file(content, path, {models.CONFIG: draw.choice(CONFIGS)})
+        save_file(content, path, {models.CONFIG_METADATA_KEY: draw.choice(CONFIGS)})
         try:
             inspect(path)
-            models.load(path).settle(base)
+            models.load(path).bind(base)
         except ValueError as error:
             assert "\n" not in str(error)
             refused += 1

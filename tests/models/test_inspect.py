@@ -13,10 +13,10 @@ from networks import SHAPES, ours, reference
 from safetensors.torch import load_file, save_file
 
 from controlnet_ext import cli, models
-from controlnet_ext.maps.control_map import KINDS
-from controlnet_ext.models.inspection import KNOWN
-from controlnet_ext.models.state_dict.foreign import NEWER, what
-from controlnet_ext.models.state_dict.ldm_keys import to_ldm
+from controlnet_ext.maps.control_map import MAP_KINDS
+from controlnet_ext.models.inspection import PUBLISHED_HASHES
+from controlnet_ext.models.state_dict.foreign import TRANSFORMER_CONTROLNETS, describe_foreign
+from controlnet_ext.models.state_dict.ldm_keys import to_ldm_keys
 from controlnet_ext.models.state_dict.saving import save_diffusers, save_ldm
 
 # The networks of newer bases as diffusers has them, as small as they go
@@ -38,7 +38,7 @@ def lines(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
 def test_a_controlnet_is_described(layout: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tensors = reference("SD1.5").half().state_dict()
     path = tmp_path / "some file.safetensors"
-    save_file(to_ldm(tensors) if layout == "ldm" else tensors, path)
+    save_file(to_ldm_keys(tensors) if layout == "ldm" else tensors, path)
     assert cli.main(["inspect", str(path)]) == 0
     found = lines(capsys)
     assert found["file"] == repr(str(path))
@@ -69,7 +69,7 @@ def test_the_map_is_what_the_metadata_or_a_known_hash_say(
     save_ldm(ours(reference("SD1.5")), path)
     cli.main(["inspect", str(path)])
     assert lines(capsys)["map"] == "unknown"
-    monkeypatch.setitem(KNOWN, hashlib.sha256(path.read_bytes()).hexdigest(), ("edges", "canny", "a list"))
+    monkeypatch.setitem(PUBLISHED_HASHES, hashlib.sha256(path.read_bytes()).hexdigest(), ("edges", "canny", "a list"))
     cli.main(["inspect", str(path)])
     assert lines(capsys)["map"] == "edges (from the hash of canny in a list)"
     assert cli.main(["convert", str(path), str(tmp_path / "folder"), "--to", "diffusers"]) == 0
@@ -82,9 +82,9 @@ def test_the_map_is_what_the_metadata_or_a_known_hash_say(
 
 
 def test_known_hashes_are_hashes_of_kinds() -> None:
-    assert all(len(digest) == 64 and int(digest, 16) for digest in KNOWN)
-    assert {kind for kind, _, _ in KNOWN.values()} <= set(KINDS)
-    assert len({name for _, name, _ in KNOWN.values()}) == len(KNOWN) == 34
+    assert all(len(digest) == 64 and int(digest, 16) for digest in PUBLISHED_HASHES)
+    assert {kind for kind, _, _ in PUBLISHED_HASHES.values()} <= set(MAP_KINDS)
+    assert len({name for _, name, _ in PUBLISHED_HASHES.values()}) == len(PUBLISHED_HASHES) == 34
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn])
@@ -167,14 +167,14 @@ def test_no_file_and_no_weights_are_refused(tmp_path: Path, capsys: pytest.Captu
     assert "neither safetensors nor of torch.save" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("base", NEWER)
+@pytest.mark.parametrize("base", TRANSFORMER_CONTROLNETS)
 def test_networks_for_newer_bases_are_named(base: str, tmp_path: Path) -> None:
-    _, network, pipeline = NEWER[base]
+    _, network, pipeline = TRANSFORMER_CONTROLNETS[base]
     assert hasattr(diffusers, pipeline)
     with torch.device("meta"):
         names = list(getattr(diffusers, network)(**SMALL[base]).state_dict())
-    assert what(names).startswith(f"a ControlNet for {base}, a transformer, which guide does not reach")
-    assert not [kind for kind in models.found() if kind.detect(names)]
+    assert describe_foreign(names).startswith(f"a ControlNet for {base}, a transformer, which guide does not reach")
+    assert not [kind for kind in models.iter_kinds() if kind.detect(names)]
     save_file({name: torch.zeros(1) for name in names}, tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match=f"use diffusers.{pipeline} with diffusers.{network}"):
         models.load(tmp_path / "a.safetensors")
@@ -182,5 +182,7 @@ def test_networks_for_newer_bases_are_named(base: str, tmp_path: Path) -> None:
 
 def test_the_shapes_of_all_published_layouts_are_of_one_kind_each() -> None:
     for shape in SHAPES:
-        for names in (reference(shape).state_dict(), to_ldm(reference(shape).state_dict())):
-            assert [kind.__name__.rpartition(".")[2] for kind in models.found() if kind.detect(names)] == ["controlnet"]
+        for names in (reference(shape).state_dict(), to_ldm_keys(reference(shape).state_dict())):
+            assert [kind.__name__.rpartition(".")[2] for kind in models.iter_kinds() if kind.detect(names)] == [
+                "controlnet"
+            ]

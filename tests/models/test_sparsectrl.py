@@ -18,10 +18,10 @@ from networks import randomised
 
 from controlnet_ext import PerSample, Unit, guide, load
 from controlnet_ext.guidance.contract import Span, Step
-from controlnet_ext.models import found
+from controlnet_ext.models import iter_kinds
 from controlnet_ext.models.inspection import inspect
 from controlnet_ext.models.kinds import sparsectrl
-from controlnet_ext.models.kinds.sparsectrl import SparseCtrl, to_authors
+from controlnet_ext.models.kinds.sparsectrl import SparseCtrl, to_animatediff_keys
 from controlnet_ext.models.state_dict.saving import save_diffusers, save_ldm
 
 KINDS = {
@@ -86,7 +86,7 @@ def test_residuals_are_those_of_diffusers(kind: str) -> None:
         cond[:, :, frame], mask[:, :, frame] = one, 1
     x = at.x.unflatten(0, (2, FRAMES)).transpose(1, 2)
     skips, middle = net(x, 500, at.context, cond, conditioning_mask=mask, return_dict=False)
-    sparse = ours(kind).at(0, -2)
+    sparse = ours(kind).at_frames(0, -2)
     made = sparse(at, [sparse.hint(one[None]) for one in shown])
     # the last bits of the time embedding: theirs is of 2 rows, one a video, ours of 10
     for own, expected in zip([*made.skips, made.middle], [*skips, middle], strict=True):
@@ -102,7 +102,7 @@ def test_a_guided_video_is_that_of_diffusers_pipeline(
     plain, controlled = pipelines(kind)
     pictures = tuple(tiny.picture(seed) for seed in places)
     expected = video(controlled, conditioning_frames=list(pictures), controlnet_frame_indices=list(places))
-    sparse = ours(kind) if places == (0,) else ours(kind).at(*places)
+    sparse = ours(kind) if places == (0,) else ours(kind).at_frames(*places)
     with guide(plain, [Unit(sparse, pictures)]):
         made = video(plain)
     assert (made - expected).abs().max() <= 1e-4 * expected.std()
@@ -114,7 +114,7 @@ def test_one_picture_may_stand_at_several_frames_and_each_frame_may_have_its_own
     a, b = tiny.picture(1), tiny.picture(2)
 
     def guided(image: Any, *frames: int) -> torch.Tensor:
-        with guide(plain, [Unit(ours().at(*frames), image)]):
+        with guide(plain, [Unit(ours().at_frames(*frames), image)]):
             return video(plain)
 
     assert torch.equal(guided(a, 0, 3), guided((a, a), 0, 3))
@@ -133,7 +133,7 @@ def test_it_reads_no_latents_of_the_video() -> None:
 @pytest.mark.parametrize("kind", ["rgb", "scribble"])
 def test_the_authors_files_load(kind: str, tmp_path: Path) -> None:
     tensors = theirs(kind).state_dict()
-    authors = to_authors(tensors)
+    authors = to_animatediff_keys(tensors)
     module = "down_blocks.1.motion_modules.1.temporal_transformer.transformer_blocks.0"
     assert {f"{module}.{end}" for end in ("attention_blocks.0.to_q.weight", "norms.0.weight", "ff_norm.bias")} <= set(
         authors
@@ -154,7 +154,7 @@ def test_the_authors_files_load(kind: str, tmp_path: Path) -> None:
 def test_positions_that_a_file_lacks_are_computed() -> None:
     tensors = theirs().state_dict()
     without = {name: t for name, t in tensors.items() if not name.endswith("pos_embed.pe")}
-    net = sparsectrl.load(to_authors(without), {"motion_max_seq_length": 6})
+    net = sparsectrl.load(to_animatediff_keys(without), {"motion_max_seq_length": 6})
     assert all(torch.equal(tensors[name], t) for name, t in net.net.state_dict().items())
     assert sparsectrl.load(without, {}).details()["frames at most"] == 32
     half = sparsectrl.load({name: t.half() for name, t in without.items()}, {})
@@ -178,8 +178,8 @@ def test_both_layouts_go_there_and_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_other_kind_claims_its_tensors(kind: str) -> None:
-    for tensors in (theirs(kind).state_dict(), to_authors(theirs(kind).state_dict())):
-        assert [each.__name__.rpartition(".")[2] for each in found() if each.detect(tensors)] == ["sparsectrl"]
+    for tensors in (theirs(kind).state_dict(), to_animatediff_keys(theirs(kind).state_dict())):
+        assert [each.__name__.rpartition(".")[2] for each in iter_kinds() if each.detect(tensors)] == ["sparsectrl"]
 
 
 def refusal(act: Any) -> str:
@@ -197,12 +197,12 @@ def test_what_cannot_be_placed_is_refused() -> None:
         with guide(plain, [Unit(model, image)]):
             video(plain, **given)
 
-    assert "at() needs a frame" in refusal(lambda: ours().at())
-    assert "frame 1.0 is float" in refusal(lambda: ours().at(1.0))  # type: ignore[arg-type]
+    assert "at_frames() needs a frame" in refusal(lambda: ours().at_frames())
+    assert "frame 1.0 is float" in refusal(lambda: ours().at_frames(1.0))  # type: ignore[arg-type]
     assert "2 images for 1 frames" in refusal(lambda: guided(ours(), (a, a)))
-    assert "stands at frame 5, but the video has 5" in refusal(lambda: guided(ours().at(5), a))
-    assert "stands at frame -6, but the video has 5" in refusal(lambda: guided(ours().at(-6), a))
-    assert "two pictures stand at one frame: 4, -1 of 5" in refusal(lambda: guided(ours().at(4, -1), a))
+    assert "stands at frame 5, but the video has 5" in refusal(lambda: guided(ours().at_frames(5), a))
+    assert "stands at frame -6, but the video has 5" in refusal(lambda: guided(ours().at_frames(-6), a))
+    assert "two pictures stand at one frame: 4, -1 of 5" in refusal(lambda: guided(ours().at_frames(4, -1), a))
     assert "7 frames, but this SparseCtrl has positions for 6" in refusal(lambda: guided(ours(), a, num_frames=7))
 
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from controlnet_ext import PerSample, Unit, Window, guide, load
 from controlnet_ext.maps.control_map import ControlMap
-from controlnet_ext.models import found
+from controlnet_ext.models import iter_kinds
 from controlnet_ext.models.inspection import inspect
 from controlnet_ext.models.kinds import style_adapter
 
@@ -139,7 +139,7 @@ def test_the_authors_file_loads_and_says_what_it_is(tmp_path: Path) -> None:
         assert (told.architecture, told.problem, told.details["tokens"]) == ("t2i-style-adapter", None, TOKENS)
         assert told.parameters == sum(p.numel() for p in theirs().parameters())
         assert load(file).hint(torch.zeros(1, 4, WIDTH)).shape == (1, TOKENS, CONTEXT)
-    assert [kind for kind in found() if kind.detect(theirs().state_dict())] == [style_adapter]
+    assert [kind for kind in iter_kinds() if kind.detect(theirs().state_dict())] == [style_adapter]
 
 
 @pytest.mark.parametrize(

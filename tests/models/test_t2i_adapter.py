@@ -17,10 +17,10 @@ from networks import picture, randomised
 from controlnet_ext import Unit, Window, guide, models
 from controlnet_ext.files.safetensors import write_weights
 from controlnet_ext.guidance.contract import Span, Step
-from controlnet_ext.guidance.weighting import ADAPTER
+from controlnet_ext.guidance.weighting import T2I_SOFT_WEIGHTS
 from controlnet_ext.models.kinds.controlnet import ControlNet
-from controlnet_ext.models.kinds.t2i_adapter import T2IAdapter, load, original
-from controlnet_ext.models.state_dict.saving import convert, save_diffusers
+from controlnet_ext.models.kinds.t2i_adapter import T2IAdapter, load, to_tencent_keys
+from controlnet_ext.models.state_dict.saving import convert_model, save_diffusers
 
 SHAPES: dict[str, dict[str, Any]] = {
     "full": {"channels": [32, 64, 64, 64]},
@@ -56,7 +56,7 @@ def test_features_are_equal_in_both_layouts(shape: str, layout: str, size: tuple
     net, pixels = theirs(shape), grey(picture(*size))
     tensors = net.state_dict()
     if layout == "original":
-        tensors = original({name.removeprefix("adapter."): tensor for name, tensor in tensors.items()})
+        tensors = to_tencent_keys({name.removeprefix("adapter."): tensor for name, tensor in tensors.items()})
         assert not any("resnets" in name for name in tensors)
     adapter = load(tensors, {})
     with torch.no_grad():
@@ -75,7 +75,7 @@ def test_tencentarcs_names_are_those_of_its_code() -> None:
     }
     shape = {"channels": [4, 8, 16, 16]}
     net = diffusers.T2IAdapter(**shape)
-    assert set(original({n.removeprefix("adapter."): t for n, t in net.state_dict().items()})) == names
+    assert set(to_tencent_keys({n.removeprefix("adapter."): t for n, t in net.state_dict().items()})) == names
 
 
 def test_convolved_downsampling_is_the_formula() -> None:
@@ -200,7 +200,7 @@ def test_weights_modes_layers_and_regions_multiply_the_features(mode: Any) -> No
             fakes.run(pipe)
         finally:
             spy.handle.remove()
-    soft = (1,) * 4 if mode == "balanced" else ADAPTER
+    soft = (1,) * 4 if mode == "balanced" else T2I_SOFT_WEIGHTS
     plain = net.hint(np.asarray(tiny.picture()))
     assert [call is not None for call in spy.calls] == [True, True, False, False]
     for i, h in enumerate(spy.calls[0] or ()):
@@ -233,9 +233,9 @@ def test_files_go_there_and_back(shape: str, tmp_path: Path) -> None:
     save_diffusers(adapter, tmp_path / "folder")
     again = diffusers.T2IAdapter.from_pretrained(tmp_path / "folder")
     assert all(torch.equal(t, net.state_dict()[name]) for name, t in again.state_dict().items())
-    convert(tmp_path / "folder", tmp_path / "one.safetensors", "ldm")
+    convert_model(tmp_path / "folder", tmp_path / "one.safetensors", "ldm")
     found: Any = models.load(tmp_path / "one.safetensors")
-    assert isinstance(found, T2IAdapter) and found.shape == adapter.shape
+    assert isinstance(found, T2IAdapter) and found.adapter_config == adapter.adapter_config
     assert all(torch.equal(t, found.state_dict()[name]) for name, t in adapter.state_dict().items())
 
 

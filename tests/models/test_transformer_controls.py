@@ -27,14 +27,14 @@ from safetensors.torch import save_file
 
 from controlnet_ext import ControlMap, PerSample, Unit, Window, guide, load
 from controlnet_ext.hosts.diffusers.transformer_call import ZImageCall
-from controlnet_ext.hosts.diffusers.unet_call import rows
+from controlnet_ext.hosts.diffusers.unet_call import identify_rows
 from controlnet_ext.models import ControlFile
 from controlnet_ext.models.inspection import inspect
 from controlnet_ext.models.kinds import z_image
 from controlnet_ext.models.kinds.controlnet import ControlNet
 from controlnet_ext.models.kinds.flux_union import FluxUnion
-from controlnet_ext.models.kinds.transformer import TransformerControl, spread
-from controlnet_ext.models.kinds.z_image import ZImageControl
+from controlnet_ext.models.kinds.transformer import TransformerControlNet, expand_to_blocks
+from controlnet_ext.models.kinds.z_image import ZImageControlNet
 
 SHAPES: dict[str, dict[str, Any]] = {
     "flux": {
@@ -176,7 +176,7 @@ def run(pipe: Any, base: str, steps: int = 4, pictures: int = 1, **given: Any) -
 
 
 def ours(base: str, net: Any) -> Any:
-    return ZImageControl(net) if base == "z-image" else TransformerControl(net, base)
+    return ZImageControlNet(net) if base == "z-image" else TransformerControlNet(net, base)
 
 
 def near(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -276,9 +276,32 @@ def test_weight_zero_is_nothing_and_each_picture_may_have_its_map(base: str) -> 
 
 
 def test_networks_with_a_block_for_several_act_on_those_that_the_transformer_has_them_for() -> None:
-    assert [int(each) for each in spread([torch.tensor(i) for i in range(3)], 8, "flux")] == [0, 0, 0, 1, 1, 1, 2, 2]
-    assert [int(each) for each in spread([torch.tensor(i) for i in range(3)], 8, "sd3")] == [0, 0, 0, 1, 1, 1, 2, 2]
-    assert [int(each) for each in spread([torch.tensor(i) for i in range(5)], 19, "flux")][-4:] == [3, 4, 4, 4]
+    assert [int(each) for each in expand_to_blocks([torch.tensor(i) for i in range(3)], 8, "flux")] == [
+        0,
+        0,
+        0,
+        1,
+        1,
+        1,
+        2,
+        2,
+    ]
+    assert [int(each) for each in expand_to_blocks([torch.tensor(i) for i in range(3)], 8, "sd3")] == [
+        0,
+        0,
+        0,
+        1,
+        1,
+        1,
+        2,
+        2,
+    ]
+    assert [int(each) for each in expand_to_blocks([torch.tensor(i) for i in range(5)], 19, "flux")][-4:] == [
+        3,
+        4,
+        4,
+        4,
+    ]
 
 
 @pytest.mark.parametrize("base", PIPES)
@@ -370,8 +393,8 @@ def test_a_flux_union_reads_the_kind_that_the_map_says() -> None:
     for unit, wanted in (
         (Unit(union, maps[0]), expected[0]),
         (Unit(union, maps[1]), expected[1]),
-        (Unit(union.of("depth"), tiny.picture()), expected[0]),
-        (Unit(union.of(4), tiny.picture()), expected[1]),
+        (Unit(union.with_types("depth"), tiny.picture()), expected[0]),
+        (Unit(union.with_types(4), tiny.picture()), expected[1]),
     ):
         with guide(pipe, [unit]):
             assert near(run(pipe, "flux"), wanted)
@@ -391,9 +414,9 @@ def test_a_flux_union_that_is_not_told_a_kind_is_refused() -> None:
         pass
     for kind in ("pose", 3, "lines"):
         with pytest.raises(ValueError, match="reads edges, tile, depth"):
-            union.of(kind)
+            union.with_types(kind)
     with pytest.raises(ValueError, match="told 2 kinds for 1 images"):
-        union.of("edges", "depth").reads([None])
+        union.with_types("edges", "depth").for_map_types([None])
 
 
 def test_a_flux_union_loads_as_what_it_is(tmp_path: Path) -> None:
@@ -424,13 +447,13 @@ def test_z_images_published_files_load_without_a_config(
     assert {name: loaded.net.config[name] for name in own} == own
     assert all(torch.equal(t, tensors[name]) for name, t in loaded.net.state_dict().items())
     assert (loaded.net.config["n_heads"], loaded.net.config["control_in_dim"]) == (2, 4)
-    glance: Any = ControlFile.read(tmp_path / "union.safetensors", values=False)
+    glance: Any = ControlFile.read(tmp_path / "union.safetensors", with_values=False)
     if refiner != "control_layers":  # zeros are not seen at a glance
         assert {name: glance.load().net.config[name] for name in own} == own
     glance.load()
 
 
-@pytest.mark.parametrize("lost", [z_image.EMBEDDER, z_image.NORM, z_image.BEFORE])
+@pytest.mark.parametrize("lost", [z_image.EMBEDDER_KEY, z_image.NORM_KEY, z_image.BEFORE_PROJ_KEY])
 def test_z_images_damaged_files_are_refused_in_one_line(lost: str, tmp_path: Path) -> None:
     own = {"control_layers_places": [2 * i for i in range(15)], "control_refiner_layers_places": [0, 1]}
     state = control("z-image", **own, add_control_noise_refiner="control_noise_refiner").state_dict()
@@ -453,7 +476,9 @@ def test_a_config_that_says_more_layers_than_there_are_tensors_is_refused_at_onc
 
 def test_in_z_images_batches_the_prompts_rows_come_first() -> None:
     x = torch.zeros(4, 4, 8, 8)
-    positive, samples = rows((False, True), SimpleNamespace(x=x, frames=1, prompt_first=ZImageCall.prompt_first))
+    positive, samples = identify_rows(
+        (False, True), SimpleNamespace(x=x, frames=1, is_prompt_first=ZImageCall.is_prompt_first)
+    )
     assert positive is not None and samples is not None
     assert positive.tolist() == [True, True, False, False] and samples.tolist() == [0, 1, 0, 1]
 

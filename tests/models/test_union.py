@@ -20,8 +20,8 @@ from PIL import Image
 
 from controlnet_ext import ControlMap, PerSample, Unit, guide, models
 from controlnet_ext.guidance.contract import Step
-from controlnet_ext.models.kinds.union import TYPES, ControlNetUnion, load
-from controlnet_ext.models.state_dict.saving import convert, save_diffusers
+from controlnet_ext.models.kinds.union import UNION_TYPES, ControlNetUnion, load
+from controlnet_ext.models.state_dict.saving import convert_model, save_diffusers
 
 WIDE = {"conditioning_embedding_out_channels": (16, 32, 96, 256), "num_trans_channel": 32, "num_proj_channel": 32}
 
@@ -61,7 +61,7 @@ def run_theirs(
 @torch.no_grad()
 def test_residuals_equal_diffusers(count: int, types: list[int]) -> None:
     net = theirs(count)
-    union = ours(net).of(*(TYPES[t][0] for t in types))
+    union = ours(net).with_types(*(UNION_TYPES[t][0] for t in types))
     step = step_for(union, rows=2)
     images = [picture(seed=s) for s, _ in enumerate(types)]
     results = all_of(union(step, [union.hint(image) for image in images]))
@@ -75,13 +75,15 @@ def test_residuals_equal_diffusers(count: int, types: list[int]) -> None:
 def test_types_matter() -> None:
     union = ours(theirs())
     step, image = step_for(union), picture()
-    first, second = (told(step, [told.hint(image)]).middle for told in (union.of("depth"), union.of("edges")))
+    first, second = (
+        told(step, [told.hint(image)]).middle for told in (union.with_types("depth"), union.with_types("edges"))
+    )
     assert (first - second).abs().max() > 0.01 * first.std()
 
 
 @torch.no_grad()
 def test_a_row_does_not_depend_on_the_others() -> None:
-    union = ours(theirs()).of("depth")
+    union = ours(theirs()).with_types("depth")
     step, hints = step_for(union, rows=2), union.hint(np.stack([picture(seed=1), picture(seed=2)]))
     together = union(step, [hints]).middle
     for row in (0, 1):
@@ -93,12 +95,12 @@ def test_a_row_does_not_depend_on_the_others() -> None:
 def test_all_types_of_promax_have_a_kind_and_six_do_not_read_tiles() -> None:
     assert set(ours(theirs(8)).kinds) >= {"pose", "tile", "inpaint", "scribble", "straight lines"}
     with pytest.raises(ValueError, match="reads no 'tile' maps, only pose, depth"):
-        ours(theirs(6)).of("tile")
+        ours(theirs(6)).with_types("tile")
 
 
 @torch.no_grad()
 def test_what_is_repainted_is_black() -> None:
-    union = ours(theirs(8)).of("inpaint")
+    union = ours(theirs(8)).with_types("inpaint")
     pixels = torch.rand(1, 3, 64, 64)
     pixels[..., 10:30] = -1
     black = torch.where(pixels < 0, 0.0, pixels)
@@ -124,7 +126,7 @@ def test_a_guided_pipeline_equals_diffusers_union_pipeline() -> None:
     with guide(plain, [Unit(ours(net), maps)]):
         found = latents(plain)
     assert (found - expected).abs().max() <= 1e-4 * expected.std()
-    with guide(plain, [Unit(ours(net).of("depth", "edges"), (one, two))]):
+    with guide(plain, [Unit(ours(net).with_types("depth", "edges"), (one, two))]):
         assert torch.equal(latents(plain), found)
     expected = latents(reference, control_image=[one], control_mode=[1], controlnet_conditioning_scale=0.6)
     with guide(plain, [Unit(ours(net), maps[0], weight=0.6)]):
@@ -138,7 +140,7 @@ def test_the_preprocessor_says_the_kind() -> None:
     from controlnet_ext import preprocess
 
     edges = preprocess("canny", np.asarray(tiny.picture(1)))
-    with guide(plain, [Unit(ours(net).of("edges"), edges.pixels)]):
+    with guide(plain, [Unit(ours(net).with_types("edges"), edges.pixels)]):
         assert torch.equal(latents(plain), found)
 
 
@@ -146,7 +148,7 @@ def test_the_preprocessor_says_the_kind() -> None:
     ("image", "words"),
     [
         (np.zeros((64, 64, 3), np.uint8), "nothing says of which this one is"),
-        (Image.new("RGB", (64, 64)), r"union\.of"),
+        (Image.new("RGB", (64, 64)), r"union\.with_types"),
         (ControlMap(np.zeros((64, 64, 3), np.uint8), "luminance"), "reads no 'luminance' maps"),
         (
             PerSample([ControlMap(np.zeros((64, 64, 3), np.uint8), kind) for kind in ("depth", "edges")]),
@@ -162,9 +164,9 @@ def test_a_map_of_no_known_kind_is_refused_on_entering(image: object, words: str
 
 def test_kinds_told_and_images_must_be_as_many() -> None:
     with pytest.raises(ValueError, match="told 2 kinds for 1 images"):
-        ours(theirs()).of("depth", "edges").reads([None])
+        ours(theirs()).with_types("depth", "edges").for_map_types([None])
     with pytest.raises(ValueError, match="needs a kind of map"):
-        ours(theirs()).of()
+        ours(theirs()).with_types()
 
 
 def test_files_go_both_ways(tmp_path: Path) -> None:
@@ -176,7 +178,7 @@ def test_files_go_both_ways(tmp_path: Path) -> None:
     union = models.load(tmp_path / "theirs")
     assert (union.architecture, len(union.task_embedding)) == ("controlnet-union", 8)
     with pytest.raises(ValueError, match="controlnet-union file, which can be of diffusers"):
-        convert(tmp_path / "theirs", tmp_path / "a.safetensors", "ldm")
+        convert_model(tmp_path / "theirs", tmp_path / "a.safetensors", "ldm")
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from controlnet_ext.preprocessors import registered
+from controlnet_ext.preprocessors import list_preprocessors
 from controlnet_ext.preprocessors.library import Library
 from lines import assets
 from test_images import awkward
@@ -17,7 +17,11 @@ WEIGHTS = {  # published name: the assets'
     "face_detection_short_range.tflite": "face_detection_short_range.tflite",
     "face_landmark.tflite": "face_landmark.tflite",
 }
-OURS = [entry for entry in registered() if not entry.make.__module__.startswith("controlnet_ext.preprocessors.bridges")]
+OURS = [
+    entry
+    for entry in list_preprocessors()
+    if not entry.factory.__module__.startswith("controlnet_ext.preprocessors.bridges")
+]
 FREE = [entry for entry in OURS if not entry.weights]
 LOADED = [entry for entry in OURS if entry.weights and all(file.name in WEIGHTS for file in entry.weights)]
 PICTURES = list(awkward())
@@ -28,7 +32,7 @@ def wrong(ready):
     viewer shows where the file holds just that, or none at all."""
     found = []
     for name, content, wanted, apart in PICTURES:
-        mask = np.full(wanted.shape, 255, np.uint8) if ready.entry.masked else None
+        mask = np.full(wanted.shape, 255, np.uint8) if ready.spec.needs_mask else None
         try:
             made = ready(content, mask)
             same = apart or np.array_equal(made.pixels, ready(wanted.astype(np.uint8), mask).pixels)
@@ -43,14 +47,14 @@ def wrong(ready):
 
 @pytest.mark.parametrize("entry", FREE, ids=lambda entry: entry.name)
 def test_what_needs_no_weights_makes_no_map_wrong(entry):
-    assert len(PICTURES) >= 24 and wrong(entry.ready()) == []
+    assert len(PICTURES) >= 24 and wrong(entry.load()) == []
 
 
 @pytest.mark.weights
 @pytest.mark.parametrize("entry", LOADED, ids=lambda entry: entry.name)
 def test_what_has_its_weights_here_makes_no_map_wrong(entry):
     files = {name: assets() / "weights" / ours for name, ours in WEIGHTS.items()}
-    assert wrong(entry.ready(library=Library([], download=False, files=files))) == []
+    assert wrong(entry.load(library=Library([], download=False, files=files))) == []
 
 
 def test_these_are_most():

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 from controlnet_ext.annotators import hed
-from controlnet_ext.preprocessors import find, preprocess, registered, registry
+from controlnet_ext.preprocessors import find, list_preprocessors, preprocess, registry
 from controlnet_ext.preprocessors.backends.torch import Device
 from controlnet_ext.preprocessors.bridges import base
 from controlnet_ext.preprocessors.bridges.base import Detector, Package
-from controlnet_ext.preprocessors.edges.hed import HED
+from controlnet_ext.preprocessors.edges.hed import HED_WEIGHTS
 from controlnet_ext.preprocessors.library import Library
 from lines import assets, aux, random_state
 
@@ -36,8 +36,8 @@ def test_a_safe_scribble_of_hed_is_controlnet_auxs(tmp_path):
     kind = detector("hed", "HEDdetector")
     with torch.device("meta"):
         shapes = hed.HED().state_dict()
-    torch.save(random_state(shapes), tmp_path / HED.name)
-    theirs = kind.from_pretrained(str(tmp_path), HED.name)
+    torch.save(random_state(shapes), tmp_path / HED_WEIGHTS.name)
+    theirs = kind.from_pretrained(str(tmp_path), HED_WEIGHTS.name)
     expected = theirs(IMAGE, scribble=True, safe=True, detect_resolution=128, image_resolution=128, output_type="np")
     made = preprocess("scribble_hedsafe", IMAGE, library=Library([tmp_path], download=False))
     assert made.kind == "scribble" and 0 < expected.mean() < 255
@@ -101,7 +101,7 @@ def test_mobile_sam_is_controlnet_auxs(tmp_path):
     torch.manual_seed(0)
     torch.save(sam_model_registry["vit_t"]().state_dict(), tmp_path / "mobile_sam.pt")
     theirs = kind.from_pretrained(str(tmp_path), "vit_t", "mobile_sam.pt")
-    for made in (theirs.mask_generator, ready := find("mobile_sam").ready("cpu", Library([tmp_path], download=False))):
+    for made in (theirs.mask_generator, ready := find("mobile_sam").load("cpu", Library([tmp_path], download=False))):
         generator = made if made is theirs.mask_generator else made.run.loaded.call.mask_generator
         generator.pred_iou_thresh, generator.stability_score_thresh = -9, -9  # a random network is not sure
         generator.point_grids = [points[::97] for points in generator.point_grids]
@@ -147,13 +147,13 @@ class Floats:
     def __call__(self, input_image):
         return input_image / 2
 """
-STRIPES = WeightsFile("some/repo", "stripes.safetensors", folder="stripes", licence="MIT")
+STRIPES = WeightsFile("some/repo", "stripes.safetensors", webui_folder="stripes", license="MIT")
 
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    registered()
-    monkeypatch.setattr(registry, "_by_name", dict(registry._by_name))
+    list_preprocessors()
+    monkeypatch.setattr(registry, "_specs_by_name", dict(registry._specs_by_name))
     place = tmp_path / "somebody_aux"
     (place / "lines").mkdir(parents=True)
     (place / "__init__.py").write_text("")
@@ -166,12 +166,12 @@ def package(tmp_path, monkeypatch):
 
 
 def entered(name, *rest, **settings):
-    base.bridged(name, Detector(*rest, **settings), makes="other")
+    base.bridge_detector(name, Detector(*rest, **settings), makes="other")
     return find(name)
 
 
 def test_parameters_are_read_off_the_source_without_an_import(package):
-    entry = entered("striped", package, "lines", "Striped", fixed={"twice": False})
+    entry = entered("striped", package, "lines", "Striped", call_arguments={"twice": False})
     assert [(p.name, p.type, p.default) for p in entry.parameters] == [("every", int, 4), ("weight", float, 0.5)]
     assert "somebody_aux" not in sys.modules
     with pytest.raises(ValueError, match="striped has no parameter 'words'"):
@@ -182,11 +182,11 @@ def test_parameters_are_read_off_the_source_without_an_import(package):
 
 def test_a_detector_is_fed_and_its_map_has_the_pictures_size(package, capsys):
     entry = entered("striped", package, "lines", "Striped")
-    made = entry.ready()(IMAGE[:50, :70], every=2)
+    made = entry.load()(IMAGE[:50, :70], every=2)
     expected = IMAGE[:50, :70].copy()
     expected[::2] = 127
     np.testing.assert_array_equal(made.pixels, expected)
-    assert entry.ready()(IMAGE[:50, :70], twice=True).pixels.shape == (50, 70, 3)  # resized
+    assert entry.load()(IMAGE[:50, :70], twice=True).pixels.shape == (50, 70, 3)  # resized
     out, err = capsys.readouterr()
     assert out == "" and "working" in err  # stdout is for maps
 
@@ -196,15 +196,15 @@ def test_weights_come_from_the_library_and_are_read_before(package, tmp_path):
     folder.mkdir()
     write_weights(folder / STRIPES.name, {"a": torch.ones(1)})
     entry = entered("loaded", package, "lines", "Loaded", (STRIPES,), part=1)
-    ready = entry.ready(Device("cpu"), Library([folder], download=False))
+    ready = entry.load(Device("cpu"), Library([folder], download=False))
     assert ready.run.loaded.call.place == (str(folder), str(folder / STRIPES.name))
     assert ready.run.loaded.call.device == "cpu"
     np.testing.assert_array_equal(ready(IMAGE).pixels, np.dstack([IMAGE[..., 0]] * 3))
     (folder / STRIPES.name).write_bytes(b"\x80\x02cos\nsystem\n.")
     with pytest.raises(ValueError, match="is refused"):
-        entry.ready("cpu", Library([folder], download=False))
+        entry.load("cpu", Library([folder], download=False))
     with pytest.raises(ValueError, match="loaded computes in float32, not in float16"):
-        entry.ready(Device("cpu", "float16"), Library([folder], download=False))
+        entry.load(Device("cpu", "float16"), Library([folder], download=False))
 
 
 def test_what_is_missing_old_or_broken_is_one_line(package):
@@ -219,11 +219,11 @@ def test_what_is_missing_old_or_broken_is_one_line(package):
     ]
     for i, (rest, words) in enumerate(cases):
         with pytest.raises(ValueError, match=words) as caught:
-            entered(f"case{i}", *rest).ready()(IMAGE)
+            entered(f"case{i}", *rest).load()(IMAGE)
         assert "\n" not in str(caught.value)
-    fixed = entered("named", package, "lines", "Broken", fixed={"kind": "name"})
+    fixed = entered("named", package, "lines", "Broken", call_arguments={"kind": "name"})
     with pytest.raises(ValueError, match="fails: NameError"):
-        fixed.ready()(IMAGE)
+        fixed.load()(IMAGE)
 
 
 def test_listing_imports_neither_package():

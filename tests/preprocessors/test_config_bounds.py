@@ -13,23 +13,23 @@ import pytest
 import segmentation_models
 import torch
 from controlnet_ext.preprocessors import preprocess
-from controlnet_ext.preprocessors.backends.transformers import check_numbers, model_files, no_larger_than
-from controlnet_ext.preprocessors.depth.depth_models import ZOE
+from controlnet_ext.preprocessors.backends.transformers import check_config_numbers, limit_parameters, make_model_files
+from controlnet_ext.preprocessors.depth.depth_models import ZOE_INDOOR_FILES
 from controlnet_ext.preprocessors.library import Library
-from controlnet_ext.preprocessors.segmentation.models import B0
+from controlnet_ext.preprocessors.segmentation.models import SEGFORMER_B0_FILES
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
-ANYTHING = model_files("depth-anything/Depth-Anything-V2-Small-hf", "Apache-2.0")
+ANYTHING = make_model_files("depth-anything/Depth-Anything-V2-Small-hf", "Apache-2.0")
 ABSURD = 10**9
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
-    depth_models.put(root, ZOE, depth_models.zoe())
+    depth_models.put(root, ZOE_INDOOR_FILES, depth_models.zoe())
     depth_models.put(root, ANYTHING, depth_models.depth_anything())
-    segmentation_models.put(root, B0, *segmentation_models.segformer())
+    segmentation_models.put(root, SEGFORMER_B0_FILES, *segmentation_models.segformer())
     return root
 
 
@@ -66,17 +66,27 @@ def among(settings, changes):
 @pytest.mark.parametrize(
     ("name", "files", "changes", "words"),
     [
-        ("depth_zoe", ZOE, {"fusion_hidden_size": ABSURD}, "'fusion_hidden_size', expected at most 65536"),
-        ("depth_zoe", ZOE, {"fusion_hidden_size": 60000}, "more than the"),
-        ("depth_zoe", ZOE, {"backbone_config": {"num_hidden_layers": ABSURD}}, "'num_hidden_layers', expected at most"),
-        ("depth_zoe", ZOE, {"backbone_config": {"num_hidden_layers": 60000}}, "is refused"),
+        ("depth_zoe", ZOE_INDOOR_FILES, {"fusion_hidden_size": ABSURD}, "'fusion_hidden_size', expected at most 65536"),
+        ("depth_zoe", ZOE_INDOOR_FILES, {"fusion_hidden_size": 60000}, "more than the"),
+        (
+            "depth_zoe",
+            ZOE_INDOOR_FILES,
+            {"backbone_config": {"num_hidden_layers": ABSURD}},
+            "'num_hidden_layers', expected at most",
+        ),
+        ("depth_zoe", ZOE_INDOOR_FILES, {"backbone_config": {"num_hidden_layers": 60000}}, "is refused"),
         ("depth_anything_v2_small", ANYTHING, {"backbone_config": {"num_hidden_layers": 60000}}, "more than the"),
         ("depth_anything_v2_small", ANYTHING, {"backbone_config": {"image_size": 65536}}, "more than the"),
         ("depth_anything_v2_small", ANYTHING, {"neck_hidden_sizes": [60000, 60000]}, "120000 for 'neck_hidden_sizes'"),
-        ("segformer_ade20k_small", B0, {"depths": [1, 1, 1, 60000]}, "more than the"),
-        ("segformer_ade20k_small", B0, {"depths": [65536] * 4}, "262144 for 'depths'"),
-        ("segformer_ade20k_small", B0, {"hidden_sizes": [8, 8, 16, 60000]}, "more than the"),
-        ("segformer_ade20k_small", B0, {"decoder_hidden_size": -ABSURD}, "-1000000000 for 'decoder_hidden_size'"),
+        ("segformer_ade20k_small", SEGFORMER_B0_FILES, {"depths": [1, 1, 1, 60000]}, "more than the"),
+        ("segformer_ade20k_small", SEGFORMER_B0_FILES, {"depths": [65536] * 4}, "262144 for 'depths'"),
+        ("segformer_ade20k_small", SEGFORMER_B0_FILES, {"hidden_sizes": [8, 8, 16, 60000]}, "more than the"),
+        (
+            "segformer_ade20k_small",
+            SEGFORMER_B0_FILES,
+            {"decoder_hidden_size": -ABSURD},
+            "-1000000000 for 'decoder_hidden_size'",
+        ),
     ],
 )
 def test_a_configuration_of_a_far_larger_network_is_refused_soon_and_in_a_line(
@@ -94,8 +104,8 @@ def test_a_configuration_of_a_far_larger_network_is_refused_soon_and_in_a_line(
 
 @pytest.mark.parametrize("changes", [{"backbone": "x/y"}, {"backbone_config": {"backbone": "resnet18"}}])
 def test_a_backbone_from_elsewhere_is_refused_before_anybody_is_asked_for_it(models, tmp_path, changes):
-    place = tmp_path / ZOE[0].repo
-    shutil.copytree(models / ZOE[0].repo, place)
+    place = tmp_path / ZOE_INDOOR_FILES[0].repo
+    shutil.copytree(models / ZOE_INDOOR_FILES[0].repo, place)
     settings = among(json.loads((place / "config.json").read_text()), changes | {"use_pretrained_backbone": True})
     (place / "config.json").write_text(json.dumps(settings))
     with pytest.raises(ValueError, match=r"config\.json' names another network, '(x/y|resnet18)', as its backbone"):
@@ -108,15 +118,15 @@ def test_numbers_are_looked_at_wherever_they_are_and_as_sums_of_lists():
         deep = {"c": deep}
     for settings in (deep, {"x": [40000, 1.5, 40000]}, {"x": 10**4000}):
         with pytest.raises(ValueError, match=r"the file has .* expected at most 65536$") as refusal:
-            check_numbers("the file", settings)
+            check_config_numbers("the file", settings)
         assert len(str(refusal.value)) < 200
-    check_numbers("the file", {"x": [65536, 0.5], "epsilon": 1e-12, "far": 1e9, "text": "99999999", "is": True})
-    check_numbers("the file", {"words": 90000}, {"embedding": torch.empty(90000, 2)})
+    check_config_numbers("the file", {"x": [65536, 0.5], "epsilon": 1e-12, "far": 1e9, "text": "99999999", "is": True})
+    check_config_numbers("the file", {"words": 90000}, {"embedding": torch.empty(90000, 2)})
 
 
 def test_only_what_this_thread_builds_counts_and_loading_does_not():
     tensors = {"weight": torch.zeros(4, 4)}
-    with no_larger_than(tensors):
+    with limit_parameters(tensors):
         layer = torch.nn.Linear(4, 4)
         for _ in range(3000):
             layer.weight = torch.nn.Parameter(torch.ones(4, 4))
@@ -124,6 +134,6 @@ def test_only_what_this_thread_builds_counts_and_loading_does_not():
         other.start()
         other.join()
     for build in (lambda: torch.nn.Linear(3000, 3000), lambda: [torch.nn.Linear(2, 2) for _ in range(600)]):
-        with pytest.raises(ValueError, match="more than the 1 tensors"), no_larger_than(tensors):
+        with pytest.raises(ValueError, match="more than the 1 tensors"), limit_parameters(tensors):
             build()
         build()  # afterwards all is as before

@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 import pytest
-from controlnet_ext.preprocessors import find, registered
+from controlnet_ext.preprocessors import find, list_preprocessors
 from lines import assets
 
 from benchmarks import gallery
@@ -14,8 +14,8 @@ from controlnet_ext.files.image_reader import read_image
 def test_every_map_without_weights_is_shown_or_has_its_reason():
     own = {
         e.name
-        for e in registered()
-        if not e.weights and not e.make.__module__.startswith("controlnet_ext.preprocessors.bridges")
+        for e in list_preprocessors()
+        if not e.weights and not e.factory.__module__.startswith("controlnet_ext.preprocessors.bridges")
     }
     shown = {panel.name for panel in gallery.PANELS} | set(gallery.WHY_NOT) | {"normal_depth"}
     assert own <= shown

@@ -14,7 +14,7 @@ from controlnet_ext import Unit, cli
 from controlnet_ext.files.image_reader import read_image
 from controlnet_ext.files.image_writer import write_image
 from controlnet_ext.files.safetensors import write_weights
-from controlnet_ext.guidance.hints import Maps
+from controlnet_ext.guidance.hints import HintImages
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8).repeat(10, 0).repeat(10, 1)
 MASK = np.zeros((90, 120), np.uint8)
@@ -77,7 +77,7 @@ def test_the_network_is_the_papers_formula(state):
     pictures, mask = torch.rand(2, 3, 64, 96, generator=draw), (torch.rand(2, 1, 64, 96, generator=draw) > 0.7).float()
     expected = typed_out(state, torch.cat([pictures * (1 - mask), mask], 1))
     for dtype, tolerance in (("float32", 1e-5), ("bfloat16", 0.1)):  # bfloat16 has 8 bits; its spectrum has 24
-        net = Network.on(lama.load({f"generator.{key}": t for key, t in state.items()}), Device("cpu", dtype))
+        net = Network.from_module(lama.load({f"generator.{key}": t for key, t in state.items()}), Device("cpu", dtype))
         found = net(pictures, mask)
         assert 0.1 < expected.std() < 0.4 and found.shape == (2, 3, 64, 96)
         assert (found - expected).abs().mean() < tolerance / 3 and (found - expected).abs().max() < tolerance * 5
@@ -174,7 +174,7 @@ def test_a_units_mask_is_the_fills(state, tmp_path, monkeypatch):
     monkeypatch.setenv("CONTROLNET_EXT_MODELS", str(tmp_path))
     for parameters in ({}, {"resolution": "match"}):
         unit = Unit(Pushes(), IMAGE, preprocessor="inpaint_only+lama", inpaint=MASK, parameters=parameters)
-        (hint,) = Maps(unit).at(90, 120)
+        (hint,) = HintImages(unit).fit_to_size(90, 120)
         assert (hint[0][:, MASK == 255] == -1).all() and (hint[0][:, MASK == 0] >= 0).all()
     with pytest.raises(ValueError, match="inpaint_only changes what an inpaint mask covers"):
-        Maps(Unit(Pushes(), IMAGE, preprocessor="inpaint_only+lama"))
+        HintImages(Unit(Pushes(), IMAGE, preprocessor="inpaint_only+lama"))

@@ -6,20 +6,22 @@ from typing import Annotated
 
 import numpy as np
 import pytest
-from controlnet_ext.preprocessors import ControlMap, Range, find, preprocess, preprocessor, registered, registry
+from controlnet_ext.preprocessors import ControlMap, Range, find, list_preprocessors, preprocess, preprocessor, registry
 
 IMAGE = np.zeros((4, 6, 3), np.uint8)
 
 
 @pytest.fixture(autouse=True)
 def own_registry(monkeypatch):
-    registered()
-    monkeypatch.setattr(registry, "_by_name", dict(registry._by_name))
+    list_preprocessors()
+    monkeypatch.setattr(registry, "_specs_by_name", dict(registry._specs_by_name))
 
 
 def test_every_file_of_the_package_is_found_without_a_table():
-    assert {"canny", "invert", "lineart_standard", "scribble_xdog", "threshold"} <= {e.name for e in registered()}
-    names = [entry.name for entry in registered()]
+    assert {"canny", "invert", "lineart_standard", "scribble_xdog", "threshold"} <= {
+        e.name for e in list_preprocessors()
+    }
+    names = [entry.name for entry in list_preprocessors()]
     assert names == sorted(set(names))
 
 
@@ -41,7 +43,7 @@ def test_a_number_may_be_none_where_its_default_is():
 
 
 def test_what_is_masked_gets_the_mask_as_a_fourth_channel():
-    @preprocessor("painter", makes="inpaint", masked=True)
+    @preprocessor("painter", makes="inpaint", needs_mask=True)
     def painter(image: np.ndarray, red: Annotated[int, Range(0, 255)] = 9) -> np.ndarray:
         return np.where(image[..., 3:] > 127, (red, 0, 0), image[..., :3]).astype(np.uint8)
 
@@ -51,7 +53,7 @@ def test_what_is_masked_gets_the_mask_as_a_fourth_channel():
     assert made.pixels[1, 2].tolist() == [200, 0, 0] and (made.pixels[~mask] == 50).all()
     sized = preprocess("painter", IMAGE + 50, mask=mask, resolution=64)  # the mask is resized with the picture
     assert sized.pixels[24, 40].tolist() == [9, 0, 0] and sized.pixels.shape == (64, 96, 3)
-    both = find("painter").ready().batch([IMAGE, IMAGE + 1], masks=[mask, ~mask])
+    both = find("painter").load().run_batch([IMAGE, IMAGE + 1], masks=[mask, ~mask])
     assert [one.pixels.sum() for one in both] == [9, 9 * 23 + 3]
 
 
@@ -156,7 +158,7 @@ def test_a_class_is_made_once_and_called_for_each_image():
 
     entry = find("fake depth")
     assert entry.weights == ("a file",) and [p.name for p in entry.parameters] == ["near"] and not made
-    run = entry.ready("meta", "library")
+    run = entry.load("meta", "library")
     results = [run(IMAGE), run(IMAGE, near=3)]
     assert made == [("meta", "library")]
     assert [(r.kind, r.pixels.shape, int(r.pixels.max())) for r in results] == [
@@ -168,7 +170,7 @@ def test_a_class_is_made_once_and_called_for_each_image():
 def test_a_class_that_takes_stacks_gets_pictures_of_one_size_together():
     sizes = []
 
-    @preprocessor("fake", makes="depth", stacks=True)
+    @preprocessor("fake", makes="depth", batched=True)
     class Fake:
         def __init__(self, device, library): ...
 
@@ -176,13 +178,13 @@ def test_a_class_that_takes_stacks_gets_pictures_of_one_size_together():
             sizes.append(images.shape)
             return images.max(axis=3) + np.uint8(near)
 
-    run = find("fake").ready()
+    run = find("fake").load()
     large, small = np.zeros((8, 9, 3), np.uint8), np.full((4, 6, 3), 7, np.uint8)
-    results = run.batch([IMAGE, large, small], near=3)
+    results = run.run_batch([IMAGE, large, small], near=3)
     assert sizes == [(2, 4, 6, 3), (1, 8, 9, 3)]
     assert [(r.pixels.shape, int(r.pixels.max())) for r in results] == [((4, 6, 3), 3), ((8, 9, 3), 3), ((4, 6, 3), 10)]
-    assert run(small).pixels.max() == 16 and run.batch([]) == []
-    assert [r.pixels.shape for r in find("invert").ready().batch([small, large])] == [(4, 6, 3), (8, 9, 3)]
+    assert run(small).pixels.max() == 16 and run.run_batch([]) == []
+    assert [r.pixels.shape for r in find("invert").load().run_batch([small, large])] == [(4, 6, 3), (8, 9, 3)]
 
 
 def test_values_come_with_the_pixels_and_are_cut_with_them():
@@ -213,12 +215,12 @@ def test_a_strip_at_a_resolution_is_refused_before_memory_is_asked_for():
 
 @pytest.mark.parametrize("taken", ["canny", "CANNY", "invert (from white bg & black line)"])
 def test_a_name_is_given_once(taken):
-    before = registered()
+    before = list_preprocessors()
     with pytest.raises(ValueError, match="is entered already, by controlnet_ext"):
         preprocessor("fake", makes="edges", label=taken)(lambda image: image)
     with pytest.raises(ValueError, match="is entered already, by controlnet_ext"):
         preprocessor(taken, makes="edges")(lambda image: image)
-    assert registered() == before
+    assert list_preprocessors() == before
 
 
 def test_a_signature_that_cannot_be_read_is_refused():
@@ -228,7 +230,7 @@ def test_a_signature_that_cannot_be_read_is_refused():
     def text(image, mode: str = "a"): ...
     def bare(image, low=1): ...
 
-    before = registered()
+    before = list_preprocessors()
     for function, error in (
         (no_range, TypeError),
         (no_default, TypeError),
@@ -240,7 +242,7 @@ def test_a_signature_that_cannot_be_read_is_refused():
             preprocessor("fake", makes="edges")(function)
     with pytest.raises(ValueError, match="'edge', which is none of: edges"):
         preprocessor("fake", makes="edge")(lambda image: image)
-    assert registered() == before
+    assert list_preprocessors() == before
 
 
 def test_anything_but_a_map_is_refused():

@@ -16,8 +16,8 @@ from controlnet_ext.preprocessors import preprocess
 from limits import wait_until
 from serving import CANNY, Client, photo
 
-from controlnet_ext.files.image_writer import read_text
-from controlnet_ext.server.service import Desk
+from controlnet_ext.files.image_writer import read_png_text
+from controlnet_ext.server.service import Service
 
 pytest.importorskip("starlette", reason="needs controlnet-ext[serve]")
 pytest.importorskip("uvicorn", reason="needs controlnet-ext[serve]")
@@ -25,12 +25,12 @@ UNIT = {"image": photo(), "module": "canny", "model": CANNY}
 
 
 @pytest.fixture(scope="module")
-def plain(server: tuple[Client, Desk]) -> np.ndarray:
+def plain(server: tuple[Client, Service]) -> np.ndarray:
     return server[0].images()[0]
 
 
 @pytest.fixture(scope="module")
-def guided(server: tuple[Client, Desk]) -> np.ndarray:
+def guided(server: tuple[Client, Service]) -> np.ndarray:
     return server[0].images(UNIT)[0]
 
 
@@ -97,7 +97,7 @@ def test_a_batch_is_its_pictures_one_by_one(client: Client) -> None:
 def test_a_png_tells_what_it_was_made_from(client: Client, tmp_path: Path) -> None:
     _, answer = client.draw(UNIT, negative_prompt="blue", sampler_name="DPM++ 2M Karras")
     (tmp_path / "p.png").write_bytes(base64.b64decode(answer["images"][0]))
-    text = read_text(tmp_path / "p.png")["parameters"]
+    text = read_png_text(tmp_path / "p.png")["parameters"]
     assert text == json.loads(answer["info"])["infotexts"][0]
     assert text.startswith("a red circle\nNegative prompt: blue\nSteps: 2, Sampler: DPM++ 2M Karras, CFG scale: 7, Se")
     assert 'ControlNet 0: "Module: canny, Model: embedded/canny [' in text
@@ -212,7 +212,7 @@ def test_what_a_request_cannot_be_is_said_in_one_sentence(client: Client) -> Non
     assert client("/health", Host="evil.example")[0] == 400
 
 
-def test_a_picture_can_be_interrupted_and_health_answers_meanwhile(server: tuple[Client, Desk]) -> None:
+def test_a_picture_can_be_interrupted_and_health_answers_meanwhile(server: tuple[Client, Service]) -> None:
     client, _ = server
     answers: list[tuple[int, Any]] = []
     thread = threading.Thread(target=lambda: answers.append(client.draw(UNIT, steps=150, batch_size=16)))

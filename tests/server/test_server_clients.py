@@ -95,11 +95,11 @@ def test_webuiapi_makes_pictures_of_text_and_images_with_one_unit_and_with_two(c
     webuiapi = pytest.importorskip("webuiapi", reason="needs webuiapi from PyPI")
     from PIL import Image
 
-    from controlnet_ext.embedded import PHOTO
+    from controlnet_ext.embedded import SAMPLE_PHOTO
 
     api = webuiapi.WebUIApi(host="127.0.0.1", port=client.port, steps=2)
     assert api.has_controlnet
-    image = Image.open(PHOTO).convert("RGB")
+    image = Image.open(SAMPLE_PHOTO).convert("RGB")
     interface = webuiapi.ControlNetInterface(api)
     unit = webuiapi.ControlNetUnit(image=image, module="canny", model=interface.model_list()[0])
     size = {"width": 128, "height": 128, "seed": 3}

@@ -13,12 +13,12 @@ from controlnet_ext.preprocessors.library import Library
 from serving import photo, white
 
 from controlnet_ext import cli
-from controlnet_ext.sdwebui.catalog import Shelf
-from controlnet_ext.sdwebui.limits import Limits
-from controlnet_ext.sdwebui.modules import readied
-from controlnet_ext.sdwebui.requests import read_generation
-from controlnet_ext.server.service import Desk
-from controlnet_ext.server.worker import Busy, Worker
+from controlnet_ext.sdwebui.catalog import ModelCatalog
+from controlnet_ext.sdwebui.limits import RequestLimits
+from controlnet_ext.sdwebui.modules import create_preprocessor_loader
+from controlnet_ext.sdwebui.requests import parse_generation_request
+from controlnet_ext.server.service import Service
+from controlnet_ext.server.worker import QueueFull, RequestWorker
 
 pytest.importorskip("starlette", reason="needs controlnet-ext[serve]")
 NOTHING: Any = None
@@ -48,12 +48,14 @@ def asked(app: Any, path: str, chunks: Iterable[bytes] = (), **headers: str) -> 
     return sent[0]["status"], json.loads(content) if content.startswith(b"{") else content.decode(), answered
 
 
-def application(worker: Worker, token: str | None = None) -> Any:
+def application(worker: RequestWorker, token: str | None = None) -> Any:
     """One whose engine is never asked."""
-    from controlnet_ext.server.app import app
+    from controlnet_ext.server.app import create_app
 
-    ready = readied("cpu", Library(download=False))
-    return app(Desk(NOTHING, Shelf([], "other"), ready, Limits()), worker, token, ("127.0.0.1",))
+    ready = create_preprocessor_loader("cpu", Library(download=False))
+    return create_app(
+        Service(NOTHING, ModelCatalog([], "other"), ready, RequestLimits()), worker, token, ("127.0.0.1",)
+    )
 
 
 def body(value: Any) -> list[bytes]:
@@ -63,15 +65,15 @@ def body(value: Any) -> list[bytes]:
 def test_a_request_over_the_limit_is_refused_while_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
     from controlnet_ext.server import http
 
-    app = application(Worker(1))
-    monkeypatch.setattr(http, "BODY", 2**20)
+    app = application(RequestWorker(1))
+    monkeypatch.setattr(http, "MAX_BODY_BYTES", 2**20)
     status, answer, _ = asked(app, DETECT, [b" " * 2**19] * 3)
     assert (status, answer) == (413, {"detail": "the request is over 1 MiB"})
     assert asked(app, DETECT, [b" " * 2**19, *body(ASKED)])[0] == 200
 
 
 def test_a_full_queue_and_a_stopping_server_turn_away_and_health_answers() -> None:
-    worker, released = Worker(1), threading.Event()
+    worker, released = RequestWorker(1), threading.Event()
     app = application(worker)
     at_work = worker.submit(released.wait)
     status, answer, headers = asked(app, DETECT, body(ASKED))
@@ -84,7 +86,7 @@ def test_a_full_queue_and_a_stopping_server_turn_away_and_health_answers() -> No
     worker.close()
     assert asked(app, DETECT, body(ASKED))[:2] == (503, {"detail": "the server is stopping"})
     assert asked(app, "/health")[0] == 200
-    with pytest.raises(Busy, match="the server is stopping"):
+    with pytest.raises(QueueFull, match="the server is stopping"):
         worker.submit(released.wait)
 
 
@@ -103,7 +105,7 @@ def test_a_full_queue_and_a_stopping_server_turn_away_and_health_answers() -> No
     ],
 )
 def test_a_token_is_needed_for_everything_but_health(authorization: str, status: int) -> None:
-    app = application(Worker(1), token="secret")
+    app = application(RequestWorker(1), token="secret")
     assert asked(app, "/controlnet/version", authorization=authorization)[0] == status
     assert asked(app, "/openapi.json", authorization=authorization)[0] == status
     assert asked(app, "/no/such/route", authorization=authorization)[0] == (404 if status == 200 else 401)
@@ -111,14 +113,14 @@ def test_a_token_is_needed_for_everything_but_health(authorization: str, status:
 
 
 def test_a_page_of_another_site_is_not_served() -> None:
-    app = application(Worker(1))
+    app = application(RequestWorker(1))
     assert asked(app, "/controlnet/version", host="evil.example")[0] == 400
     assert asked(app, DETECT, body(ASKED), content_type="text/plain")[0] == 415
     assert "access-control-allow-origin" not in asked(app, "/controlnet/version", origin="https://evil.example")[2]
 
 
 def test_the_document_is_served() -> None:
-    status, answer, _ = asked(application(Worker(1)), "/openapi.json")
+    status, answer, _ = asked(application(RequestWorker(1)), "/openapi.json")
     assert status == 200 and "/sdapi/v1/txt2img" in answer["paths"] and "/openapi.json" in answer["paths"]
 
 
@@ -145,9 +147,11 @@ def test_serve_refuses_before_it_listens(
 def test_units_stand_under_any_casing_of_the_title(title: str, wrapped: bool) -> None:
     units = [{"model": "None"}, {"model": "m"}, None, {}]
     with pytest.raises(ValueError, match=r"^unit 3 is None, expected a JSON object$"):
-        read_generation({"alwayson_scripts": {title: {"args": units}}}, (64, 64), Limits(units=4), False)
+        parse_generation_request(
+            {"alwayson_scripts": {title: {"args": units}}}, (64, 64), RequestLimits(max_units=4), False
+        )
     scripts = {title: {"args": units[:2]} if wrapped else units[:2]}
-    ((place, unit),) = read_generation({"alwayson_scripts": scripts}, (64, 64), Limits(), False).units
+    ((place, unit),) = parse_generation_request({"alwayson_scripts": scripts}, (64, 64), RequestLimits(), False).units
     assert place == 2 and unit.model == "m"
 
 
@@ -155,7 +159,7 @@ def test_more_units_than_the_limit_are_an_error_also_when_they_are_off() -> None
     units = [{"enabled": False}] * 4
     for sent in ({"alwayson_scripts": {"ControlNet": {"args": units}}}, {"controlnet_units": units}):
         with pytest.raises(ValueError, match=r"^4 units, expected up to 3$"):
-            read_generation(sent, (64, 64), Limits(), False)
+            parse_generation_request(sent, (64, 64), RequestLimits(), False)
 
 
 def test_what_is_null_is_as_if_it_were_not_there() -> None:
@@ -164,12 +168,12 @@ def test_what_is_null_is_as_if_it_were_not_there() -> None:
         " n_iter send_images override_settings alwayson_scripts enable_hr tiling styles script_name subseed_strength"
     )
     for nothing in (None, ""):
-        found = read_generation(dict.fromkeys(names.split(), nothing), (64, 64), Limits(), False)
-        assert (found.steps, found.width, found.units, found.sends_images, found.prompt) == (20, 64, (), True, "")
+        found = parse_generation_request(dict.fromkeys(names.split(), nothing), (64, 64), RequestLimits(), False)
+        assert (found.steps, found.width, found.units, found.returns_images, found.prompt) == (20, 64, (), True, "")
 
 
 def test_detect_takes_masks_beside_in_and_over_images() -> None:
-    app = application(Worker(1))
+    app = application(RequestWorker(1))
     image = {"image": photo(), "mask": photo()}
     for images in ([image], photo(), ["data:image/jpeg;base64," + photo()]):
         status, answer, _ = asked(app, DETECT, body({"controlnet_module": "none", "controlnet_input_images": images}))
@@ -184,8 +188,12 @@ def test_pictures_of_a_request_have_64_megapixels_in_all() -> None:
     large = white(6000, 6000)
     units = [{"model": "m", "image": [{"image": large, "mask": large}]}]
     with pytest.raises(ValueError, match=r"^the pictures of the request have 72 megapixels, expected up to 64 in all$"):
-        read_generation({"alwayson_scripts": {"ControlNet": {"args": units}}}, (64, 64), Limits(), False)
-    status, answer, _ = asked(application(Worker(1)), DETECT, body({**ASKED, "controlnet_masks": [large, large]}))
+        parse_generation_request(
+            {"alwayson_scripts": {"ControlNet": {"args": units}}}, (64, 64), RequestLimits(), False
+        )
+    status, answer, _ = asked(
+        application(RequestWorker(1)), DETECT, body({**ASKED, "controlnet_masks": [large, large]})
+    )
     assert status == 422 and "have 72 megapixels" in answer["detail"]
 
 
@@ -194,5 +202,5 @@ def test_pictures_of_a_request_have_64_megapixels_in_all() -> None:
     [b"[" * 10**6, b'{"seed": 1' + b"0" * 5000 + b"}", b'{"a": NaN}', b'{"a": "\\ud800"}', b'{"a": 1, "a": 2}'],
 )
 def test_json_that_no_answer_can_hold_is_refused_before_the_work(content: bytes) -> None:
-    status, answer, _ = asked(application(Worker(1)), "/sdapi/v1/txt2img", [content])
+    status, answer, _ = asked(application(RequestWorker(1)), "/sdapi/v1/txt2img", [content])
     assert status == 422 and answer["detail"].startswith("the request ")

@@ -14,11 +14,17 @@ import serving
 from limits import wait_until
 from serving import CANNY, Client, photo, white
 
-from controlnet_ext.files.image_writer import read_text
-from controlnet_ext.sdwebui.fields import Fields
-from controlnet_ext.sdwebui.limits import Limits
-from controlnet_ext.sdwebui.requests import UPSCALERS, Repaint, filled, read_repaint, read_second_pass
-from controlnet_ext.server.service import Desk
+from controlnet_ext.files.image_writer import read_png_text
+from controlnet_ext.sdwebui.fields import JsonFields
+from controlnet_ext.sdwebui.limits import RequestLimits
+from controlnet_ext.sdwebui.requests import (
+    UPSCALERS,
+    InpaintArea,
+    fill_from_surroundings,
+    parse_hires_fix,
+    parse_inpaint_area,
+)
+from controlnet_ext.server.service import Service
 
 pytest.importorskip("starlette", reason="needs controlnet-ext[serve]")
 pytest.importorskip("uvicorn", reason="needs controlnet-ext[serve]")
@@ -39,8 +45,8 @@ SMALL = {"width": 64, "height": 64}
 )
 def test_the_second_pass_is_as_large_as_the_webuis(said: Any, size: Any, over: Any) -> None:
     """Of a first pass of 64x48; both sides given: enlarged to cover them, and cut."""
-    found = read_second_pass(Fields({"enable_hr": True, **said}, "the request"), 48, 64, 20, Limits())
-    assert found is not None and (found.size, found.over) == (size, over)
+    found = parse_hires_fix(JsonFields({"enable_hr": True, **said}, "the request"), 48, 64, 20, RequestLimits())
+    assert found is not None and (found.size, found.canvas_size) == (size, over)
     assert (found.upscaler, found.steps, found.strength) == ("Latent", 20, 0.75)
 
 
@@ -55,7 +61,9 @@ def test_the_second_pass_is_as_large_as_the_webuis(said: Any, size: Any, over: A
 )
 def test_what_a_second_pass_cannot_be_is_said(said: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=f"^the request: {words}"):
-        read_second_pass(Fields({"enable_hr": 1, **said}, "the request"), 256, said.get("width", 64), 20, Limits())
+        parse_hires_fix(
+            JsonFields({"enable_hr": 1, **said}, "the request"), 256, said.get("width", 64), 20, RequestLimits()
+        )
 
 
 def test_every_upscaler_enlarges_and_each_unit_keeps_to_its_pass(client: Client) -> None:
@@ -82,16 +90,16 @@ def test_the_text_says_the_second_pass(client: Client, tmp_path: Path) -> None:
     status, answer = client.draw(UNIT, **SMALL, **hires)
     assert status == 200 and len(answer["images"]) == 2
     (tmp_path / "p.png").write_bytes(base64.b64decode(answer["images"][0]))
-    text = read_text(tmp_path / "p.png")["parameters"]
+    text = read_png_text(tmp_path / "p.png")["parameters"]
     assert "Size: 64x64" in text
     assert "Denoising strength: 0.5, Hires resize: 96x96, Hires steps: 4, Hires upscaler: Latent, ControlNet 0:" in text
 
 
-def repaint(mask: np.ndarray, image: np.ndarray | None = None, **said: Any) -> Repaint:
+def repaint(mask: np.ndarray, image: np.ndarray | None = None, **said: Any) -> InpaintArea:
     height, width = mask.shape
     canvas = np.zeros((height, width, 3), np.uint8) if image is None else image
-    fields = Fields({"mask_blur": 0, **said}, "the request")
-    found = read_repaint(fields, canvas, np.dstack([mask] * 3), 64, 128, "stretch")
+    fields = JsonFields({"mask_blur": 0, **said}, "the request")
+    found = parse_inpaint_area(fields, canvas, np.dstack([mask] * 3), 64, 128, "stretch")
     assert found is not None
     return found
 
@@ -114,7 +122,7 @@ def patch(rows: slice, columns: slice) -> np.ndarray:
 )
 def test_the_part_around_the_mask_has_the_shape_of_the_picture(rows: Any, columns: Any, padding: int, box: Any) -> None:
     found = repaint(patch(rows, columns), inpaint_full_res_padding=padding)
-    assert found.box == box and found.only_masked
+    assert found.crop_box == box and found.only_masked
     assert found.image.shape == (64, 128, 3) and found.mask.shape == (64, 128)
 
 
@@ -122,10 +130,10 @@ def test_the_result_comes_back_to_its_place_and_nothing_else_changes() -> None:
     image = np.random.default_rng(0).integers(0, 255, (100, 200, 3), np.uint8)
     mask = patch(slice(40, 60), slice(80, 120))
     found = repaint(mask, image)
-    result = found.pasted(np.full((64, 128, 3), 7, np.uint8))
+    result = found.paste_into_canvas(np.full((64, 128, 3), 7, np.uint8))
     assert (result[40:60, 80:120] == 7).all() and result.shape == image.shape
     assert np.array_equal(result[mask == 0], image[mask == 0])
-    assert np.array_equal(found.part(image, "stretch"), image[40:60, 80:120])
+    assert np.array_equal(found.crop_control_image(image, "stretch"), image[40:60, 80:120])
     whole = repaint(mask, image, inpaint_full_res=False)
     assert whole.canvas.shape == (64, 128, 3) and not whole.only_masked
 
@@ -136,18 +144,18 @@ def test_what_is_masked_begins_in_the_colours_around_it() -> None:
     pixels[24:40, 24:40] = (255, 0, 255)
     mask = np.zeros((64, 64), np.uint8)
     mask[24:40, 24:40] = 255
-    found = filled(pixels, mask)
+    found = fill_from_surroundings(pixels, mask)
     assert np.array_equal(found[mask == 0], pixels[mask == 0])
     inside = found[24:40, 24:40].astype(int)
     assert np.ptp(inside, axis=2).max() <= 1 and inside[:, 0].max() < 60 and inside[:, -1].min() > 140
-    assert (filled(pixels, np.full((64, 64), 255, np.uint8)) == 127).all()
+    assert (fill_from_surroundings(pixels, np.full((64, 64), 255, np.uint8)) == 127).all()
 
 
 def test_a_blank_mask_repaints_nothing_or_everything() -> None:
     blank = np.zeros((64, 128, 3), np.uint8)
-    assert read_repaint(Fields({}, "the request"), blank, blank, 64, 128, "crop") is None
-    kept = read_repaint(Fields({"inpaint_full_res": 0}, "the request"), blank, blank, 64, 128, "crop")
-    assert kept is not None and not kept.shows.any()
+    assert parse_inpaint_area(JsonFields({}, "the request"), blank, blank, 64, 128, "crop") is None
+    kept = parse_inpaint_area(JsonFields({"inpaint_full_res": 0}, "the request"), blank, blank, 64, 128, "crop")
+    assert kept is not None and not kept.blend_mask.any()
 
 
 @pytest.mark.parametrize("only_masked", [False, True])
@@ -185,7 +193,7 @@ def test_layers_of_the_text_encoder_are_skipped(client: Client) -> None:
     assert (status, answer["detail"]) == (422, "CLIP_stop_at_last_layers is 9, expected up to 3")
 
 
-def test_progress_shows_the_picture_and_the_time_that_is_left(server: tuple[Client, Desk]) -> None:
+def test_progress_shows_the_picture_and_the_time_that_is_left(server: tuple[Client, Service]) -> None:
     client, _ = server
     answers: list[Any] = []
     thread = threading.Thread(target=lambda: answers.append(client.draw(UNIT, steps=150, batch_size=16, **SMALL)))

@@ -16,17 +16,17 @@ import pytest
 from limits import HANG
 from serving import photo
 
-from controlnet_ext.embedded import PHOTO
-from controlnet_ext.sdwebui.detect import detect
-from controlnet_ext.sdwebui.limits import Limits
-from controlnet_ext.sdwebui.requests import read_generation
+from controlnet_ext.embedded import SAMPLE_PHOTO
+from controlnet_ext.sdwebui.detect import detect_maps
+from controlnet_ext.sdwebui.limits import RequestLimits
+from controlnet_ext.sdwebui.requests import parse_generation_request
 from controlnet_ext.server import fetch
-from controlnet_ext.server.fetch import REFUSAL, Fetch, fetched, is_public, public
+from controlnet_ext.server.fetch import FETCH_ERROR, SafeFetcher, is_public_address, replace_urls, resolve_public
 
 MISSING = "/nowhere/none.png"
 BEFORE = ["", "file://", "file:", "./", "../../../../../../..", "\\\\?\\", "//", "~root", "data:image/png;base64,"]
 THERE = [
-    str(PHOTO),
+    str(SAMPLE_PHOTO),
     __file__,
     "/etc/passwd",
     "/dev/zero",
@@ -35,7 +35,7 @@ THERE = [
     "/",
     "/etc",
     "/root",
-    str(PHOTO.parent),
+    str(SAMPLE_PHOTO.parent),
 ]
 OTHERS = [
     *(
@@ -83,13 +83,13 @@ def everywhere(value: Any) -> list[Callable[[], Any]]:
 
     def unit(**fields: Any) -> Callable[[], Any]:
         body = {"alwayson_scripts": {"ControlNet": {"args": [{"model": "m", **fields}]}}}
-        return lambda: read_generation(body, (64, 64), Limits(), False)
+        return lambda: parse_generation_request(body, (64, 64), RequestLimits(), False)
 
     def image(**fields: Any) -> Callable[[], Any]:
-        return lambda: read_generation({"init_images": [photo()], **fields}, (64, 64), Limits(), True)
+        return lambda: parse_generation_request({"init_images": [photo()], **fields}, (64, 64), RequestLimits(), True)
 
     def maps(**fields: Any) -> Callable[[], Any]:
-        return lambda: detect({"controlnet_module": "canny", **fields}, lambda name: pytest.fail(name))
+        return lambda: detect_maps({"controlnet_module": "canny", **fields}, lambda name: pytest.fail(name))
 
     found = [unit(image=value), unit(input_image=value), unit(image={"image": value}), unit(image=[photo(), value])]
     found += [unit(image=photo(), mask=value), unit(image=photo(), mask_image=value)]
@@ -119,7 +119,7 @@ def test_an_address_is_refused_as_a_path_is_unless_the_server_fetches(url: str) 
 @pytest.mark.parametrize("url", URLS, ids=range(len(URLS)))
 def test_an_address_that_is_not_public_is_not_connected_to(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "create_connection", lambda *_: pytest.fail("connected"))
-    assert asked(lambda: fetched({"image": url}, Fetch())) == f"image: {REFUSAL}"
+    assert asked(lambda: replace_urls({"image": url}, SafeFetcher())) == f"image: {FETCH_ERROR}"
 
 
 @pytest.mark.parametrize("found", [["127.0.0.1"], ["93.184.215.14", "10.0.0.1"], ["::1"], ["fe80::1%eth0"], []])
@@ -127,19 +127,19 @@ def test_a_name_is_as_public_as_all_its_addresses(found: list[str], monkeypatch:
     answer = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 80)) for address in found]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: answer)
     monkeypatch.setattr(socket, "create_connection", lambda *_: pytest.fail("connected"))
-    assert asked(lambda: fetched({"image": "http://a.example/"}, Fetch())) == f"image: {REFUSAL}"
+    assert asked(lambda: replace_urls({"image": "http://a.example/"}, SafeFetcher())) == f"image: {FETCH_ERROR}"
 
 
 def test_public_addresses_are_public() -> None:
     for address in ("93.184.215.14", "1.1.1.1", "2606:2800:21f:cb07:6820:80da:af6b:8b2c"):
-        assert is_public(address)
+        assert is_public_address(address)
 
 
 class Pictures(BaseHTTPRequestHandler):
     """Answers by the path."""
 
     def do_GET(self) -> None:
-        content, status, headers = PHOTO.read_bytes(), 200, {}
+        content, status, headers = SAMPLE_PHOTO.read_bytes(), 200, {}
         if self.path.startswith("/to?"):
             status, headers, content = 302, {"Location": self.path[4:]}, b""
         elif self.path == "/missing":
@@ -147,7 +147,7 @@ class Pictures(BaseHTTPRequestHandler):
         elif self.path == "/text":
             content = b"secret"
         elif self.path == "/large":
-            content += b"\0" * fetch.BYTES
+            content += b"\0" * fetch.MAX_BYTES
         elif self.path == "/slow":
             self.wfile.write(b"HTTP/1.1 200 OK\r\nX-More: ")
             with suppress(OSError):  # the client has had enough
@@ -167,47 +167,51 @@ class Pictures(BaseHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def web() -> Iterator[Fetch]:
+def web() -> Iterator[SafeFetcher]:
     """What fetches as from the internet: a.example is public, all else as it is."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Pictures)
     server.done = threading.Event()  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    yield Fetch(lambda host, port: [server.server_address[:2]] if host == "a.example" else public(host, port))  # type: ignore[list-item]
+    yield SafeFetcher(
+        lambda host, port: [server.server_address[:2]] if host == "a.example" else resolve_public(host, port)
+    )  # type: ignore[list-item]
     server.done.set()  # type: ignore[attr-defined]
     server.shutdown()
     thread.join()
     server.server_close()
 
 
-def test_a_picture_at_a_public_address_is_fetched_also_after_a_redirect(web: Fetch) -> None:
+def test_a_picture_at_a_public_address_is_fetched_also_after_a_redirect(web: SafeFetcher) -> None:
     for url in ("http://a.example/p.jpg", "http://A.example:80/to?/p", "http://a.example/to?http://a.example/to?/p"):
         sent = {"prompt": url, "init_images": [url], "unit": [{"image": {"image": url, "mask": photo()}}]}
         kept = json.dumps(sent)
-        found = fetched(sent, web)
+        found = replace_urls(sent, web)
         assert found["init_images"] == [photo()] and found["unit"][0]["image"] == {"image": photo(), "mask": photo()}
         assert found["prompt"] == url and json.dumps(sent) == kept
 
 
-@pytest.mark.parametrize("target", [*URLS, "/to?/to?/to?/to?/p", "ftp://a.example/p", f"file://{PHOTO}"])
-def test_a_redirect_to_what_is_not_public_is_not_followed(web: Fetch, target: str) -> None:
+@pytest.mark.parametrize("target", [*URLS, "/to?/to?/to?/to?/p", "ftp://a.example/p", f"file://{SAMPLE_PHOTO}"])
+def test_a_redirect_to_what_is_not_public_is_not_followed(web: SafeFetcher, target: str) -> None:
     if not target.startswith("http:///"):  # which is a path of that host
-        assert asked(lambda: fetched({"mask": "http://a.example/to?" + target}, web)) == f"mask: {REFUSAL}"
+        assert asked(lambda: replace_urls({"mask": "http://a.example/to?" + target}, web)) == f"mask: {FETCH_ERROR}"
 
 
 def test_what_is_missing_no_picture_too_large_or_too_slow_is_refused_alike(
-    web: Fetch, monkeypatch: pytest.MonkeyPatch
+    web: SafeFetcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetch, "BYTES", 100_000)
+    monkeypatch.setattr(fetch, "MAX_BYTES", 100_000)
     for path in ("missing", "text", "large", "slow"):
-        monkeypatch.setattr(fetch, "SECONDS", 0.5 if path == "slow" else HANG)
-        assert asked(lambda path=path: fetched({"image": f"http://a.example/{path}"}, web)) == f"image: {REFUSAL}"
+        monkeypatch.setattr(fetch, "TIMEOUT_SECONDS", 0.5 if path == "slow" else HANG)
+        assert (
+            asked(lambda path=path: replace_urls({"image": f"http://a.example/{path}"}, web)) == f"image: {FETCH_ERROR}"
+        )
 
 
-def test_a_request_has_only_so_many_addresses(web: Fetch) -> None:
+def test_a_request_has_only_so_many_addresses(web: SafeFetcher) -> None:
     many = [{"image": "http://a.example/p"}] * 9
-    assert asked(lambda: fetched(many, web)) == "the request has over 8 addresses of pictures"
-    assert len(fetched(many[:8], web)) == 8
+    assert asked(lambda: replace_urls(many, web)) == "the request has over 8 addresses of pictures"
+    assert len(replace_urls(many[:8], web)) == 8
 
 
 def test_nothing_of_a_refused_request_is_in_the_answer(tmp_path: Path) -> None:

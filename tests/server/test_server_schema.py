@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 from serving import white
 
-from controlnet_ext.sdwebui.catalog import Shelf
-from controlnet_ext.sdwebui.limits import Limits
-from controlnet_ext.sdwebui.requests import read_generation
-from controlnet_ext.sdwebui.units import read_unit
-from controlnet_ext.server.service import Desk
+from controlnet_ext.sdwebui.catalog import ModelCatalog
+from controlnet_ext.sdwebui.limits import RequestLimits
+from controlnet_ext.sdwebui.requests import parse_generation_request
+from controlnet_ext.sdwebui.units import parse_webui_unit
+from controlnet_ext.server.service import Service
 
 pytest.importorskip("starlette", reason="needs controlnet-ext[serve]")
-LIMITS = Limits(units=2, side=256, steps=9, pictures=3)
+LIMITS = RequestLimits(max_units=2, max_side=256, max_steps=9, max_images=3)
 NAME = "embedded/canny [00000000]"
 
 
@@ -22,15 +22,17 @@ NAME = "embedded/canny [00000000]"
 def document(request: pytest.FixtureRequest) -> dict[str, Any]:
     from controlnet_ext.server import schema
 
-    return schema.document(routes(), LIMITS, [NAME], request.param)
+    return schema.make_openapi_document(routes(), LIMITS, [NAME], request.param)
 
 
 def routes() -> list[Any]:
     """Those of an application whose engine is never asked."""
-    from controlnet_ext.server.app import app
+    from controlnet_ext.server.app import create_app
 
     nothing: Any = None
-    return app(Desk(nothing, Shelf([], "other"), nothing, LIMITS), nothing, None, ("127.0.0.1",)).routes
+    return create_app(
+        Service(nothing, ModelCatalog([], "other"), nothing, LIMITS), nothing, None, ("127.0.0.1",)
+    ).routes
 
 
 def test_the_document_is_valid_openapi(document: dict[str, Any]) -> None:
@@ -73,7 +75,7 @@ def test_numbers_are_taken_up_to_the_bounds_of_the_schema_and_not_beyond(documen
 
     def read(key: str, value: Any) -> None:
         if name == "Unit":
-            read_unit({"model": "m", "image": white(8, 8), key: value}, "unit 1")
+            parse_webui_unit({"model": "m", "image": white(8, 8), key: value}, "unit 1")
         else:
             asked = {
                 "init_images": [white(8, 8)],
@@ -81,11 +83,11 @@ def test_numbers_are_taken_up_to_the_bounds_of_the_schema_and_not_beyond(documen
                 "enable_hr": key[:3] in ("hr_", "den"),
                 key: value,
             }
-            read_generation(asked, (64, 64), LIMITS, name == "ImageToImage")
+            parse_generation_request(asked, (64, 64), LIMITS, name == "ImageToImage")
 
     for key, each in bounded.items():
         if key == "batch_size":
-            assert each["maximum"] == LIMITS.pictures
+            assert each["maximum"] == LIMITS.max_images
         step = each.get("multipleOf", 1)
         read(key, each["minimum"])
         read(key, each["maximum"])
@@ -99,7 +101,7 @@ def test_the_words_of_the_schema_are_read(document: dict[str, Any]) -> None:
     for key, each in properties.items():
         words = [word for part in each.get("anyOf", [each]) for word in part.get("enum", ())]
         for word in words:
-            assert read_unit({"enabled": True, key: word}, "unit 1") is not None
+            assert parse_webui_unit({"enabled": True, key: word}, "unit 1") is not None
     assert NAME in properties["model"]["anyOf"][0]["enum"]
     assert {"canny", "openpose_full"} <= set(properties["module"]["anyOf"][0]["enum"])
 

@@ -7,22 +7,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-from controlnet_ext.preprocessors.registry import find, registered
+from controlnet_ext.preprocessors.registry import find, list_preprocessors
 from fakes import Pushes
 from serving import photo, white
 
-from controlnet_ext.guidance.after_steps import Colours, Restore
+from controlnet_ext.guidance.after_steps import ColorFix, InpaintRestore
 from controlnet_ext.guidance.contract import Span
-from controlnet_ext.sdwebui.build import guided
-from controlnet_ext.sdwebui.catalog import Shelf
-from controlnet_ext.sdwebui.modules import module, sliders, values
-from controlnet_ext.sdwebui.units import WebuiUnit, read_unit
+from controlnet_ext.sdwebui.build import build_unit
+from controlnet_ext.sdwebui.catalog import ModelCatalog
+from controlnet_ext.sdwebui.modules import describe_sliders, find_module, parameters_from_sliders
+from controlnet_ext.sdwebui.units import WebuiUnit, parse_webui_unit
 
 UNIT = {"image": white(8, 8), "module": "canny", "model": "m"}
 
 
 def unit(**more: Any) -> WebuiUnit:
-    found = read_unit({**UNIT, **more}, "unit 1")
+    found = parse_webui_unit({**UNIT, **more}, "unit 1")
     assert found is not None
     return found
 
@@ -77,10 +77,10 @@ def test_values_mean_the_same_in_every_spelling(field: str, value: Any, name: st
 @pytest.mark.parametrize("nothing", [None, "", "None", "none", "null", [], {"image": ""}, [{"image": None}]])
 def test_a_unit_that_says_nothing_is_off_unless_it_says_that_it_is_on(nothing: Any) -> None:
     silent = {"image": nothing, "module": "none", "model": "None"}
-    assert read_unit(silent, "unit 1") is None
-    assert read_unit({**silent, "module": "canny"}, "unit 1") is not None
-    assert read_unit({**silent, "enabled": True}, "unit 1") is not None
-    assert read_unit({**UNIT, "enabled": False}, "unit 1") is None
+    assert parse_webui_unit(silent, "unit 1") is None
+    assert parse_webui_unit({**silent, "module": "canny"}, "unit 1") is not None
+    assert parse_webui_unit({**silent, "enabled": True}, "unit 1") is not None
+    assert parse_webui_unit({**UNIT, "enabled": False}, "unit 1") is None
 
 
 def test_images_come_as_text_with_masks_in_objects_in_pairs_and_several_at_once() -> None:
@@ -104,7 +104,7 @@ def test_what_is_no_picture_is_refused(image: Any) -> None:
 def test_steps_act_that_begin_in_the_window_with_both_ends() -> None:
     def steps(start: float, end: float) -> list[int]:
         window = unit(guidance_start=start, guidance_end=end).window
-        return [i for i in range(20) if window.holds(Span(i / 20, (i + 1) / 20))]
+        return [i for i in range(20) if window.contains(Span(i / 20, (i + 1) / 20))]
 
     assert steps(0, 1) == list(range(20))
     assert steps(0.2, 0.8) == list(range(4, 17))
@@ -117,23 +117,23 @@ def test_steps_act_that_begin_in_the_window_with_both_ends() -> None:
     [("softedge_hed", "hed"), ("Depth", "depth_midas"), ("fake_scribble", "scribble_hed"), ("CANNY", "canny")],
 )
 def test_modules_are_found_by_name_label_and_old_name(name: str, found: str) -> None:
-    entry = module(name)
+    entry = find_module(name)
     assert entry is not None and entry.name == found
-    assert module("None") is None
+    assert find_module("None") is None
 
 
 def test_sliders_set_parameters_and_outside_of_their_range_leave_the_default() -> None:
-    canny, invert = module("canny"), module("invert")
+    canny, invert = find_module("canny"), find_module("invert")
     assert canny and invert
-    assert values(canny, 256, 50.4, 9999) == {"resolution": 256, "low": 50}
-    assert values(canny, -1, -1, -1) == {"resolution": 512}
-    assert values(invert, 256, 1, 1) == {}
-    assert [slider["name"] for slider in sliders(canny)] == ["Preprocessor Resolution", "Low", "High"]
+    assert parameters_from_sliders(canny, 256, 50.4, 9999) == {"resolution": 256, "low": 50}
+    assert parameters_from_sliders(canny, -1, -1, -1) == {"resolution": 512}
+    assert parameters_from_sliders(invert, 256, 1, 1) == {}
+    assert [slider["name"] for slider in describe_sliders(canny)] == ["Preprocessor Resolution", "Low", "High"]
 
 
 def test_every_slider_stands_at_a_number_in_its_range() -> None:
-    for entry in registered():
-        for slider in sliders(entry):
+    for entry in list_preprocessors():
+        for slider in describe_sliders(entry):
             assert slider["min"] <= slider["value"] <= slider["max"], entry.name
 
 
@@ -141,13 +141,13 @@ def test_control_models_are_listed_with_the_webuis_hash_and_found_without_it(tmp
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "My.Model.safetensors").write_bytes(b"x" * (2**20 + 3))
     (tmp_path / "notes.txt").write_text("no model")
-    shelf = Shelf([str(tmp_path)], "other")
+    shelf = ModelCatalog([str(tmp_path)], "other")
     # sha256 of the three bytes after the first MiB
     assert shelf.names == ["My.Model [cd2eb083]"]
     for name in ("my.model", "MY.MODEL [cd2eb083]", "My.Model [00000000]", " My.Model"):
-        assert shelf.find(name) == shelf.names[0]
+        assert shelf.resolve_name(name) == shelf.names[0]
     with pytest.raises(ValueError, match=r"^unknown control model .*My.Model.safetensors', the nearest are: My"):
-        shelf.find("../sub/My.Model.safetensors")
+        shelf.resolve_name("../sub/My.Model.safetensors")
 
 
 def test_reading_a_unit_leaves_what_was_sent_as_it_was() -> None:
@@ -161,11 +161,11 @@ def test_what_a_module_does_after_each_step_is_the_units() -> None:
     mask = white(8, 8, slice(0, 4))
 
     def after(**more: Any) -> Any:
-        return guided(unit(**more), "m", Pushes(), lambda name: find(name).ready(), (64, 64)).unit.after
+        return build_unit(unit(**more), "m", Pushes(), lambda name: find(name).load(), (64, 64)).unit.after
 
-    assert after(module="tile_colorfix+sharp", threshold_a=4, threshold_b=0.5) == Colours(4, 0.5)
-    assert after(module="tile_colorfix", threshold_a=-1) == Colours(8)
-    assert after(module="inpaint_only", mask=mask) == Restore()
+    assert after(module="tile_colorfix+sharp", threshold_a=4, threshold_b=0.5) == ColorFix(4, 0.5)
+    assert after(module="tile_colorfix", threshold_a=-1) == ColorFix(8)
+    assert after(module="inpaint_only", mask=mask) == InpaintRestore()
     assert after(module="inpaint_global_harmonious", mask=mask) is None and after() is None
     with pytest.raises(ValueError, match="inpaint_only changes what an inpaint mask covers, and the unit has none"):
         after(module="inpaint_only")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from controlnet_ext.embedded.scenes import scene
+from controlnet_ext.embedded.scenes import draw_scene
 from tools.embedded_model.encode_worlds import read_latents
 from tools.embedded_model.train_world_base import narrow_unet
 from tools.embedded_model.world_sets import SHAPE_STYLE
@@ -19,7 +19,7 @@ def test_every_word_of_the_vocabulary_is_one_token(tokenizer):
 
 
 def test_captions_of_shapes_hold_only_words_of_the_vocabulary():
-    captions = [f"{SHAPE_STYLE} {scene(seed, 64).caption}".replace(",", " ,") for seed in range(5)]
+    captions = [f"{SHAPE_STYLE} {draw_scene(seed, 64).caption}".replace(",", " ,") for seed in range(5)]
     assert set(" ".join(captions).split()) <= set(vocabulary())
 
 

@@ -22,9 +22,9 @@ from controlnet_ext import Unit, guide, load
 from controlnet_ext.cli import main
 from controlnet_ext.files.weights import read_weights
 from controlnet_ext.training import config, objective
-from controlnet_ext.training.data import Example, apart, examples, split
-from controlnet_ext.training.loop import LOG
-from controlnet_ext.training.objective import Frozen, Noising, generator, verdict
+from controlnet_ext.training.data import Example, check_disjoint, read_examples, split_examples
+from controlnet_ext.training.loop import LOG_FILE
+from controlnet_ext.training.objective import DiffusionLoss, FrozenBase, describe_fit, make_generator
 
 STEPS = 60
 
@@ -54,7 +54,7 @@ def shelf(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
         tiny.picture(seed=i, size=96).save(folder / f"pictures/{i}.png")
         (folder / f"pictures/{i}.txt").write_text(f"picture {'abcdef'[i]}")
     patch = pytest.MonkeyPatch()
-    patch.setattr(objective, "DRAWS", 8)
+    patch.setattr(objective, "EVALUATION_DRAWS", 8)
     patch.chdir(folder)
     assert main(words("out.safetensors")) == 0
     patch.undo()
@@ -63,7 +63,7 @@ def shelf(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def at_the_shelf(shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(objective, "DRAWS", 8)
+    monkeypatch.setattr(objective, "EVALUATION_DRAWS", 8)
     for name in ("sd", "pictures"):
         (tmp_path / name).symlink_to(shelf / name)
     monkeypatch.chdir(tmp_path)
@@ -83,7 +83,7 @@ def line(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def log(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(row) for row in (folder / LOG).read_text().splitlines()]
+    return [json.loads(row) for row in (folder / LOG_FILE).read_text().splitlines()]
 
 
 def test_training_lowers_the_loss_below_that_of_the_model_without_control(shelf):
@@ -95,7 +95,7 @@ def test_training_lowers_the_loss_below_that_of_the_model_without_control(shelf)
 
 def test_what_was_trained_loads_and_guides(shelf):
     net = load(shelf / "out.safetensors")
-    assert net.plan.heads == (8, 8, 8, 8)
+    assert net.net_config.heads == (8, 8, 8, 8)
     pipe = tiny.pipeline(StableDiffusionPipeline, unet=unet())
 
     def latents(*units: Unit) -> torch.Tensor:
@@ -123,12 +123,12 @@ def digest(pipe: StableDiffusionPipeline) -> str:
 def test_the_model_stays_as_it_is_to_the_bit(monkeypatch):
     seen = []
 
-    class Spied(Frozen):
+    class Spied(FrozenBase):
         def __init__(self, pipe, device):
             seen.append((pipe, digest(pipe)))
             super().__init__(pipe, device)
 
-    monkeypatch.setattr(config, "Frozen", Spied)
+    monkeypatch.setattr(config, "FrozenBase", Spied)
     assert main(words("out.safetensors", steps=3)) == 0
     ((pipe, before),) = seen
     assert digest(pipe) == before
@@ -142,7 +142,7 @@ def same(a: str, b: str) -> bool:
 
 def test_an_interrupted_training_goes_on_as_if_it_had_not_been(sigint, monkeypatch, capsys):
     assert main(words("whole.safetensors", "--accumulate", "2", steps=3)) == 0
-    loss, calls = objective.control_loss, []
+    loss, calls = objective.compute_control_loss, []
 
     def interrupting(*given):
         calls.append(1)
@@ -151,7 +151,7 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(sigint, monkeypat
         return loss(*given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(config, "control_loss", interrupting)
+        patch.setattr(config, "compute_control_loss", interrupting)
         assert main(words("cut.safetensors", "--accumulate", "2", steps=3)) == 130
     assert not Path("cut.safetensors").exists() and len(calls) == 4
     assert read_weights("cut.safetensors.training/checkpoint.safetensors").metadata == {"step": "2"}
@@ -271,13 +271,13 @@ def pictures(folder: Path, count: int = 2) -> Path:
 
 def test_captions_lie_beside_pictures_or_in_a_list(tmp_path):
     folder = pictures(tmp_path / "some")
-    assert [(e.picture.name, e.caption, e.map) for e in examples(folder)] == [
+    assert [(e.image.name, e.caption, e.map) for e in read_examples(folder)] == [
         ("0.png", "0", None),
         ("1.png", "1", None),
     ]
     rows = [{"file_name": "1.png", "text": "one", "map": "0.png"}, {"file_name": "1.png", "text": "eins"}]
     (folder / "metadata.jsonl").write_text("\n\n".join(map(json.dumps, rows)))
-    listed = [(e.picture.name, e.caption, e.map and e.map.name) for e in examples(folder)]
+    listed = [(e.image.name, e.caption, e.map and e.map.name) for e in read_examples(folder)]
     assert listed == [("1.png", "one", "0.png"), ("1.png", "eins", None)]
 
 
@@ -285,19 +285,19 @@ def test_folders_that_cannot_be_learnt_from_are_refused(tmp_path):
     folder = tmp_path / "some"
     folder.mkdir()
     with pytest.raises(ValueError, match="holds no pictures"):
-        examples(folder)
+        read_examples(folder)
     tiny.picture().save(folder / "a.png")
     with pytest.raises(ValueError, match=r"1 of 1 pictures have no caption, such as .*a\.png"):
-        examples(folder)
+        read_examples(folder)
     (folder / "a.txt").write_bytes(b"\xff")
     with pytest.raises(ValueError, match=r"a\.txt' is not UTF-8"):
-        examples(folder)
+        read_examples(folder)
     (folder / "a.txt").write_text("a")
     whole = (folder / "a.png").read_bytes()
     for content, says in ((whole[:-20], "cut short"), (b"text", "no picture")):
         (folder / "a.png").write_bytes(content)
         with pytest.raises(ValueError, match=rf"a\.png' is .*{says}"):
-            examples(folder)
+            read_examples(folder)
 
 
 @pytest.mark.parametrize(
@@ -313,50 +313,54 @@ def test_folders_that_cannot_be_learnt_from_are_refused(tmp_path):
 def test_lists_that_are_none_are_refused(tmp_path, row, says):
     (tmp_path / "captions.jsonl").write_text(row)
     with pytest.raises(ValueError, match=says):
-        examples(tmp_path)
+        read_examples(tmp_path)
 
 
 def test_a_copy_of_a_picture_is_on_its_side(tmp_path):
     found = tuple(Example(Path(f"{i}.png"), "", None, str(i % 5)) for i in range(20))
-    learnt, held = split(found, 0.4)
+    learnt, held = split_examples(found, 0.4)
     assert len(held) == 8 and not {e.sha256 for e in learnt} & {e.sha256 for e in held}
-    assert sorted(e.picture for e in learnt + held) == sorted(e.picture for e in found)
-    apart(learnt, held)
+    assert sorted(e.image for e in learnt + held) == sorted(e.image for e in found)
+    check_disjoint(learnt, held)
     with pytest.raises(ValueError, match=r"held out and also to be learnt, as '5\.png'"):
-        apart((found[5],), (found[10],))
+        check_disjoint((found[5],), (found[10],))
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 def test_noising_is_that_of_diffusers(kind):
     scheduler = DDPMScheduler(**{**tiny.DDIM, "clip_sample": False, "prediction_type": kind})
-    noising = Noising(scheduler)
+    noising = DiffusionLoss(scheduler)
     torch.manual_seed(0)
     latents, noise, t = torch.randn(4, 4, 8, 8), torch.randn(4, 4, 8, 8), torch.tensor([0, 10, 500, 999])
-    x, target, _ = noising.noised(latents, noise, t)
+    x, target, _ = noising.add_noise(latents, noise, t)
     assert torch.equal(x, scheduler.add_noise(latents, noise, t))
     assert torch.equal(target, noise if kind == "epsilon" else scheduler.get_velocity(latents, noise, t))
     snr = scheduler.alphas_cumprod[t] / (1 - scheduler.alphas_cumprod[t])
     weights = snr.clamp(max=5) / (snr if kind == "epsilon" else snr + 1)
     expected = (weights * torch.ones(4)).mean()
-    torch.testing.assert_close(noising.loss(target + 1, target, t), expected, rtol=1e-5, atol=0)  # order of rounding
-    assert torch.equal(noising.draw(latents, generator(3))[0], noising.draw(latents, generator(3))[0])
-    layout = Noising(scheduler, "layout")
-    even = layout.loss(target + 1, target, t, drawn=False)
+    torch.testing.assert_close(
+        noising.compute_loss(target + 1, target, t), expected, rtol=1e-5, atol=0
+    )  # order of rounding
+    assert torch.equal(noising.sample(latents, make_generator(3))[0], noising.sample(latents, make_generator(3))[0])
+    layout = DiffusionLoss(scheduler, "layout")
+    even = layout.compute_loss(target + 1, target, t, importance_sampled=False)
     torch.testing.assert_close(even, (weights * (1 / snr + 1).clamp(max=50)).mean(), rtol=1e-5, atol=0)
     with pytest.raises(ValueError, match="weighting 'even'"):
-        Noising(scheduler, "even")
+        DiffusionLoss(scheduler, "even")
     with pytest.raises(ValueError, match="predicts 'sample'"):
-        Noising(DDPMScheduler(prediction_type="sample"))
+        DiffusionLoss(DDPMScheduler(prediction_type="sample"))
 
 
 def test_layout_draws_levels_as_often_as_they_count():
-    layout = Noising(DDPMScheduler(**{**tiny.DDIM, "clip_sample": False}), "layout")
-    latents, levels = torch.zeros(40_000, 1, 1, 1), torch.arange(layout.steps)
-    _, target, t = layout.draw(latents, generator(1))
-    wrong = (t / layout.steps).view(-1, 1, 1, 1)  # an error that depends on the level
-    every = (levels / layout.steps).view(-1, 1, 1, 1)
-    expected = layout.loss(every, torch.zeros_like(every), levels, drawn=False)
-    torch.testing.assert_close(layout.loss(target + wrong, target, t), expected, rtol=0.02, atol=0)  # of 40,000 draws
+    layout = DiffusionLoss(DDPMScheduler(**{**tiny.DDIM, "clip_sample": False}), "layout")
+    latents, levels = torch.zeros(40_000, 1, 1, 1), torch.arange(layout.num_timesteps)
+    _, target, t = layout.sample(latents, make_generator(1))
+    wrong = (t / layout.num_timesteps).view(-1, 1, 1, 1)  # an error that depends on the level
+    every = (levels / layout.num_timesteps).view(-1, 1, 1, 1)
+    expected = layout.compute_loss(every, torch.zeros_like(every), levels, importance_sampled=False)
+    torch.testing.assert_close(
+        layout.compute_loss(target + wrong, target, t), expected, rtol=0.02, atol=0
+    )  # of 40,000 draws
     assert (t > 700).float().mean() > 0.6
 
 
@@ -377,4 +381,4 @@ def row(step: float, training: float, held_out: float) -> dict[str, float]:
     ],
 )
 def test_the_verdict_says_what_the_losses_show(rows, begins):
-    assert verdict(rows).startswith(begins)
+    assert describe_fit(rows).startswith(begins)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from controlnet_ext.training.loop import CHECKPOINT, LOG, Schedule, train
+from controlnet_ext.training.loop import CHECKPOINT_FILE, LOG_FILE, TrainingSchedule, train
 
 
 def _net() -> nn.Module:
@@ -25,14 +25,16 @@ def _held_out(net):
 def test_training_learns_and_writes_a_row_for_each_measurement(tmp_path):
     net = _net()
     before = _held_out(net)["held_out"]
-    averaged = train(net, _loss, _held_out, Schedule(300, 1e-2, every=100), tmp_path)
-    rows = [json.loads(line) for line in (tmp_path / LOG).read_text().splitlines()]
+    averaged = train(net, _loss, _held_out, TrainingSchedule(300, 1e-2, evaluation_interval=100), tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / LOG_FILE).read_text().splitlines()]
     assert [row["step"] for row in rows] == [100, 200, 300]
     assert rows[-1]["held_out"] == _held_out(averaged)["held_out"] < before / 4
 
 
 def test_a_run_that_was_stopped_twice_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):
-    whole = train(_net(), _loss, _held_out, Schedule(20, batches=2, every=5), tmp_path / "whole")
+    whole = train(
+        _net(), _loss, _held_out, TrainingSchedule(20, accumulation_steps=2, evaluation_interval=5), tmp_path / "whole"
+    )
 
     class Killed(Exception):
         pass
@@ -47,28 +49,36 @@ def test_a_run_that_was_stopped_twice_goes_on_as_if_it_had_not_been(tmp_path, mo
 
     for last in (8, 13):
         with pytest.raises(Killed):
-            train(_net(), dies_at(last), _held_out, Schedule(20, batches=2, every=5), tmp_path / "cut")
-    resumed = train(_net(), _loss, _held_out, Schedule(20, batches=2, every=5), tmp_path / "cut")
+            train(
+                _net(),
+                dies_at(last),
+                _held_out,
+                TrainingSchedule(20, accumulation_steps=2, evaluation_interval=5),
+                tmp_path / "cut",
+            )
+    resumed = train(
+        _net(), _loss, _held_out, TrainingSchedule(20, accumulation_steps=2, evaluation_interval=5), tmp_path / "cut"
+    )
     for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b)
-    assert (tmp_path / "whole" / LOG).read_text() == (tmp_path / "cut" / LOG).read_text()
+    assert (tmp_path / "whole" / LOG_FILE).read_text() == (tmp_path / "cut" / LOG_FILE).read_text()
 
 
 def test_minutes_that_run_out_leave_a_checkpoint(tmp_path):
-    assert train(_net(), _loss, _held_out, Schedule(50, minutes=1e-9), tmp_path) is None
-    assert (tmp_path / CHECKPOINT).exists()
-    assert json.loads((tmp_path / LOG).read_text())["step"] == 1
+    assert train(_net(), _loss, _held_out, TrainingSchedule(50, max_minutes=1e-9), tmp_path) is None
+    assert (tmp_path / CHECKPOINT_FILE).exists()
+    assert json.loads((tmp_path / LOG_FILE).read_text())["step"] == 1
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(tmp_path):
     with pytest.raises(FloatingPointError, match="step 1 is nan"):
-        train(_net(), lambda *_: _loss(*_) * float("nan"), _held_out, Schedule(5), tmp_path)
+        train(_net(), lambda *_: _loss(*_) * float("nan"), _held_out, TrainingSchedule(5), tmp_path)
 
 
 @pytest.mark.parametrize("wrong", [{"steps": 0}, {"rate": -1.0}, {"average": 1.0}, {"batches": 0}])
 def test_a_schedule_that_makes_no_sense_is_refused(wrong):
     with pytest.raises(ValueError, match="training"):
-        Schedule(**{"steps": 10, **wrong})
+        TrainingSchedule(**{"steps": 10, **wrong})
 
 
 def test_a_part_without_gradients_stops_the_training(tmp_path):
@@ -78,7 +88,7 @@ def test_a_part_without_gradients_stops_the_training(tmp_path):
         return _loss(nn.Sequential(net[0], _Cut(), net[1:]), step, batch)
 
     with pytest.raises(ValueError, match=r"2 of 12 tensors have learnt nothing in 100 steps, first 0\.weight"):
-        train(_net(), loss, _held_out, Schedule(150), tmp_path)
+        train(_net(), loss, _held_out, TrainingSchedule(150), tmp_path)
 
 
 class _Cut(nn.Module):

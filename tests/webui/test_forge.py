@@ -150,7 +150,7 @@ def sampled(forge, path, tensors, network, module):
 
 def test_a_union_is_read_by_ours_and_gives_its_residuals(forge, tmp_path):
     from controlnet_ext.webui import start
-    from controlnet_ext.webui.sampling import Refused
+    from controlnet_ext.webui.sampling import GuidanceError
 
     start()
     wide = {"conditioning_embedding_out_channels": (8, 8, 8, 8), "num_trans_channel": 32, "num_proj_channel": 32}
@@ -169,18 +169,18 @@ def test_a_union_is_read_by_ours_and_gives_its_residuals(forge, tmp_path):
         made = guided.control_model(x=x, hint=hint, timesteps=t, context=context, y=None)
         if forge.make == "reForge":
             made = [*made["output"], *made["middle"]]
-        read = load(path).of("edges")
+        read = load(path).with_types("edges")
         expected = read(Step(x, t, context, None), [read.hint(hint)])
     assert all(torch.equal(a, b) for a, b in zip(made, [*expected.skips, expected.middle], strict=True))
     guided = sampled(forge, path, net.state_dict(), network, "None")
-    with pytest.raises(Refused, match="nothing says of which") as caught:
+    with pytest.raises(GuidanceError, match="nothing says of which") as caught:
         guided.control_model(x=x, hint=hint, timesteps=t, context=context)
     assert vars(caught.value)["status_code"] == 422
 
 
 def test_plain_files_stay_forges_and_broken_ones_end_the_generation(forge, tmp_path):
     from controlnet_ext.webui import start
-    from controlnet_ext.webui.sampling import Refused
+    from controlnet_ext.webui.sampling import GuidanceError
 
     start()
     (offered,) = [kind for kind in forge.kinds if kind is not Patcher]
@@ -188,7 +188,7 @@ def test_plain_files_stay_forges_and_broken_ones_end_the_generation(forge, tmp_p
     assert offered.try_build_from_state_dict(control().state_dict(), "net.safetensors") is None
     guided = sampled(forge, str(tmp_path / "gone.safetensors"), {"difference": 0}, None, "canny")
     x = torch.zeros(1, 4, 8, 8)
-    with pytest.raises(Refused, match=r"ControlNet: .*gone\.safetensors"):
+    with pytest.raises(GuidanceError, match=r"ControlNet: .*gone\.safetensors"):
         guided.control_model(x=x, hint=torch.zeros(1, 3, 64, 64), timesteps=x, context=x)
 
 

@@ -33,9 +33,9 @@ def network(host):
 
 
 def encoded():
-    from controlnet_ext.sdwebui.pictures import encoded
+    from controlnet_ext.sdwebui.pictures import encode_png_base64
 
-    return encoded(np.asarray(picture()))
+    return encode_png_base64(np.asarray(picture()))
 
 
 def api(**changes):
@@ -95,11 +95,11 @@ def test_negative_prompts_may_be_skipped(host):
     ],
 )
 def test_an_error_ends_the_generation_with_its_sentence(host, network, units, words):
-    from controlnet_ext.webui.sampling import Refused
+    from controlnet_ext.webui.sampling import GuidanceError
 
     plain = made(host)[0]
     given = [api(model="absent") if each is api else api(**each) for each in units]
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(GuidanceError) as caught:
         made(host, *given)
     assert str(caught.value).startswith(words)
     assert vars(caught.value)["status_code"] == 422 and vars(caught.value)["detail"] == str(caught.value)
@@ -113,7 +113,7 @@ def test_a_unet_that_was_replaced_is_refused(host):
 
 
 def test_the_refiner_is_guided_where_it_fits_and_refused_where_not(host):
-    from controlnet_ext.webui.sampling import Refused
+    from controlnet_ext.webui.sampling import GuidanceError
 
     other = UNetModel(unet())
     with torch.no_grad():
@@ -139,7 +139,7 @@ def test_the_refiner_is_guided_where_it_fits_and_refused_where_not(host):
 
     assert torch.isfinite(switched(other)).all() and not hooks(other)
     narrow = UNetModel(unet("SD2.1"))
-    with pytest.raises(Refused, match="unit 1"):
+    with pytest.raises(GuidanceError, match="unit 1"):
         switched(narrow)
     assert not hooks(narrow)
 
@@ -171,46 +171,48 @@ def test_neighbours_that_hook_or_replace_a_block_act_with_units_and_stay(host, n
 
 
 def test_a_copy_of_a_request_gets_its_own_sample_back(host):
-    from controlnet_ext.webui.sampling import guide_samples, release
+    from controlnet_ext.webui.sampling import guide_sampling, stop_guiding
 
     request = Request(host, host.model.model.diffusion_model)
-    guide_samples(request, list)
+    guide_sampling(request, list)
     twin = copy.copy(request)
-    release(twin)
+    stop_guiding(twin)
     assert twin.sample.__self__ is twin
-    guide_samples(request, list)  # once more: not wrapped twice
-    release(request)
+    guide_sampling(request, list)  # once more: not wrapped twice
+    stop_guiding(request)
     assert "sample" not in vars(request)
 
 
 def test_rows_are_those_of_the_denoiser(host):
-    from controlnet_ext.webui.sampling import rows_of
+    from controlnet_ext.webui.sampling import describe_batch_rows
 
     def denoiser(*prompts):
         batch = [[None] * n for n in prompts]
         return SimpleNamespace(sampler=SimpleNamespace(sampler_extra_args={"cond": SimpleNamespace(batch=batch)}))
 
-    rows = rows_of(denoiser(2, 1), 5, SPAN)
-    assert list(rows.pictures) == [0, 0, 1, 0, 1] and list(rows.prompted) == [True] * 3 + [False] * 2
-    rows = rows_of(denoiser(1), 3, SPAN)  # InstructPix2Pix
-    assert list(rows.pictures) == [0, 0, 0] and list(rows.prompted) == [True, False, False]
+    rows = describe_batch_rows(denoiser(2, 1), 5, SPAN)
+    assert list(rows.image_indices) == [0, 0, 1, 0, 1] and list(rows.has_prompt) == [True] * 3 + [False] * 2
+    rows = describe_batch_rows(denoiser(1), 3, SPAN)  # InstructPix2Pix
+    assert list(rows.image_indices) == [0, 0, 0] and list(rows.has_prompt) == [True, False, False]
     with pytest.raises(ValueError, match="4 rows for 3 prompts of 2 pictures"):
-        rows_of(denoiser(2, 1), 4, SPAN)
+        describe_batch_rows(denoiser(2, 1), 4, SPAN)
 
 
 def test_the_panel_has_a_component_for_each_field_and_switched_off_it_does_nothing(host):
-    from controlnet_ext.webui.fields import FIELDS
+    from controlnet_ext.webui.fields import PANEL_UNIT_FIELDS
     from controlnet_ext.webui.script import ControlNetScript
 
     script = ControlNetScript()
     components = script.ui(False)
-    assert len(components) == 3 * len(FIELDS) and len({c.values["elem_id"] for c in components}) == len(components)
+    assert len(components) == 3 * len(PANEL_UNIT_FIELDS) and len({c.values["elem_id"] for c in components}) == len(
+        components
+    )
     values = [each.value for each in components]
     assert torch.equal(made(host, *values)[0], made(host)[0])
-    on = dict(zip(FIELDS, values, strict=False)) | {"enabled": True, "module": "canny", "processor_res": 64}
+    on = dict(zip(PANEL_UNIT_FIELDS, values, strict=False)) | {"enabled": True, "module": "canny", "processor_res": 64}
     on |= {"model": "diffusion_pytorch_model", "image": {"image": np.asarray(picture()), "mask": None}}
     on |= {"threshold_a": 100, "threshold_b": 200}
-    guided = made(host, *[on[name] for name in FIELDS], *values[len(FIELDS) :])[0]
+    guided = made(host, *[on[name] for name in PANEL_UNIT_FIELDS], *values[len(PANEL_UNIT_FIELDS) :])[0]
     assert torch.equal(guided, made(host, api(threshold_a=100, threshold_b=200))[0])
 
 
@@ -256,7 +258,7 @@ def test_the_settings_say_whether_png_info_brings_units_back(host):
 
 
 def test_a_units_pictures_are_saved_beside_the_results_and_come_back(host, tmp_path):
-    from controlnet_ext.sdwebui.pictures import encoded as base64_of
+    from controlnet_ext.sdwebui.pictures import encode_png_base64 as base64_of
     from controlnet_ext.webui.script import ControlNetScript
 
     results, script = tmp_path / "results", ControlNetScript()
@@ -313,27 +315,27 @@ def test_a_picture_that_cannot_be_saved_ends_the_generation(host, tmp_path):
 
 
 def test_no_request_names_a_folder_and_the_panel_does(host, tmp_path):
-    from controlnet_ext.webui.fields import said_by
-    from controlnet_ext.webui.script import Batch
+    from controlnet_ext.webui.fields import read_request_units
+    from controlnet_ext.webui.script import BatchInputs
 
-    assert "batch_folder" not in said_by([api(batch_folder="/etc")], SimpleNamespace(), False)[0]
+    assert "batch_folder" not in read_request_units([api(batch_folder="/etc")], SimpleNamespace(), False)[0]
     for name in ("b.png", "a.png", "note.txt"):
         picture().save(tmp_path / name, "PNG")
-    batch = Batch.of({1: {"enabled": True, "batch_folder": str(tmp_path), "loopback": False}})
-    assert batch.count == 2 and [path.name for path in batch.files[1]] == ["a.png", "b.png"]
+    batch = BatchInputs.from_units({1: {"enabled": True, "batch_folder": str(tmp_path), "loopback": False}})
+    assert batch.image_count == 2 and [path.name for path in batch.files_by_unit[1]] == ["a.png", "b.png"]
     with pytest.raises(ValueError, match=r"unit 2: the batch folder .* does not exist"):
-        Batch.of({2: {"enabled": True, "batch_folder": str(tmp_path / "none")}})
+        BatchInputs.from_units({2: {"enabled": True, "batch_folder": str(tmp_path / "none")}})
 
 
 def test_units_keep_their_places_among_nulls_and_other_things_are_refused(host):
-    from controlnet_ext.webui.fields import said_by
+    from controlnet_ext.webui.fields import read_request_units
 
     p, rest = SimpleNamespace(), [None, "none", 1.0]  # what the host leaves of the panel
-    assert said_by([None, api(weight=0.5), *rest], p, False)[1]["weight"] == 0.5
-    assert [bool(each) for each in said_by([api(), None, api(), *rest], p, False)] == [True, False, True]
-    assert said_by([None] * 9, p, False) == []
+    assert read_request_units([None, api(weight=0.5), *rest], p, False)[1]["weight"] == 0.5
+    assert [bool(each) for each in read_request_units([api(), None, api(), *rest], p, False)] == [True, False, True]
+    assert read_request_units([None] * 9, p, False) == []
     with pytest.raises(ValueError, match="unit 1 is 'x', expected an object"):
-        said_by(["x", *rest], p, False)
+        read_request_units(["x", *rest], p, False)
 
 
 def test_a_mask_of_img2img_is_no_scribble(host):
@@ -368,27 +370,28 @@ def test_other_scripts_read_and_set_units(host):
 
 
 def test_axes_change_units(host):
-    from controlnet_ext.webui.axes import options, values
-    from controlnet_ext.webui.fields import said_by
+    from controlnet_ext.webui.axes import create_axis_options, parse_axis_values
+    from controlnet_ext.webui.fields import read_request_units
 
     axes = {
-        axis.label: axis for axis in options(lambda label, type, apply, **more: SimpleNamespace(**locals(), **more))
+        axis.label: axis
+        for axis in create_axis_options(lambda label, type, apply, **more: SimpleNamespace(**locals(), **more))
     }
     p = SimpleNamespace()
     axes["[ControlNet] Weight"].apply(p, [0.5, None], None)
     axes["[ControlNet] Guidance End"].apply(p, 0.7, None)
-    said = said_by([api(), api(weight=0.25)], p, False)
+    said = read_request_units([api(), api(weight=0.25)], p, False)
     assert [(each["weight"], each["guidance_end"]) for each in said] == [(0.5, 0.7), (0.25, 0.7)]
-    assert values("0.5, [0.1, ], 1-2 (+0.5), 0-1 [3]", float) == [0.5, [0.1, None], 1, 1.5, 2, 0, 0.5, 1]
-    assert values("canny, none", str) == ["canny", "none"]
+    assert parse_axis_values("0.5, [0.1, ], 1-2 (+0.5), 0-1 [3]", float) == [0.5, [0.1, None], 1, 1.5, 2, 0, 0.5, 1]
+    assert parse_axis_values("canny, none", str) == ["canny", "none"]
 
 
 def test_requests_attributes_count_only_where_the_settings_say_so(host):
-    from controlnet_ext.webui.fields import said_by
+    from controlnet_ext.webui.fields import read_request_units
 
     p = SimpleNamespace(control_net_weight=0.3, control_net_pthr_a=[7, None])
-    assert "threshold_a" not in said_by([api()], p, False)[0]
-    said = said_by([api(), api()], p, True)
+    assert "threshold_a" not in read_request_units([api()], p, False)[0]
+    said = read_request_units([api(), api()], p, True)
     assert said[0]["weight"] == said[1]["weight"] == 0.3 and said[0]["threshold_a"] == 7
 
 
@@ -396,14 +399,20 @@ def test_a_preset_sets_the_sliders_as_its_module_has_them(host):
     from controlnet_ext.webui import actions, presets
 
     presets.save("mine", {"module": "canny", "processor_res": 256, "threshold_a": 50, "threshold_b": 150})
-    set_ = dict(zip(presets.FIELDS, actions.loaded("mine"), strict=False))
-    assert [set_[name]["value"] for name in actions.SLIDERS] == [256, 50, 150]
-    assert all(set_[name]["visible"] for name in actions.SLIDERS) and set_["threshold_b"]["maximum"] == 255
-    assert [set(update) for update in actions.of_type("All")] == [{"choices"}, {"choices"}, set(), set(), set()]
-    module, _, _, low, high = actions.of_type("Canny")
+    set_ = dict(zip(presets.PRESET_FIELDS, actions.load_preset("mine"), strict=False))
+    assert [set_[name]["value"] for name in actions.SLIDER_FIELDS] == [256, 50, 150]
+    assert all(set_[name]["visible"] for name in actions.SLIDER_FIELDS) and set_["threshold_b"]["maximum"] == 255
+    assert [set(update) for update in actions.update_for_control_type("All")] == [
+        {"choices"},
+        {"choices"},
+        set(),
+        set(),
+        set(),
+    ]
+    module, _, _, low, high = actions.update_for_control_type("Canny")
     assert (module["value"], low["value"], high["value"]) == ("canny", 100, 200)
     presets.save("theirs", {"module": "a net of nobody's", "weight": 0.5})
-    *updates, said = actions.loaded("theirs")
+    *updates, said = actions.load_preset("theirs")
     assert not any(updates) and "a net of nobody" in said
 
 
@@ -411,11 +420,11 @@ def test_presets_are_kept_and_broken_ones_do_not_stop_the_panel(host, tmp_path):
     from controlnet_ext.webui import presets
 
     presets.save("mine ", {"weight": 0.5, "image": "no"})
-    assert presets.names() == ["mine"] and presets.load("mine") == {"weight": 0.5}
+    assert presets.list_preset_names() == ["mine"] and presets.load("mine") == {"weight": 0.5}
     with pytest.raises(ValueError, match="there is no preset 'other'"):
-        presets.forget("other")
+        presets.delete("other")
     (tmp_path / "controlnet_presets.json").write_text("[")
-    assert presets.names() == []
+    assert presets.list_preset_names() == []
 
 
 def test_routes_are_the_servers_and_stand_behind_the_hosts_password(host):
@@ -426,7 +435,7 @@ def test_routes_are_the_servers_and_stand_behind_the_hosts_password(host):
 
     host.flags.api_auth = "me:secret"
     app = Starlette()
-    routes.mount(None, app)
+    routes.mount_routes(None, app)
     client = TestClient(app)
     assert client.get("/controlnet/version").status_code == 401
     assert client.get("/controlnet/version", auth=("me", "wrong")).status_code == 401
@@ -452,7 +461,7 @@ def test_routes_stand_in_the_hosts_openapi_document(host):
             "paths": theirs,
             "components": {"securitySchemes": {"HTTPBasic": {"type": "http", "scheme": "basic"}}},
         }
-        routes.mount(None, app)
+        routes.mount_routes(None, app)
         found = app.openapi()
         validator.validate(found)
         assert len(found["paths"]) == 8 and "TextToImage" not in str(found)
@@ -483,10 +492,10 @@ def test_settings_have_the_old_keys(host):
     from controlnet_ext.webui import settings
 
     host.options["control_net_unit_count"] = 50
-    assert settings.units() == 10
+    assert settings.get_unit_count() == 10
     host.options["control_net_models_path"] = "no/such/folder"
-    assert [path.rpartition("models")[2] for path in settings.model_folders()] == ["/ControlNet"]
-    assert json.dumps(settings.weight_folders()) == "[]"
+    assert [path.rpartition("models")[2] for path in settings.list_model_folders()] == ["/ControlNet"]
+    assert json.dumps(settings.list_weight_folders()) == "[]"
 
 
 def test_models_are_listed_that_fit_the_loaded_checkpoint(host, tmp_path):
@@ -500,31 +509,31 @@ def test_models_are_listed_that_fit_the_loaded_checkpoint(host, tmp_path):
     control(block_out_channels=(64, 64, 64, 64)).save_pretrained(folder / "canny_narrow")
     (folder / "canny_cut.safetensors").write_bytes(b"nothing")
     save_file({"lllite_unet_x.conditioning1.0.weight": torch.zeros(1)}, folder / "canny_other.safetensors")
-    listed = [name.rpartition(" [")[0] for name in ours.names()]
+    listed = [name.rpartition(" [")[0] for name in ours.list_fitting_models()]
     assert sorted(listed) == ["canny_cut", "canny_other", "canny_pickled", "diffusion_pytorch_model"]
-    assert len(ours.shelf().names) == 5  # over the API all
+    assert len(ours.get_model_catalog().names) == 5  # over the API all
     save_file({**control().state_dict(), "difference": torch.zeros(1)}, folder / "difference.safetensors")
-    ours.shelf().rescan()
+    ours.get_model_catalog().rescan()
     for network in (UNetModel(unet()), UNetModel(unet())):  # and of each checkpoint of its shape
         host.model.model.diffusion_model = network
-        assert any(name.startswith("difference [") for name in ours.names())
-    choices = actions.of_type("Canny")[1]["choices"]
+        assert any(name.startswith("difference [") for name in ours.list_fitting_models())
+    choices = actions.update_for_control_type("Canny")[1]["choices"]
     assert [name.rpartition(" [")[0] for name in choices] == ["", "canny_cut", "canny_other", "canny_pickled"]
-    pasted = actions.among_all("model", "another [00000000]")
+    pasted = actions.update_with_all_choices("model", "another [00000000]")
     assert pasted["choices"][-1] == pasted["value"]
     sys.modules["modules.sd_models"].model_data.sd_model = None  # nothing is loaded yet
-    assert ours.names() == ours.shelf().names
+    assert ours.list_fitting_models() == ours.get_model_catalog().names
 
 
 def test_maps_are_made_once_as_long_as_the_cache_holds_them(host):
-    from controlnet_ext.sdwebui.cache import remembered
+    from controlnet_ext.sdwebui.cache import cache_maps
 
     calls, image, other = [], np.zeros((4, 6, 3), np.uint8), np.zeros((6, 4, 3), np.uint8)
 
     def ready(name):
         return lambda *given, **parameters: calls.append((name, parameters)) or len(calls)
 
-    run = remembered(ready, 2)
+    run = cache_maps(ready, 2)
     assert run("a")(image, low=1) == run("a")(image.copy(), low=1) == 1
     assert [run("a")(image, low=2), run("b")(image, low=2), run("b")(other, low=2), run("b")(other, image, low=2)] == [
         2,
@@ -533,16 +542,16 @@ def test_maps_are_made_once_as_long_as_the_cache_holds_them(host):
         5,
     ]
     assert run("a")(image, low=1) == 6
-    none = remembered(ready, 0)
+    none = cache_maps(ready, 0)
     assert none("a")(image) != none("a")(image)
 
 
 def test_control_types_can_be_a_dropdown(host):
     import gradio
 
-    from controlnet_ext.webui.panel import Parts
+    from controlnet_ext.webui.panel import UnitComponents
     from controlnet_ext.webui.script import ControlNetScript
 
-    assert isinstance(Parts(ControlNetScript(), 0, False).parts["type"], gradio.Radio)
+    assert isinstance(UnitComponents(ControlNetScript(), 0, False).components["type"], gradio.Radio)
     host.options["controlnet_control_type_dropdown"] = True
-    assert isinstance(Parts(ControlNetScript(), 0, False).parts["type"], gradio.Dropdown)
+    assert isinstance(UnitComponents(ControlNetScript(), 0, False).components["type"], gradio.Dropdown)

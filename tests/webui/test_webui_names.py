@@ -4,7 +4,7 @@ what its two sliders set, or is one of those whose place is elsewhere."""
 import pytest
 from controlnet_ext.preprocessors import find
 
-from controlnet_ext.sdwebui.modules import module, thresholds
+from controlnet_ext.sdwebui.modules import find_module, get_threshold_parameters
 
 NONE = ()
 SAFE = ((0, 10, 2),)
@@ -89,9 +89,9 @@ def test_its_name_and_label_are_known_in_any_case(name):
     label, sliders = THERE[name]
     entry = find(name)
     for text in (name, label, name.upper(), label.upper(), label.title()):
-        assert find(text) is entry and module(f" {text} ") is entry
+        assert find(text) is entry and find_module(f" {text} ") is entry
     if sliders:  # ours go as far
-        found = [(p.range.low, p.range.high, p.default) for p in thresholds(entry)]
+        found = [(p.range.low, p.range.high, p.default) for p in get_threshold_parameters(entry)]
         assert len(found) == len(sliders)
         for (low, high, default), (least, most, usual) in zip(found, sliders, strict=True):
             assert low <= least and high >= most and default == usual

@@ -15,15 +15,15 @@ import torch
 from diffusers import StableDiffusionPipeline
 from transformers import AutoTokenizer
 
-from controlnet_ext.embedded import FOLDER, export_ldm
-from controlnet_ext.embedded.captions import text_files
+from controlnet_ext.embedded import EMBEDDED_FOLDER, export_ldm
+from controlnet_ext.embedded.captions import encode_text_files
 from controlnet_ext.files.disk import read_json, write_atomically
 from controlnet_ext.files.safetensors import write_weights
 from controlnet_ext.models import ControlFile
-from controlnet_ext.models.state_dict.location import STEM
-from controlnet_ext.models.state_dict.saving import OURS, save_diffusers
+from controlnet_ext.models.state_dict.location import DIFFUSERS_STEM
+from controlnet_ext.models.state_dict.saving import METADATA_PREFIX, save_diffusers
 
-CONFIG = "config.json"
+CONFIG_FILE = "config.json"
 METADATA = {"format": "pt"}  # transformers before 5 refuses a file without it
 
 
@@ -38,26 +38,26 @@ def publish(base: Path, folder: Path) -> None:
     for part in ("unet", "vae"):
         net = getattr(pipe, part)
         net.save_config(folder / part)
-        _settings(folder / part / CONFIG, folder / part / CONFIG)
-        write_weights(folder / part / f"{STEM}.safetensors", net.state_dict(), METADATA, overwrite=True)
+        _copy_settings(folder / part / CONFIG_FILE, folder / part / CONFIG_FILE)
+        write_weights(folder / part / f"{DIFFUSERS_STEM}.safetensors", net.state_dict(), METADATA, overwrite=True)
     for part in ("text_encoder", "tokenizer"):  # transformers 5 saves both so that earlier ones cannot read them
         shutil.rmtree(folder / part, ignore_errors=True)
         (folder / part).mkdir()
-    tensors = export_ldm.text_encoder(pipe.text_encoder.state_dict())
+    tensors = export_ldm.rename_text_encoder(pipe.text_encoder.state_dict())
     write_weights(folder / "text_encoder" / "model.safetensors", tensors, METADATA)
     pipe.text_encoder.config.dtype = torch.float32  # transformers 5 would compute in fp16
-    for name, content in text_files(words, pipe.text_encoder).items():
-        _write(folder / ("text_encoder" if name == CONFIG else "tokenizer") / name, content)
-    _settings(base / "model_index.json", folder / "model_index.json")
+    for name, content in encode_text_files(words, pipe.text_encoder).items():
+        _write_text(folder / ("text_encoder" if name == CONFIG_FILE else "tokenizer") / name, content)
+    _copy_settings(base / "model_index.json", folder / "model_index.json")
 
 
-def _settings(source: Path, target: Path) -> None:
+def _copy_settings(source: Path, target: Path) -> None:
     """What a config says, without where it was."""
     settings = {name: value for name, value in read_json(source).items() if name != "_name_or_path"}
-    _write(target, json.dumps(settings, indent=2) + "\n")
+    _write_text(target, json.dumps(settings, indent=2) + "\n")
 
 
-def _write(path: Path, text: str) -> None:
+def _write_text(path: Path, text: str) -> None:
     write_atomically(path, text.encode(), overwrite=True)
 
 
@@ -65,15 +65,15 @@ def publish_control(file: Path, folder: Path) -> None:
     """Write a trained ControlNet, and what its file says of it, to `folder`, over what is there."""
     control = ControlFile.read(file)
     net: Any = control.load()
-    said = {key: text for key, text in control.weights.metadata.items() if key.startswith(OURS)}
-    save_diffusers(net.half(), folder, overwrite=True, more=said)
+    said = {key: text for key, text in control.weights.metadata.items() if key.startswith(METADATA_PREFIX)}
+    save_diffusers(net.half(), folder, overwrite=True, extra_metadata=said)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("base", type=Path, help="a folder that train_base has written")
     parser.add_argument("--canny", type=Path, help="the ControlNet that controlnet-ext train has written")
-    parser.add_argument("-o", "--output", type=Path, default=FOLDER)
+    parser.add_argument("-o", "--output", type=Path, default=EMBEDDED_FOLDER)
     options = parser.parse_args()
     publish(options.base, options.output)
     if options.canny is not None:

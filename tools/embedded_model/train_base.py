@@ -21,34 +21,34 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from controlnet_ext.embedded.captions import WIDTH, narrow_text_encoder, tokenizer
-from controlnet_ext.embedded.scenes import HELD_OUT, scene
-from controlnet_ext.training.loop import Schedule, train
-from controlnet_ext.training.objective import WEIGHTINGS, Noising, generator
-from tools.embedded_model.train_vae import GROUPS, pixels
+from controlnet_ext.embedded.captions import TEXT_WIDTH, make_text_encoder, make_tokenizer
+from controlnet_ext.embedded.scenes import HELD_OUT_SEEDS, draw_scene
+from controlnet_ext.training.loop import TrainingSchedule, train
+from controlnet_ext.training.objective import WEIGHTINGS, DiffusionLoss, make_generator
+from tools.embedded_model.train_vae import NORM_GROUPS, render_scenes
 
-SCENES = 16_000
-BATCH = 32
-HEADS = 4  # of attention, each 16 wide; SD1.5 has 8, which on a CPU cost half as much again for each step
-EMPTY_CAPTIONS = 0.1
+TRAINING_SCENES = 16_000
+BATCH_SIZE = 32
+ATTENTION_HEADS = 4  # of attention, each 16 wide; SD1.5 has 8, which on a CPU cost half as much again for each step
+EMPTY_CAPTION_RATE = 0.1
 HELD_OUT_SCENES = 256
 
 
-def narrow_unet() -> Any:
+def make_unet() -> Any:
     """SD1.5's UNet topology, 4.4 M parameters instead of 859.5 M."""
     unet: Any = UNet2DConditionModel(
         sample_size=16,
         block_out_channels=(64,) * 4,
-        cross_attention_dim=WIDTH,
-        attention_head_dim=HEADS,  # diffusers' name for the number of heads
-        norm_num_groups=GROUPS,
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=ATTENTION_HEADS,  # diffusers' name for the number of heads
+        norm_num_groups=NORM_GROUPS,
     )
     if not torch.cuda.is_available():
         unet.set_attn_processor(AttnProcessor())  # for heads this narrow, PyTorch's fused attention is slower on a CPU
     return unet
 
 
-def noise_scheduler() -> Any:
+def make_noise_scheduler() -> Any:
     """SD1.5's noise levels."""
     return DDIMScheduler(
         beta_start=0.00085,
@@ -60,24 +60,26 @@ def noise_scheduler() -> Any:
     )
 
 
-class Examples:
+class LatentExamples:
     """Latents (N, 4, 16, 16) scaled to a standard deviation of 1, and tokens (N, 77) of their captions."""
 
     def __init__(self, latents: Tensor, tokens: Tensor):
         self.latents, self.tokens = latents, tokens
 
     @classmethod
-    def of(cls, vae: Path, words: CLIPTokenizer, seeds: range) -> Examples:
+    def from_scenes(cls, vae: Path, tokenizer: CLIPTokenizer, seeds: range) -> LatentExamples:
         parts = [seeds[i : i + 256] for i in range(0, len(seeds), 256)]
         with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as processes:
-            latents, captions = zip(*processes.map(encoded, [vae] * len(parts), parts), strict=True)
-        return cls(torch.from_numpy(np.concatenate(latents)), tokens(words, [*chain.from_iterable(captions)]))
+            latents, captions = zip(*processes.map(encode_scenes, [vae] * len(parts), parts), strict=True)
+        return cls(
+            torch.from_numpy(np.concatenate(latents)), tokenize_captions(tokenizer, [*chain.from_iterable(captions)])
+        )
 
     @classmethod
-    def kept(cls, file: Path, vae: Path, words: CLIPTokenizer, seeds: range) -> Examples:
+    def load_or_encode(cls, file: Path, vae: Path, tokenizer: CLIPTokenizer, seeds: range) -> LatentExamples:
         """Those in the file, made first if need be."""
         if not file.exists():
-            made = cls.of(vae, words, seeds)
+            made = cls.from_scenes(vae, tokenizer, seeds)
             file.parent.mkdir(parents=True, exist_ok=True)
             with file.with_suffix(".part").open("wb") as part:
                 np.savez(part, latents=made.latents.half().numpy(), tokens=made.tokens.short().numpy())
@@ -87,50 +89,54 @@ class Examples:
 
 
 @torch.no_grad()
-def encoded(vae: Path, seeds: range) -> tuple[np.ndarray, list[str]]:
+def encode_scenes(vae: Path, seeds: range) -> tuple[np.ndarray, list[str]]:
     """Latents (N, 4, 16, 16) and captions of scenes."""
     torch.set_num_threads(1)
     net: Any = AutoencoderKL.from_pretrained(vae)
-    latents = torch.cat([net.encode(pixels(seeds[i : i + 32])).latent_dist.mode() for i in range(0, len(seeds), 32)])
-    return (latents * net.config["scaling_factor"]).numpy(), [scene(seed).caption for seed in seeds]
+    latents = torch.cat(
+        [net.encode(render_scenes(seeds[i : i + 32])).latent_dist.mode() for i in range(0, len(seeds), 32)]
+    )
+    return (latents * net.config["scaling_factor"]).numpy(), [draw_scene(seed).caption for seed in seeds]
 
 
-def tokens(words: CLIPTokenizer, captions: list[str]) -> Tensor:
-    return words(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+def tokenize_captions(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
+    return tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
 
 
-def base_loss(net: nn.Module, examples: Examples, empty: Tensor, noising: Noising, step: int, batch: int) -> Tensor:
-    numbers = generator(step, batch)
-    rows = torch.randint(len(examples.latents), (BATCH,), generator=numbers)
-    dropped = torch.rand(BATCH, 1, generator=numbers) < EMPTY_CAPTIONS
-    words = torch.where(dropped, empty, examples.tokens[rows])
-    x, noise, t = noising.draw(examples.latents[rows], numbers)
-    return noising.loss(net(x, t, words), noise, t)
+def compute_base_loss(
+    net: nn.Module, examples: LatentExamples, empty_tokens: Tensor, objective: DiffusionLoss, step: int, batch: int
+) -> Tensor:
+    numbers = make_generator(step, batch)
+    rows = torch.randint(len(examples.latents), (BATCH_SIZE,), generator=numbers)
+    dropped = torch.rand(BATCH_SIZE, 1, generator=numbers) < EMPTY_CAPTION_RATE
+    words = torch.where(dropped, empty_tokens, examples.tokens[rows])
+    x, noise, t = objective.sample(examples.latents[rows], numbers)
+    return objective.compute_loss(net(x, t, words), noise, t)
 
 
-class Base(nn.Module):
+class BaseModel(nn.Module):
     """UNet and text encoder as one network: the noise in x (B, 4, 16, 16), for tokens (B, 77)."""
 
     def __init__(self, unet: nn.Module, text: nn.Module):
         super().__init__()
         self.unet, self.text = unet, text
 
-    def forward(self, x: Tensor, t: Tensor, words: Tensor) -> Tensor:
-        return self.unet(x, t, self.text(words).last_hidden_state).sample
+    def forward(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
+        return self.unet(x, t, self.text(tokens).last_hidden_state).sample
 
 
 @torch.no_grad()
-def held_out_loss(net: nn.Module, examples: Examples, noising: Noising) -> dict[str, float]:
+def compute_held_out_loss(net: nn.Module, examples: LatentExamples, objective: DiffusionLoss) -> dict[str, float]:
     """The loss on held-out scenes, always with the same noise and timesteps."""
-    x, noise, t = noising.draw(examples.latents, generator(1))
+    x, noise, t = objective.sample(examples.latents, make_generator(1))
     parts = [net(*part) for part in zip(x.split(64), t.split(64), examples.tokens.split(64), strict=True)]
-    return {"held_out": noising.loss(torch.cat(parts), noise, t).item()}
+    return {"held_out": objective.compute_loss(torch.cat(parts), noise, t).item()}
 
 
-def scaling_factor(vae: Any) -> float:
+def measure_scaling_factor(vae: Any) -> float:
     """What brings latents to a standard deviation of 1, measured on 512 training scenes."""
     with torch.no_grad():
-        latents = torch.cat([vae.encode(pixels(range(i, i + 32))).latent_dist.mode() for i in range(0, 512, 32)])
+        latents = torch.cat([vae.encode(render_scenes(range(i, i + 32))).latent_dist.mode() for i in range(0, 512, 32)])
     return 1 / latents.std().item()
 
 
@@ -146,28 +152,32 @@ def main() -> None:
     options = parser.parse_args()
     vae: Any = AutoencoderKL.from_pretrained(options.vae)
     if vae.config["scaling_factor"] == 0.18215:  # SD1.5's, which diffusers writes when nobody says otherwise
-        vae.register_to_config(scaling_factor=scaling_factor(vae))
+        vae.register_to_config(scaling_factor=measure_scaling_factor(vae))
         vae.save_pretrained(options.vae)
-    words = tokenizer(options.folder / "words")
-    examples = Examples.kept(options.folder / "training.npz", options.vae, words, range(SCENES))
-    held_out = Examples.kept(options.folder / "held_out.npz", options.vae, words, HELD_OUT[:HELD_OUT_SCENES])
+    words = make_tokenizer(options.folder / "words")
+    examples = LatentExamples.load_or_encode(
+        options.folder / "training.npz", options.vae, words, range(TRAINING_SCENES)
+    )
+    held_out = LatentExamples.load_or_encode(
+        options.folder / "held_out.npz", options.vae, words, HELD_OUT_SEEDS[:HELD_OUT_SCENES]
+    )
     torch.manual_seed(0)
-    noising, empty = Noising(noise_scheduler(), options.weighting), tokens(words, [""])
-    base = Base(narrow_unet(), narrow_text_encoder(words))
+    noising, empty = DiffusionLoss(make_noise_scheduler(), options.weighting), tokenize_captions(words, [""])
+    base = BaseModel(make_unet(), make_text_encoder(words))
     if options.start is not None:
         base.unet.load_state_dict(UNet2DConditionModel.from_pretrained(options.start / "unet").state_dict())
         base.text.load_state_dict(CLIPTextModel.from_pretrained(options.start / "text_encoder").state_dict())
     net = train(
         base,
-        lambda net, step, batch: base_loss(net, examples, empty, noising, step, batch),
-        lambda net: held_out_loss(net, held_out, noising),
-        Schedule(options.steps, rate=options.rate, every=options.every),
+        lambda net, step, batch: compute_base_loss(net, examples, empty, noising, step, batch),
+        lambda net: compute_held_out_loss(net, held_out, noising),
+        TrainingSchedule(options.steps, learning_rate=options.rate, evaluation_interval=options.every),
         options.folder,
     )
     if net is not None:
-        assert isinstance(net, Base)
+        assert isinstance(net, BaseModel)
         pipe: Any = StableDiffusionPipeline(
-            vae, net.text, words, net.unet, noise_scheduler(), None, None, requires_safety_checker=False
+            vae, net.text, words, net.unet, make_noise_scheduler(), None, None, requires_safety_checker=False
         )
         pipe.save_pretrained(options.folder / "model")
 

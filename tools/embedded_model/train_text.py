@@ -18,47 +18,49 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
-from controlnet_ext.embedded.scenes import KINDS, THING_COLOURS
-from controlnet_ext.training.loop import Schedule, train
-from controlnet_ext.training.objective import generator
+from controlnet_ext.embedded.scenes import THING_COLORS, THING_KINDS
+from controlnet_ext.training.loop import TrainingSchedule, train
+from controlnet_ext.training.objective import make_generator
 
-BATCH = 64
-HELD_OUT = 512  # captions, the last
-SHARE = 0.2  # of the loss, of states that change; they are a twentieth of all
+BATCH_SIZE = 64
+HELD_OUT_CAPTIONS = 512  # captions, the last
+THING_LOSS_SHARE = 0.2  # of the loss, of states that change; they are a twentieth of all
 
 
-class Bound:
+class BindingTargets:
     """The wanted states of captions: those of `text`, a CLIPTextModel, with each thing as if it were the first."""
 
-    def __init__(self, text: nn.Module, words: Any):
+    def __init__(self, text: nn.Module, tokenizer: Any):
         self._text = text
-        self._colours, self._kinds = (
-            words.convert_tokens_to_ids([f"{w}</w>" for w in some]) for some in (THING_COLOURS, KINDS)
+        self._color_ids, self._kind_ids = (
+            tokenizer.convert_tokens_to_ids([f"{w}</w>" for w in some]) for some in (THING_COLORS, THING_KINDS)
         )
-        firsts = words([f"{'an' if c == 'orange' else 'a'} {c} {k}" for c, k in product(THING_COLOURS, KINDS)])
-        states = self._states(torch.tensor(firsts.input_ids))[:, 2:4]  # after the start and the article
-        self._firsts = states.reshape(len(THING_COLOURS), len(KINDS), 2, -1)
+        firsts = tokenizer([f"{'an' if c == 'orange' else 'a'} {c} {k}" for c, k in product(THING_COLORS, THING_KINDS)])
+        states = self._encode(torch.tensor(firsts.input_ids))[:, 2:4]  # after the start and the article
+        self._first_states = states.reshape(len(THING_COLORS), len(THING_KINDS), 2, -1)
 
     @torch.no_grad()
     def __call__(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """The states (B, T, D) for tokens (B, T), and which of them (B, T) are a thing's."""
-        states, things = self._states(tokens), torch.zeros(tokens.shape, dtype=torch.bool)
-        for row, place in (sum(tokens == kind for kind in self._kinds) > 0).nonzero().tolist():
+        states, things = self._encode(tokens), torch.zeros(tokens.shape, dtype=torch.bool)
+        for row, place in (sum(tokens == kind for kind in self._kind_ids) > 0).nonzero().tolist():
             colour, kind = tokens[row, place - 1 : place + 1].tolist()
-            states[row, place - 1 : place + 1] = self._firsts[self._colours.index(colour), self._kinds.index(kind)]
+            states[row, place - 1 : place + 1] = self._first_states[
+                self._color_ids.index(colour), self._kind_ids.index(kind)
+            ]
             things[row, place - 1 : place + 1] = True
         return states, things
 
     @torch.no_grad()
-    def _states(self, tokens: Tensor) -> Tensor:
+    def _encode(self, tokens: Tensor) -> Tensor:
         return self._text(tokens).last_hidden_state
 
 
-def loss(text: nn.Module, bound: Bound, tokens: Tensor) -> Tensor:
+def compute_binding_loss(text: nn.Module, targets: BindingTargets, tokens: Tensor) -> Tensor:
     """Squared errors of the states: of things' and of all others', each its share."""
-    wanted, things = bound(tokens)
+    wanted, things = targets(tokens)
     errors = (text(tokens).last_hidden_state.float() - wanted).square().mean(2)
-    return SHARE * errors[things].mean() + (1 - SHARE) * errors[~things].mean()
+    return THING_LOSS_SHARE * errors[things].mean() + (1 - THING_LOSS_SHARE) * errors[~things].mean()
 
 
 def main() -> None:
@@ -70,18 +72,18 @@ def main() -> None:
     pipe: Any = StableDiffusionPipeline.from_pretrained(options.base / "model", local_files_only=True)
     with np.load(options.base / "training.npz") as kept:
         tokens = torch.from_numpy(kept["tokens"]).long()
-    bound = Bound(copy.deepcopy(pipe.text_encoder).eval(), pipe.tokenizer)
-    held_out = tokens[-HELD_OUT:]
+    bound = BindingTargets(copy.deepcopy(pipe.text_encoder).eval(), pipe.tokenizer)
+    held_out = tokens[-HELD_OUT_CAPTIONS:]
 
     def step_loss(text: nn.Module, step: int, batch: int) -> Tensor:
-        rows = torch.randint(len(tokens) - HELD_OUT, (BATCH,), generator=generator(step, batch))
-        return loss(text, bound, tokens[rows])
+        rows = torch.randint(len(tokens) - HELD_OUT_CAPTIONS, (BATCH_SIZE,), generator=make_generator(step, batch))
+        return compute_binding_loss(text, bound, tokens[rows])
 
     def measure(text: nn.Module) -> dict[str, float]:
         with torch.no_grad():
-            return {"held_out": loss(text, bound, held_out).item()}
+            return {"held_out": compute_binding_loss(text, bound, held_out).item()}
 
-    schedule = Schedule(options.steps, rate=1e-3, average=0.99, decay=0)
+    schedule = TrainingSchedule(options.steps, learning_rate=1e-3, ema_decay=0.99, weight_decay=0)
     net = train(pipe.text_encoder, step_loss, measure, schedule, options.folder)
     if net is not None:
         pipe.text_encoder = net

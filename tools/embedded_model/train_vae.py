@@ -17,18 +17,18 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional as F
 
-from controlnet_ext.embedded.scenes import HELD_OUT, scene
+from controlnet_ext.embedded.scenes import HELD_OUT_SEEDS, draw_scene
 from controlnet_ext.maps.fidelity import canny_f1
-from controlnet_ext.training.loop import Schedule, train
+from controlnet_ext.training.loop import TrainingSchedule, train
 
 KL_WEIGHT = 1e-6
 EDGE_WEIGHT = 2.0
-BATCH = 8
-GROUPS = 8
-PIECE = 64  # pixels: four times as many steps in the same time
+BATCH_SIZE = 8
+NORM_GROUPS = 8
+CROP_SIZE = 64  # pixels: four times as many steps in the same time
 
 
-def narrow_vae() -> Any:
+def make_vae() -> Any:
     """SD1.5's autoencoder topology (factor 8, 4 latent channels), 1.03 M parameters instead of 83.7 M.
 
     Four channels and more a group, as there; with 32 groups each channel of 32 would lose its mean, which is colour.
@@ -38,7 +38,7 @@ def narrow_vae() -> Any:
         up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=(32, 32, 64, 64),
         layers_per_block=1,
-        norm_num_groups=GROUPS,
+        norm_num_groups=NORM_GROUPS,
         sample_size=128,
     )
     with torch.no_grad():
@@ -46,36 +46,36 @@ def narrow_vae() -> Any:
     return vae
 
 
-def pixels(seeds: range) -> Tensor:
+def render_scenes(seeds: range) -> Tensor:
     """Scenes (B, 3, 128, 128) float32 in -1..1."""
-    stacked = np.stack([scene(seed).pixels for seed in seeds])
+    stacked = np.stack([draw_scene(seed).pixels for seed in seeds])
     return torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def differences(x: Tensor) -> tuple[Tensor, Tensor]:
+def compute_differences(x: Tensor) -> tuple[Tensor, Tensor]:
     return x[..., :, 1:] - x[..., :, :-1], x[..., 1:, :] - x[..., :-1, :]
 
 
-def seen(step: int, whole_from: int) -> Tensor:
+def make_batch(step: int, whole_scenes_from: int) -> Tensor:
     """What a step sees: whole scenes at the end, before that a piece of each, anywhere in it."""
-    x = pixels(range(step * BATCH, (step + 1) * BATCH))
-    if step >= whole_from:
+    x = render_scenes(range(step * BATCH_SIZE, (step + 1) * BATCH_SIZE))
+    if step >= whole_scenes_from:
         return x
-    corners = np.random.default_rng(step).integers(0, x.shape[-1] - PIECE + 1, (BATCH, 2))
-    return torch.stack([one[:, i : i + PIECE, j : j + PIECE] for one, (i, j) in zip(x, corners, strict=True)])
+    corners = np.random.default_rng(step).integers(0, x.shape[-1] - CROP_SIZE + 1, (BATCH_SIZE, 2))
+    return torch.stack([one[:, i : i + CROP_SIZE, j : j + CROP_SIZE] for one, (i, j) in zip(x, corners, strict=True)])
 
 
-def loss(vae: Any, x: Tensor) -> Tensor:
+def compute_vae_loss(vae: Any, x: Tensor) -> Tensor:
     posterior = vae.encode(x).latent_dist
     y = vae.decode(posterior.sample()).sample.float()
-    edges = sum(F.l1_loss(a, b) for a, b in zip(differences(y), differences(x), strict=True))
+    edges = sum(F.l1_loss(a, b) for a, b in zip(compute_differences(y), compute_differences(x), strict=True))
     return F.l1_loss(y, x) + EDGE_WEIGHT * edges + KL_WEIGHT * posterior.kl().mean()
 
 
 @torch.no_grad()
-def held_out(vae: Any, count: int = 64) -> dict[str, float]:
+def evaluate_held_out(vae: Any, count: int = 64) -> dict[str, float]:
     """Mean absolute error in 0..255 and mean canny F1 (1 px) of held-out scenes that went through the VAE."""
-    x = pixels(HELD_OUT[:count])
+    x = render_scenes(HELD_OUT_SEEDS[:count])
     y = torch.cat([vae.decode(vae.encode(part).latent_dist.mode()).sample for part in x.split(16)]).clamp(-1, 1)
     a, b = (((t.permute(0, 2, 3, 1) + 1) * 127.5).round().byte().numpy() for t in (x, y))
     scores = [canny_f1(cv2.Canny(one, 100, 200), two) for one, two in zip(a, b, strict=True)]
@@ -94,10 +94,14 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(0)
     cv2.setNumThreads(1)
-    schedule = Schedule(options.steps, rate=1e-3, average=0.998, every=options.every)
+    schedule = TrainingSchedule(options.steps, learning_rate=1e-3, ema_decay=0.998, evaluation_interval=options.every)
     whole_from = options.steps - options.whole
     vae: Any = train(
-        narrow_vae(), lambda net, step, _: loss(net, seen(step, whole_from)), held_out, schedule, options.folder
+        make_vae(),
+        lambda net, step, _: compute_vae_loss(net, make_batch(step, whole_from)),
+        evaluate_held_out,
+        schedule,
+        options.folder,
     )
     if vae is not None:
         vae.save_pretrained(options.folder / "vae")

@@ -18,8 +18,8 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
-from controlnet_ext.training.loop import Schedule, train
-from controlnet_ext.training.objective import WEIGHTINGS, Noising, generator
+from controlnet_ext.training.loop import TrainingSchedule, train
+from controlnet_ext.training.objective import WEIGHTINGS, DiffusionLoss, make_generator
 from tools.embedded_model.encode_worlds import read_latents
 from tools.embedded_model.world_sets import DOMAINS
 from tools.embedded_model.world_words import WIDTH, narrow_text_encoder, write_tokenizer
@@ -95,7 +95,9 @@ class Base(nn.Module):
         return self.unet(x, t, self.text(tokens).last_hidden_state).sample
 
 
-def base_loss(net: nn.Module, examples: Examples, empty: Tensor, noising: Noising, numbers: torch.Generator) -> Tensor:
+def base_loss(
+    net: nn.Module, examples: Examples, empty: Tensor, noising: DiffusionLoss, numbers: torch.Generator
+) -> Tensor:
     """The loss on one batch; `empty` (1, 77) are the tokens of no caption."""
     latents, tokens = examples.draw(BATCH, numbers)
     dropped = torch.rand(BATCH, 1, generator=numbers) < EMPTY_CAPTIONS
@@ -104,11 +106,11 @@ def base_loss(net: nn.Module, examples: Examples, empty: Tensor, noising: Noisin
 
 
 @torch.no_grad()
-def held_out_loss(net: nn.Module, examples: Examples, noising: Noising) -> dict[str, float]:
+def held_out_loss(net: nn.Module, examples: Examples, noising: DiffusionLoss) -> dict[str, float]:
     """The loss on held-out scenes by domain, always with the same noise and timesteps."""
     losses = {}
     for name, latents, tokens in examples.domains():
-        x, noise, t = noising.draw(latents, generator(1))
+        x, noise, t = noising.sample(latents, make_generator(1))
         parts = [net(*part) for part in zip(x.split(16), t.split(16), tokens.split(16), strict=True)]
         losses[f"held_out_{name}"] = noising.loss(torch.cat(parts), noise, t).item()
     return losses
@@ -130,16 +132,16 @@ def main() -> None:
     examples = Examples(options.worlds, "training", options.size, tokenizer)
     held_out = Examples(options.worlds, "held_out", options.size, tokenizer, HELD_OUT_SCENES)
     torch.manual_seed(0)
-    noising, empty = Noising(noise_scheduler(), options.weighting), tokenize(tokenizer, [""])
+    noising, empty = DiffusionLoss(noise_scheduler(), options.weighting), tokenize(tokenizer, [""])
     base = Base(narrow_unet(options.size), narrow_text_encoder(tokenizer))
     if options.start is not None:
         base.unet.load_state_dict(UNet2DConditionModel.from_pretrained(options.start / "unet").state_dict())
         base.text.load_state_dict(CLIPTextModel.from_pretrained(options.start / "text_encoder").state_dict())
     net = train(
         base,
-        lambda net, step, batch: base_loss(net, examples, empty, noising, generator(step, batch)),
+        lambda net, step, batch: base_loss(net, examples, empty, noising, make_generator(step, batch)),
         lambda net: held_out_loss(net, held_out, noising),
-        Schedule(options.steps, rate=options.rate, every=options.every),
+        TrainingSchedule(options.steps, learning_rate=options.rate, evaluation_interval=options.every),
         options.folder,
     )
     if net is not None:

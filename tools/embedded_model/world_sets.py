@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from controlnet_ext.embedded.scenes import HELD_OUT, TRAINING, Scene, scene
+from controlnet_ext.embedded.scenes import HELD_OUT_SEEDS, TRAINING_SEEDS, Scene, draw_scene
 from tools.embedded_model.landscapes import render as render_landscape
 from tools.embedded_model.things import ThingRenderer
 
 SHAPE_STYLE = "flat drawing of"
 DOMAINS = ("shapes", "things", "landscapes")
-SEEDS = {"training": TRAINING, "held_out": HELD_OUT}
+SEEDS = {"training": TRAINING_SEEDS, "held_out": HELD_OUT_SEEDS}
 PART = 128
 
 
@@ -34,7 +34,7 @@ def renderer(domain: str, folder: Path) -> Callable[[int, int], Any]:
 
 
 def _render_shapes(seed: int, size: int) -> Scene:
-    made = scene(seed, size)
+    made = draw_scene(seed, size)
     return replace(made, caption=f"{SHAPE_STYLE} {made.caption}")
 
 

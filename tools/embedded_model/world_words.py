@@ -11,8 +11,8 @@ from pathlib import Path
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from controlnet_ext.embedded.captions import MARKS, TOKENS
-from controlnet_ext.embedded.captions import WORDS as SHAPE_WORDS
+from controlnet_ext.embedded.captions import MAX_TOKENS, SPECIAL_TOKENS
+from controlnet_ext.embedded.captions import VOCABULARY as SHAPE_WORDS
 from tools.embedded_model import landscapes, things
 from tools.embedded_model.world_sets import SHAPE_STYLE
 
@@ -35,7 +35,7 @@ def write_tokenizer(folder: Path) -> CLIPTokenizer:
     bpe.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     alphabet = [*LETTERS, *(f"{letter}</w>" for letter in LETTERS)]
     trainer = trainers.BpeTrainer(
-        vocab_size=10_000, end_of_word_suffix="</w>", special_tokens=[*alphabet, *MARKS], show_progress=False
+        vocab_size=10_000, end_of_word_suffix="</w>", special_tokens=[*alphabet, *SPECIAL_TOKENS], show_progress=False
     )
     bpe.train_from_iterator(vocabulary(), trainer)
     trained = json.loads(bpe.to_str())["model"]
@@ -43,7 +43,7 @@ def write_tokenizer(folder: Path) -> CLIPTokenizer:
     (folder / "vocab.json").write_text(json.dumps(trained["vocab"], indent=0))
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in trained["merges"]]
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
-    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=TOKENS)
+    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=MAX_TOKENS)
 
 
 def narrow_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
@@ -54,7 +54,7 @@ def narrow_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
         intermediate_size=4 * WIDTH,
         num_hidden_layers=LAYERS,
         num_attention_heads=4,
-        max_position_embeddings=TOKENS,
+        max_position_embeddings=MAX_TOKENS,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

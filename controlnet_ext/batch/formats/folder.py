@@ -9,91 +9,91 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from ...files.disk import settle, write_atomically
-from ..inputs import File
-from ..request import target
-from ..stages import Picture, Result
-from .journal import lines
+from ...files.disk import fsync_dir, write_atomically
+from ..inputs import InputFile
+from ..request import result_path
+from ..stages import ImageResult, InputImage
+from .journal import read_journal
 
 
 @dataclass(frozen=True, eq=False)
-class Files:
+class FileSource:
     """A source of files."""
 
-    files: Sequence[File]
+    files: Sequence[InputFile]
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def pictures(self, start: int) -> Generator[Picture, None, None]:
+    def iter_images(self, start: int) -> Generator[InputImage, None, None]:
         """Those from `start` on."""
         for i in range(start, len(self.files)):
             path, key, mask = self.files[i]
-            yield Picture(i, key, path, path, mask)
+            yield InputImage(i, key, path, path, mask)
 
 
 @dataclass(frozen=True)
-class Place:
+class FolderStore:
     """Stores files in a folder, each whole or not at all. What is left of them after kill -9 begins with `.` and
     `mark`."""
 
     folder: str
-    mark: str
+    temp_prefix: str
 
-    def __call__(self, picture: Picture, files: dict[str, bytes]) -> dict[str, bytes]:
+    def __call__(self, image: InputImage, files: dict[str, bytes]) -> dict[str, bytes]:
         for ending, content in files.items():
-            path = target(self.folder, picture.key, ending)
+            path = result_path(self.folder, image.key, ending)
             os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-            write_atomically(path, content, overwrite=True, mark=self.mark, settled=False)
+            write_atomically(path, content, overwrite=True, temp_prefix=self.temp_prefix, sync_folder=False)
         return {}
 
-    def settle(self, pictures: Iterable[Picture]) -> None:
-        for folder in {os.path.dirname(target(self.folder, picture.key, "")) or "." for picture in pictures}:
-            settle(folder)
+    def fsync(self, images: Iterable[InputImage]) -> None:
+        for folder in {os.path.dirname(result_path(self.folder, picture.key, "")) or "." for picture in images}:
+            fsync_dir(folder)
 
-    def sweep(self, keys: Collection[str]) -> None:
+    def remove_leftovers(self, keys: Collection[str]) -> None:
         """Removes what a job that was killed has left where files with these keys go."""
-        for folder in {os.path.dirname(target(self.folder, key, "")) or "." for key in keys}:
+        for folder in {os.path.dirname(result_path(self.folder, key, "")) or "." for key in keys}:
             if os.path.isdir(folder):
                 with os.scandir(folder) as entries:
                     for entry in entries:
-                        if entry.name.startswith(f".{self.mark}") and entry.name.endswith(".part"):
+                        if entry.name.startswith(f".{self.temp_prefix}") and entry.name.endswith(".part"):
                             Path(entry.path).unlink(missing_ok=True)
 
 
-class Folder:
+class FolderSink:
     """A sink of files. A picture is done when its files are there; where they may have been there before the job, when
     its key also stands in `journal`, as a line of JSON."""
 
-    start = 0
-    finished = False
+    start_index = 0
+    is_finished = False
 
-    def __init__(self, store: Place, endings: Sequence[str], journal: Path | None):
+    def __init__(self, store: FolderStore, endings: Sequence[str], journal: Path | None):
         self.store = store
         self._endings = endings
-        self._keys: set[str] | None = None
-        self._file: TextIO | None = None
+        self._done_keys: set[str] | None = None
+        self._journal: TextIO | None = None
         if journal is not None:
-            self._keys = set(lines(journal))
-            self._file = open(journal, "w")  # noqa: SIM115  closed by close
-            self._file.writelines(json.dumps(key) + "\n" for key in self._keys)
+            self._done_keys = set(read_journal(journal))
+            self._journal = open(journal, "w")  # noqa: SIM115  closed by close
+            self._journal.writelines(json.dumps(key) + "\n" for key in self._done_keys)
 
-    def before(self) -> Iterable[Result]:
+    def earlier_results(self) -> Iterable[ImageResult]:
         return ()
 
-    def done(self, picture: Picture) -> bool:
-        if self._keys is not None and picture.key not in self._keys:
+    def is_done(self, image: InputImage) -> bool:
+        if self._done_keys is not None and image.key not in self._done_keys:
             return False
-        return all(os.path.lexists(target(self.store.folder, picture.key, ending)) for ending in self._endings)
+        return all(os.path.lexists(result_path(self.store.folder, image.key, ending)) for ending in self._endings)
 
-    def add(self, result: Result) -> None:
-        if self._file is not None and not result.errors:
-            self._file.write(json.dumps(result.picture.key) + "\n")
-            self._file.flush()
+    def add(self, result: ImageResult) -> None:
+        if self._journal is not None and not result.errors:
+            self._journal.write(json.dumps(result.image.key) + "\n")
+            self._journal.flush()
 
     def finish(self) -> None:
         pass
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
+        if self._journal is not None:
+            self._journal.close()

@@ -12,104 +12,104 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from ...files.disk import parse_json
-from ..stages import Picture, Result
-from .tars import member, members_of
+from ..stages import ImageResult, InputImage
+from .tars import encode_member, iter_members
 
-CHUNK = 2**20
+READ_BYTES = 2**20
 
 
-class Form(Protocol):
+class OutputFormat(Protocol):
     """What becomes of the members, once all are there."""
 
-    def name(self, picture: Picture, ending: str) -> str:
+    def member_name(self, image: InputImage, ending: str) -> str:
         """A member's name."""
 
-    def files(self, part: Path) -> list[tuple[Path, Path]]:
+    def output_files(self, part: Path) -> list[tuple[Path, Path]]:
         """The files that come of it, by the names they have first and in the end."""
 
-    def conclude(self, part: Path) -> None:
+    def finalize(self, part: Path) -> None:
         """Writes these files under their first names. The same part gives the same bytes."""
 
 
-class AsItIs:
+class PassThrough:
     """A store that leaves all to the sink."""
 
-    def __call__(self, picture: Picture, files: dict[str, bytes]) -> dict[str, bytes]:
+    def __call__(self, image: InputImage, files: dict[str, bytes]) -> dict[str, bytes]:
         return files
 
-    def settle(self, pictures: Iterable[Picture]) -> None: ...
+    def fsync(self, images: Iterable[InputImage]) -> None: ...
 
 
-def indexed(part: Path) -> Iterator[tuple[int, dict[str, bytes]]]:
+def iter_indexed_members(part: Path) -> Iterator[tuple[int, dict[str, bytes]]]:
     """The members of a part that are called `<index>.<ending>`, by their index and how they end."""
     if part.stat().st_size == 0:
         return
     with tarfile.open(part) as tar:
-        for index, members in groupby(members_of(tar), lambda info: info.name.partition(".")[0]):
+        for index, members in groupby(iter_members(tar), lambda info: info.name.partition(".")[0]):
             yield int(index), {m.name.partition(".")[2]: tar.extractfile(m).read() for m in members}  # type: ignore
 
 
-def box(form: Form, part: Path, journal: Path) -> Box | Made:
+def open_journaled_output(format: OutputFormat, part: Path, journal: Path) -> JournaledOutput | FinishedOutput:
     """The sink as earlier runs left it."""
-    rows = lines(journal)
+    rows = read_journal(journal)
     if not rows or rows[-1] != {"finished": True}:
-        return Box(form, part, journal, rows)
-    _rename(form.files(part))  # it may have been killed before it did
+        return JournaledOutput(format, part, journal, rows)
+    _commit_files(format.output_files(part))  # it may have been killed before it did
     part.unlink(missing_ok=True)
-    return Made(rows[:-1])
+    return FinishedOutput(rows[:-1])
 
 
-class Made:
+class FinishedOutput:
     """A sink that an earlier run finished."""
 
-    store = AsItIs()
-    finished = True
+    store = PassThrough()
+    is_finished = True
 
     def __init__(self, rows: list[dict[str, Any]]):
-        self._rows, self.start = rows, len(rows)
+        self._rows, self.start_index = rows, len(rows)
 
-    def before(self) -> Iterator[Result]:
-        return _results(self._rows)
+    def earlier_results(self) -> Iterator[ImageResult]:
+        return _results_from_rows(self._rows)
 
-    def done(self, picture: Picture) -> bool:
+    def is_done(self, image: InputImage) -> bool:
         return True
 
-    def add(self, result: Result) -> None: ...
+    def add(self, result: ImageResult) -> None: ...
 
     def finish(self) -> None: ...
 
     def close(self) -> None: ...
 
 
-class Box:
+class JournaledOutput:
     """Members of a tar in the file `part`, a line in `journal` for each picture: where its members end, the CRC-32 of
     all bytes up to there, its name, key and errors. What follows the last line whose CRC holds is cut off."""
 
-    store = AsItIs()
-    finished = False
+    store = PassThrough()
+    is_finished = False
 
-    def __init__(self, form: Form, part: Path, journal: Path, rows: list[dict[str, Any]]):
-        self._form, self._part = form, part
+    def __init__(self, format: OutputFormat, part: Path, journal: Path, rows: list[dict[str, Any]]):
+        self._format, self._part = format, part
         part.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(part, "ab+", buffering=0)  # noqa: SIM115  both are closed by close
-        self._rows = _true(rows, self._file)
-        self.start = len(self._rows)
+        self._rows = _verify_rows(rows, self._file)
+        self.start_index = len(self._rows)
         last = self._rows[-1] if self._rows else {"end": 0, "crc": 0}
         self._end, self._crc = last["end"], last["crc"]
         self._file.truncate(self._end)
         self._journal = open(journal, "w", buffering=1)  # noqa: SIM115
         self._journal.writelines(json.dumps(row) + "\n" for row in self._rows)
 
-    def before(self) -> Iterator[Result]:
-        return _results(self._rows)
+    def earlier_results(self) -> Iterator[ImageResult]:
+        return _results_from_rows(self._rows)
 
-    def done(self, picture: Picture) -> bool:
-        return picture.index < self.start
+    def is_done(self, image: InputImage) -> bool:
+        return image.index < self.start_index
 
-    def add(self, result: Result) -> None:
-        picture = result.picture
+    def add(self, result: ImageResult) -> None:
+        picture = result.image
         for ending, content in result.files.items():
-            written = memoryview(member(self._form.name(picture, ending), content))
+            written = memoryview(encode_member(self._format.member_name(picture, ending), content))
             self._crc = zlib.crc32(written, self._crc)
             self._end += len(written)
             while written:
@@ -119,13 +119,13 @@ class Box:
 
     def finish(self) -> None:
         self._file.close()
-        self._form.conclude(self._part)
-        files = self._form.files(self._part)
+        self._format.finalize(self._part)
+        files = self._format.output_files(self._part)
         for path in (path for path, _ in files if path.exists()):
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
         self._journal.write(json.dumps({"finished": True}) + "\n")
-        _rename(files)
+        _commit_files(files)
         self._part.unlink(missing_ok=True)
 
     def close(self) -> None:
@@ -133,18 +133,18 @@ class Box:
         self._journal.close()
 
 
-def _rename(files: list[tuple[Path, Path]]) -> None:
+def _commit_files(files: list[tuple[Path, Path]]) -> None:
     for path, name in files:
         if path.exists():
             os.replace(path, name)
 
 
-def _results(rows: list[dict[str, Any]]) -> Iterator[Result]:
+def _results_from_rows(rows: list[dict[str, Any]]) -> Iterator[ImageResult]:
     for i, row in enumerate(rows):
-        yield Result(Picture(i, row["key"], row["name"], None), {}, tuple(row["errors"]))
+        yield ImageResult(InputImage(i, row["key"], row["name"], None), {}, tuple(row["errors"]))
 
 
-def lines(journal: Path) -> list[Any]:
+def read_journal(journal: Path) -> list[Any]:
     """The lines of a journal, as far as they are whole: the last may be cut short, or more after a power cut."""
     rows: list[Any] = []
     for line in journal.read_bytes().splitlines(keepends=True) if journal.exists() else []:
@@ -157,13 +157,13 @@ def lines(journal: Path) -> list[Any]:
     return rows
 
 
-def _true(rows: list[dict[str, Any]], part: BinaryIO) -> list[dict[str, Any]]:
+def _verify_rows(rows: list[dict[str, Any]], part: BinaryIO) -> list[dict[str, Any]]:
     """The rows whose bytes are in the part: after a power cut, a journal can be ahead of it."""
     held = []
     crc = at = 0
     part.seek(0)
     for row in rows:
-        while at < row["end"] and (content := part.read(min(CHUNK, row["end"] - at))):
+        while at < row["end"] and (content := part.read(min(READ_BYTES, row["end"] - at))):
             crc = zlib.crc32(content, crc)
             at += len(content)
         if (at, crc) != (row["end"], row["crc"]):

@@ -8,58 +8,66 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from ...files.disk import opened, parse_object, write_atomically
-from ..inputs import File
-from ..request import target
+from ...files.disk import open_regular_file, parse_object, write_atomically
+from ..inputs import InputFile
+from ..request import result_path
 
-PATHS = ("file_name", "path", "image_path", "image")  # the first that a row has
-KEYS = ("key", "__key__")
-MASK = "mask"
+PATH_COLUMNS = ("file_name", "path", "image_path", "image")  # the first that a row has
+KEY_COLUMNS = ("key", "__key__")
+MASK_COLUMN = "mask"
 LINE_LIMIT = 2**20  # bytes
 
 
-def listed(path: str, masked: bool = False) -> list[File]:
+def read_list(path: str, needs_mask: bool = False) -> list[InputFile]:
     """The pictures of the rows, by paths from the list's folder, with the keys that rows have, by default their paths
     without suffix, and with `masked` their masks. ValueError in one line: broken JSON, no path, a key that leads out of
     a folder."""
-    return [_file(row, path, masked, f"line {i} of {path!r}") for i, row in enumerate(_rows(path), start=1)]
+    return [
+        _parse_row(row, path, needs_mask, f"line {i} of {path!r}") for i, row in enumerate(_read_rows(path), start=1)
+    ]
 
 
-def write_list(path: str, out: str, folder: str, names: Sequence[str]) -> None:
+def write_list(path: str, out: str, folder: str, spec_names: Sequence[str]) -> None:
     """Writes the rows of the list again, to `out`, each with the path of every map that is in the folder."""
     rows = (
         row
-        | {name: f"{file.key}_{name}.png" for name in names if os.path.exists(target(folder, file.key, f"{name}.png"))}
-        for row, file in zip(_rows(path), listed(path), strict=True)
+        | {
+            name: f"{file.key}_{name}.png"
+            for name in spec_names
+            if os.path.exists(result_path(folder, file.key, f"{name}.png"))
+        }
+        for row, file in zip(_read_rows(path), read_list(path), strict=True)
     )
     lines = (json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n" for row in rows)
     os.makedirs(folder, exist_ok=True)
     write_atomically(out, lines, overwrite=True)
 
 
-def key_of(row: Mapping[str, Any], picture: str, where: str) -> str:
+def get_row_key(row: Mapping[str, Any], image_path: str, where: str) -> str:
     """A row's key: a path within a folder. ValueError, beginning with `where`, when it is not."""
-    given = next((row[name] for name in KEYS if row.get(name) is not None), None)
-    key = os.path.splitext(picture.replace(os.sep, "/"))[0] if given is None else str(given)
+    given = next((row[name] for name in KEY_COLUMNS if row.get(name) is not None), None)
+    key = os.path.splitext(image_path.replace(os.sep, "/"))[0] if given is None else str(given)
     parts = PurePosixPath(key).parts
     if not parts or "\0" in key or "\\" in key or ":" in key or ".." in parts or key.startswith("/"):
         raise ValueError(f"{where}: the key {key!r:.80} is no path within a folder; give the row another `key`")
     return key
 
 
-def _file(row: dict[str, Any], path: str, masked: bool, where: str) -> File:
-    picture = next((row[name] for name in PATHS if isinstance(row.get(name), str) and row[name]), None)
+def _parse_row(row: dict[str, Any], path: str, needs_mask: bool, where: str) -> InputFile:
+    picture = next((row[name] for name in PATH_COLUMNS if isinstance(row.get(name), str) and row[name]), None)
     if picture is None:
-        raise ValueError(f"{where} names no picture, expected one of {', '.join(PATHS)}")
-    mask = row.get(MASK) if masked else None
-    if masked and not (isinstance(mask, str) and mask):
-        raise ValueError(f"{where} names no {MASK}")
+        raise ValueError(f"{where} names no picture, expected one of {', '.join(PATH_COLUMNS)}")
+    mask = row.get(MASK_COLUMN) if needs_mask else None
+    if needs_mask and not (isinstance(mask, str) and mask):
+        raise ValueError(f"{where} names no {MASK_COLUMN}")
     folder = os.path.dirname(path)
-    return File(os.path.join(folder, picture), key_of(row, picture, where), mask and os.path.join(folder, mask))
+    return InputFile(
+        os.path.join(folder, picture), get_row_key(row, picture, where), mask and os.path.join(folder, mask)
+    )
 
 
-def _rows(path: str) -> Iterator[dict[str, Any]]:
-    with opened(path) as file:
+def _read_rows(path: str) -> Iterator[dict[str, Any]]:
+    with open_regular_file(path) as file:
         i = 0
         while line := file.readline(LINE_LIMIT + 1):
             i += 1

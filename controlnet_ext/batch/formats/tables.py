@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..stages import Picture
-from .journal import indexed
-from .lists import MASK, PATHS
-from .tars import FIELDS
+from ..stages import InputImage
+from .journal import iter_indexed_members
+from .lists import MASK_COLUMN, PATH_COLUMNS
+from .tars import SAMPLE_IMAGE_FIELDS
 
-ROWS = 64  # in memory at once
+BATCH_ROWS = 64  # in memory at once
 
 
-def arrow(name: str = "pyarrow.parquet") -> Any:
+def import_pyarrow(name: str = "pyarrow.parquet") -> Any:
     """A module of pyarrow. ValueError where it is not installed."""
     try:
         return importlib.import_module(name)
@@ -26,38 +26,38 @@ def arrow(name: str = "pyarrow.parquet") -> Any:
 
 
 @dataclass(frozen=True, eq=False)
-class Table:
+class ParquetSource:
     """A source: the rows of a table. The picture is in the first column that is called as pictures' are: bytes, a path
     from the table's folder, or both as Hugging Face's datasets write them, {"bytes", "path"}. So is the mask, if they
     are `masked`, in the column of that name."""
 
     path: str
-    masked: bool = False
+    needs_mask: bool = False
 
     def __len__(self) -> int:
-        with _opened(self.path) as file:
+        with _open_parquet(self.path) as file:
             return int(file.metadata.num_rows)
 
-    def check(self) -> None:
+    def check_columns(self) -> None:
         """ValueError when the table has not what is wanted of it."""
-        with _opened(self.path) as file:
+        with _open_parquet(self.path) as file:
             names = file.schema_arrow.names
-        picture_column(names, self.path)
-        if self.masked and MASK not in names:
-            raise ValueError(f"{self.path!r} has no column of masks: expected {MASK!r}")
+        find_image_column(names, self.path)
+        if self.needs_mask and MASK_COLUMN not in names:
+            raise ValueError(f"{self.path!r} has no column of masks: expected {MASK_COLUMN!r}")
 
-    def pictures(self, start: int) -> Generator[Picture, None, None]:
+    def iter_images(self, start: int) -> Generator[InputImage, None, None]:
         """Those from `start` on."""
-        with _opened(self.path) as file:
-            column = picture_column(file.schema_arrow.names, self.path)
+        with _open_parquet(self.path) as file:
+            column = find_image_column(file.schema_arrow.names, self.path)
             i = 0
-            for batch in file.iter_batches(ROWS, columns=[column, MASK] if self.masked else [column]):
+            for batch in file.iter_batches(BATCH_ROWS, columns=[column, MASK_COLUMN] if self.needs_mask else [column]):
                 values = batch.column(column).to_pylist()
-                masks = batch.column(MASK).to_pylist() if self.masked else [None] * len(values)
+                masks = batch.column(MASK_COLUMN).to_pylist() if self.needs_mask else [None] * len(values)
                 for value, mask in zip(values, masks, strict=True):
                     if i >= start:
                         its = None if mask is None else self._content(mask)
-                        yield Picture(i, str(i), f"{self.path}/{i}", self._content(value), its)
+                        yield InputImage(i, str(i), f"{self.path}/{i}", self._content(value), its)
                     i += 1
 
     def _content(self, value: Any) -> Any:
@@ -68,57 +68,57 @@ class Table:
         return value if isinstance(value, bytes) else ValueError("the row has no picture")
 
 
-def picture_column(names: list[str], path: str) -> str:
+def find_image_column(names: list[str], path: str) -> str:
     """The column of pictures. ValueError when there is none."""
-    for name in (*PATHS, *sorted(FIELDS)):
+    for name in (*PATH_COLUMNS, *sorted(SAMPLE_IMAGE_FIELDS)):
         if name in names:
             return name
     raise ValueError(f"{path!r} has no column of pictures: expected image, file_name, path, jpg, png, ...")
 
 
-def kept_columns(file: Any, path: str) -> list[str]:
+def select_kept_columns(file: Any, path: str) -> list[str]:
     """The columns that an open table and the one with its maps share."""
-    column = picture_column(file.schema_arrow.names, path)
-    text = arrow("pyarrow").types.is_string(file.schema_arrow.field(column).type)
+    column = find_image_column(file.schema_arrow.names, path)
+    text = import_pyarrow("pyarrow").types.is_string(file.schema_arrow.field(column).type)
     return [name for name in file.schema_arrow.names if text or name != column]
 
 
 @dataclass(frozen=True)
-class Rows:
+class ParquetOutput:
     """The form of an output that is a table: the rows of `source` in their order with all columns but the bytes of
     pictures, and for each preprocessor a column with its PNG, null where it failed."""
 
     path: Path
-    source: str
+    source_path: str
     endings: tuple[str, ...]
 
-    def name(self, picture: Picture, ending: str) -> str:
-        return f"{picture.index}.{ending}"
+    def member_name(self, image: InputImage, ending: str) -> str:
+        return f"{image.index}.{ending}"
 
-    def files(self, part: Path) -> list[tuple[Path, Path]]:
+    def output_files(self, part: Path) -> list[tuple[Path, Path]]:
         return [(part.with_name(f"{part.name}.parquet"), self.path)]
 
-    def columns(self) -> list[str]:
+    def map_columns(self) -> list[str]:
         """What is added to the rows: `canny` for canny.png, `openpose_json` for openpose.json."""
         return [ending.removesuffix(".png").replace(".", "_") for ending in self.endings]
 
-    def check(self) -> None:
+    def check_columns(self) -> None:
         """ValueError when a column of the table is called as one of maps."""
-        with _opened(self.source) as file:
-            if taken := sorted({*kept_columns(file, self.source)} & {*self.columns()}):
-                raise ValueError(f"{self.source!r} has a column {taken[0]!r} already")
+        with _open_parquet(self.source_path) as file:
+            if taken := sorted({*select_kept_columns(file, self.source_path)} & {*self.map_columns()}):
+                raise ValueError(f"{self.source_path!r} has a column {taken[0]!r} already")
 
-    def conclude(self, part: Path) -> None:
-        pa, made = arrow("pyarrow"), indexed(part)
+    def finalize(self, part: Path) -> None:
+        pa, made = import_pyarrow("pyarrow"), iter_indexed_members(part)
         waiting = next(made, None)
-        with _opened(self.source) as file:
-            kept = kept_columns(file, self.source)
-            maps = [pa.field(name, pa.binary()) for name in self.columns()]
+        with _open_parquet(self.source_path) as file:
+            kept = select_kept_columns(file, self.source_path)
+            maps = [pa.field(name, pa.binary()) for name in self.map_columns()]
             schema = pa.schema([*(file.schema_arrow.field(name) for name in kept), *maps])
             first = 0
-            [(path, _)] = self.files(part)
-            with arrow().ParquetWriter(path, schema) as writer:
-                for batch in file.iter_batches(ROWS, columns=kept or None):
+            [(path, _)] = self.output_files(part)
+            with import_pyarrow().ParquetWriter(path, schema) as writer:
+                for batch in file.iter_batches(BATCH_ROWS, columns=kept or None):
                     rows: list[dict[str, bytes]] = [{} for _ in range(batch.num_rows)]
                     while waiting is not None and waiting[0] < first + len(rows):
                         rows[waiting[0] - first] = waiting[1]
@@ -129,9 +129,9 @@ class Rows:
                     writer.write_batch(pa.record_batch(columns, schema=schema))
 
 
-def _opened(path: str) -> Any:
-    module = arrow()
+def _open_parquet(path: str) -> Any:
+    module = import_pyarrow()
     try:
         return module.ParquetFile(path)
-    except (OSError, arrow("pyarrow").ArrowException) as error:
+    except (OSError, import_pyarrow("pyarrow").ArrowException) as error:
         raise ValueError(f"{path!r} is no Parquet file: {' '.join(str(error).split())[:200]}") from error

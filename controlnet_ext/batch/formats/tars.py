@@ -11,15 +11,15 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from ...files.image_reader import FILE_LIMIT
-from ..inputs import SUFFIXES
-from ..stages import Picture
-from .lists import MASK
+from ...files.image_reader import IMAGE_FILE_LIMIT
+from ..inputs import IMAGE_SUFFIXES
+from ..stages import InputImage
+from .lists import MASK_COLUMN
 
-MEMBER = re.compile(
+MEMBER_NAME = re.compile(
     r"((?:.*/)?[^./][^./]*)\.([^/]*)", re.DOTALL
 )  # key and field: the name up to its first dot, the rest
-BROKEN = (
+TAR_ERRORS = (
     tarfile.TarError,
     OSError,
     EOFError,
@@ -29,35 +29,35 @@ BROKEN = (
     zlib.error,
 )  # what tarfile raises
 # on hostile files
-FIELDS = {suffix[1:] for suffix in SUFFIXES}
+SAMPLE_IMAGE_FIELDS = {suffix[1:] for suffix in IMAGE_SUFFIXES}
 
 
 @dataclass(frozen=True, eq=False)
-class Tar:
+class TarSource:
     """A source: the samples of a shard, plain or compressed. A sample's picture is its first field that is called
     png, jpg, or as pictures are; if they are `masked` its mask is the first that is called mask.png, or so."""
 
     path: str
-    masked: bool = False
+    needs_mask: bool = False
 
-    def pictures(self, start: int) -> Generator[Picture, None, None]:
+    def iter_images(self, start: int) -> Generator[InputImage, None, None]:
         """Those from `start` on. Where the file breaks off, the last one says so."""
         i = -1
         try:
             with tarfile.open(self.path) as tar:
-                for i, (key, members) in enumerate(groupby(_members(tar), lambda member: member[0])):
+                for i, (key, members) in enumerate(groupby(_iter_sample_members(tar), lambda member: member[0])):
                     if i >= start:
-                        yield Picture(i, key, f"{self.path}/{key}", *_contents(tar, members, self.masked))
-        except BROKEN as error:
+                        yield InputImage(i, key, f"{self.path}/{key}", *_read_sample(tar, members, self.needs_mask))
+        except TAR_ERRORS as error:
             words = " ".join(str(error).split())  # tarfile lists all compressions that it tried
             reason = ValueError(f"{self.path!r} is broken after {i + 1} samples: {words}")
             if i + 1 >= start:
-                yield Picture(i + 1, "", self.path, reason)
+                yield InputImage(i + 1, "", self.path, reason)
 
 
-def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
-    for info in members_of(tar):
-        match = MEMBER.fullmatch(info.name)
+def _iter_sample_members(tar: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
+    for info in iter_members(tar):
+        match = MEMBER_NAME.fullmatch(info.name)
         if match and info.isfile():
             yield match[1], match[2], info
     tar.fileobj.seek(tar.offset)  # type: ignore[union-attr]
@@ -65,60 +65,60 @@ def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo]]
         raise tarfile.ReadError("it has no end, and is cut short or damaged")  # tarfile takes it for the end
 
 
-def members_of(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+def iter_members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     """Its members, of which it keeps none."""
     while (info := tar.next()) is not None:
         tar.members = []  # type: ignore[attr-defined]
         yield info
 
 
-def _contents(
-    tar: tarfile.TarFile, members: Iterator[tuple[str, str, tarfile.TarInfo]], masked: bool
+def _read_sample(
+    tar: tarfile.TarFile, members: Iterator[tuple[str, str, tarfile.TarInfo]], needs_mask: bool
 ) -> tuple[Any, Any]:
     """A sample's picture and, if it is wanted and there, mask."""
     fields, found = [], dict[str, Any]()
     for _, field, info in members:
         begin, _, suffix = field.lower().rpartition(".")
-        if suffix not in FIELDS or begin not in ("", MASK) or begin in found:
+        if suffix not in SAMPLE_IMAGE_FIELDS or begin not in ("", MASK_COLUMN) or begin in found:
             fields.append(field)
-        elif masked or not begin:
-            found[begin] = _content(tar, info)
-        if "" in found and (MASK in found or not masked):
+        elif needs_mask or not begin:
+            found[begin] = _read_member(tar, info)
+        if "" in found and (MASK_COLUMN in found or not needs_mask):
             break
-    return found.get("", ValueError(f"no picture among the fields {', '.join(fields)}")), found.get(MASK)
+    return found.get("", ValueError(f"no picture among the fields {', '.join(fields)}")), found.get(MASK_COLUMN)
 
 
-def _content(tar: tarfile.TarFile, info: tarfile.TarInfo) -> Any:
-    if info.size > FILE_LIMIT:
+def _read_member(tar: tarfile.TarFile, info: tarfile.TarInfo) -> Any:
+    if info.size > IMAGE_FILE_LIMIT:
         return ValueError(f"a picture of {info.size / 2**30:.1f} GiB, over the limit of 1 GiB")
     file = tar.extractfile(info)
     return b"" if file is None else file.read()
 
 
-def member(name: str, content: bytes) -> bytes:
+def encode_member(name: str, content: bytes) -> bytes:
     """A file as a member of a tar, the same bytes for the same name and content."""
     info = tarfile.TarInfo(name)
     info.size = len(content)
     return b"".join((info.tobuf(tarfile.PAX_FORMAT), content, bytes(-len(content) % tarfile.BLOCKSIZE)))
 
 
-def end(size: int) -> bytes:
+def encode_end(size: int) -> bytes:
     """What ends a tar of members of that size together, as `tarfile` does."""
     return bytes(2 * tarfile.BLOCKSIZE + -(size + 2 * tarfile.BLOCKSIZE) % tarfile.RECORDSIZE)
 
 
 @dataclass(frozen=True)
-class Shard:
+class TarOutput:
     """The form of an output that is a shard, which is to be called `path`."""
 
     path: Path
 
-    def name(self, picture: Picture, ending: str) -> str:
-        return f"{picture.key}.{ending}"
+    def member_name(self, image: InputImage, ending: str) -> str:
+        return f"{image.key}.{ending}"
 
-    def files(self, part: Path) -> list[tuple[Path, Path]]:
+    def output_files(self, part: Path) -> list[tuple[Path, Path]]:
         return [(part, self.path)]
 
-    def conclude(self, part: Path) -> None:
+    def finalize(self, part: Path) -> None:
         with open(part, "ab") as file:
-            file.write(end(file.tell()))
+            file.write(encode_end(file.tell()))

@@ -13,44 +13,48 @@ import cv2
 import numpy as np
 
 from ...files.image_reader import read_image
-from ..stages import Picture
-from .journal import indexed
+from ..stages import InputImage
+from .journal import iter_indexed_members
 
-CODES = {".mp4": "mp4v", ".mov": "mp4v", ".avi": "FFV1"}  # of what FFmpeg writes the same bytes every time; FFV1 is
+FOURCC_BY_SUFFIX = {
+    ".mp4": "mp4v",
+    ".mov": "mp4v",
+    ".avi": "FFV1",
+}  # of what FFmpeg writes the same bytes every time; FFV1 is
 # lossless. A .mkv or .webm gets a random number.
-MISSING = 0.01  # of the frames that a file says it has; containers without an index only estimate them
+MAX_MISSING_SHARE = 0.01  # of the frames that a file says it has; containers without an index only estimate them
 
 
 @dataclass(frozen=True, eq=False)
-class Video:
+class VideoSource:
     """A source: the frames of a video, upright."""
 
     path: str
 
     def __len__(self) -> int:
-        with _opened(self.path) as video:
-            return _count(video)
+        with _open_video(self.path) as video:
+            return _count_frames(video)
 
-    def pictures(self, start: int) -> Generator[Picture, None, None]:
+    def iter_images(self, start: int) -> Generator[InputImage, None, None]:
         """Those from `start` on. Where the file breaks off, the last one says so."""
         i = 0
-        with _opened(self.path) as video:
+        with _open_video(self.path) as video:
             while video.grab():
                 if i >= start:
                     there, frame = video.retrieve()
                     name = f"{self.path}/{i}"
                     broken = ValueError(f"frame {i} of {self.path!r} is damaged")
                     content = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB) if there else broken
-                    yield Picture(i, str(i), name, content)
+                    yield InputImage(i, str(i), name, content)
                 i += 1
-            said = _count(video)
-        if i == 0 or i < said * (1 - MISSING):
+            said = _count_frames(video)
+        if i == 0 or i < said * (1 - MAX_MISSING_SHARE):
             reason = f"breaks off after {i} of {said} frames" if i else "is no video that OpenCV reads"
-            yield Picture(i, "", self.path, ValueError(f"{self.path!r} {reason}"))
+            yield InputImage(i, "", self.path, ValueError(f"{self.path!r} {reason}"))
 
 
 @contextmanager
-def _opened(path: str) -> Iterator[cv2.VideoCapture]:
+def _open_video(path: str) -> Iterator[cv2.VideoCapture]:
     video = cv2.VideoCapture(path, cv2.CAP_FFMPEG)  # others take `%d` for a sequence of pictures
     try:
         yield video
@@ -58,60 +62,62 @@ def _opened(path: str) -> Iterator[cv2.VideoCapture]:
         video.release()
 
 
-def _count(video: cv2.VideoCapture) -> int:
+def _count_frames(video: cv2.VideoCapture) -> int:
     """How many frames the file says it has, 0 where it says nothing sensible."""
     said = video.get(cv2.CAP_PROP_FRAME_COUNT)
     return int(said) if 0 < said < 2**31 else 0
 
 
 @dataclass(frozen=True)
-class Film:
+class VideoOutput:
     """The form of an output that is a video for each preprocessor, by its name. Width and height are made even, as
     coders want, by the last column and row again. A frame without a map is black."""
 
     paths: dict[str, Path]
-    source: str
+    source_path: str
 
-    def name(self, picture: Picture, ending: str) -> str:
-        return f"{picture.index}.{ending}"
+    def member_name(self, image: InputImage, ending: str) -> str:
+        return f"{image.index}.{ending}"
 
-    def files(self, part: Path) -> list[tuple[Path, Path]]:
+    def output_files(self, part: Path) -> list[tuple[Path, Path]]:
         return [(part.with_name(f"{part.name}{i}{p.suffix}"), p) for i, p in enumerate(self.paths.values())]
 
-    def conclude(self, part: Path) -> None:
-        with _opened(self.source) as video:
+    def finalize(self, part: Path) -> None:
+        with _open_video(self.source_path) as video:
             rate = video.get(cv2.CAP_PROP_FPS)
-        for name, (path, _) in zip(self.paths, self.files(part), strict=True):
-            _write(path, partial(_frames, part, name), rate if 0 < rate < 1000 else 25.0)
+        for name, (path, _) in zip(self.paths, self.output_files(part), strict=True):
+            _write_video(path, partial(_iter_frames, part, name), rate if 0 < rate < 1000 else 25.0)
 
 
-def _write(path: Path, frames: Callable[[], Iterator[np.ndarray | None]], rate: float) -> None:
+def _write_video(path: Path, frames: Callable[[], Iterator[np.ndarray | None]], rate: float) -> None:
     """A video of the frames, black where there is none; no file where there is none at all."""
     first = next((frame for frame in frames() if frame is not None), None)
     if first is None:
         return
     size = first.shape[1], first.shape[0]
-    writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*CODES[path.suffix.lower()]), rate, size)
+    writer = cv2.VideoWriter(
+        str(path), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*FOURCC_BY_SUFFIX[path.suffix.lower()]), rate, size
+    )
     count = 0
     for frame in frames():
         writer.write(np.zeros_like(first) if frame is None else frame)
         count += 1
     writer.release()
-    with _opened(str(path)) as video:  # the writer does not say when a disk is full
-        if _count(video) != count:
+    with _open_video(str(path)) as video:  # the writer does not say when a disk is full
+        if _count_frames(video) != count:
             raise OSError(errno.EIO, "OpenCV could not write all frames of the video", str(path))
 
 
-def _frames(part: Path, name: str) -> Iterator[np.ndarray | None]:
+def _iter_frames(part: Path, name: str) -> Iterator[np.ndarray | None]:
     """The maps of one preprocessor, BGR of an even size, None where a frame has none."""
     following = 0
-    for index, files in indexed(part):
+    for index, files in iter_indexed_members(part):
         yield from (None for _ in range(following, index))
-        yield _even(read_image(files[f"{name}.png"])) if f"{name}.png" in files else None
+        yield _pad_to_even(read_image(files[f"{name}.png"])) if f"{name}.png" in files else None
         following = index + 1
 
 
-def _even(pixels: np.ndarray) -> np.ndarray:
+def _pad_to_even(pixels: np.ndarray) -> np.ndarray:
     height, width = pixels.shape[:2]
     bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
     return cv2.copyMakeBorder(bgr, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)

@@ -9,6 +9,6 @@ the like are imported in `run`.
 import sys
 
 
-def say(words: object) -> None:
+def print_stderr(message: object) -> None:
     """A line to stderr."""
-    print(words, file=sys.stderr)
+    print(message, file=sys.stderr)

@@ -15,11 +15,11 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 
-from ...maps.control_map import KINDS
-from . import say
+from ...maps.control_map import MAP_KINDS
+from . import print_stderr
 
 
-def arguments(parser: ArgumentParser, words: list[str]) -> None:
+def arguments(parser: ArgumentParser, argv: list[str]) -> None:
     """Declares what the docstring says."""
     parser.add_argument("source", metavar="IN")
     parser.add_argument("target", metavar="OUT")
@@ -31,10 +31,10 @@ def arguments(parser: ArgumentParser, words: list[str]) -> None:
 
 def run(options: Namespace) -> int:
     """Reads, renames, writes."""
-    if options.map is not None and options.map not in KINDS:
-        raise ValueError(f"--map {options.map!r:.80} is none of: {', '.join(KINDS)}")
-    from ...models.state_dict.saving import convert
+    if options.map is not None and options.map not in MAP_KINDS:
+        raise ValueError(f"--map {options.map!r:.80} is none of: {', '.join(MAP_KINDS)}")
+    from ...models.state_dict.saving import convert_model
 
-    convert(options.source, options.target, options.to, options.map, options.pooled, options.overwrite)
-    say(f"{options.target}: {options.to} layout")
+    convert_model(options.source, options.target, options.to, options.map, options.pooled, options.overwrite)
+    print_stderr(f"{options.target}: {options.to} layout")
     return 0

@@ -26,35 +26,35 @@ from typing import Any, cast
 
 import numpy as np
 
-from ...embedded import NAME, PHOTO, place
-from ...embedded.contact_sheet import Column, sheet
+from ...embedded import EMBEDDED_NAME, SAMPLE_PHOTO, resolve_embedded
+from ...embedded.contact_sheet import Column, render_sheet
 from ...files.image_reader import read_image
-from ...files.image_writer import encoded_image
-from ...generation.pipeline_folder import PipelineFolder, quiet
-from ...generation.recipe import NUMBERS, check_text
-from ...generation.sources import Source
+from ...files.image_writer import encode_image
+from ...generation.pipeline_folder import PipelineFolder, silence_libraries
+from ...generation.recipe import NUMBER_FIELDS, check_text
+from ...generation.sources import ModelRef
 from ...guidance.contract import ControlModel
-from ...guidance.hints import Maps
+from ...guidance.hints import HintImages
 from ...guidance.unit import Unit
 from ...maps.control_map import ControlMap
 from ...maps.fidelity import canny_f1
-from ..output import target, write
-from . import say
+from ..output import resolve_output_path, write_output
+from . import print_stderr
 
-CONTROL = f"{NAME}/canny"
+CONTROL_NAME = f"{EMBEDDED_NAME}/canny"
 PROMPTS = (
     "a blue blob, an orange star and a yellow curve on a dotted red ground",
     "a green blob, a purple person and a white curve on a wavy yellow ground",
     "a red triangle, a cyan square and a blue person on a mottled brown ground",
 )
-MOST = 6
-GUIDANCE = 2.0  # as in the figures of docs/embedded.md
+MAX_PROMPTS = 6
+GUIDANCE_SCALE = 2.0  # as in the figures of docs/embedded.md
 
 
-def arguments(parser: ArgumentParser, words: list[str]) -> None:
+def arguments(parser: ArgumentParser, argv: list[str]) -> None:
     """Declares what the docstring says, all as text."""
     parser.add_argument("-o", "--output", default="sheet.png")
-    parser.add_argument("--image", default=str(PHOTO))
+    parser.add_argument("--image", default=str(SAMPLE_PHOTO))
     parser.add_argument("--prompt", action="append")
     parser.add_argument("--seed", default="0")
     parser.add_argument("--steps", default="20")
@@ -63,64 +63,66 @@ def arguments(parser: ArgumentParser, words: list[str]) -> None:
 
 def run(options: Namespace) -> int:
     """Checks, loads, draws all pictures at once, writes the sheet."""
-    seed, steps = (NUMBERS[name].parse(getattr(options, name)) for name in ("seed", "steps"))
-    prompts = _checked(options.prompt or PROMPTS)
-    folder, control = PipelineFolder.find(NAME), place(CONTROL)
+    seed, steps = (NUMBER_FIELDS[name].parse(getattr(options, name)) for name in ("seed", "steps"))
+    prompts = _check_prompts(options.prompt or PROMPTS)
+    folder, control = PipelineFolder.find(EMBEDDED_NAME), resolve_embedded(CONTROL_NAME)
     photo = read_image(options.image)
-    asked = Unit(cast(ControlModel, Source(CONTROL)), photo, preprocessor="canny", parameters={"resolution": "match"})
-    (pixels,) = Maps(asked).at(*folder.size)[0]
+    asked = Unit(
+        cast(ControlModel, ModelRef(CONTROL_NAME)), photo, preprocessor="canny", parameters={"resolution": "match"}
+    )
+    (pixels,) = HintImages(asked).fit_to_size(*folder.size)[0]
     if not pixels.any():
         raise ValueError(f"{options.image!r} has no edges, a picture cannot obey them: name another photo with --image")
-    out = target(options.output, "sheet.png", options.overwrite)
+    out = resolve_output_path(options.output, "sheet.png", options.overwrite)
     start = time.perf_counter()
-    pipe, net = _loaded(folder, control)
+    pipe, net = _load_models(folder, control)
     loaded = time.perf_counter()
     try:
-        columns = _columns(pipe, net, pixels, prompts, steps, seed)
+        columns = _generate_columns(pipe, net, pixels, prompts, steps, seed)
         drawn = time.perf_counter()
         times = f"{2 * len(prompts)} pictures in {drawn - loaded:.1f} s, loaded in {loaded - start:.1f} s"
-        words = f"seed {seed}, {steps} steps, guidance {GUIDANCE:g}; {times}"
-        whole = sheet(photo, pixels, columns, f"controlnet-ext's embedded model: {words}")
-        write(out, encoded_image("sheet.png", whole), options.overwrite)
+        words = f"seed {seed}, {steps} steps, guidance {GUIDANCE_SCALE:g}; {times}"
+        whole = render_sheet(photo, pixels, columns, f"controlnet-ext's embedded model: {words}")
+        write_output(out, encode_image("sheet.png", whole), options.overwrite)
     except (RuntimeError, OSError) as error:
-        say(f"controlnet-ext: {' '.join(str(error).split())[:500]}")
+        print_stderr(f"controlnet-ext: {' '.join(str(error).split())[:500]}")
         return 1
     for column in columns:
         guided, unguided = column.guided_score, column.unguided_score
-        say(
+        print_stderr(
             f"{column.prompt}: F1 within 1 px {guided.within_1px:.2f}, unguided {unguided.within_1px:.2f}; "
             f"exact {guided.exact:.2f}, unguided {unguided.exact:.2f}"
         )
-    say(f"{out or 'stdout'}: {words}")
+    print_stderr(f"{out or 'stdout'}: {words}")
     return 0
 
 
-def _checked(prompts: Sequence[str]) -> Sequence[str]:
-    if len(prompts) > MOST:
-        raise ValueError(f"{len(prompts)} prompts, expected up to {MOST}")
+def _check_prompts(prompts: Sequence[str]) -> Sequence[str]:
+    if len(prompts) > MAX_PROMPTS:
+        raise ValueError(f"{len(prompts)} prompts, expected up to {MAX_PROMPTS}")
     for prompt in prompts:
         check_text("prompt", prompt)
     return prompts
 
 
-def _loaded(folder: PipelineFolder, control: str) -> tuple[Any, ControlModel]:
+def _load_models(folder: PipelineFolder, control: str) -> tuple[Any, ControlModel]:
     import torch
 
     from ...models import load
 
-    with quiet():
-        pipe = folder.load(torch.float32, folder.scheduler(None))
+    with silence_libraries():
+        pipe = folder.load(torch.float32, folder.make_scheduler(None))
     pipe.set_progress_bar_config(disable=None)  # shown on terminals
     return pipe, load(control, dtype=torch.float32)
 
 
-def _columns(
-    pipe: Any, net: ControlModel, asked: np.ndarray, prompts: Sequence[str], steps: int, seed: int
+def _generate_columns(
+    pipe: Any, net: ControlModel, edge_map: np.ndarray, prompts: Sequence[str], steps: int, seed: int
 ) -> list[Column]:
-    from ...embedded.pairs import pairs
+    from ...embedded.pairs import generate_pairs
 
-    found = pairs(pipe, net, ControlMap(asked, "edges"), prompts, steps, GUIDANCE, seed)
+    found = generate_pairs(pipe, net, ControlMap(edge_map, "edges"), prompts, steps, GUIDANCE_SCALE, seed)
     return [
-        Column(prompt, a, b, canny_f1(asked, a), canny_f1(asked, b))
+        Column(prompt, a, b, canny_f1(edge_map, a), canny_f1(edge_map, b))
         for prompt, a, b in zip(prompts, *found, strict=True)
     ]

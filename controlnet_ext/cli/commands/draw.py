@@ -21,15 +21,15 @@ import os
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from ...files.image_formats import working_size
+from ...files.image_formats import compute_working_size
 from ...files.image_writer import write_image
-from ...preprocessors.poses.drawing import drawn
+from ...preprocessors.poses.drawing import render_pose
 from ...preprocessors.poses.json import read_poses
 from ...preprocessors.poses.key_points import Poses
-from . import say
+from . import print_stderr
 
 
-def arguments(parser: ArgumentParser, words: list[str]) -> None:
+def arguments(parser: ArgumentParser, argv: list[str]) -> None:
     """Declares the arguments above."""
     parser.add_argument("inputs", metavar="POSES", nargs="+")
     parser.add_argument("-o", "--output", metavar="OUT", required=True)
@@ -43,7 +43,7 @@ def arguments(parser: ArgumentParser, words: list[str]) -> None:
 def run(options: Namespace) -> int:
     """Reads all, then draws and writes."""
     pictures = {path: read_poses(path) for path in options.inputs}
-    targets = _targets(options.output, pictures)
+    targets = _output_paths(options.output, pictures)
     for target in targets:
         if os.path.lexists(target) and not options.overwrite:
             raise FileExistsError(f"{str(target)!r} exists; --overwrite replaces it")
@@ -51,18 +51,18 @@ def run(options: Namespace) -> int:
     for target, poses in targets.items():
         height, width = poses.height, poses.width
         if options.resolution is not None:
-            height, width = working_size(height, width, options.resolution)
+            height, width = compute_working_size(height, width, options.resolution)
         target.parent.mkdir(parents=True, exist_ok=True)
-        write_image(target, drawn(poses, height, width, **parts), overwrite=options.overwrite)
-        say(target)
+        write_image(target, render_pose(poses, height, width, **parts), overwrite=options.overwrite)
+        print_stderr(target)
     return 0
 
 
-def _targets(out: str, pictures: dict[str, tuple[Poses, ...]]) -> dict[Path, Poses]:
+def _output_paths(out: str, poses_by_file: dict[str, tuple[Poses, ...]]) -> dict[Path, Poses]:
     """Where each picture goes. Raises ValueError when two would have one name."""
     found = [
         (Path(path).stem + (f"_{i}" if len(several) > 1 else ""), poses)
-        for path, several in pictures.items()
+        for path, several in poses_by_file.items()
         for i, poses in enumerate(several, start=1)
     ]
     folder = Path(out)

@@ -43,15 +43,15 @@ from __future__ import annotations
 import time
 from argparse import ArgumentParser, Namespace
 
-from ...files.image_writer import encoded_image
-from ...generation.options import again, asked
-from ...generation.prepare import prepare
-from ...generation.render import draw
-from ..output import target, write
-from . import say
+from ...files.image_writer import encode_image
+from ...generation.options import recipe_from_options, recipe_from_png
+from ...generation.prepare import load_recipe
+from ...generation.render import render
+from ..output import resolve_output_path, write_output
+from . import print_stderr
 
 
-def arguments(parser: ArgumentParser, words: list[str]) -> None:
+def arguments(parser: ArgumentParser, argv: list[str]) -> None:
     """Declares what the docstring says, all as text."""
     parser.add_argument("prompt", nargs="?")
     parser.add_argument("-o", "--output", required=True)
@@ -65,22 +65,24 @@ def arguments(parser: ArgumentParser, words: list[str]) -> None:
 
 def run(options: Namespace) -> int:
     """Checks all that can be checked, loads, draws, writes."""
-    recipe, device = asked(options) if options.recipe is None else again(options)
-    out = target(options.output, f"{recipe.seed}.png", options.overwrite)
+    recipe, device = recipe_from_options(options) if options.recipe is None else recipe_from_png(options)
+    out = resolve_output_path(options.output, f"{recipe.seed}.png", options.overwrite)
     times = [time.perf_counter()]
     try:
-        prepared = prepare(recipe, device)
-        for remark in prepared.remarks:
-            say(f"controlnet-ext: {remark}")
+        prepared = load_recipe(recipe, device)
+        for remark in prepared.warnings:
+            print_stderr(f"controlnet-ext: {remark}")
         times.append(time.perf_counter())
-        pixels = draw(prepared)
+        pixels = render(prepared)
         times.append(time.perf_counter())
-        write(out, encoded_image("picture.png", pixels, prepared.texts), options.overwrite)
+        write_output(out, encode_image("picture.png", pixels, prepared.png_texts), options.overwrite)
     except (RuntimeError, OSError) as error:
         if len(times) == 1 and isinstance(error, OSError):
             raise
-        say(f"controlnet-ext: {' '.join(str(error).split())[:500]}")
+        print_stderr(f"controlnet-ext: {' '.join(str(error).split())[:500]}")
         return 1
     start, loaded, drawn = times
-    say(f"{out or 'stdout'}: seed {recipe.seed}, loaded in {loaded - start:.1f} s, drawn in {drawn - loaded:.1f} s")
+    print_stderr(
+        f"{out or 'stdout'}: seed {recipe.seed}, loaded in {loaded - start:.1f} s, drawn in {drawn - loaded:.1f} s"
+    )
     return 0

@@ -18,7 +18,7 @@ from dataclasses import asdict
 from typing import Any
 
 
-def arguments(parser: ArgumentParser, words: list[str]) -> None:
+def arguments(parser: ArgumentParser, argv: list[str]) -> None:
     """Declares what the docstring says."""
     parser.add_argument("files", nargs="+", metavar="FILE")
     parser.add_argument("--json", action="store_true")
@@ -34,18 +34,18 @@ def run(options: Namespace) -> int:
         if options.json:
             print(json.dumps(found))
         else:
-            print("\n" * bool(i) + "\n".join(_lines(found)))
+            print("\n" * bool(i) + "\n".join(_format_lines(found)))
         failed |= found["problem"] is not None
     return int(failed)
 
 
-def _lines(found: dict[str, Any]) -> list[str]:
-    source, details = found.pop("map_source"), found.pop("details")
-    if found["what"]:
-        del found["map"]
+def _format_lines(summary: dict[str, Any]) -> list[str]:
+    source, details = summary.pop("map_source"), summary.pop("details")
+    if summary["what"]:
+        del summary["map"]
     elif source:
-        found["map"] += f" (from {source})"
-    rows = {**{name: value for name, value in found.items() if value is not None}, **details}
+        summary["map"] += f" (from {source})"
+    rows = {**{name: value for name, value in summary.items() if value is not None}, **details}
     rows["file"] = repr(rows["file"])
     for name in ("bytes", "parameters"):
         rows[name] = f"{rows[name]:,}"

@@ -42,18 +42,18 @@ from argparse import SUPPRESS, ArgumentParser, Namespace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ...batch.inputs import File, found, holds_pictures
-from ...batch.request import Order
-from ...preprocessors.registry import RESOLUTION, Preprocessor, find, registered
+from ...batch.inputs import InputFile, find_inputs, is_container
+from ...batch.request import MapRequest
+from ...preprocessors.registry import RESOLUTION_PARAMETER, Preprocessor, find, list_preprocessors
 from .. import weights_options
-from . import say
+from . import print_stderr
 
 if TYPE_CHECKING:
-    from ...batch.engines import Engine
-    from ...batch.stages import Networks
+    from ...batch.engines import StageEngine
+    from ...batch.stages import NetworkStage
 
 
-def arguments(parser: ArgumentParser, words: list[str]) -> None:
+def arguments(parser: ArgumentParser, argv: list[str]) -> None:
     """Declares a flag for every parameter of the named preprocessors, plain and with its preprocessor's name."""
     parser.add_argument("names", metavar="NAME")
     parser.add_argument("inputs", metavar="INPUT", nargs="+")
@@ -66,93 +66,99 @@ def arguments(parser: ArgumentParser, words: list[str]) -> None:
     parser.add_argument("--jobs", metavar="N", type=int, default=1)
     parser.add_argument("--shard", metavar="I/N")
     parser.add_argument("--engine", choices=("local", "ray"), default="local")
-    weights_options.declare(parser)
-    named = _entries(words[0]) if words and not words[0].startswith("-") else registered()
-    for flag in {flag: None for entry in named for flag in _flags(entry)}:
+    weights_options.add_options(parser)
+    named = _find_specs(argv[0]) if argv and not argv[0].startswith("-") else list_preprocessors()
+    for flag in {flag: None for entry in named for flag in _list_flags(entry)}:
         parser.add_argument(f"--{flag}", dest=f"--{flag}", default=SUPPRESS)
 
 
 def run(options: Namespace) -> int:
     """Plans all of the work, which may refuse it, then does it."""
-    entries = _entries(options.names)
-    values = _values(entries, {flag[2:]: text for flag, text in vars(options).items() if flag.startswith("--")})
-    order = Order(tuple(entries), tuple(values), options.json, options.sixteen_bit, options.output, options.overwrite)
-    shard, jobs = _shard(options.shard), _jobs(options.jobs)
-    files = _masked(order, found(options.inputs, options.recursive), options.mask)
-    if len(files) == 1 and shard is None and not holds_pictures(files[0].path):
+    entries = _find_specs(options.names)
+    values = _parse_parameters(
+        entries, {flag[2:]: text for flag, text in vars(options).items() if flag.startswith("--")}
+    )
+    order = MapRequest(
+        tuple(entries), tuple(values), options.json, options.sixteen_bit, options.output, options.overwrite
+    )
+    shard, jobs = _parse_shard(options.shard), _check_jobs(options.jobs)
+    files = _assign_masks(order, find_inputs(options.inputs, options.recursive), options.mask)
+    if len(files) == 1 and shard is None and not is_container(files[0].path):
         from ...batch import single
 
-        paths = single.paths(order, files[0])
-        ready = weights_options.ready(entries, options)
-        return single.work(order, files[0], ready, paths, say)
-    return _many(order, files, shard, jobs, options)
+        paths = single.output_paths(order, files[0])
+        ready = weights_options.load_preprocessors(entries, options)
+        return single.run_single(order, files[0], ready, paths, print_stderr)
+    return _run_many(order, files, shard, jobs, options)
 
 
-def _masked(order: Order, files: list[File], mask: str | None) -> list[File]:
+def _assign_masks(request: MapRequest, files: list[InputFile], mask: str | None) -> list[InputFile]:
     """The files, each with its mask. Those that hold pictures hold masks too."""
-    pictures = [file for file in files if not holds_pictures(file.path)]
+    pictures = [file for file in files if not is_container(file.path)]
     if mask is None:
-        if order.masked and pictures:
-            name = next(entry.name for entry in order.entries if entry.masked)
+        if request.needs_mask and pictures:
+            name = next(entry.name for entry in request.specs if entry.needs_mask)
             raise ValueError(f"{name} needs --mask FILE, or of several pictures --mask FOLDER, white where to paint")
         return files
-    if not order.masked:
-        raise ValueError(f"{order.entries[0].name} takes no --mask")
+    if not request.needs_mask:
+        raise ValueError(f"{request.specs[0].name} takes no --mask")
     if not pictures:
         raise ValueError(f"--mask is for pictures; {files[0].path!r} has masks of its own")
     if os.path.isdir(mask):
-        from ...batch.inputs import with_masks
+        from ...batch.inputs import attach_masks
 
-        return with_masks(files, mask)
+        return attach_masks(files, mask)
     if len(files) > 1:
         raise ValueError(f"--mask {mask!r} is for one picture, of several it is a folder")
     return [files[0]._replace(mask=mask)]
 
 
-def _many(order: Order, files: list[File], shard: tuple[int, int] | None, jobs: int, options: Namespace) -> int:
+def _run_many(
+    request: MapRequest, files: list[InputFile], shard: tuple[int, int] | None, jobs: int, options: Namespace
+) -> int:
     from ...batch import engines, job, plan  # 20 ms, which one picture need not wait for
-    from ...batch.stages import Loading
+    from ...batch.stages import LazyNetworks
 
-    engines.keep_freed()
+    engines.keep_heap()
     inputs = [os.path.abspath(word) for word in options.inputs]
-    places = {name: getattr(options, name) for name in ("recursive", *weights_options.NAMES)}
-    size = plan.lot(order, options.batch)
+    places = {name: getattr(options, name) for name in ("recursive", *weights_options.OPTION_NAMES)}
+    size = plan.choose_chunk_size(request, options.batch)
     masks = None if options.mask is None else os.path.abspath(options.mask)
-    planned = plan.planned(order, files, shard, size, {"inputs": inputs, "mask": masks, "shard": shard, **places})
-    engine = _engine(options.engine, jobs, (options.device or "cpu").startswith("cuda"))
-    load = partial(_networks, options.names, order.values, options)
-    networks = Loading(load) if engine.whole and order.networks else load()
-    recipe = plan.recipe(order, networks, size)
+    planned = plan.plan_job(request, files, shard, size, {"inputs": inputs, "mask": masks, "shard": shard, **places})
+    engine = _make_engine(options.engine, jobs, (options.device or "cpu").startswith("cuda"))
+    load = partial(_load_networks, options.names, request.parameters, options)
+    networks = LazyNetworks(load) if engine.runs_networks and request.needs_networks else load()
+    recipe = plan.build_recipe(request, networks, size)
     try:
-        failed = job.work(planned.streams, recipe, engine, planned.record, say, not order.overwrite)
+        failed = job.run_job(planned.streams, recipe, engine, planned.record, print_stderr, not request.overwrite)
     except OSError as error:
-        say(f"controlnet-ext: {error}; the same command goes on from here")
+        print_stderr(f"controlnet-ext: {error}; the same command goes on from here")
         return 1
     return 1 if failed else 0
 
 
-def _engine(name: str, jobs: int, gpu: bool) -> Engine:
+def _make_engine(name: str, jobs: int, use_gpu: bool) -> StageEngine:
     if name == "ray":
-        from ...batch.ray_engine import Ray
+        from ...batch.ray_engine import RayEngine
 
-        return Ray(jobs, gpu)
+        return RayEngine(jobs, use_gpu)
     if jobs > 1:
-        from ...batch.engines import Processes  # 30 ms
+        from ...batch.engines import ProcessEngine  # 30 ms
 
-        return Processes(jobs)
-    from ...batch.engines import Here
+        return ProcessEngine(jobs)
+    from ...batch.engines import InProcessEngine
 
-    return Here()
+    return InProcessEngine()
 
 
-def _networks(names: str, values: tuple[dict[str, Any], ...], options: Namespace) -> Networks | None:
+def _load_networks(names: str, parameters: tuple[dict[str, Any], ...], options: Namespace) -> NetworkStage | None:
     """The networks of the preprocessors named, loaded in the process that calls this."""
-    from ...batch.plan import networks
+    from ...batch.plan import build_network_stage
 
-    return networks(weights_options.ready(_entries(names), options), values)
+    return build_network_stage(weights_options.load_preprocessors(_find_specs(names), options), parameters)
 
 
-def _shard(text: str | None) -> tuple[int, int] | None:
+def _parse_shard(text: str | None) -> tuple[int, int] | None:
     """i and n of "i/n", i counted from 0 or from 1: the n-th of n is the 0-th."""
     if text is None:
         return None
@@ -162,25 +168,28 @@ def _shard(text: str | None) -> tuple[int, int] | None:
     return int(i) % int(n), int(n)
 
 
-def _jobs(jobs: int) -> int:
+def _check_jobs(jobs: int) -> int:
     if jobs < 1:
         raise ValueError(f"--jobs {jobs} is below 1")
     return jobs
 
 
-def _entries(names: str) -> list[Preprocessor]:
+def _find_specs(names: str) -> list[Preprocessor]:
     return [find(name.strip()) for name in names.split(",")]
 
 
-def _flags(entry: Preprocessor) -> dict[str, str]:
+def _list_flags(spec: Preprocessor) -> dict[str, str]:
     """The flags that are for an entry and the parameters they give, the particular after the plain."""
-    names = [parameter.name for parameter in (*entry.parameters, RESOLUTION)]
-    return {name: name for name in names} | {f"{entry.name}.{name}": name for name in names}
+    names = [parameter.name for parameter in (*spec.parameters, RESOLUTION_PARAMETER)]
+    return {name: name for name in names} | {f"{spec.name}.{name}": name for name in names}
 
 
-def _values(entries: list[Preprocessor], given: dict[str, str]) -> list[dict[str, Any]]:
+def _parse_parameters(specs: list[Preprocessor], texts_by_flag: dict[str, str]) -> list[dict[str, Any]]:
     """For each entry the values of the flags that are for it. A flag for none of them is refused."""
-    if idle := given.keys() - {flag for entry in entries for flag in _flags(entry)}:
-        raise ValueError(f"--{min(idle)} is for none of the preprocessors named: {', '.join(e.name for e in entries)}")
-    texts = [{name: given[flag] for flag, name in _flags(entry).items() if flag in given} for entry in entries]
-    return [entry.parse(chosen) for entry, chosen in zip(entries, texts, strict=True)]
+    if idle := texts_by_flag.keys() - {flag for entry in specs for flag in _list_flags(entry)}:
+        raise ValueError(f"--{min(idle)} is for none of the preprocessors named: {', '.join(e.name for e in specs)}")
+    texts = [
+        {name: texts_by_flag[flag] for flag, name in _list_flags(entry).items() if flag in texts_by_flag}
+        for entry in specs
+    ]
+    return [entry.parse(chosen) for entry, chosen in zip(specs, texts, strict=True)]

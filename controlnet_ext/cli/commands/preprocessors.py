@@ -16,14 +16,14 @@ from collections.abc import Iterable
 from typing import Any
 
 from ...files.hub import WeightsFile
-from ...maps.control_map import FEEDS
+from ...maps.control_map import MODEL_NAME_WORDS
 from ...preprocessors.parameters import Parameter
-from ...preprocessors.registry import RESOLUTION, Preprocessor, registered
+from ...preprocessors.registry import RESOLUTION_PARAMETER, Preprocessor, list_preprocessors
 
 COLUMNS = ("name", "alias", "map", "feeds", "weights", "size", "licence", "hash", "parameters")
 
 
-def arguments(parser: ArgumentParser, words: list[str]) -> None:
+def arguments(parser: ArgumentParser, argv: list[str]) -> None:
     """Declares --json."""
     parser.add_argument("--json", action="store_true")
 
@@ -31,70 +31,73 @@ def arguments(parser: ArgumentParser, words: list[str]) -> None:
 def run(options: Namespace) -> int:
     """Prints the table, or the JSON."""
     if options.json:
-        print(json.dumps([entry_object(entry) for entry in registered()], indent=1))
+        print(json.dumps([describe_spec(entry) for entry in list_preprocessors()], indent=1))
         return 0
-    rows = [COLUMNS, *(_row(entry) for entry in registered())]
+    rows = [COLUMNS, *(_format_row(entry) for entry in list_preprocessors())]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    print(f"\nEach takes resolution {RESOLUTION.range} too: the short side in pixels, by default the picture's own.")
+    print(
+        f"\nEach takes resolution {RESOLUTION_PARAMETER.range} too: the short side in pixels, by default "
+        "the picture's own."
+    )
     return 0
 
 
-def entry_object(entry: Preprocessor) -> dict[str, Any]:
+def describe_spec(spec: Preprocessor) -> dict[str, Any]:
     """What is known of a preprocessor, as JSON has it."""
     return {
-        "name": entry.name,
-        "aliases": _aliases(entry),
-        "makes": entry.makes,
-        "feeds": list(FEEDS[entry.makes]),
-        "masked": entry.masked,
-        "parameters": [_parameter(parameter) for parameter in (*entry.parameters, RESOLUTION)],
-        "weights": [_file(file) for file in entry.weights],
+        "name": spec.name,
+        "aliases": _list_aliases(spec),
+        "makes": spec.makes,
+        "feeds": list(MODEL_NAME_WORDS[spec.makes]),
+        "masked": spec.needs_mask,
+        "parameters": [_describe_parameter(parameter) for parameter in (*spec.parameters, RESOLUTION_PARAMETER)],
+        "weights": [_describe_file(file) for file in spec.weights],
     }
 
 
-def _aliases(entry: Preprocessor) -> list[str]:
-    return [name for name in (entry.label, *entry.aliases) if name != entry.name]
+def _list_aliases(spec: Preprocessor) -> list[str]:
+    return [name for name in (spec.label, *spec.aliases) if name != spec.name]
 
 
-def _parameter(parameter: Parameter) -> dict[str, Any]:
+def _describe_parameter(parameter: Parameter) -> dict[str, Any]:
     span = {"least": parameter.range.low, "most": parameter.range.high} if parameter.range else {}
     return {"name": parameter.name, "type": parameter.type.__name__, "default": parameter.default, **span}
 
 
-def _file(file: WeightsFile) -> dict[str, Any]:
+def _describe_file(file: WeightsFile) -> dict[str, Any]:
     where = {"url": file.url} if file.url else {"repo": file.repo, "path": file.path}
-    stated = {"size": file.size, "about": file.about, "sha256": file.sha256, "source": file.source or None}
-    commercial = "non-commercial" not in file.licence
-    return {**where, "licence": file.licence, "non_commercial": not commercial, **stated}
+    stated = {"size": file.size, "about": file.approx_size, "sha256": file.sha256, "source": file.source or None}
+    commercial = "non-commercial" not in file.license
+    return {**where, "licence": file.license, "non_commercial": not commercial, **stated}
 
 
-def _row(entry: Preprocessor) -> tuple[str, ...]:
-    files = entry.weights
+def _format_row(spec: Preprocessor) -> tuple[str, ...]:
+    files = spec.weights
     return (
-        entry.name,
-        ", ".join(_aliases(entry)),
-        entry.makes,
-        " ".join(FEEDS[entry.makes]),
-        " + ".join(_once(file.whole for file in files)),
-        _size(files),
-        "; ".join(_once(file.licence for file in files)),
-        _hash(files),
-        ", ".join(map(_words, entry.parameters)),
+        spec.name,
+        ", ".join(_list_aliases(spec)),
+        spec.makes,
+        " ".join(MODEL_NAME_WORDS[spec.makes]),
+        " + ".join(_deduplicate(file.group for file in files)),
+        _format_size(files),
+        "; ".join(_deduplicate(file.license for file in files)),
+        _format_hash(files),
+        ", ".join(map(_format_parameter, spec.parameters)),
     )
 
 
-def _once(words: Iterable[str]) -> list[str]:
+def _deduplicate(words: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(words))
 
 
-def _size(files: tuple[WeightsFile, ...]) -> str:
+def _format_size(files: tuple[WeightsFile, ...]) -> str:
     weights = [file for file in files if not file.path.endswith(".json")]
-    known = [size for file in weights if (size := file.size or file.about)]
+    known = [size for file in weights if (size := file.size or file.approx_size)]
     if not known:
         return "not stated" if weights else ""
-    rounded = any(file.size is None and file.about for file in weights)
+    rounded = any(file.size is None and file.approx_size for file in weights)
     words = ("over " if len(known) < len(weights) else "") + ("about " if rounded else "")
     megabytes = sum(known) / 1e6
     if not rounded:
@@ -102,13 +105,13 @@ def _size(files: tuple[WeightsFile, ...]) -> str:
     return f"{words}{megabytes:.3g} MB" if megabytes < 999.5 else f"{words}{megabytes / 1000:.3g} GB"
 
 
-def _hash(files: tuple[WeightsFile, ...]) -> str:
+def _format_hash(files: tuple[WeightsFile, ...]) -> str:
     pinned = sum(file.sha256 is not None for file in files)
     if pinned in (0, len(files)):
         return "" if not files else "pinned" if pinned else "not pinned"
     return f"{pinned} of {len(files)} pinned"
 
 
-def _words(parameter: Parameter) -> str:
+def _format_parameter(parameter: Parameter) -> str:
     span = f" {parameter.range}" if parameter.range else ""
     return f"{parameter.name}{span} ({str(parameter.default).lower()})"

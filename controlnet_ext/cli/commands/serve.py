@@ -30,32 +30,32 @@ import re
 from argparse import ArgumentParser, Namespace
 from contextlib import closing, suppress
 
-from ...embedded import NAME
-from ...generation.options import chosen_device
-from ...generation.recipe import DTYPES, UNITS
+from ...embedded import EMBEDDED_NAME
+from ...generation.options import choose_device
+from ...generation.recipe import DTYPES, MAX_UNITS
 from ...preprocessors.library import Library
-from ...sdwebui.limits import Limits
-from . import say
+from ...sdwebui.limits import RequestLimits
+from . import print_stderr
 
-LIMITS = Limits()
-NUMBERS = {  # option: what it is by default, least and most
+DEFAULT_LIMITS = RequestLimits()
+NUMBER_OPTIONS = {  # option: what it is by default, least and most
     "port": (7860, 0, 65535),
     "queue": (16, 1, 1000),
-    "units": (LIMITS.units, 1, UNITS),
-    "side": (LIMITS.side, 64, 8192),
-    "steps": (LIMITS.steps, 1, 1000),
-    "pictures": (LIMITS.pictures, 1, 100),
+    "units": (DEFAULT_LIMITS.max_units, 1, MAX_UNITS),
+    "side": (DEFAULT_LIMITS.max_side, 64, 8192),
+    "steps": (DEFAULT_LIMITS.max_steps, 1, 1000),
+    "pictures": (DEFAULT_LIMITS.max_images, 1, 100),
 }
-TOKEN = "CONTROLNET_EXT_TOKEN"
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
-NAMES = ("127.0.0.1", "localhost", "[::1]")
+TOKEN_VARIABLE = "CONTROLNET_EXT_TOKEN"
+LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
+ALLOWED_HOST_NAMES = ("127.0.0.1", "localhost", "[::1]")
 
 
-def arguments(parser: ArgumentParser, words: list[str]) -> None:
+def arguments(parser: ArgumentParser, argv: list[str]) -> None:
     """Declares what the docstring says."""
-    parser.add_argument("--model", default=NAME)
+    parser.add_argument("--model", default=EMBEDDED_NAME)
     parser.add_argument("--host", default="127.0.0.1")
-    for name, (number, _, _) in NUMBERS.items():
+    for name, (number, _, _) in NUMBER_OPTIONS.items():
         parser.add_argument(f"--{name}", type=int, default=number)
     for name in ("controls", "library"):
         parser.add_argument(f"--{name}", metavar="FOLDER", action="append")
@@ -67,43 +67,45 @@ def arguments(parser: ArgumentParser, words: list[str]) -> None:
 
 def run(options: Namespace) -> int:
     """Loads the model, then answers until it is interrupted."""
-    token = options.token or os.environ.get(TOKEN) or None
-    for name, (_, least, most) in NUMBERS.items():
+    token = options.token or os.environ.get(TOKEN_VARIABLE) or None
+    for name, (_, least, most) in NUMBER_OPTIONS.items():
         if not least <= getattr(options, name) <= most:
             raise ValueError(f"--{name} {getattr(options, name)} is outside {least}..{most}")
-    if options.host not in LOOPBACK and token is None:
+    if options.host not in LOOPBACK_HOSTS and token is None:
         raise ValueError(f"--host {options.host} lets other machines in: give a --token")
     try:
         import uvicorn
 
-        from ...server.app import app
+        from ...server.app import create_app
     except ModuleNotFoundError as error:
         raise ValueError(f"{error.name} is not installed: pip install controlnet-ext[serve]") from error
-    from ...sdwebui.catalog import Shelf
-    from ...sdwebui.modules import readied
-    from ...server.engine import Engine
-    from ...server.fetch import Fetch
-    from ...server.service import Desk
-    from ...server.worker import Worker
+    from ...sdwebui.catalog import ModelCatalog
+    from ...sdwebui.modules import create_preprocessor_loader
+    from ...server.engine import GenerationEngine
+    from ...server.fetch import SafeFetcher
+    from ...server.service import Service
+    from ...server.worker import RequestWorker
 
-    device = chosen_device(options.device)
+    device = choose_device(options.device)
     dtype = options.dtype or ("float32" if re.match("cpu", device) else "float16")
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is none of: {', '.join(DTYPES)}")
     library = Library(options.library, download=not options.no_download)
-    shelf = Shelf(options.controls or (), options.model)
-    ready = readied(device, library)
-    engine = Engine(options.model, shelf, ready, device, dtype)
-    desk = Desk(
+    shelf = ModelCatalog(options.controls or (), options.model)
+    ready = create_preprocessor_loader(device, library)
+    engine = GenerationEngine(options.model, shelf, ready, device, dtype)
+    desk = Service(
         engine,
         shelf,
         ready,
-        Limits(options.units, options.side, options.steps, options.pictures),
-        Fetch() if options.fetch else None,
+        RequestLimits(options.units, options.side, options.steps, options.pictures),
+        SafeFetcher() if options.fetch else None,
     )
-    worker = Worker(options.queue)
-    served = app(desk, worker, token, NAMES if options.host in LOOPBACK else ("*",))
-    say(f"controlnet-ext: {engine.name} on {device}, http://{options.host}:{options.port}, Ctrl-C stops it")
+    worker = RequestWorker(options.queue)
+    served = create_app(desk, worker, token, ALLOWED_HOST_NAMES if options.host in LOOPBACK_HOSTS else ("*",))
+    print_stderr(
+        f"controlnet-ext: {engine.checkpoint_name} on {device}, http://{options.host}:{options.port}, Ctrl-C stops it"
+    )
     with suppress(KeyboardInterrupt), closing(worker):
         uvicorn.run(served, host=options.host, port=options.port, log_level="warning", lifespan="off")
     return 0

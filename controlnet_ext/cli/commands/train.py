@@ -42,22 +42,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...files.disk import read_json, write_atomically
-from ...generation.pipeline_folder import PipelineFolder, quiet
-from ...generation.sources import hashed, sha256
-from ...generation.unit_text import parts
-from ...maps.control_map import KINDS
-from ...models.state_dict.location import locate
+from ...generation.pipeline_folder import PipelineFolder, silence_libraries
+from ...generation.sources import hash_file, hash_files
+from ...generation.unit_text import split_unit_text
+from ...maps.control_map import MAP_KINDS
+from ...models.state_dict.location import locate_weights
 from ...preprocessors.registry import find
-from . import say
+from . import print_stderr
 
 if TYPE_CHECKING:
-    from ...training.data import MakeMap, Pictures
+    from ...training.data import ControlDataset, MapFunction
 
-ARGUMENTS = "arguments.json"
-ASKED = ("steps", "batch", "accumulate", "rate", "weighting", "seed", "map")
+ARGUMENTS_FILE = "arguments.json"
+RESUME_KEYS = ("steps", "batch", "accumulate", "rate", "weighting", "seed", "map")
 
 
-def arguments(parser: ArgumentParser, words: list[str]) -> None:
+def arguments(parser: ArgumentParser, argv: list[str]) -> None:
     """Declares what the docstring says."""
     for name in ("model", "data", "map"):
         parser.add_argument(f"--{name}", required=True)
@@ -74,65 +74,71 @@ def arguments(parser: ArgumentParser, words: list[str]) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class Maps:
+class MapSource:
     """What --map says: the maps' kind, and what makes them; None where all are given."""
 
     kind: str
-    make: MakeMap | None
+    make_map: MapFunction | None
 
 
 def run(options: Namespace) -> int:
     """Checks all that can be checked, loads, trains, writes."""
     if options.batch < 1 or options.seed < 0:
         raise ValueError(f"batch {options.batch}, seed {options.seed}: expected at least 1 and 0")
-    _check_target(options.output, options.overwrite)
-    maps = _maps(options.map)
-    with quiet():
+    _check_output(options.output, options.overwrite)
+    maps = _parse_map(options.map)
+    with silence_libraries():
         folder = PipelineFolder.find(options.model)
-        height, width = _size(options.size, folder)
-        to_learn, held_out = _pictures(options, maps.make, height == width)
-        from ...training.config import Lesson
-        from ...training.loop import Schedule
+        height, width = _parse_size(options.size, folder)
+        to_learn, held_out = _load_datasets(options, maps.make_map, height == width)
+        from ...training.config import TrainingJob
+        from ...training.loop import TrainingSchedule
 
-        schedule = Schedule(
-            options.steps, options.rate, options.accumulate, every=options.every, minutes=options.minutes
+        schedule = TrainingSchedule(
+            options.steps,
+            options.rate,
+            options.accumulate,
+            evaluation_interval=options.every,
+            max_minutes=options.minutes,
         )
-        hashes = hashed(folder.files())
-        first = None if options.control is None else locate(options.control)
+        hashes = hash_files(folder.files())
+        first = None if options.control is None else locate_weights(options.control)
         work = options.work or options.output.with_name(f"{options.output.name}.training")
         asked = {
-            **{name: getattr(options, name) for name in ASKED},
+            **{name: getattr(options, name) for name in RESUME_KEYS},
             "size": f"{width}x{height}",
-            "control": None if first is None else sha256(first),
+            "control": None if first is None else hash_file(first),
             "model": hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest(),
             "data": to_learn.identity,
             "validation": held_out.identity,
         }
-        begun = _begun(work, asked)
+        begun = _is_resumed(work, asked)
         size = height, width
         how = options.batch, options.seed, options.weighting
-        lesson = Lesson(folder, first, to_learn, held_out, size, *how)
+        lesson = TrainingJob(folder, first, to_learn, held_out, size, *how)
         if not begun:
             work.mkdir(parents=True, exist_ok=True)
-            write_atomically(work / ARGUMENTS, (json.dumps(asked, indent=2) + "\n").encode())
+            write_atomically(work / ARGUMENTS_FILE, (json.dumps(asked, indent=2) + "\n").encode())
         try:
-            net, sentence = lesson.learn(schedule, work)
+            net, sentence = lesson.fit(schedule, work)
         except (RuntimeError, ValueError, ArithmeticError, OSError) as error:
-            say(f"controlnet-ext: {' '.join(str(error).split())[:500]}")
+            print_stderr(f"controlnet-ext: {' '.join(str(error).split())[:500]}")
             return 1
     if net is None:
-        say(f"controlnet-ext: {options.minutes:g} minutes are over; the same command goes on from {str(work)!r}")
+        print_stderr(
+            f"controlnet-ext: {options.minutes:g} minutes are over; the same command goes on from {str(work)!r}"
+        )
         return 1
     from ...models.state_dict.saving import save_ldm
 
     own = {name: digest for name, digest in hashes.items() if name.startswith("unet/")}
     more = {"map": maps.kind, "preprocessor": options.map, "steps": str(options.steps), "base": json.dumps(own)}
     save_ldm(net, options.output, options.overwrite, {f"controlnet_ext.{key}": text for key, text in more.items()})
-    say(f"{options.output}: {options.steps} steps; {sentence}")
+    print_stderr(f"{options.output}: {options.steps} steps; {sentence}")
     return 0
 
 
-def _check_target(path: Path, overwrite: bool) -> None:
+def _check_output(path: Path, overwrite: bool) -> None:
     if path.suffix != ".safetensors":
         raise ValueError(f"{str(path)!r} does not end in .safetensors")
     if not path.parent.is_dir():
@@ -141,25 +147,25 @@ def _check_target(path: Path, overwrite: bool) -> None:
         raise FileExistsError(f"{str(path)!r} exists; --overwrite replaces a file")
 
 
-def _maps(text: str) -> Maps:
+def _parse_map(text: str) -> MapSource:
     """ValueError or TypeError on an unknown preprocessor, parameter or kind."""
-    name, values = parts(text)
+    name, values = split_unit_text(text)
     if name.casefold() == "none":
         kind = values.pop("kind", "other")
-        if values or kind not in KINDS:
-            raise ValueError(f"--map {text!r}: expected none,kind=K, K one of {', '.join(KINDS)}")
-        return Maps(kind, None)
+        if values or kind not in MAP_KINDS:
+            raise ValueError(f"--map {text!r}: expected none,kind=K, K one of {', '.join(MAP_KINDS)}")
+        return MapSource(kind, None)
     entry = find(name)
     chosen = entry.parse(values)
-    ready = entry.ready()
+    ready = entry.load()
 
     def make(pixels: np.ndarray) -> np.ndarray:
         return ready(pixels, **chosen).pixels
 
-    return Maps(entry.makes, make)
+    return MapSource(entry.makes, make)
 
 
-def _size(text: str | None, folder: PipelineFolder) -> tuple[int, int]:
+def _parse_size(text: str | None, folder: PipelineFolder) -> tuple[int, int]:
     """Height and width, of which the UNet can make all its levels."""
     height, width = folder.size
     if text is not None:
@@ -174,42 +180,45 @@ def _size(text: str | None, folder: PipelineFolder) -> tuple[int, int]:
     return height, width
 
 
-def _pictures(options: Namespace, make: MakeMap | None, square: bool) -> tuple[Pictures, Pictures]:
+def _load_datasets(
+    options: Namespace, make_map: MapFunction | None, square: bool
+) -> tuple[ControlDataset, ControlDataset]:
     """Those to learn, and the held-out ones."""
-    from ...embedded.scenes import HELD_OUT, TRAINING
-    from ...training.data import Folder, Scenes, apart, examples, split
+    from ...embedded.scenes import HELD_OUT_SEEDS, TRAINING_SEEDS
+    from ...training.data import FolderDataset, SceneDataset, check_disjoint, read_examples, split_examples
 
     if drawn := re.fullmatch(r"scenes(?::(\d{1,8}))?", options.data):
-        seeds = TRAINING if drawn[1] is None else TRAINING[: int(drawn[1])]
+        seeds = TRAINING_SEEDS if drawn[1] is None else TRAINING_SEEDS[: int(drawn[1])]
         if not seeds:
             raise ValueError(f"--data {options.data!r}: expected at least one scene")
-        if make is None or options.validation is not None or not square:
+        if make_map is None or options.validation is not None or not square:
             raise ValueError("scenes are square, have held-out ones of their own, and need a preprocessor in --map")
-        return Scenes(seeds, make), Scenes(HELD_OUT, make)
-    found = examples(Path(options.data))
+        return SceneDataset(seeds, make_map), SceneDataset(HELD_OUT_SEEDS, make_map)
+    found = read_examples(Path(options.data))
     validation = options.validation or "0.1"
     try:
         share = float(validation)
     except ValueError:
-        held_out = examples(Path(validation))
-        apart(found, held_out)
+        held_out = read_examples(Path(validation))
+        check_disjoint(found, held_out)
     else:
-        found, held_out = split(found, share)
-    return Folder(found, make), Folder(held_out, make)
+        found, held_out = split_examples(found, share)
+    return FolderDataset(found, make_map), FolderDataset(held_out, make_map)
 
 
-def _begun(work: Path, asked: dict[str, Any]) -> bool:
+def _is_resumed(work_dir: Path, settings: dict[str, Any]) -> bool:
     """Whether the folder holds a training with these arguments; ValueError where it is one with others, or another
     folder."""
-    if (work / ARGUMENTS).exists():
-        begun = read_json(work / ARGUMENTS)
-        for name, value in asked.items():
+    if (work_dir / ARGUMENTS_FILE).exists():
+        begun = read_json(work_dir / ARGUMENTS_FILE)
+        for name, value in settings.items():
             if begun.get(name) != value:
                 raise ValueError(
-                    f"{str(work)!r} holds a training with another {name} ({begun.get(name)}, now {value}): give the "
+                    f"{str(work_dir)!r} holds a training with another {name} ({begun.get(name)}, now {value}): give "
+                    "the "
                     "same arguments to go on, or another --work"
                 )
         return True
-    if os.path.lexists(work) and (not work.is_dir() or any(work.iterdir())):
-        raise ValueError(f"{str(work)!r} exists and is no folder of a training: name another with --work")
+    if os.path.lexists(work_dir) and (not work_dir.is_dir() or any(work_dir.iterdir())):
+        raise ValueError(f"{str(work_dir)!r} exists and is no folder of a training: name another with --work")
     return False

@@ -10,20 +10,22 @@ import torch
 from diffusers import UNet2DConditionModel, UNetMotionModel
 from torch import Tensor
 
-from ...guidance.after_steps import Noise
+from ...guidance.after_steps import NoiseLevel
 from ...guidance.contract import Residuals, Span, Step
-from ...guidance.devices import placed
-from ...guidance.hints import Maps
-from ...guidance.run import Run
-from ...guidance.unit import Unit, named
-from ...models.kinds.transformer import TransformerControl
-from .hook import hooked, is_compiled, uncompiled
-from .host import DiffusersHost, noise_level
-from .transformer_call import KINDS
-from .unet_call import Call, Clock, prompted, rows
+from ...guidance.devices import on_device
+from ...guidance.hints import HintImages
+from ...guidance.run import GuidanceRun
+from ...guidance.unit import Unit, error_prefix
+from ...models.kinds.transformer import TransformerControlNet
+from .hook import install_hook, is_compiled, unwrap_compiled
+from .host import DiffusersHost, read_noise_level
+from .transformer_call import TRANSFORMER_NAMES
+from .unet_call import StepCounter, UNetCall, find_prompted_copies, identify_rows
 
 CPU = torch.device("cpu")
-REFINER = 2560  # width of its added vector: 1280 of the pooled prompt, 5 x 256 of sizes and score; the base has 6 x 256
+REFINER_ADDED_WIDTH = (
+    2560  # width of its added vector: 1280 of the pooled prompt, 5 x 256 of sizes and score; the base has 6 x 256
+)
 
 
 @contextmanager
@@ -41,126 +43,126 @@ def guide(pipe: Any, units: Iterable[Unit]) -> Iterator[None]:
     residuals that are not finite (in that step). RuntimeError: another thread guides or calls the UNet; or, when the
     block ends, a run of the pipe's scheduler did not come through this UNet, or none came in which a unit may act, so
     that a picture has no guidance. A block in which nothing runs is legal."""
-    unet = _checked(pipe)
-    guiding = Guiding(pipe, unet, units)
-    with guiding.models, hooked(denoiser(pipe), guiding):
+    unet = _get_guidable_unet(pipe)
+    guiding = GuideSession(pipe, unet, units)
+    with guiding.moved_models, install_hook(get_denoiser(pipe), guiding):
         yield
-        guiding.check()
+        guiding.check_all_guided()
 
 
-class Guiding:
+class GuideSession:
     """One guide: its units, and the run they are in."""
 
     def __init__(self, pipe: Any, unet: Any, units: Iterable[Unit]):
         if isinstance(units, Unit):
             raise TypeError("units is one Unit, expected a list of them")
         self._units = list(units)
-        self._maps = []
+        self._hint_images = []
         for i, unit in enumerate(self._units, 1):
-            with named(f"unit {i}"):
-                self._maps.append(_ready(unit, unet, is_compiled(denoiser(pipe))))
-        self.models = ExitStack()  # back to where they were
+            with error_prefix(f"unit {i}"):
+                self._hint_images.append(_prepare_unit(unit, unet, is_compiled(get_denoiser(pipe))))
+        self.moved_models = ExitStack()  # back to where they were
         self._pipe, self._host = pipe, DiffusersHost(pipe, unet)
-        self._seen = pipe.scheduler, pipe.scheduler.timesteps
-        self._runs = 0
-        self._run: tuple[Run, Clock] | None = None
-        self._rows: tuple[Any, Any] = (None, None)
-        self._call: tuple[Step, Noise] | None = None  # the present one, if a unit acts after it
+        self._last_schedule = pipe.scheduler, pipe.scheduler.timesteps
+        self._run_count = 0
+        self._run: tuple[GuidanceRun, StepCounter] | None = None
+        self._cached_rows: tuple[Any, Any] = (None, None)
+        self._post_step_call: tuple[Step, NoiseLevel] | None = None  # the present one, if a unit acts after it
         self._span: Span | None = None
-        self._shared: list[Residuals] = []  # of a step, for its further calls
+        self._shared_residuals: list[Residuals] = []  # of a step, for its further calls
 
-    def sees(self, call: Call) -> bool:
+    def observe(self, call: UNetCall) -> bool:
         """Take note of a UNet call; whether a run begins with it."""
         begins = self._run is None or self._pipe.scheduler.timesteps is not self._run[1].timesteps
-        self._seen = self._pipe.scheduler, self._pipe.scheduler.timesteps
-        self._host.sees(call, begins)
+        self._last_schedule = self._pipe.scheduler, self._pipe.scheduler.timesteps
+        self._host.observe(call, begins)
         return begins
 
-    def residuals(self, call: Call, begins: bool) -> Iterator[Residuals]:
+    def compute_residuals(self, call: UNetCall, is_new_run: bool) -> Iterator[Residuals]:
         """What each unit adds in this UNet call."""
-        if begins or self._run is None:
+        if is_new_run or self._run is None:
             self._run = None
-            clock = Clock(self._pipe, call.time(self._pipe.scheduler))
+            clock = StepCounter(self._pipe, call.find_timestep(self._pipe.scheduler))
             for unit in self._units:
-                self.models.enter_context(placed(unit.model, CPU if unit.low_vram else call.x.device))
-            self._run = Run(self._units, self._maps, clock.spans, self._host, self._runs), clock
-            self._runs += 1
+                self.moved_models.enter_context(on_device(unit.model, CPU if unit.low_vram else call.x.device))
+            self._run = GuidanceRun(self._units, self._hint_images, clock.spans, self._host, self._run_count), clock
+            self._run_count += 1
         run, clock = self._run
-        before, self._span, self._call = self._span, clock.span(), None
+        before, self._span, self._post_step_call = self._span, clock.advance(), None
         span = self._span
-        if call.shares and span is before and not begins:
-            return iter(self._shared)
-        key = prompted(self._pipe), len(call.x)
-        if begins or self._rows[0] != key:
-            self._rows = key, rows(key[0], call)
-        step = call.step(span, *(self._rows[1] if not clock.repeats else (None, None)))
-        if run.acts_after(step):
-            self._call = step, noise_level(self._pipe.scheduler, call.t.flatten()[0].item())
-        if call.shares:
-            self._shared = list(run.residuals(step))
-            return iter(self._shared)
-        return run.residuals(step)
+        if call.shares_residuals and span is before and not is_new_run:
+            return iter(self._shared_residuals)
+        key = find_prompted_copies(self._pipe), len(call.x)
+        if is_new_run or self._cached_rows[0] != key:
+            self._cached_rows = key, identify_rows(key[0], call)
+        step = call.build_step(span, *(self._cached_rows[1] if not clock.has_repeated_steps else (None, None)))
+        if run.has_post_step(step):
+            self._post_step_call = step, read_noise_level(self._pipe.scheduler, call.t.flatten()[0].item())
+        if call.shares_residuals:
+            self._shared_residuals = list(run.compute_residuals(step))
+            return iter(self._shared_residuals)
+        return run.compute_residuals(step)
 
-    def confirm(self) -> None:
+    def check_finite(self) -> None:
         """ValueError when what a unit added in this UNet call was not finite."""
         if self._run is not None:
-            self._run[0].confirm()
+            self._run[0].check_finite()
 
     @property
-    def in_attention(self) -> bool:
+    def has_attached_units(self) -> bool:
         """Whether a unit acts inside the UNet's attention."""
         return any(hasattr(unit.model, "attach") for unit in self._units)
 
-    def after(self, out: Tensor) -> Tensor:
+    def apply_post_steps(self, out: Tensor) -> Tensor:
         """The UNet's output as the units want it."""
-        if self._call is None or self._run is None:
+        if self._post_step_call is None or self._run is None:
             return out
-        (step, noise), frames = self._call, out.ndim == 5
+        (step, noise), frames = self._post_step_call, out.ndim == 5
         flat = out.transpose(1, 2).flatten(0, 1) if frames else out  # as in Call
-        flat = self._run[0].after(step, flat, noise)
+        flat = self._run[0].apply_post_steps(step, flat, noise)
         return flat.unflatten(0, (len(out), -1)).transpose(1, 2) if frames else flat
 
     @property
-    def ended(self) -> bool:
+    def is_last_step(self) -> bool:
         """Whether the present UNet call is the last of its run."""
-        return self._run is not None and self._run[1].ended
+        return self._run is not None and self._run[1].is_last_step
 
     def detach(self) -> None:
         """Undo what units did to the UNet's attention."""
         if self._run is not None:
             self._run[0].detach()
 
-    def check(self) -> None:
+    def check_all_guided(self) -> None:
         """RuntimeError when a picture was made that a unit should have guided and could not."""
-        name, (scheduler, timesteps) = type(self._pipe).__name__, self._seen
+        name, (scheduler, timesteps) = type(self._pipe).__name__, self._last_schedule
         if self._units and scheduler is self._pipe.scheduler and timesteps is not scheduler.timesteps:
             raise RuntimeError(f"a run of {name} was not guided: it called another UNet than it had on entering")
         for i, unit in enumerate(self._units, 1):
-            if self._runs == 1 and unit.passes == "second" and unit.weight != 0:
+            if self._run_count == 1 and unit.passes == "second" and unit.weight != 0:
                 raise RuntimeError(f"unit {i} acts in the second run only, but {name} ran once")
 
 
-def _ready(unit: Any, unet: Any, compiled: bool) -> Maps:
+def _prepare_unit(unit: Any, unet: Any, is_unet_compiled: bool) -> HintImages:
     """The maps of a unit that fits the UNet."""
     if not isinstance(unit, Unit):
         raise TypeError(f"a {type(unit).__name__}, expected a Unit")
-    if compiled and hasattr(unit.model, "attach"):
+    if is_unet_compiled and hasattr(unit.model, "attach"):
         raise ValueError(
             f"{unit.model.architecture} acts inside the UNet's attention, where torch.compile does not notice it; "
             "guide the UNet as it was before"
         )
-    if type(unet).__name__ in KINDS:
+    if type(unet).__name__ in TRANSFORMER_NAMES:
         _check_for_transformer(unit, type(unet).__name__)
-    if hasattr(unit.model, "settle"):
-        unit.model.settle(unet)
-    maps = Maps(unit)
-    maps.reader(unit.model)
+    if hasattr(unit.model, "bind"):
+        unit.model.bind(unet)
+    maps = HintImages(unit)
+    maps.configure_model(unit.model)
     return maps
 
 
 def _check_for_transformer(unit: Unit, kind: str) -> None:
     """ValueError on what acts on UNets only."""
-    if not isinstance(unit.model, TransformerControl):
+    if not isinstance(unit.model, TransformerControlNet):
         raise ValueError(f"a {unit.model.architecture} for {unit.model.family} guides UNets, but the model is a {kind}")
     asked = {
         f"mode {unit.mode!r}": unit.mode != "balanced",
@@ -174,20 +176,20 @@ def _check_for_transformer(unit: Unit, kind: str) -> None:
             raise ValueError(f"{name} of a unit acts on UNets only, but the model is a {kind}")
 
 
-def denoiser(pipe: Any) -> Any:
+def get_denoiser(pipe: Any) -> Any:
     """The pipeline's UNet, or where it has none its transformer."""
     unet = getattr(pipe, "unet", None)
     return getattr(pipe, "transformer", None) if unet is None else unet
 
 
-def _checked(pipe: Any) -> Any:
+def _get_guidable_unet(pipe: Any) -> Any:
     """The UNet of a pipeline that can be guided."""
-    name, unet = type(pipe).__name__, uncompiled(denoiser(pipe))
+    name, unet = type(pipe).__name__, unwrap_compiled(get_denoiser(pipe))
     if unet is None:
         raise ValueError(
             f"{name} has no UNet; guide works on Stable Diffusion, its videos, Flux, Qwen-Image and Z-Image"
         )
-    if type(unet).__name__ in KINDS:
+    if type(unet).__name__ in TRANSFORMER_NAMES:
         return unet
     if hasattr(pipe, "get_views"):
         raise ValueError(f"{name} asks the UNet for parts of the picture, of which each would have the whole map")
@@ -195,6 +197,8 @@ def _checked(pipe: Any) -> Any:
         kind = type(unet).__name__
         raise ValueError(f"the UNet of {name} is a {kind}, expected a UNet2DConditionModel or a UNetMotionModel")
     config: Any = unet.config  # type: ignore[union-attr]
-    if config["projection_class_embeddings_input_dim"] == REFINER or pipe.config.get("requires_aesthetics_score"):
+    if config["projection_class_embeddings_input_dim"] == REFINER_ADDED_WIDTH or pipe.config.get(
+        "requires_aesthetics_score"
+    ):
         raise ValueError(f"{name} holds SDXL's refiner, for which there are no ControlNets; guide the base pipeline")
     return unet

@@ -15,8 +15,8 @@ import torch
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
-from ...guidance.after_steps import PREDICTIONS, Noise
-from .unet_call import Call
+from ...guidance.after_steps import PREDICTION_TYPES, NoiseLevel
+from .unet_call import UNetCall
 
 
 class DiffusersHost:
@@ -25,17 +25,17 @@ class DiffusersHost:
     def __init__(self, pipe: Any, unet: Any):
         self.unet = unet
         self._pipe = pipe
-        self._call: Call | None = None
+        self._call: UNetCall | None = None
         self._generator: torch.Generator | None = None
 
-    def sees(self, call: Call, begins: bool) -> None:
+    def observe(self, call: UNetCall, is_new_run: bool) -> None:
         """Take note of a UNet call; whether a run begins with it."""
         self._call = call
-        if begins:
+        if is_new_run:
             self._generator = None
 
     @property
-    def call(self) -> Call:
+    def call(self) -> UNetCall:
         if self._call is None:
             raise ValueError("the host has no size, device or numbers before the UNet's first call")
         return self._call
@@ -53,12 +53,12 @@ class DiffusersHost:
             self._generator = torch.Generator().manual_seed(zlib.crc32(latents.numpy().tobytes()))
         return self._generator
 
-    def encode(self, image: np.ndarray, shifted: bool = True) -> Tensor:
+    def encode(self, image: np.ndarray, apply_vae_shift: bool = True) -> Tensor:
         """The VAE's mode, not a sample, for RGB uint8 `(H, W, 3)` or `(B, H, W, 3)`; without the VAE's shift, which
         SD3's and Flux's have, if not `shifted`."""
-        return encoded(self._pipe.vae, image, self.call.x.device, shifted).to(self.call.x.dtype)
+        return encode_vae_image(self._pipe.vae, image, self.call.x.device, apply_vae_shift).to(self.call.x.dtype)
 
-    def attentions(self) -> Iterator[tuple[str, Any, str]]:
+    def iter_attentions(self) -> Iterator[tuple[str, Any, str]]:
         """All but motion modules, whose tokens are frames."""
         for place, block in (("input", "down_blocks"), ("middle", "mid_block"), ("output", "up_blocks")):
             for name, module in getattr(self.unet, block).named_modules(prefix=block):
@@ -67,23 +67,23 @@ class DiffusersHost:
 
 
 @torch.no_grad()
-def encoded(vae: Any, image: np.ndarray, device: torch.device, shifted: bool = True) -> Tensor:
+def encode_vae_image(vae: Any, image: np.ndarray, device: torch.device, apply_vae_shift: bool = True) -> Tensor:
     """The VAE's mode `(B, C, h, w)` as the UNet sees it, of RGB uint8 `(H, W, 3)` or `(B, H, W, 3)`."""
     pixels = torch.from_numpy(image.reshape(-1, *image.shape[-3:])).permute(0, 3, 1, 2).to(device)
     video = "temperal_downsample" in vae.config  # Qwen-Image's VAE is one of videos; a picture is a frame
-    with _upcast(vae):
+    with _upcast_vae(vae):
         pixels = pixels.to(vae.dtype) / 127.5 - 1
         found = vae.encode(pixels[:, :, None] if video else pixels)
     latents = found.latents if hasattr(found, "latents") else found.latent_dist.mode()
     if video:
         mean, std = (latents.new_tensor(vae.config[f"latents_{name}"])[:, None, None] for name in ("mean", "std"))
         return (latents[:, :, 0] - mean) / std
-    shift = vae.config.get("shift_factor") if shifted else None
+    shift = vae.config.get("shift_factor") if apply_vae_shift else None
     return (latents if shift is None else latents - shift) * vae.config["scaling_factor"]
 
 
 @contextmanager
-def _upcast(vae: Any) -> Iterator[None]:
+def _upcast_vae(vae: Any) -> Iterator[None]:
     """SDXL's VAE overflows in fp16; fp16 to fp32 and back is exact."""
     if vae.dtype != torch.float16 or not vae.config.get("force_upcast"):
         yield
@@ -95,21 +95,21 @@ def _upcast(vae: Any) -> Iterator[None]:
         vae.to(torch.float16)
 
 
-def noise_level(scheduler: Any, t: float) -> Noise:
+def read_noise_level(scheduler: Any, t: float) -> NoiseLevel:
     """Of the call that comes next, at timestep `t`. ValueError for schedulers of other models of noise."""
     name, config = type(scheduler).__name__, scheduler.config
-    if config.get("prediction_type", "epsilon") not in PREDICTIONS:
+    if config.get("prediction_type", "epsilon") not in PREDICTION_TYPES:
         raise ValueError(
             f"{name} predicts {config['prediction_type']!r}; latents are changed after a step only where a model "
-            f"predicts one of: {', '.join(PREDICTIONS)}"
+            f"predicts one of: {', '.join(PREDICTION_TYPES)}"
         )
     if not hasattr(scheduler, "alphas_cumprod") or "sigma_data" in config:
         raise ValueError(f"{name} has no cumulated alphas, by which latents are changed after a step")
-    signal = _signal(scheduler, t)
-    return Noise(config.get("prediction_type", "epsilon"), signal, max(1 - signal**2, 0.0) ** 0.5)
+    signal = _compute_signal(scheduler, t)
+    return NoiseLevel(config.get("prediction_type", "epsilon"), signal, max(1 - signal**2, 0.0) ** 0.5)
 
 
-def _signal(scheduler: Any, t: float) -> float:
+def _compute_signal(scheduler: Any, t: float) -> float:
     scale = float(scheduler.scale_model_input(torch.ones(()), t))  # 1 / sqrt(1 + sigma^2) where it scales at all
     if scale != 1:
         return scale

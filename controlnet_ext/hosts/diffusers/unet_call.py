@@ -9,31 +9,31 @@ import torch
 from torch import Tensor
 
 from ...guidance.contract import Residuals, Span, Step
-from ..side_stream import Awaited, Beside
+from ..side_stream import LazyResiduals, SideStream
 
-SKIPS, MIDDLE = "down_block_additional_residuals", "mid_block_additional_residual"
-ENCODER = "down_intrablock_additional_residuals"
-OTHER_PIPE = "another pipeline that shares the UNet needs a guide of its own"
+SKIPS_ARGUMENT, MIDDLE_ARGUMENT = "down_block_additional_residuals", "mid_block_additional_residual"
+ENCODER_ARGUMENT = "down_intrablock_additional_residuals"
+SHARED_UNET_ADVICE = "another pipeline that shares the UNet needs a guide of its own"
 
 
-class Call:
+class UNetCall:
     """The arguments of a UNet call, however they were passed."""
 
-    shares = False  # each call of a step has residuals of its own
-    prompt_first = False  # in a batch of rows with the prompt and without
+    shares_residuals = False  # each call of a step has residuals of its own
+    is_prompt_first = False  # in a batch of rows with the prompt and without
 
     def __init__(self, unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]):
         self._names = list(inspect.signature(type(unet).forward).parameters)[1:]
         self._args, self._kwargs = args, kwargs
         self.unet = unet
-        given = self.given = dict(zip(self._names, args, strict=False)) | kwargs
+        given = self.arguments = dict(zip(self._names, args, strict=False)) | kwargs
         x, t, context = given["sample"], given["timestep"], given["encoder_hidden_states"]
         self.frames = x.shape[2] if x.ndim == 5 else 1
         self.x = x.transpose(1, 2).flatten(0, 1) if x.ndim == 5 else x  # (B, C, F, h, w) to (B F, C, h, w)
         self.t = torch.as_tensor(t, device=x.device).reshape(-1)
         self.context = context
 
-    def time(self, scheduler: Any) -> Tensor:
+    def find_timestep(self, scheduler: Any) -> Tensor:
         """The scheduler's timestep of this call."""
         return self.t
 
@@ -42,19 +42,19 @@ class Call:
         """Height and width of the latents."""
         return self.x.shape[-2], self.x.shape[-1]
 
-    def step(self, span: Span, positive: Tensor | None, samples: Tensor | None) -> Step:
-        t, context, added = (self._rows(value) for value in (self.t, self.context, self._added()))
+    def build_step(self, span: Span, positive: Tensor | None, samples: Tensor | None) -> Step:
+        t, context, added = (self._expand_rows(value) for value in (self.t, self.context, self._build_added_vector()))
         return Step(self.x, t, context, span, positive, added, samples, self.frames)
 
-    def _added(self) -> Tensor | None:
+    def _build_added_vector(self) -> Tensor | None:
         """SDXL's vector, as the UNet makes it (diffusers 0.42, unet_2d_condition.py, get_aug_embed)."""
-        given = self.given.get("added_cond_kwargs")
+        given = self.arguments.get("added_cond_kwargs")
         if self.unet.config["addition_embed_type"] != "text_time" or not given:
             return None
         pooled, sizes = given["text_embeds"], given["time_ids"]
         return torch.cat([pooled, self.unet.add_time_proj(sizes.flatten()).reshape(len(pooled), -1)], dim=-1)
 
-    def _rows(self, value: Any) -> Any:
+    def _expand_rows(self, value: Any) -> Any:
         """One entry for each row of x, of one for all, one a video or one a row."""
         rows = len(self.x)
         if value is None or len(value) == rows:
@@ -62,33 +62,37 @@ class Call:
         return value.expand(rows, *value.shape[1:]) if len(value) == 1 else value.repeat_interleave(self.frames, dim=0)
 
     @property
-    def residuals(self) -> Residuals | None:
+    def pipeline_residuals(self) -> Residuals | None:
         """Those that the pipeline passes itself; skips without middle block are a T2I-Adapter's, as diffusers has
         it."""
-        skips, middle, encoder = (self.given.get(name) for name in (SKIPS, MIDDLE, ENCODER))
+        skips, middle, encoder = (
+            self.arguments.get(name) for name in (SKIPS_ARGUMENT, MIDDLE_ARGUMENT, ENCODER_ARGUMENT)
+        )
         if skips is None and middle is None and encoder is None:
             return None
-        if middle is None and encoder is None and ENCODER in self._names:
+        if middle is None and encoder is None and ENCODER_ARGUMENT in self._names:
             skips, encoder = None, skips
         return Residuals(tuple(skips or ()), middle, tuple(encoder or ()))
 
-    def passing(self, total: Residuals, own: Beside | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def add_residuals(
+        self, residuals: Residuals, side_stream: SideStream | None = None
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments of the call with these residuals: skips and middle together, because skips alone are taken
         for a T2I-Adapter's; in a list of its own what is added inside the encoder, because the UNet empties it. The
         UNet reads the skips first: then it waits for the stream of their own, if they come from one."""
         args, kwargs = list(self._args), dict(self._kwargs)
-        zero, count = self.x.new_zeros(()), _skips(self.unet)
-        if total.skips and len(total.skips) != count:
-            raise ValueError(f"residuals for {len(total.skips)} skips, but the UNet has {count}")
-        if total.encoder and ENCODER not in self._names:
+        zero, count = self.x.new_zeros(()), _count_skips(self.unet)
+        if residuals.skips and len(residuals.skips) != count:
+            raise ValueError(f"residuals for {len(residuals.skips)} skips, but the UNet has {count}")
+        if residuals.encoder and ENCODER_ARGUMENT not in self._names:
             raise ValueError(f"residuals inside the encoder, which {type(self.unet).__name__} does not take")
-        changed: dict[str, Any] = {ENCODER: list(total.encoder)} if total.encoder else {}
-        if total.skips or total.middle is not None:
-            skips = total.skips or (zero,) * count
-            changed[SKIPS] = skips if own is None else Awaited(skips, own.wait)
-            changed[MIDDLE] = zero if total.middle is None else total.middle
-        elif total.encoder:
-            changed[SKIPS] = None
+        changed: dict[str, Any] = {ENCODER_ARGUMENT: list(residuals.encoder)} if residuals.encoder else {}
+        if residuals.skips or residuals.middle is not None:
+            skips = residuals.skips or (zero,) * count
+            changed[SKIPS_ARGUMENT] = skips if side_stream is None else LazyResiduals(skips, side_stream.wait)
+            changed[MIDDLE_ARGUMENT] = zero if residuals.middle is None else residuals.middle
+        elif residuals.encoder:
+            changed[SKIPS_ARGUMENT] = None
         for name, value in changed.items():
             if name in self._names[: len(args)]:
                 args[self._names.index(name)] = value
@@ -97,61 +101,61 @@ class Call:
         return tuple(args), kwargs
 
 
-class Clock:
+class StepCounter:
     """Which of a run's steps a UNet call is. A run begins when the scheduler's timesteps are a new tensor; it has
     `ended` when the last step was asked for. `repeats`: a step had several calls, which nothing tells apart."""
 
     def __init__(self, pipe: Any, t: Tensor):
         self.scheduler, self.timesteps = pipe.scheduler, pipe.scheduler.timesteps
-        self.ended = self.repeats = False
-        self._pipe, self._calls, self._index = pipe, 0, -1
-        self._begin: int | None = None
-        count = _steps(pipe, t.flatten()[0].item(), self.timesteps.tolist())
+        self.is_last_step = self.has_repeated_steps = False
+        self._pipe, self._call_count, self._index = pipe, 0, -1
+        self._begin_index: int | None = None
+        count = _count_steps(pipe, t.flatten()[0].item(), self.timesteps.tolist())
         self.spans = [Span(i / count, (i + 1) / count) for i in range(count)]
 
-    def span(self) -> Span:
+    def advance(self) -> Span:
         """The span of the present call, once for each call. Not by the place of t in the timesteps: PNDM's and Heun's
         repeat. Schedulers of higher order ask the UNet several times, each of which counts as a step, as in
         diffusers; a guider's calls are one step."""
-        index = self._calls
-        state = guider_state(self._pipe)
+        index = self._call_count
+        state = get_guider_state(self._pipe)
         if state is not None:
             index = state["step"]
         elif hasattr(self.scheduler, "step_index"):  # DDIM and PNDM have none
             at = self.scheduler.step_index
-            if self._begin is None and at is not None:
+            if self._begin_index is None and at is not None:
                 begin = getattr(self.scheduler, "begin_index", None)
-                self._begin = begin if begin is not None else at - (self._calls > 0)
-            index = 0 if at is None else at - self._begin
-        self.repeats |= state is None and index == self._index
-        self._calls, self._index = self._calls + 1, index
+                self._begin_index = begin if begin is not None else at - (self._call_count > 0)
+            index = 0 if at is None else at - self._begin_index
+        self.has_repeated_steps |= state is None and index == self._index
+        self._call_count, self._index = self._call_count + 1, index
         if not 0 <= index < len(self.spans):
             kind = type(self._pipe).__name__
             raise ValueError(
                 f"UNet call {index + 1} in a run of {len(self.spans)} steps: {kind} calls it several times a step, "
-                f"which cannot be guided with this scheduler, or {OTHER_PIPE}"
+                f"which cannot be guided with this scheduler, or {SHARED_UNET_ADVICE}"
             )
-        self.ended = index == len(self.spans) - 1
+        self.is_last_step = index == len(self.spans) - 1
         return self.spans[index]
 
 
-def _steps(pipe: Any, t: float, timesteps: list[float]) -> int:
+def _count_steps(pipe: Any, t: float, timesteps: list[float]) -> int:
     """How many steps the run has that begins at `t`."""
     places = [place for place, value in enumerate(timesteps) if value == t]
     if not places:
-        raise ValueError(f"timestep {t:g} is none of the scheduler's of {type(pipe).__name__}; {OTHER_PIPE}")
+        raise ValueError(f"timestep {t:g} is none of the scheduler's of {type(pipe).__name__}; {SHARED_UNET_ADVICE}")
     left = len(timesteps) - places[0]
-    state = guider_state(pipe)
+    state = get_guider_state(pipe)
     # a few pipelines do not tell it, and none of those ends early
     count = getattr(pipe, "num_timesteps", left) if state is None else state["num_inference_steps"]
     if count > left:
         raise ValueError(
-            f"{type(pipe).__name__} has {count} steps, but from timestep {t:g} there are {left}; {OTHER_PIPE}"
+            f"{type(pipe).__name__} has {count} steps, but from timestep {t:g} there are {left}; {SHARED_UNET_ADVICE}"
         )
     return count
 
 
-def guider_state(pipe: Any) -> dict[str, Any] | None:
+def get_guider_state(pipe: Any) -> dict[str, Any] | None:
     """What the guider of a modular pipeline is about to ask the UNet (diffusers 0.42, guider_utils.py); None without
     one, or while it asks nothing."""
     guider: Any = getattr(pipe, "guider", None)
@@ -159,12 +163,12 @@ def guider_state(pipe: Any) -> dict[str, Any] | None:
     return state if state is not None and state.get("step") is not None and state["count_prepared"] else None
 
 
-def prompted(pipe: Any) -> tuple[bool, ...] | None:
+def find_prompted_copies(pipe: Any) -> tuple[bool, ...] | None:
     """For each copy of the pictures that the pipeline stacks in a batch, whether it has the prompt: not the first if
     guidance is on, and another that has if perturbed attention guidance is on (diffusers 0.42, pag_utils.py,
     _prepare_perturbed_attention_guidance). A modular pipeline's guider has a call for each of its rows' kinds. None
     where the pipeline does not tell."""
-    if guider_state(pipe) is not None:
+    if get_guider_state(pipe) is not None:
         conditional = getattr(pipe.guider, "is_conditional", None)  # some of 0.42 fail there
         return None if conditional is None else (bool(conditional),)
     guidance = getattr(pipe, "do_classifier_free_guidance", None)
@@ -173,7 +177,7 @@ def prompted(pipe: Any) -> tuple[bool, ...] | None:
     return (False,) * bool(guidance) + (True,) + (True,) * bool(getattr(pipe, "do_perturbed_attention_guidance", False))
 
 
-def rows(copies: tuple[bool, ...] | None, call: Call) -> tuple[Tensor | None, Tensor | None]:
+def identify_rows(copies: tuple[bool, ...] | None, call: UNetCall) -> tuple[Tensor | None, Tensor | None]:
     """`Step.positive` and `Step.samples` of a batch of such copies; None where they are not known, or the batch is not
     that."""
     if copies is None or len(call.x) % (len(copies) * call.frames):
@@ -182,10 +186,12 @@ def rows(copies: tuple[bool, ...] | None, call: Call) -> tuple[Tensor | None, Te
     if not all(torch.equal(first, other) for other in others):
         return None, None
     device, pictures = call.x.device, len(first) // call.frames
-    positive = torch.tensor(copies[::-1] if call.prompt_first else copies, device=device).repeat_interleave(len(first))
+    positive = torch.tensor(copies[::-1] if call.is_prompt_first else copies, device=device).repeat_interleave(
+        len(first)
+    )
     samples = torch.arange(pictures, device=device).repeat_interleave(call.frames).repeat(len(copies))
     return positive, samples
 
 
-def _skips(unet: Any) -> int:
+def _count_skips(unet: Any) -> int:
     return 1 + sum(len(level.resnets) + bool(level.downsamplers) for level in unet.down_blocks)

@@ -17,27 +17,29 @@ import torch
 from torch import Tensor
 
 from ...guidance.contract import Residuals, Span, Step
-from ...guidance.devices import placed
-from ...guidance.hints import Maps
-from ...guidance.run import Run
-from ...guidance.unit import Unit, named
-from ..side_stream import Beside, beside
+from ...guidance.devices import on_device
+from ...guidance.hints import HintImages
+from ...guidance.run import GuidanceRun
+from ...guidance.unit import Unit, error_prefix
+from ..side_stream import SideStream, open_side_stream
 from .host import LdmHost
-from .unet_view import LdmUNet, adapted
+from .unet_view import LdmUNetView, adapter_block_indices
 
 
 @dataclass(frozen=True)
-class Rows:
+class BatchRows:
     """What the host's denoiser is about to ask of the UNet, in however many calls: for each row, in order, which
     picture it belongs to and whether it has the prompt. It is one step of a run: `span`."""
 
     span: Span
-    pictures: Sequence[int]
-    prompted: Sequence[bool]
+    image_indices: Sequence[int]
+    has_prompt: Sequence[bool]
 
     def __post_init__(self) -> None:
-        if len(self.pictures) != len(self.prompted):
-            raise ValueError(f"{len(self.pictures)} pictures and {len(self.prompted)} marks of rows: one of each a row")
+        if len(self.image_indices) != len(self.has_prompt):
+            raise ValueError(
+                f"{len(self.image_indices)} pictures and {len(self.has_prompt)} marks of rows: one of each a row"
+            )
 
 
 @contextmanager
@@ -49,8 +51,8 @@ def guide_ldm(unet: Any, units: Iterable[Unit], model: Any = None) -> Iterator[L
     (`LdmGuide.expect`); a UNet call before that is an error. ValueError, TypeError or FileNotFoundError says what
     cannot act, as in `guide`. RuntimeError when the UNet is called in another thread, or is guided already."""
     guide = LdmGuide(unet, units, model)
-    with guide.models, _alone(unet), ExitStack() as handles:
-        for handle in guide.hooked():
+    with guide.moved_models, _claim_unet(unet), ExitStack() as handles:
+        for handle in guide.install_hooks():
             handles.callback(handle.remove)
         try:
             yield guide
@@ -62,158 +64,160 @@ class LdmGuide:
     """The units of one guided UNet, and the run they are in."""
 
     def __init__(self, unet: Any, units: Iterable[Unit], model: Any = None):
-        self._unet, self._view, self._model = unet, LdmUNet(unet), model
+        self._unet, self._unet_view, self._model = unet, LdmUNetView(unet), model
         self._units = list(units)
-        self._maps = []
+        self._hint_images = []
         for i, unit in enumerate(self._units, 1):
-            with named(f"unit {i}"):
-                self._maps.append(_ready(unit, self._view))
-        self.models = ExitStack()  # back to where they were
-        self.called = 0  # UNet calls that were guided
+            with error_prefix(f"unit {i}"):
+                self._hint_images.append(_prepare_unit(unit, self._unet_view))
+        self.moved_models = ExitStack()  # back to where they were
+        self.guided_calls = 0  # UNet calls that were guided
         self._thread = threading.get_ident()
-        self._run: Run | None = None
-        self._rows: Rows | None = None
-        self._seen = 0  # rows of the present step
-        self._host: Any = LdmHost(self._view, model)
-        self._total: Residuals | None = None
-        self._beside: Beside | None = None
-        self._known: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}  # rows as tensors: the same in each step
-        self._in_attention = any(hasattr(unit.model, "attach") for unit in self._units)
-        self._ends = adapted(unet.input_blocks)
+        self._run: GuidanceRun | None = None
+        self._rows: BatchRows | None = None
+        self._seen_rows = 0  # rows of the present step
+        self._host: Any = LdmHost(self._unet_view, model)
+        self._total_residuals: Residuals | None = None
+        self._side_stream: SideStream | None = None
+        self._row_tensors: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}  # rows as tensors: the same in each step
+        self._has_attached_units = any(hasattr(unit.model, "attach") for unit in self._units)
+        self._adapter_blocks = adapter_block_indices(unet.input_blocks)
 
-    def begin(self, spans: Sequence[Span], turn: int) -> None:
+    def begin(self, spans: Sequence[Span], pass_index: int) -> None:
         """A run of these steps begins; `turn` counts a picture's runs from 0 (hires fix: the second is 1). ValueError
         when a unit would act in none of the steps."""
         self.end()
-        self._host = LdmHost(self._view, self._model)
-        self._run = Run(self._units, self._maps, spans, self._host, turn)
+        self._host = LdmHost(self._unet_view, self._model)
+        self._run = GuidanceRun(self._units, self._hint_images, spans, self._host, pass_index)
 
-    def expect(self, rows: Rows) -> None:
+    def announce_step(self, rows: BatchRows) -> None:
         """The next step of the run, before the UNet is called for it."""
-        self._rows, self._seen = rows, 0
+        self._rows, self._seen_rows = rows, 0
 
     def end(self) -> None:
         """The run is over."""
         if self._run is not None:
             self._run.detach()
-        self._run = self._rows = self._total = None
+        self._run = self._rows = self._total_residuals = None
 
-    def hooked(self) -> Iterator[Any]:
+    def install_hooks(self) -> Iterator[Any]:
         """Hook the UNet; handles that undo it."""
         blocks = list(self._unet.input_blocks)
-        yield self._unet.register_forward_pre_hook(self._before, with_kwargs=True)
-        yield self._unet.register_forward_hook(lambda *call: self._after(call[-1]), always_call=True)
-        for place, end in enumerate(self._ends):
-            yield blocks[end].register_forward_hook(lambda _, __, h, place=place: self._in_encoder(h, place))
-        yield self._unet.middle_block.register_forward_hook(lambda _, __, h: self._in_middle(h))
+        yield self._unet.register_forward_pre_hook(self._before_call, with_kwargs=True)
+        yield self._unet.register_forward_hook(lambda *call: self._after_call(call[-1]), always_call=True)
+        for place, end in enumerate(self._adapter_blocks):
+            yield blocks[end].register_forward_hook(lambda _, __, h, place=place: self._add_to_encoder(h, place))
+        yield self._unet.middle_block.register_forward_hook(lambda _, __, h: self._add_to_middle(h))
         for i, block in enumerate(self._unet.output_blocks):
             place = len(blocks) - 1 - i
-            yield block.register_forward_pre_hook(lambda _, args, place=place: self._in_decoder(args, place))
+            yield block.register_forward_pre_hook(lambda _, args, place=place: self._add_to_skip(args, place))
 
     @property
-    def _is_own(self) -> bool:
+    def _is_own_thread(self) -> bool:
         """Whether this is the guide's thread; another one's call may have been under way when the hooks came."""
         return threading.get_ident() == self._thread
 
-    def _before(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not self._is_own:
+    def _before_call(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not self._is_own_thread:
             raise RuntimeError("the UNet is guided in another thread; wait until that is done")
         if self._run is None or self._rows is None:
             raise RuntimeError("the UNet is called outside of a step that the host announced; no unit can act there")
-        step = self._step(*args, **kwargs)
+        step = self._build_step(*args, **kwargs)
         if self._host.call is None:
             for unit in self._units:
-                self.models.enter_context(placed(unit.model, torch.device("cpu") if unit.low_vram else step.x.device))
+                self.moved_models.enter_context(
+                    on_device(unit.model, torch.device("cpu") if unit.low_vram else step.x.device)
+                )
         elif self._host.call.x.shape != step.x.shape:
             self._run.detach()  # what acts in the attention knows one size
         self._host.call = step
-        self._beside = None if self._in_attention else self._beside or beside(step.x.device)
+        self._side_stream = None if self._has_attached_units else self._side_stream or open_side_stream(step.x.device)
         total: Residuals | None = None
-        with nullcontext() if self._beside is None else self._beside.working():
-            for residuals in self._run.residuals(step):
+        with nullcontext() if self._side_stream is None else self._side_stream.activate():
+            for residuals in self._run.compute_residuals(step):
                 total = residuals if total is None else total + residuals
-        self._total = total
-        self.called += 1
+        self._total_residuals = total
+        self.guided_calls += 1
 
-    def _after(self, out: Tensor | None) -> Tensor | None:
+    def _after_call(self, out: Tensor | None) -> Tensor | None:
         """The UNet's output as the units want it, None where it failed."""
-        if not self._is_own:
+        if not self._is_own_thread:
             return out  # of a call that was refused, which may not disturb that of the guide's thread
-        self._total = None
-        self._wait()
+        self._total_residuals = None
+        self._wait_for_residuals()
         step = self._host.call
         if out is None or self._run is None or step is None:
             return out
-        self._run.confirm()
-        if not self._run.acts_after(step):
+        self._run.check_finite()
+        if not self._run.has_post_step(step):
             return out
-        return self._run.after(step, out, self._host.noise())
+        return self._run.apply_post_steps(step, out, self._host.noise())
 
-    def _step(self, x: Tensor, timesteps: Any = None, context: Any = None, y: Any = None, **_: Any) -> Step:
+    def _build_step(self, x: Tensor, timesteps: Any = None, context: Any = None, y: Any = None, **_: Any) -> Step:
         assert self._rows is not None
-        rows, begin = self._rows, self._seen
-        self._seen += len(x)
+        rows, begin = self._rows, self._seen_rows
+        self._seen_rows += len(x)
         t = torch.as_tensor(timesteps, device=x.device).reshape(-1).float()
         t = t.expand(len(x)) if len(t) == 1 else t
-        if self._seen > len(rows.pictures):
+        if self._seen_rows > len(rows.image_indices):
             return Step(x, t, context, rows.span, None, y, None)
-        key = *rows.prompted[begin : self._seen], *rows.pictures[begin : self._seen], x.device
-        if key not in self._known:
-            of = rows.prompted[begin : self._seen], rows.pictures[begin : self._seen]
-            self._known[key] = torch.tensor(of[0], device=x.device), torch.tensor(of[1], device=x.device)
-        positive, samples = self._known[key]
-        return Step(x, t, context, rows.span, positive, y, samples, pictures=max(rows.pictures) + 1)
+        key = *rows.has_prompt[begin : self._seen_rows], *rows.image_indices[begin : self._seen_rows], x.device
+        if key not in self._row_tensors:
+            of = rows.has_prompt[begin : self._seen_rows], rows.image_indices[begin : self._seen_rows]
+            self._row_tensors[key] = torch.tensor(of[0], device=x.device), torch.tensor(of[1], device=x.device)
+        positive, samples = self._row_tensors[key]
+        return Step(x, t, context, rows.span, positive, y, samples, image_count=max(rows.image_indices) + 1)
 
-    def _wait(self) -> None:
+    def _wait_for_residuals(self) -> None:
         """For the residuals, in the first hook that reads them."""
-        if self._beside is not None:
-            self._beside.wait()
+        if self._side_stream is not None:
+            self._side_stream.wait()
 
-    def _in_encoder(self, h: Tensor, place: int) -> Tensor | None:
-        if self._total is None or place >= len(self._total.encoder) or not self._is_own:
+    def _add_to_encoder(self, h: Tensor, index: int) -> Tensor | None:
+        if self._total_residuals is None or index >= len(self._total_residuals.encoder) or not self._is_own_thread:
             return None
-        self._wait()
-        return h + self._total.encoder[place]
+        self._wait_for_residuals()
+        return h + self._total_residuals.encoder[index]
 
-    def _in_middle(self, h: Tensor) -> Tensor | None:
-        last = self._in_encoder(h, len(self._ends))
-        if self._total is None or self._total.middle is None or not self._is_own:
+    def _add_to_middle(self, h: Tensor) -> Tensor | None:
+        last = self._add_to_encoder(h, len(self._adapter_blocks))
+        if self._total_residuals is None or self._total_residuals.middle is None or not self._is_own_thread:
             return last
-        self._wait()
-        return (h if last is None else last) + self._total.middle
+        self._wait_for_residuals()
+        return (h if last is None else last) + self._total_residuals.middle
 
-    def _in_decoder(self, args: tuple[Any, ...], place: int) -> tuple[Any, ...] | None:
-        if self._total is None or not self._total.skips or not self._is_own:
+    def _add_to_skip(self, args: tuple[Any, ...], index: int) -> tuple[Any, ...] | None:
+        if self._total_residuals is None or not self._total_residuals.skips or not self._is_own_thread:
             return None
-        self._wait()
-        added, h = self._total.skips[place], args[0].clone()
+        self._wait_for_residuals()
+        added, h = self._total_residuals.skips[index], args[0].clone()
         h[:, -added.shape[1] :] += added
         return h, *args[1:]
 
 
-_guided: set[int] = set()  # UNets, by id
-_changing = threading.Lock()
+_guided_unets: set[int] = set()  # UNets, by id
+_guided_lock = threading.Lock()
 
 
 @contextmanager
-def _alone(unet: Any) -> Iterator[None]:
-    with _changing:
-        if id(unet) in _guided:
+def _claim_unet(unet: Any) -> Iterator[None]:
+    with _guided_lock:
+        if id(unet) in _guided_unets:
             raise RuntimeError("the UNet is guided already; put all units into one guide")
-        _guided.add(id(unet))
+        _guided_unets.add(id(unet))
     try:
         yield
     finally:
-        with _changing:
-            _guided.remove(id(unet))
+        with _guided_lock:
+            _guided_unets.remove(id(unet))
 
 
-def _ready(unit: Any, unet: LdmUNet) -> Maps:
+def _prepare_unit(unit: Any, unet: LdmUNetView) -> HintImages:
     """The maps of a unit that fits the UNet."""
     if not isinstance(unit, Unit):
         raise TypeError(f"a {type(unit).__name__}, expected a Unit")
-    if hasattr(unit.model, "settle"):
-        unit.model.settle(unet)
-    maps = Maps(unit)
-    maps.reader(unit.model)
+    if hasattr(unit.model, "bind"):
+        unit.model.bind(unet)
+    maps = HintImages(unit)
+    maps.configure_model(unit.model)
     return maps

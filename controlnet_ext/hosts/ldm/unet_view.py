@@ -12,39 +12,41 @@ from torch import Tensor, nn
 
 from ...models.state_dict import ldm_keys
 
-PARTS = "input_blocks", "middle_block", "output_blocks", "time_embed"
+UNET_PARTS = "input_blocks", "middle_block", "output_blocks", "time_embed"
 
 
-class LdmUNet:
+class LdmUNetView:
     """What diffusers' UNet2DConditionModel would say of the same network: `config`, `down_blocks`, `mid_block`,
     weights by its names. Nothing is copied. ValueError on what is no such UNet."""
 
     def __init__(self, unet: Any):
-        missing = [name for name in PARTS if not hasattr(unet, name)]
+        missing = [name for name in UNET_PARTS if not hasattr(unet, name)]
         if missing:
             raise ValueError(f"a {type(unet).__name__} without {missing[0]}, expected ldm's UNetModel")
         self.unet = unet
-        self.down_blocks = list(_levels(unet.input_blocks))
-        self._names = ldm_keys.modules([len(level.resnets) for level in self.down_blocks], 1)
-        self.mid_block = _Block([part for part in unet.middle_block if _is_resnet(part)], list(unet.middle_block), None)
-        self.config = self._config()
+        self.down_blocks = list(_iter_levels(unet.input_blocks))
+        self._ldm_names = ldm_keys.build_key_table([len(level.resnets) for level in self.down_blocks], 1)
+        self.mid_block = _BlockView(
+            [part for part in unet.middle_block if _is_resnet(part)], list(unet.middle_block), None
+        )
+        self.config = self._build_config()
 
     def get_submodule(self, name: str) -> Any:
         """The module of this name in diffusers' words."""
-        (found,) = ldm_keys.renamed({name: None}, self._names)
+        (found,) = ldm_keys.rename_keys({name: None}, self._ldm_names)
         return self.unet.get_submodule(found)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The encoder's and the middle block's tensors, and the embeddings', by diffusers' names."""
-        return ldm_keys.renamed(self.unet.state_dict(), {ldm: name for name, ldm in self._names.items()})
+        return ldm_keys.rename_keys(self.unet.state_dict(), {ldm: name for name, ldm in self._ldm_names.items()})
 
     def named_modules(self) -> Iterator[tuple[str, nn.Module]]:
         """Those of the transformers by diffusers' names, in the order in which they run. webui adds LoRAs to the
         weights themselves: there are no layers over others."""
-        for name, transformer in self._transformers():
+        for name, transformer in self._iter_transformers():
             yield from transformer.transformer_blocks.named_modules(prefix=f"{name}.transformer_blocks")
 
-    def _transformers(self) -> Iterator[tuple[str, Any]]:
+    def _iter_transformers(self) -> Iterator[tuple[str, Any]]:
         for i, level in enumerate(self.down_blocks):
             yield from ((f"down_blocks.{i}.attentions.{j}", part) for j, part in enumerate(level.attentions))
         yield from ((f"mid_block.attentions.{j}", part) for j, part in enumerate(self.mid_block.attentions))
@@ -54,7 +56,7 @@ class LdmUNet:
             found = (part for part in parts if hasattr(part, "transformer_blocks"))
             yield from ((f"up_blocks.{i}.attentions.{j}", part) for j, part in enumerate(found))
 
-    def _config(self) -> dict[str, Any]:
+    def _build_config(self) -> dict[str, Any]:
         first = self.unet.input_blocks[0][0]
         label: Any = getattr(self.unet, "label_emb", None)
         added = None if label is None or isinstance(label, nn.Linear | nn.Embedding) else label[0][0].in_features
@@ -73,16 +75,16 @@ class LdmUNet:
         }
 
 
-class _Block:
+class _BlockView:
     """A level or the middle block: resnets, transformers where it has some, and what makes it coarser."""
 
-    def __init__(self, resnets: list[Any], parts: list[Any], coarser: Any):
-        self.resnets, self.downsamplers = resnets, [] if coarser is None else [coarser]
+    def __init__(self, resnets: list[Any], parts: list[Any], downsampler: Any):
+        self.resnets, self.downsamplers = resnets, [] if downsampler is None else [downsampler]
         self.attentions = [part for part in parts if hasattr(part, "transformer_blocks")]
         self.has_cross_attention = bool(self.attentions)
 
 
-def _levels(blocks: Any) -> Iterator[_Block]:
+def _iter_levels(blocks: Any) -> Iterator[_BlockView]:
     resnets: list[Any] = []
     parts: list[Any] = []
     for block in list(blocks)[1:]:
@@ -90,16 +92,16 @@ def _levels(blocks: Any) -> Iterator[_Block]:
             resnets.append(SimpleNamespace(out_channels=block[0].out_channels))
             parts += block
         else:
-            yield _Block(resnets, parts, block[0])
+            yield _BlockView(resnets, parts, block[0])
             resnets, parts = [], []
-    yield _Block(resnets, parts, None)
+    yield _BlockView(resnets, parts, None)
 
 
 def _is_resnet(part: Any) -> bool:
     return hasattr(part, "in_layers")
 
 
-def adapted(blocks: Any) -> list[int]:
+def adapter_block_indices(blocks: Any) -> list[int]:
     """The encoder blocks to whose outputs a T2I-Adapter's residuals are added: in each level the last with attention;
     in one without the last of all, which makes it coarser. An adapter for SDXL has one more, for the middle block
     (diffusers 0.42, unet_2d_condition.py)."""

@@ -14,101 +14,117 @@ from torch import Tensor, nn
 
 from ...guidance.contract import Residuals, Step
 from .. import base_unet as source
-from ..nn.execution import Running, pooling
-from ..nn.layers import apply, like
+from ..nn.execution import CompilableBlocks, with_global_average_pooling
+from ..nn.layers import apply_layer, cast_like
 from ..state_dict import ldm_keys
-from ..state_dict.architecture import Plan
-from ..state_dict.compatibility import Layout, misfit
-from ..state_dict.ldm_keys import DIFFUSERS, PREFIX
+from ..state_dict.architecture import ControlNetConfig
+from ..state_dict.compatibility import UNetSignature, incompatibility
+from ..state_dict.ldm_keys import CONTROL_MODEL_PREFIX, DIFFUSERS_MARKER_KEY
 from ..state_dict.strict import check_names, check_values
 from .controlnet import ControlNet
 
-MARK = "lora_controlnet"  # an empty tensor in every such file
-PARTS = ("weight", "bias", "up", "down")
-OWN = ("controlnet_cond_embedding.", "controlnet_down_blocks.", "controlnet_mid_block.")  # what UNets have not
+MARKER_KEY = "lora_controlnet"  # an empty tensor in every such file
+LAYER_PARTS = ("weight", "bias", "up", "down")
+CONTROL_PREFIXES = (
+    "controlnet_cond_embedding.",
+    "controlnet_down_blocks.",
+    "controlnet_mid_block.",
+)  # what UNets have not
 
 
-class ControlLora(Running):
+class ControlLora(CompilableBlocks):
     """Residuals as of a ControlNet whose weights are W + up·down, W the UNet's, made layer by layer when they are
-    wanted: more than the file's own size is one layer's weights. `settle(unet)` says which UNet; LoRAs on it are left
+    wanted: more than the file's own size is one layer's weights. `bind(unet)` says which UNet; LoRAs on it are left
     out. W follows to x's device where the UNet is offloaded as a whole. It computes in the file's dtype."""
 
     architecture = "control-lora"
 
     def __init__(self, tensors: Mapping[str, Tensor], config: Mapping[str, Any]):
         super().__init__()
-        self._names = {name: name.replace(".", "/") for name in tensors}  # which torch allows
-        self.tensors = nn.ParameterDict({self._names[name]: nn.Parameter(t, False) for name, t in tensors.items()})
-        self.layout = _layout(tensors)
-        self.family = self.layout.family
-        self._config = dict(config)
+        self._parameter_keys = {name: name.replace(".", "/") for name in tensors}  # which torch allows
+        self.tensors = nn.ParameterDict(
+            {self._parameter_keys[name]: nn.Parameter(t, False) for name, t in tensors.items()}
+        )
+        self.unet_signature = _infer_signature(tensors)
+        self.family = self.unet_signature.family
+        self._stated_config = dict(config)
         self.global_average_pooling = config.get("global_pool_conditions")
         self._built: tuple[Callable[[], Any], ControlNet] | None = None  # for which UNet
 
-    def settle(self, unet: Any) -> None:
+    def bind(self, unet: Any) -> None:
         """Build the network on this diffusers UNet's weights, unless that is done or it has none. ValueError says why
         it does not fit, or which tensors of the file are missing or unknown."""
         unet = getattr(unet, "_orig_mod", unet)
-        reason = misfit(self.layout, Layout.of(unet))
+        reason = incompatibility(self.unet_signature, UNetSignature.from_unet(unet))
         if reason:
             raise ValueError(reason)
         if source.is_empty(unet):
             return
-        shared = source.encoder(unet)  # also where it is built already: a LoRA may have been fused since
-        first = source.layer(unet, "conv_in")  # tells UNets apart, whatever shows them
+        shared = source.get_encoder_tensors(unet)  # also where it is built already: a LoRA may have been fused since
+        first = source.get_layer(unet, "conv_in")  # tells UNets apart, whatever shows them
         if self._built is None or self._built[0]() is not first:
             self._built = weakref.ref(first), self._build(unet, shared)
 
     def _build(self, unet: Any, shared: dict[str, Tensor]) -> ControlNet:
-        own = {name: self.tensors[key] for name, key in self._names.items()}
-        shared["conv_in.weight"] = shared["conv_in.weight"][:, : self.layout.channels]  # of an inpainting UNet
-        config = {**source.settings(unet), **self._config, "num_attention_heads": None}
-        config["attention_head_dim"] = source.heads(unet)
+        own = {name: self.tensors[key] for name, key in self._parameter_keys.items()}
+        shared["conv_in.weight"] = shared["conv_in.weight"][
+            :, : self.unet_signature.in_channels
+        ]  # of an inpainting UNet
+        config = {**source.get_unet_config(unet), **self._stated_config, "num_attention_heads": None}
+        config["attention_head_dim"] = source.get_heads(unet)
         whole = {name: tensor for name, tensor in own.items() if not name.endswith((".up", ".down"))}
         with torch.device("meta"):
-            net = ControlNet(Plan.read({**whole, **shared}, config)).eval()
+            net = ControlNet(ControlNetConfig.from_tensors({**whole, **shared}, config)).eval()
         missing, used = [], set()
         for name, layer in [(name, module) for name, module in net.named_modules() if module._parameters]:
-            parts = {part: own[f"{name}.{part}"] for part in PARTS if f"{name}.{part}" in own}
+            parts = {part: own[f"{name}.{part}"] for part in LAYER_PARTS if f"{name}.{part}" in own}
             used |= {f"{name}.{part}" for part in parts}
             lacking = [part for part, _ in layer.named_parameters() if part not in parts]
             missing += [f"{name}.{part}" for part in lacking if f"{name}.{part}" not in shared]
             if not missing:
                 _check_shapes(name, layer, parts)
                 parent, _, last = name.rpartition(".")
-                base = source.layer(unet, name) if lacking else None
-                setattr(net.get_submodule(parent), last, Sum(layer, base, parts))
+                base = source.get_layer(unet, name) if lacking else None
+                setattr(net.get_submodule(parent), last, LoraLayer(layer, base, parts))
         check_names(missing, [name for name in own if name not in used])
         return net
 
-    def reads(self, kinds: Sequence[str | None]) -> ControlLora:
+    def for_map_types(self, kinds: Sequence[str | None]) -> ControlLora:
         """As `ControlNet.reads`."""
-        return pooling(self) if self.global_average_pooling is None and set(kinds) == {"shuffle"} else self
+        return (
+            with_global_average_pooling(self)
+            if self.global_average_pooling is None and set(kinds) == {"shuffle"}
+            else self
+        )
 
     def hint(self, image: np.ndarray | Tensor) -> Tensor:
         """As `ControlNet.hint`."""
-        net = self._net()
-        return (net if self.streams_to is None else net.on(self.streams_to)).hint(image)
+        net = self._get_net()
+        return (net if self.stream_device is None else net.stream_to(self.stream_device)).hint(image)
 
     def forward(self, step: Step, hint: Tensor) -> Residuals:
         """As `ControlNet.forward`. ValueError when the UNet is gone or its weights are offloaded piece by piece."""
-        net = copy(self._net())
-        net.blocks = self.blocks
+        net = copy(self._get_net())
+        net.block_runner = self.block_runner
         net.global_average_pooling = self.global_average_pooling
         return net(step, hint)
 
-    def _net(self) -> ControlNet:
+    def _get_net(self) -> ControlNet:
         if self._built is None:
-            raise ValueError("a Control-LoRA works on the weights of a UNet: settle(unet) comes first")
+            raise ValueError("a Control-LoRA works on the weights of a UNet: bind(unet) comes first")
         return self._built[1]
 
     def details(self) -> dict[str, Any]:
         """For `controlnet-ext inspect`."""
-        ranks = [self.tensors[key].shape[0] for name, key in self._names.items() if name.endswith(".down")]
-        return {"base": self.layout.words, "rank": max(ranks, default=0), "needs": "the encoder of the UNet it guides"}
+        ranks = [self.tensors[key].shape[0] for name, key in self._parameter_keys.items() if name.endswith(".down")]
+        return {
+            "base": self.unet_signature.label,
+            "rank": max(ranks, default=0),
+            "needs": "the encoder of the UNet it guides",
+        }
 
 
-class Sum(nn.Module):
+class LoraLayer(nn.Module):
     """A layer that computes with what the file has of `weight` and `bias`, with the UNet's layer's where it has not,
     and with up·down added to the weight."""
 
@@ -121,13 +137,13 @@ class Sum(nn.Module):
         self._has_bias = layer.bias is not None
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self._like("weight", x)
+        weight = self._get_tensor("weight", x)
         if self.up is not None and self.down is not None:
-            up, down = like(self.up, x).flatten(1), like(self.down, x).flatten(1)
-            weight = torch.addmm(like(weight, x).flatten(1), up, down).reshape(weight.shape)
-        return apply(self.layer, x, weight, self._like("bias", x) if self._has_bias else None)
+            up, down = cast_like(self.up, x).flatten(1), cast_like(self.down, x).flatten(1)
+            weight = torch.addmm(cast_like(weight, x).flatten(1), up, down).reshape(weight.shape)
+        return apply_layer(self.layer, x, weight, self._get_tensor("bias", x) if self._has_bias else None)
 
-    def _like(self, part: str, x: Tensor) -> Tensor:
+    def _get_tensor(self, part: str, x: Tensor) -> Tensor:
         own = getattr(self, part)
         if own is not None:
             return own
@@ -139,7 +155,7 @@ class Sum(nn.Module):
             raise ValueError("the UNet's weights are offloaded piece by piece; a Control-LoRA needs them whole")
         if part == "weight" and isinstance(self.layer, nn.Conv2d):
             tensor = tensor[:, : self.layer.in_channels]
-        return like(tensor, x)
+        return cast_like(tensor, x)
 
 
 def _check_shapes(name: str, layer: nn.Module, parts: Mapping[str, Tensor]) -> None:
@@ -154,21 +170,23 @@ def _check_shapes(name: str, layer: nn.Module, parts: Mapping[str, Tensor]) -> N
 
 def detect(names: Collection[str]) -> bool:
     """Whether these are the names of a Control-LoRA's tensors."""
-    return MARK in names
+    return MARKER_KEY in names
 
 
 def layout(names: Collection[str]) -> str:
     """Control-LoRAs are published in ldm's layout."""
-    return "diffusers" if DIFFUSERS in names else "ldm"
+    return "diffusers" if DIFFUSERS_MARKER_KEY in names else "ldm"
 
 
 def load(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> ControlLora:
     """The Control-LoRA with these tensors, which it shares. ValueError when factors do not belong together, or values
     are not finite."""
-    tensors = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items() if name != MARK}
-    if DIFFUSERS not in tensors:
-        tensors = ldm_keys.to_diffusers(tensors)
-    check_names([], [name for name in tensors if not name.startswith((*source.ENCODER, *OWN))])
+    tensors = {
+        name.removeprefix(CONTROL_MODEL_PREFIX): tensor for name, tensor in tensors.items() if name != MARKER_KEY
+    }
+    if DIFFUSERS_MARKER_KEY not in tensors:
+        tensors = ldm_keys.to_diffusers_keys(tensors)
+    check_names([], [name for name in tensors if not name.startswith((*source.ENCODER_PREFIXES, *CONTROL_PREFIXES))])
     for name, tensor in tensors.items():
         check_values(name, tensor)
     for name in [name for name in tensors if name.endswith((".up", ".down"))]:
@@ -181,7 +199,7 @@ def load(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> ControlLor
     return ControlLora(tensors, config).eval()
 
 
-def _layout(tensors: Mapping[str, Tensor]) -> Layout:
+def _infer_signature(tensors: Mapping[str, Tensor]) -> UNetSignature:
     """What of a UNet it meets, as far as the file shows it."""
 
     def width(name: str | None, axis: int = 1) -> int | None:
@@ -194,10 +212,10 @@ def _layout(tensors: Mapping[str, Tensor]) -> Layout:
     if channels is None or middle is None or not skips or None in skips:
         raise ValueError("tensors of the first layer or of the zero convolutions are missing")
     attention = next((name.rpartition(".")[0] for name in tensors if ".attn2.to_k." in name), None)
-    return Layout(
-        channels=channels,
-        context=width(attention),
-        added=width("add_embedding.linear_1"),
-        skips=tuple(skip for skip in skips if skip is not None),
-        middle=middle,
+    return UNetSignature(
+        in_channels=channels,
+        context_width=width(attention),
+        added_width=width("add_embedding.linear_1"),
+        skip_channels=tuple(skip for skip in skips if skip is not None),
+        middle_channels=middle,
     )

@@ -10,33 +10,34 @@ import torch
 from torch import Tensor
 
 from ...guidance.contract import Residuals
-from ..map_types import Told
-from .transformer import UNION, TransformerControl, TransformerStep, filled
+from ..map_types import MapTypeSelection
+from .transformer import UNION_MARKER_KEY, TransformerControlNet, TransformerStep, load_network
 
 # Kinds of map by number (the README of Shakker-Labs' and InstantX's FLUX.1-dev-ControlNet-Union-Pro); 3 and 6, for
 # blurred and poor pictures, are no kinds of ours
-MODES = {"edges": 0, "tile": 1, "depth": 2, "pose": 4, "luminance": 5}
+FLUX_MODE_NUMBERS = {"edges": 0, "tile": 1, "depth": 2, "pose": 4, "luminance": 5}
 
 
-class FluxUnion(Told, TransformerControl):
+class FluxUnion(MapTypeSelection, TransformerControlNet):
     """Residuals from maps whose kinds are known: from `ControlMap.kind`, from the preprocessor, or said by
-    `union.of("depth")`. A unit's images share its weight; each may be of its own kind."""
+    `union.with_types("depth")`. A unit's images share its weight; each may be of its own kind."""
 
     architecture = "controlnet-union"
-    together = True
+    multi_hint = True
 
     def __init__(self, net: Any):
         super().__init__(net, "flux")
 
-    def of(self, *kinds: str | int) -> FluxUnion:
+    def with_types(self, *kinds: str | int) -> FluxUnion:
         """This network on the same weights, for units with as many images, of these kinds in this order: of `MODES`, or
         numbers of the network's. ValueError when it does not read one."""
-        numbers = tuple(MODES.get(kind, -1) if isinstance(kind, str) else int(kind) for kind in kinds)
+        numbers = tuple(FLUX_MODE_NUMBERS.get(kind, -1) if isinstance(kind, str) else int(kind) for kind in kinds)
         count = self.net.config.num_mode
         if not kinds or not all(0 <= number < count for number in numbers):
             asked = ", ".join(map(repr, kinds)) or "nothing"
             raise ValueError(
-                f"the ControlNet Union was asked for {asked}, and reads {', '.join(MODES)}, or 0..{count - 1}"
+                f"the ControlNet Union was asked for {asked}, and reads {', '.join(FLUX_MODE_NUMBERS)}, or "
+                f"0..{count - 1}"
             )
         told = copy(self)
         told.types = numbers
@@ -47,19 +48,19 @@ class FluxUnion(Told, TransformerControl):
         total = Residuals()
         for hint, number in zip(hints, self.types or (), strict=True):
             mode = torch.full((len(step.x), 1), number, device=step.x.device)
-            total += self.residuals(step, hint, controlnet_mode=mode).map(lambda h, _: h / len(hints))
+            total += self.compute_residuals(step, hint, controlnet_mode=mode).map(lambda h, _: h / len(hints))
         return total
 
     def details(self) -> dict[str, Any]:
         """As `TransformerControl.details`."""
-        return {**super().details(), "reads": ", ".join(MODES)}
+        return {**super().details(), "reads": ", ".join(FLUX_MODE_NUMBERS)}
 
 
 def detect(names: Collection[str]) -> bool:
     """Whether these are the names of such a union's tensors."""
-    return UNION in names
+    return UNION_MARKER_KEY in names
 
 
 def load(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> FluxUnion:
     """The union with these tensors, which it shares. ValueError as `transformer_controls.load`."""
-    return FluxUnion(filled(tensors, config, "flux"))
+    return FluxUnion(load_network(tensors, config, "flux"))

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from ...guidance.contract import Residuals, Step
-from ..nn.execution import Around
+from ..nn.execution import ControlNetWrapper
 from .controlnet import ControlNet
 
 
-class InstantID(Around):
+class InstantID(ControlNetWrapper):
     """The ControlNet `net` with `face (T, D)` or `(1, T, D)` in place of the prompt on the prompt's rows, and `absent`
     on the others: what InstantID's resampler makes of a face's embedding, and of zeros. Without `absent` all rows read
     the face. The map is a picture of the face's key points. ValueError on embeddings that do not fit the net or each
@@ -29,17 +29,17 @@ class InstantID(Around):
         if not isinstance(net, ControlNet):
             raise TypeError(f"InstantID of a {type(net).__name__}, expected a ControlNet; load(path) gives one")
         self.net, self.family = net, net.family
-        self.layout = net.layout
+        self.unet_signature = net.unet_signature
         self.face: Tensor
         self.absent: Tensor | None
-        self.register_buffer("face", self._checked("face", face))
-        self.register_buffer("absent", None if absent is None else self._checked("absent", absent))
+        self.register_buffer("face", self._check_tokens("face", face))
+        self.register_buffer("absent", None if absent is None else self._check_tokens("absent", absent))
         if self.absent is not None and self.absent.shape != self.face.shape:
             raise ValueError(f"absent has {self.absent.shape[1]} tokens, but face has {self.face.shape[1]}")
 
-    def settle(self, unet: Any) -> None:
+    def bind(self, unet: Any) -> None:
         """As `ControlNet.settle`."""
-        self.net.settle(unet)
+        self.net.bind(unet)
 
     def hint(self, image: np.ndarray | Tensor) -> Tensor:
         """As `ControlNet.hint`."""
@@ -59,12 +59,12 @@ class InstantID(Around):
         """As `ControlNet.details`."""
         return self.net.details()
 
-    def _checked(self, name: str, tokens: Any) -> Tensor:
+    def _check_tokens(self, name: str, tokens: Any) -> Tensor:
         """Tokens `(1, T, D)` that the net can read."""
         if not isinstance(tokens, Tensor) or not tokens.is_floating_point():
             raise TypeError(f"{name} is {type(tokens).__name__}, expected a tensor of floats (T, D)")
         tokens = tokens[None] if tokens.ndim == 2 else tokens
-        width = self.net.layout.context
+        width = self.net.unet_signature.context_width
         if tokens.ndim != 3 or len(tokens) != 1 or not tokens.shape[1] or tokens.shape[2] != width:
             raise ValueError(f"{name} has shape {tuple(tokens.shape)}, expected (tokens, {width})")
         if not bool(tokens.isfinite().all()):

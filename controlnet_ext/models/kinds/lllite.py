@@ -12,85 +12,85 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...guidance.contract import Host, Now
-from ..nn.execution import Streaming
-from ..nn.hints import pixels_of
+from ...guidance.contract import Activation, Host
+from ..nn.execution import LayerwiseOffload
+from ..nn.hints import to_hint_pixels
 from ..nn.layers import Conv2d, Linear
-from ..state_dict.strict import fill
+from ..state_dict.strict import load_strict
 
-PREFIX = "lllite_unet_"
+LLLITE_PREFIX = "lllite_unet_"
 
 
-class Lite(nn.Module):
+class LLLiteModule(nn.Module):
     """What one layer of `width` channels reads more than it did: up(mid(map, down(x))). A look at the map has `inner`
     channels; `steps` are the sides of its convolutions, each as large as its stride."""
 
-    def __init__(self, width: int, inner: int, look: int, steps: tuple[int, ...]):
+    def __init__(self, width: int, hidden_channels: int, map_channels: int, strides: tuple[int, ...]):
         super().__init__()
-        channels = [3, *[look // 2] * (len(steps) - 1), look]
+        channels = [3, *[map_channels // 2] * (len(strides) - 1), map_channels]
         layers: list[nn.Module] = []
-        for a, b, side in zip(channels[:-1], channels[1:], steps, strict=True):
+        for a, b, side in zip(channels[:-1], channels[1:], strides, strict=True):
             layers += [Conv2d(a, b, side, stride=side), nn.ReLU()]
         self.width = width
-        self.scale = int(np.prod(steps))
+        self.scale = int(np.prod(strides))
         self.conditioning1 = nn.Sequential(*layers[:-1])
-        self.down = nn.Sequential(Linear(width, inner), nn.ReLU())
-        self.mid = nn.Sequential(Linear(inner + look, inner), nn.ReLU())
-        self.up = nn.Sequential(Linear(inner, width))
+        self.down = nn.Sequential(Linear(width, hidden_channels), nn.ReLU())
+        self.mid = nn.Sequential(Linear(hidden_channels + map_channels, hidden_channels), nn.ReLU())
+        self.up = nn.Sequential(Linear(hidden_channels, width))
 
-    def look(self, pixels: Tensor) -> Tensor:
+    def encode_map(self, pixels: Tensor) -> Tensor:
         """The map `(B, C, h, w)` of pixels `(B, 3, H, W)` in -1..1; h = H / scale, rounded up as the UNet's own sizes
         are: the picture is continued by its border."""
         height, width = pixels.shape[-2:]
         pixels = F.pad(pixels, (0, -width % self.scale, 0, -height % self.scale), mode="replicate")
         return self.conditioning1(pixels)
 
-    def forward(self, x: Tensor, look: Tensor) -> Tensor:
+    def forward(self, x: Tensor, encoded_map: Tensor) -> Tensor:
         """What is added to x `(B, h w, width)`."""
-        return self.up(self.mid(torch.cat([look.flatten(2).transpose(1, 2), self.down(x)], dim=2)))
+        return self.up(self.mid(torch.cat([encoded_map.flatten(2).transpose(1, 2), self.down(x)], dim=2)))
 
 
-class ControlLLLite(Streaming):
+class ControlLLLite(LayerwiseOffload):
     """x + strength * lite(x, map) in place of x, in front of each layer that the file names. Several act one behind the
     other, in the order of units. `layers` of a unit are refused: nobody says what they would multiply."""
 
     architecture = "controlllite"
     family = "sdxl"
 
-    def __init__(self, lites: Mapping[str, Lite]):
+    def __init__(self, lites: Mapping[str, LLLiteModule]):
         super().__init__()
         self.lites = nn.ModuleDict(lites)
 
-    def settle(self, unet: Any) -> None:
+    def bind(self, unet: Any) -> None:
         """ValueError unless the UNet has all layers that the file names, of their widths."""
-        found = _layers(unet)
+        found = _find_linear_layers(unet)
         for name, lite in self.lites.items():
             width = lite.width
             if name not in found:
                 raise ValueError(f"the ControlLLLite changes {name}, which the model does not have")
-            if _linear(found[name]).in_features != width:
+            if _unwrap_lora(found[name]).in_features != width:
                 raise ValueError(
                     f"the ControlLLLite has width {width} for {name}, but the model has "
-                    f"{_linear(found[name]).in_features}"
+                    f"{_unwrap_lora(found[name]).in_features}"
                 )
 
     def hint(self, image: np.ndarray | Tensor) -> Tensor:
         """Pixels `(B, 3, H, W)` in -1..1 of an RGB picture as `ControlNet.hint` takes it; one row where all
         are equal."""
         like = next(self.parameters())
-        pixels = (pixels_of(image) * 2 - 1).clamp(min=-1)
+        pixels = (to_hint_pixels(image) * 2 - 1).clamp(min=-1)
         if bool((pixels == pixels[:1]).all()):
             pixels = pixels[:1]
-        return pixels.to(self.streams_to or like.device)
+        return pixels.to(self.stream_device or like.device)
 
     @contextmanager
-    def attach(self, host: Host, hint: Tensor, now: Callable[[], Now | None]) -> Iterator[None]:
+    def attach(self, host: Host, hint: Tensor, get_activation: Callable[[], Activation | None]) -> Iterator[None]:
         """Change what the layers read while this context lasts."""
-        found = _layers(host.unet)
-        self.settle(host.unet)
+        found = _find_linear_layers(host.unet)
+        self.bind(host.unet)
         with ExitStack() as hooks:
             for name, lite in self.lites.items():
-                reader = Reader(name, lite, hint, now)
+                reader = LLLiteHook(name, lite, hint, get_activation)
                 hooks.callback(found[name].register_forward_pre_hook(reader).remove)
             yield
 
@@ -99,15 +99,15 @@ class ControlLLLite(Streaming):
         return {"layers changed": len(self.lites)}
 
 
-class Reader:
+class LLLiteHook:
     """In front of one layer."""
 
-    def __init__(self, name: str, lite: Any, hint: Tensor, now: Callable[[], Now | None]):
-        self._name, self._lite, self._hint, self._now = name, lite, hint, now
-        self._look: Tensor | None = None  # the same in all steps
+    def __init__(self, name: str, module: Any, hint: Tensor, get_activation: Callable[[], Activation | None]):
+        self._name, self._module, self._hint, self._get_activation = name, module, hint, get_activation
+        self._encoded_map: Tensor | None = None  # the same in all steps
 
     def __call__(self, _: Any, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        now = self._now()
+        now = self._get_activation()
         if now is None:
             return None
         x = args[0]
@@ -118,14 +118,14 @@ class Reader:
                 f"{self._name} is called on {len(x)} of {len(now.strength)} rows (perturbed attention guidance does "
                 "that), whose strength is not known"
             )
-        if self._look is None:
-            self._look = self._lite.look(self._hint.to(x.dtype))
-        look = self._look.to(x).expand(len(x), -1, -1, -1)
+        if self._encoded_map is None:
+            self._encoded_map = self._module.encode_map(self._hint.to(x.dtype))
+        look = self._encoded_map.to(x).expand(len(x), -1, -1, -1)
         if look.shape[-2] * look.shape[-1] != x.shape[1]:
             raise ValueError(
                 f"{self._name} reads {x.shape[1]} pixels, but the map has {look.shape[-1]}x{look.shape[-2]}"
             )
-        more = self._lite(x, look) * now.strength[:, None, None].to(x)
+        more = self._module(x, look) * now.strength[:, None, None].to(x)
         if now.region is not None:
             region = F.interpolate(now.region, look.shape[-2:], mode="bilinear", align_corners=False)
             more = more * region.flatten(2).transpose(1, 2).to(x)
@@ -134,7 +134,7 @@ class Reader:
 
 def detect(names: Collection[str]) -> bool:
     """Whether these are the names of a ControlLLLite's tensors."""
-    return any(name.startswith(PREFIX) and ".down.0." in name for name in names)
+    return any(name.startswith(LLLITE_PREFIX) and ".down.0." in name for name in names)
 
 
 def load(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> ControlLLLite:
@@ -142,15 +142,15 @@ def load(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> ControlLLL
     or not finite, and on networks in front of convolutions."""
     names = sorted({name.partition(".")[0] for name in tensors})
     with torch.device("meta"):
-        net = ControlLLLite({name: _lite(name, tensors) for name in names})
+        net = ControlLLLite({name: _build_module(name, tensors) for name in names})
     called = {f"lites.{name}": name for name in tensors}
-    fill(net, {ours: tensors[name] for ours, name in called.items()}, called)
+    load_strict(net, {ours: tensors[name] for ours, name in called.items()}, called)
     return net.eval()
 
 
-def _lite(name: str, tensors: Mapping[str, Tensor]) -> Lite:
+def _build_module(name: str, tensors: Mapping[str, Tensor]) -> LLLiteModule:
     """The network of this name, by the shapes of its tensors."""
-    down, mid = (_matrix(f"{name}.{part}.0.weight", tensors) for part in ("down", "mid"))
+    down, mid = (_get_matrix(f"{name}.{part}.0.weight", tensors) for part in ("down", "mid"))
     steps: list[int] = []
     for i in (0, 2, 4):  # what is missing in between is named when the tensors are filled in
         place = f"{name}.conditioning1.{i}.weight"
@@ -163,10 +163,10 @@ def _lite(name: str, tensors: Mapping[str, Tensor]) -> Lite:
         raise ValueError(
             f"tensor {name}.mid.0.weight reads {mid.shape[1]} channels, expected more than {down.shape[0]}"
         )
-    return Lite(down.shape[1], down.shape[0], look, tuple(steps))
+    return LLLiteModule(down.shape[1], down.shape[0], look, tuple(steps))
 
 
-def _matrix(name: str, tensors: Mapping[str, Tensor]) -> Tensor:
+def _get_matrix(name: str, tensors: Mapping[str, Tensor]) -> Tensor:
     if name not in tensors:
         raise ValueError(f"tensor {name} is missing")
     if tensors[name].ndim == 4:
@@ -176,7 +176,7 @@ def _matrix(name: str, tensors: Mapping[str, Tensor]) -> Tensor:
     return tensors[name]
 
 
-def _layers(unet: Any) -> dict[str, Any]:
+def _find_linear_layers(unet: Any) -> dict[str, Any]:
     """The linear layers of the UNet's attention by the names that ControlLLLite gives them, of ldm's modules and of
     diffusers'. ValueError where queries, keys and values are fused."""
     per = [len(level.resnets) for level in unet.down_blocks]
@@ -184,29 +184,29 @@ def _layers(unet: Any) -> dict[str, Any]:
     for name, module in unet.named_modules():
         if getattr(module, "fused_projections", False):
             raise ValueError("the UNet's projections are fused; unfuse them first (pipe.unfuse_qkv_projections())")
-        if ".attentions." not in name or ".motion_modules." in name or not isinstance(_linear(module), nn.Linear):
+        if ".attentions." not in name or ".motion_modules." in name or not isinstance(_unwrap_lora(module), nn.Linear):
             continue
         if name.endswith(".base_layer") or ".lora_" in name:
             continue
-        found[PREFIX + name.replace(".", "_")] = module
-        found[PREFIX + _ldm(name, per).replace(".", "_")] = module
+        found[LLLITE_PREFIX + name.replace(".", "_")] = module
+        found[LLLITE_PREFIX + _to_ldm_name(name, per).replace(".", "_")] = module
     return found
 
 
-def _linear(module: Any) -> Any:
+def _unwrap_lora(module: Any) -> Any:
     """The layer itself, below any LoRA."""
     return getattr(module, "base_layer", module)
 
 
-def _ldm(name: str, per: list[int]) -> str:
+def _to_ldm_name(name: str, resnets_per_level: list[int]) -> str:
     """ldm's name for what diffusers calls so; `per` are the resnets of each level of the encoder."""
     match name.split("."):
         case ["down_blocks", level, "attentions", place, *rest]:
-            block = 1 + sum(n + 1 for n in per[: int(level)]) + int(place)
+            block = 1 + sum(n + 1 for n in resnets_per_level[: int(level)]) + int(place)
             return ".".join([f"input_blocks.{block}.1", *rest])
         case ["mid_block", "attentions", _, *rest]:
             return ".".join(["middle_block.1", *rest])
         case ["up_blocks", level, "attentions", place, *rest]:
-            block = sum(n + 1 for n in reversed(per[len(per) - int(level) :])) + int(place)
+            block = sum(n + 1 for n in reversed(resnets_per_level[len(resnets_per_level) - int(level) :])) + int(place)
             return ".".join([f"output_blocks.{block}.1", *rest])
     return name

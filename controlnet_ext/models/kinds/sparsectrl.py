@@ -25,30 +25,30 @@ from torch import Tensor, nn
 
 from ...guidance.contract import Residuals, Step
 from ..nn.blocks import Attention, FeedForward
-from ..nn.execution import Around
-from ..nn.hints import check_size, pixels_of, rows
-from ..nn.layers import Conv2d, GroupNorm, LayerNorm, Linear, like
-from ..state_dict.architecture import LARGEST, Plan
-from ..state_dict.ldm_keys import DIFFUSERS
-from ..state_dict.strict import SMALL, fill
+from ..nn.execution import ControlNetWrapper
+from ..nn.hints import check_hint_size, expand_rows, to_hint_pixels
+from ..nn.layers import Conv2d, GroupNorm, LayerNorm, Linear, cast_like
+from ..state_dict.architecture import MAX_WIDTH, ControlNetConfig
+from ..state_dict.ldm_keys import DIFFUSERS_MARKER_KEY
+from ..state_dict.strict import FLOAT8_DTYPES, load_strict
 from .controlnet import ControlNet
 
 T = TypeVar("T")
 
-FRAMES = 32  # positions in the published files
-MODULE = re.compile(r"(down_blocks\.\d+\.motion_modules\.\d+\.)(.+)")
+MAX_FRAMES = 32  # positions in the published files
+MODULE_PATTERN = re.compile(r"(down_blocks\.\d+\.motion_modules\.\d+\.)(.+)")
 # Beginnings and parts of names in the authors' files, and what diffusers calls them
-AUTHORS = (
+ANIMATEDIFF_KEYS = (
     ("attention_blocks.0.pos_encoder.", "pos_embed."),
     ("attention_blocks.0.", "attn1."),
     ("norms.0.", "norm1."),
     ("ff_norm.", "norm3."),
 )
-PLACES = "pos_embed.pe"  # the end of the name of where frames stand, in diffusers' words
-OUTER = "temporal_transformer."  # before all of them, in the authors' files
+POSITIONS_KEY = "pos_embed.pe"  # the end of the name of where frames stand, in diffusers' words
+ANIMATEDIFF_PREFIX = "temporal_transformer."  # before all of them, in the authors' files
 
 
-class Positions(nn.Module):
+class PositionalEmbedding(nn.Module):
     """Adds to the tokens `(N, frames, C)` where each frame stands."""
 
     def __init__(self, width: int, frames: int):
@@ -57,15 +57,15 @@ class Positions(nn.Module):
         self.register_buffer("pe", torch.empty(1, frames, width))
 
     def forward(self, h: Tensor) -> Tensor:
-        return h + like(self.pe[:, : h.shape[1]], h)
+        return h + cast_like(self.pe[:, : h.shape[1]], h)
 
 
-class FrameBlock(nn.Module):
+class TemporalTransformerBlock(nn.Module):
     """Frames `(N, frames, C)` look at each other, then think."""
 
     def __init__(self, width: int, heads: int, frames: int):
         super().__init__()
-        self.pos_embed = Positions(width, frames)
+        self.pos_embed = PositionalEmbedding(width, frames)
         self.norm1 = LayerNorm(width)
         self.attn1 = Attention(width, width, heads)
         self.norm3 = LayerNorm(width)
@@ -77,7 +77,7 @@ class FrameBlock(nn.Module):
         return self.ff(self.norm3(h)) + h
 
 
-class Motion(nn.Module):
+class MotionModule(nn.Module):
     """`depth` such blocks over `(B frames, C, h, w)`, a video's frames next to each other, with a shortcut around
     them."""
 
@@ -87,7 +87,7 @@ class Motion(nn.Module):
             raise ValueError(f"width {width} is no multiple of {heads} heads of a motion module")
         self.norm = GroupNorm(groups, width, eps=1e-6)
         self.proj_in = Linear(width, width)
-        self.transformer_blocks = nn.ModuleList(FrameBlock(width, heads, frames) for _ in range(depth))
+        self.transformer_blocks = nn.ModuleList(TemporalTransformerBlock(width, heads, frames) for _ in range(depth))
         self.proj_out = Linear(width, width)
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
@@ -101,7 +101,7 @@ class Motion(nn.Module):
         return h.flatten(0, 1).contiguous() + x
 
 
-def positions(width: int, frames: int) -> Tensor:
+def compute_positions(width: int, frames: int) -> Tensor:
     """Sines and cosines of each frame's place, `(1, frames, width)` (diffusers 0.42, models/embeddings.py,
     SinusoidalPositionalEmbedding)."""
     place = torch.arange(frames)[:, None]
@@ -109,26 +109,26 @@ def positions(width: int, frames: int) -> Tensor:
     return torch.stack([torch.sin(place * rates), torch.cos(place * rates)], dim=-1).flatten(1)[None]
 
 
-def to_diffusers(tensors: Mapping[str, T]) -> dict[str, T]:
+def to_diffusers_motion_keys(tensors: Mapping[str, T]) -> dict[str, T]:
     """Tensors of the authors' file under diffusers' names; those that have them already, or belong to no motion module,
     keep theirs."""
-    return {_renamed(name): tensor for name, tensor in tensors.items()}
+    return {_to_diffusers_key(name): tensor for name, tensor in tensors.items()}
 
 
-def to_authors(tensors: Mapping[str, T]) -> dict[str, T]:
+def to_animatediff_keys(tensors: Mapping[str, T]) -> dict[str, T]:
     """Tensors with diffusers' names under those of the authors' files."""
     found = {}
     for name, tensor in tensors.items():
-        if module := MODULE.fullmatch(name):
+        if module := MODULE_PATTERN.fullmatch(name):
             inner = module[2]
-            for theirs, ours in AUTHORS:
+            for theirs, ours in ANIMATEDIFF_KEYS:
                 inner = inner.replace(ours, theirs)
-            name = module[1] + OUTER + inner
+            name = module[1] + ANIMATEDIFF_PREFIX + inner
         found[name] = tensor
     return found
 
 
-def depths(names: Collection[str]) -> list[list[int]]:
+def read_motion_depths(names: Collection[str]) -> list[list[int]]:
     """Of diffusers' names: for each level the number of blocks in each of its motion modules."""
     levels: list[list[int]] = []
     for level in count():
@@ -144,54 +144,70 @@ def depths(names: Collection[str]) -> list[list[int]]:
     return levels
 
 
-def _renamed(name: str) -> str:
-    module = MODULE.fullmatch(name)
+def _to_diffusers_key(name: str) -> str:
+    module = MODULE_PATTERN.fullmatch(name)
     if module is None:
         return name
-    inner = module[2].removeprefix(OUTER)
-    for theirs, ours in AUTHORS:
+    inner = module[2].removeprefix(ANIMATEDIFF_PREFIX)
+    for theirs, ours in ANIMATEDIFF_KEYS:
         inner = inner.replace(theirs, ours)
     return module[1] + inner
 
 
-RGB = "controlnet_cond_embedding.weight"  # its encoder is one convolution
-FIRST = "down_blocks.0.motion_modules.0.norm.weight", f"down_blocks.0.motion_modules.0.{OUTER}norm.weight"
-HEADS = 8  # of the motion modules in the published files
-NET = "net."
-LATENTS, PICTURE = 4, 3  # channels; one more is a mask, 1 where there is a picture
+RGB_ENCODER_KEY = "controlnet_cond_embedding.weight"  # its encoder is one convolution
+MOTION_MARKER_KEYS = (
+    "down_blocks.0.motion_modules.0.norm.weight",
+    f"down_blocks.0.motion_modules.0.{ANIMATEDIFF_PREFIX}norm.weight",
+)
+MOTION_HEADS = 8  # of the motion modules in the published files
+NET_PREFIX = "net."
+LATENT_CHANNELS, IMAGE_CHANNELS = 4, 3  # channels; one more is a mask, 1 where there is a picture
 
 
-class SparseCtrl(Around):
+class SparseCtrl(ControlNetWrapper):
     """Residuals for all frames of a video, from a picture of one or several. A unit's picture stands at the first
-    frame; `sparse.at(0, -1)` is for a unit with a picture of the first and one of the last, and so on. Equals
+    frame; `sparse.at_frames(0, -1)` is for a unit with a picture of the first and one of the last, and so on. Equals
     `diffusers.SparseControlNetModel`; x is not read, as there.
 
     The rgb network's pictures come as latents: the host encodes them (the VAE's mode; diffusers' pipeline draws from
     the global generator)."""
 
     architecture = "sparsectrl"
-    together = True
+    multi_hint = True
     LAYOUTS: ClassVar[Mapping[str, Callable[[Mapping[str, Tensor]], dict[str, Tensor]]]] = {
-        "diffusers": lambda tensors: {name.removeprefix(NET): t for name, t in tensors.items()},
-        "ldm": lambda tensors: to_authors({name.removeprefix(NET): t for name, t in tensors.items()}),
+        "diffusers": lambda tensors: {name.removeprefix(NET_PREFIX): t for name, t in tensors.items()},
+        "ldm": lambda tensors: to_animatediff_keys({name.removeprefix(NET_PREFIX): t for name, t in tensors.items()}),
     }
 
-    def __init__(self, plan: Plan, depths: Sequence[Sequence[int]], heads: Sequence[int], frames: int, latents: bool):
+    def __init__(
+        self,
+        net_config: ControlNetConfig,
+        depths: Sequence[Sequence[int]],
+        heads: Sequence[int],
+        max_frames: int,
+        reads_latents: bool,
+    ):
         super().__init__()
-        self.net = ControlNet(plan)
-        self.layout, self.family = self.net.layout, self.net.family
-        self.reads_latents = latents
+        self.net = ControlNet(net_config)
+        self.unet_signature, self.family = self.net.unet_signature, self.net.family
+        self.reads_latents = reads_latents
         self.frames: tuple[int, ...] = (0,)
-        self._depths, self._heads, self._limit = depths, tuple(heads), frames
-        self._masked = plan.hint[0] > (LATENTS if latents else PICTURE)
-        if plan.hint[0] not in ((LATENTS, LATENTS + 1) if latents else (PICTURE, PICTURE + 1)):
-            raise ValueError(f"it reads {plan.hint[0]} channels, expected those of latents or a picture, and a mask")
-        if latents:
-            self.net.controlnet_cond_embedding = Conv2d(plan.hint[0], plan.widths[0], 3, padding=1)
-        for level, width, some, n in zip(self.net.down_blocks, plan.widths, depths, heads, strict=True):
-            level.motion_modules = nn.ModuleList(Motion(width, depth, n, plan.groups, frames) for depth in some)
+        self._depths, self._heads, self._max_frames = depths, tuple(heads), max_frames
+        self._has_mask_channel = net_config.hint_channels[0] > (LATENT_CHANNELS if reads_latents else IMAGE_CHANNELS)
+        if net_config.hint_channels[0] not in (
+            (LATENT_CHANNELS, LATENT_CHANNELS + 1) if reads_latents else (IMAGE_CHANNELS, IMAGE_CHANNELS + 1)
+        ):
+            raise ValueError(
+                f"it reads {net_config.hint_channels[0]} channels, expected those of latents or a picture, and a mask"
+            )
+        if reads_latents:
+            self.net.controlnet_cond_embedding = Conv2d(net_config.hint_channels[0], net_config.widths[0], 3, padding=1)
+        for level, width, some, n in zip(self.net.down_blocks, net_config.widths, depths, heads, strict=True):
+            level.motion_modules = nn.ModuleList(
+                MotionModule(width, depth, n, net_config.norm_groups, max_frames) for depth in some
+            )
 
-    def at(self, *frames: int) -> SparseCtrl:
+    def at_frames(self, *frames: int) -> SparseCtrl:
         """This network on the same weights, for units with as many images, which stand at these frames of the video in
         this order; or with one image (or `PerSample` of one a frame) for all of them. Frames count from 0, negative
         ones from the video's end."""
@@ -199,22 +215,23 @@ class SparseCtrl(Around):
             if not isinstance(frame, int) or isinstance(frame, bool):
                 raise TypeError(f"frame {frame!r:.40} is {type(frame).__name__}, expected a whole number")
         if not frames:
-            raise ValueError("at() needs a frame of the video, such as at(0)")
+            raise ValueError("at_frames() needs a frame of the video, such as at_frames(0)")
         placed = copy(self)
         placed.frames = frames
         return placed
 
-    def settle(self, unet: Any) -> None:
+    def bind(self, unet: Any) -> None:
         """As `ControlNet.settle`, on a UNet with motion modules."""
         if "motion_max_seq_length" not in unet.config:
             raise ValueError("SparseCtrl guides videos, and the UNet has no motion modules, as a UNetMotionModel has")
-        self.net.settle(unet)
+        self.net.bind(unet)
 
-    def reads(self, kinds: Sequence[str | None]) -> SparseCtrl:
+    def for_map_types(self, kinds: Sequence[str | None]) -> SparseCtrl:
         """This network, to read as many maps. ValueError unless each has its frame."""
         if len(kinds) not in (1, len(self.frames)):
             raise ValueError(
-                f"{len(kinds)} images for {len(self.frames)} frames: say where each stands, as in sparse.at(0, -1)"
+                f"{len(kinds)} images for {len(self.frames)} frames: say where each stands, as in "
+                "sparse.at_frames(0, -1)"
             )
         return self
 
@@ -222,32 +239,32 @@ class SparseCtrl(Around):
         """The embedded hint `(1 + B, C, h, w)`, of a frame without a picture and of one with each of these: pictures as
         `ControlNet.hint` takes them, what is to be repainted black; or latents `(B, 4, h, w)`."""
         if not self.reads_latents:
-            pixels = pixels_of(image).clamp(min=0)
-        elif isinstance(image, Tensor) and image.ndim == 4 and image.shape[1] == self._channels:
+            pixels = to_hint_pixels(image).clamp(min=0)
+        elif isinstance(image, Tensor) and image.ndim == 4 and image.shape[1] == self._input_channels:
             pixels = image
         else:
-            raise ValueError(f"this SparseCtrl reads latents (B, {self._channels}, h, w), which the host makes")
-        check_size(pixels, 1 if self.reads_latents else 2 ** (len(self.net.plan.hint) - 2))
+            raise ValueError(f"this SparseCtrl reads latents (B, {self._input_channels}, h, w), which the host makes")
+        check_hint_size(pixels, 1 if self.reads_latents else 2 ** (len(self.net.net_config.hint_channels) - 2))
         if bool((pixels == pixels[:1]).all()):
             pixels = pixels[:1]
         read = torch.cat([torch.zeros_like(pixels[:1]), pixels])
-        if self._masked:
+        if self._has_mask_channel:
             mask = torch.ones_like(read[:, :1])
             mask[0] = 0
             read = torch.cat([read, mask], dim=1)
-        dtype = torch.float32 if self.net.dtype in SMALL else self.net.dtype
+        dtype = torch.float32 if self.net.dtype in FLOAT8_DTYPES else self.net.dtype
         return self.net.controlnet_cond_embedding(read.to(self.net.device, dtype))
 
     def forward(self, step: Step, hints: Sequence[Tensor]) -> Residuals:
         """Residuals of weight 1 for a hint of each of its frames, or one for all of them."""
-        places = self._places(step.frames)
+        places = self._resolve_frames(step.frames)
         hints = list(hints) * len(places) if len(hints) == 1 else hints
 
         def read(x: Tensor) -> Tensor:
             frame = torch.arange(len(x), device=x.device)[:, None, None, None] % step.frames
             h = hints[0][:1].to(x)
             for hint, place in zip(hints, places, strict=True):
-                own = rows("hints", hint[1:].to(x), step)
+                own = expand_rows("hints", hint[1:].to(x), step)
                 if own.shape[1:] != x.shape[1:]:
                     size = f"{own.shape[-1]}x{own.shape[-2]}"
                     raise ValueError(f"hint of {size} for x of {x.shape[-1]}x{x.shape[-2]}: another picture's size")
@@ -256,10 +273,10 @@ class SparseCtrl(Around):
 
         return self.net.encode(replace(step, x=torch.zeros_like(step.x)), read)
 
-    def _places(self, frames: int) -> list[int]:
+    def _resolve_frames(self, frames: int) -> list[int]:
         """Which of the video's frames its pictures stand at."""
-        if frames > self._limit:
-            raise ValueError(f"a video of {frames} frames, but this SparseCtrl has positions for {self._limit}")
+        if frames > self._max_frames:
+            raise ValueError(f"a video of {frames} frames, but this SparseCtrl has positions for {self._max_frames}")
         for frame in self.frames:
             if not -frames <= frame < frames:
                 raise ValueError(f"a picture stands at frame {frame}, but the video has {frames}")
@@ -269,9 +286,9 @@ class SparseCtrl(Around):
         return places
 
     @property
-    def _channels(self) -> int:
+    def _input_channels(self) -> int:
         """Of what it reads, without the mask."""
-        return self.net.plan.hint[0] - self._masked
+        return self.net.net_config.hint_channels[0] - self._has_mask_channel
 
     def config(self) -> dict[str, Any]:
         """The config of the same network as a `diffusers.SparseControlNetModel`."""
@@ -284,63 +301,71 @@ class SparseCtrl(Around):
         more = {"conditioning_embedding_out_channels": [16, 32, 96, 256]} if self.reads_latents else {}
         own = {
             "_class_name": "SparseControlNetModel",
-            "concat_conditioning_mask": self._masked,
-            "conditioning_channels": self._channels,
+            "concat_conditioning_mask": self._has_mask_channel,
+            "conditioning_channels": self._input_channels,
             "down_block_types": [kinds[kind] for kind in config["down_block_types"]],
             "temporal_transformer_layers_per_block": [some[0] for some in self._depths],
             "use_simplified_condition_embedding": self.reads_latents,
         }
-        return {**config, **more, **own, **self._motion()}
+        return {**config, **more, **own, **self._motion_config()}
 
-    def unseen(self) -> dict[str, Any]:
+    def unstored_config(self) -> dict[str, Any]:
         """As `ControlNet.unseen`."""
-        return {name: v for name, v in self.net.unseen().items() if name != "addition_time_embed_dim"} | self._motion()
+        return {
+            name: v for name, v in self.net.unstored_config().items() if name != "addition_time_embed_dim"
+        } | self._motion_config()
 
-    def _motion(self) -> dict[str, Any]:
-        return {"motion_max_seq_length": self._limit, "motion_num_attention_heads": list(self._heads)}
+    def _motion_config(self) -> dict[str, Any]:
+        return {"motion_max_seq_length": self._max_frames, "motion_num_attention_heads": list(self._heads)}
 
     def details(self) -> dict[str, Any]:
         """As `ControlNet.details`."""
         reads = "latents of some frames (rgb)" if self.reads_latents else "pictures of some frames (scribble)"
-        return {"reads": reads, "frames at most": self._limit, **self.net.details()}
+        return {"reads": reads, "frames at most": self._max_frames, **self.net.details()}
 
 
 def detect(names: Collection[str]) -> bool:
     """Whether these are the names of a SparseCtrl's tensors."""
-    return not {RGB, DIFFUSERS}.isdisjoint(names) and not set(FIRST).isdisjoint(names)
+    return not {RGB_ENCODER_KEY, DIFFUSERS_MARKER_KEY}.isdisjoint(names) and not set(MOTION_MARKER_KEYS).isdisjoint(
+        names
+    )
 
 
 def layout(names: Collection[str]) -> str:
     """The layout of these names: diffusers', or the authors'."""
-    return "diffusers" if FIRST[0] in names else "ldm"
+    return "diffusers" if MOTION_MARKER_KEYS[0] in names else "ldm"
 
 
 def load(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> SparseCtrl:
     """The SparseCtrl with these tensors, which it shares, in the authors' layout or diffusers'. Where the file has no
     positions of the frames (`pos_encoder.pe`), they are computed. ValueError as `ControlNet.load`."""
     authors = layout(tensors) == "ldm"
-    tensors = to_diffusers(tensors)
-    latents = RGB in tensors
+    tensors = to_diffusers_motion_keys(tensors)
+    latents = RGB_ENCODER_KEY in tensors
     spatial = {name: tensor for name, tensor in tensors.items() if ".motion_modules." not in name}
     if latents:
-        spatial[DIFFUSERS] = spatial[RGB]
-    plan = Plan.read(spatial, config)
-    counts = depths(tensors)
-    heads = config.get("motion_num_attention_heads", HEADS)
+        spatial[DIFFUSERS_MARKER_KEY] = spatial[RGB_ENCODER_KEY]
+    plan = ControlNetConfig.from_tensors(spatial, config)
+    counts = read_motion_depths(tensors)
+    heads = config.get("motion_num_attention_heads", MOTION_HEADS)
     heads = heads if isinstance(heads, list | tuple) else [heads] * len(plan.widths)
-    stored = next((t.shape[1] for name, t in tensors.items() if name.endswith(PLACES) and t.ndim == 3), None)
-    frames = stored or config.get("motion_max_seq_length", FRAMES)
+    stored = next((t.shape[1] for name, t in tensors.items() if name.endswith(POSITIONS_KEY) and t.ndim == 3), None)
+    frames = stored or config.get("motion_max_seq_length", MAX_FRAMES)
     for what, numbers in (("motion_num_attention_heads", heads), ("motion_max_seq_length", [frames])):
-        if not all(isinstance(n, int) and not isinstance(n, bool) and 1 <= n <= LARGEST for n in numbers):
-            raise ValueError(f"{what} is {numbers!r:.40}, expected whole numbers 1..{LARGEST}")
-    if len(heads) != len(plan.widths) or [len(some) for some in counts] != list(plan.resnets):
+        if not all(isinstance(n, int) and not isinstance(n, bool) and 1 <= n <= MAX_WIDTH for n in numbers):
+            raise ValueError(f"{what} is {numbers!r:.40}, expected whole numbers 1..{MAX_WIDTH}")
+    if len(heads) != len(plan.widths) or [len(some) for some in counts] != list(plan.resnets_per_level):
         raise ValueError(f"motion modules, or heads of them, for other levels than the {len(plan.widths)} there are")
     with torch.device("meta"):
         net = SparseCtrl(plan, counts, heads, frames, latents)
-    like = next((t.dtype for t in tensors.values() if t.dtype not in SMALL), torch.float32)
-    wanted = {name.removeprefix(NET): tensor for name, tensor in net.state_dict().items()}
-    computed = {name: positions(t.shape[2], frames).to(like) for name, t in wanted.items() if name.endswith(PLACES)}
-    called = dict(zip(wanted, to_authors(wanted) if authors else wanted, strict=True))
-    own = {NET + name: tensor for name, tensor in {**computed, **tensors}.items()}
-    fill(net, own, {NET + name: own for name, own in called.items()})
+    like = next((t.dtype for t in tensors.values() if t.dtype not in FLOAT8_DTYPES), torch.float32)
+    wanted = {name.removeprefix(NET_PREFIX): tensor for name, tensor in net.state_dict().items()}
+    computed = {
+        name: compute_positions(t.shape[2], frames).to(like)
+        for name, t in wanted.items()
+        if name.endswith(POSITIONS_KEY)
+    }
+    called = dict(zip(wanted, to_animatediff_keys(wanted) if authors else wanted, strict=True))
+    own = {NET_PREFIX + name: tensor for name, tensor in {**computed, **tensors}.items()}
+    load_strict(net, own, {NET_PREFIX + name: own for name, own in called.items()})
     return net.eval()

@@ -11,18 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...guidance.contract import Host, Now
-from ..nn.execution import Streaming
-from ..nn.hints import rows
-from ..nn.layers import LayerNorm, Linear, like
-from ..state_dict.strict import SMALL, fill
+from ...guidance.contract import Activation, Host
+from ..nn.execution import LayerwiseOffload
+from ..nn.hints import expand_rows
+from ..nn.layers import LayerNorm, Linear, cast_like
+from ..state_dict.strict import FLOAT8_DTYPES, load_strict
 
-PREFIX = "adapter."
-HEADS = 8  # not in the tensors; the published file's
-LIMIT = 64  # layers; the published file has three
+STYLE_PREFIX = "adapter."
+STYLE_HEADS = 8  # not in the tensors; the published file's
+MAX_LAYERS = 64  # layers; the published file has three
 
 
-class Attention(nn.Module):
+class StyleAttention(nn.Module):
     """The weights of torch's MultiheadAttention, over tokens `(B, N, C)`."""
 
     def __init__(self, width: int):
@@ -32,17 +32,17 @@ class Attention(nn.Module):
         self.out_proj = Linear(width, width)
 
     def forward(self, h: Tensor) -> Tensor:
-        inside = F.linear(h, like(self.in_proj_weight, h), like(self.in_proj_bias, h))
-        q, k, v = (y.unflatten(-1, (HEADS, -1)).transpose(1, 2) for y in inside.chunk(3, dim=-1))
+        inside = F.linear(h, cast_like(self.in_proj_weight, h), cast_like(self.in_proj_bias, h))
+        q, k, v = (y.unflatten(-1, (STYLE_HEADS, -1)).transpose(1, 2) for y in inside.chunk(3, dim=-1))
         return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
-class Block(nn.Module):
+class StyleBlock(nn.Module):
     """A transformer block over tokens `(B, N, C)`."""
 
     def __init__(self, width: int):
         super().__init__()
-        self.attn = Attention(width)
+        self.attn = StyleAttention(width)
         self.ln_1 = LayerNorm(width)
         self.mlp = nn.ModuleDict({"c_fc": Linear(width, 4 * width), "c_proj": Linear(4 * width, width)})
         self.ln_2 = LayerNorm(width)
@@ -53,7 +53,7 @@ class Block(nn.Module):
         return h + self.mlp["c_proj"](inner * torch.sigmoid(1.702 * inner))
 
 
-class StyleAdapter(Streaming):
+class StyleAdapter(LayerwiseOffload):
     """Tokens of a style, times the unit's weight, behind the prompt's on the prompt's rows; on others their own last
     tokens once more, so that all have as many (as the authors' samplers; sd-webui-controlnet appends zeros there).
 
@@ -67,11 +67,11 @@ class StyleAdapter(Streaming):
         super().__init__()
         self.family = "sd15" if context == 768 else "sd"
         self.style_embedding = nn.Parameter(torch.empty(1, tokens, width))
-        self.transformer_layes = nn.Sequential(*(Block(width) for _ in range(layers)))  # the authors' spelling
+        self.transformer_layes = nn.Sequential(*(StyleBlock(width) for _ in range(layers)))  # the authors' spelling
         self.ln_pre, self.ln_post = LayerNorm(width), LayerNorm(width)
         self.proj = nn.Parameter(torch.empty(width, context))
 
-    def settle(self, unet: Any) -> None:
+    def bind(self, unet: Any) -> None:
         """ValueError unless the UNet's prompts are as wide as the tokens."""
         theirs = unet.config["cross_attention_dim"]
         if theirs != self.proj.shape[1]:
@@ -85,20 +85,20 @@ class StyleAdapter(Streaming):
         if not isinstance(states, Tensor) or states.ndim != 3 or states.shape[2] != width or not states.shape[1]:
             shape = tuple(getattr(states, "shape", ())) or type(states).__name__
             raise ValueError(f"a style adapter reads hidden states (B, N, {width}) of a vision network, not {shape}")
-        dtype = torch.float32 if self.proj.dtype in SMALL else self.proj.dtype
+        dtype = torch.float32 if self.proj.dtype in FLOAT8_DTYPES else self.proj.dtype
         if bool((states == states[:1]).all()):
             states = states[:1]
-        h = states.to(self.streams_to or self.proj.device, dtype)
-        h = torch.cat([h, like(self.style_embedding, h).expand(len(h), -1, -1)], dim=1)
+        h = states.to(self.stream_device or self.proj.device, dtype)
+        h = torch.cat([h, cast_like(self.style_embedding, h).expand(len(h), -1, -1)], dim=1)
         h = self.transformer_layes(self.ln_pre(h))
-        return self.ln_post(h[:, -tokens:]) @ like(self.proj, h)
+        return self.ln_post(h[:, -tokens:]) @ cast_like(self.proj, h)
 
     @contextmanager
-    def attach(self, host: Host, hint: Tensor, now: Callable[[], Now | None]) -> Iterator[None]:
+    def attach(self, host: Host, hint: Tensor, get_activation: Callable[[], Activation | None]) -> Iterator[None]:
         """Append the tokens in front of each attention to the prompt, while this context lasts."""
-        appending = Appending(hint, now)
+        appending = TokenAppendingHook(hint, get_activation)
         with ExitStack() as hooks:
-            for name, module, _ in host.attentions():
+            for name, module, _ in host.iter_attentions():
                 if name.endswith(".attn2"):
                     hooks.callback(module.register_forward_pre_hook(appending, with_kwargs=True).remove)
             yield
@@ -109,15 +109,15 @@ class StyleAdapter(Streaming):
         return {"reads": f"hidden states of CLIP's vision network, of width {width}", "tokens": tokens}
 
 
-class Appending:
+class TokenAppendingHook:
     """In front of the attentions of one UNet, which are called with one and the same prompt."""
 
-    def __init__(self, hint: Tensor, now: Callable[[], Now | None]):
-        self._hint, self._now = hint, now
-        self._seen: tuple[Any, Any, Tensor | None] = (None, None, None)  # prompt, now, and what came of them
+    def __init__(self, hint: Tensor, get_activation: Callable[[], Activation | None]):
+        self._hint, self._get_activation = hint, get_activation
+        self._last_append: tuple[Any, Any, Tensor | None] = (None, None, None)  # prompt, now, and what came of them
 
     def __call__(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
-        now = self._now()
+        now = self._get_activation()
         if now is None:
             return None
         name = "context" if "context" in kwargs else "encoder_hidden_states"  # ldm's word, and diffusers'
@@ -125,16 +125,16 @@ class Appending:
         context, *more = given if isinstance(given, tuple) else (given,)  # more: an IP-Adapter's
         if kwargs.get("attention_mask") is not None:
             raise ValueError("a style adapter appends tokens to the prompt, which a mask of the prompt does not know")
-        if self._seen[0] is not context or self._seen[1] is not now:
-            self._seen = context, now, self._appended(context, now)
-        appended = self._seen[2]
+        if self._last_append[0] is not context or self._last_append[1] is not now:
+            self._last_append = context, now, self._append_tokens(context, now)
+        appended = self._last_append[2]
         return args, {**kwargs, name: (appended, *more) if more else appended}
 
-    def _appended(self, context: Tensor, now: Now) -> Tensor:
-        for what, given in (("layers", now.layers), ("region", now.region)):
+    def _append_tokens(self, context: Tensor, activation: Activation) -> Tensor:
+        for what, given in (("layers", activation.layers), ("region", activation.region)):
             if given is not None:
                 raise ValueError(f"a style adapter takes no {what}: it acts through the prompt, everywhere")
-        positive, count = now.step.positive, self._hint.shape[1]
+        positive, count = activation.step.positive, self._hint.shape[1]
         if positive is None:
             raise ValueError("a style adapter acts on the prompt's rows, and the host cannot tell which those are")
         if len(context) != len(positive) or context.shape[1] < count:
@@ -142,29 +142,31 @@ class Appending:
                 f"prompts of {len(context)} rows and {context.shape[1]} tokens for {len(positive)} rows of x and "
                 f"{count} tokens of a style"
             )
-        style = rows("styles", self._hint.to(context), now.step) * now.strength[:, None, None].to(context)
+        style = expand_rows("styles", self._hint.to(context), activation.step) * activation.strength[:, None, None].to(
+            context
+        )
         return torch.cat([context, torch.where(positive[:, None, None], style, context[:, -count:])], dim=1)
 
 
 def detect(names: Collection[str]) -> bool:
     """Whether these are the names of a style adapter's tensors."""
-    return "style_embedding" in {name.removeprefix(PREFIX) for name in names}
+    return "style_embedding" in {name.removeprefix(STYLE_PREFIX) for name in names}
 
 
 def load(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> StyleAdapter:
     """The style adapter with these tensors, which it shares. ValueError on tensors that are missing, unknown, misshapen
     or not finite."""
-    called = {name.removeprefix(PREFIX): name for name in tensors}
+    called = {name.removeprefix(STYLE_PREFIX): name for name in tensors}
     if len(called) != len(tensors):
-        raise ValueError(f"holds one tensor twice, with and without {PREFIX!r}")
+        raise ValueError(f"holds one tensor twice, with and without {STYLE_PREFIX!r}")
     plain = {name: tensors[own] for name, own in called.items()}
     proj, embedding = plain.get("proj"), plain["style_embedding"]
-    if proj is None or proj.ndim != 2 or proj.shape[0] % HEADS:
-        raise ValueError(f"tensor proj is missing, or no matrix of a multiple of {HEADS} rows")
+    if proj is None or proj.ndim != 2 or proj.shape[0] % STYLE_HEADS:
+        raise ValueError(f"tensor proj is missing, or no matrix of a multiple of {STYLE_HEADS} rows")
     if embedding.ndim != 3 or not embedding.shape[1]:
         raise ValueError(f"tensor style_embedding has shape {list(embedding.shape)}, expected (1, tokens, width)")
-    layers = next((n for n in range(LIMIT) if f"transformer_layes.{n}.ln_1.weight" not in plain), LIMIT)
+    layers = next((n for n in range(MAX_LAYERS) if f"transformer_layes.{n}.ln_1.weight" not in plain), MAX_LAYERS)
     with torch.device("meta"):
         net = StyleAdapter(proj.shape[0], proj.shape[1], layers, embedding.shape[1])
-    fill(net, plain, called)
+    load_strict(net, plain, called)
     return net.eval()

@@ -19,17 +19,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...guidance.contract import Residuals, Step
-from ..nn.execution import Streaming
-from ..nn.hints import check_size, pixels_of, rows
+from ..nn.execution import LayerwiseOffload
+from ..nn.hints import check_hint_size, expand_rows, to_hint_pixels
 from ..nn.layers import Conv2d
-from ..state_dict.ldm_keys import renamed
-from ..state_dict.strict import SMALL, fill
+from ..state_dict.ldm_keys import rename_keys
+from ..state_dict.strict import FLOAT8_DTYPES, load_strict
 
-PREFIX = "adapter."  # of all names in diffusers' layout
-LIMIT = 64  # levels, and resnets in each; the published ones have four of two or four
+T2I_PREFIX = "adapter."  # of all names in diffusers' layout
+MAX_LEVELS = 64  # levels, and resnets in each; the published ones have four of two or four
 
 
-def original(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def to_tencent_keys(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """An adapter's tensors under TencentARC's names, where the resnets of all levels are numbered through."""
     light = "conv_in.weight" not in tensors
     per = 1 + max(int(name.split(".")[3]) for name in tensors if ".resnets." in name)
@@ -47,13 +47,13 @@ def original(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+def build_t2i_key_table(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """Our module names for TencentARC's."""
     if "conv_in.weight" not in tensors:
-        places = range(count("body.0.body.{}.block1.weight", tensors))
-        levels = range(count("body.{}.in_conv.weight", tensors))
+        places = range(count_consecutive("body.0.body.{}.block1.weight", tensors))
+        levels = range(count_consecutive("body.{}.in_conv.weight", tensors))
         return {f"body.{i}.body.{j}": f"body.{i}.resnets.{j}" for i in levels for j in places}
-    blocks = count("body.{}.block1.weight", tensors)
+    blocks = count_consecutive("body.{}.block1.weight", tensors)
     # A level begins with the block that changes the width; where none does there are four
     per = next((i for i in range(1, blocks) if f"body.{i}.in_conv.weight" in tensors), max(blocks // 4, 1))
     table = {}
@@ -65,42 +65,42 @@ def names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     return table
 
 
-def count(pattern: str, tensors: Mapping[str, Tensor]) -> int:
+def count_consecutive(pattern: str, tensors: Mapping[str, Tensor]) -> int:
     """How many of the names that `pattern` gives for 0, 1, 2 … there are before the first that is missing."""
-    return next((n for n in range(LIMIT) if pattern.format(n) not in tensors), LIMIT)
+    return next((n for n in range(MAX_LEVELS) if pattern.format(n) not in tensors), MAX_LEVELS)
 
 
 @dataclass(frozen=True)
-class Shape:
+class T2IAdapterConfig:
     """What an adapter is built from: `channels` of the map, `factor` by which pixels are unshuffled, output `widths` of
     the levels, number of `resnets` in each, `kind` in diffusers' words, and which levels have a convolution for their
     downsampling (`convolved`) and for their width (`widened`), whose kernels have side `kernel`."""
 
-    channels: int
-    factor: int
+    hint_channels: int
+    downscale_factor: int
     widths: tuple[int, ...]
-    resnets: int
-    kind: str
-    kernel: int = 1
-    convolved: frozenset[int] = frozenset()
-    widened: frozenset[int] = frozenset()
+    resnets_per_level: int
+    adapter_type: str
+    kernel_size: int = 1
+    conv_downsampled_levels: frozenset[int] = frozenset()
+    widened_levels: frozenset[int] = frozenset()
 
     @property
-    def light(self) -> bool:
-        return self.kind == "light_adapter"
+    def is_light(self) -> bool:
+        return self.adapter_type == "light_adapter"
 
-    def halves(self, level: int) -> bool:
+    def is_halved(self, level: int) -> bool:
         """Whether this level begins by halving height and width."""
-        return level == 2 if self.kind == "full_adapter_xl" else level > 0
+        return level == 2 if self.adapter_type == "full_adapter_xl" else level > 0
 
 
-def read(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Shape:
+def read_t2i_config(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> T2IAdapterConfig:
     """The shape of an adapter with our names. What the config states and tensors do not show is believed."""
     light = "conv_in.weight" not in tensors
-    first = tensor("body.0.in_conv.weight" if light else "conv_in.weight", tensors)
-    levels = count("body.{}.resnets.0.block1.weight", tensors)
+    first = get_conv_tensor("body.0.in_conv.weight" if light else "conv_in.weight", tensors)
+    levels = count_consecutive("body.{}.resnets.0.block1.weight", tensors)
     ends = "body.{}.out_conv.weight" if light else "body.{}.resnets.0.block2.weight"
-    widths = tuple(tensor(ends.format(i), tensors).shape[0] for i in range(levels))
+    widths = tuple(get_conv_tensor(ends.format(i), tensors).shape[0] for i in range(levels))
     stated = config.get("adapter_type")
     factor = config.get("downscale_factor", 16 if not light and first.shape[1] % 256 == 0 else 8)
     if factor not in (8, 16):
@@ -113,19 +113,19 @@ def read(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Shape:
         raise ValueError(f"it reads {first.shape[1]} channels, expected {factor**2} for each of 1 or 3 of a picture")
     if not levels or min(widths) < 4:
         raise ValueError("the tensors have no levels, or one of less than 4 channels")
-    return Shape(
+    return T2IAdapterConfig(
         channels,
         factor,
         widths,
-        count("body.0.resnets.{}.block1.weight", tensors),
+        count_consecutive("body.0.resnets.{}.block1.weight", tensors),
         kind,
-        1 if light else tensor("body.0.resnets.0.block2.weight", tensors).shape[-1],
+        1 if light else get_conv_tensor("body.0.resnets.0.block2.weight", tensors).shape[-1],
         frozenset(i for i in range(levels) if f"body.{i}.downsample.weight" in tensors),
         frozenset(i for i in range(levels) if f"body.{i}.in_conv.weight" in tensors),
     )
 
 
-def tensor(name: str, tensors: Mapping[str, Tensor]) -> Tensor:
+def get_conv_tensor(name: str, tensors: Mapping[str, Tensor]) -> Tensor:
     if name not in tensors:
         raise ValueError(f"tensor {name} is missing")
     if tensors[name].ndim != 4:
@@ -133,10 +133,10 @@ def tensor(name: str, tensors: Mapping[str, Tensor]) -> Tensor:
     return tensors[name]
 
 
-WIDTHS = (320, 640, 1280, 1280)  # of the published adapters
+PUBLISHED_WIDTHS = (320, 640, 1280, 1280)  # of the published adapters
 
 
-class Resnet(nn.Module):
+class AdapterResnet(nn.Module):
     def __init__(self, width: int, kernel: int):
         super().__init__()
         self.block1 = Conv2d(width, width, 3, padding=1)
@@ -146,82 +146,90 @@ class Resnet(nn.Module):
         return self.block2(F.relu(self.block1(x))) + x
 
 
-class Level(nn.Module):
+class AdapterLevel(nn.Module):
     """One resolution. Averages of odd sizes round up, as the UNet's own downsampling does (and diffusers' adapters;
     TencentARC's rounds down, which fits sizes in multiples of 64 only)."""
 
-    def __init__(self, shape: Shape, level: int, width: int):
+    def __init__(self, adapter_config: T2IAdapterConfig, level: int, width: int):
         super().__init__()
-        out, kernel = shape.widths[level], shape.kernel
-        inner = out // 4 if shape.light else out
-        self.halves = shape.halves(level)
-        self.downsample = Conv2d(width, width, 3, stride=2, padding=1) if level in shape.convolved else None
-        widened = shape.light or level in shape.widened
+        out, kernel = adapter_config.widths[level], adapter_config.kernel_size
+        inner = out // 4 if adapter_config.is_light else out
+        self.is_halved = adapter_config.is_halved(level)
+        self.downsample = (
+            Conv2d(width, width, 3, stride=2, padding=1) if level in adapter_config.conv_downsampled_levels else None
+        )
+        widened = adapter_config.is_light or level in adapter_config.widened_levels
         self.in_conv = Conv2d(width, inner, kernel, padding=kernel // 2) if widened else None
-        self.resnets = nn.Sequential(*(Resnet(inner, 3 if shape.light else kernel) for _ in range(shape.resnets)))
-        self.out_conv = Conv2d(inner, out, 1) if shape.light else None
+        self.resnets = nn.Sequential(
+            *(
+                AdapterResnet(inner, 3 if adapter_config.is_light else kernel)
+                for _ in range(adapter_config.resnets_per_level)
+            )
+        )
+        self.out_conv = Conv2d(inner, out, 1) if adapter_config.is_light else None
 
     def forward(self, x: Tensor) -> Tensor:
         if self.downsample is not None:
             x = self.downsample(x)
-        elif self.halves:
+        elif self.is_halved:
             x = F.avg_pool2d(x, 2, ceil_mode=True)
         x = x if self.in_conv is None else self.in_conv(x)
         x = self.resnets(x)
         return x if self.out_conv is None else self.out_conv(x)
 
 
-class T2IAdapter(Streaming):
+class T2IAdapter(LayerwiseOffload):
     """Residuals inside the encoder, the same in all steps. Equal to the bit to `diffusers.T2IAdapter`."""
 
     architecture = "t2i-adapter"
     LAYOUTS: ClassVar[Mapping[str, Callable[[Mapping[str, Tensor]], dict[str, Tensor]]]] = {
-        "diffusers": lambda tensors: {PREFIX + name: tensor for name, tensor in tensors.items()},
-        "ldm": original,
+        "diffusers": lambda tensors: {T2I_PREFIX + name: tensor for name, tensor in tensors.items()},
+        "ldm": to_tencent_keys,
     }
 
-    def __init__(self, shape: Shape):
+    def __init__(self, adapter_config: T2IAdapterConfig):
         super().__init__()
-        self.shape = shape
-        published = shape.widths == WIDTHS
-        self.family = "sd" if not published else "sdxl" if shape.kind == "full_adapter_xl" else "sd15"
-        pixels = shape.channels * shape.factor**2
-        self.conv_in = None if shape.light else Conv2d(pixels, shape.widths[0], 3, padding=1)
-        inputs = (pixels if shape.light else shape.widths[0], *shape.widths[:-1])
-        self.body = nn.ModuleList(Level(shape, i, width) for i, width in enumerate(inputs))
+        self.adapter_config = adapter_config
+        published = adapter_config.widths == PUBLISHED_WIDTHS
+        self.family = "sd" if not published else "sdxl" if adapter_config.adapter_type == "full_adapter_xl" else "sd15"
+        pixels = adapter_config.hint_channels * adapter_config.downscale_factor**2
+        self.conv_in = None if adapter_config.is_light else Conv2d(pixels, adapter_config.widths[0], 3, padding=1)
+        inputs = (pixels if adapter_config.is_light else adapter_config.widths[0], *adapter_config.widths[:-1])
+        self.body = nn.ModuleList(AdapterLevel(adapter_config, i, width) for i, width in enumerate(inputs))
 
-    def settle(self, unet: Any) -> None:
+    def bind(self, unet: Any) -> None:
         """ValueError unless it fits a diffusers UNet: its levels have these widths, and the first ends at the size of
         the first features (SDXL's first level has no attention; there features come in behind the downsampling)."""
         if "motion_max_seq_length" in unet.config:
             raise ValueError("a T2I-Adapter acts inside the encoder, where a UNet with motion modules takes nothing")
-        widths, levels = self.shape.widths, tuple(unet.config["block_out_channels"])
+        widths, levels = self.adapter_config.widths, tuple(unet.config["block_out_channels"])
         fit = (levels, (*levels, levels[-1]))  # with features for the middle block, as SDXL's adapters have
         if widths not in fit:
             own, theirs = ("-".join(map(str, some)) for some in (widths, levels))
             raise ValueError(f"the T2I-Adapter has widths {own}, but the model has {theirs}")
         factor = 8 if getattr(unet.down_blocks[0], "has_cross_attention", False) else 16
-        if factor != self.shape.factor:
+        if factor != self.adapter_config.downscale_factor:
             raise ValueError(
-                f"the T2I-Adapter's first features are {self.shape.factor} times smaller than the picture, but the "
+                f"the T2I-Adapter's first features are {self.adapter_config.downscale_factor} times smaller than "
+                "the picture, but the "
                 f"model takes them {factor} times smaller"
             )
 
     def hint(self, image: np.ndarray | Tensor) -> tuple[Tensor, ...]:
         """The features of an RGB picture as `ControlNet.hint` takes it; what is to be repainted is black. An adapter of
         one channel reads the brightest. Pictures at no multiple of SDXL's 16 are continued by their border."""
-        pixels = pixels_of(image).clamp(min=0)
+        pixels = to_hint_pixels(image).clamp(min=0)
         height, width = pixels.shape[-2:]
-        check_size(pixels, 8)
+        check_hint_size(pixels, 8)
         count = len(pixels)
         if bool((pixels == pixels[:1]).all()):
             pixels = pixels[:1]
-        if self.shape.channels == 1:
+        if self.adapter_config.hint_channels == 1:
             pixels = pixels.amax(dim=1, keepdim=True)
-        factor, like = self.shape.factor, next(self.parameters())
-        dtype = torch.float32 if like.dtype in SMALL else like.dtype
+        factor, like = self.adapter_config.downscale_factor, next(self.parameters())
+        dtype = torch.float32 if like.dtype in FLOAT8_DTYPES else like.dtype
         padding = (0, -width % factor, 0, -height % factor)
-        x = F.pad(pixels.to(self.streams_to or like.device, dtype), padding, mode="replicate")
+        x = F.pad(pixels.to(self.stream_device or like.device, dtype), padding, mode="replicate")
         # In memory as in diffusers' pipelines: another order has other last bits
         x = F.pixel_unshuffle(x, factor).contiguous(memory_format=torch.channels_last)
         x = x if self.conv_in is None else self.conv_in(x)
@@ -233,40 +241,43 @@ class T2IAdapter(Streaming):
 
     def forward(self, step: Step, hint: tuple[Tensor, ...]) -> Residuals:
         """The features that `hint()` made, in the dtype of `step.x`."""
-        return Residuals(encoder=tuple(rows("hints", h.to(step.x), step) for h in hint))
+        return Residuals(encoder=tuple(expand_rows("hints", h.to(step.x), step) for h in hint))
 
     def config(self) -> dict[str, Any]:
         """The config of the same network as a `diffusers.T2IAdapter`; ValueError when that class cannot be it."""
-        shape = self.shape
-        if shape.convolved or shape.kernel != 1:
+        shape = self.adapter_config
+        if shape.conv_downsampled_levels or shape.kernel_size != 1:
             raise ValueError("diffusers' T2IAdapter has no downsampling convolutions and no 3x3 ones in its shortcuts")
-        if shape.light and (len(shape.widths) < 2 or shape.widths[-1] != shape.widths[-2]):
+        if shape.is_light and (len(shape.widths) < 2 or shape.widths[-1] != shape.widths[-2]):
             raise ValueError("diffusers' light T2IAdapter needs the last two levels of one width")
         return {
             "_class_name": "T2IAdapter",
-            "adapter_type": shape.kind,
-            "channels": list(shape.widths[:-1] if shape.light else shape.widths),
-            "downscale_factor": shape.factor,
-            "in_channels": shape.channels,
-            "num_res_blocks": shape.resnets,
+            "adapter_type": shape.adapter_type,
+            "channels": list(shape.widths[:-1] if shape.is_light else shape.widths),
+            "downscale_factor": shape.downscale_factor,
+            "in_channels": shape.hint_channels,
+            "num_res_blocks": shape.resnets_per_level,
         }
 
-    def unseen(self) -> dict[str, Any]:
+    def unstored_config(self) -> dict[str, Any]:
         """What its tensors do not show, in diffusers' words."""
-        return {"adapter_type": self.shape.kind, "downscale_factor": self.shape.factor}
+        return {
+            "adapter_type": self.adapter_config.adapter_type,
+            "downscale_factor": self.adapter_config.downscale_factor,
+        }
 
     def details(self) -> dict[str, Any]:
         """For `controlnet-ext inspect`."""
         return {
-            "type": self.shape.kind,
-            "hint channels": self.shape.channels,
-            "widths": "-".join(map(str, self.shape.widths)),
+            "type": self.adapter_config.adapter_type,
+            "hint channels": self.adapter_config.hint_channels,
+            "widths": "-".join(map(str, self.adapter_config.widths)),
         }
 
 
 def detect(names: Collection[str]) -> bool:
     """Whether these are the names of a T2I-Adapter's tensors (the style adapter is a kind of its own)."""
-    plain = {name.removeprefix(PREFIX) for name in names}
+    plain = {name.removeprefix(T2I_PREFIX) for name in names}
     full = "conv_in.weight" in plain and not plain.isdisjoint(
         ("body.0.block1.weight", "body.0.resnets.0.block1.weight")
     )
@@ -276,22 +287,22 @@ def detect(names: Collection[str]) -> bool:
 
 def layout(names: Collection[str]) -> str:
     """The layout of these names of a T2I-Adapter's tensors."""
-    plain = {name.removeprefix(PREFIX) for name in names}
+    plain = {name.removeprefix(T2I_PREFIX) for name in names}
     return "diffusers" if "body.0.resnets.0.block1.weight" in plain else "ldm"
 
 
 def load(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> T2IAdapter:
     """The adapter with these tensors, which it shares, in TencentARC's layout or diffusers'. ValueError on tensors that
     are missing, unknown, misshapen or not finite, and on a config that contradicts them."""
-    called = {name.removeprefix(PREFIX): name for name in tensors}
+    called = {name.removeprefix(T2I_PREFIX): name for name in tensors}
     if len(called) != len(tensors):
-        raise ValueError(f"holds one tensor twice, with and without {PREFIX!r}")
+        raise ValueError(f"holds one tensor twice, with and without {T2I_PREFIX!r}")
     plain = {name: tensors[own] for name, own in called.items()}
     if layout(plain) == "ldm":
-        table = names(plain)
-        called = {new: called[own] for own, new in zip(plain, renamed(dict.fromkeys(plain), table), strict=True)}
-        plain = renamed(plain, table)
+        table = build_t2i_key_table(plain)
+        called = {new: called[own] for own, new in zip(plain, rename_keys(dict.fromkeys(plain), table), strict=True)}
+        plain = rename_keys(plain, table)
     with torch.device("meta"):
-        net = T2IAdapter(read(plain, config))
-    fill(net, plain, called)
+        net = T2IAdapter(read_t2i_config(plain, config))
+    load_strict(net, plain, called)
     return net.eval()

@@ -12,17 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from ...guidance.contract import Residuals, Step
-from ..map_types import Told
-from ..nn.embeddings import Embedding, sinusoid
-from ..nn.execution import Around
-from ..nn.hints import fitting
-from ..nn.layers import LayerNorm, Linear, like
-from ..state_dict.architecture import Plan
-from ..state_dict.strict import fill
+from ..map_types import MapTypeSelection
+from ..nn.embeddings import TimestepEmbedding, get_timestep_embedding
+from ..nn.execution import ControlNetWrapper
+from ..nn.hints import expand_hint
+from ..nn.layers import LayerNorm, Linear, cast_like
+from ..state_dict.architecture import ControlNetConfig
+from ..state_dict.strict import load_strict
 from .controlnet import ControlNet
 
 # Types by number (ControlNetPlus' README): the first release has six, ProMax all eight
-TYPES = (
+UNION_TYPES = (
     ("pose",),
     ("depth",),
     ("soft edges", "scribble"),
@@ -32,14 +32,14 @@ TYPES = (
     ("tile",),
     ("inpaint",),
 )
-NET = "net."
-OWN = ("task_embedding", "transformer_layes.", "spatial_ch_projs.", "control_add_embedding.")
+NET_PREFIX = "net."
+UNION_PREFIXES = ("task_embedding", "transformer_layes.", "spatial_ch_projs.", "control_add_embedding.")
 
 
-class ControlNetUnion(Told, Around):
+class ControlNetUnion(MapTypeSelection, ControlNetWrapper):
     """Residuals as of a ControlNet, from maps whose kinds are known: from `ControlMap.kind`, from the preprocessor, or
-    said by `union.of("depth")`, `union.of("depth", "edges")` for a unit with two images. A unit's images are read in
-    one call, so its weight holds for them together.
+    said by `union.with_types("depth")`, `union.with_types("depth", "edges")` for a unit with two images. A unit's
+    images are read in one call, so its weight holds for them together.
 
     Equals `diffusers.ControlNetUnionModel` at a scale of 1 for each image. That attends over the batch, not over the
     images (torch's MultiheadAttention without batch_first, in the authors' code too), so that pictures of one batch
@@ -47,44 +47,44 @@ class ControlNetUnion(Told, Around):
     """
 
     architecture = "controlnet-union"
-    together = True
+    multi_hint = True
     LAYOUTS: ClassVar[Mapping[str, Callable[[Mapping[str, Tensor]], dict[str, Tensor]]]] = {
-        "diffusers": lambda tensors: {name.removeprefix(NET): t for name, t in tensors.items()}
+        "diffusers": lambda tensors: {name.removeprefix(NET_PREFIX): t for name, t in tensors.items()}
     }
 
-    def __init__(self, plan: Plan, types: int, layers: int, sinusoids: int):
+    def __init__(self, net_config: ControlNetConfig, type_count: int, layer_count: int, type_embedding_width: int):
         super().__init__()
-        self.net = ControlNet(plan)
-        self.layout, self.family = self.net.layout, self.net.family
-        width = plan.widths[0]
-        self._sinusoids = sinusoids
-        self.task_embedding = nn.Parameter(torch.empty(types, width))
-        self.transformer_layes = nn.ModuleList(Block(width) for _ in range(layers))  # the authors' spelling
+        self.net = ControlNet(net_config)
+        self.unet_signature, self.family = self.net.unet_signature, self.net.family
+        width = net_config.widths[0]
+        self._type_embedding_width = type_embedding_width
+        self.task_embedding = nn.Parameter(torch.empty(type_count, width))
+        self.transformer_layes = nn.ModuleList(TokenBlock(width) for _ in range(layer_count))  # the authors' spelling
         self.spatial_ch_projs = Linear(width, width)
-        self.control_add_embedding = Embedding(sinusoids * types, 4 * width)
+        self.control_add_embedding = TimestepEmbedding(type_embedding_width * type_count, 4 * width)
 
     @property
     def kinds(self) -> tuple[str, ...]:
         """The kinds of map that it reads."""
-        return tuple(kind for kinds in TYPES[: len(self.task_embedding)] for kind in kinds)
+        return tuple(kind for kinds in UNION_TYPES[: len(self.task_embedding)] for kind in kinds)
 
-    def of(self, *kinds: str) -> ControlNetUnion:
+    def with_types(self, *kinds: str) -> ControlNetUnion:
         """This network on the same weights, for units with as many images, of these kinds in this order. ValueError
         with all kinds when it does not read one."""
         types = []
         for kind in kinds:
             if kind not in self.kinds:
                 raise ValueError(f"the ControlNet Union reads no {kind!r} maps, only {', '.join(self.kinds)}")
-            types.append(next(number for number, names in enumerate(TYPES) if kind in names))
+            types.append(next(number for number, names in enumerate(UNION_TYPES) if kind in names))
         if not types:
-            raise ValueError(f"of() needs a kind of map: {', '.join(self.kinds)}")
+            raise ValueError(f"with_types() needs a kind of map: {', '.join(self.kinds)}")
         told = copy(self)
         told.types = tuple(types)
         return told
 
-    def settle(self, unet: Any) -> None:
+    def bind(self, unet: Any) -> None:
         """As `ControlNet.settle`."""
-        self.net.settle(unet)
+        self.net.bind(unet)
 
     def hint(self, image: np.ndarray | Tensor) -> Tensor:
         """As `ControlNet.hint`. What is to be repainted, -1 in the tensor, becomes black, as in diffusers' example for
@@ -98,13 +98,15 @@ class ControlNetUnion(Told, Around):
         on = torch.zeros(len(self.task_embedding), device=step.x.device)
         on[list(self.types)] = 1
         dtype = self.task_embedding.dtype if self.task_embedding.dtype.itemsize > 1 else step.x.dtype
-        more = self.control_add_embedding(sinusoid(on, self._sinusoids).reshape(1, -1).to(dtype))
+        more = self.control_add_embedding(
+            get_timestep_embedding(on, self._type_embedding_width).reshape(1, -1).to(dtype)
+        )
 
         def read(x: Tensor) -> Tensor:
             total = torch.zeros_like(x)
             for hint, number in zip(hints, self.types or (), strict=True):
-                h = fitting(hint, x, step)
-                token = h.mean(dim=(2, 3)) + like(self.task_embedding[number], h)  # (B, C)
+                h = expand_hint(hint, x, step)
+                token = h.mean(dim=(2, 3)) + cast_like(self.task_embedding[number], h)  # (B, C)
                 for block in self.transformer_layes:
                     token = block(token)
                 total = total + (h + self.spatial_ch_projs(token)[:, :, None, None])
@@ -123,24 +125,24 @@ class ControlNetUnion(Told, Around):
             "num_trans_channel": width,
             "num_trans_head": 8,
             "num_trans_layer": len(self.transformer_layes),
-            "addition_time_embed_dim": self._sinusoids,
+            "addition_time_embed_dim": self._type_embedding_width,
         }
 
-    def unseen(self) -> dict[str, Any]:
+    def unstored_config(self) -> dict[str, Any]:
         """As `ControlNet.unseen`."""
-        return self.net.unseen()
+        return self.net.unstored_config()
 
     def details(self) -> dict[str, Any]:
         """As `ControlNet.details`."""
         return {"reads": ", ".join(self.kinds), **self.net.details()}
 
 
-class Block(nn.Module):
+class TokenBlock(nn.Module):
     """A transformer block over one token `(B, C)`: attention to itself alone is its value."""
 
     def __init__(self, width: int):
         super().__init__()
-        self.attn = Value(width)
+        self.attn = SingleTokenAttention(width)
         self.ln_1 = LayerNorm(width)
         self.mlp = nn.ModuleDict({"c_fc": Linear(width, 4 * width), "c_proj": Linear(4 * width, width)})
         self.ln_2 = LayerNorm(width)
@@ -151,7 +153,7 @@ class Block(nn.Module):
         return token + self.mlp["c_proj"](inner * torch.sigmoid(1.702 * inner))
 
 
-class Value(nn.Module):
+class SingleTokenAttention(nn.Module):
     """The weights of torch's MultiheadAttention, of which those for queries and keys have no effect here."""
 
     def __init__(self, width: int):
@@ -161,7 +163,7 @@ class Value(nn.Module):
         self.out_proj = Linear(width, width)
 
     def forward(self, token: Tensor) -> Tensor:
-        weight, bias = (like(p.chunk(3)[2], token) for p in (self.in_proj_weight, self.in_proj_bias))
+        weight, bias = (cast_like(p.chunk(3)[2], token) for p in (self.in_proj_weight, self.in_proj_bias))
         return self.out_proj(nn.functional.linear(token, weight, bias))
 
 
@@ -182,14 +184,16 @@ def load(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> ControlNet
     if any(tensors[name].ndim != 2 for name in known):
         raise ValueError(f"tensors {' and '.join(known)} are no matrices")
     types, inputs = tensors[known[0]].shape[0], tensors[known[1]].shape[1]
-    if not 1 <= types <= len(TYPES) or inputs % types or inputs // types % 2:
-        raise ValueError(f"a union of {types} types with {inputs} numbers for them, expected 1..{len(TYPES)} types")
+    if not 1 <= types <= len(UNION_TYPES) or inputs % types or inputs // types % 2:
+        raise ValueError(
+            f"a union of {types} types with {inputs} numbers for them, expected 1..{len(UNION_TYPES)} types"
+        )
     layers = len({name.split(".")[1] for name in tensors if name.startswith("transformer_layes.")})
-    inner = {name: tensor for name, tensor in tensors.items() if not name.startswith(OWN)}
+    inner = {name: tensor for name, tensor in tensors.items() if not name.startswith(UNION_PREFIXES)}
     stated = {**config, "addition_time_embed_dim": config.get("addition_time_embed_dim") or inputs // types}
     with torch.device("meta"):
-        union = ControlNetUnion(Plan.read(inner, stated), types, layers, inputs // types)
+        union = ControlNetUnion(ControlNetConfig.from_tensors(inner, stated), types, layers, inputs // types)
     own = {name: tensor for name, tensor in tensors.items() if name not in inner}
-    called = {name: name.removeprefix(NET) for name in union.state_dict()}
-    fill(union, {**{NET + name: tensor for name, tensor in inner.items()}, **own}, called)
+    called = {name: name.removeprefix(NET_PREFIX) for name in union.state_dict()}
+    load_strict(union, {**{NET_PREFIX + name: tensor for name, tensor in inner.items()}, **own}, called)
     return union.eval()

@@ -8,17 +8,17 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...guidance.contract import Residuals
-from ..state_dict.strict import fill
-from .transformer import TransformerControl, TransformerStep, check_base, network
+from ..state_dict.strict import load_strict
+from .transformer import TransformerControlNet, TransformerStep, build_network, check_transformer
 
-NETWORK, TRANSFORMER = "ZImageControlNetModel", "ZImageTransformer2DModel"
-MARKS = ("control_layers.", "control_all_x_embedder.")
-EMBEDDER = "control_all_x_embedder.2-1.weight"  # of patches of 2 x 2 latents
-NORM = "control_layers.0.attention.norm_q.weight"  # over a head
-REFINER = "control_noise_refiner."
-BEFORE = f"{REFINER}0.before_proj.weight"  # zeros in 2.0, whose refiner was not trained
-LAYERS = 30  # of the published base
-BORROWED = (  # by `ZImageControlNetModel.from_transformer`
+CONTROLNET_CLASS, TRANSFORMER_CLASS = "ZImageControlNetModel", "ZImageTransformer2DModel"
+KEY_PREFIXES = ("control_layers.", "control_all_x_embedder.")
+EMBEDDER_KEY = "control_all_x_embedder.2-1.weight"  # of patches of 2 x 2 latents
+NORM_KEY = "control_layers.0.attention.norm_q.weight"  # over a head
+REFINER_PREFIX = "control_noise_refiner."
+BEFORE_PROJ_KEY = f"{REFINER_PREFIX}0.before_proj.weight"  # zeros in 2.0, whose refiner was not trained
+BASE_LAYER_COUNT = 30  # of the published base
+SHARED_MODULES = (  # by `ZImageControlNetModel.from_transformer`
     "t_scale",
     "t_embedder",
     "all_x_embedder",
@@ -31,18 +31,18 @@ BORROWED = (  # by `ZImageControlNetModel.from_transformer`
 )
 
 
-class ZImageControl(TransformerControl):
+class ZImageControlNet(TransformerControlNet):
     """A `net` of diffusers for Z-Image. Its residuals are those of the transformer's layers as `skips`, zeros without a
     size where it has none. They are of weight 1, but a net with control layers beside the noise refiner, as published
     from 2.0 on, also weighs these inside, by the unit's weight, as the authors' `control_context_scale` does."""
 
     def __init__(self, net: Any):
         super().__init__(net, "z-image")
-        self._layers = 0  # of the transformer
+        self._layer_count = 0  # of the transformer
 
-    def settle(self, base: Any) -> None:
+    def bind(self, base: Any) -> None:
         """ValueError unless it is for that transformer, whose embedders it then uses where they are."""
-        check_base(self.family, TRANSFORMER, base)
+        check_transformer(self.family, TRANSFORMER_CLASS, base)
         theirs, own = base.config["dim"], self.net.config["dim"]
         last = max(self.net.config["control_layers_places"])
         if theirs != own or last >= len(base.layers):
@@ -51,9 +51,9 @@ class ZImageControl(TransformerControl):
         if self.net.config["control_in_dim"] < base.in_channels:
             read = self.net.config["control_in_dim"]
             raise ValueError(f"the ControlNet reads {read} channels, but the model's latents have {base.in_channels}")
-        self._layers = len(base.layers)
+        self._layer_count = len(base.layers)
         # not as modules: they are the base's, and do not move with this network
-        self.net.__dict__.update({name: getattr(base, name) for name in BORROWED})
+        self.net.__dict__.update({name: getattr(base, name) for name in SHARED_MODULES})
 
     def hint(self, latents: Tensor) -> Tensor:
         """What the network reads of a map's latents `(B, C, h, w)`: `(B, C', 1, h, w)`, zeros for a mask and what it
@@ -64,16 +64,16 @@ class ZImageControl(TransformerControl):
 
     def forward(self, step: TransformerStep, hint: Tensor) -> Residuals:
         """Residuals of weight 1. A row for each of x's, or one for all, is asked of the hint."""
-        like, given = next(self.net.parameters()), dict(step.given)
+        like, given = next(self.net.parameters()), dict(step.arguments)
         given.pop("joint_attention_kwargs", None)
         given["x"] = [row.to(like) for row in given["x"]]
         rows = list(hint.expand(len(step.x), *hint.shape[1:]).unbind())
         weight = step.weight if self.net.config["add_control_noise_refiner"] else 1.0
         made = self.net(control_context=rows, conditioning_scale=weight, **given)
-        if self._compiled:  # the next replay of CUDA graphs writes over its results
+        if self._is_net_compiled:  # the next replay of CUDA graphs writes over its results
             made = {layer: h.clone() for layer, h in made.items()}
         zero = step.x.new_zeros(())
-        return Residuals(tuple(made[layer] / weight if layer in made else zero for layer in range(self._layers)))
+        return Residuals(tuple(made[layer] / weight if layer in made else zero for layer in range(self._layer_count)))
 
     def details(self) -> dict[str, Any]:
         """For `controlnet-ext inspect`."""
@@ -83,42 +83,42 @@ class ZImageControl(TransformerControl):
 
 def detect(names: Collection[str]) -> bool:
     """Whether these are the names of such a network's tensors."""
-    return all(any(name.startswith(mark) for name in names) for mark in MARKS)
+    return all(any(name.startswith(mark) for name in names) for mark in KEY_PREFIXES)
 
 
-def load(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> ZImageControl:
+def load(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> ZImageControlNet:
     """The network with these tensors, which it shares; without diffusers' config with that of the published files.
     ValueError where it is none of these, and on tensors that are missing, unknown, misshapen or not finite."""
-    settings = dict(config) if config.get("_class_name") == NETWORK else _published(tensors)
+    settings = dict(config) if config.get("_class_name") == CONTROLNET_CLASS else _infer_config(tensors)
     places = settings.get("control_layers_places")
     if not isinstance(places, list) or not all(type(place) is int and place >= 0 for place in places):
         raise ValueError(f"control_layers_places {str(places)[:80]}, expected a list of layers")
-    net = network(NETWORK, settings, len(tensors))
+    net = build_network(CONTROLNET_CLASS, settings, len(tensors))
     if settings.get("add_control_noise_refiner") == "control_layers":  # as 2.0
-        tensors = {name: t for name, t in tensors.items() if not name.startswith(REFINER)}
-    fill(net, tensors)
-    return ZImageControl(net.eval())
+        tensors = {name: t for name, t in tensors.items() if not name.startswith(REFINER_PREFIX)}
+    load_strict(net, tensors)
+    return ZImageControlNet(net.eval())
 
 
-def _published(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def _infer_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """diffusers' config of the published files, which are single ones without (alibaba-pai; aigc-apps/VideoX-Fun,
     config/z_image, and diffusers 0.42, single_file_utils.py, which tells them by the same)."""
     count = len({name.split(".")[1] for name in tensors if name.startswith("control_layers.")})
-    embedder, norm = tensors.get(EMBEDDER), tensors.get(NORM)
+    embedder, norm = tensors.get(EMBEDDER_KEY), tensors.get(NORM_KEY)
     if count not in (6, 15) or embedder is None or embedder.ndim != 2 or norm is None or not norm.numel():
         raise ValueError(
             f"has {count} control layers, and only of 6 and 15 is known where they act; it needs config.json"
         )
     (width, inputs), head = embedder.shape, norm.numel()
     refiner: str | None = None
-    before = tensors.get(BEFORE)
+    before = tensors.get(BEFORE_PROJ_KEY)
     if count == 15:
-        without = not any(name.startswith(REFINER) for name in tensors)
+        without = not any(name.startswith(REFINER_PREFIX) for name in tensors)
         untrained = before is not None and before.shape == (width, width) and not before.is_meta and not before.any()
         refiner = "control_layers" if without or untrained else "control_noise_refiner"
     return {
-        "_class_name": NETWORK,
-        "control_layers_places": [LAYERS * i // count for i in range(count)],
+        "_class_name": CONTROLNET_CLASS,
+        "control_layers_places": [BASE_LAYER_COUNT * i // count for i in range(count)],
         "control_refiner_layers_places": None if refiner is None else [0, 1],
         "control_in_dim": inputs // 4,
         "add_control_noise_refiner": refiner,

@@ -18,27 +18,27 @@ from .layers import Conv2d, GroupNorm, LayerNorm, Linear
 
 
 @dataclass(frozen=True)
-class Common:
+class BlockDims:
     """What all blocks of a network share: widths of the `time` embedding and the prompt's `context`, `groups` of the
     normalisations, and whether the transformers' projections are `linear` (SD2.1, SDXL) or 1x1 convolutions."""
 
-    time: int
-    context: int
-    groups: int
-    linear: bool
+    time_width: int
+    context_width: int
+    norm_groups: int
+    has_linear_projection: bool
 
 
-class Resnet(nn.Module):
+class ResnetBlock(nn.Module):
     """Two convolutions around a shortcut; the time embedding is added between them."""
 
-    def __init__(self, inputs: int, outputs: int, common: Common):
+    def __init__(self, in_channels: int, out_channels: int, dims: BlockDims):
         super().__init__()
-        self.norm1 = GroupNorm(common.groups, inputs, eps=1e-5)
-        self.conv1 = Conv2d(inputs, outputs, 3, padding=1)
-        self.time_emb_proj = Linear(common.time, outputs)
-        self.norm2 = GroupNorm(common.groups, outputs, eps=1e-5)
-        self.conv2 = Conv2d(outputs, outputs, 3, padding=1)
-        self.conv_shortcut = Conv2d(inputs, outputs, 1) if inputs != outputs else None
+        self.norm1 = GroupNorm(dims.norm_groups, in_channels, eps=1e-5)
+        self.conv1 = Conv2d(in_channels, out_channels, 3, padding=1)
+        self.time_emb_proj = Linear(dims.time_width, out_channels)
+        self.norm2 = GroupNorm(dims.norm_groups, out_channels, eps=1e-5)
+        self.conv2 = Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv_shortcut = Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
@@ -67,7 +67,7 @@ class Attention(nn.Module):
         return self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
-class GatedGELU(nn.Module):
+class GEGLU(nn.Module):
     def __init__(self, width: int, inner: int):
         super().__init__()
         self.proj = Linear(width, 2 * inner)
@@ -81,7 +81,7 @@ class FeedForward(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         # the Identity stands where diffusers has a dropout, so that the last layer is net.2
-        self.net = nn.Sequential(GatedGELU(width, 4 * width), nn.Identity(), Linear(4 * width, width))
+        self.net = nn.Sequential(GEGLU(width, 4 * width), nn.Identity(), Linear(4 * width, width))
 
     def forward(self, h: Tensor) -> Tensor:
         return self.net(h)
@@ -106,31 +106,33 @@ class TransformerBlock(nn.Module):
         return self.ff(self.norm3(h)) + h
 
 
-class Transformer(nn.Module):
+class SpatialTransformer(nn.Module):
     """`depth` transformer blocks over the pixels of `(B, C, h, w)`, with a shortcut around them."""
 
-    def __init__(self, width: int, depth: int, heads: int, common: Common):
+    def __init__(self, width: int, depth: int, heads: int, dims: BlockDims):
         super().__init__()
-        self.linear = common.linear
-        self.norm = GroupNorm(common.groups, width, eps=1e-6)
-        self.proj_in = Linear(width, width) if self.linear else Conv2d(width, width, 1)
-        self.transformer_blocks = nn.ModuleList(TransformerBlock(width, common.context, heads) for _ in range(depth))
-        self.proj_out = Linear(width, width) if self.linear else Conv2d(width, width, 1)
+        self.has_linear_projection = dims.has_linear_projection
+        self.norm = GroupNorm(dims.norm_groups, width, eps=1e-6)
+        self.proj_in = Linear(width, width) if self.has_linear_projection else Conv2d(width, width, 1)
+        self.transformer_blocks = nn.ModuleList(
+            TransformerBlock(width, dims.context_width, heads) for _ in range(depth)
+        )
+        self.proj_out = Linear(width, width) if self.has_linear_projection else Conv2d(width, width, 1)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         height, width = x.shape[-2:]
         h = self.norm(x)
-        if not self.linear:
+        if not self.has_linear_projection:
             h = self.proj_in(h)
         h = h.permute(0, 2, 3, 1).flatten(1, 2)  # (B, h w, C)
-        if self.linear:
+        if self.has_linear_projection:
             h = self.proj_in(h)
         for block in self.transformer_blocks:
             h = block(h, context)
-        if self.linear:
+        if self.has_linear_projection:
             h = self.proj_out(h)
         h = h.unflatten(1, (height, width)).permute(0, 3, 1, 2).contiguous()
-        return (h if self.linear else self.proj_out(h)) + x
+        return (h if self.has_linear_projection else self.proj_out(h)) + x
 
 
 class Downsample(nn.Module):
@@ -142,16 +144,16 @@ class Downsample(nn.Module):
         return self.conv(x)
 
 
-class Level(nn.Module):
+class EncoderLevel(nn.Module):
     """One resolution of the encoder: a resnet from each of `widths` to the next, a transformer behind each where
     `depths` has its depth (empty: there are none), and a downsampling unless it is the last level."""
 
-    def __init__(self, widths: Sequence[int], depths: Sequence[int], heads: int, common: Common, *, last: bool):
+    def __init__(self, widths: Sequence[int], depths: Sequence[int], heads: int, dims: BlockDims, *, is_last: bool):
         super().__init__()
-        self.resnets = nn.ModuleList(Resnet(a, b, common) for a, b in pairwise(widths))
-        self.attentions = nn.ModuleList(Transformer(widths[-1], depth, heads, common) for depth in depths)
+        self.resnets = nn.ModuleList(ResnetBlock(a, b, dims) for a, b in pairwise(widths))
+        self.attentions = nn.ModuleList(SpatialTransformer(widths[-1], depth, heads, dims) for depth in depths)
         self.motion_modules = nn.ModuleList()  # of networks for videos: one behind each resnet and its transformer
-        self.downsamplers = nn.ModuleList([] if last else [Downsample(widths[-1])])
+        self.downsamplers = nn.ModuleList([] if is_last else [Downsample(widths[-1])])
 
     def forward(self, x: Tensor, time: Tensor, context: Tensor, frames: int = 1) -> list[Tensor]:
         """All outputs in order: the skips of this level, of which the last is what the next level starts from."""
@@ -168,13 +170,13 @@ class Level(nn.Module):
         return skips
 
 
-class Middle(nn.Module):
+class MiddleBlock(nn.Module):
     """The middle block: a resnet, and unless `depth` is None a transformer of that depth and a second resnet."""
 
-    def __init__(self, width: int, depth: int | None, heads: int, common: Common):
+    def __init__(self, width: int, depth: int | None, heads: int, dims: BlockDims):
         super().__init__()
-        self.resnets = nn.ModuleList(Resnet(width, width, common) for _ in range(1 if depth is None else 2))
-        self.attentions = nn.ModuleList([] if depth is None else [Transformer(width, depth, heads, common)])
+        self.resnets = nn.ModuleList(ResnetBlock(width, width, dims) for _ in range(1 if depth is None else 2))
+        self.attentions = nn.ModuleList([] if depth is None else [SpatialTransformer(width, depth, heads, dims)])
 
     def forward(self, x: Tensor, time: Tensor, context: Tensor) -> Tensor:
         x = self.resnets[0](x, time)

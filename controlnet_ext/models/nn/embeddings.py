@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from .layers import Conv2d, Linear
 
 
-def sinusoid(t: Tensor, width: int) -> Tensor:
+def get_timestep_embedding(t: Tensor, width: int) -> Tensor:
     """Timesteps `t (B,)` as `(B, width)` float32, width even: cosines, then sines, of frequencies 1 to 1/10000."""
     half = width // 2
     frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
@@ -22,12 +22,12 @@ def sinusoid(t: Tensor, width: int) -> Tensor:
     return torch.cat([torch.cos(angles), torch.sin(angles)], dim=-1)
 
 
-class Embedding(nn.Module):
+class TimestepEmbedding(nn.Module):
     """A vector `(B, inputs)`, a timestep's sinusoid or SDXL's added vector, as `(B, width)`."""
 
-    def __init__(self, inputs: int, width: int):
+    def __init__(self, in_channels: int, width: int):
         super().__init__()
-        self.linear_1 = Linear(inputs, width)
+        self.linear_1 = Linear(in_channels, width)
         self.linear_2 = Linear(width, width)
 
     def forward(self, vector: Tensor) -> Tensor:

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-Blocks = Callable[[Any, Tensor, Tensor, Tensor, int], list[Tensor]]
+BlockRunner = Callable[[Any, Tensor, Tensor, Tensor, int], list[Tensor]]
 
 
-def blocks(net: Any, x: Tensor, time: Tensor, context: Tensor, frames: int) -> list[Tensor]:
+def run_blocks(net: Any, x: Tensor, time: Tensor, context: Tensor, frames: int) -> list[Tensor]:
     """What comes out of a ControlNet behind each skip and the middle block for an embedded x with its map."""
     skips = [x]
     for level in net.down_blocks:
@@ -26,70 +26,70 @@ def blocks(net: Any, x: Tensor, time: Tensor, context: Tensor, frames: int) -> l
     return [*outputs, net.controlnet_mid_block(middle)]
 
 
-class Compiled:
+class CompiledBlocks:
     """`blocks` through torch.compile with these arguments. Results are copies: the next replay of CUDA graphs writes
     over its own. It holds no network, so that copies of one share it, whatever they do with its weights."""
 
     def __init__(self, *args: Any, **kwargs: Any):
-        self._how = args, kwargs
-        self._blocks = torch.compile(blocks, *args, **kwargs)
+        self._compile_arguments = args, kwargs
+        self._compiled_blocks = torch.compile(run_blocks, *args, **kwargs)
 
     def __call__(self, net: Any, x: Tensor, time: Tensor, context: Tensor, frames: int) -> list[Tensor]:
-        return [output.clone() for output in self._blocks(net, x, time, context, frames)]
+        return [output.clone() for output in self._compiled_blocks(net, x, time, context, frames)]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _again, self._how
+        return _rebuild_compiled, self._compile_arguments
 
 
-def _again(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Compiled:
+def _rebuild_compiled(args: tuple[Any, ...], kwargs: dict[str, Any]) -> CompiledBlocks:
     """One that was pickled."""
-    return Compiled(*args, **kwargs)
+    return CompiledBlocks(*args, **kwargs)
 
 
-class Streaming(nn.Module):
+class LayerwiseOffload(nn.Module):
     """A network of `layers`, which compute on their input's device wherever their weights are."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.streams_to: torch.device | None = None
+        self.stream_device: torch.device | None = None
 
-    def on(self, device: torch.device) -> Any:
+    def stream_to(self, device: torch.device) -> Any:
         """This network computing on `device` with the same weights, which stay where they are: each layer's are copied
         there when it is called, and forgotten."""
         streamed = copy(self)
-        streamed.streams_to = device
+        streamed.stream_device = device
         return streamed
 
 
-class Running(Streaming):
+class CompilableBlocks(LayerwiseOffload):
     """What runs `blocks`."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.blocks: Blocks = blocks
+        self.block_runner: BlockRunner = run_blocks
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """From now on blocks run through torch.compile with these arguments, of copies of this network too; with mode
         "reduce-overhead" as CUDA graphs on a GPU. Other results than before by rounding."""
-        self.blocks = Compiled(*args, **kwargs)
+        self.block_runner = CompiledBlocks(*args, **kwargs)
 
-    def on(self, device: torch.device) -> Any:
+    def stream_to(self, device: torch.device) -> Any:
         """ValueError if it is compiled: that would copy all weights at once."""
-        if self.blocks is not blocks:
+        if self.block_runner is not run_blocks:
             raise ValueError("a compiled network cannot have low_vram: its weights would not go layer by layer")
-        return super().on(device)
+        return super().stream_to(device)
 
 
-class Around(nn.Module):
+class ControlNetWrapper(nn.Module):
     """A model around a ControlNet, its `net`, which does nearly all of its work."""
 
     net: Any
 
-    def on(self, device: torch.device) -> Any:
+    def stream_to(self, device: torch.device) -> Any:
         """As `ControlNet.on`."""
         moved: Any = copy(self)
-        moved.streams_to = device
-        moved._modules = {**self._modules, "net": self.net.on(device)}
+        moved.stream_device = device
+        moved._modules = {**self._modules, "net": self.net.stream_to(device)}
         return moved
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
@@ -97,7 +97,7 @@ class Around(nn.Module):
         self.net.compile(*args, **kwargs)
 
 
-def pooling(model: Any) -> Any:
+def with_global_average_pooling(model: Any) -> Any:
     """The model with its residuals averaged over the picture."""
     pooled = copy(model)
     pooled.global_average_pooling = True

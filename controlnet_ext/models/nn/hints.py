@@ -9,12 +9,12 @@ from torch import Tensor
 from ...guidance.contract import Step
 
 
-def channels_of(image: np.ndarray | Tensor, count: int) -> Tensor:
+def to_hint_channels(image: np.ndarray | Tensor, count: int) -> Tensor:
     """A hint as float tensor `(B, count, H, W)`, for a network that reads as many channels. Four are colours, black
     where to repaint, and a mask, 1 there: made of a tensor with -1 there."""
     if isinstance(image, Tensor) and count != 3 and image.ndim == 4 and image.shape[1] == count:
         return image
-    pixels = pixels_of(image)
+    pixels = to_hint_pixels(image)
     if count == 3:
         return pixels
     if count == 4 and isinstance(image, Tensor):
@@ -23,7 +23,7 @@ def channels_of(image: np.ndarray | Tensor, count: int) -> Tensor:
     raise ValueError(f"the ControlNet takes hints of {count} channels, but a picture has 3{more}")
 
 
-def pixels_of(image: np.ndarray | Tensor) -> Tensor:
+def to_hint_pixels(image: np.ndarray | Tensor) -> Tensor:
     """A hint as float tensor `(B, 3, H, W)`."""
     if isinstance(image, Tensor):
         if image.is_floating_point() and image.ndim == 4 and image.shape[1] == 3:
@@ -39,14 +39,14 @@ def pixels_of(image: np.ndarray | Tensor) -> Tensor:
     raise ValueError(f"hint of shape {tuple(image.shape)} and type {image.dtype}, expected {expected}")
 
 
-def check_size(pixels: Tensor, scale: int) -> None:
+def check_hint_size(pixels: Tensor, scale: int) -> None:
     """ValueError unless both sides of `(B, C, H, W)` are multiples of `scale`."""
     height, width = pixels.shape[-2:]
     if not height or not width or height % scale or width % scale:
         raise ValueError(f"hint of {width}x{height} pixels: both sides must be multiples of {scale}")
 
 
-def rows(what: str, values: Tensor, step: Step) -> Tensor:
+def expand_rows(what: str, values: Tensor, step: Step) -> Tensor:
     """One value for each row of x; given are one for all, one for each picture's frames, or already one for each
     row."""
     given, rows = values.shape[0], step.x.shape[0]
@@ -59,13 +59,15 @@ def rows(what: str, values: Tensor, step: Step) -> Tensor:
     raise ValueError(f"{given} {what} for {rows} rows of x and {step.frames} frames")
 
 
-def fitting(hint: Tensor, x: Tensor, step: Step) -> Tensor:
+def expand_hint(hint: Tensor, x: Tensor, step: Step) -> Tensor:
     """An embedded hint with a row for each of the embedded x's, in its dtype."""
-    hint = rows("hints", hint.to(x), step)
+    hint = expand_rows("hints", hint.to(x), step)
     if hint.shape[1:] != x.shape[1:]:
-        raise ValueError(f"hint of {_size(hint)} for x of {_size(x)}: make it from a picture of the output's size")
+        raise ValueError(
+            f"hint of {_describe_size(hint)} for x of {_describe_size(x)}: make it from a picture of the output's size"
+        )
     return hint
 
 
-def _size(h: Tensor) -> str:
+def _describe_size(h: Tensor) -> str:
     return f"{h.shape[1]} channels, {h.shape[3]}x{h.shape[2]}"

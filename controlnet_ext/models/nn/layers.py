@@ -14,7 +14,7 @@ class Linear(nn.Linear):
             super().reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
-        return apply(self, x, self.weight, self.bias)
+        return apply_layer(self, x, self.weight, self.bias)
 
 
 class Conv2d(nn.Conv2d):
@@ -23,7 +23,7 @@ class Conv2d(nn.Conv2d):
             super().reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
-        return apply(self, x, self.weight, self.bias)
+        return apply_layer(self, x, self.weight, self.bias)
 
 
 class GroupNorm(nn.GroupNorm):
@@ -32,7 +32,7 @@ class GroupNorm(nn.GroupNorm):
             super().reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
-        return apply(self, x, self.weight, self.bias)
+        return apply_layer(self, x, self.weight, self.bias)
 
 
 class LayerNorm(nn.LayerNorm):
@@ -41,19 +41,19 @@ class LayerNorm(nn.LayerNorm):
             super().reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
-        return apply(self, x, self.weight, self.bias)
+        return apply_layer(self, x, self.weight, self.bias)
 
 
-def like(tensor: Tensor, x: Tensor) -> Tensor:
+def cast_like(tensor: Tensor, x: Tensor) -> Tensor:
     """The tensor on x's device and in its dtype, which it gets there: float8 travels as float8."""
     if tensor.device != x.device:
         tensor = tensor.to(x.device, non_blocking=True)
     return tensor.to(x.dtype)
 
 
-def apply(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def apply_layer(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """What the layer computes, with these weights instead of its own."""
-    weight, bias = like(weight, x), None if bias is None else like(bias, x)
+    weight, bias = cast_like(weight, x), None if bias is None else cast_like(bias, x)
     match layer:
         case nn.Linear():
             return F.linear(x, weight, bias)

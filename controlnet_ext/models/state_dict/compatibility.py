@@ -7,55 +7,55 @@ from typing import Any
 
 SD_SKIPS = (320, 320, 320, 320, 640, 640, 640, 1280, 1280, 1280, 1280, 1280)
 SDXL_SKIPS = (320, 320, 320, 320, 640, 640, 640, 1280, 1280)
-WORDS = {"sd15": "SD1.5", "sd21": "SD2.1", "sdxl": "SDXL"}
+FAMILY_LABELS = {"sd15": "SD1.5", "sd21": "SD2.1", "sdxl": "SDXL"}
 
 
 @dataclass(frozen=True)
-class Layout:
+class UNetSignature:
     """What of a UNet a control model meets: `channels` of x, width of the prompt's `context` (None: reads no prompt),
     width of SDXL's `added` vector (None: takes none), channels of each of the encoder's `skips` in order, and of the
     `middle` block."""
 
-    channels: int
-    context: int | None
-    added: int | None
-    skips: tuple[int, ...]
-    middle: int
+    in_channels: int
+    context_width: int | None
+    added_width: int | None
+    skip_channels: tuple[int, ...]
+    middle_channels: int
 
     @classmethod
-    def of(cls, unet: Any) -> Layout:
+    def from_unet(cls, unet: Any) -> UNetSignature:
         """The layout of a diffusers UNet2DConditionModel or UNetMotionModel, with or without LoRA layers on it."""
         config = unet.config
         skips = [config["block_out_channels"][0]]
         for level in unet.down_blocks:
             skips += [block.out_channels for block in (*level.resnets, *(level.downsamplers or ()))]
         return cls(
-            channels=config["in_channels"],
-            context=_prompt_width(config),
-            added=config["projection_class_embeddings_input_dim"] if config["addition_embed_type"] else None,
-            skips=tuple(skips),
-            middle=config["block_out_channels"][-1],
+            in_channels=config["in_channels"],
+            context_width=_get_prompt_width(config),
+            added_width=config["projection_class_embeddings_input_dim"] if config["addition_embed_type"] else None,
+            skip_channels=tuple(skips),
+            middle_channels=config["block_out_channels"][-1],
         )
 
     @property
     def family(self) -> str:
         """For messages: "sd15", "sd21" or "sdxl" at the published widths, else "sd". The numbers decide what fits."""
-        if self.skips == SDXL_SKIPS and self.added == 2816:
+        if self.skip_channels == SDXL_SKIPS and self.added_width == 2816:
             return "sdxl"
-        if self.skips == SD_SKIPS and self.added is None:
-            return {768: "sd15", 1024: "sd21"}.get(self.context or 0, "sd")
+        if self.skip_channels == SD_SKIPS and self.added_width is None:
+            return {768: "sd15", 1024: "sd21"}.get(self.context_width or 0, "sd")
         return "sd"
 
     @property
-    def words(self) -> str:
-        if self.family in WORDS:
-            return WORDS[self.family]
-        kind = "SDXL" if self.added is not None else "SD"
-        width = "narrow" if self.skips[0] < 320 else "wide" if self.skips[0] > 320 else "unusual"
-        return f"{width} {kind} (context {self.context})"
+    def label(self) -> str:
+        if self.family in FAMILY_LABELS:
+            return FAMILY_LABELS[self.family]
+        kind = "SDXL" if self.added_width is not None else "SD"
+        width = "narrow" if self.skip_channels[0] < 320 else "wide" if self.skip_channels[0] > 320 else "unusual"
+        return f"{width} {kind} (context {self.context_width})"
 
 
-def misfit(net: Layout, unet: Layout) -> str | None:
+def incompatibility(net: UNetSignature, unet: UNetSignature) -> str | None:
     """Why `net` cannot guide `unet`, in one line; None when it can.
 
     A UNet may have more channels than the net reads, because diffusers and ldm put the noisy latents first: an
@@ -63,22 +63,22 @@ def misfit(net: Layout, unet: Layout) -> str | None:
     context.
     """
     pairs = [
-        ("latent channels", net.channels, min(net.channels, unet.channels)),
-        ("context width", net.context, net.context and unet.context),
-        ("added vector width", net.added, unet.added),
-        ("skip widths", net.skips, unet.skips),
-        ("middle width", net.middle, unet.middle),
+        ("latent channels", net.in_channels, min(net.in_channels, unet.in_channels)),
+        ("context width", net.context_width, net.context_width and unet.context_width),
+        ("added vector width", net.added_width, unet.added_width),
+        ("skip widths", net.skip_channels, unet.skip_channels),
+        ("middle width", net.middle_channels, unet.middle_channels),
     ]
     different = [(what, a, b) for what, a, b in pairs if a != b]
     if not different:
         return None
     if net.family != unet.family:
-        return f"{net.words} ControlNet, but the model is {unet.words}"
+        return f"{net.label} ControlNet, but the model is {unet.label}"
     what, a, b = different[0]
-    return f"the ControlNet has {what} {_text(a)}, but the model has {_text(b)}"
+    return f"the ControlNet has {what} {_format_number(a)}, but the model has {_format_number(b)}"
 
 
-def _prompt_width(config: Any) -> int | None:
+def _get_prompt_width(config: Any) -> int | None:
     """Width of the prompt embeddings a pipeline passes; Kolors' UNet projects them to its own width first."""
     if config["encoder_hid_dim_type"] == "text_proj":
         return config["encoder_hid_dim"]
@@ -89,5 +89,5 @@ def _prompt_width(config: Any) -> int | None:
     return widths.pop() if len(widths) == 1 else None
 
 
-def _text(number: object) -> str:
+def _format_number(number: object) -> str:
     return "-".join(map(str, number)) if isinstance(number, tuple) else str(number or "none")

@@ -9,11 +9,14 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-LDM, DIFFUSERS = "input_hint_block.0.weight", "controlnet_cond_embedding.conv_in.weight"
-ZEROS = "zero_convs.0.0.weight", "controlnet_down_blocks.0.weight"  # ldm's and diffusers', in whatever holds residuals
-PREFIX = "control_model."  # in lllyasviel's whole checkpoints, beside the rest of Stable Diffusion
+LDM_MARKER_KEY, DIFFUSERS_MARKER_KEY = "input_hint_block.0.weight", "controlnet_cond_embedding.conv_in.weight"
+ZERO_CONV_KEYS = (
+    "zero_convs.0.0.weight",
+    "controlnet_down_blocks.0.weight",
+)  # ldm's and diffusers', in whatever holds residuals
+CONTROL_MODEL_PREFIX = "control_model."  # in lllyasviel's whole checkpoints, beside the rest of Stable Diffusion
 
-OUTSIDE = {
+OUTER_KEYS = {
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
     "add_embedding.linear_1": "label_emb.0.0",
@@ -22,7 +25,7 @@ OUTSIDE = {
     "controlnet_cond_embedding.conv_in": "input_hint_block.0",
     "controlnet_mid_block": "middle_block_out.0",
 }
-RESNET = {
+RESNET_KEYS = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
     "time_emb_proj": "emb_layers.1",
@@ -32,47 +35,51 @@ RESNET = {
 }
 
 
-def inside(tensors: Mapping[str, T]) -> dict[str, T]:
+def strip_prefix(tensors: Mapping[str, T]) -> dict[str, T]:
     """The tensors of the ControlNet in a checkpoint that holds more; those of any other file."""
-    found = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
+    found = {
+        name.removeprefix(CONTROL_MODEL_PREFIX): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(CONTROL_MODEL_PREFIX)
+    }
     return found or dict(tensors)
 
 
-def modules(resnets: Sequence[int], scales: int) -> dict[str, str]:
+def build_key_table(resnets: Sequence[int], scale_count: int) -> dict[str, str]:
     """diffusers' module names to ldm's, for a net with `resnets[i]` resnets in level i and a hint encoder of `scales`
     scales. A name stands for all that is below it."""
-    table = dict(OUTSIDE)
-    hint = [f"blocks.{k}" for k in range(2 * (scales - 1))] + ["conv_out"]
+    table = dict(OUTER_KEYS)
+    hint = [f"blocks.{k}" for k in range(2 * (scale_count - 1))] + ["conv_out"]
     for k, name in enumerate(hint, 1):
         table[f"controlnet_cond_embedding.{name}"] = f"input_hint_block.{2 * k}"
     blocks = 1  # input_blocks.0 is conv_in
     for level, number in enumerate(resnets):
         for j in range(number):
-            table |= resnet(f"down_blocks.{level}.resnets.{j}", f"input_blocks.{blocks + j}.0")
+            table |= build_resnet_table(f"down_blocks.{level}.resnets.{j}", f"input_blocks.{blocks + j}.0")
             table[f"down_blocks.{level}.attentions.{j}"] = f"input_blocks.{blocks + j}.1"
         if level + 1 < len(resnets):
             table[f"down_blocks.{level}.downsamplers.0.conv"] = f"input_blocks.{blocks + number}.0.op"
         blocks += number + 1
     for j in (0, 1):
-        table |= resnet(f"mid_block.resnets.{j}", f"middle_block.{2 * j}")
+        table |= build_resnet_table(f"mid_block.resnets.{j}", f"middle_block.{2 * j}")
     table["mid_block.attentions.0"] = "middle_block.1"
     table |= {f"controlnet_down_blocks.{k}": f"zero_convs.{k}.0" for k in range(blocks - 1)}
     return table
 
 
-def to_ldm(tensors: Mapping[str, T]) -> dict[str, T]:
+def to_ldm_keys(tensors: Mapping[str, T]) -> dict[str, T]:
     """A ControlNet's tensors under ldm's names, from diffusers' names; names that belong to no ControlNet are left as
     they are."""
-    levels = _count(r"down_blocks\.(\d+)\.resnets\.0\.conv1\.weight", tensors)
-    resnets = [_count(rf"down_blocks\.{i}\.resnets\.(\d+)\.conv1\.weight", tensors) for i in range(levels)]
-    scales = 1 + _count(r"controlnet_cond_embedding\.blocks\.(\d+)\.weight", tensors) // 2
-    return renamed(tensors, modules(resnets, scales))
+    levels = _count_matches(r"down_blocks\.(\d+)\.resnets\.0\.conv1\.weight", tensors)
+    resnets = [_count_matches(rf"down_blocks\.{i}\.resnets\.(\d+)\.conv1\.weight", tensors) for i in range(levels)]
+    scales = 1 + _count_matches(r"controlnet_cond_embedding\.blocks\.(\d+)\.weight", tensors) // 2
+    return rename_keys(tensors, build_key_table(resnets, scales))
 
 
-def to_diffusers(tensors: Mapping[str, T]) -> dict[str, T]:
+def to_diffusers_keys(tensors: Mapping[str, T]) -> dict[str, T]:
     """A ControlNet's tensors under diffusers' names, from ldm's names; names that belong to no ControlNet are left as
     they are."""
-    blocks = _count(r"input_blocks\.\d+\.0\.in_layers\.0\.weight", tensors)
+    blocks = _count_matches(r"input_blocks\.\d+\.0\.in_layers\.0\.weight", tensors)
     downs = [name for name in tensors if re.fullmatch(r"input_blocks\.\d+\.0\.op\.(weight|up)", name)]  # up: of a LoRA
     ends = {int(name.split(".")[1]) for name in downs}
     resnets = [0]
@@ -81,29 +88,29 @@ def to_diffusers(tensors: Mapping[str, T]) -> dict[str, T]:
             resnets.append(0)
         else:
             resnets[-1] += 1
-    scales = _count(r"input_hint_block\.(\d+)\.weight", tensors) // 2
-    return renamed(tensors, {ldm: name for name, ldm in modules(resnets, scales).items()})
+    scales = _count_matches(r"input_hint_block\.(\d+)\.weight", tensors) // 2
+    return rename_keys(tensors, {ldm: name for name, ldm in build_key_table(resnets, scales).items()})
 
 
-def resnet(name: str, ldm: str) -> dict[str, str]:
+def build_resnet_table(name: str, ldm: str) -> dict[str, str]:
     """A resnet's module names in diffusers' layout to ldm's."""
-    return {f"{name}.{a}": f"{ldm}.{b}" for a, b in RESNET.items()}
+    return {f"{name}.{a}": f"{ldm}.{b}" for a, b in RESNET_KEYS.items()}
 
 
-def _count(pattern: str, names: Iterable[str]) -> int:
+def _count_matches(pattern: str, names: Iterable[str]) -> int:
     """How many names match."""
     return sum(re.fullmatch(pattern, name) is not None for name in names)
 
 
-def renamed(tensors: Mapping[str, T], table: Mapping[str, str]) -> dict[str, T]:
+def rename_keys(tensors: Mapping[str, T], table: Mapping[str, str]) -> dict[str, T]:
     """Tensors under the names that `table` gives the modules above them; others keep theirs."""
-    found = {_rename(name, table): tensor for name, tensor in tensors.items()}
+    found = {_rename_key(name, table): tensor for name, tensor in tensors.items()}
     if len(found) != len(tensors):
         raise ValueError("holds one tensor twice, under ldm's name and under diffusers'")
     return found
 
 
-def _rename(name: str, table: Mapping[str, str]) -> str:
+def _rename_key(name: str, table: Mapping[str, str]) -> str:
     head, tail = name, ""
     while head:
         if head in table:

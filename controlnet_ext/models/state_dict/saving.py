@@ -10,48 +10,48 @@ from typing import Any
 
 from ...files.disk import write_atomically
 from ...files.safetensors import write_weights
-from .. import CONFIG, ControlFile
-from ..inspection import MAP, map_of
-from .location import STEM
+from .. import CONFIG_METADATA_KEY, ControlFile
+from ..inspection import MAP_METADATA_KEY, find_map_type
+from .location import DIFFUSERS_STEM
 
-OURS = "controlnet_ext."  # what of a file's metadata goes along when it is converted
+METADATA_PREFIX = "controlnet_ext."  # what of a file's metadata goes along when it is converted
 
 
 def save_diffusers(
-    net: Any, folder: str | os.PathLike[str], overwrite: bool = False, more: Mapping[str, str] | None = None
+    net: Any, folder: str | os.PathLike[str], overwrite: bool = False, extra_metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write the folder that diffusers loads with `from_pretrained`, in the network's dtype, with `more` in the
     metadata of the weights. An existing file raises FileExistsError unless `overwrite`; ValueError when diffusers has
     no such network."""
     settings = json.dumps(net.config(), indent=2) + "\n"
-    config, weights = Path(folder) / "config.json", Path(folder) / f"{STEM}.safetensors"
+    config, weights = Path(folder) / "config.json", Path(folder) / f"{DIFFUSERS_STEM}.safetensors"
     if not overwrite and any(map(os.path.lexists, (config, weights))):
         raise FileExistsError(f"{os.fspath(folder)!r} holds a model already; it is only replaced when asked for")
     config.parent.mkdir(parents=True, exist_ok=True)
     tensors = net.LAYOUTS["diffusers"](net.state_dict())
-    write_weights(weights, tensors, {**(more or {}), **metadata(net)}, overwrite=overwrite)
+    write_weights(weights, tensors, {**(extra_metadata or {}), **build_metadata(net)}, overwrite=overwrite)
     write_atomically(config, settings.encode(), overwrite=overwrite)
 
 
 def save_ldm(
-    net: Any, path: str | os.PathLike[str], overwrite: bool = False, more: Mapping[str, str] | None = None
+    net: Any, path: str | os.PathLike[str], overwrite: bool = False, extra_metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write one .safetensors file under ldm's names without a prefix, in the network's dtype. What tensors do not
     show is in its metadata, under `controlnet_ext.config`, with `more` beside it. An existing file raises
     FileExistsError unless `overwrite`."""
     tensors = net.LAYOUTS["ldm"](net.state_dict())
-    write_weights(path, tensors, {**(more or {}), **metadata(net)}, overwrite=overwrite)
+    write_weights(path, tensors, {**(extra_metadata or {}), **build_metadata(net)}, overwrite=overwrite)
 
 
-SAVE = {"diffusers": save_diffusers, "ldm": save_ldm}
+SAVERS = {"diffusers": save_diffusers, "ldm": save_ldm}
 
 
-def convert(
+def convert_model(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
-    to: str,
-    reads: str | None = None,
-    pooled: bool = False,
+    layout: str,
+    map_type: str | None = None,
+    global_average_pooling: bool = False,
     overwrite: bool = False,
 ) -> None:
     """Write the control model in `source` in the layout `to`, "diffusers" or "ldm". `reads` is the kind of map it
@@ -60,22 +60,22 @@ def convert(
     file = ControlFile.read(source)
     net: Any = file.load()
     layouts = getattr(net, "LAYOUTS", {})
-    if to not in layouts:
+    if layout not in layouts:
         some = f"of {', '.join(layouts)}" if layouts else "no other layout"
-        raise ValueError(f"--to {to!r:.40}: {str(file.path)!r} is a {net.architecture} file, which can be {some}")
-    if pooled:
+        raise ValueError(f"--to {layout!r:.40}: {str(file.path)!r} is a {net.architecture} file, which can be {some}")
+    if global_average_pooling:
         if not hasattr(net, "global_average_pooling"):
             raise ValueError(f"a {net.architecture} has no residuals that could be pooled")
         net.global_average_pooling = True
-    known, _ = map_of(file)
-    more = {key: text for key, text in file.weights.metadata.items() if key.startswith(OURS)}
-    if reads or known != "unknown":
-        more[MAP] = reads or known
-    if to == "ldm" and Path(target).suffix != ".safetensors":
+    known, _ = find_map_type(file)
+    more = {key: text for key, text in file.weights.metadata.items() if key.startswith(METADATA_PREFIX)}
+    if map_type or known != "unknown":
+        more[MAP_METADATA_KEY] = map_type or known
+    if layout == "ldm" and Path(target).suffix != ".safetensors":
         raise ValueError(f"{os.fspath(target)!r} does not end in .safetensors")
-    SAVE[to](net, target, overwrite, more)
+    SAVERS[layout](net, target, overwrite, more)
 
 
-def metadata(net: Any) -> dict[str, str]:
+def build_metadata(net: Any) -> dict[str, str]:
     """What the tensors of a file do not show, as safetensors metadata."""
-    return {"format": "pt", CONFIG: json.dumps(net.unseen())}
+    return {"format": "pt", CONFIG_METADATA_KEY: json.dumps(net.unstored_config())}

@@ -7,7 +7,7 @@ import torch
 from controlnet_ext.annotators import depth_merge, leres
 from controlnet_ext.preprocessors import preprocess
 from controlnet_ext.preprocessors.backends.torch import Device, Network
-from controlnet_ext.preprocessors.depth.leres import _fitted, boosted
+from controlnet_ext.preprocessors.depth.leres import _fit_linear, boost_depth
 from lines import aux, random_state, randomised
 
 rng = np.random.default_rng(0)
@@ -66,7 +66,7 @@ def test_parts_are_merged_as_controlnet_aux_does():
     quiet[210:250, 250:300] = rng.integers(0, 256, (40, 50, 3))
     for image in (quiet, cv2.resize(BUSY, (600, 480))):
         expected = estimateboost(image, TheirDepth(), 0, TheirMerge(), max(image.shape[:2]))
-        np.testing.assert_allclose(boosted(image, estimate, merged), expected, atol=1e-5)  # 3e-7 measured
+        np.testing.assert_allclose(boost_depth(image, estimate, merged), expected, atol=1e-5)  # 3e-7 measured
 
 
 def test_the_network_for_merging_equals_controlnet_auxs():
@@ -74,10 +74,10 @@ def test_the_network_for_merging_equals_controlnet_auxs():
     from controlnet_aux.leres.pix2pix.models.networks import UnetGenerator, get_norm_layer
 
     with torch.device("meta"):
-        whole, ours = UnetGenerator(2, 1, 10, 64, get_norm_layer("none")), depth_merge.Merge()
+        whole, ours = UnetGenerator(2, 1, 10, 64, get_norm_layer("none")), depth_merge.DepthMergeNetwork()
     assert {k: t.shape for k, t in whole.state_dict().items()} == {k: t.shape for k, t in ours.state_dict().items()}
     theirs, state = randomised(UnetGenerator(2, 1, 6, 8, get_norm_layer("none")))
-    small = depth_merge.Merge(6, 8)
+    small = depth_merge.DepthMergeNetwork(6, 8)
     small.load_state_dict(state)
     x = torch.rand(2, 2, 128, 64) * 2 - 1
     with torch.inference_mode():
@@ -89,38 +89,38 @@ def test_the_network_for_merging_equals_controlnet_auxs():
 @pytest.mark.filterwarnings("error")
 def test_a_line_is_fitted():
     x = rng.random((50, 70)).astype(np.float32)
-    np.testing.assert_allclose(_fitted(x, 3 * x + 2), 3 * x + 2, rtol=1e-5)
-    np.testing.assert_allclose(_fitted(np.ones_like(x), x), x.mean(), rtol=1e-5)  # one of the unknowns is open
+    np.testing.assert_allclose(_fit_linear(x, 3 * x + 2), 3 * x + 2, rtol=1e-5)
+    np.testing.assert_allclose(_fit_linear(np.ones_like(x), x), x.mean(), rtol=1e-5)  # one of the unknowns is open
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (5, 300), (200, 64)])
 def test_every_size_has_depth(height, width):
     for image in (np.zeros((height, width, 3), np.uint8), np.resize(BUSY, (height, width, 3))):
-        result = boosted(image, estimate, merged)
+        result = boost_depth(image, estimate, merged)
         assert result.shape == (height, width) and np.isfinite(result).all()
 
 
 class Shelf:
     """Random weights of both networks, small ones."""
 
-    def network(self, file, build, device="cpu"):
+    def load_network(self, file, build, device="cpu"):
         if file.name == "res101.pth":
             with torch.device("meta"):
                 shapes = leres.LeReS((1, 1, 1, 1)).state_dict()
-            return Network.on(leres.load(random_state(shapes)), Device.of(device))
-        return Network.on(randomised(depth_merge.Merge(5, 4))[0], Device.of(device))
+            return Network.from_module(leres.load(random_state(shapes)), Device.coerce(device))
+        return Network.from_module(randomised(depth_merge.DepthMergeNetwork(5, 4))[0], Device.coerce(device))
 
 
 def test_a_boosted_map_is_depth():
     made = preprocess("depth_leres++", BUSY, library=Shelf(), remove_background=10)
-    assert made.kind == "depth" and made.values.shape == made.fine.shape == (64, 96)
+    assert made.kind == "depth" and made.values.shape == made.pixels16.shape == (64, 96)
     way = (made.values - made.values.min()) / np.ptp(made.values)
-    assert (made.fine[way > 0.901] == 0).all() and made.fine.max() == 65535
+    assert (made.pixels16[way > 0.901] == 0).all() and made.pixels16.max() == 65535
 
 
 def test_all_tensors_are_taken_and_no_others():
     with torch.device("meta"):
-        state = depth_merge.Merge().state_dict()
+        state = depth_merge.DepthMergeNetwork().state_dict()
     state = {key: torch.zeros(()).expand(tensor.shape) for key, tensor in state.items()}
     depth_merge.load(state)
     for broken in (state | {"more": torch.zeros(1)}, dict(list(state.items())[1:])):

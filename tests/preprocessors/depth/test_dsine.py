@@ -10,7 +10,7 @@ import pytest
 import torch
 from controlnet_ext.annotators import dsine
 from controlnet_ext.preprocessors import find, preprocess
-from controlnet_ext.preprocessors.depth.normals_of_depth import coloured
+from controlnet_ext.preprocessors.depth.normals_of_depth import encode_normals
 from lines import Shelf, aux, random_state
 from torch.nn import functional as F
 
@@ -65,8 +65,8 @@ def test_vectors_turn_around_their_axes():
     zero = torch.zeros_like(x)
     skew = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=-1).unflatten(-1, (3, 3))
     expected = (torch.matrix_exp(skew) @ n.permute(0, 2, 3, 1)[..., None])[..., 0].permute(0, 3, 1, 2)
-    torch.testing.assert_close(dsine._turned(n, axes, angles), expected)
-    torch.testing.assert_close(dsine._turned(n, torch.zeros_like(axes), angles), n)
+    torch.testing.assert_close(dsine._rotate_normals(n, axes, angles), expected)
+    torch.testing.assert_close(dsine._rotate_normals(n, torch.zeros_like(axes), angles), n)
 
 
 def test_axes_lie_in_the_plane_and_are_seen_as_the_steps():
@@ -74,7 +74,7 @@ def test_axes_lie_in_the_plane_and_are_seen_as_the_steps():
     n = F.normalize(torch.randn(1, 3, 25, 4, 5, generator=draw, dtype=torch.float64), dim=1)
     uv = torch.randn(1, 2, 25, 4, 5, generator=draw, dtype=torch.float64)
     steps = torch.randn(1, 2, 25, 4, 5, generator=draw, dtype=torch.float64) * 1e-6
-    axes = dsine._axes(n, steps, uv)
+    axes = dsine._compute_rotation_axes(n, steps, uv)
     assert (n * axes).sum(dim=1).abs().max() < 1e-9
     seen = axes[:, :2] - uv * axes[:, 2:]  # how (u, v, 1) Z moves in the picture, at Z = 1
     torch.testing.assert_close(F.normalize(seen, dim=1), F.normalize(steps, dim=1), atol=1e-3, rtol=0)
@@ -84,7 +84,7 @@ def test_normals_face_the_viewer():
     rays = F.normalize(torch.tensor([0.5, -0.2, 1.0]), dim=0).view(1, 3, 1, 1)
     for n in ((0, 0, 1.0), (0.6, 0, -0.8), (1, 0, 0.0), (-1, 0, 0.0)):
         n = torch.tensor(n).view(1, 3, 1, 1)
-        seen = dsine._visible(n, rays)
+        seen = dsine._clamp_to_visible(n, rays)
         if (n * rays).sum() >= 0.01:
             torch.testing.assert_close(seen, n)
         else:
@@ -105,12 +105,12 @@ def test_a_map_is_the_networks_normals_in_colour(state):
     assert len(results) == 3
     expected = results[-1][0, :, 13:83, 3:93].permute(1, 2, 0).numpy()
     np.testing.assert_allclose(made.values, expected, atol=2e-3)  # channels last: float32's last bits, then refined
-    np.testing.assert_array_equal(made.pixels, coloured(made.values))
+    np.testing.assert_array_equal(made.pixels, encode_normals(made.values))
     np.testing.assert_allclose(np.linalg.norm(made.values, axis=2), 1, atol=1e-4)
 
-    run = find("normal_dsine").ready(library=shelf)
+    run = find("normal_dsine").load(library=shelf)
     assert run(IMAGE[:5, :33], iterations=1).values.shape == (5, 33, 3)
-    for one, alone in zip(run.batch([IMAGE, IMAGE[::-1].copy()], iterations=1), (IMAGE, IMAGE[::-1]), strict=True):
+    for one, alone in zip(run.run_batch([IMAGE, IMAGE[::-1].copy()], iterations=1), (IMAGE, IMAGE[::-1]), strict=True):
         np.testing.assert_allclose(one.values, run(alone.copy(), iterations=1).values, atol=2e-3)
 
 

@@ -63,20 +63,20 @@ def test_near_is_white_and_ends_are_cut(state):
     }
     plain = made[0, 0]
     way = (plain.values - plain.values.min()) / np.ptp(plain.values)  # 0 nearest, 1 farthest
-    assert np.abs(plain.fine - (1 - way) * 65535).max() < 2
+    assert np.abs(plain.pixels16 - (1 - way) * 65535).max() < 2
     cut = made[25, 10]
-    assert (cut.fine[way < 0.249] == 65535).all() and (cut.fine[way > 0.901] == 0).all()
+    assert (cut.pixels16[way < 0.249] == 65535).all() and (cut.pixels16[way > 0.901] == 0).all()
     between = (way > 0.251) & (way < 0.899)
-    np.testing.assert_array_equal(cut.fine[between], plain.fine[between])
-    assert not made[100, 100].fine.any()
+    np.testing.assert_array_equal(cut.pixels16[between], plain.pixels16[between])
+    assert not made[100, 100].pixels16.any()
 
 
 def test_every_size_and_batch(state):
-    run = find("depth_leres").ready(library=Shelf(state))
+    run = find("depth_leres").load(library=Shelf(state))
     for height, width in ((1, 1), (5, 33), (40, 70)):
         assert run(IMAGE[:height, :width]).values.shape == (height, width)
-    assert run(IMAGE, resolution=80).fine.shape == (80, 160)
-    for one, image in zip(run.batch([IMAGE, IMAGE[::-1].copy()]), (IMAGE, IMAGE[::-1].copy()), strict=True):
+    assert run(IMAGE, resolution=80).pixels16.shape == (80, 160)
+    for one, image in zip(run.run_batch([IMAGE, IMAGE[::-1].copy()]), (IMAGE, IMAGE[::-1].copy()), strict=True):
         alone = run(image).values
         np.testing.assert_allclose(one.values, alone, atol=1e-5 * np.abs(alone).max())
 

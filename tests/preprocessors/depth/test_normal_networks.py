@@ -8,7 +8,7 @@ import pytest
 import torch
 from controlnet_ext.annotators import normal_bae
 from controlnet_ext.preprocessors import find, preprocess
-from controlnet_ext.preprocessors.depth.normals_of_depth import coloured
+from controlnet_ext.preprocessors.depth.normals_of_depth import encode_normals
 from lines import Shelf, aux, random_state
 
 rng = np.random.default_rng(0)
@@ -18,7 +18,7 @@ IMAGE = cv2.resize(rng.integers(0, 256, (9, 12, 3), np.uint8), (90, 70), interpo
 @pytest.fixture(scope="module")
 def bae():
     with torch.device("meta"):
-        shapes = normal_bae.NormalBae().state_dict()
+        shapes = normal_bae.NormalBaeNetwork().state_dict()
     return random_state(shapes)
 
 
@@ -56,20 +56,20 @@ def test_a_map_is_the_networks_normals_in_colour(bae):
     made = preprocess("normal_bae", image, library=shelf)
     assert made.kind == "normals"
     np.testing.assert_allclose(made.values, expected, atol=1e-4)
-    np.testing.assert_array_equal(made.pixels, coloured(made.values))
+    np.testing.assert_array_equal(made.pixels, encode_normals(made.values))
     np.testing.assert_allclose(np.linalg.norm(made.values, axis=2), 1, atol=1e-4)
 
-    run = find("normal_bae").ready(library=shelf)
+    run = find("normal_bae").load(library=shelf)
     for height, width in ((1, 1), (5, 33), (70, 90)):
         assert run(IMAGE[:height, :width]).values.shape == (height, width, 3)
-    both = run.batch([IMAGE, IMAGE[::-1].copy()])
+    both = run.run_batch([IMAGE, IMAGE[::-1].copy()])
     for one, alone in zip(both, (IMAGE, IMAGE[::-1].copy()), strict=True):
         np.testing.assert_allclose(one.values, run(alone).values, atol=1e-3)  # sums in another order
 
 
 def test_normal_bae_takes_all_tensors_and_no_others():
     with torch.device("meta"):
-        state = normal_bae.NormalBae().state_dict()
+        state = normal_bae.NormalBaeNetwork().state_dict()
     state = {key: torch.zeros(()).expand(tensor.shape) for key, tensor in state.items()}
     normal_bae.load(state)
     key = next(iter(state))

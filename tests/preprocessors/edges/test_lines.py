@@ -11,8 +11,8 @@ from controlnet_ext.annotators import hed, lineart, lineart_anime, manga_line, m
 from controlnet_ext.preprocessors import find, preprocess
 from controlnet_ext.preprocessors.backends.torch import Device
 from controlnet_ext.preprocessors.edges.lineart import lineart_standard
-from controlnet_ext.preprocessors.edges.soft_edges import extended, grey, safe, scribble
-from controlnet_ext.preprocessors.edges.teed import lines, merged
+from controlnet_ext.preprocessors.edges.soft_edges import pad_to_multiple, quantize_edges, scribble_from_edges, to_uint8
+from controlnet_ext.preprocessors.edges.teed import blend_screen, extract_lines
 from controlnet_ext.preprocessors.library import Library
 from lines import Shelf, assets, aux, controlnets_size, golden, likeness, picture, random_shelf, randomised
 
@@ -82,10 +82,10 @@ def test_pidinet_equals_controlnet_auxs(channels, reduced, float64):
 def test_networks_take_all_tensors_and_no_others():
     for make, load in (
         (teed.TEED, teed.load),
-        (mlsd.Large, mlsd.load),
-        (mlsd.Tiny, mlsd.load),
+        (mlsd.MlsdLarge, mlsd.load),
+        (mlsd.MlsdTiny, mlsd.load),
         (hed.HED, hed.load),
-        (lineart.Generator, lineart.load),
+        (lineart.LineartGenerator, lineart.load),
     ):
         with torch.device("meta"):
             state = make().state_dict()
@@ -116,23 +116,23 @@ NETWORKS = {
     "pidinet_sketch": lambda: pidinet.PiDiNet(20, 8),
     "softedge_teed": teed.TEED,
     "softedge_anyline": teed.TEED,
-    "mlsd": mlsd.Large,
+    "mlsd": mlsd.MlsdLarge,
     "hed": hed.HED,
     "hed_safe": hed.HED,
     "scribble_hed": hed.HED,
-    "lineart": lineart.Generator,
-    "lineart_coarse": lineart.Generator,
-    "lineart_anime": lineart_anime.UNet,
-    "lineart_anime_denoise": manga_line.MangaLine,
+    "lineart": lineart.LineartGenerator,
+    "lineart_coarse": lineart.LineartGenerator,
+    "lineart_anime": lineart_anime.AnimeLineartUNet,
+    "lineart_anime_denoise": manga_line.MangaLineNetwork,
 }
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_pictures_in_a_batch_give_the_maps_of_each_alone(name):
-    run = find(name).ready(library=random_shelf(NETWORKS[name]))
+    run = find(name).load(library=random_shelf(NETWORKS[name]))
     images = [NOISE[:60], NOISE[59::-1].copy(), NOISE[:40]]
-    assert find(name).stacks
-    for result, image in zip(run.batch(images), images, strict=True):
+    assert find(name).batched
+    for result, image in zip(run.run_batch(images), images, strict=True):
         difference = np.abs(result.pixels.astype(int) - run(image).pixels)
         # sums in another order: a value at a step may fall on its other side
         assert result.pixels.shape == image.shape and np.median(difference) == 0 and (difference > 1).mean() < 2e-3
@@ -150,7 +150,7 @@ def test_a_picture_is_worked_on_as_it_is():
 
 @pytest.mark.parametrize("name", ["pidinet", "softedge_teed", "mlsd", "hed", "lineart", "lineart_anime_denoise"])
 def test_the_smallest_and_oddest_pictures_have_maps(name):
-    run = find(name).ready(library=random_shelf(NETWORKS[name]))
+    run = find(name).load(library=random_shelf(NETWORKS[name]))
     for height, width in ((1, 1), (5, 33), (67, 2), (49, 35)):
         assert run(NOISE[:height, :width]).pixels.shape == (height, width, 3)
     assert run(NOISE, resolution=64).pixels.shape == (64, 82, 3)
@@ -158,10 +158,15 @@ def test_the_smallest_and_oddest_pictures_have_maps(name):
 
 def test_pictures_are_extended_by_their_edge():
     image = np.arange(18, dtype=np.uint8).reshape(1, 2, 3, 3)
-    result = extended(image, 4)
+    result = pad_to_multiple(image, 4)
     assert result.shape == (1, 4, 4, 3) and (result[0, :, 3] == result[0, :, 2]).all()
     assert (result[0, 3] == result[0, 1]).all() and (result[0, :2, :3] == image[0]).all()
-    assert extended(image, 1).shape == image.shape and extended(image, 1, least=3).shape == (1, 3, 3, 3)
+    assert pad_to_multiple(image, 1).shape == image.shape and pad_to_multiple(image, 1, min_size=3).shape == (
+        1,
+        3,
+        3,
+        3,
+    )
 
 
 @pytest.mark.weights
@@ -195,7 +200,7 @@ def test_teed_7_loads_too():
 def test_anyline_lays_lines_over_edges_as_light_over_light():
     base, top = np.array([[0, 0, 255, 128, 200]], np.uint8), np.array([[0, 77, 50, 128, 255]], np.uint8)
     # 255 - 127 * 127 / 255 = 191.7
-    assert merged(base, top).tolist() == [[0, 77, 255, 191, 255]]
+    assert blend_screen(base, top).tolist() == [[0, 77, 255, 191, 255]]
 
 
 def test_anylines_lines_are_in_its_map():
@@ -203,8 +208,8 @@ def test_anylines_lines_are_in_its_map():
     image[32, 16:112] = 0
     state = randomised(teed.TEED())[1] | {"up_block_1.features.2.bias": torch.tensor([-1e4])}  # no edge anywhere
     result = preprocess("softedge_anyline", image, library=Shelf(state))
-    np.testing.assert_array_equal(result.pixels[..., 0], lines(image))
-    assert lines(image)[32, 16:112].min() > 100
+    np.testing.assert_array_equal(result.pixels[..., 0], extract_lines(image))
+    assert extract_lines(image)[32, 16:112].min() > 100
 
 
 def test_anyline_drops_specks_of_fewer_than_12_pixels_that_touch_side_by_side():
@@ -214,7 +219,7 @@ def test_anyline_drops_specks_of_fewer_than_12_pixels_that_touch_side_by_side():
     image[50, 10:16] = image[51, 16:22] = 250  # 12 that touch by a corner
     drawn = lineart_standard(image, sigma=2.0, intensity_threshold=3)
     assert (drawn[10, 10:21] > 0).all() and np.count_nonzero(drawn) == 35
-    kept = lines(image)
+    kept = extract_lines(image)
     assert np.count_nonzero(kept) == 12 and (kept[30, 10:22] == drawn[30, 10:22]).all()
 
 
@@ -224,7 +229,7 @@ def test_mlsd_tiny_gives_the_authors_outputs():
     net = mlsd.load(read_weights(assets() / "weights" / "mlsd_tiny_512_fp32.pth").tensors).eval()
     with torch.inference_mode():
         result = net(torch.cat([x.flip(1), torch.ones(1, 1, 256, 256)], dim=1) / 127.5 - 1)[0]
-    assert isinstance(net, mlsd.Tiny)
+    assert isinstance(net, mlsd.MlsdTiny)
     torch.testing.assert_close(result, expected, atol=2e-3, rtol=0)  # values up to 87; 6e-4 measured
 
 
@@ -235,13 +240,13 @@ def test_mlsd_finds_the_line_that_is_written_into_its_result():
     found[0, :5, 5, 8] = torch.tensor([1.9, -3, -4, 6, 2.5])  # beside a surer one
     found[0, :5, 12, 2] = torch.tensor([1.0, -1, 0, 1, 0])  # two pixels long
     found[1, :5, 3, 3] = torch.tensor([-1.0, 0, -3, 0, 3])
-    assert [lines.tolist() for lines in mlsd.segments(found, 0.1, 0.1)] == [
+    assert [lines.tolist() for lines in mlsd.decode_segments(found, 0.1, 0.1)] == [
         [[8, 2, 26, 15], [2, 24, 6, 24]],
         [[6, 0, 6, 12]],
     ]
-    assert [len(lines) for lines in mlsd.segments(found, 0.5, 0.1)] == [2, 0]  # sigmoid(-1) is 0.27
-    assert [len(lines) for lines in mlsd.segments(found, 0.1, 2)] == [1, 1]
-    assert [len(lines) for lines in mlsd.segments(found, 1.0, 0.1)] == [0, 0]
+    assert [len(lines) for lines in mlsd.decode_segments(found, 0.5, 0.1)] == [2, 0]  # sigmoid(-1) is 0.27
+    assert [len(lines) for lines in mlsd.decode_segments(found, 0.1, 2)] == [1, 1]
+    assert [len(lines) for lines in mlsd.decode_segments(found, 1.0, 0.1)] == [0, 0]
 
 
 @pytest.mark.weights
@@ -259,10 +264,10 @@ def test_mlsd_draws_the_lines_that_it_gives():
 
 
 def test_a_line_that_leaves_every_bound_is_cut():
-    from controlnet_ext.preprocessors.edges.mlsd import drawn
+    from controlnet_ext.preprocessors.edges.mlsd import render_lines
 
     lines = np.array([[0, 2, 1e30, 2], [np.nan, 0, 1, 1], [np.inf, 0, 1, 1]], np.float32)
-    pixels, kept = drawn(lines, 5, 5)
+    pixels, kept = render_lines(lines, 5, 5)
     assert len(kept) == 1 and (pixels[2] == 255).all() and not np.delete(pixels, 2, axis=0).any()
 
 
@@ -351,10 +356,10 @@ def test_lineart_anime_equals_controlnet_auxs():
 
 def test_safe_steps_are_those_of_the_formula():
     edges = np.array([[0, 0.3333, 0.3334, 0.5, 0.6666, 0.6667, 0.9999, 1]])
-    assert safe(edges).tolist() == [[0, 0, 0.5, 0.5, 0.5, 1, 1, 1.5]]
-    assert grey(safe(edges)).tolist() == [[0, 0, 127, 127, 127, 255, 255, 255]]
-    assert grey(safe(edges, 1)).tolist() == [[0, 0, 0, 255, 255, 255, 255, 255]]
-    assert grey(np.array([[0.5, 0.999, 1.0]])).tolist() == [[127, 254, 255]]
+    assert quantize_edges(edges).tolist() == [[0, 0, 0.5, 0.5, 0.5, 1, 1, 1.5]]
+    assert to_uint8(quantize_edges(edges)).tolist() == [[0, 0, 127, 127, 127, 255, 255, 255]]
+    assert to_uint8(quantize_edges(edges, 1)).tolist() == [[0, 0, 0, 255, 255, 255, 255, 255]]
+    assert to_uint8(np.array([[0.5, 0.999, 1.0]])).tolist() == [[127, 254, 255]]
 
 
 def test_a_scribble_covers_a_strong_edge_and_its_surroundings():
@@ -362,22 +367,22 @@ def test_a_scribble_covers_a_strong_edge_and_its_surroundings():
     edges[:, 28:37] = 255
     # Blurred by 3 pixels, columns 28 to 36 are over 127 (144 and 110 at the border). Blurred again, 255 becomes
     # 255 (1 - Phi((k - 1/2) / 3)) at k pixels from the border: 8.5 at 6, 3.9 at 7, and 5 is kept.
-    drawn = scribble(edges)
+    drawn = scribble_from_edges(edges)
     assert (drawn[:, 22:43] == 255).all() and not drawn[:, :22].any() and not drawn[:, 43:].any()
 
 
 def test_a_scribble_is_thin_where_an_edge_has_a_ridge():
     y, x = np.mgrid[:96, :96]
     edges = np.exp(-(((x - y) / 20) ** 2 + ((x + y - 96) / 40) ** 2)) * 255  # no two pixels alike across or along
-    drawn = scribble(edges.astype(np.uint8))
+    drawn = scribble_from_edges(edges.astype(np.uint8))
     assert 15 < (drawn[48] > 0).sum() < (edges[48] > 127).sum()
 
 
 def test_a_scribble_leaves_out_what_is_faint():
-    assert not scribble(np.full((32, 32), 126, np.uint8)).any()
+    assert not scribble_from_edges(np.full((32, 32), 126, np.uint8)).any()
     thin = np.zeros((64, 64), np.uint8)
     thin[:, 32] = 255  # 34 when blurred
-    assert not scribble(thin).any()
+    assert not scribble_from_edges(thin).any()
 
 
 def test_scribbles_are_controlnet_auxs():
@@ -386,13 +391,13 @@ def test_scribbles_are_controlnet_auxs():
     edges = ((edges - edges.min()) / np.ptp(edges) * 255).astype(np.uint8)
     drawn = cv2.GaussianBlur(nms(edges, 127, 3.0), (0, 0), 3.0)
     assert 0.05 < (drawn > 4).mean() < 0.95
-    np.testing.assert_array_equal(scribble(edges), np.where(drawn > 4, 255, 0))
+    np.testing.assert_array_equal(scribble_from_edges(edges), np.where(drawn > 4, 255, 0))
 
 
 def test_safe_steps_are_controlnet_auxs():
     x = rng.random((50, 50))
     for steps in (1, 2, 7, 10):
-        np.testing.assert_array_equal(safe(x, steps), aux().util.safe_step(x, steps))
+        np.testing.assert_array_equal(quantize_edges(x, steps), aux().util.safe_step(x, steps))
 
 
 def aux_networks():
@@ -447,7 +452,7 @@ def test_maps_are_controlnet_auxs(name):
 def test_manga_line_gives_what_the_authors_code_does():
     # of ljsabc/MangaLineExtraction_PyTorch @ 6ec136d53321, model_torch.py, on these weights in float64
     expected = [-44286.252462, 1392956.808357, 1011181.021417, 796709.040156, 896139.973842, 2130655.257447]
-    state = random_shelf(manga_line.MangaLine).tensors
+    state = random_shelf(manga_line.MangaLineNetwork).tensors
     x = torch.rand(2, 1, 48, 64, generator=torch.Generator().manual_seed(1)) * 255
     with torch.inference_mode():
         y = manga_line.load(state).eval().double()(x.double())
@@ -456,7 +461,7 @@ def test_manga_line_gives_what_the_authors_code_does():
 
 def test_manga_line_reads_grey_and_gives_white_lines():
     class Paper:
-        def network(self, file, build, device):
+        def load_network(self, file, build, device):
             return lambda x: seen.append(x) or x * 1.5 - 30
 
     seen = []

@@ -5,12 +5,17 @@ import sys
 import numpy as np
 import pytest
 from controlnet_ext.preprocessors import find, preprocess
-from controlnet_ext.preprocessors.backends.onnx import OnnxNetwork, onnx_network
+from controlnet_ext.preprocessors.backends.onnx import OnnxNetwork, load_onnx_network
 from controlnet_ext.preprocessors.library import Library
-from controlnet_ext.preprocessors.poses.coco import person
-from controlnet_ext.preprocessors.poses.dwpose import ANIMAL, BODY, DETECTOR, WHOLE_BODY
+from controlnet_ext.preprocessors.poses.coco import person_from_coco
+from controlnet_ext.preprocessors.poses.dwpose import (
+    DWPOSE_WEIGHTS,
+    RTMPOSE_ANIMAL_WEIGHTS,
+    RTMPOSE_WEIGHTS,
+    YOLOX_WEIGHTS,
+)
 from controlnet_ext.preprocessors.poses.key_points import KeyPoint
-from controlnet_ext.preprocessors.poses.rtmpose import ANIMALS, PEOPLE, boxes, points
+from controlnet_ext.preprocessors.poses.rtmpose import ANIMAL_CLASSES, PERSON_CLASSES, detect_boxes, detect_key_points
 
 rng = np.random.default_rng(0)
 
@@ -57,11 +62,11 @@ def boxes_typed_out(output, scale, classes, rows=64, columns=96):
     return np.array(kept)
 
 
-@pytest.mark.parametrize("classes", [PEOPLE, ANIMALS])
+@pytest.mark.parametrize("classes", [PERSON_CLASSES, ANIMAL_CLASSES])
 def test_boxes_follow_yoloxs_formula(classes):
     output = np.concatenate([rng.normal(size=(1, 126, 4)), rng.random((1, 126, 81))], axis=2).astype(np.float32)
     image = np.zeros((32, 120, 3), np.uint8)
-    found = boxes(detector(output), image, classes)
+    found = detect_boxes(detector(output), image, classes)
     expected = boxes_typed_out(output[0], 96 / 120, classes)
     assert 3 < len(expected) < 126
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)  # float32 there, float64 here
@@ -69,7 +74,7 @@ def test_boxes_follow_yoloxs_formula(classes):
 
 def test_a_detector_reads_bgr_in_the_upper_left_corner_of_grey():
     network = detector(np.zeros((1, 126, 85), np.float32))
-    assert boxes(network, np.full((32, 24, 3), (10, 20, 30), np.uint8), PEOPLE).shape == (0, 4)
+    assert detect_boxes(network, np.full((32, 24, 3), (10, 20, 30), np.uint8), PERSON_CLASSES).shape == (0, 4)
     (x,) = network._session.asked
     assert x.shape == (1, 3, 64, 96) and x.dtype == np.float32
     assert (x[0, :, :64, :48] == np.array([30, 20, 10])[:, None, None]).all() and (x[0, :, :, 48:] == 114).all()
@@ -80,7 +85,7 @@ def test_points_are_where_columns_and_rows_are_highest():
     network = OnnxNetwork(Session(["batch", 3, 64, 48], [x, y]), 0)
     image = np.zeros((100, 200, 3), np.uint8)
     places = np.array([[10, 10, 40, 90], [0, 0, 200, 100], [-20, 50, 30, 55]], float)
-    found = points(network, image, places)
+    found = detect_key_points(network, image, places)
     for one, (left, top, right, bottom), columns, rows in zip(found, places, x, y, strict=True):
         width, height = (right - left) * 1.25, (bottom - top) * 1.25
         width, height = max(width, height * 48 / 64), max(height, width * 64 / 48)
@@ -89,14 +94,14 @@ def test_points_are_where_columns_and_rows_are_highest():
             py = rows[k].argmax() / 2 / 64 * height + (top + bottom) / 2 - height / 2
             np.testing.assert_allclose(one[k], (px, py, min(columns[k].max(), rows[k].max())), rtol=1e-6)
     assert [len(asked) for asked in network._session.asked] == [3]
-    assert points(network, image, np.zeros((0, 4))).shape[0] == 0
+    assert detect_key_points(network, image, np.zeros((0, 4))).shape[0] == 0
 
 
 def test_a_crop_is_the_box_normalised():
     image = np.zeros((40, 60, 3), np.uint8)
     image[10:26, 20:32] = 200, 100, 50
     network = OnnxNetwork(Session(["batch", 3, 64, 48], [np.ones((1, 1, 9))] * 2), 0)
-    points(network, image, np.array([[20, 10, 32, 26]], float))
+    detect_key_points(network, image, np.array([[20, 10, 32, 26]], float))
     (x,) = network._session.asked
     middle, edge = x[0, :, 32, 24], x[0, :, 1, 1]  # 1.25 times the box: black around it
     np.testing.assert_allclose(
@@ -116,7 +121,7 @@ def test_the_points_of_people_are_put_in_openposes_order_as_controlnet_aux_does(
         [17, 6, 8, 10, 7, 9, 12, 14, 16, 13, 15, 2, 1, 4, 3]
     ]
     parts = {"body": slice(18), "face": slice(24, 92), "left_hand": slice(92, 113), "right_hand": slice(113, 134)}
-    found = person(coco, 50, 100)
+    found = person_from_coco(coco, 50, 100)
     for name, part in parts.items():
         for one, (x, y, score) in zip(getattr(found, name), moved[part], strict=name != "face"):
             assert (one is None) == (score < 0.3)
@@ -127,14 +132,14 @@ def test_the_points_of_people_are_put_in_openposes_order_as_controlnet_aux_does(
 def test_parts_that_nobody_sees_are_absent():
     coco = np.zeros((133, 3))
     coco[0] = 5, 5, 0.9
-    one = person(coco, 10, 10)
+    one = person_from_coco(coco, 10, 10)
     assert one.body[0] == KeyPoint(0.5, 0.5, 0.9) and not any(one.body[1:])
     assert one.left_hand == one.right_hand == one.face == ()
-    assert person(coco[:17], 10, 10) == one
+    assert person_from_coco(coco[:17], 10, 10) == one
     coco[0] = 500, 5, 0.9  # farther outside than a point may be
-    assert not any(person(coco, 10, 10).body)
+    assert not any(person_from_coco(coco, 10, 10).body)
     with pytest.raises(ValueError, match="26 points"):
-        person(np.zeros((26, 3)), 10, 10)
+        person_from_coco(np.zeros((26, 3)), 10, 10)
 
 
 def test_a_file_of_fixed_batch_is_run_for_each():
@@ -154,10 +159,10 @@ def test_a_network_whose_input_has_no_size_is_refused(shape):
 def test_networks_of_another_kind_are_refused():
     image = np.zeros((8, 8, 3), np.uint8)
     with pytest.raises(ValueError, match="not a YOLOX"):
-        boxes(detector(np.zeros((1, 100, 85), np.float32)), image, PEOPLE)
+        detect_boxes(detector(np.zeros((1, 100, 85), np.float32)), image, PERSON_CLASSES)
     for outputs in ([np.ones((1, 5, 9))], [np.ones((1, 5, 9)), np.ones((1, 6, 9))], [np.ones((1, 5))] * 2):
         with pytest.raises(ValueError, match="not a SimCC"):
-            points(OnnxNetwork(Session([1, 3, 8, 8], outputs), 0), image, np.array([[0, 0, 8, 8.0]]))
+            detect_key_points(OnnxNetwork(Session([1, 3, 8, 8], outputs), 0), image, np.array([[0, 0, 8, 8.0]]))
 
 
 # Graphs that onnxruntime runs: a detector that always says the same, and points at the brightest pixel of the crop
@@ -215,10 +220,10 @@ def save(path, nodes, shape, outputs, told):
 @pytest.fixture
 def folder(tmp_path):
     pytest.importorskip("onnxruntime")
-    constant_graph(tmp_path / DETECTOR.name, detection(PERSON))
-    brightest_graph(tmp_path / WHOLE_BODY.name, 133, 384, 288)
-    brightest_graph(tmp_path / BODY.name, 17, 256, 192)
-    brightest_graph(tmp_path / ANIMAL.name, 17, 256, 256)
+    constant_graph(tmp_path / YOLOX_WEIGHTS.name, detection(PERSON))
+    brightest_graph(tmp_path / DWPOSE_WEIGHTS.name, 133, 384, 288)
+    brightest_graph(tmp_path / RTMPOSE_WEIGHTS.name, 17, 256, 192)
+    brightest_graph(tmp_path / RTMPOSE_ANIMAL_WEIGHTS.name, 17, 256, 256)
     return tmp_path
 
 
@@ -242,7 +247,7 @@ def test_points_are_found_where_the_picture_is_brightest(folder, name):
 def test_an_animal_is_found_and_a_person_is_none(folder):
     library = Library([folder], download=False)
     assert preprocess("animal_openpose", picture(200, 150), library=library).values.animals == ()
-    constant_graph(folder / DETECTOR.name, detection(DOG))
+    constant_graph(folder / YOLOX_WEIGHTS.name, detection(DOG))
     made = preprocess("animal_openpose", picture(200, 150), library=library)
     ((one),) = made.values.animals
     assert all(abs(p.x * 640 - 200) < 3.5 and abs(p.y * 640 - 150) < 3.5 for p in one.points)
@@ -257,25 +262,25 @@ def test_parts_are_left_out_of_the_map_and_stay_in_the_values(folder):
 
 
 def test_a_session_is_shared_and_kept(folder):
-    library = Library([folder], download=False, keep=10**9)
-    first = onnx_network(library, WHOLE_BODY, "cpu")
-    assert onnx_network(library, WHOLE_BODY, "cpu") is first
-    assert first.bytes == (folder / WHOLE_BODY.name).stat().st_size
-    assert find("dw_openpose_full").ready(library=library).run.network is first
+    library = Library([folder], download=False, cache_bytes=10**9)
+    first = load_onnx_network(library, DWPOSE_WEIGHTS, "cpu")
+    assert load_onnx_network(library, DWPOSE_WEIGHTS, "cpu") is first
+    assert first.bytes == (folder / DWPOSE_WEIGHTS.name).stat().st_size
+    assert find("dw_openpose_full").load(library=library).run.network is first
 
 
 def test_what_cannot_be_loaded_is_refused_in_one_line(folder, monkeypatch):
     library = Library([folder], download=False)
     with pytest.raises(ValueError, match=r"no provider for the device 'xpu', only .*CPUExecutionProvider"):
-        onnx_network(library, BODY, "xpu")
-    for content in (b"", b"garbage", (folder / WHOLE_BODY.name).read_bytes()[:200]):
-        (folder / BODY.name).write_bytes(content)
+        load_onnx_network(library, RTMPOSE_WEIGHTS, "xpu")
+    for content in (b"", b"garbage", (folder / DWPOSE_WEIGHTS.name).read_bytes()[:200]):
+        (folder / RTMPOSE_WEIGHTS.name).write_bytes(content)
         with pytest.raises(ValueError, match=r"rtmpose-m\.onnx' is refused") as refusal:
-            onnx_network(library, BODY, "cpu")
+            load_onnx_network(library, RTMPOSE_WEIGHTS, "cpu")
         assert "\n" not in str(refusal.value)
-    (folder / BODY.name).unlink()
+    (folder / RTMPOSE_WEIGHTS.name).unlink()
     with pytest.raises(FileNotFoundError, match=r"rtmpose-m\.onnx is not there"):
-        onnx_network(library, BODY, "cpu")
+        load_onnx_network(library, RTMPOSE_WEIGHTS, "cpu")
 
 
 def test_without_onnxruntime_one_line_says_what_to_install(monkeypatch, tmp_path):

@@ -10,7 +10,13 @@ import pytest
 from controlnet_ext.preprocessors import find, preprocess
 from controlnet_ext.preprocessors.backends.tflite import TfliteNetwork
 from controlnet_ext.preprocessors.library import Library
-from controlnet_ext.preprocessors.poses.mediapipe_face import DETECTOR, MESH, _drawn, mesh, squares
+from controlnet_ext.preprocessors.poses.mediapipe_face import (
+    FACE_DETECTOR_WEIGHTS,
+    FACE_MESH_WEIGHTS,
+    _render_faces,
+    detect_face_mesh,
+    detect_faces,
+)
 
 from controlnet_ext.files.image_reader import read_image
 
@@ -32,11 +38,11 @@ def values(dx=0.0, dy=0.0, side=20.0, eyes=((-5, -3), (5, -3))):
 def test_a_box_is_decoded_about_its_cell():
     image = np.zeros((256, 512, 3), np.uint8)  # a quarter of the size, 32 pixels below the detector's upper edge
     i = 2 * (16 * 5 + 3) + 1  # row 5, column 3 of the cells of 8 pixels, the second of two boxes
-    (one,) = squares(detector((i, 3.0, values(dx=2, dy=-1, side=20))), image, 0.5)
+    (one,) = detect_faces(detector((i, 3.0, values(dx=2, dy=-1, side=20))), image, 0.5)
     assert (one.x, one.y) == ((3.5 * 8 + 2) * 4, (5.5 * 8 - 1 - 32) * 4)
     assert one.side == 20 * 4 * 1.5 and one.angle == 0
     j = 512 + 6 * (8 * 2 + 7)  # row 2, column 7 of the cells of 16
-    (one,) = squares(detector((j, 3.0, values(eyes=((-5, -5), (5, 5))))), image, 0.5)
+    (one,) = detect_faces(detector((j, 3.0, values(eyes=((-5, -5), (5, 5))))), image, 0.5)
     assert (one.x, one.y) == (7.5 * 16 * 4, (2.5 * 16 - 32) * 4)
     assert math.isclose(one.angle, math.pi / 4)
 
@@ -44,33 +50,35 @@ def test_a_box_is_decoded_about_its_cell():
 def test_boxes_of_one_face_are_its_weighted_mean_and_others_stay():
     image = np.zeros((128, 128, 3), np.uint8)
     first, second, other = (0, 2.0, values()), (1, 0.0, values(dx=3)), (300, 1.0, values())
-    one, far = squares(detector(first, second, other), image, 0.4)
+    one, far = detect_faces(detector(first, second, other), image, 0.4)
     a, b = 1 / (1 + math.exp(-2)), 0.5
     assert math.isclose(one.x, 4 + 3 * b / (a + b), rel_tol=1e-6) and far.x == (150 % 16 + 0.5) * 8
-    assert len(squares(detector(first, second, other), image, 0.75)) == 1
-    assert squares(detector(), image, 0.01) == []
+    assert len(detect_faces(detector(first, second, other), image, 0.75)) == 1
+    assert detect_faces(detector(), image, 0.01) == []
 
 
 def test_points_come_back_from_a_turned_square():
-    from controlnet_ext.preprocessors.poses.mediapipe_face import Square
+    from controlnet_ext.preprocessors.poses.mediapipe_face import FaceBox
 
     points = np.zeros((468, 3), np.float32)
     points[0, :2], points[1, :2] = (96, 96), (192, 96)
-    square = Square(50, 40, 96, math.pi / 2)
-    found = mesh(lambda x: [points.ravel(), np.array([5.0])], np.zeros((80, 90, 3), np.uint8), square)
+    square = FaceBox(50, 40, 96, math.pi / 2)
+    found = detect_face_mesh(lambda x: [points.ravel(), np.array([5.0])], np.zeros((80, 90, 3), np.uint8), square)
     np.testing.assert_allclose(found[:2], [(50, 40), (50, 88)], atol=1e-5)
-    assert mesh(lambda x: [points.ravel(), np.array([-5.0])], np.zeros((80, 90, 3), np.uint8), square) is None
+    assert (
+        detect_face_mesh(lambda x: [points.ravel(), np.array([-5.0])], np.zeros((80, 90, 3), np.uint8), square) is None
+    )
 
 
 def test_lines_have_the_colours_that_the_model_was_trained_on():
     angle = np.linspace(0, 2 * np.pi, 468, endpoint=False)
     points = np.stack([0.5 + 0.3 * np.cos(angle), 0.5 + 0.3 * np.sin(angle)], axis=1)
-    found = {tuple(c) for c in _drawn((points,), 200, 200).reshape(-1, 3).tolist()}
+    found = {tuple(c) for c in _render_faces((points,), 200, 200).reshape(-1, 3).tolist()}
     colours = [(10, 200, 10), (10, 200, 180), (10, 220, 180), (180, 200, 10), (180, 220, 10), (10, 180, 10)]
     assert found == {(0, 0, 0), *colours, (250, 200, 10), (10, 200, 250)}
     points[:] = 0.5
-    assert not _drawn((points + 0.6,), 50, 50).any()
-    canvas = _drawn((points,), 50, 50)
+    assert not _render_faces((points + 0.6,), 50, 50).any()
+    canvas = _render_faces((points,), 50, 50)
     assert canvas[25, 25].any() and canvas.any(axis=2).sum() < 30
 
 
@@ -84,7 +92,7 @@ def test_parameters_are_webuis():
 
 @pytest.mark.parametrize("content", [b"", b"no network", b"\0" * 5000])
 def test_what_is_no_network_is_refused(content, tmp_path):
-    (tmp_path / DETECTOR.name).write_bytes(content)
+    (tmp_path / FACE_DETECTOR_WEIGHTS.name).write_bytes(content)
     with pytest.raises(ValueError, match=r"short_range\.tflite' is refused") as refusal:
         preprocess("mediapipe_face", np.zeros((8, 8, 3), np.uint8), library=Library([tmp_path], download=False))
     assert "\n" not in str(refusal.value)
@@ -92,21 +100,21 @@ def test_what_is_no_network_is_refused(content, tmp_path):
 
 def test_missing_weights_say_which_file_to_put_where(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"put https://github\.com/google-ai-edge/mediapipe/raw/.* at"):
-        Library([tmp_path], download=False).path(MESH)
+        Library([tmp_path], download=False).fetch(FACE_MESH_WEIGHTS)
 
 
 @pytest.fixture(scope="module")
 def library():
     if not ASSETS.is_dir():
         pytest.skip(f"no test assets at {ASSETS}")
-    return Library([ASSETS / "weights"], download=False, keep=10**8)
+    return Library([ASSETS / "weights"], download=False, cache_bytes=10**8)
 
 
 @pytest.mark.weights
 def test_the_weights_are_the_pinned_ones(library):
     import hashlib
 
-    for file in (DETECTOR, MESH):
+    for file in (FACE_DETECTOR_WEIGHTS, FACE_MESH_WEIGHTS):
         content = library.path(file).read_bytes()
         assert (len(content), hashlib.sha256(content).hexdigest()) == (file.size, file.sha256)
         for cut in (1, 100, len(content) // 2, len(content) - 500):

@@ -11,7 +11,15 @@ from controlnet_ext.annotators import openpose as networks
 from controlnet_ext.preprocessors import find, preprocess
 from controlnet_ext.preprocessors.backends.torch import Device, Network
 from controlnet_ext.preprocessors.library import Library
-from controlnet_ext.preprocessors.poses.openpose import BODY, FACE, HAND, face_box, face_points, hand_boxes, hand_points
+from controlnet_ext.preprocessors.poses.openpose import (
+    OPENPOSE_BODY_WEIGHTS,
+    OPENPOSE_FACE_WEIGHTS,
+    OPENPOSE_HAND_WEIGHTS,
+    find_face_box,
+    find_face_points,
+    find_hand_boxes,
+    find_hand_points,
+)
 from test_pose_grouping import STANDING, maps
 
 from controlnet_ext.files.image_reader import read_image
@@ -72,11 +80,15 @@ class Stands:
     """A library of networks that stand in for the published ones; `asked` are the files that were wanted."""
 
     def __init__(self, people=(STANDING,)):
-        modules = {BODY: Given(people), HAND: Small(22), FACE: Small(71)}
-        self.networks = {file: Network.on(module, Device()) for file, module in modules.items()}
+        modules = {
+            OPENPOSE_BODY_WEIGHTS: Given(people),
+            OPENPOSE_HAND_WEIGHTS: Small(22),
+            OPENPOSE_FACE_WEIGHTS: Small(71),
+        }
+        self.networks = {file: Network.from_module(module, Device()) for file, module in modules.items()}
         self.asked = []
 
-    def network(self, file, build, device):
+    def load_network(self, file, build, device):
         self.asked.append(file)
         return self.networks[file]
 
@@ -96,9 +108,9 @@ def published(module):
 @pytest.mark.parametrize(
     ("load", "module", "name"),
     [
-        (networks.body, ".model", "bodypose_model"),
-        (networks.hand, ".model", "handpose_model"),
-        (networks.face, ".face", "FaceNet"),
+        (networks.load_body, ".model", "bodypose_model"),
+        (networks.load_hand, ".model", "handpose_model"),
+        (networks.load_face, ".face", "FaceNet"),
     ],
 )
 def test_networks_equal_controlnet_auxs_on_random_weights(load, module, name):
@@ -116,17 +128,17 @@ def test_networks_equal_controlnet_auxs_on_random_weights(load, module, name):
 
 def test_weights_are_loaded_strictly(tmp_path):
     with torch.device("meta"):
-        tensors = networks.Part(networks.HAND).state_dict()
+        tensors = networks.PartPoseNetwork(networks.HAND_HEATMAP_CHANNELS).state_dict()
     tensors = {key: torch.zeros(tensor.shape) for key, tensor in tensors.items()}
-    assert networks.hand(tensors)(torch.zeros(1, 3, 8, 8)).shape == (1, 22, 1, 1)
+    assert networks.load_hand(tensors)(torch.zeros(1, 3, 8, 8)).shape == (1, 22, 1, 1)
     for wrong in (dict(list(tensors.items())[1:]), tensors | {"more": torch.zeros(1)}):
         with pytest.raises(RuntimeError, match=r"conv1_1\.weight|more"):
-            networks.hand(wrong)
+            networks.load_hand(wrong)
     torch.save(tensors, tmp_path / "body_pose_model.pth")
     with pytest.raises(ValueError, match=r"body_pose_model\.pth' is refused"):
-        find("openpose").ready(library=Library([tmp_path], download=False))
+        find("openpose").load(library=Library([tmp_path], download=False))
     with pytest.raises(FileNotFoundError, match=r"hand_pose_model\.pth is not there"):
-        Library([tmp_path], download=False).network(HAND, networks.hand)
+        Library([tmp_path], download=False).load_network(OPENPOSE_HAND_WEIGHTS, networks.load_hand)
 
 
 @pytest.mark.parametrize("size", [(256, 256), (512, 512)])
@@ -150,13 +162,23 @@ def test_the_map_is_controlnet_auxs(size):
 
 
 def test_only_the_networks_that_are_needed_are_loaded():
-    for name, files in zip(ALL, ([BODY], [BODY, HAND], [BODY, FACE], [BODY, FACE], [BODY, HAND, FACE]), strict=True):
+    for name, files in zip(
+        ALL,
+        (
+            [OPENPOSE_BODY_WEIGHTS],
+            [OPENPOSE_BODY_WEIGHTS, OPENPOSE_HAND_WEIGHTS],
+            [OPENPOSE_BODY_WEIGHTS, OPENPOSE_FACE_WEIGHTS],
+            [OPENPOSE_BODY_WEIGHTS, OPENPOSE_FACE_WEIGHTS],
+            [OPENPOSE_BODY_WEIGHTS, OPENPOSE_HAND_WEIGHTS, OPENPOSE_FACE_WEIGHTS],
+        ),
+        strict=True,
+    ):
         library = Stands()
-        find(name).ready(library=library)
+        find(name).load(library=library)
         assert library.asked == files
         entry = find(name)
         assert set(files) == set(entry.weights)
-        assert all("non-commercial" in file.licence for file in files)
+        assert all("non-commercial" in file.license for file in files)
 
 
 def test_the_values_are_the_people_that_the_map_shows():
@@ -171,23 +193,25 @@ def test_the_values_are_the_people_that_the_map_shows():
 
 @pytest.mark.parametrize("resolution", [None, 128, 150])
 def test_a_map_drawn_again_from_its_json_is_the_same(resolution, tmp_path, monkeypatch):
-    from controlnet_ext.preprocessors.poses.drawing import drawn
-    from controlnet_ext.preprocessors.poses.json import parse_poses, poses_object
+    from controlnet_ext.preprocessors.poses.drawing import render_pose
+    from controlnet_ext.preprocessors.poses.json import encode_poses, parse_poses
 
     image = NOISE[:, :250]
     given = {} if resolution is None else {"resolution": resolution}
     library = Stands()
-    library.networks[BODY].module.forward = lambda x: Given([STANDING]).forward(torch.zeros(len(x), 3, 184, 184))
+    library.networks[OPENPOSE_BODY_WEIGHTS].module.forward = lambda x: Given([STANDING]).forward(
+        torch.zeros(len(x), 3, 184, 184)
+    )
     made = preprocess("openpose", image, library=library, **given)
-    (poses,) = parse_poses(json.dumps(poses_object(made.values)).encode(), "text")
+    (poses,) = parse_poses(json.dumps(encode_poses(made.values)).encode(), "text")
     assert made.pixels.any() and poses == made.values
-    np.testing.assert_array_equal(drawn(poses, *made.pixels.shape[:2]), made.pixels)
+    np.testing.assert_array_equal(render_pose(poses, *made.pixels.shape[:2]), made.pixels)
 
 
 def test_pictures_together_are_as_each_alone():
-    ready = find("openpose_full").ready(library=Stands())
+    ready = find("openpose_full").load(library=Stands())
     pictures = [NOISE, NOISE[::-1].copy(), NOISE[:, ::-1].copy()]
-    together = ready.batch(pictures)
+    together = ready.run_batch(pictures)
     for one, picture in zip(together, pictures, strict=True):
         alone = ready(picture)
         np.testing.assert_array_equal(one.pixels, alone.pixels)
@@ -205,7 +229,7 @@ def test_awkward_pictures_have_nobody_and_need_little_memory():
             len(x), 19, x.shape[2] // 8, x.shape[3] // 8
         )
 
-    library.networks[BODY].module.forward = blank
+    library.networks[OPENPOSE_BODY_WEIGHTS].module.forward = blank
     for height, width in ((1, 1), (3, 4000), (4000, 3)):
         made = preprocess("openpose", np.zeros((height, width, 3), np.uint8), library=library)
         assert made.pixels.shape == (height, width, 3) and not made.pixels.any()
@@ -221,22 +245,24 @@ def test_boxes_are_controlnet_auxs():
         theirs = body.BodyResult([None if np.isnan(x) else body.Keypoint(x, y) for x, y, _ in points], 0, 0)
         picture = np.zeros((240, 280, 3), np.uint8)
         expected = {"left" if left else "right": (x, y, side) for x, y, side, left in util.handDetect(theirs, picture)}
-        assert hand_boxes(points, 240, 280) == expected
-        assert face_box(points, 240, 280) == util.faceDetect(theirs, picture)
+        assert find_hand_boxes(points, 240, 280) == expected
+        assert find_face_box(points, 240, 280) == util.faceDetect(theirs, picture)
 
 
 def test_a_part_is_found_where_it_was_planted():
     heat = np.full((22, 46, 46), -0.1, np.float32)
     heat[3, 20:22, 10:12] = 1
     heat[3, 40, 40] = 0.5
-    points = hand_points([heat], 256)
+    points = find_hand_points([heat], 256)
     assert np.flatnonzero(~np.isnan(points[:, 0])).tolist() == [3]
     np.testing.assert_allclose(points[3, :2], (11 / 46 * 256, 21 / 46 * 256), atol=6)
-    faces = face_points(torch.from_numpy(np.repeat(heat[:1], 71, axis=0)).index_fill(0, torch.tensor(5), 0.04), 100)
+    faces = find_face_points(
+        torch.from_numpy(np.repeat(heat[:1], 71, axis=0)).index_fill(0, torch.tensor(5), 0.04), 100
+    )
     assert np.isnan(faces).all()
     dots = torch.zeros(71, 48, 48)
     dots[69, 10, 30] = dots[70, 20, 20] = 1
-    faces = face_points(dots, 95)
+    faces = find_face_points(dots, 95)
     assert np.flatnonzero(~np.isnan(faces[:, 0])).tolist() == [69]
     assert faces[69].tolist() == [60, 20, 1]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from controlnet_ext.preprocessors.poses.openpose_grouping import bodies
+from controlnet_ext.preprocessors.poses.openpose_grouping import group_bodies
 
 ASSETS = Path(os.environ.get("CONTROLNET_EXT_ASSETS", Path(__file__).parents[4] / "shared" / "assets"))
 LIMBS = (  # points and fields of OpenPose's COCO model: CMU's poseParameters.cpp
@@ -87,7 +87,7 @@ def test_planted_people_are_found_whole():
     heat, fields = maps(people, 23, 30)
     for size in ((184, 240), (460, 600), (92, 120)):
         scale = np.array(size)[::-1] / (240, 184)
-        found = sorted(bodies(heat, fields, (184, 240), size), key=lambda person: person[1, 0])
+        found = sorted(group_bodies(heat, fields, (184, 240), size), key=lambda person: person[1, 0])
         assert len(found) == 3
         for one, true in zip(found, people, strict=True):
             assert np.abs(one[:, :2] / scale - (true * 8 + 3.5)).max() < 4  # half a cell
@@ -97,28 +97,28 @@ def test_planted_people_are_found_whole():
 def test_points_that_cannot_be_seen_are_absent():
     hidden = STANDING.copy()
     hidden[[3, 4, 10, 16]] = np.nan
-    ((person),) = bodies(*maps([hidden], 23, 30), (184, 240), (184, 240))
+    ((person),) = group_bodies(*maps([hidden], 23, 30), (184, 240), (184, 240))
     assert np.flatnonzero(np.isnan(person[:, 0])).tolist() == [3, 4, 10, 16]
 
 
 def test_padding_is_no_part_of_the_picture():
     heat, fields = maps([STANDING, np.add(STANDING, (12, 0))], 23, 30)
-    ((person),) = bodies(heat, fields, (184, 100), (184, 100))
+    ((person),) = group_bodies(heat, fields, (184, 100), (184, 100))
     assert person[:, 0].max() < 100
 
 
 def test_three_points_are_nobody():
     few = np.full((18, 2), np.nan, np.float32)
     few[[1, 2, 3]] = STANDING[[1, 2, 3]]
-    assert bodies(*maps([few], 23, 30), (184, 240), (184, 240)) == []
+    assert group_bodies(*maps([few], 23, 30), (184, 240), (184, 240)) == []
     few[4] = STANDING[4]
-    assert len(bodies(*maps([few], 23, 30), (184, 240), (184, 240))) == 1
+    assert len(group_bodies(*maps([few], 23, 30), (184, 240), (184, 240))) == 1
 
 
 @pytest.mark.parametrize("value", [0, np.nan])
 def test_empty_maps_hold_nobody(value):
     nothing = np.full((38, 5, 9), value, np.float32)
-    assert bodies(nothing[:19], nothing, (40, 70), (300, 500)) == []
+    assert group_bodies(nothing[:19], nothing, (40, 70), (300, 500)) == []
 
 
 def noise(height, width, seed):
@@ -138,7 +138,7 @@ def test_controlnet_aux_finds_the_same_people(size):
     people = [np.add(STANDING, (0.3, 0.2)), np.add(STANDING, (3.3, 0.4))]  # no maximum exactly between two pixels
     for heat, fields in (noise(*size, seed=1), maps(people, 23, -(-input_size(*size)[1] // 8))):
         expected = theirs(heat, fields, size)
-        found = bodies(heat, fields, input_size(*size), size)
+        found = group_bodies(heat, fields, input_size(*size), size)
         assert len(found) == len(expected) > 0
         for one, other in zip(found, expected, strict=True):
             np.testing.assert_array_equal(one[:, :2], other[:, :2])
@@ -172,7 +172,7 @@ def test_true_people_are_found_in_real_maps(assets):
     truth = json.loads((ASSETS / "truth/pose/coco/test_coco.json").read_text())
     right, of = 0, 0
     for image in truth["images"]:
-        found = bodies(*real_maps(ASSETS / "truth/pose/coco" / image["file_name"], 1.5))
+        found = group_bodies(*real_maps(ASSETS / "truth/pose/coco" / image["file_name"], 1.5))
         for one in truth["annotations"]:
             if one["image_id"] == image["id"] and one["num_keypoints"] >= 5:
                 points = np.array(one["keypoints"], float).reshape(17, 3)
@@ -188,4 +188,4 @@ def test_the_golden_maps_hold_the_same_people_as_controlnet_aux_finds(assets):
     golden = np.load(ASSETS / "golden" / "openpose_mnv2__bgr_0_255.npz")
     heat, fields = golden["heatmap"][:, :23, :23], golden["paf"][:, :23, :23]  # 184 pixels of 256
     expected = original()(heat, fields, (200, 200))
-    assert places(bodies(heat, fields, (184, 184), (200, 200))) == places(expected)
+    assert places(group_bodies(heat, fields, (184, 184), (200, 200))) == places(expected)

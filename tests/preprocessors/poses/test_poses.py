@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from controlnet_ext.preprocessors.poses.drawing import drawn
-from controlnet_ext.preprocessors.poses.json import parse_poses, poses_object, read_poses, write_poses
+from controlnet_ext.preprocessors.poses.drawing import render_pose
+from controlnet_ext.preprocessors.poses.json import encode_poses, parse_poses, read_poses, write_poses
 from controlnet_ext.preprocessors.poses.key_points import Animal, KeyPoint, Person, Poses
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -68,7 +68,7 @@ def test_people_are_drawn_as_controlnet_aux_draws_them(span):
         for parts in ({}, {"hand": False}, {"face": False}, {"body": False}):
             expected = open_pose.draw_poses(results, height, width, **{f"draw_{k}": v for k, v in parts.items()})
             own = {"hands" if key == "hand" else key: value for key, value in parts.items()}
-            np.testing.assert_array_equal(drawn(Poses(people, (), width, height), height, width, **own), expected)
+            np.testing.assert_array_equal(render_pose(Poses(people, (), width, height), height, width, **own), expected)
 
 
 def test_a_person_is_drawn_as_controlnet_auxs_dwpose_draws_one():
@@ -80,12 +80,12 @@ def test_a_person_is_drawn_as_controlnet_auxs_dwpose_draws_one():
         places = [np.array([(p.x, p.y) if p else (-1, -1) for p in part]) for part in vars(one).values()]
         canvas = util.draw_bodypose(np.zeros((height, width, 3), np.uint8), places[0], subset)
         canvas = util.draw_facepose(util.draw_handpose(canvas, places[1:3]), places[3:])
-        np.testing.assert_array_equal(drawn(Poses([one], (), width, height), height, width), canvas)
+        np.testing.assert_array_equal(render_pose(Poses([one], (), width, height), height, width), canvas)
 
 
 def test_a_limb_is_a_stick_of_nine_pixels_with_dots_at_its_ends():
     lower_arm = Poses([body(_3=(0.25, 0.5), _4=(0.75, 0.5))], (), 100, 40)
-    pixels = drawn(lower_arm, 40, 100)
+    pixels = render_pose(lower_arm, 40, 100)
     assert colours(pixels) == {(0, 0, 0), (153, 153, 0), (255, 255, 0), (170, 255, 0)}  # 0.6 x (255, 255, 0)
     assert (pixels[20, 25] == (255, 255, 0)).all() and (pixels[20, 75] == (170, 255, 0)).all()
     assert np.flatnonzero(pixels[:, 50].any(axis=1)).tolist() == list(range(16, 25))
@@ -95,22 +95,22 @@ def test_a_limb_is_a_stick_of_nine_pixels_with_dots_at_its_ends():
 @pytest.mark.parametrize(("side", "scale"), [(499, 1), (500, 2), (999, 2), (1000, 3), (3000, 5), (5000, 7), (7000, 7)])
 def test_sticks_grow_with_the_picture_as_xinsirs_models_saw_them(side, scale):
     poses = Poses([body(_3=(0.25, 0.5), _4=(0.75, 0.5))], (), side, 80)
-    heights = drawn(poses, 80, side, scale_sticks=True).any(axis=2).sum(axis=0)
+    heights = render_pose(poses, 80, side, scale_sticks=True).any(axis=2).sum(axis=0)
     assert heights[side // 2] == heights[int(side * 0.25)] == 8 * scale + 1
 
 
 def test_an_animal_is_lines():
     spine = tuple(KeyPoint(0.5, {3: 0.25, 4: 0.75}[i]) if i in (3, 4) else None for i in range(17))
-    pixels = drawn(Poses((), [Animal(spine)], 32, 64), 64, 32)  # from neck to tail, along a column
+    pixels = render_pose(Poses((), [Animal(spine)], 32, 64), 64, 32)  # from neck to tail, along a column
     assert colours(pixels) == {(0, 0, 0), (255, 0, 255)}
     width = np.flatnonzero(pixels[32].any(axis=1)).tolist()
     assert {14, 15, 16, 17, 18} <= set(width) and len(width) <= 7  # OpenCV 5 rounds the thickness up
 
 
 def test_nobody_is_black_and_a_pose_may_be_drawn_at_any_size():
-    assert not drawn(Poses((), (), 8, 8), 5, 7).any()
+    assert not render_pose(Poses((), (), 8, 8), 5, 7).any()
     with pytest.raises(ValueError, match="0x5"):
-        drawn(Poses((), (), 8, 8), 5, 0)
+        render_pose(Poses((), (), 8, 8), 5, 0)
 
 
 @pytest.mark.parametrize(
@@ -148,12 +148,12 @@ people = st.builds(Person, part(18), part(0, 21), part(0, 21), part(0, 68, 70))
     st.builds(Poses, st.tuples(people), st.lists(st.builds(Animal, part(17)), max_size=2).map(tuple), *[st.just(9)] * 2)
 )
 def test_json_and_back_changes_nothing(poses):
-    assert parse_poses(json.dumps(poses_object(poses)).encode(), "text") == (poses,)
+    assert parse_poses(json.dumps(encode_poses(poses)).encode(), "text") == (poses,)
 
 
 def test_what_is_written_is_what_webui_reads():
     one = Person((KeyPoint(0.5, 0.25, 0.5), *NONE[1:]), right_hand=(KeyPoint(1, 0),) * 21)
-    value = poses_object(Poses([one], (), 512, 768))
+    value = encode_poses(Poses([one], (), 512, 768))
     assert value == {
         "people": [
             {
@@ -196,9 +196,9 @@ def test_a_limb_is_edited_and_drawn_again(tmp_path, monkeypatch, capsys):
     assert cli.main(["draw", "pose.json", "-o", "map.png"]) == 0
     (poses,) = read_poses("pose.json")
     assert poses.people[0] == body(_3=(0.25, 0.5), _4=(0.25, 0.9))
-    np.testing.assert_array_equal(read_image("map.png"), drawn(poses, 40, 100))
+    np.testing.assert_array_equal(read_image("map.png"), render_pose(poses, 40, 100))
     assert cli.main(["draw", "pose.json", "-o", "large.png", "--resolution", "80", "--scale-sticks"]) == 0
-    np.testing.assert_array_equal(read_image("large.png"), drawn(poses, 80, 200, scale_sticks=True))
+    np.testing.assert_array_equal(read_image("large.png"), render_pose(poses, 80, 200, scale_sticks=True))
     assert cli.main(["draw", "pose.json", "-o", "none.png", "--no-body"]) == 0
     assert not read_image("none.png").any()
     assert cli.main(["draw", "pose.json", "-o", "map.png"]) == 2
@@ -207,7 +207,7 @@ def test_a_limb_is_edited_and_drawn_again(tmp_path, monkeypatch, capsys):
 
 def test_several_pictures_go_to_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    one = poses_object(Poses([body(_0=(0.5, 0.5))], (), 64, 64))
+    one = encode_poses(Poses([body(_0=(0.5, 0.5))], (), 64, 64))
     (tmp_path / "a.json").write_text(json.dumps([one, one]))
     (tmp_path / "b.json").write_text(json.dumps(one))
     assert cli.main(["draw", "a.json", "b.json", "-o", "maps"]) == 0

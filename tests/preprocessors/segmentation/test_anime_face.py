@@ -5,7 +5,7 @@ import pytest
 import torch
 from controlnet_ext.annotators import anime_face
 from controlnet_ext.preprocessors import find, preprocess
-from controlnet_ext.preprocessors.segmentation.anime_face import ANIME_FACE, UNET
+from controlnet_ext.preprocessors.segmentation.anime_face import ANIME_FACE_PALETTE, ANIME_FACE_WEIGHTS
 from lines import Shelf, aux, random_state
 from PIL import Image
 
@@ -18,7 +18,7 @@ IMAGE = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8).repeat(20
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """512 pixels take a second."""
-    monkeypatch.setattr("controlnet_ext.preprocessors.segmentation.anime_face._SHORT", 96)
+    monkeypatch.setattr("controlnet_ext.preprocessors.segmentation.anime_face._SHORT_SIDE", 96)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def typed_out(net, x):
 
 def test_classes_are_those_of_the_network_at_96_pixels(state):
     net = anime_face.load({f"module.{key}": tensor for key, tensor in state.items()}).eval()
-    run = find("anime_face_segment").ready(library=Shelf(state))
+    run = find("anime_face_segment").load(library=Shelf(state))
     for image, (height, width) in ((IMAGE, (96, 134)), (IMAGE[:, :67], (143, 96))):
         seen = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
         with torch.inference_mode():
@@ -82,13 +82,13 @@ def test_classes_are_those_of_the_network_at_96_pixels(state):
         assert len(np.unique(expected)) > 2
         made = run(image)
         assert (made.values.labels != expected).mean() < 1e-3  # the larger of two within float32's last bits
-        np.testing.assert_array_equal(made.pixels, np.array(ANIME_FACE.colours, np.uint8)[made.values.labels])
+        np.testing.assert_array_equal(made.pixels, np.array(ANIME_FACE_PALETTE.colors, np.uint8)[made.values.labels])
         assert made.kind == "segmentation" and made.values.names[1] == "hair"
 
 
 def test_batches_are_singles_and_every_size_has_a_map(state):
-    run = find("seg_anime_face").ready(library=Shelf(state))
-    both = run.batch([IMAGE, IMAGE[::-1].copy()])
+    run = find("seg_anime_face").load(library=Shelf(state))
+    both = run.run_batch([IMAGE, IMAGE[::-1].copy()])
     for one, image in zip(both, (IMAGE, IMAGE[::-1].copy()), strict=True):
         assert (one.values.labels != run(image).values.labels).mean() < 0.01
     for height, width in ((1, 1), (1, 50), (50, 2), (33, 31)):
@@ -111,7 +111,7 @@ def test_other_tensors_and_scores_that_are_no_numbers_are_refused(state):
 
 def test_the_command_finds_the_file_in_webuis_folder(state, tmp_path):
     (tmp_path / "anime_face_segment").mkdir()
-    torch.save(state, tmp_path / "anime_face_segment" / UNET.name)
+    torch.save(state, tmp_path / "anime_face_segment" / ANIME_FACE_WEIGHTS.name)
     Image.fromarray(IMAGE).save(tmp_path / "a.png")
     command = ["preprocess", "seg_anime_face", str(tmp_path / "a.png"), "-o", str(tmp_path / "b.png")]
     assert main([*command, "--library", str(tmp_path), "--no-download"]) == 0

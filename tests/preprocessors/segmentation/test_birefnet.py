@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from controlnet_ext.annotators import birefnet
-from controlnet_ext.annotators.swin import Swin
+from controlnet_ext.annotators.swin import SwinTransformer
 from controlnet_ext.preprocessors import find, preprocess
 from lines import Shelf, random_state
 from PIL import Image
@@ -21,13 +21,13 @@ SIZES = (6, (1, 2, 1, 1), (1, 2, 3, 6), 3)  # a Swin Transformer
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setattr("controlnet_ext.preprocessors.segmentation.background.SIDE", 64)
+    monkeypatch.setattr("controlnet_ext.preprocessors.segmentation.background.MATTING_INPUT_SIZE", 64)
 
 
 @pytest.fixture(scope="module")
 def state():
     with torch.device("meta"):
-        shapes = birefnet.BiRefNet(Swin(*SIZES), SIZES[0]).state_dict()
+        shapes = birefnet.BiRefNet(SwinTransformer(*SIZES), SIZES[0]).state_dict()
     return random_state(shapes)
 
 
@@ -79,7 +79,7 @@ def test_the_network_equals_its_authors(authors, backbone, width):
 
 def test_a_deformable_convolution_looks_where_it_is_told():
     torch.manual_seed(0)
-    convolution = birefnet.Deformable(3, 4, 1).requires_grad_(False)
+    convolution = birefnet.DeformableConv2d(3, 4, 1).requires_grad_(False)
     x = torch.randn(2, 3, 8, 11)
     for part in (convolution.offset_conv, convolution.modulator_conv):
         part.weight.zero_(), part.bias.zero_()
@@ -95,7 +95,7 @@ def test_a_deformable_convolution_looks_where_it_is_told():
 def test_a_deformable_convolution_is_torchvisions(size):
     ops = pytest.importorskip("torchvision.ops")
     torch.manual_seed(1)
-    convolution = birefnet.Deformable(3, 4, size).requires_grad_(False)
+    convolution = birefnet.DeformableConv2d(3, 4, size).requires_grad_(False)
     convolution.offset_conv.weight *= 9  # some look outside
     x = torch.randn(2, 3, 9, 14)
     expected = ops.deform_conv2d(
@@ -123,9 +123,9 @@ def test_a_map_is_the_picture_by_its_matte_on_the_ground(state):
 
 
 def test_batches_are_singles(state):
-    run = find(NAMES[0]).ready(library=Shelf(state))
+    run = find(NAMES[0]).load(library=Shelf(state))
     pictures = [IMAGE, IMAGE[::-1].copy()]
-    for one, image in zip(run.batch(pictures), pictures, strict=True):
+    for one, image in zip(run.run_batch(pictures), pictures, strict=True):
         np.testing.assert_allclose(one.values, run(image).values, atol=1e-4)
 
 
@@ -137,7 +137,7 @@ def test_files_of_training_and_of_other_sizes_are_read_and_no_others(state):
     }
     birefnet.load({f"module._orig_mod.{key}": tensor for key, tensor in (state | training).items()})
     with torch.device("meta"):
-        shapes = birefnet.BiRefNet(Swin(4, (1, 1, 3, 2), (1, 1, 2, 2), 5), 4).state_dict()
+        shapes = birefnet.BiRefNet(SwinTransformer(4, (1, 1, 3, 2), (1, 1, 2, 2), 5), 4).state_dict()
     net = birefnet.load(random_state(shapes))
     assert [len(stage.blocks) for stage in net.bb.layers] == [1, 1, 3, 2] and net.bb.layers[0].window == 5
     with pytest.raises(RuntimeError, match="more"):

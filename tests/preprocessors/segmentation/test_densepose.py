@@ -41,11 +41,11 @@ class Program(torch.nn.Module):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    path = tmp_path / densepose.DENSEPOSE.name
+    path = tmp_path / densepose.DENSEPOSE_WEIGHTS.name
     with pytest.warns():  # torch.jit is deprecated
         torch.jit.script(Program()).save(path)
     known = hashlib.sha256(path.read_bytes()).hexdigest()
-    monkeypatch.setattr(densepose, "DENSEPOSE", replace(densepose.DENSEPOSE, sha256=known))
+    monkeypatch.setattr(densepose, "DENSEPOSE_WEIGHTS", replace(densepose.DENSEPOSE_WEIGHTS, sha256=known))
     return tmp_path
 
 
@@ -76,9 +76,9 @@ def test_a_map_has_the_parts_of_all_people_the_later_on_the_earlier(folder):
     np.testing.assert_array_equal(made.values.labels, labels)
     np.testing.assert_allclose(made.values.uv, uv, atol=1e-6)
     assert made.kind == "segmentation" and made.values.names[23] == "head"
-    np.testing.assert_array_equal(made.pixels, densepose.viridis()[labels])
+    np.testing.assert_array_equal(made.pixels, densepose.make_viridis_colors()[labels])
     other = preprocess("densepose_parula", IMAGE, library=library)
-    np.testing.assert_array_equal(other.pixels, densepose.parula()[labels])
+    np.testing.assert_array_equal(other.pixels, densepose.make_parula_colors()[labels])
     cut = preprocess("densepose", IMAGE, library=library, resolution=64)
     assert cut.pixels.shape == (64, 85, 3) and cut.values.uv.shape == (64, 85, 2)
     for height, width in ((1, 1), (1, 300), (300, 2)):
@@ -87,7 +87,7 @@ def test_a_map_has_the_parts_of_all_people_the_later_on_the_earlier(folder):
 
 
 def test_colours_are_matplotlibs_viridis_and_matlabs_parula():
-    viridis, parula = densepose.viridis(), densepose.parula()
+    viridis, parula = densepose.make_viridis_colors(), densepose.make_parula_colors()
     assert viridis.shape == parula.shape == (25, 3)
     assert viridis[[0, 1, 12, 24]].tolist() == [[68, 1, 84], [71, 16, 99], [33, 144, 141], [253, 231, 37]]
     assert parula[[0, 1, 12, 24]].tolist() == [[0, 0, 0], [37, 60, 163], [55, 185, 159], [249, 251, 14]]
@@ -101,7 +101,7 @@ def test_colours_are_matplotlibs_viridis_and_matlabs_parula():
 
 def test_only_the_known_program_is_run(folder, monkeypatch):
     library = Library([folder], download=False)
-    path = folder / densepose.DENSEPOSE.name
+    path = folder / densepose.DENSEPOSE_WEIGHTS.name
     path.write_bytes(path.read_bytes() + b"\0")
     monkeypatch.setattr(torch.jit, "load", lambda *_, **__: pytest.fail("it was run"))
     with pytest.raises(ValueError, match=r"is refused: a program with the sha256 [0-9a-f]{64}, and only"):
@@ -111,7 +111,7 @@ def test_only_the_known_program_is_run(folder, monkeypatch):
 
 
 def test_a_program_that_fails_says_so_in_a_line(folder):
-    run = find("densepose").ready(library=Library([folder], download=False))
+    run = find("densepose").load(library=Library([folder], download=False))
     network = run.run.network
     with pytest.raises(ValueError, match="cannot look at a picture of 9x8") as refusal:
         network(np.zeros((8, 9, 4), np.uint8))
@@ -124,4 +124,4 @@ def test_the_command_makes_a_map(folder):
     Image.fromarray(IMAGE).save(folder / "a.png")
     command = ["preprocess", "densepose_parula", str(folder / "a.png"), "-o", str(folder / "b.png")]
     assert main([*command, "--library", str(folder), "--no-download"]) == 0
-    np.testing.assert_array_equal(read_image(folder / "b.png"), densepose.parula()[typed_out()[0]])
+    np.testing.assert_array_equal(read_image(folder / "b.png"), densepose.make_parula_colors()[typed_out()[0]])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from controlnet_ext.annotators import isnet
 from controlnet_ext.preprocessors import find, preprocess
-from controlnet_ext.preprocessors.segmentation.background import ANIME
+from controlnet_ext.preprocessors.segmentation.background import ANIME_SEG_WEIGHTS
 from lines import Shelf, random_state
 from PIL import Image
 
@@ -23,7 +23,7 @@ NAMES = ("remove_background", "remove_background_rmbg", "remove_background_anime
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """1024 pixels take seconds."""
-    monkeypatch.setattr("controlnet_ext.preprocessors.segmentation.background.SIDE", 64)
+    monkeypatch.setattr("controlnet_ext.preprocessors.segmentation.background.MATTING_INPUT_SIZE", 64)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def typed_out(net, image, name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_map_is_the_picture_by_its_matte_on_the_ground(state, name):
-    run = find(name).ready(library=Shelf(state))
+    run = find(name).load(library=Shelf(state))
     net = isnet.load(state).eval()
     for image in (IMAGE, IMAGE.transpose(1, 0, 2).copy()):
         made = run(image, ground=40)
@@ -87,8 +87,8 @@ def test_a_map_is_the_picture_by_its_matte_on_the_ground(state, name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_batches_are_singles_and_every_size_has_a_map(state, name):
-    run = find(name).ready(library=Shelf(state))
-    both = run.batch([IMAGE, IMAGE[::-1].copy()])
+    run = find(name).load(library=Shelf(state))
+    both = run.run_batch([IMAGE, IMAGE[::-1].copy()])
     for one, image in zip(both, (IMAGE, IMAGE[::-1].copy()), strict=True):
         np.testing.assert_allclose(one.values, run(image).values, atol=1e-4)
     for height, width in ((1, 1), (1, 300), (300, 2)):
@@ -116,9 +116,9 @@ def test_mattes_that_are_no_numbers_are_refused(state):
 
 def test_the_command_reads_a_checkpoint_of_lightnings(state, tmp_path):
     tensors = {f"net.{key}": tensor for key, tensor in state.items()} | {"gt_encoder.conv_in.weight": torch.zeros(1)}
-    torch.save(tensors, tmp_path / ANIME.name)
+    torch.save(tensors, tmp_path / ANIME_SEG_WEIGHTS.name)
     Image.fromarray(IMAGE).save(tmp_path / "a.png")
     command = ["preprocess", "remove_background_anime", str(tmp_path / "a.png"), "-o", str(tmp_path / "b.png")]
-    assert main([*command, "--weights", str(tmp_path / ANIME.name), "--ground", "0"]) == 0
+    assert main([*command, "--weights", str(tmp_path / ANIME_SEG_WEIGHTS.name), "--ground", "0"]) == 0
     expected = preprocess("remove_background_anime", IMAGE, library=Shelf(state), ground=0)
     np.testing.assert_array_equal(read_image(tmp_path / "b.png"), expected.pixels)

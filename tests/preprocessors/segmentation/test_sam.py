@@ -10,9 +10,14 @@ import segmentation_models
 import torch
 import transformers
 from controlnet_ext.preprocessors import find, preprocess
-from controlnet_ext.preprocessors.backends.transformers import transformers_class
+from controlnet_ext.preprocessors.backends.transformers import import_transformers_class
 from controlnet_ext.preprocessors.library import Library
-from controlnet_ext.preprocessors.segmentation.masks import Mask, coloured, distinct, mask_of
+from controlnet_ext.preprocessors.segmentation.masks import (
+    ObjectMask,
+    mask_from_logits,
+    non_max_suppression,
+    render_masks,
+)
 from controlnet_ext.preprocessors.segmentation.sam import TransformersSam
 from PIL import Image
 
@@ -45,8 +50,8 @@ def pipeline(module, prepare, image, **settings):
 
 def whole(mask, height, width):
     result = np.zeros((height, width), bool)
-    h, w = mask.inside.shape
-    result[mask.top : mask.top + h, mask.left : mask.left + w] = mask.inside
+    h, w = mask.segmentation.shape
+    result[mask.top : mask.top + h, mask.left : mask.left + w] = mask.segmentation
     return result
 
 
@@ -62,19 +67,19 @@ def same(found, expected, shape):
 def test_sams_masks_are_those_of_transformers_pipeline(models, shape, monkeypatch):
     root, sam, _ = models
     sizes = {"height": made.SIDE, "width": made.SIDE}
-    prepare = transformers_class("SamImageProcessor")(
+    prepare = import_transformers_class("SamImageProcessor")(
         size={"longest_edge": made.SIDE}, pad_size=sizes, mask_size={"longest_edge": 64}, mask_pad_size=sizes
     )
     image = np.resize(IMAGE, (*shape, 3))
     expected = pipeline(sam, prepare, image, crops_nms_thresh=1.0)
     monkeypatch.setattr(
-        "controlnet_ext.preprocessors.segmentation.transformers_sam._OVERLAP", 1.0
+        "controlnet_ext.preprocessors.segmentation.sam._MAX_BOX_IOU", 1.0
     )  # random masks all fill the picture
     run = TransformersSam("cpu", Library([root], download=False), SAM)
     found = run(image, 5, 0.88, 0.95)
     same(found, expected, shape)
-    monkeypatch.setattr("controlnet_ext.preprocessors.segmentation.transformers_sam._POINTS", 7)
-    monkeypatch.setattr("controlnet_ext.preprocessors.segmentation.transformers_sam._PART", 1)
+    monkeypatch.setattr("controlnet_ext.preprocessors.segmentation.sam._POINTS_PER_BATCH", 7)
+    monkeypatch.setattr("controlnet_ext.preprocessors.segmentation.sam._LOGITS_PER_BATCH", 1)
     for one, other in zip(found, run(image, 5, 0.88, 0.95), strict=True):
         assert abs(one.score - other.score) < 1e-4 and (whole(one, *shape) != whole(other, *shape)).mean() < 1e-3
 
@@ -87,7 +92,7 @@ def test_sam2s_masks_are_those_of_transformers_pipeline_on_a_square(models, monk
     image = np.ascontiguousarray(IMAGE[:64, :64])
     prepare = transformers.Sam2ImageProcessor(size=sizes, mask_size={"height": 16, "width": 16})
     expected = pipeline(sam2, prepare, image, crops_nms_thresh=1.0, pred_iou_thresh=0.6, stability_score_thresh=0.5)
-    monkeypatch.setattr("controlnet_ext.preprocessors.segmentation.transformers_sam._OVERLAP", 1.0)
+    monkeypatch.setattr("controlnet_ext.preprocessors.segmentation.sam._MAX_BOX_IOU", 1.0)
     run = TransformersSam("cpu", Library([root], download=False), SAM2)
     same(run(image, 5, 0.6, 0.5), expected, (64, 64))
 
@@ -99,7 +104,7 @@ def test_sam2_sees_a_square_and_its_points_lie_on_all_of_it(models):
     run = TransformersSam("cpu", Library([root], download=False), SAM2)
     square = np.asarray(Image.fromarray(IMAGE).resize((64, 64), Image.Resampling.BILINEAR))
     with torch.inference_mode():
-        results = [run._candidates(image, (64, 64), 4, -9.0) for image in (IMAGE, square)]
+        results = [run._propose_masks(image, (64, 64), 4, -9.0) for image in (IMAGE, square)]
     for (one, score), (other, same_score) in zip(*results, strict=True):
         torch.testing.assert_close(one, other)
         torch.testing.assert_close(score, same_score)
@@ -114,26 +119,28 @@ def test_duplicates_are_found_as_torchvision_does():
         from torchvision.ops import nms
 
         expected = nms(torch.from_numpy(boxes), torch.from_numpy(scores), 0.7).tolist()
-        assert distinct(boxes, scores, 0.7) == expected and 100 < len(expected) < 290
-    assert distinct(np.array([[0, 0, 10, 10], [0, 0, 10, 8], [0, 0, 10, 6]]), np.array([0.1, 0.9, 0.5]), 0.7) == [1]
-    assert distinct(np.zeros((0, 4)), np.zeros(0), 0.7) == []
+        assert non_max_suppression(boxes, scores, 0.7) == expected and 100 < len(expected) < 290
+    assert non_max_suppression(
+        np.array([[0, 0, 10, 10], [0, 0, 10, 8], [0, 0, 10, 6]]), np.array([0.1, 0.9, 0.5]), 0.7
+    ) == [1]
+    assert non_max_suppression(np.zeros((0, 4)), np.zeros(0), 0.7) == []
 
 
 def test_the_small_lie_on_the_large_in_the_seeds_colours():
     large, small = np.zeros((6, 8)), np.zeros((6, 8))
     large[1:, 2:7], small[2:4, 3] = 1, 1
-    masks = [mask_of(small, 0.9, 1.0), mask_of(large, 0.8, 1.0)]
+    masks = [mask_from_logits(small, 0.9, 1.0), mask_from_logits(large, 0.8, 1.0)]
     assert (masks[0].left, masks[0].top, masks[0].area) == (3, 2, 2) and masks[1].area == 25
-    picture = coloured(masks, 6, 8, seed=3)
+    picture = render_masks(masks, 6, 8, seed=3)
     first, second = np.random.default_rng(3).integers(0, 255, (2, 3))
     expected = np.zeros((6, 8, 3), int)
     expected[1:, 2:7], expected[2:4, 3] = first, second
     np.testing.assert_array_equal(picture, expected)
-    np.testing.assert_array_equal(coloured(masks[1:], 6, 8, seed=3)[1:, 2:7], np.broadcast_to(first, (5, 5, 3)))
-    assert not coloured([], 6, 8, seed=3).any()
-    cut = masks[1].cut(3, 4)
-    assert (cut.left, cut.top, cut.inside.shape) == (2, 1, (2, 2)) and masks[1].cut(1, 8).area == 0
-    assert Mask(7, 0, np.ones((2, 2), bool), 1, 1).cut(6, 3).area == 0
+    np.testing.assert_array_equal(render_masks(masks[1:], 6, 8, seed=3)[1:, 2:7], np.broadcast_to(first, (5, 5, 3)))
+    assert not render_masks([], 6, 8, seed=3).any()
+    cut = masks[1].crop(3, 4)
+    assert (cut.left, cut.top, cut.segmentation.shape) == (2, 1, (2, 2)) and masks[1].crop(1, 8).area == 0
+    assert ObjectMask(7, 0, np.ones((2, 2), bool), 1, 1).crop(6, 3).area == 0
 
 
 def test_a_map_has_the_masks_colours_and_is_the_same_again(models):
@@ -141,7 +148,7 @@ def test_a_map_has_the_masks_colours_and_is_the_same_again(models):
     made_ = preprocess("sam_base", IMAGE, library=library, points=4)
     assert made_.kind == "segmentation" and made_.values and made_.pixels.shape == IMAGE.shape
     assert [mask.area for mask in made_.values] == sorted((mask.area for mask in made_.values), reverse=True)
-    np.testing.assert_array_equal(made_.pixels, coloured(list(made_.values), 90, 120, 0))
+    np.testing.assert_array_equal(made_.pixels, render_masks(list(made_.values), 90, 120, 0))
     again = preprocess("sam_base", IMAGE, library=library, points=4)
     np.testing.assert_array_equal(made_.pixels, again.pixels)
     other = preprocess("sam_base", IMAGE, library=library, points=4, seed=1)
@@ -150,7 +157,7 @@ def test_a_map_has_the_masks_colours_and_is_the_same_again(models):
     assert none.values == () and not none.pixels.any()
     cut = preprocess("sam_base", IMAGE, library=library, points=4, resolution=80)
     assert cut.pixels.shape == (80, 107, 3)
-    assert all(mask.top + len(mask.inside) <= 80 for mask in cut.values)
+    assert all(mask.top + len(mask.segmentation) <= 80 for mask in cut.values)
     for height, width in ((1, 1), (1, 300), (300, 2)):
         small = preprocess("sam_base", np.resize(IMAGE, (height, width, 3)), library=library, points=2)
         assert small.pixels.shape == (height, width, 3)

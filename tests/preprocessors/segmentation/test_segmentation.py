@@ -9,13 +9,25 @@ import pytest
 import segmentation_models as made
 import torch
 import transformers
-from controlnet_ext.preprocessors import find, preprocess, registered
+from controlnet_ext.preprocessors import find, list_preprocessors, preprocess
 from controlnet_ext.preprocessors.backends.torch import Device
-from controlnet_ext.preprocessors.backends.transformers import input_size, prepared, transformers_class
+from controlnet_ext.preprocessors.backends.transformers import (
+    compute_input_size,
+    import_transformers_class,
+    preprocess_images,
+)
 from controlnet_ext.preprocessors.library import Library
-from controlnet_ext.preprocessors.segmentation.models import B0, ONEFORMER_ADE20K, ONEFORMER_COCO, UPERNET
-from controlnet_ext.preprocessors.segmentation.palettes import ADE20K, COCO
-from controlnet_ext.preprocessors.segmentation.transformers_segmentation import TransformersSegmentation, highest
+from controlnet_ext.preprocessors.segmentation.models import (
+    ONEFORMER_ADE20K_FILES,
+    ONEFORMER_COCO_FILES,
+    SEGFORMER_B0_FILES,
+    UPERNET_FILES,
+)
+from controlnet_ext.preprocessors.segmentation.palettes import ADE20K_PALETTE, COCO_PALETTE
+from controlnet_ext.preprocessors.segmentation.transformers_segmentation import (
+    TransformersSegmentation,
+    upsample_argmax,
+)
 from lines import assets, aux
 from PIL import Image
 from torch.nn import functional as F
@@ -27,10 +39,10 @@ from controlnet_ext.files.weights import read_weights
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8).repeat(10, 0).repeat(10, 1)
 KINDS = {
-    "oneformer_ade20k": (ONEFORMER_ADE20K, made.oneformer, "OneFormerImageProcessor"),
-    "oneformer_coco": (ONEFORMER_COCO, made.oneformer_coco, "OneFormerImageProcessor"),
-    "upernet_ade20k": (UPERNET, made.upernet, "SegformerImageProcessor"),
-    "segformer_ade20k_small": (B0, made.segformer, "SegformerImageProcessor"),
+    "oneformer_ade20k": (ONEFORMER_ADE20K_FILES, made.oneformer, "OneFormerImageProcessor"),
+    "oneformer_coco": (ONEFORMER_COCO_FILES, made.oneformer_coco, "OneFormerImageProcessor"),
+    "upernet_ade20k": (UPERNET_FILES, made.upernet, "SegformerImageProcessor"),
+    "segformer_ade20k_small": (SEGFORMER_B0_FILES, made.segformer, "SegformerImageProcessor"),
 }
 
 
@@ -47,7 +59,7 @@ def models(tmp_path_factory):
 
 def theirs(name, module, preparation, image):
     """transformers' own way: its classes for the input and for what the network says."""
-    prepare = transformers_class(KINDS[name][2]).from_dict(preparation)
+    prepare = import_transformers_class(KINDS[name][2]).from_dict(preparation)
     if "OneFormer" not in KINDS[name][2]:
         inputs = prepare([image], return_tensors="pt", input_data_format="channels_last")
     else:
@@ -64,7 +76,7 @@ def clear_pixels(run, image):
 
     Where tensors lie in memory decides in which order float32 sums are taken, so that scores differ from
     run to run (in another batch by up to 1.4e-5 of the largest), and of two classes that are closer either may win."""
-    scores = run.scores(run.network, prepared(run.settings, image[None]))
+    scores = run.infer_scores(run.network, preprocess_images(run.preprocessor_config, image[None]))
     first, second = F.interpolate(scores, image.shape[:2], mode="bilinear", align_corners=False)[0].topk(2, dim=0)[0]
     return (first - second > 1e-4 * scores.abs().max()).numpy()
 
@@ -72,7 +84,7 @@ def clear_pixels(run, image):
 @pytest.mark.parametrize("name", KINDS)
 def test_classes_are_those_of_transformers_own_classes(models, name):
     root, networks = models
-    palette = COCO if name == "oneformer_coco" else ADE20K
+    palette = COCO_PALETTE if name == "oneformer_coco" else ADE20K_PALETTE
     run = TransformersSegmentation("cpu", Library([root], download=False), KINDS[name][0], palette)
     for image in (IMAGE, IMAGE[::-1, :50].copy(), np.tile(IMAGE[:50], (1, 2, 1))):
         expected = theirs(name, *networks[name], image)
@@ -85,7 +97,7 @@ def test_classes_are_those_of_transformers_own_classes(models, name):
 def test_segformer_is_transformers_pipeline(models):
     root, networks = models
     module, preparation = networks["segformer_ade20k_small"]
-    prepare = transformers_class("SegformerImageProcessor").from_dict(preparation)
+    prepare = import_transformers_class("SegformerImageProcessor").from_dict(preparation)
     pipe = transformers.pipeline("image-segmentation", model=module, image_processor=prepare, device="cpu")
     made_ = preprocess("segformer_ade20k_small", IMAGE, library=Library([root], download=False))
     found = pipe(Image.fromarray(IMAGE), subtask="semantic")
@@ -97,21 +109,24 @@ def test_segformer_is_transformers_pipeline(models):
 
 def test_a_map_has_the_colour_and_the_values_the_number_of_each_class(models):
     library = Library([models[0]], download=False)
-    for name, palette in (("oneformer_ade20k", ADE20K), ("oneformer_coco", COCO)):
+    for name, palette in (("oneformer_ade20k", ADE20K_PALETTE), ("oneformer_coco", COCO_PALETTE)):
         made_ = preprocess(name, IMAGE, library=library)
         assert made_.kind == "segmentation" and made_.values.names == palette.names
         assert made_.values.labels.shape == IMAGE.shape[:2] and made_.values.labels.dtype == np.uint8
         for number in np.unique(made_.values.labels):
-            assert (made_.pixels[made_.values.labels == number] == palette.colours[number]).all()
+            assert (made_.pixels[made_.values.labels == number] == palette.colors[number]).all()
     cut = preprocess("seg_ofade20k", IMAGE, library=library, resolution=80)
     assert cut.pixels.shape == (80, 107, 3) and cut.values.labels.shape == (80, 107)
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_batches_are_singles_and_every_size_has_a_map(models, name):
-    library, palette = Library([models[0]], download=False), COCO if name == "oneformer_coco" else ADE20K
-    run = find(name).ready(library=library)
-    both = run.batch([IMAGE, IMAGE[::-1].copy()])
+    library, palette = (
+        Library([models[0]], download=False),
+        COCO_PALETTE if name == "oneformer_coco" else ADE20K_PALETTE,
+    )
+    run = find(name).load(library=library)
+    both = run.run_batch([IMAGE, IMAGE[::-1].copy()])
     for one, image in zip(both, (IMAGE, IMAGE[::-1].copy()), strict=True):
         # sums in another order: of two classes almost as likely the other one may win
         clear = clear_pixels(TransformersSegmentation("cpu", library, KINDS[name][0], palette), image)
@@ -125,17 +140,19 @@ def test_the_highest_of_many_classes_is_found_in_parts(monkeypatch):
     whole = torch.nn.functional.interpolate(scores, (13, 9), mode="bilinear", align_corners=False)
     expected = whole.argmax(dim=1).numpy()
     for part in (2**24, 2 * 13 * 9 * 3, 1):
-        monkeypatch.setattr("controlnet_ext.preprocessors.segmentation.transformers_segmentation._PART", part)
-        np.testing.assert_array_equal(highest(scores, 13, 9), expected)
-        assert not highest(torch.zeros(1, 11, 4, 4), 4, 4).any()  # of equal ones the first
+        monkeypatch.setattr(
+            "controlnet_ext.preprocessors.segmentation.transformers_segmentation._SCORES_PER_BATCH", part
+        )
+        np.testing.assert_array_equal(upsample_argmax(scores, 13, 9), expected)
+        assert not upsample_argmax(torch.zeros(1, 11, 4, 4), 4, 4).any()  # of equal ones the first
 
 
 def test_palettes_are_the_fields():
-    assert len(ADE20K.names) == len(set(ADE20K.names)) == len(ADE20K.colours) == 150
-    assert len(COCO.names) == len(set(COCO.names)) == len(set(COCO.colours)) == 133
-    named = dict(zip(ADE20K.names, ADE20K.colours, strict=True))
+    assert len(ADE20K_PALETTE.names) == len(set(ADE20K_PALETTE.names)) == len(ADE20K_PALETTE.colors) == 150
+    assert len(COCO_PALETTE.names) == len(set(COCO_PALETTE.names)) == len(set(COCO_PALETTE.colors)) == 133
+    named = dict(zip(ADE20K_PALETTE.names, ADE20K_PALETTE.colors, strict=True))
     assert named["wall"] == (120, 120, 120) and named["sky"] == (6, 230, 230) and named["flag"] == (92, 0, 255)
-    named = dict(zip(COCO.names, COCO.colours, strict=True))
+    named = dict(zip(COCO_PALETTE.names, COCO_PALETTE.colors, strict=True))
     assert named["person"] == (220, 20, 60) and named["toothbrush"] == (191, 162, 208)
     assert named["banner"] == (255, 255, 128) and named["rug-merged"] == (250, 141, 255)
 
@@ -144,7 +161,7 @@ def test_the_palette_of_ade20k_is_controlnet_auxs():
     aux()
     from controlnet_aux.util import ade_palette
 
-    assert [list(colour) for colour in ADE20K.colours] == ade_palette()
+    assert [list(colour) for colour in ADE20K_PALETTE.colors] == ade_palette()
 
 
 def test_the_colours_of_controlnets_published_map_are_ade20ks():
@@ -152,9 +169,9 @@ def test_the_colours_of_controlnets_published_map_are_ade20ks():
     colours, counts = np.unique(published, axis=0, return_counts=True)
     names = set()
     for colour in colours[np.argsort(-counts)[:8]].astype(int):
-        apart = np.abs(np.array(ADE20K.colours) - colour).max(axis=1)
+        apart = np.abs(np.array(ADE20K_PALETTE.colors) - colour).max(axis=1)
         assert apart.min() <= 7  # a browser has changed them
-        names.add(ADE20K.names[apart.argmin()])
+        names.add(ADE20K_PALETTE.names[apart.argmin()])
     assert names == {"sky", "building", "grass", "wall", "plant", "tree", "road"}  # of a house in a meadow
 
 
@@ -167,12 +184,12 @@ def test_what_published_files_hold_beside_the_tensors_does_no_harm(models, tmp_p
     told = {"output_attentions": True, "output_hidden_states": True, "is_training": True, "num_classes": 150}
     told |= {"backbone": None, "use_timm_backbone": False, "use_pretrained_backbone": False, "backbone_kwargs": None}
     told |= {"max_seq_len": 77, "torch_dtype": "float32"}
-    made.put(tmp_path, ONEFORMER_ADE20K, module, preparation, more, told)
+    made.put(tmp_path, ONEFORMER_ADE20K_FILES, module, preparation, more, told)
     one, other = (
         preprocess("oneformer_ade20k", IMAGE, library=Library([folder], download=False)) for folder in (root, tmp_path)
     )
     np.testing.assert_array_equal(one.pixels, other.pixels)
-    made.put(tmp_path, ONEFORMER_ADE20K, module, preparation, {"model.more": torch.zeros(1)})
+    made.put(tmp_path, ONEFORMER_ADE20K_FILES, module, preparation, {"model.more": torch.zeros(1)})
     with pytest.raises(ValueError, match=r"is refused: 1 tensors are not .* such as model\.more"):
         preprocess("oneformer_ade20k", IMAGE, library=Library([tmp_path], download=False))
 
@@ -181,7 +198,7 @@ def test_files_have_the_names_of_published_tensors(models):
     # huggingface/transformers @ 08196ab, convert_to_hf_oneformer.py; SegFormer's as transformers itself saves them
     oneformer = "model.pixel_level_module.encoder.encoder.layers.0.blocks.0.attention.self.query.weight"
     segformer = "segformer.encoder.block.0.0.attention.self.query.weight"
-    for files, name in ((ONEFORMER_ADE20K, oneformer), (B0, segformer)):
+    for files, name in ((ONEFORMER_ADE20K_FILES, oneformer), (SEGFORMER_B0_FILES, segformer)):
         assert name in read_weights(models[0] / files[0].repo / "pytorch_model.bin").tensors
 
 
@@ -190,11 +207,11 @@ def test_folders_of_other_networks_and_classes_are_refused(models, tmp_path):
     library = Library([tmp_path], download=False)
     with pytest.raises(FileNotFoundError, match=r"config\.json is not there.*nvidia/segformer-b0"):
         preprocess("segformer_ade20k_small", IMAGE, library=library)
-    made.put(tmp_path, ONEFORMER_ADE20K, *networks["oneformer_coco"])
+    made.put(tmp_path, ONEFORMER_ADE20K_FILES, *networks["oneformer_coco"])
     with pytest.raises(ValueError, match="tells 133 classes apart, expected 150"):
         preprocess("oneformer_ade20k", IMAGE, library=library)
     for architectures in (["BertModel"], [], None, {"a": 1}, [["a"]]):
-        made.put(tmp_path, B0, *networks["upernet_ade20k"], settings={"architectures": architectures})
+        made.put(tmp_path, SEGFORMER_B0_FILES, *networks["upernet_ade20k"], settings={"architectures": architectures})
         with pytest.raises(ValueError, match="expected one of: OneFormerForUniversalSegmentation"):
             preprocess("segformer_ade20k_small", IMAGE, library=library)
 
@@ -204,7 +221,7 @@ def test_folders_of_other_networks_and_classes_are_refused(models, tmp_path):
     [{"hidden_sizes": [1]}, {"num_attention_heads": 0}, {"id2label": 5}, {"hidden_act": "loud"}, {"depths": "deep"}],
 )
 def test_a_config_that_is_not_the_networks_is_refused_in_a_line(models, tmp_path, settings):
-    made.put(tmp_path, B0, *models[1]["segformer_ade20k_small"], settings=settings)
+    made.put(tmp_path, SEGFORMER_B0_FILES, *models[1]["segformer_ade20k_small"], settings=settings)
     with pytest.raises(ValueError, match="is refused: ") as refusal:
         preprocess("segformer_ade20k_small", IMAGE, library=Library([tmp_path], download=False))
     assert "\n" not in str(refusal.value)
@@ -212,9 +229,9 @@ def test_a_config_that_is_not_the_networks_is_refused_in_a_line(models, tmp_path
 
 def test_scores_that_are_no_numbers_are_refused(models):
     library = Library([models[0]], download=False)
-    run = TransformersSegmentation(Device("cpu", "bfloat16"), library, B0, ADE20K)
+    run = TransformersSegmentation(Device("cpu", "bfloat16"), library, SEGFORMER_B0_FILES, ADE20K_PALETTE)
     assert run(IMAGE[None]).shape == (1, 90, 120)
-    run.scores = lambda network, x: torch.full((1, 150, 4, 4), float("nan"))
+    run.infer_scores = lambda network, x: torch.full((1, 150, 4, 4), float("nan"))
     with pytest.raises(ValueError, match="no numbers: compute in float32"):
         run(IMAGE[None])
 
@@ -226,9 +243,9 @@ def test_inputs_have_transformers_sizes():
     ):  # fmt: skip
         expected = transformers.image_transforms.get_size_with_aspect_ratio((height, width), size, longest)
         for given in ({"size": size, "max_size": longest}, {"size": {"shortest_edge": size, "longest_edge": longest}}):
-            assert input_size(given, height, width) == tuple(max(side, 1) for side in expected)
-    assert input_size({"size": 512}, 30, 900) == (512, 512)
-    assert input_size({"size": {"longest_edge": 1024}}, 768, 1000) == (786, 1024)
+            assert compute_input_size(given, height, width) == tuple(max(side, 1) for side in expected)
+    assert compute_input_size({"size": 512}, 30, 900) == (512, 512)
+    assert compute_input_size({"size": {"longest_edge": 1024}}, 768, 1000) == (786, 1024)
     for absurd in (
         {},
         {"size": "large"},
@@ -238,16 +255,16 @@ def test_inputs_have_transformers_sizes():
         {"size": 60000},
     ):
         with pytest.raises(ValueError, match=r"preprocessor_config\.json has the size"):
-            input_size(absurd, 30, 40)
+            compute_input_size(absurd, 30, 40)
     with pytest.raises(ValueError, match="over the limit of 64"):
-        input_size({"size": {"shortest_edge": 640}}, 1, 60000)
+        compute_input_size({"size": {"shortest_edge": 640}}, 1, 60000)
     with pytest.raises(ValueError, match="image_std"):
-        prepared({"size": 8, "image_mean": [0, 0, 0], "image_std": 1}, IMAGE[None])
+        preprocess_images({"size": 8, "image_mean": [0, 0, 0], "image_std": 1}, IMAGE[None])
 
 
 def test_the_command_makes_a_map_of_a_folder_of_a_model(models, tmp_path, capsys):
     Image.fromarray(IMAGE).save(tmp_path / "a.png")
-    place = models[0] / UPERNET[0].repo
+    place = models[0] / UPERNET_FILES[0].repo
     command = ["preprocess", "upernet_ade20k", str(tmp_path / "a.png"), "-o", str(tmp_path / "b.png")]
     assert main([*command, "--weights", str(place), "--no-download"]) == 0
     expected = preprocess("upernet_ade20k", IMAGE, library=Library([models[0]], download=False))
@@ -264,6 +281,6 @@ def test_the_command_makes_a_map_of_a_folder_of_a_model(models, tmp_path, capsys
 
 
 def test_names_are_those_of_sd_webui_controlnet():
-    known = {entry.name: entry for entry in registered()}
+    known = {entry.name: entry for entry in list_preprocessors()}
     for name, label in (("oneformer_ade20k", "seg_ofade20k"), ("oneformer_coco", "seg_ofcoco")):
         assert known[name].label == label and known[name].makes == "segmentation" and known[name].weights

@@ -12,8 +12,8 @@ import torch
 import transformers
 from controlnet_ext.annotators import uniformer
 from controlnet_ext.preprocessors import find, preprocess
-from controlnet_ext.preprocessors.segmentation.palettes import ADE20K
-from controlnet_ext.preprocessors.segmentation.uniformer import UNIFORMER
+from controlnet_ext.preprocessors.segmentation.palettes import ADE20K_PALETTE
+from controlnet_ext.preprocessors.segmentation.uniformer import UNIFORMER_WEIGHTS
 from lines import Shelf, random_state, randomised
 from PIL import Image
 
@@ -33,13 +33,13 @@ def state():
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """512 and 2048 pixels take 10 s."""
-    monkeypatch.setattr("controlnet_ext.preprocessors.segmentation.uniformer._SHORT", 64)
-    monkeypatch.setattr("controlnet_ext.preprocessors.segmentation.uniformer._LONG", 160)
+    monkeypatch.setattr("controlnet_ext.preprocessors.segmentation.uniformer._SHORT_SIDE", 64)
+    monkeypatch.setattr("controlnet_ext.preprocessors.segmentation.uniformer._MAX_LONG_SIDE", 160)
 
 
 @pytest.fixture(scope="module")
 def ready(state):
-    return find("segmentation").ready(library=Shelf(state))
+    return find("segmentation").load(library=Shelf(state))
 
 
 def authors():
@@ -81,18 +81,19 @@ def test_the_head_equals_transformers():
     from transformers.models.upernet.modeling_upernet import UperNetHead
 
     config = transformers.UperNetConfig(hidden_size=512, id2label={i: str(i) for i in range(150)})
-    theirs, state = randomised(UperNetHead(config, in_channels=list(uniformer.WIDTHS)))
+    theirs, state = randomised(UperNetHead(config, in_channels=list(uniformer.UNIFORMER_WIDTHS)))
     names = {"classifier.": "conv_seg.", "batch_norm.": "bn."}
     renamed = {}
     for key, tensor in state.items():
         for theirs_, ours_ in names.items():
             key = key.replace(theirs_, ours_)
         renamed[key] = tensor
-    ours = uniformer._Head().eval()
+    ours = uniformer._UperHead().eval()
     ours.load_state_dict(renamed)
     generator = torch.Generator().manual_seed(0)
     features = [
-        torch.randn(1, width, 32 >> i, 40 >> i, generator=generator) for i, width in enumerate(uniformer.WIDTHS)
+        torch.randn(1, width, 32 >> i, 40 >> i, generator=generator)
+        for i, width in enumerate(uniformer.UNIFORMER_WIDTHS)
     ]
     with torch.inference_mode():
         one, other = ours(features), theirs(features)
@@ -114,8 +115,8 @@ def test_classes_are_those_of_the_scores_at_the_pictures_size(state, ready):
         made = ready(image)
         assert len(np.unique(expected)) > 1
         assert (made.values.labels != expected).mean() < 1e-3  # the larger of two classes within float32's last bits
-        np.testing.assert_array_equal(made.pixels, np.array(ADE20K.colours, np.uint8)[made.values.labels])
-        assert made.kind == "segmentation" and made.values.names == ADE20K.names
+        np.testing.assert_array_equal(made.pixels, np.array(ADE20K_PALETTE.colors, np.uint8)[made.values.labels])
+        assert made.kind == "segmentation" and made.values.names == ADE20K_PALETTE.names
 
 
 def test_every_size_has_a_map(ready):
@@ -142,7 +143,7 @@ def test_scores_that_are_no_numbers_are_refused(state):
 
 def test_the_command_reads_a_file_as_mmsegmentation_writes_it(state, ready, tmp_path):
     meta = {"CLASSES": ("wall", "building"), "PALETTE": [[120, 120, 120]], "epoch": 4, "mmseg_version": "0.12.0"}
-    torch.save({"meta": meta, "state_dict": state}, tmp_path / UNIFORMER.name)
+    torch.save({"meta": meta, "state_dict": state}, tmp_path / UNIFORMER_WEIGHTS.name)
     Image.fromarray(IMAGE).save(tmp_path / "a.png")
     command = ["preprocess", "SEG_UFADE20K", str(tmp_path / "a.png"), "-o", str(tmp_path / "b.png")]
     assert main([*command, "--library", str(tmp_path), "--no-download"]) == 0
