@@ -101,8 +101,8 @@ def base_loss(
     """The loss on one batch; `empty` (1, 77) are the tokens of no caption."""
     latents, tokens = examples.draw(BATCH, numbers)
     dropped = torch.rand(BATCH, 1, generator=numbers) < EMPTY_CAPTIONS
-    x, noise, t = noising.draw(latents, numbers)
-    return noising.loss(net(x, t, torch.where(dropped, empty, tokens)), noise, t)
+    x, noise, t = noising.sample(latents, numbers)
+    return noising.compute_loss(net(x, t, torch.where(dropped, empty, tokens)), noise, t)
 
 
 @torch.no_grad()
@@ -112,7 +112,7 @@ def held_out_loss(net: nn.Module, examples: Examples, noising: DiffusionLoss) ->
     for name, latents, tokens in examples.domains():
         x, noise, t = noising.sample(latents, make_generator(1))
         parts = [net(*part) for part in zip(x.split(16), t.split(16), tokens.split(16), strict=True)]
-        losses[f"held_out_{name}"] = noising.loss(torch.cat(parts), noise, t).item()
+        losses[f"held_out_{name}"] = noising.compute_loss(torch.cat(parts), noise, t).item()
     return losses
 
 
