@@ -83,7 +83,8 @@ class Detector:
     """A class of a package's module. What it loads are `files`, which it is given by the arguments `names` of its
     from_pretrained. `given` are further arguments of that, `call_arguments` those of its calls, which then are no
     parameters; `defaults` are those that its calls have none for. `network` is where its module is, for those that
-    cannot be moved to a device themselves; `draws` says that it draws random numbers, `part` which of its results is the map."""
+    cannot be moved to a device themselves; `draws` says that it draws random numbers, `part` which of its results
+    is the map."""
 
     package: Package
     module: str
