@@ -137,7 +137,7 @@ def test_only_the_reader_and_the_writer_open_images_and_weights():
     "code",
     [
         "import controlnet_ext",
-        "from controlnet_ext import preprocessors; preprocessors.registered()",
+        "from controlnet_ext import preprocessors; preprocessors.list_preprocessors()",
         "import controlnet_ext, numpy; controlnet_ext.preprocess('canny', numpy.zeros((9, 9, 3), numpy.uint8))",
         "import controlnet_ext.cli; controlnet_ext.cli.main(['preprocessors'])",
         "import controlnet_ext.cli; controlnet_ext.cli.main(['--help'])",

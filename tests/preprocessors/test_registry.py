@@ -275,7 +275,7 @@ def test_listing_and_running_canny_load_no_torch():
     code = """
 import sys, numpy
 from controlnet_ext import preprocessors
-preprocessors.registered()
+preprocessors.list_preprocessors()
 preprocessors.preprocess("canny", numpy.zeros((9, 9, 3), numpy.uint8))
 print(sorted({"torch", "diffusers", "transformers", "PIL"} & sys.modules.keys()))
 """
