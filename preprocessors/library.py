@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
+from ..errors import one_line
 from ..files.hub import WeightsFile
 from .backends.torch import Device, Network
 
@@ -148,7 +149,7 @@ class Library:
         try:
             module = build(tensors)
         except (ValueError, RuntimeError) as error:  # RuntimeError: load_state_dict's
-            raise ValueError(f"{str(path)!r} is refused: {' '.join(str(error).split())[:400]}") from error
+            raise ValueError(f"{str(path)!r} is refused: {one_line(error, 400)}") from error
         return Network.from_module(module, device)
 
     def _get_default_folder(self) -> Path:
@@ -167,7 +168,7 @@ class Library:
         try:
             download(file, target)
         except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())[:300]
+            reason = one_line(error, 300)
             raise FileNotFoundError(
                 f"{file.name} could not be downloaded ({reason}): {file.describe_manual_download(target)}"
             ) from error

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import signature
 from numbers import Integral, Real
 from typing import Any, get_args, get_type_hints
 
 import numpy as np
+
+from ..errors import quote_value
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,7 @@ class Parameter:
             return None
         accepted: Any = {int: Integral, float: Real, bool: (bool, np.bool_)}[self.type]
         if not isinstance(value, accepted) or (isinstance(value, bool) and self.type is not bool):
-            shown = " ".join(repr(value).split())  # an array's has several lines
-            raise TypeError(f"{self.name} {shown:.40} is {type(value).__name__}, expected {self.expected}")
+            raise TypeError(f"{self.name} {quote_value(value)} is {type(value).__name__}, expected {self.expected}")
         if self.range and not self.range.low <= value <= self.range.high:  # NaN is outside too
             raise ValueError(f"{self.name} {value!s:.40} is outside {self.range}")
         return self.type(value)
@@ -82,12 +83,3 @@ def _parse_parameter(name: str, default: Any, annotation: Any) -> Parameter:
     parameter = Parameter(name, kind, default, limits)
     parameter.check(default)
     return parameter
-
-
-def closest_names(name: str, known_names: Iterable[str]) -> str:
-    """The three known words most like `word`, for an error message: those that contain it, then by common letters."""
-    from difflib import SequenceMatcher  # only where something is wrong already
-
-    name = name.casefold()[:80]
-    alike = {other: SequenceMatcher(None, name, other.casefold()).ratio() for other in known_names}
-    return ", ".join(sorted(alike, key=lambda other: (name not in other.casefold(), -alike[other]))[:3])

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import cv2
 import numpy as np
 
+from ..errors import check_choice, suggest_names
 from ..files.image_reader import read_image  # not from files, which brings the readers of weights: 10 ms
 from ..maps.control_map import MAP_KINDS, ControlMap
 from ..maps.resize import resize_for_detection
-from .parameters import Parameter, Range, closest_names, read_parameters
+from .parameters import Parameter, Range, read_parameters
 
 if TYPE_CHECKING:
     from ..files.hub import WeightsFile
@@ -61,9 +62,7 @@ class Preprocessor:
     def _read_value(self, name: str, read: Callable[[Parameter, Any], Any], value: Any) -> Any:
         known = {p.name: p for p in (*self.parameters, RESOLUTION_PARAMETER)}
         if name not in known:
-            raise ValueError(
-                f"{self.name} has no parameter {name!r:.80}, the nearest are: {closest_names(name, known)}"
-            )
+            raise ValueError(suggest_names(f"{self.name} has no parameter {name!r:.80}", name, known))
         try:
             return read(known[name], value)
         except (TypeError, ValueError) as error:
@@ -159,8 +158,7 @@ def preprocessor(
     read; the registry is then unchanged."""
 
     def enter(make: F) -> F:
-        if makes not in MAP_KINDS:
-            raise ValueError(f"{name} makes {makes!r}, which is none of: {', '.join(MAP_KINDS)}")
+        check_choice(f"{name}: map kind", makes, MAP_KINDS)
         declared = read_parameters(make.__call__, skip=2) if isinstance(make, type) else read_parameters(make, skip=1)
         files = weights if isinstance(weights, tuple) else (weights,)
         entry = Preprocessor(name, makes, label or name, make, declared, files, batched, needs_mask, aliases)
@@ -201,7 +199,7 @@ def find(name: str) -> Preprocessor:
     if key not in _specs_by_name:
         names = [entry.name for entry in list_preprocessors()]
         if key not in _specs_by_name:
-            raise ValueError(f"unknown preprocessor {name!r:.80}, the nearest are: {closest_names(name, names)}")
+            raise ValueError(suggest_names(f"unknown preprocessor {name!r:.80}", name, names))
     return _specs_by_name[key]
 
 

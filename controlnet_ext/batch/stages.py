@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 
+from ..errors import one_line
 from ..files.image_reader import read_image
 from ..files.image_writer import encode_image
 from ..maps.control_map import ControlMap
@@ -105,7 +106,7 @@ def _read_or_error(content: Any) -> np.ndarray | ValueError:
     try:
         return content if isinstance(content, ValueError) else read_image(content)
     except IMAGE_ERRORS as error:
-        return ValueError(" ".join(str(error).split()) or type(error).__name__)
+        return ValueError(one_line(error))
 
 
 @dataclass(frozen=True)
@@ -230,7 +231,7 @@ def crashed_item(image: InputImage) -> WorkItem:
 
 def format_error(error: BaseException, name: str) -> str:
     """One line that says what failed and names the picture."""
-    reason = " ".join(str(error).split()) or type(error).__name__
+    reason = one_line(error)
     return reason if repr(name) in reason else f"{name!r}: {reason}"
 
 

@@ -14,7 +14,7 @@ from argparse import ArgumentParser, HelpFormatter, Namespace
 from types import ModuleType
 from typing import NoReturn
 
-from ..preprocessors.parameters import closest_names
+from ..errors import suggest_names
 from . import commands
 
 
@@ -71,7 +71,7 @@ def _list_commands() -> list[str]:
 
 def _load_command(name: str) -> ModuleType:
     if name not in _list_commands():
-        raise ValueError(f"unknown command {name!r:.80}, the nearest are: {closest_names(name, _list_commands())}")
+        raise ValueError(suggest_names(f"unknown command {name!r:.80}", name, _list_commands()))
     return importlib.import_module(f"{commands.__name__}.{name}")
 
 
@@ -83,9 +83,7 @@ def _parse_options(command: ModuleType, prog: str, argv: list[str]) -> Namespace
     options, rest = parser.parse_known_intermixed_args(argv)
     if rest:
         flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
-        raise ValueError(
-            f"unknown argument {rest[0]!r:.80}, the nearest are: {closest_names(rest[0].split('=')[0], flags)}"
-        )
+        raise ValueError(suggest_names(f"unknown argument {rest[0]!r:.80}", rest[0].split("=")[0], flags))
     return options
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import cv2
 import numpy as np
 
+from ..errors import one_line
 from .disk import open_regular_file
 from .image_formats import IMAGE_FORMATS, check_pixels, is_complete, iter_jpeg_segments, sniff_format
 
@@ -97,7 +98,7 @@ def _strict_decoding(name: str) -> Iterator[None]:
         except Image.DecompressionBombError as error:  # over its own limit, which is over ours
             raise ValueError(f"{name} is over the limit of 64 megapixels: {error}") from error
         except _DECODE_ERRORS as error:
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            reason = one_line(error, 200)
             raise ValueError(f"{name} cannot be read: {reason}") from error
         finally:
             ImageFile.LOAD_TRUNCATED_IMAGES = lenient

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..embedded import EMBEDDED_NAME, list_controls, resolve_embedded
-from ..guidance.unit import error_prefix
+from ..errors import error_prefix
 from .pipeline_folder import PipelineFolder
 from .prepare import fit_unit
 from .recipe import NUMBER_FIELDS, GenerationRecipe, RecipeUnit

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ..embedded import resolve_embedded
+from ..errors import one_line, suggest_names
 from ..files.disk import open_regular_file, read_json
 from ..files.safetensors import read_safetensors_contents
-from ..preprocessors.parameters import closest_names
 
 PIPELINE_CLASSES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 REQUIRED_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
@@ -119,9 +119,7 @@ class PipelineFolder:
         own = self.parts["scheduler"]
         wanted = SCHEDULER_CLASSES.get((name or own).casefold(), name or own)
         if wanted not in (own, *SCHEDULER_CLASSES.values()):
-            raise ValueError(
-                f"unknown scheduler {wanted!r:.80}, the nearest are: {closest_names(wanted, list(SCHEDULER_CLASSES))}"
-            )
+            raise ValueError(suggest_names(f"unknown scheduler {wanted!r:.80}", wanted, SCHEDULER_CLASSES))
         config = read_json(self.path / "scheduler" / "scheduler_config.json")
         with _wrap_load_errors(f"{str(self.path)!r}: its scheduler"):
             scheduler = getattr(diffusers, own).from_config(config)
@@ -224,4 +222,4 @@ def _wrap_load_errors(name: str) -> Iterator[None]:
     try:
         yield
     except (*foreign, SafetensorError) as error:
-        raise ValueError(f"{name} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+        raise ValueError(f"{name} cannot be loaded: {one_line(error, 300)}") from error

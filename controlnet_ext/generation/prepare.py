@@ -12,9 +12,10 @@ import cv2
 import numpy as np
 
 from ..embedded import resolve_embedded
+from ..errors import error_prefix, one_line
 from ..guidance.contract import Span
 from ..guidance.hints import HintImages
-from ..guidance.unit import Unit, error_prefix
+from ..guidance.unit import Unit
 from ..guidance.weighting import layer_scales
 from ..maps.control_map import ControlMap
 from ..preprocessors.registry import find
@@ -152,7 +153,7 @@ def _check_steps(recipe: GenerationRecipe, scheduler: Any) -> None:
     try:
         scheduler.set_timesteps(recipe.steps)
     except (ValueError, IndexError) as error:
-        raise ValueError(f"{recipe.steps} steps: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{recipe.steps} steps: {one_line(error)}") from error
     n = len(scheduler.timesteps)
     units = [ingredient.unit for ingredient in recipe.units]
     host: Any = None  # which a run asks for nothing before its first step

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import check_choice
 from ..files.image_formats import MAX_PIXELS
 from ..guidance.unit import Unit
 from ..maps.control_map import ControlMap
@@ -91,8 +92,7 @@ class GenerationRecipe:
         if self.width % 8 or self.height % 8:
             raise ValueError(f"size {self.width}x{self.height}: both sides must be multiples of 8")
         for name, choices in (("dtype", DTYPES), ("device", DEVICES)):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} {getattr(self, name)!r} is none of: {', '.join(choices)}")
+            check_choice(name, getattr(self, name), choices)
         check_units(len(self.units), self.width, self.height)
 
 

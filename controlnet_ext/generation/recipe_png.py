@@ -13,12 +13,13 @@ from typing import Any, cast
 
 import numpy as np
 
+from ..errors import error_prefix
 from ..files.disk import open_regular_file, parse_object
 from ..files.image_reader import read_image
 from ..files.image_writer import PNG_TEXT_LIMIT, PNG_TEXT_TOTAL_LIMIT, encode_image, read_png_text
 from ..guidance.after_steps import post_step_for
 from ..guidance.contract import ControlModel, Window
-from ..guidance.unit import Unit, error_prefix
+from ..guidance.unit import Unit
 from ..maps.control_map import ControlMap
 from .recipe import NUMBER_FIELDS, GenerationRecipe, RecipeUnit, check_units
 from .sources import NO_MODEL, ModelRef

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import one_line
 from .inpainting import INITIAL_FILL_PREPROCESSOR, make_initial_latents, postprocess_for
 from .prepare import LoadedRecipe
 from .recipe import GenerationRecipe
@@ -42,7 +43,7 @@ def render(loaded: LoadedRecipe) -> np.ndarray:
                 **begins,
             )
         except (ValueError, TypeError, RuntimeError) as error:
-            raise RuntimeError(" ".join(str(error).split())[:500]) from error
+            raise RuntimeError(one_line(error, 500)) from error
     if any(getattr(result, "nsfw_content_detected", None) or ()):
         raise RuntimeError("the model's safety checker withheld the picture; try another seed or prompt")
     picture = result.images[0]

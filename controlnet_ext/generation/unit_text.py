@@ -13,12 +13,12 @@ from typing import Any, cast
 import cv2
 import numpy as np
 
+from ..errors import suggest_names
 from ..files.image_reader import read_image
 from ..guidance.after_steps import post_step_for
 from ..guidance.contract import ControlModel, Window
 from ..guidance.unit import Unit
 from ..maps.control_map import ControlMap
-from ..preprocessors.parameters import closest_names
 from ..preprocessors.registry import RESOLUTION_PARAMETER, Preprocessor, find
 from .sources import ModelRef
 
@@ -42,7 +42,7 @@ def parse_unit(
     own = [] if makes is None else [p.name for p in (*makes.parameters, RESOLUTION_PARAMETER)]
     for key in values:
         if key not in UNIT_KEYS and key not in own:
-            raise ValueError(f"{key!r} is unknown to {name}, the nearest are: {closest_names(key, [*UNIT_KEYS, *own])}")
+            raise ValueError(suggest_names(f"{key!r} is unknown to {name}", key, [*UNIT_KEYS, *own]))
     model = values.get("model", models.get(makes.name) if makes else None)
     if model is None:
         known = f" (the embedded model has its own for {', '.join(models)})" if models else ""

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from ..errors import check_choice
 from .contract import Step
 
 if TYPE_CHECKING:
@@ -120,8 +121,7 @@ class NoiseLevel:
     noise: float | Tensor
 
     def __post_init__(self) -> None:
-        if self.prediction_type not in PREDICTION_TYPES:
-            raise ValueError(f"prediction type {self.prediction_type!r} is none of: {', '.join(PREDICTION_TYPES)}")
+        check_choice("prediction type", self.prediction_type, PREDICTION_TYPES)
 
     def add_noise(self, x0: Tensor, gaussian_noise: Tensor) -> Tensor:
         """x of clean latents."""

@@ -17,11 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import error_prefix
 from .after_steps import NoiseLevel
 from .contract import Activation, Host, Residuals, Span, Step
 from .devices import on_device
 from .hints import HintImages
-from .unit import PerSample, Unit, error_prefix
+from .unit import PerSample, Unit
 from .weighting import RegionMask, all_finite, apply_weight, make_weight_schedule, scatter_rows, select_rows, total_sum
 
 if TYPE_CHECKING:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from ..errors import check_choice, quote_value
 from ..maps.control_map import ControlMap
 from ..maps.resize import FIT_MODES
 from ..preprocessors.registry import find
@@ -86,7 +86,7 @@ class Unit:
 
     def __post_init__(self) -> None:
         if isinstance(self.model, type) or not callable(getattr(self.model, "hint", None)):
-            raise TypeError(f"model {_short_repr(self.model)} is no control model; load(path) gives one")
+            raise TypeError(f"model {quote_value(self.model)} is no control model; load(path) gives one")
         if hasattr(self.model, "_orig_mod") or getattr(self.model, "_compiled_call_impl", None) is not None:
             raise ValueError(
                 f"the {self.model.architecture} is compiled around what a unit calls of it: {COMPILE_ADVICE}"
@@ -101,11 +101,10 @@ class Unit:
         make_weight_schedule(self.weight)
         if not isinstance(self.window, Window):
             raise TypeError(
-                f"window {_short_repr(self.window)} is {type(self.window).__name__}, expected Window(start, end)"
+                f"window {quote_value(self.window)} is {type(self.window).__name__}, expected Window(start, end)"
             )
         for name, choices in (("mode", WEIGHT_MODES), ("fit", FIT_MODES), ("passes", PASSES)):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} {getattr(self, name)!r} is none of: {', '.join(choices)}")
+            check_choice(name, getattr(self, name), choices)
         if not isinstance(self.low_vram, bool):
             raise TypeError(f"low_vram {self.low_vram!r} is {type(self.low_vram).__name__}, expected true or false")
         if self.layers is not None:
@@ -123,7 +122,7 @@ class Unit:
 
     def _check_preprocessor(self) -> None:
         if not isinstance(self.parameters, Mapping):
-            raise TypeError(f"parameters {_short_repr(self.parameters)} is no mapping of names to values")
+            raise TypeError(f"parameters {quote_value(self.parameters)} is no mapping of names to values")
         object.__setattr__(self, "parameters", dict(self.parameters))
         if self.preprocessor is None:
             if self.parameters:
@@ -144,7 +143,7 @@ class Unit:
             return
         if not hasattr(self.after, "apply_to_latents"):
             raise TypeError(
-                f"after {_short_repr(self.after)} is {type(self.after).__name__}, expected Restore or Colours"
+                f"after {quote_value(self.after)} is {type(self.after).__name__}, expected Restore or Colours"
             )
         if self.after.needs_mask and self.inpaint is None:
             raise ValueError(f"{self.after.architecture} changes what an inpaint mask covers, and the unit has none")
@@ -153,26 +152,13 @@ class Unit:
 
     def _check_reuse(self) -> None:
         if type(self.reuse) is not int or not 1 <= self.reuse <= 1000:
-            raise ValueError(f"reuse {_short_repr(self.reuse)}, expected for how many steps, 1..1000")
+            raise ValueError(f"reuse {quote_value(self.reuse)}, expected for how many steps, 1..1000")
         if self.drift is not None and (not isinstance(self.drift, Real) or not 0 <= self.drift <= 2):  # NaN neither
-            raise ValueError(f"drift {_short_repr(self.drift)}, expected a part of the latents' norm, 0..2")
+            raise ValueError(f"drift {quote_value(self.drift)}, expected a part of the latents' norm, 0..2")
         if self.drift is not None and self.reuse == 1:
             raise ValueError(f"drift {self.drift} without reuse, the number of steps that residuals may serve at most")
         if self.reuse > 1 and hasattr(self.model, "attach"):
             raise ValueError(f"reuse {self.reuse} of {self.model.architecture}, which gives no residuals")
-
-
-@contextmanager
-def error_prefix(name: str) -> Iterator[None]:
-    """Errors about input with a name before them."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{name}: {error}") from error
-    except TypeError as error:
-        raise TypeError(f"{name}: {error}") from error
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
 
 
 def _check_image(image: Any) -> None:
@@ -182,16 +168,16 @@ def _check_image(image: Any) -> None:
         )
     if not isinstance(image, str | os.PathLike | bytes | np.ndarray | ControlMap) and not hasattr(image, "getbands"):
         raise TypeError(
-            f"image {_short_repr(image)} is {type(image).__name__}, expected a path, a picture or a ControlMap"
+            f"image {quote_value(image)} is {type(image).__name__}, expected a path, a picture or a ControlMap"
         )
 
 
 def _parse_layers(layers: Any) -> tuple[float, ...]:
     if isinstance(layers, str) or not isinstance(layers, Sequence | np.ndarray) or not len(layers):
-        raise TypeError(f"layers {_short_repr(layers)}, expected a list of numbers")
+        raise TypeError(f"layers {quote_value(layers)}, expected a list of numbers")
     for factor in layers:
         if not isinstance(factor, Real) or isinstance(factor, bool) or not math.isfinite(factor):
-            raise ValueError(f"layers holds {_short_repr(factor)}, expected numbers")
+            raise ValueError(f"layers holds {quote_value(factor)}, expected numbers")
     return tuple(map(float, layers))
 
 
@@ -203,8 +189,3 @@ def _parse_region(region: Any) -> np.ndarray:
     if not (region.min() >= 0 and region.max() <= 1):  # NaN neither
         raise ValueError(f"region holds values {region.min()}..{region.max()}, expected 0..1")
     return region.astype(np.float32)
-
-
-def _short_repr(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "…"

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import check_choice
+
 # Kinds of maps, and the words in the names of control models that read them (sd-webui-controlnet @ 56cec5b filters its
 # list of models by these).
 MODEL_NAME_WORDS = {
@@ -49,8 +51,7 @@ class ControlMap:
         shape, dtype = self.pixels.shape, self.pixels.dtype
         if len(shape) != 3 or shape[2] != 3 or 0 in shape or dtype != np.uint8:
             raise ValueError(f"pixels {shape} {dtype} are no map: expected (H, W, 3) uint8, RGB")
-        if self.kind not in MAP_KINDS:
-            raise ValueError(f"kind {self.kind!r} of a map is none of: {', '.join(MAP_KINDS)}")
+        check_choice("map kind", self.kind, MAP_KINDS)
         if self.pixels16 is not None and (self.pixels16.shape != shape[:2] or self.pixels16.dtype != np.uint16):
             raise ValueError(
                 f"fine {self.pixels16.shape} {self.pixels16.dtype} of a map of {shape}: expected (H, W) uint16"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from ..errors import check_choice
 from ..files.image_formats import check_pixels, compute_working_size
 
 # Golay's L, the structuring elements that thin a mark from eight sides, and E, a loose end. 1: part of the mark,
@@ -152,8 +153,7 @@ def compute_fit_resolution(height: int, width: int, target_height: int, target_w
 
 
 def _fit_scale(height: int, width: int, target_height: int, target_width: int, mode: str) -> float:
-    if mode not in FIT_MODES:
-        raise ValueError(f"fit {mode!r} is none of: {', '.join(FIT_MODES)}")
+    check_choice("fit", mode, FIT_MODES)
     if min(height, width, target_height, target_width) < 1:
         raise ValueError(f"{width}x{height} cannot be fitted to {target_width}x{target_height}: sizes begin at 1")
     scales = target_height / height, target_width / width

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ..embedded import list_controls
+from ..errors import suggest_names
 from ..files.disk import open_regular_file
 from ..generation.sources import find_control_files
 from ..guidance.contract import ControlModel
 from ..models.state_dict.location import WEIGHTS_SUFFIXES
-from ..preprocessors.parameters import closest_names
 from .cache import LRUCache
 
 MAX_LOADED_NETWORKS = 3  # networks that stay loaded, unless said otherwise
@@ -68,8 +68,10 @@ class ModelCatalog:
         alike = [listed for listed in self._paths if listed.rpartition(" [")[0].casefold() == stem]
         exact = [listed for listed in alike if listed.casefold() == whole]
         if not alike:
-            known = f"the nearest are: {closest_names(stem, self._paths)}" if self._paths else "this server has none"
-            raise ValueError(f"unknown control model {name!r:.80}, {known}")
+            sentence = f"unknown control model {name!r:.80}"
+            raise ValueError(
+                suggest_names(sentence, stem, self._paths) if self._paths else f"{sentence}, this server has none"
+            )
         return (exact or alike)[0]
 
     def load(self, name: str, device: str, dtype: Any) -> ControlModel:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..errors import suggest_names
 from ..generation.pipeline_folder import PipelineFolder
-from ..preprocessors.parameters import closest_names
 
 SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {  # a name in pipeline.SCHEDULERS, and settings
     "Euler a": ("euler-ancestral", {}),
@@ -37,7 +37,7 @@ def create_scheduler(folder: PipelineFolder, name: str, noise_schedule: str) -> 
             name, noise_schedule = name[: -len(known) - 1], known
     names = {each.casefold(): each for each in SAMPLERS}
     if name and name.casefold() not in names:
-        raise ValueError(f"unknown sampler {name!r:.80}, the nearest are: {closest_names(name, SAMPLERS)}")
+        raise ValueError(suggest_names(f"unknown sampler {name!r:.80}", name, SAMPLERS))
     shown = names[name.casefold()] if name else "the model's own"
     key, more = SAMPLERS[shown] if name else (None, {})
     scheduler = folder.make_scheduler(key)

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import error_prefix
 from ..guidance.contract import Span, Window
-from ..guidance.unit import error_prefix
 from ..preprocessors.registry import Preprocessor
 from .fields import JsonFields, is_empty_value
 from .modules import find_module

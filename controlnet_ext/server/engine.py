@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from ..errors import error_prefix
 from ..generation.pipeline_folder import PipelineFolder, silence_libraries
-from ..guidance.unit import error_prefix
 from ..preprocessors.registry import LoadedPreprocessor
 from ..sdwebui.build import BuiltUnit, build_unit
 from ..sdwebui.catalog import ModelCatalog

@@ -10,6 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from ..errors import one_line
 from ..files.disk import parse_json
 from .worker import QueueFull, RequestWorker
 
@@ -76,7 +77,7 @@ async def _respond(answer: Awaitable[Any]) -> Response:
 def error_response(status: int, message: str) -> Response:
     """One sentence, under the key that FastAPI has it under."""
     headers = {429: {"Retry-After": "5"}, 401: {"WWW-Authenticate": "Basic"}}.get(status)
-    return JSONResponse({"detail": " ".join(message.split())[:500]}, status, headers)
+    return JSONResponse({"detail": one_line(message, 500)}, status, headers)
 
 
 async def _read_body(request: Request) -> bytes:

@@ -19,8 +19,8 @@ from modules import scripts
 from PIL import Image
 
 from ..batch.inputs import IMAGE_SUFFIXES
+from ..errors import error_prefix
 from ..files.image_reader import read_image
-from ..guidance.unit import error_prefix
 from ..sdwebui.build import BuiltUnit, build_unit
 from ..sdwebui.infotext import format_unit_text
 from ..sdwebui.units import WebuiUnit, parse_webui_unit

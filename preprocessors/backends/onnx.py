@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...errors import one_line
 from ...files.disk import open_regular_file
 from ...files.hub import WeightsFile
 from .torch import Device
@@ -69,9 +70,9 @@ def _create_session(library: Library, file: WeightsFile, device: str) -> OnnxNet
         errors.InvalidProtobuf,
         errors.NotImplemented,
     ) as e:
-        raise ValueError(f"{str(path)!r} is refused: {' '.join(str(e).split())[:300]}") from e
+        raise ValueError(f"{str(path)!r} is refused: {one_line(e, 300)}") from e
     except (errors.RuntimeException, ValueError) as error:
-        raise ValueError(f"{str(path)!r} is refused: {' '.join(str(error).split())[:300]}") from error
+        raise ValueError(f"{str(path)!r} is refused: {one_line(error, 300)}") from error
 
 
 def _select_provider(device: str, available: list[str]) -> tuple[str, dict[str, str]]:

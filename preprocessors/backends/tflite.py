@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
+from ...errors import one_line
 from ...files.disk import open_regular_file
 from ...files.hub import WeightsFile
 
@@ -27,7 +28,7 @@ class TfliteNetwork:
             self._net.setInput(np.zeros((1, 3, input_size, input_size), np.float32))
             names = {self._measure_output(name): name for name in self._net.getLayerNames()[-8:]}
         except cv2.error as error:
-            raise ValueError(f"no network that OpenCV reads: {' '.join(str(error).split())[:200]}") from error
+            raise ValueError(f"no network that OpenCV reads: {one_line(error, 200)}") from error
         if missing := [size for size in output_sizes if size not in names]:
             raise ValueError(f"a network without an output of {missing[0]} values")
         self._output_names = [names[size] for size in output_sizes]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ...errors import check_choice
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -19,8 +21,7 @@ class Device:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        if self.dtype not in NETWORK_DTYPES:
-            raise ValueError(f"dtype {self.dtype!r:.40} is none of: {', '.join(NETWORK_DTYPES)}")
+        check_choice("dtype", self.dtype, NETWORK_DTYPES)
 
     @staticmethod
     def coerce(device: Any) -> Device:

@@ -8,6 +8,7 @@ import io
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from ...errors import one_line
 from ...files.disk import open_regular_file
 from ...files.hub import WeightsFile
 from .torch import Device
@@ -66,6 +67,6 @@ def _load_program(library: Library, file: WeightsFile, device: str) -> Torchscri
             warnings.simplefilter("ignore", FutureWarning)  # torch.jit is deprecated
             program = torch.jit.load(io.BytesIO(content), map_location=device).eval()
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # AssertionError: torch without CUDA
-        last = " ".join(str(error).split())[:300]
+        last = one_line(error, 300)
         raise ValueError(f"{str(path)!r} cannot be used on the device {device!r:.40}: {last}") from error
     return TorchscriptNetwork(program, device, len(content))

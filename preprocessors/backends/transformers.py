@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...errors import one_line
 from ...files.disk import read_json
 from ...files.hub import WeightsFile
 from ...files.image_formats import check_pixels
@@ -183,7 +184,7 @@ def load_transformers_module(path: Path, weights_name: str, class_name: str) -> 
         with limit_parameters(tensors):
             module, report = kind.from_pretrained(None, config=config, state_dict=tensors, output_loading_info=True)
     except _list_config_errors() as error:
-        raise ValueError(f"{str(path)!r} is refused: {' '.join(str(error).split())[:400]}") from error
+        raise ValueError(f"{str(path)!r} is refused: {one_line(error, 400)}") from error
     more = [key for key in report["unexpected_keys"] if not any(part in _IGNORED_TENSORS for part in key.split("."))]
     if wrong := sorted(map(str, [*report["missing_keys"], *more, *report["mismatched_keys"]])):
         raise ValueError(f"{str(path)!r} is refused: {len(wrong)} tensors are not {class_name}'s, such as {wrong[0]}")

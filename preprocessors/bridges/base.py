@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
+from ...errors import one_line
 from ...files.hub import WeightsFile
 from ...maps.resize import resize_map
 from ..backends.torch import Device
@@ -218,4 +219,4 @@ def _seed_random(seed: int | None) -> Iterator[None]:
 
 
 def _format_error(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return f"{type(error).__name__}: {one_line(error, 300)}"

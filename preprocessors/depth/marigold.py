@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
+from ...errors import one_line
 from ...files.disk import read_json
 from ...files.hub import WeightsFile
 from ...files.weights import read_weights
@@ -178,7 +179,7 @@ def _load_pipeline(path: Path, pipeline_class: str, device: Device) -> MarigoldP
             drawn = unet.module(torch.cat([latent, latent], dim=1), 1, text).sample
             vae.module.decode(drawn)  # type: ignore[operator]
     except _CONFIG_ERRORS as error:
-        raise ValueError(f"{str(path)!r} is refused: {' '.join(str(error).split())[:400]}") from error
+        raise ValueError(f"{str(path)!r} is refused: {one_line(error, 400)}") from error
     return MarigoldPipeline(pipeline_class, unet, vae, text, index, scheduler)
 
 
@@ -200,7 +201,7 @@ def _check_config(path: Path, pipeline_class: str, model_index: dict[str, Any], 
     try:
         getattr(diffusers, found).from_config(scheduler).set_timesteps(model_index.get("default_denoising_steps") or 1)
     except _CONFIG_ERRORS as error:
-        raise ValueError(f"{str(path)!r}'s scheduler is refused: {' '.join(str(error).split())[:300]}") from error
+        raise ValueError(f"{str(path)!r}'s scheduler is refused: {one_line(error, 300)}") from error
 
 
 def _load_module(model_class: Callable[..., Any], path: Path) -> nn.Module:
@@ -213,7 +214,7 @@ def _load_module(model_class: Callable[..., Any], path: Path) -> nn.Module:
             module = model_class.from_config(config)  # type: ignore[attr-defined]
         module.load_state_dict({_rename_attention_key(key): tensor for key, tensor in tensors.items()}, assign=True)
     except _CONFIG_ERRORS as error:
-        raise ValueError(f"{str(path)!r} is refused: {' '.join(str(error).split())[:400]}") from error
+        raise ValueError(f"{str(path)!r} is refused: {one_line(error, 400)}") from error
     return module
 
 

@@ -59,7 +59,7 @@ def test_the_kind_of_a_map_may_be_said(tmp_path) -> None:
     np.testing.assert_array_equal(image.pixels, pixels)
     assert parse_unit("none,model=m,kind=depth", str(tmp_path / "map.png")).image.kind == "depth"
     for text, message in (
-        (f"none,model=m,image={tmp_path / 'map.png'},kind=canny", "kind 'canny' of a map is none of: edges"),
+        (f"none,model=m,image={tmp_path / 'map.png'},kind=canny", "map kind 'canny' is none of: edges"),
         ("canny,model=m,image=i,kind=depth", "kind 'depth' of a map that canny makes, whose maps are 'edges'"),
         ("none,model=m,image=missing.png,kind=depth", "'missing.png' does not exist"),
     ):

@@ -240,7 +240,7 @@ def test_a_signature_that_cannot_be_read_is_refused():
     ):
         with pytest.raises(error):
             preprocessor("fake", makes="edges")(function)
-    with pytest.raises(ValueError, match="'edge', which is none of: edges"):
+    with pytest.raises(ValueError, match="map kind 'edge' is none of: edges"):
         preprocessor("fake", makes="edge")(lambda image: image)
     assert list_preprocessors() == before
 

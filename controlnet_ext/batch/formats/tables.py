@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...errors import one_line
 from ..stages import InputImage
 from .journal import iter_indexed_members
 from .lists import MASK_COLUMN, PATH_COLUMNS
@@ -134,4 +135,4 @@ def _open_parquet(path: str) -> Any:
     try:
         return module.ParquetFile(path)
     except (OSError, import_pyarrow("pyarrow").ArrowException) as error:
-        raise ValueError(f"{path!r} is no Parquet file: {' '.join(str(error).split())[:200]}") from error
+        raise ValueError(f"{path!r} is no Parquet file: {one_line(error, 200)}") from error

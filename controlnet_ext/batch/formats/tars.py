@@ -11,6 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from ...errors import one_line
 from ...files.image_reader import IMAGE_FILE_LIMIT
 from ..inputs import IMAGE_SUFFIXES
 from ..stages import InputImage
@@ -49,7 +50,7 @@ class TarSource:
                     if i >= start:
                         yield InputImage(i, key, f"{self.path}/{key}", *_read_sample(tar, members, self.needs_mask))
         except TAR_ERRORS as error:
-            words = " ".join(str(error).split())  # tarfile lists all compressions that it tried
+            words = one_line(error)  # tarfile lists all compressions that it tried
             reason = ValueError(f"{self.path!r} is broken after {i + 1} samples: {words}")
             if i + 1 >= start:
                 yield InputImage(i + 1, "", self.path, reason)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 
+from ...errors import check_choice
 from ...maps.control_map import MAP_KINDS
 from . import print_stderr
 
@@ -31,8 +32,8 @@ def arguments(parser: ArgumentParser, argv: list[str]) -> None:
 
 def run(options: Namespace) -> int:
     """Reads, renames, writes."""
-    if options.map is not None and options.map not in MAP_KINDS:
-        raise ValueError(f"--map {options.map!r:.80} is none of: {', '.join(MAP_KINDS)}")
+    if options.map is not None:
+        check_choice("--map", options.map, MAP_KINDS)
     from ...models.state_dict.saving import convert_model
 
     convert_model(options.source, options.target, options.to, options.map, options.pooled, options.overwrite)

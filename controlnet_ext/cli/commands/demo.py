@@ -28,6 +28,7 @@ import numpy as np
 
 from ...embedded import EMBEDDED_NAME, SAMPLE_PHOTO, resolve_embedded
 from ...embedded.contact_sheet import Column, render_sheet
+from ...errors import one_line
 from ...files.image_reader import read_image
 from ...files.image_writer import encode_image
 from ...generation.pipeline_folder import PipelineFolder, silence_libraries
@@ -85,7 +86,7 @@ def run(options: Namespace) -> int:
         whole = render_sheet(photo, pixels, columns, f"controlnet-ext's embedded model: {words}")
         write_output(out, encode_image("sheet.png", whole), options.overwrite)
     except (RuntimeError, OSError) as error:
-        print_stderr(f"controlnet-ext: {' '.join(str(error).split())[:500]}")
+        print_stderr(f"controlnet-ext: {one_line(error, 500)}")
         return 1
     for column in columns:
         guided, unguided = column.guided_score, column.unguided_score

@@ -43,6 +43,7 @@ from __future__ import annotations
 import time
 from argparse import ArgumentParser, Namespace
 
+from ...errors import one_line
 from ...files.image_writer import encode_image
 from ...generation.options import recipe_from_options, recipe_from_png
 from ...generation.prepare import load_recipe
@@ -79,7 +80,7 @@ def run(options: Namespace) -> int:
     except (RuntimeError, OSError) as error:
         if len(times) == 1 and isinstance(error, OSError):
             raise
-        print_stderr(f"controlnet-ext: {' '.join(str(error).split())[:500]}")
+        print_stderr(f"controlnet-ext: {one_line(error, 500)}")
         return 1
     start, loaded, drawn = times
     print_stderr(

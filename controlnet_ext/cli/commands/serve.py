@@ -31,6 +31,7 @@ from argparse import ArgumentParser, Namespace
 from contextlib import closing, suppress
 
 from ...embedded import EMBEDDED_NAME
+from ...errors import check_choice
 from ...generation.options import choose_device
 from ...generation.recipe import DTYPES, MAX_UNITS
 from ...preprocessors.library import Library
@@ -88,8 +89,7 @@ def run(options: Namespace) -> int:
 
     device = choose_device(options.device)
     dtype = options.dtype or ("float32" if re.match("cpu", device) else "float16")
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype {dtype!r} is none of: {', '.join(DTYPES)}")
+    check_choice("dtype", dtype, DTYPES)
     library = Library(options.library, download=not options.no_download)
     shelf = ModelCatalog(options.controls or (), options.model)
     ready = create_preprocessor_loader(device, library)

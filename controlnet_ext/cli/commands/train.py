@@ -41,6 +41,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...errors import one_line
 from ...files.disk import read_json, write_atomically
 from ...generation.pipeline_folder import PipelineFolder, silence_libraries
 from ...generation.sources import hash_file, hash_files
@@ -122,7 +123,7 @@ def run(options: Namespace) -> int:
         try:
             net, sentence = lesson.fit(schedule, work)
         except (RuntimeError, ValueError, ArithmeticError, OSError) as error:
-            print_stderr(f"controlnet-ext: {' '.join(str(error).split())[:500]}")
+            print_stderr(f"controlnet-ext: {one_line(error, 500)}")
             return 1
     if net is None:
         print_stderr(

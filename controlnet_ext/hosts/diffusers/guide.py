@@ -10,12 +10,13 @@ import torch
 from diffusers import UNet2DConditionModel, UNetMotionModel
 from torch import Tensor
 
+from ...errors import error_prefix
 from ...guidance.after_steps import NoiseLevel
 from ...guidance.contract import Residuals, Span, Step
 from ...guidance.devices import on_device
 from ...guidance.hints import HintImages
 from ...guidance.run import GuidanceRun
-from ...guidance.unit import Unit, error_prefix
+from ...guidance.unit import Unit
 from ...models.kinds.transformer import TransformerControlNet
 from .hook import install_hook, is_compiled, unwrap_compiled
 from .host import DiffusersHost, read_noise_level

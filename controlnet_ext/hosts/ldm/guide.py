@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...errors import error_prefix
 from ...guidance.contract import Residuals, Span, Step
 from ...guidance.devices import on_device
 from ...guidance.hints import HintImages
 from ...guidance.run import GuidanceRun
-from ...guidance.unit import Unit, error_prefix
+from ...guidance.unit import Unit
 from ..side_stream import SideStream, open_side_stream
 from .host import LdmHost
 from .unet_view import LdmUNetView, adapter_block_indices

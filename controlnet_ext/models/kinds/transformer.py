@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...errors import one_line
 from ...guidance.contract import Residuals, Step
 from ..state_dict.strict import load_strict
 
@@ -205,7 +206,7 @@ def build_network(name: str, config: Mapping[str, Any], tensor_count: int) -> An
         with torch.device("meta"):
             return getattr(diffusers, name).from_config(dict(config))
     except (TypeError, ValueError, KeyError, AssertionError, ArithmeticError, RuntimeError) as error:
-        raise ValueError(f"config.json makes no {name}: {' '.join(str(error).split())[:200]}") from error
+        raise ValueError(f"config.json makes no {name}: {one_line(error, 200)}") from error
 
 
 def _find_base(names: Collection[str]) -> str | None:
