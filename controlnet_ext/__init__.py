@@ -43,16 +43,16 @@ __all__ = [
 def load(
     path_or_repo: str | os.PathLike[str], device: torch.device | str | None = None, dtype: torch.dtype | None = None
 ) -> ControlModel:
-    """As `controlnet_ext.models.load`: the control model in a file, a folder or a cached repository, known by its
-    content."""
+    """Load the control model in a file, a folder or a cached repository, whose kind is told by its content; see
+    `controlnet_ext.models.load`."""
     from . import models
 
     return models.load(path_or_repo, device, dtype)
 
 
 def guide(pipe: Any, units: Iterable[Unit]) -> AbstractContextManager[None]:
-    """As `controlnet_ext.hosts.diffusers.guide`: calls of a diffusers pipeline in this context are guided by the
-    units."""
+    """Return a context manager in which calls of a diffusers pipeline are guided by the units; see
+    `controlnet_ext.hosts.diffusers.guide`."""
     from .hosts.diffusers import guide as diffusers
 
     return diffusers.guide(pipe, units)

@@ -1,0 +1,224 @@
+"""The house's language, as far as syntax shows it: names, docstrings, and what a contract may not be made of."""
+
+import ast
+import re
+from collections import defaultdict
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted(
+    path for package in ("annotators", "preprocessors", "controlnet_ext") for path in (ROOT / package).rglob("*.py")
+)
+TREES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text()) for path in FILES}
+FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+# Past participles that do not end in -ed.
+IRREGULAR = frozenset(
+    [
+        "built",
+        "bound",
+        "broken",
+        "brought",
+        "chosen",
+        "cut",
+        "drawn",
+        "done",
+        "found",
+        "given",
+        "gone",
+        "held",
+        "hidden",
+        "kept",
+        "known",
+        "left",
+        "lost",
+        "made",
+        "meant",
+        "met",
+        "said",
+        "seen",
+        "sent",
+        "set",
+        "shown",
+        "split",
+        "spread",
+        "sunk",
+        "taken",
+        "thrown",
+        "told",
+        "understood",
+        "worn",
+        "written",
+    ]
+)
+VERBS = frozenset(
+    {"embed", "feed", "seed", "shed", "speed", "need", "proceed", "set", "split", "cut"}
+)  # not participles
+
+# Names that each module of a family defines with one meaning: contracts, and names that a host prescribes.
+CONTRACTS = frozenset({"T", "arguments", "detect", "guide", "layout", "load", "register", "run", "main", "save"})
+PENDING_NAMES = frozenset({"NET_PREFIX", "STDOUT", "Schema"})  # to become one definition each
+
+VAGUE = ("What ", "Whether ", "Who ", "Where ", "How ", "That ", "As ")
+ARRAYS = re.compile(r"\b(ndarray|Tensor)\b")
+SHAPE = re.compile(r"\([A-Za-z0-9 /*+.-]+(?:, ?[A-Za-z0-9 /*+.…-]*)+\)|any shape|shape")
+
+
+# Rooms whose sentences are not rewritten yet; none may be added.
+PENDING = {
+    "annotators",
+    "batch",
+    "cli",
+    "embedded",
+    "files",
+    "generation",
+    "guidance",
+    "hosts",
+    "maps",
+    "models",
+    "preprocessors",
+    "sdwebui",
+    "server",
+    "training",
+    "webui",
+}
+
+
+def room(path):
+    """The room of a file: a top-level folder, or one of controlnet_ext."""
+    parts = path.split("/")
+    return parts[1] if parts[0] == "controlnet_ext" and len(parts) > 2 else parts[0]
+
+
+def is_participle(name):
+    """Whether a name is one bare past participle."""
+    word = name.strip("_").lower()
+    return "_" not in word and word not in VERBS and (word in IRREGULAR or (word.endswith("ed") and len(word) > 4))
+
+
+def definitions(tree, owner=""):
+    """(qualified name, node, is public) of the functions and classes at the top of a module and in its classes."""
+    for node in tree.body:
+        if isinstance(node, (*FUNCTION, ast.ClassDef)):
+            name = f"{owner}{node.name}"
+            public = not any(part.startswith("_") for part in name.split("."))
+            yield name, node, public
+            if isinstance(node, ast.ClassDef):
+                yield from definitions(node, f"{name}.")
+
+
+def everything():
+    """(path, qualified name, node, is public) of everything that is defined in the rooms that are done."""
+    return [(path, *entry) for path, tree in TREES.items() if room(path) not in PENDING for entry in definitions(tree)]
+
+
+def is_property(node):
+    decorators = {ast.unparse(each) for each in node.decorator_list}
+    return bool(decorators & {"property", "cached_property"}) or any(d.endswith(".setter") for d in decorators)
+
+
+def is_overload(node):
+    return any(ast.unparse(each) in ("overload", "typing.overload") for each in node.decorator_list)
+
+
+def own_raises(node):
+    """The exceptions that a function raises by name itself, not in functions within it."""
+    found, waiting = set(), list(node.body)
+    while waiting:
+        child = waiting.pop()
+        if isinstance(child, (*FUNCTION, ast.ClassDef, ast.Lambda)):
+            continue
+        if isinstance(child, ast.Raise) and isinstance(child.exc, ast.Call):
+            name = ast.unparse(child.exc.func)
+            if name.endswith("Error") and name not in ("NotImplementedError", "AssertionError"):
+                found.add(name.rpartition(".")[2])
+        waiting.extend(ast.iter_child_nodes(child))
+    return found
+
+
+def annotations(node):
+    arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+    return [ast.unparse(each.annotation) for each in arguments if each.annotation] + (
+        [ast.unparse(node.returns)] if node.returns else []
+    )
+
+
+def test_no_function_is_a_bare_participle():
+    wrong = [
+        f"{path}: {name}"
+        for path, name, node, _ in everything()
+        if isinstance(node, FUNCTION) and is_participle(node.name) and not is_property(node)
+    ]
+    assert wrong == []
+
+
+def test_no_exported_name_has_two_meanings():
+    places = defaultdict(set)
+    for path, tree in TREES.items():
+        for node in tree.body:
+            names = []
+            if isinstance(node, (*FUNCTION, ast.ClassDef)):
+                names = [node.name]
+            elif isinstance(node, ast.Assign):
+                names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+            elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                names = [node.target.id]
+            for name in names:
+                if not name.startswith("_") and name not in CONTRACTS | PENDING_NAMES:
+                    places[name].add(path)
+    assert {name: sorted(paths) for name, paths in places.items() if len(paths) > 1} == {}
+
+
+def test_every_public_name_has_a_docstring():
+    wrong = [
+        f"{path}: {name}"
+        for path, name, node, public in everything()
+        if public and not ast.get_docstring(node) and not is_overload(node) and node.name not in ("forward", "close")
+    ]
+    assert wrong == []
+
+
+def test_docstrings_begin_with_a_verb_or_a_noun():
+    wrong = [
+        f"{path}: {name}: {ast.get_docstring(node).splitlines()[0]}"
+        for path, name, node, _ in everything()
+        if (ast.get_docstring(node) or "").startswith(VAGUE)
+    ]
+    assert wrong == []
+
+
+def test_public_functions_of_arrays_state_shapes():
+    wrong = [
+        f"{path}: {name}"
+        for path, name, node, public in everything()
+        if public
+        and isinstance(node, FUNCTION)
+        and node.name != "forward"  # said by its class
+        and any(ARRAYS.search(each) for each in annotations(node))
+        and not SHAPE.search(ast.get_docstring(node) or "")
+    ]
+    assert wrong == []
+
+
+def test_public_functions_name_what_they_raise():
+    wrong = []
+    for path, name, node, public in everything():
+        if public and isinstance(node, FUNCTION):
+            missing = [each for each in own_raises(node) if each not in (ast.get_docstring(node) or "")]
+            wrong += [f"{path}: {name} raises {each}" for each in sorted(missing)]
+    assert wrong == []
+
+
+def test_the_checks_see_what_they_look_for():
+    code = '''
+def drawn(image: np.ndarray) -> Tensor:
+    """Whether it is."""
+    raise ValueError("x")
+'''
+    (name, node, public), *rest = definitions(ast.parse(code))
+    assert (name, public, rest) == ("drawn", True, []) and is_participle(name) and own_raises(node) == {"ValueError"}
+    assert (
+        ast.get_docstring(node).startswith(VAGUE) and not SHAPE.search("an image") and SHAPE.search("RGB `(H, W, 3)`")
+    )
+    assert ARRAYS.search(annotations(node)[0])
+    assert [is_participle(name) for name in ("resize_map", "found", "_made", "embed", "resized")] == [0, 1, 1, 0, 1]
