@@ -124,14 +124,14 @@ class LdmGuide:
         if self._run is None or self._rows is None:
             raise RuntimeError("the UNet is called outside of a step that the host announced; no unit can act there")
         step = self._build_step(*args, **kwargs)
-        if self._host.call is None:
+        if self._host.step is None:
             for unit in self._units:
                 self.moved_models.enter_context(
                     on_device(unit.model, torch.device("cpu") if unit.low_vram else step.x.device)
                 )
-        elif self._host.call.x.shape != step.x.shape:
+        elif self._host.step.x.shape != step.x.shape:
             self._run.detach()  # what acts in the attention knows one size
-        self._host.call = step
+        self._host.step = step
         self._side_stream = None if self._has_attached_units else self._side_stream or open_side_stream(step.x.device)
         total: Residuals | None = None
         with nullcontext() if self._side_stream is None else self._side_stream.activate():
@@ -146,7 +146,7 @@ class LdmGuide:
             return out  # of a call that was refused, which may not disturb that of the guide's thread
         self._total_residuals = None
         self._wait_for_residuals()
-        step = self._host.call
+        step = self._host.step
         if out is None or self._run is None or step is None:
             return out
         self._run.check_finite()
