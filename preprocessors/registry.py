@@ -9,7 +9,7 @@ import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import cv2
 import numpy as np
@@ -31,6 +31,33 @@ F = TypeVar("F", bound=Callable[..., Any])
 _specs_by_name: dict[str, Preprocessor] = {}  # by name and by label, casefolded
 
 
+@dataclass(frozen=True)
+class Traits:
+    """Roles of a preprocessor beyond its map, which hosts and front ends read instead of its name.
+
+    restores_unmasked: where the unit's inpaint mask is black, the latents after each step and the finished image stay
+        the original's.
+    variant_without_restore: name of the preprocessor that replaces this one where the host itself restores what lies
+        outside the mask (img2img with a mask).
+    fixes_colors: after each step the latents take the low frequencies of the image, over boxes set by the parameters
+        `variation` and `sharpness`.
+    starts_from_map: the first pass starts from noise that contains the map.
+    recolors: channel of the finished image that the map replaces: "lightness" is L of CIE Lab, "value" is V of HSV.
+    has_resolution_slider: False where sd-webui-controlnet runs it at the image's own size.
+    has_threshold_sliders: False where sd-webui-controlnet shows no slider for its parameters.
+    is_default_for_kind: the preprocessor that front ends choose first for its kind of map.
+    """
+
+    restores_unmasked: bool = False
+    variant_without_restore: str | None = None
+    fixes_colors: bool = False
+    starts_from_map: bool = False
+    recolors: Literal["lightness", "value"] | None = None
+    has_resolution_slider: bool = True
+    has_threshold_sliders: bool = True
+    is_default_for_kind: bool = False
+
+
 @dataclass(frozen=True, eq=False)
 class Preprocessor:
     """One entry: `make` is a function of the image (H, W, 3), or a class of (device, library) whose calls take the
@@ -49,6 +76,7 @@ class Preprocessor:
     batched: bool = False
     needs_mask: bool = False
     aliases: tuple[str, ...] = ()
+    traits: Traits = Traits()
 
     def check(self, values: dict[str, Any]) -> dict[str, Any]:
         """The values of the parameters given by name, as their declared types. Raises ValueError or TypeError in one
@@ -151,6 +179,7 @@ def preprocessor(
     batched: bool = False,
     needs_mask: bool = False,
     aliases: tuple[str, ...] = (),
+    traits: Traits = Traits(),
 ) -> Callable[[F], F]:
     """Enters the function or class below it under `name` (canonical), `label` (sd-webui-controlnet's display name) and
     other `aliases`. `makes` is the kind of its maps, `weights` the files it loads, `stacks` and `masked` as in
@@ -161,7 +190,7 @@ def preprocessor(
         check_choice(f"{name}: map kind", makes, MAP_KINDS)
         declared = read_parameters(make.__call__, skip=2) if isinstance(make, type) else read_parameters(make, skip=1)
         files = weights if isinstance(weights, tuple) else (weights,)
-        entry = Preprocessor(name, makes, label or name, make, declared, files, batched, needs_mask, aliases)
+        entry = Preprocessor(name, makes, label or name, make, declared, files, batched, needs_mask, aliases, traits)
         keys = {key.casefold() for key in (entry.name, entry.label, *entry.aliases)}
         if taken := sorted(keys & _specs_by_name.keys()):
             raise ValueError(
@@ -201,6 +230,14 @@ def find(name: str) -> Preprocessor:
         if key not in _specs_by_name:
             raise ValueError(suggest_names(f"unknown preprocessor {name!r:.80}", name, names))
     return _specs_by_name[key]
+
+
+def find_or_none(name: str | None) -> Preprocessor | None:
+    """Return the preprocessor of this name, label or alias, None for None and for names that nobody registered."""
+    try:
+        return None if name is None else find(name)
+    except ValueError:
+        return None
 
 
 def preprocess(

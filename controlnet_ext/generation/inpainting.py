@@ -21,8 +21,9 @@ from ..maps.resize import fit as fitted
 if TYPE_CHECKING:
     import torch
 
+    from ..preprocessors.registry import Preprocessor
 
-INITIAL_FILL_PREPROCESSOR = "inpaint_only+lama"  # the preprocessor whose map a run begins with
+
 MASK_BLUR = 7  # pixels, its setting's default
 
 
@@ -66,27 +67,31 @@ def composite(image: Any, original: Any, mask: Any, blur: int = MASK_BLUR, fit: 
 
 
 Postprocess = Callable[[np.ndarray], np.ndarray]  # of a picture (H, W, 3) uint8 RGB
-REPLACED_CHANNELS = {  # of the picture in another space, which the map replaces: the space, back, and its place
-    "recolor_luminance": (cv2.COLOR_RGB2LAB, cv2.COLOR_LAB2RGB, 0),
-    "recolor_intensity": (cv2.COLOR_RGB2HSV, cv2.COLOR_HSV2RGB, 2),
+RECOLOR_CHANNELS = {  # by `Traits.recolors`: conversion from RGB, conversion back, index of the channel
+    "lightness": (cv2.COLOR_RGB2LAB, cv2.COLOR_LAB2RGB, 0),
+    "value": (cv2.COLOR_RGB2HSV, cv2.COLOR_HSV2RGB, 2),
 }
 
 
 def postprocess_for(
-    name: str, pixels: np.ndarray, mask: np.ndarray | None, fit: str, blur: int = MASK_BLUR
+    spec: Preprocessor | None, pixels: np.ndarray, mask: np.ndarray | None, fit: str, blur: int = MASK_BLUR
 ) -> Postprocess | None:
-    """What the preprocessor of this canonical name does with the picture; most do nothing. `pixels` are its map and
-    `mask` where to repaint, both (H, W, 3), which come to the picture's size by `how`; `blur` is that of `pasted`."""
-    if name in ("inpaint_only", "inpaint_only+lama") and mask is not None:
+    """Return what units of this preprocessor do to the finished image by its traits, None for most. `pixels` is the map
+    and `mask` is white where to repaint, both (H, W, 3) uint8; they come to the image's size by `fit`. `blur` is
+    `composite`'s."""
+    if spec is None:
+        return None
+    if spec.traits.restores_unmasked and mask is not None:
         return partial(composite, original=pixels, mask=mask, blur=blur, fit=fit)
-    if name in REPLACED_CHANNELS:
-        return partial(replace_lightness, gray=pixels, name=name, fit=fit)
+    if spec.traits.recolors is not None:
+        return partial(replace_lightness, gray=pixels, channel=spec.traits.recolors, fit=fit)
     return None
 
 
-def replace_lightness(image: np.ndarray, gray: np.ndarray, name: str, fit: str = "crop") -> np.ndarray:
-    """The picture (H, W, 3) with the lightness L of CIE Lab, or the V of HSV, of a map of the preprocessor `name`."""
-    to, back, place = REPLACED_CHANNELS[name]
+def replace_lightness(image: np.ndarray, gray: np.ndarray, channel: str, fit: str = "crop") -> np.ndarray:
+    """Replace the image's "lightness" (L of CIE Lab) or "value" (V of HSV) with a map. Both are (H, W, 3) uint8 RGB;
+    the map comes to the image's size by `fit`."""
+    to, back, place = RECOLOR_CHANNELS[channel]
     changed = cv2.cvtColor(image, to)
     changed[..., place] = fitted(gray, image.shape[0], image.shape[1], fit)[..., 0]
     return cv2.cvtColor(changed, back)

@@ -21,6 +21,7 @@ from ..guidance.after_steps import post_step_for
 from ..guidance.contract import ControlModel, Window
 from ..guidance.unit import Unit
 from ..maps.control_map import ControlMap
+from ..preprocessors.registry import find_or_none
 from .recipe import NUMBER_FIELDS, GenerationRecipe, RecipeUnit, check_units
 from .sources import NO_MODEL, ModelRef
 
@@ -148,7 +149,7 @@ def _decode_unit(i: int, fields: Any, texts: Mapping[str, str], height: int, wid
     settings: dict[str, Any] = {name: fields[name] for name in ("weight", "mode", "layers", "fit")}
     if fields["mask"]:
         settings["inpaint"] = _decode_image(f"{PNG_KEYWORD} unit {i} mask", texts, height, width)
-    settings["after"] = post_step_for(preprocessor or "", parameters)
+    settings["after"] = post_step_for(find_or_none(preprocessor), parameters)
     unit = Unit(model, ControlMap(pixels, fields["kind"]), window=Window(*fields["window"]), region=region, **settings)
     return RecipeUnit(unit, preprocessor, parameters, fields["architecture"])
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import one_line
-from .inpainting import INITIAL_FILL_PREPROCESSOR, make_initial_latents, postprocess_for
+from ..preprocessors.registry import find_or_none
+from .inpainting import make_initial_latents, postprocess_for
 from .prepare import LoadedRecipe
 from .recipe import GenerationRecipe
 
@@ -25,7 +26,10 @@ def render(loaded: LoadedRecipe) -> np.ndarray:
     recipe, pipe = loaded.recipe, loaded.pipe
     pipe.set_progress_bar_config(disable=None)  # shown on terminals
     at_work = [each for each in recipe.units if each.unit.weight != 0]
-    filled = next((each.pixels for each in at_work if each.preprocessor == INITIAL_FILL_PREPROCESSOR), None)
+    specs = [find_or_none(each.preprocessor) for each in at_work]
+    filled = next(
+        (e.pixels for e, spec in zip(at_work, specs, strict=True) if spec and spec.traits.starts_from_map), None
+    )
     generator, begins = torch.Generator().manual_seed(recipe.seed), dict[str, Any]()
     with _deterministic_torch(recipe), guide(pipe, loaded.units):
         try:
@@ -50,8 +54,8 @@ def render(loaded: LoadedRecipe) -> np.ndarray:
     if not np.isfinite(picture).all():
         raise RuntimeError(f"the picture holds NaN: the model overflows in {recipe.dtype}, try --dtype float32")
     pixels = (picture * 255).round().astype(np.uint8)  # as diffusers does it
-    for each in at_work:
-        finish = postprocess_for(each.preprocessor or "", each.pixels, each.mask, each.unit.fit)
+    for each, spec in zip(at_work, specs, strict=True):
+        finish = postprocess_for(spec, each.pixels, each.mask, each.unit.fit)
         pixels = pixels if finish is None else finish(pixels)
     return pixels
 

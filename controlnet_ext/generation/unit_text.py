@@ -53,7 +53,7 @@ def parse_unit(
     if "kind" in values and makes is not None:
         raise ValueError(f"kind {values['kind']!r} of a map that {makes.name} makes, whose maps are {makes.makes!r}")
     white = values.get("mask", mask if makes is not None and makes.makes == "inpaint" else None)
-    after = None if makes is None else post_step_for(makes.name, {})
+    after = post_step_for(makes, {})
     if white is None and makes is not None and after is not None and after.needs_mask:
         raise ValueError(
             f"{makes.name} needs to know where to paint: give a mask, white there, with mask=PATH or --mask"

@@ -18,6 +18,8 @@ from .contract import Step
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..preprocessors.registry import Preprocessor
+
 
 class PostStep(Protocol):
     """A unit's `after`, or its `model` where it is to do nothing else. `architecture` is the preprocessor's name in
@@ -82,13 +84,16 @@ class ColorFix:
         return fixed + part * (box_blur(fixed, self.variation) - fixed)
 
 
-def post_step_for(name: str, parameters: Mapping[str, Any]) -> PostStep | None:
-    """What the preprocessor of this canonical name does after each step; most do nothing."""
-    if name in ("inpaint_only", "inpaint_only+lama"):
+def post_step_for(spec: Preprocessor | None, parameters: Mapping[str, Any]) -> PostStep | None:
+    """Return what units of this preprocessor do after each step by its traits, None for most. `parameters` are values
+    by name; those that are absent have the preprocessor's defaults."""
+    if spec is None:
+        return None
+    if spec.traits.restores_unmasked:
         return InpaintRestore()
-    if name in ("tile_colorfix", "tile_colorfix+sharp"):
-        default = 1.0 if name.endswith("+sharp") else 0.0
-        return ColorFix(parameters.get("variation", 8), parameters.get("sharpness", default))
+    if spec.traits.fixes_colors:
+        values = {p.name: p.default for p in spec.parameters} | dict(parameters)
+        return ColorFix(values["variation"], values.get("sharpness", 0.0))
     return None
 
 

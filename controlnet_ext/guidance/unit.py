@@ -138,7 +138,7 @@ class Unit:
         if self.after is None and hasattr(self.model, "apply_to_latents"):
             object.__setattr__(self, "after", self.model)
         elif self.after is None and self.preprocessor is not None:
-            object.__setattr__(self, "after", post_step_for(find(self.preprocessor).name, self.parameters))
+            object.__setattr__(self, "after", post_step_for(find(self.preprocessor), self.parameters))
         if self.after is None:
             return
         if not hasattr(self.after, "apply_to_latents"):

@@ -9,7 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from ..generation.inpainting import INITIAL_FILL_PREPROCESSOR, MASK_BLUR, Postprocess, postprocess_for
+from ..generation.inpainting import MASK_BLUR, Postprocess, postprocess_for
 from ..guidance.after_steps import ColorFix, post_step_for
 from ..guidance.contract import ControlModel
 from ..guidance.unit import Unit
@@ -95,15 +95,13 @@ def build_unit(
         low_vram=webui_unit.low_vram,
         after=None
         if entry is None
-        else post_step_for(
-            entry.name, parameters_from_sliders(entry, -1, webui_unit.threshold_a, webui_unit.threshold_b)
-        ),
+        else post_step_for(entry, parameters_from_sliders(entry, -1, webui_unit.threshold_a, webui_unit.threshold_b)),
         **how,
     )
     if entry is None or (webui_unit.weight == 0 and webui_unit.weight_schedule is None):
         return BuiltUnit(unit, shown[0], model_name)
-    finish = postprocess_for(entry.name, maps[0], white, webui_unit.fit, blur)
-    return BuiltUnit(unit, shown[0], model_name, finish, shown[0] if entry.name == INITIAL_FILL_PREPROCESSOR else None)
+    finish = postprocess_for(entry, maps[0], white, webui_unit.fit, blur)
+    return BuiltUnit(unit, shown[0], model_name, finish, shown[0] if entry.traits.starts_from_map else None)
 
 
 def _run_module(

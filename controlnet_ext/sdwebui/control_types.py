@@ -8,21 +8,21 @@ from typing import Any
 from ..maps.control_map import MODEL_NAME_WORDS
 from ..preprocessors.registry import Preprocessor, list_preprocessors
 
-CONTROL_TYPES = {  # kind of map, type, and its default module, as sd-webui-controlnet @ 56cec5b has them
-    "edges": ("Canny", "canny"),
-    "depth": ("Depth", "depth_midas"),
-    "inpaint": ("Inpaint", "inpaint_only"),
-    "lines": ("Lineart", "lineart_standard"),
-    "straight lines": ("MLSD", "mlsd"),
-    "normals": ("NormalMap", "normal_bae"),
-    "pose": ("OpenPose", "openpose_full"),
-    "luminance": ("Recolor", "recolor_luminance"),
-    "scribble": ("Scribble", "pidinet_scribble"),
-    "segmentation": ("Segmentation", "oneformer_ade20k"),
-    "shuffle": ("Shuffle", "shuffle"),
-    "soft edges": ("SoftEdge", "pidinet"),
-    "colour": ("T2I-Adapter", "color"),
-    "tile": ("Tile", "tile_resample"),
+CONTROL_TYPES = {  # by kind of map, as sd-webui-controlnet @ 56cec5b has them
+    "edges": "Canny",
+    "depth": "Depth",
+    "inpaint": "Inpaint",
+    "lines": "Lineart",
+    "straight lines": "MLSD",
+    "normals": "NormalMap",
+    "pose": "OpenPose",
+    "luminance": "Recolor",
+    "scribble": "Scribble",
+    "segmentation": "Segmentation",
+    "shuffle": "Shuffle",
+    "soft edges": "SoftEdge",
+    "colour": "T2I-Adapter",
+    "tile": "Tile",
 }
 UNION_CONTROL_TYPES = (
     "OpenPose",
@@ -42,9 +42,8 @@ def list_control_types(model_names: Sequence[str]) -> dict[str, Any]:
     """By type: labels of modules, names of models, and the default of each; first "All"."""
     entries, listed = list_preprocessors(), ["None", *model_names]
     found = {"All": _describe_type([entry.label for entry in entries], listed, "none", "None")}
-    for kind, (name, default) in CONTROL_TYPES.items():
-        own = [entry for entry in entries if entry.makes == kind]
-        own = [e for e in own if e.name == default] + [e for e in own if e.name != default]
+    for kind, name in CONTROL_TYPES.items():
+        own = sorted((e for e in entries if e.makes == kind), key=lambda e: not e.traits.is_default_for_kind)
         fitting = [model for model in model_names if _does_model_name_fit(model.casefold(), kind, name)]
         best = next((m for m in fitting if "11" in m.rpartition(" [")[0]), fitting[0] if fitting else "None")
         found[name] = _describe_type([entry.label for entry in own], ["None", *fitting], _default_label(own), best)

@@ -10,31 +10,11 @@ from ..preprocessors.parameters import Parameter
 from ..preprocessors.registry import LoadedPreprocessor, Preprocessor, find
 from .cache import LRUCache
 
-MODULE_ALIASES = {  # names that sd-webui-controlnet had or has (@ 56cec5b), and the registry has otherwise
-    "depth_leres_boost": "depth_leres++",
-    "fake_scribble": "scribble_hed",
-    "tile_gaussian": "blur_gaussian",
-}
 DEFAULT_RESOLUTION, MIN_RESOLUTION, MAX_RESOLUTION = (
     512,
     64,
     2048,
 )  # the slider's, and what a value outside of it becomes
-NATIVE_SIZE_MODULES = {  # which sd-webui-controlnet runs at the picture's own size
-    *(
-        "invert",
-        "tile_resample",
-        "tile_colorfix",
-        "tile_colorfix+sharp",
-        "inpaint",
-        "inpaint_only",
-        "inpaint_only+lama",
-    ),
-    *("recolor_luminance", "recolor_intensity"),
-}
-MODULES_WITHOUT_SLIDERS = {
-    "lineart_standard"
-}  # it shows none; 64, which webuiapi sends with everything, would be a blur
 Slider = dict[str, Any]
 MAX_LOADED_PREPROCESSORS = 3  # preprocessors that stay loaded
 
@@ -44,13 +24,13 @@ def find_module(name: str | None) -> Preprocessor | None:
     if name is None:
         return None
     key = name.strip().casefold()
-    return None if key == "none" else find(MODULE_ALIASES.get(key, key))
+    return None if key == "none" else find(key)
 
 
 def get_threshold_parameters(spec: Preprocessor) -> tuple[Parameter, ...]:
     """The parameters that threshold_a and threshold_b set: its first two numbers, except seeds and those whose default
     is no number, which no slider can show."""
-    if spec.name in MODULES_WITHOUT_SLIDERS:
+    if not spec.traits.has_threshold_sliders:
         return ()
     return tuple(p for p in spec.parameters if p.type is not bool and p.name != "seed" and p.default is not None)[:2]
 
@@ -60,7 +40,7 @@ def parameters_from_sliders(
 ) -> dict[str, Any]:
     """The parameters for these sliders; what lies outside of one, such as -1, means its default."""
     found: dict[str, Any] = {}
-    if spec.name not in NATIVE_SIZE_MODULES:
+    if spec.traits.has_resolution_slider:
         found["resolution"] = int(resolution) if MIN_RESOLUTION <= resolution <= MAX_RESOLUTION else DEFAULT_RESOLUTION
     for parameter, value in zip(get_threshold_parameters(spec), (threshold_a, threshold_b), strict=False):
         assert parameter.range is not None
@@ -72,7 +52,7 @@ def parameters_from_sliders(
 def describe_sliders(spec: Preprocessor) -> list[Slider]:
     """Resolution, threshold_a, threshold_b as far as it has them: name, value, min, max, step."""
     found: list[Slider] = []
-    if spec.name not in NATIVE_SIZE_MODULES:
+    if spec.traits.has_resolution_slider:
         found.append(
             {
                 "name": "Preprocessor Resolution",

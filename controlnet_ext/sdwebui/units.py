@@ -116,11 +116,11 @@ def parse_webui_unit(value: Any, name: str) -> WebuiUnit | None:
 
 
 def without_own_restore(unit: WebuiUnit) -> WebuiUnit:
-    """The unit in img2img with a mask, where the host itself keeps what is around: then "inpaint_only" would do it once
-    more, and is "inpaint", as sd-webui-controlnet has it."""
-    if unit.module is None or unit.module.name != "inpaint_only":
+    """Return the unit for img2img with a mask, where the host itself restores what lies outside: its preprocessor is
+    replaced by the variant without a restore of its own, if it has one, as in sd-webui-controlnet."""
+    if unit.module is None or unit.module.traits.variant_without_restore is None:
         return unit
-    return replace(unit, module=find_module("inpaint"))
+    return replace(unit, module=find_module(unit.module.traits.variant_without_restore))
 
 
 def _is_blank(value: Any) -> bool:

@@ -42,7 +42,7 @@ def _create_forge_preprocessor(spec: Preprocessor, forge_module: Any) -> Any:
     class Offered(forge_module.Preprocessor):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
-            kind, _ = CONTROL_TYPES.get(spec.makes, (None, None))
+            kind = CONTROL_TYPES.get(spec.makes)
             self.name, self.tags = spec.label, [kind] if kind else []
             self.model_filename_filters = [kind.casefold(), *MODEL_NAME_WORDS[spec.makes]] if kind else []
             shown = describe_sliders(spec)

@@ -92,7 +92,7 @@ def find_map_kind(forge_preprocessor: Any) -> str | None:
     """Which kind of map a preprocessor of Forge's list makes, by its name or its control type; None: nobody says."""
     name = forge_preprocessor.name.casefold()
     makes = next((e.makes for e in list_preprocessors() if name in (e.name.casefold(), e.label.casefold())), None)
-    types = [kind for kind, (tag, _) in CONTROL_TYPES.items() if tag in forge_preprocessor.tags]
+    types = [kind for kind, tag in CONTROL_TYPES.items() if tag in forge_preprocessor.tags]
     return makes or (types[0] if types else None)
 
 

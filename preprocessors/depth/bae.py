@@ -7,7 +7,7 @@ import numpy as np
 from ...files.hub import HORDE_CATALOG, WeightsFile
 from ..backends.transformers import normalize_imagenet
 from ..edges.soft_edges import pad_to_multiple
-from ..registry import preprocessor
+from ..registry import Traits, preprocessor
 from .normals_of_depth import encode_normals
 
 if TYPE_CHECKING:
@@ -25,7 +25,9 @@ NORMAL_BAE_WEIGHTS = WeightsFile(
 )
 
 
-@preprocessor("normal_bae", makes="normals", weights=NORMAL_BAE_WEIGHTS, batched=True)
+@preprocessor(
+    "normal_bae", makes="normals", weights=NORMAL_BAE_WEIGHTS, batched=True, traits=Traits(is_default_for_kind=True)
+)
 class NormalBae:
     """Normals for ControlNet 1.1. The map's values are the unit normals (H, W, 3), left, up and to the viewer."""
 

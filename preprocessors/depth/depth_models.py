@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from ...files.hub import HUB_FILE_LIST
 from ..backends.transformers import make_model_files
-from ..registry import preprocessor
+from ..registry import Traits, preprocessor
 from .transformers_depth import make_depth_preprocessor
 
 MIDAS_FILES = make_model_files(
@@ -26,9 +26,14 @@ MIDAS_LARGE_FILES = make_model_files(
 )
 
 # "depth" is what sd-webui-controlnet calls it within
-preprocessor("depth_midas", makes="depth", weights=MIDAS_FILES, batched=True, aliases=("depth",))(
-    make_depth_preprocessor(MIDAS_FILES)
-)
+preprocessor(
+    "depth_midas",
+    makes="depth",
+    weights=MIDAS_FILES,
+    batched=True,
+    aliases=("depth",),
+    traits=Traits(is_default_for_kind=True),
+)(make_depth_preprocessor(MIDAS_FILES))
 preprocessor("depth_midas_large", makes="depth", weights=MIDAS_LARGE_FILES, batched=True)(
     make_depth_preprocessor(MIDAS_LARGE_FILES)
 )

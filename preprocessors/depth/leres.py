@@ -201,7 +201,9 @@ class DepthLeres:
         return [_make_depth_renderer(one, remove_near, remove_background) for one in depth]
 
 
-@preprocessor("depth_leres++", makes="depth", weights=(LERES_WEIGHTS, DEPTH_MERGE_WEIGHTS))
+@preprocessor(
+    "depth_leres++", makes="depth", weights=(LERES_WEIGHTS, DEPTH_MERGE_WEIGHTS), aliases=("depth_leres_boost",)
+)
 class DepthLeresBoosted:
     """The same in more detail, merged from several sizes: for pictures from some 500 pixels on, and slow. Its values
     are in 0..1, more where it is farther."""

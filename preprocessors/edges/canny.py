@@ -6,12 +6,12 @@ import cv2
 import numpy as np
 
 from ..parameters import Range
-from ..registry import preprocessor
+from ..registry import Traits, preprocessor
 
 STRIP_PIXELS = 2**15  # pixels
 
 
-@preprocessor("canny", makes="edges")
+@preprocessor("canny", makes="edges", traits=Traits(is_default_for_kind=True))
 def canny(
     image: np.ndarray, low: Annotated[int, Range(0, 255)] = 100, high: Annotated[int, Range(0, 255)] = 200
 ) -> np.ndarray:

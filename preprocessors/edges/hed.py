@@ -61,7 +61,7 @@ class HedSafe:
         return to_uint8(quantize_edges(self.detect_edges(images)))
 
 
-@preprocessor("scribble_hed", makes="scribble", weights=HED_WEIGHTS, batched=True)
+@preprocessor("scribble_hed", makes="scribble", weights=HED_WEIGHTS, batched=True, aliases=("fake_scribble",))
 class HedScribble:
     """A drawing along HED's edges, 0 or 255."""
 

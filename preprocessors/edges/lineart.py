@@ -10,7 +10,7 @@ import numpy as np
 
 from ...files.hub import DINKSTER_HASHES, HORDE_CATALOG, WeightsFile
 from ..parameters import Range
-from ..registry import preprocessor
+from ..registry import Traits, preprocessor
 from .soft_edges import pad_to_multiple, to_batch_tensor, to_uint8
 
 if TYPE_CHECKING:
@@ -76,7 +76,13 @@ class LineartCoarse:
         return self.detect_lines(images)
 
 
-@preprocessor("lineart_standard", makes="lines", label="lineart_standard (from white bg & black line)")
+# without sliders as in sd-webui-controlnet: webuiapi sends 64 with each unit, which would blur everything
+@preprocessor(
+    "lineart_standard",
+    makes="lines",
+    label="lineart_standard (from white bg & black line)",
+    traits=Traits(has_threshold_sliders=False, is_default_for_kind=True),
+)
 def lineart_standard(
     image: np.ndarray,
     *,  # webui has no sliders for these two, so they are no threshold_a and threshold_b

@@ -7,7 +7,7 @@ import numpy as np
 
 from ...files.hub import DINKSTER_HASHES, HORDE_CATALOG, WeightsFile
 from ..parameters import Range
-from ..registry import preprocessor
+from ..registry import Traits, preprocessor
 from .soft_edges import pad_to_multiple, to_batch_tensor
 
 if TYPE_CHECKING:
@@ -26,7 +26,9 @@ MLSD_WEIGHTS = WeightsFile(
 MAX_COORDINATE = 2**20  # pixels: OpenCV draws up to here
 
 
-@preprocessor("mlsd", makes="straight lines", weights=MLSD_WEIGHTS, batched=True)
+@preprocessor(
+    "mlsd", makes="straight lines", weights=MLSD_WEIGHTS, batched=True, traits=Traits(is_default_for_kind=True)
+)
 class Mlsd:
     """M-LSD's straight lines, one pixel wide, white on black, of a probability over `thr_v` and a length over
     2 `thr_d` pixels. The map's values are the lines, (N, 4) as x and y of both ends in pixels, the surest first."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...files.hub import HORDE_CATALOG, WeightsFile
-from ..registry import preprocessor
+from ..registry import Traits, preprocessor
 from .soft_edges import pad_to_multiple, quantize_edges, scribble_from_edges, to_batch_tensor, to_uint8
 
 if TYPE_CHECKING:
@@ -39,7 +39,14 @@ def _load_edge_detector(device: str | Device, library: Library) -> Callable[[np.
     return edges
 
 
-@preprocessor("pidinet", makes="soft edges", label="softedge_pidinet", weights=PIDINET_WEIGHTS, batched=True)
+@preprocessor(
+    "pidinet",
+    makes="soft edges",
+    label="softedge_pidinet",
+    weights=PIDINET_WEIGHTS,
+    batched=True,
+    traits=Traits(is_default_for_kind=True),
+)
 class Pidinet:
     """PiDiNet's edges, white on black."""
 
@@ -61,7 +68,14 @@ class PidinetSafe:
         return to_uint8(quantize_edges(self.detect_edges(images)))
 
 
-@preprocessor("pidinet_scribble", makes="scribble", label="scribble_pidinet", weights=PIDINET_WEIGHTS, batched=True)
+@preprocessor(
+    "pidinet_scribble",
+    makes="scribble",
+    label="scribble_pidinet",
+    weights=PIDINET_WEIGHTS,
+    batched=True,
+    traits=Traits(is_default_for_kind=True),
+)
 class PidinetScribble:
     """A drawing along PiDiNet's edges, 0 or 255."""
 

@@ -12,20 +12,29 @@ from ...files.hub import WeightsFile
 from ...maps.resize import resize_for_detection
 from ..edges.soft_edges import to_batch_tensor
 from ..parameters import Range
-from ..registry import preprocessor
+from ..registry import Traits, preprocessor
 
 if TYPE_CHECKING:
     from ..backends.torch import Device
     from ..library import Library
 
 
-@preprocessor("inpaint", makes="inpaint", label="inpaint_global_harmonious")
+@preprocessor("inpaint", makes="inpaint", label="inpaint_global_harmonious", traits=Traits(has_resolution_slider=False))
 def inpaint(image: np.ndarray) -> np.ndarray:
     """The picture as it is; the whole of it may change."""
     return image
 
 
-@preprocessor("inpaint_only", makes="inpaint")
+@preprocessor(
+    "inpaint_only",
+    makes="inpaint",
+    traits=Traits(
+        restores_unmasked=True,
+        variant_without_restore="inpaint",
+        has_resolution_slider=False,
+        is_default_for_kind=True,
+    ),
+)
 def inpaint_only(image: np.ndarray) -> np.ndarray:
     """The picture as it is. That nothing changes outside of the mask is for the pipeline to see to."""
     return image
@@ -44,7 +53,13 @@ LAMA_WEIGHTS = WeightsFile(
 _MAX_ASPECT_RATIO = 8  # times the short side; a strip of 3x300 would be 256x25600
 
 
-@preprocessor("inpaint_only+lama", makes="inpaint", weights=LAMA_WEIGHTS, needs_mask=True)
+@preprocessor(
+    "inpaint_only+lama",
+    makes="inpaint",
+    weights=LAMA_WEIGHTS,
+    needs_mask=True,
+    traits=Traits(restores_unmasked=True, starts_from_map=True, has_resolution_slider=False),
+)
 class InpaintLama:
     """The picture with what LaMa puts where the mask is white, as a beginning for what is drawn there; grey mixes both.
 

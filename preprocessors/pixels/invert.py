@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..registry import preprocessor
+from ..registry import Traits, preprocessor
 
 
-@preprocessor("invert", makes="lines", label="invert (from white bg & black line)")
+@preprocessor(
+    "invert", makes="lines", label="invert (from white bg & black line)", traits=Traits(has_resolution_slider=False)
+)
 def invert(image: np.ndarray) -> np.ndarray:
     """The negative, 255 - image: makes a drawing in black on white what line models read, white on black."""
     return 255 - image

@@ -6,10 +6,14 @@ import cv2
 import numpy as np
 
 from ..parameters import Range
-from ..registry import preprocessor
+from ..registry import Traits, preprocessor
 
 
-@preprocessor("recolor_luminance", makes="luminance")
+@preprocessor(
+    "recolor_luminance",
+    makes="luminance",
+    traits=Traits(recolors="lightness", has_resolution_slider=False, is_default_for_kind=True),
+)
 def recolor_luminance(image: np.ndarray, gamma_correction: Annotated[float, Range(0.1, 2)] = 1) -> np.ndarray:
     """The lightness L of CIE Lab, 0..255 for 0..100, to the power of gamma, (H, W).
 
@@ -17,7 +21,7 @@ def recolor_luminance(image: np.ndarray, gamma_correction: Annotated[float, Rang
     return _correct_gamma(cv2.cvtColor(image, cv2.COLOR_RGB2LAB)[..., 0], gamma_correction)
 
 
-@preprocessor("recolor_intensity", makes="luminance")
+@preprocessor("recolor_intensity", makes="luminance", traits=Traits(recolors="value", has_resolution_slider=False))
 def recolor_intensity(image: np.ndarray, gamma_correction: Annotated[float, Range(0.1, 2)] = 1) -> np.ndarray:
     """The strongest of the three channels (HSV's V) to the power of gamma, (H, W)."""
     return _correct_gamma(image.max(axis=2), gamma_correction)

@@ -6,12 +6,12 @@ import cv2
 import numpy as np
 
 from ..parameters import Range
-from ..registry import preprocessor
+from ..registry import Traits, preprocessor
 
 NOISE_CELL_SIZE = 256  # pixels between two points of the noise
 
 
-@preprocessor("shuffle", makes="shuffle")
+@preprocessor("shuffle", makes="shuffle", traits=Traits(is_default_for_kind=True))
 def shuffle(image: np.ndarray, seed: Annotated[int, Range(0, 2**32 - 1)] = 0) -> np.ndarray:
     """The picture with its places shuffled and its colours kept: each pixel is taken from where two smooth noises of
     `seed` point, one for x and one for y, each reaching from side to side.

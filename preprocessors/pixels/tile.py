@@ -10,18 +10,18 @@ import cv2
 import numpy as np
 
 from ..parameters import Range
-from ..registry import preprocessor
+from ..registry import Traits, preprocessor
 
 VariationParameter = Annotated[int, Range(3, 32)]
 
 
-@preprocessor("tile_colorfix", makes="tile")
+@preprocessor("tile_colorfix", makes="tile", traits=Traits(fixes_colors=True, has_resolution_slider=False))
 def tile_colorfix(image: np.ndarray, variation: VariationParameter = 8) -> np.ndarray:
     """The picture as it is, whose colours the result keeps over boxes of 2 `variation` + 1 latents."""
     return image
 
 
-@preprocessor("tile_colorfix+sharp", makes="tile")
+@preprocessor("tile_colorfix+sharp", makes="tile", traits=Traits(fixes_colors=True, has_resolution_slider=False))
 def tile_colorfix_sharp(
     image: np.ndarray, variation: VariationParameter = 8, sharpness: Annotated[float, Range(0, 2)] = 1.0
 ) -> np.ndarray:
@@ -29,7 +29,7 @@ def tile_colorfix_sharp(
     return image
 
 
-@preprocessor("tile_resample", makes="tile")
+@preprocessor("tile_resample", makes="tile", traits=Traits(has_resolution_slider=False, is_default_for_kind=True))
 def tile_resample(
     image: np.ndarray, down_sampling_rate: Annotated[float, Range(1, 8)] = 1
 ) -> Callable[[int, int], np.ndarray]:

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from ...files.hub import HORDE_CATALOG, WeightsFile
-from ..registry import preprocessor
+from ..registry import Traits, preprocessor
 from .drawing import render_pose
 from .key_points import Person, Poses, key_points_from_pixels
 from .openpose_grouping import HEATMAP_STRIDE, blur_matrix, group_bodies, make_upsampling_matrix
@@ -288,6 +288,7 @@ class OpenPoseFaceOnly:
     makes="pose",
     weights=(OPENPOSE_BODY_WEIGHTS, OPENPOSE_HAND_WEIGHTS, OPENPOSE_FACE_WEIGHTS),
     batched=True,
+    traits=Traits(is_default_for_kind=True),
 )
 class OpenPoseFull:
     """Bodies as sticks, hands, and faces as dots, by OpenPose."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from ...files.hub import HUB_FILE_LIST
 from ..backends.transformers import make_model_files
-from ..registry import preprocessor
+from ..registry import Traits, preprocessor
 from .palettes import ADE20K_PALETTE, COCO_PALETTE
 from .transformers_segmentation import make_segmentation_preprocessor
 
@@ -23,7 +23,12 @@ ONEFORMER_COCO_FILES = make_model_files(
 )
 
 preprocessor(
-    "oneformer_ade20k", makes="segmentation", label="seg_ofade20k", weights=ONEFORMER_ADE20K_FILES, batched=True
+    "oneformer_ade20k",
+    makes="segmentation",
+    label="seg_ofade20k",
+    weights=ONEFORMER_ADE20K_FILES,
+    batched=True,
+    traits=Traits(is_default_for_kind=True),
 )(make_segmentation_preprocessor(ONEFORMER_ADE20K_FILES, ADE20K_PALETTE))
 preprocessor("oneformer_coco", makes="segmentation", label="seg_ofcoco", weights=ONEFORMER_COCO_FILES, batched=True)(
     make_segmentation_preprocessor(ONEFORMER_COCO_FILES, COCO_PALETTE)
