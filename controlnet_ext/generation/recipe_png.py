@@ -114,7 +114,7 @@ def _decode_recipe(fields: dict[str, Any], texts: Mapping[str, str]) -> Generati
     if not re.fullmatch(r"[A-Za-z0-9]{1,80}", fields["scheduler"]):
         raise ValueError(f"scheduler {fields['scheduler'][:80]!r} is no name of a class")
     given = {name: fields[name] for name in RECIPE_FIELDS if name not in ("format", "units")}
-    given |= {"model": _decode_model("model", fields["model"]), "ingredients": ()}
+    given |= {"model": _decode_model("model", fields["model"]), "units": ()}
     _check_words("made_with", fields["made_with"])
     recipe = GenerationRecipe(**given)
     check_units(len(fields["units"]), recipe.width, recipe.height)  # before a map is decoded
