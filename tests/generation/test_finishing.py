@@ -160,7 +160,7 @@ def test_beside_a_mask_of_img2img_inpaint_only_is_the_whole_pictures(client: Cli
 
 def test_over_the_api_a_run_begins_with_what_lama_filled_in(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     client, desk = server
-    fills, own = Fills(), desk.engine._ready
+    fills, own = Fills(), desk.engine._load_preprocessor
     monkeypatch.setattr(desk.engine, "_load_preprocessor", lambda name: fills if "lama" in name else own(name))
     mask = white(384, 384, slice(100, 300))
     its = {"image": photo(), "mask": mask, "module": "inpaint_only+lama", "model": CANNY}
