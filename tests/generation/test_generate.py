@@ -150,7 +150,7 @@ def test_options_change_a_recipe() -> None:
 def test_the_commands_in_the_documentation_work() -> None:
     Path("map.png").write_bytes(encode_image("map.png", np.asarray(tiny.picture(seed=4))))
     Path("left.png").symlink_to("region.png")
-    lines = (Path(__file__).parents[2] / "docs" / "generate.md").read_text().splitlines()
+    lines = (Path(__file__).parents[2] / "docs" / "guides" / "generate.md").read_text().splitlines()
     commands = [shlex.split(line)[1:] for line in lines if line.startswith("    controlnet-ext ")]
     assert len(commands) == 4
     for command in commands:

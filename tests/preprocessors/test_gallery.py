@@ -58,7 +58,7 @@ def test_maps_whose_weights_are_there_are_shown_unless_they_are_non_commercial(m
 
 
 def test_the_committed_page_names_the_sheet_and_its_maps():
-    docs = gallery.PHOTO.parents[1] / "docs"
+    docs = gallery.PHOTO.parents[1] / "docs" / "reference"
     page = (docs / "gallery.md").read_text()
     assert all(f"| {panel.name} |" in page for panel in gallery.PANELS)
     sheet = cv2.imread(str(docs / "gallery.jpg"))
