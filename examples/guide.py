@@ -1,18 +1,24 @@
-"""A photo's edges guide a picture: python examples/guide.py MODEL CONTROLNET PHOTO "a prompt" OUT.png
+"""A photo's edges guide an image: python examples/guide.py
 
-MODEL is a folder that diffusers saved, CONTROLNET a canny ControlNet in any layout (.pth, .safetensors, folder).
+Writes guided.png and unguided.png, drawn from the same noise. For another model, give from_pretrained a folder that
+diffusers saved, and load a ControlNet file in any layout.
 """
 
-import sys
+from pathlib import Path
 
+import torch
 from diffusers import StableDiffusionPipeline
 
-from controlnet_ext import Unit, Window, guide, load, preprocess
-from controlnet_ext.files.image_reader import read_image
+from controlnet_ext import Unit, Window, guide, load
+from controlnet_ext.embedded import EMBEDDED_FOLDER
 
-model, controlnet, photo, prompt, out = sys.argv[1:]
-pipe = StableDiffusionPipeline.from_pretrained(model, local_files_only=True)
-edges = preprocess("canny", read_image(photo), low=80, high=180)
-unit = Unit(load(controlnet), edges, weight=0.9, window=Window(0.0, 0.8))
+PHOTO = Path(__file__).parent / "coffee.jpg"
+PROMPT = "a blue blob, an orange star and a yellow curve on a dotted red ground"
+
+pipe = StableDiffusionPipeline.from_pretrained(EMBEDDED_FOLDER)
+canny = load("embedded/canny")
+unit = Unit(canny, PHOTO, preprocessor="canny", parameters={"resolution": "match"}, window=Window(0.0, 0.9))
+settings = {"num_inference_steps": 10, "guidance_scale": 2}
+pipe(PROMPT, generator=torch.Generator().manual_seed(0), **settings).images[0].save("unguided.png")
 with guide(pipe, [unit]):
-    pipe(prompt).images[0].save(out)
+    pipe(PROMPT, generator=torch.Generator().manual_seed(0), **settings).images[0].save("guided.png")
