@@ -1,9 +1,9 @@
-"""A picture through every map that works offline: docs/gallery.md and docs/gallery.jpg.
+"""A photo through the preprocessors that work offline: docs/reference/gallery.md and docs/reference/gallery.jpg.
 
-    python -m benchmarks.gallery -o docs [--weights FOLDER]
+    python -m benchmarks.gallery -o docs/reference [--weights FOLDER]
 
-Of the maps with weights those whose files are in FOLDER and may be used commercially. Their licences are those that
-`controlnet-ext preprocessors` prints; the picture is in the public domain.
+Of the maps with weights, those whose files are in FOLDER and may be used commercially. Their licenses are those that
+`controlnet-ext preprocessors` prints; the photo is in the public domain.
 """
 
 from __future__ import annotations
@@ -145,12 +145,12 @@ def page(shown: dict[Panel, np.ndarray]) -> str:
     lines = [
         "# Gallery",
         "",
-        "`examples/coffee.jpg` (Rachel Michetti, CC0) through the maps that work offline; made by",
-        "`python -m benchmarks.gallery -o docs --weights ASSETS/weights`.",
+        "`examples/coffee.jpg` (Rachel Michetti, CC0) through preprocessors that work offline. Made by",
+        "`python -m benchmarks.gallery -o docs/reference --weights ASSETS/weights`.",
         "",
         "![the maps](gallery.jpg)",
         "",
-        "| map | makes | weights | command |",
+        "| preprocessor | map | weights | command |",
         "|---|---|---|---|",
     ]
     for panel in shown:
@@ -159,8 +159,8 @@ def page(shown: dict[Panel, np.ndarray]) -> str:
         lines.append(f"| {panel.name} | {entry.makes} | {weights} | {command(panel)} |")
     lines += [
         "",
-        "The people are drawn by the module that all maps of poses share, from key points of the embedded model's",
-        "scenes; the normals are of the ball beside them, whose picture of depth is computed.",
+        "The people are drawn from key points of the embedded model's scenes, by the module that draws all poses.",
+        "The last map (`normal_depth`) shows the normals of the ball beside it, whose depth is computed.",
         "",
         "Not shown:",
         "",
@@ -170,13 +170,16 @@ def page(shown: dict[Panel, np.ndarray]) -> str:
     rest = [entry for entry in list_preprocessors() if entry.name not in named]
     closed = [e for e in rest if any("non-commercial" in file.license for file in e.weights)]
     absent = [e for e in rest if e.weights and e not in closed]
-    others = [e for e in rest if not e.weights]
+    bridged = [e for e in rest if not e.weights and ".bridges." in e.factory.__module__]
+    others = [e for e in rest if e not in (*closed, *absent, *bridged)]
     for why, entries in (
         ("weights that are not for commercial use", closed),
-        ("weights that were not at hand", absent),
-        ("detectors of other packages", others),
+        ("weights that were not available", absent),
+        ("detectors of other packages", bridged),
+        ("not in the gallery yet", others),
     ):
-        lines.append(f"- {why}: {', '.join(entry.name for entry in entries)}")
+        if entries:
+            lines.append(f"- {why}: {', '.join(entry.name for entry in entries)}")
     lines.append("")
     return "\n".join(lines)
 

@@ -1,6 +1,6 @@
 """Curves of a training as an SVG, and a sentence on whether it over- or underfits.
 
-python -m benchmarks.embedded.training runs/base/log.jsonl docs/embedded_base.svg --title "The base"
+python -m benchmarks.embedded.training runs/base/log.jsonl docs/evidence/embedded_base.svg --title "The base"
 """
 
 from __future__ import annotations

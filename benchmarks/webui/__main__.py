@@ -1,11 +1,11 @@
-"""The extension in a running stable-diffusion-webui, checked over its HTTP API: docs/webui.md.
+"""The extension in a running stable-diffusion-webui, checked over its HTTP API: docs/evidence/webui.md.
 
     python -m benchmarks.webui --url http://127.0.0.1:7860 [--diffusers] [--page shot.png]
 
-The webui has the embedded model and its ControlNet as docs/embedded.md says. Prints what was tried and seen as a table
-in Markdown, and exits with 1 if anything is not as it should be. `--diffusers` compares a guided picture with a loop
-over diffusers' own UNet and ControlNet; `--page` works the panel in headless Chromium by selenium, on the same machine,
-and writes a picture of it.
+The webui has the embedded model and its ControlNet as docs/guides/webui.md says. Prints what was tried and seen as a
+table in Markdown, and exits with 1 if anything is not as it should be. `--diffusers` compares a guided image with a
+loop over diffusers' own UNet and ControlNet; `--page` works the panel in headless Chromium by selenium, on the same
+machine, and writes a screenshot.
 """
 
 from __future__ import annotations
