@@ -151,7 +151,8 @@ def test_the_commands_in_the_documentation_work() -> None:
     Path("map.png").write_bytes(encode_image("map.png", np.asarray(tiny.picture(seed=4))))
     Path("left.png").symlink_to("region.png")
     lines = (Path(__file__).parents[2] / "docs" / "guides" / "generate.md").read_text().splitlines()
-    commands = [shlex.split(line)[1:] for line in lines if line.startswith("    controlnet-ext ")]
+    lines = lines[lines.index('```sh title="needs a model sd, control.safetensors and images"') :]
+    commands = [shlex.split(line)[1:] for line in lines[1 : lines.index("```")]]
     assert len(commands) == 4
     for command in commands:
         assert main([*command, "--steps", "3"]) == 0

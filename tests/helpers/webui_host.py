@@ -1,5 +1,5 @@
 """Stand-ins for the few names of stable-diffusion-webui 1.10.1 and gradio that the extension uses. What they do was
-read off the real host, in which the extension is tried too (docs/webui.md)."""
+read off the real host, in which the extension is tried too (docs/evidence/webui.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the extension does in Forge, against stand-ins for its few names; the real one: docs/webui.md."""
+"""What the extension does in Forge, against stand-ins for its few names; the real one: docs/evidence/webui.md."""
 
 import argparse
 import runpy

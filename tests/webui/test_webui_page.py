@@ -1,5 +1,5 @@
 """The panel in a browser, under the gradio that is installed: that of stable-diffusion-webui (3.41.2) or of Forge and
-its like (4.40.0). The command: docs/webui.md."""
+its like (4.40.0). The command: docs/evidence/webui.md."""
 
 import json
 import shutil
