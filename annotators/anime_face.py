@@ -21,7 +21,7 @@ _DECODER_CHANNELS = ((160, 96), (192, 32), (64, 24), (48, 16))  # channels of th
 
 
 class AnimeFace(nn.Module):
-    """Scores (B, 7, H, W) of background, hair, eye, mouth, face, skin and clothes of pictures (B, 3, H, W), RGB in
+    """Scores (B, 7, H, W) of background, hair, eye, mouth, face, skin and clothes of images (B, 3, H, W), RGB in
     0..1, H and W from 33 on; odd ones get one more row or column."""
 
     def __init__(self) -> None:

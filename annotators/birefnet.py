@@ -1,6 +1,6 @@
 """BiRefNet (Zheng et al., Bilateral Reference for High-Resolution Dichotomous Image Segmentation, arXiv 2401.03407):
-what stands out in a picture, by a Swin Transformer on the picture and on its half, and a decoder that looks at the
-picture again at each step.
+what stands out in a image, by a Swin Transformer on the image and on its half, and a decoder that looks at the
+image again at each step.
 
 Written after ZhengPeng7/BiRefNet @ 25cb9309bacf, models/, with its names of weights, without what only training needs.
 """
@@ -23,12 +23,12 @@ _WRAPPER_PREFIX = re.compile(r"^((module|_orig_mod)\.)+")  # of training on seve
 
 
 class BiRefNet(nn.Module):
-    """Logits (B, 1, H, W) of what stands out in pictures (B, 3, H, W), RGB by ImageNet's mean and deviation, of sides
+    """Logits (B, 1, H, W) of what stands out in images (B, 3, H, W), RGB by ImageNet's mean and deviation, of sides
     that are multiples of 64."""
 
     def __init__(self, bb: SwinTransformer, width: int):
         super().__init__()
-        widths = [2 * width << i for i in (3, 2, 1, 0)]  # of the picture's features and its half's, the deepest first
+        widths = [2 * width << i for i in (3, 2, 1, 0)]  # of the image's features and its half's, the deepest first
         self.bb = bb
         self.squeeze_module = nn.Sequential(_DecoderBlock(sum(widths), widths[0]))
         self.decoder = _Decoder(widths)
@@ -45,7 +45,7 @@ class _Decoder(nn.Module):
     def __init__(self, widths: list[int]):
         super().__init__()
         after = [*widths[1:], widths[-1] // 2]
-        seen = [widths[0] // 8, *(width // 8 for width in widths)]  # of the picture itself
+        seen = [widths[0] // 8, *(width // 8 for width in widths)]  # of the image itself
         for i, n in enumerate((4, 3, 2, 1)):
             setattr(self, f"ipt_blk{n + 1}", _SimpleConvs(3 * 4 ** (n + 1), seen[i]))
             setattr(self, f"decoder_block{n}", _DecoderBlock(widths[i] + seen[i], after[i]))
@@ -167,7 +167,7 @@ def _resize_like(x: Tensor, reference: Tensor) -> Tensor:
 
 
 def _split_into_channels(images: Tensor, reference: Tensor) -> Tensor:
-    """The tiles of pictures, each as large as `like`, as channels."""
+    """The tiles of images, each as large as `like`, as channels."""
     height, width = reference.shape[2:]
     tiles = images.unflatten(3, (-1, width)).unflatten(2, (-1, height))  # B, 3, down, height, right, width
     return tiles.transpose(3, 4).flatten(1, 3)

@@ -20,7 +20,7 @@ _MIN_COSINE = 0.01  # cosine between a normal and its pixel's ray
 
 
 class DSINE(nn.Module):
-    """Unit normals (B, 3, H, W), left, up and to the viewer, of pictures (B, 3, H, W), RGB of ImageNet's mean and
+    """Unit normals (B, 3, H, W), left, up and to the viewer, of images (B, 3, H, W), RGB of ImageNet's mean and
     deviation, H and W multiples of 32. `camera` (3,) is the focal length and the column and row of the middle, in
     pixels from the left and upper edge. There is a result for each of `iterations` and one before them."""
 
@@ -138,7 +138,7 @@ def _make_head(in_channels: int, hidden_channels: int, out_channels: int) -> nn.
 
 
 def _compute_ray_directions(x: Tensor, camera: Tensor, stride: int) -> Tensor:
-    """Where the rays of pixels `scale` times coarser than the picture go: right and down (B, 2, h, w), forward 1."""
+    """Where the rays of pixels `scale` times coarser than the image go: right and down (B, 2, h, w), forward 1."""
     height, width = x.shape[2:]
     columns = torch.arange(width, device=x.device, dtype=x.dtype)
     rows = torch.arange(height, device=x.device, dtype=x.dtype)

@@ -13,7 +13,7 @@ _STAGES = (*_EARLY_STAGES, (7, 5, 1, 6, 176), (9, 5, 2, 6, 304), (3, 3, 1, 6, 51
 
 
 class EfficientNetB5(nn.Module):
-    """Of pictures (B, 3, H, W), of ImageNet's mean and deviation: features at 1/2, 1/4, 1/8, 1/16 (24, 40, 64 and 176
+    """Of images (B, 3, H, W), of ImageNet's mean and deviation: features at 1/2, 1/4, 1/8, 1/16 (24, 40, 64 and 176
     channels) and 1/32 (2048, before their normalisation); sizes round up. `bn2` is in the files, and not used."""
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class _Conv2dSame(nn.Conv2d):
 
 
 class _SqueezeExcite(nn.Module):
-    """Channels weighed by what all of the picture holds."""
+    """Channels weighed by what all of the image holds."""
 
     def __init__(self, channels: int, reduced_channels: int):
         super().__init__()

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 
 class HED(nn.Module):
-    """Edges of pictures (B, 3, H, W), RGB in 0..255: five maps of logits (B, 1, H, W), (B, 1, H/2, W/2) and so on to a
+    """Edges of images (B, 3, H, W), RGB in 0..255: five maps of logits (B, 1, H, W), (B, 1, H/2, W/2) and so on to a
     sixteenth, sizes cut to whole numbers, H and W from 16 on."""
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""IS-Net (Qin et al., Highly Accurate Dichotomous Image Segmentation, arXiv 2203.03041): what stands out in a picture,
+"""IS-Net (Qin et al., Highly Accurate Dichotomous Image Segmentation, arXiv 2203.03041): what stands out in a image,
 on U-Nets nested in a U-Net (U²-Net, arXiv 2005.09007).
 
 Written after xuebinqin/DIS's ISNetDIS, with its names of weights."""
@@ -22,7 +22,7 @@ _DECODER_STAGES = ((7, 128, 16, 64), (6, 256, 32, 64), (5, 512, 64, 128), (4, 10
 
 
 class IsNet(nn.Module):
-    """Logits (B, 1, H, W) of what stands out in pictures (B, 3, H, W), RGB in -0.5..0.5 or 0..1 as the weights want
+    """Logits (B, 1, H, W) of what stands out in images (B, 3, H, W), RGB in -0.5..0.5 or 0..1 as the weights want
     it, of any size."""
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""LaMa: what could be where a picture is masked (Suvorov et al., Resolution-robust Large Mask Inpainting with Fourier
+"""LaMa: what could be where a image is masked (Suvorov et al., Resolution-robust Large Mask Inpainting with Fourier
 Convolutions, WACV 2022), in the size big-lama.
 
 Written after the paper and advimman/lama @ 786f5936b27f (Apache-2.0), with its names of weights."""
@@ -14,7 +14,7 @@ _TRAINING_PREFIXES = ("discriminator.", "loss_", "val_evaluator.", "test_evaluat
 
 
 class LaMa(nn.Module):
-    """Pictures (B, 3, H, W) in 0..1, RGB, filled where the mask (B, 1, H, W) is 1 and not 0; elsewhere they are
+    """Images (B, 3, H, W) in 0..1, RGB, filled where the mask (B, 1, H, W) is 1 and not 0; elsewhere they are
     redrawn, much alike. H and W are multiples of 8, from 16."""
 
     def __init__(self, width: int = BIG_LAMA_WIDTH, blocks: int = BIG_LAMA_BLOCKS):
@@ -38,7 +38,7 @@ class LaMa(nn.Module):
         return self.model(torch.cat([images * (1 - mask), mask], dim=1))
 
 
-ChannelSplit = tuple[int, int]  # channels that see their surroundings, and those that see the whole picture
+ChannelSplit = tuple[int, int]  # channels that see their surroundings, and those that see the whole image
 
 
 def _split_channels(width: int) -> ChannelSplit:
@@ -46,7 +46,7 @@ def _split_channels(width: int) -> ChannelSplit:
 
 
 class _FourierUnit(nn.Module):
-    """A convolution of one pixel in the picture's spectrum; real and imaginary parts are neighbours."""
+    """A convolution of one pixel in the image's spectrum; real and imaginary parts are neighbours."""
 
     def __init__(self, channels: int):
         super().__init__()

@@ -14,7 +14,7 @@ RESNEXT101_BLOCKS = (3, 4, 23, 3)  # of the four stages
 
 
 class LeReS(nn.Module):
-    """Depth (B, 1, H, W), more is farther, of pictures (B, 3, H, W), H and W multiples of 32."""
+    """Depth (B, 1, H, W), more is farther, of images (B, 3, H, W), H and W multiples of 32."""
 
     def __init__(self, blocks: tuple[int, ...] = RESNEXT101_BLOCKS):
         super().__init__()

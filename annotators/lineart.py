@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class LineartGenerator(nn.Module):
-    """Drawings (B, 1, H, W) of pictures (B, 3, H, W), RGB, in 0..1, 1 the paper, H and W multiples of 4 from 8 on."""
+    """Drawings (B, 1, H, W) of images (B, 3, H, W), RGB, in 0..1, 1 the paper, H and W multiples of 4 from 8 on."""
 
     def __init__(self, blocks: int = 3):
         super().__init__()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class AnimeLineartUNet(nn.Module):
-    """Drawings (B, 1, H, W) of pictures (B, 3, H, W), RGB, both in -1..1, 1 the paper, H and W multiples of 256."""
+    """Drawings (B, 1, H, W) of images (B, 3, H, W), RGB, both in -1..1, 1 the paper, H and W multiples of 256."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class MangaLineNetwork(nn.Module):
-    """Drawings (B, 1, H, W), about 0..255, 255 the paper, of grey pictures (B, 1, H, W) in 0..255, H and W multiples of
+    """Drawings (B, 1, H, W), about 0..255, 255 the paper, of grey images (B, 1, H, W) in 0..255, H and W multiples of
     16."""
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""M-LSD: straight lines of a picture (Gu et al., Towards Light-weight and Real-time Line Segment Detection, AAAI
+"""M-LSD: straight lines of a image (Gu et al., Towards Light-weight and Real-time Line Segment Detection, AAAI
 2022), in its sizes large and tiny.
 
 Written after the paper and lhwcv/mlsd_pytorch @ 2312205254e6 (Apache-2.0), with its names of weights."""
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-MAX_LINES = 200  # lines of a picture
+MAX_LINES = 200  # lines of a image
 _STAGES = (
     (1, 16, 1, 1),
     (6, 24, 2, 2),
@@ -24,7 +24,7 @@ _STAGE_END_LAYERS = (1, 3, 6, 10, 13)  # the last layer of each
 
 
 class MlsdLarge(nn.Module):
-    """Centres and displacements (B, 9, H/2, W/2) of pictures (B, 4, H, W): RGB and a channel of ones, x / 127.5 - 1,
+    """Centres and displacements (B, 9, H/2, W/2) of images (B, 4, H, W): RGB and a channel of ones, x / 127.5 - 1,
     H and W multiples of 16. Channel 0 is the logit of a line's centre, 1 to 4 are x and y from there to its start and
     its end in pixels of the map."""
 
@@ -192,8 +192,8 @@ def load(tensors: dict[str, Tensor]) -> MlsdLarge | MlsdTiny:
 
 
 def decode_segments(output: Tensor, min_score: float, min_length: float) -> list[Tensor]:
-    """The lines in a network's result (B, 9, h, w), for each picture (N, 4) as x and y of start and end in pixels of
-    the picture, which is twice as large, the surest first.
+    """The lines in a network's result (B, 9, h, w), for each image (N, 4) as x and y of start and end in pixels of
+    the image, which is twice as large, the surest first.
 
     Of the 200 surest centres that are highest among their eight neighbours those are lines whose probability is over
     `score` and whose length is over `length` pixels of the map."""

@@ -13,7 +13,7 @@ from .efficientnet import EfficientNetB5
 
 
 class NormalBaeNetwork(nn.Module):
-    """Of pictures (B, 3, H, W), RGB of ImageNet's mean and deviation, H and W multiples of 8: maps (B, 4, h, w) at an
+    """Of images (B, 3, H, W), RGB of ImageNet's mean and deviation, H and W multiples of 8: maps (B, 4, h, w) at an
     eighth, a quarter, half and all of the size. Three channels are the unit normal, left, up and to the viewer, the
     fourth is how sure it is, from 0.01 on."""
 

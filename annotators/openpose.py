@@ -30,7 +30,7 @@ _PART_TRUNK = (
 
 
 class BodyPoseNetwork(nn.Module):
-    """Fields (B, 38, h, w) and heat maps (B, 19, h, w) of pictures (B, 3, 8h, 8w)."""
+    """Fields (B, 38, h, w) and heat maps (B, 19, h, w) of images (B, 3, 8h, 8w)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class BodyPoseNetwork(nn.Module):
 
 
 class PartPoseNetwork(nn.Module):
-    """Heat maps (B, N, h, w) of pictures (B, 3, 8h, 8w) of one hand (N = 22) or one face (N = 71)."""
+    """Heat maps (B, N, h, w) of images (B, 3, 8h, 8w) of one hand (N = 22) or one face (N = 71)."""
 
     def __init__(self, out_channels: int):
         super().__init__()

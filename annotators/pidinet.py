@@ -18,7 +18,7 @@ _RADIAL_OUTER, _RADIAL_INNER = [0, 2, 4, 10, 14, 20, 22, 24], [6, 7, 8, 11, 13, 
 
 
 class PiDiNet(nn.Module):
-    """Edges of pictures (B, 3, H, W), BGR in 0..1 as ControlNet feeds it: five maps (B, 1, H, W) in 0..1, of the four
+    """Edges of images (B, 3, H, W), BGR in 0..1 as ControlNet feeds it: five maps (B, 1, H, W) in 0..1, of the four
     stages, then of all together. H and W from 8 on."""
 
     def __init__(self, channels: int = 60, reduced_channels: int = 24):

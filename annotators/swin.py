@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 
 class SwinTransformer(nn.Module):
-    """Features (B, width * 2^i, H / 4 / 2^i, W / 4 / 2^i) of pictures (B, 3, H, W), one for each of `depths`, sizes
+    """Features (B, width * 2^i, H / 4 / 2^i, W / 4 / 2^i) of images (B, 3, H, W), one for each of `depths`, sizes
     rounded up. `heads` of attention likewise; windows are of `window` squared."""
 
     def __init__(self, width: int, depths: Sequence[int], heads: Sequence[int], window: int):

@@ -24,7 +24,7 @@ class Smish(nn.Module):
 
 
 class TEED(nn.Module):
-    """Edges of pictures (B, 3, H, W), RGB in 0..255, H and W multiples of 4: four maps (B, 1, H, W) of logits, of three
+    """Edges of images (B, 3, H, W), RGB in 0..255, H and W multiples of 4: four maps (B, 1, H, W) of logits, of three
     stages, then of all together."""
 
     def __init__(self) -> None:

@@ -16,7 +16,7 @@ DECODER_CHANNELS, ADE20K_CLASSES, PYRAMID_POOL_SIZES = 512, 150, (1, 2, 3, 6)
 
 
 class UperNet(nn.Module):
-    """Scores of classes (B, 150, ⌊H/4⌋, ⌊W/4⌋) of pictures (B, 3, H, W), RGB by ImageNet's mean and deviation, H and W
+    """Scores of classes (B, 150, ⌊H/4⌋, ⌊W/4⌋) of images (B, 3, H, W), RGB by ImageNet's mean and deviation, H and W
     from 32 on."""
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Maps: an RGB picture in, a ControlMap out. One file here is one family of preprocessors."""
+"""Maps: an RGB image in, a ControlMap out. One file here is one family of preprocessors."""
 
 from ..maps.control_map import ControlMap
 from .parameters import Range

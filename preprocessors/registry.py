@@ -250,12 +250,12 @@ def preprocess(
     **parameters: Any,
 ) -> ControlMap:
     """The map that the preprocessor `name` (or label, any case) makes of an image: anything `read_image` takes; and of
-    a mask, of the same size, white where to paint, if it fills pictures.
+    a mask, of the same size, white where to paint, if it fills images.
 
     What needs weights loads them anew in each call, on `device`, unless the `library` keeps them.
 
     `resolution` (64..2048) is the short side in pixels to work at, which is also the map's size; by default the
-    picture keeps its own size and is worked on as it is, without the edge pixels that `resized` adds. All other
+    image keeps its own size and is worked on as it is, without the edge pixels that `resized` adds. All other
     parameters are those of the preprocessor's signature. Raises ValueError or TypeError in one line: unknown names
     with the nearest ones, values outside their range, an unreadable image."""
     return find(name).load(device, library)(image, mask, **parameters)

@@ -1,4 +1,4 @@
-"""What a preprocessor gives: the picture that a control model was trained to read, and its kind."""
+"""What a preprocessor gives: the image that a control model was trained to read, and its kind."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ MAP_KINDS = tuple(MODEL_NAME_WORDS)
 
 @dataclass(frozen=True, eq=False)
 class ControlMap:
-    """A control map: `pixels` (H, W, 3) uint8 RGB, `kind` (one of KINDS), and in `values` what a picture cannot hold:
-    depth as floats (H, W), people with key points, an embedding; None where the picture says all. `fine` is a grey
-    picture in 65,536 steps, (H, W) uint16, where it has them; pixels are its upper 8 bits. Raises ValueError on
+    """A control map: `pixels` (H, W, 3) uint8 RGB, `kind` (one of KINDS), and in `values` what a image cannot hold:
+    depth as floats (H, W), people with key points, an embedding; None where the image says all. `fine` is a grey
+    image in 65,536 steps, (H, W) uint16, where it has them; pixels are its upper 8 bits. Raises ValueError on
     anything else."""
 
     pixels: np.ndarray

@@ -1,4 +1,4 @@
-"""How well a picture obeys the map that guided it."""
+"""How well a image obeys the map that guided it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def edge_f1(expected: np.ndarray, actual: np.ndarray) -> EdgeScore:
 
 
 def canny_f1(expected: np.ndarray, image: np.ndarray, low: int = 100, high: int = 200) -> EdgeScore:
-    """F1 between an asked canny map and the canny map of a picture (H, W, 3) RGB uint8, with the thresholds of both."""
+    """F1 between an asked canny map and the canny map of a image (H, W, 3) RGB uint8, with the thresholds of both."""
     return edge_f1(expected, cv2.Canny(np.ascontiguousarray(image), low, high))
 
 

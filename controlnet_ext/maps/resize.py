@@ -1,7 +1,7 @@
 """Maps are not photos: resizing one softly makes half-edges and classes that do not exist. This keeps what marks
 are.
 
-A map brought to the size of the picture that it is to guide.
+A map brought to the size of the image that it is to guide.
 
 The size a detector works at, as sd-webui-controlnet does it, so that the same resolution gives the same map.
 """
@@ -33,7 +33,7 @@ def resize_map(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     marks are one pixel wide they stay so. All else is averaged when it shrinks and cubic when it grows. A fourth
     channel, a mask, goes the same way and becomes 0 or 255. Rules: sd-webui-controlnet @ 56cec5b, its high-quality
     resize. Three deviations: two colours that are not greys count as classes (there: black and white); outside the
-    picture there is no mark (there: a line along the border is thinned away); after pruning, lines are thinned again
+    image there is no mark (there: a line along the border is thinned away); after pruning, lines are thinned again
     (a room's edges enlarged 3 times: 26 squares of 2x2 pixels left, now 0)."""
     if pixels.shape[:2] == (height, width):
         return pixels
@@ -58,7 +58,7 @@ def resize_map(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _count_colors(image: np.ndarray) -> int:
-    """How many colours a picture (H, W, 3) has; of more than 200 only that it has so many."""
+    """How many colours a image (H, W, 3) has; of more than 200 only that it has so many."""
     flat = image.reshape(-1, 3)
     seen = np.zeros(1 << 24, bool)  # a tick for each possible colour, no sorting; untouched pages cost nothing
     for some in (flat[::61], flat):  # a photo shows in the sample that it is one
@@ -141,14 +141,14 @@ def fit(pixels: np.ndarray, height: int, width: int, mode: str = "crop") -> np.n
 
 
 def fit_for_outpainting(pixels: np.ndarray, mask: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """A picture and the mask of what is to be painted in it, both (H, W, 3), fitted by "fill": what is added around is
+    """A image and the mask of what is to be painted in it, both (H, W, 3), fitted by "fill": what is added around is
     white in the mask."""
     both = fit(np.concatenate([pixels, mask[..., :1]], axis=2), height, width, "fill")
     return np.ascontiguousarray(both[..., :3]), np.repeat(both[..., 3:], 3, axis=2)
 
 
 def compute_fit_resolution(height: int, width: int, target_height: int, target_width: int, mode: str = "crop") -> int:
-    """The `resolution` at which a picture (height, width) gives a map that `fit` neither enlarges nor shrinks."""
+    """The `resolution` at which a image (height, width) gives a map that `fit` neither enlarges nor shrinks."""
     return max(1, round(_fit_scale(height, width, target_height, target_width, mode) * min(height, width)))
 
 
@@ -172,7 +172,7 @@ def _fill_border(pixels: np.ndarray, height: int, width: int, top: int, left: in
 
 
 def resize_for_detection(pixels: np.ndarray, resolution: int) -> tuple[np.ndarray, int, int]:
-    """The picture with its short side at `resolution` pixels, cubic when enlarged, by area when shrunk; then extended
+    """The image with its short side at `resolution` pixels, cubic when enlarged, by area when shrunk; then extended
     on the right and below with its edge pixels to multiples of 64. Also height and width before that. Raises what
     working_size does."""
     height, width = compute_working_size(pixels.shape[0], pixels.shape[1], resolution)

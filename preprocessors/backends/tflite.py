@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class TfliteNetwork:
-    """A network of one picture, on the CPU, safe to share between threads. `side` is that of its input in pixels,
+    """A network of one image, on the CPU, safe to share between threads. `side` is that of its input in pixels,
     `sizes` are the numbers of values in those of its outputs that are wanted. Raises ValueError when the file has
     them not."""
 

@@ -3,9 +3,9 @@
 How much a configuration may ask for: nobody has looked at its numbers, and a network of a million layers or widths
 takes hours and all memory before it turns out not to be the one whose weights lie beside it.
 
-Pictures as networks that begin with weights of ImageNet read them.
+Images as networks that begin with weights of ImageNet read them.
 
-Pictures as the networks of transformers read them: what a preprocessor_config.json says, typed out. transformers'
+Images as the networks of transformers read them: what a preprocessor_config.json says, typed out. transformers'
 own classes for it change their names between versions, some of them need torchvision, OneFormer's a download.
 """
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ..library import Library
 
 
-_MAX_NUMBER = 2**16  # no count in the configurations of published networks of pictures is larger, but of words
+_MAX_NUMBER = 2**16  # no count in the configurations of published networks of images is larger, but of words
 _SPARE_TENSORS = 1000  # tensors that a network may have beside twice those of its file
 
 
@@ -93,7 +93,7 @@ _MEAN, _STD = np.array([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]], np.float3
 
 
 def normalize_imagenet(images: np.ndarray) -> Tensor:
-    """Pictures (B, H, W, 3) in 0..1, RGB, as a tensor (B, 3, H, W) float32 of ImageNet's mean and deviation."""
+    """Images (B, H, W, 3) in 0..1, RGB, as a tensor (B, 3, H, W) float32 of ImageNet's mean and deviation."""
     return to_batch_tensor((images.astype(np.float32) - _MEAN) / _STD)
 
 
@@ -205,7 +205,7 @@ _MAX_INPUT_SIDE = 8192  # pixels of a side; published networks have up to 2560
 
 
 def preprocess_images(settings: dict[str, Any], images: np.ndarray) -> Tensor:
-    """Pictures (B, H, W, 3) uint8, RGB, as a network's input (B, 3, h, w) float32, by a preprocessor_config.json's
+    """Images (B, H, W, 3) uint8, RGB, as a network's input (B, 3, h, w) float32, by a preprocessor_config.json's
     size, resample, image_mean and image_std. Raises ValueError when it has none of these, or when they are absurd."""
     from PIL import Image
 
@@ -218,7 +218,7 @@ def preprocess_images(settings: dict[str, Any], images: np.ndarray) -> Tensor:
 
 
 def compute_input_size(settings: dict[str, Any], height: int, width: int) -> tuple[int, int]:
-    """Height and width of the input for a picture of these. As transformers' classes have it: exactly that; or the
+    """Height and width of the input for a image of these. As transformers' classes have it: exactly that; or the
     short side so long, unless the long one then were too long; or only the long side so long. A lone number is a
     square's, beside a max_size the short side. Raises as `prepared`."""
     size = settings.get("size")

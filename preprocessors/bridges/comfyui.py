@@ -1,5 +1,5 @@
 """What the ComfyUI pack comfyui_controlnet_aux has and neither we nor controlnet_aux have. It is a library where its
-folder src is on Python's path; no index has it as one. Its optical flow, of two pictures, is no map of one."""
+folder src is on Python's path; no index has it as one. Its optical flow, of two images, is no map of one."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ DSINE_WEIGHTS = WeightsFile(
 @preprocessor("normal_dsine", makes="normals", weights=DSINE_WEIGHTS, batched=True)
 class NormalDsine:
     """Normals for ControlNet 1.1, refined `iterations` times, of a camera whose longer side spans `fov` degrees. The
-    map's values are the unit normals (H, W, 3), left, up and to the viewer. As in its authors' code the picture stands
+    map's values are the unit normals (H, W, 3), left, up and to the viewer. As in its authors' code the image stands
     in the middle of black up to multiples of 32."""
 
     def __init__(self, device: str | Device, library: Library):

@@ -28,17 +28,17 @@ if TYPE_CHECKING:
 
 EstimateFunction = Callable[
     [np.ndarray, int], np.ndarray
-]  # a picture and the size to work at; depth (H, W) of the picture
+]  # a image and the size to work at; depth (H, W) of the image
 MergeFunction = Callable[[np.ndarray, np.ndarray], np.ndarray]  # coarse and detailed, SIZE x SIZE in 0..1; the same
 RECEPTIVE_FIELD = 448  # pixels that the network of depth sees at once
 MERGE_SIZE = 1024  # at which maps are merged
-_MAX_SIZE = 1600  # for the whole picture
-_SEARCH_STRIDE = 32  # the search for a size runs on a picture so many times smaller
-_MAX_EDGELESS_SHARE = 0.2  # of the picture may be without an edge in sight
+_MAX_SIZE = 1600  # for the whole image
+_SEARCH_STRIDE = 32  # the search for a size runs on a image so many times smaller
+_MAX_EDGELESS_SHARE = 0.2  # of the image may be without an edge in sight
 
 
 def boost_depth(image: np.ndarray, estimate: EstimateFunction, merge: MergeFunction) -> np.ndarray:
-    """Depth (H, W) of a picture (H, W, 3) uint8, 0..1 but for the overshoot of resizing."""
+    """Depth (H, W) of a image (H, W, 3) uint8, 0..1 but for the overshoot of resizing."""
     height, width = image.shape[:2]
     size, density = _find_best_size(image)
     whole = _estimate_double(image, size, estimate, merge)
@@ -75,7 +75,7 @@ def _fit_linear(source: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 def _estimate_double(image: np.ndarray, size: int, estimate: EstimateFunction, merge: MergeFunction) -> np.ndarray:
-    """Depth (SIZE, SIZE) in 0..1 of the picture seen at once, with the detail of it at `size`."""
+    """Depth (SIZE, SIZE) in 0..1 of the image seen at once, with the detail of it at `size`."""
     coarse, fine = (_resize_cubic(estimate(image, s), MERGE_SIZE, MERGE_SIZE) for s in (RECEPTIVE_FIELD, size))
     return _normalize_depth(merge(_normalize_depth(coarse), _normalize_depth(fine)))
 
@@ -95,7 +95,7 @@ def _compute_edge_strength(image: np.ndarray) -> np.ndarray:
 
 
 def _find_best_size(image: np.ndarray) -> tuple[int, float]:
-    """The largest size at which an edge is in sight nearly everywhere, and the share of the picture near edges."""
+    """The largest size at which an edge is in sight nearly everywhere, and the share of the image near edges."""
     side = min(image.shape[:2])
     edges = cv2.resize(_compute_edge_strength(image), (side, side))
     edges = (edges >= edges.min() + 0.4 * np.ptp(edges)).astype(np.float64)
@@ -120,7 +120,7 @@ def _max_pool(x: np.ndarray, size: int) -> np.ndarray:
 
 
 def _select_patches(image: np.ndarray, step: int) -> list[tuple[int, int, int]]:
-    """Squares (left, top, side) that have as many edges as the picture on average, as large as that lets them be, the
+    """Squares (left, top, side) that have as many edges as the image on average, as large as that lets them be, the
     largest first."""
     edges = _compute_edge_strength(image)
     edges[edges < (edges[edges > 0].mean() if edges.any() else 0)] = 0
@@ -205,7 +205,7 @@ class DepthLeres:
     "depth_leres++", makes="depth", weights=(LERES_WEIGHTS, DEPTH_MERGE_WEIGHTS), aliases=("depth_leres_boost",)
 )
 class DepthLeresBoosted:
-    """The same in more detail, merged from several sizes: for pictures from some 500 pixels on, and slow. Its values
+    """The same in more detail, merged from several sizes: for images from some 500 pixels on, and slow. Its values
     are in 0..1, more where it is farther."""
 
     def __init__(self, device: str | Device, library: Library):
@@ -243,6 +243,6 @@ def _make_depth_renderer(depth: np.ndarray, near_percent: float, background_perc
 
 
 def _clip_depth(distance: np.ndarray, near_percent: float, background_percent: float) -> np.ndarray:
-    """Distance (H, W) uint16 as a picture, near white, without so many percent of the nearest and farthest."""
+    """Distance (H, W) uint16 as a image, near white, without so many percent of the nearest and farthest."""
     white = np.where(distance > near_percent / 100 * 65535, 65535 - distance, np.uint16(65535))
     return np.where(white > background_percent / 100 * 65535, white, np.uint16(0))

@@ -1,4 +1,4 @@
-"""Marigold (Ke et al., arXiv 2312.02145 and 2505.09358): a diffusion model that draws depth or normals of a picture, by
+"""Marigold (Ke et al., arXiv 2312.02145 and 2505.09358): a diffusion model that draws depth or normals of a image, by
 diffusers 0.28 or later."""
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ class MarigoldPipeline:
     def __call__(
         self, image: np.ndarray, steps: int | None, ensemble: int, seed: int, processing: int | None
     ) -> np.ndarray:
-        """What it draws of a picture (H, W, 3) uint8, RGB: (H, W, C) float32. `steps` and `processing`, the longer
-        side in pixels at which it works (0: the picture's own), are the model's own if None. Raises ValueError where
+        """What it draws of a image (H, W, 3) uint8, RGB: (H, W, C) float32. `steps` and `processing`, the longer
+        side in pixels at which it works (0: the image's own), are the model's own if None. Raises ValueError where
         scipy is missing, which aligns an ensemble of depths, or the drawing is no number."""
         import diffusers
         import torch
@@ -132,7 +132,7 @@ _PIPELINE_COMPONENTS = {"unet", "vae", "scheduler", "text_encoder", "tokenizer"}
 
 
 def _preprocess_in_float32(preprocess: Callable[..., Any]) -> Callable[..., Any]:
-    """Marigold's preparation of a picture in float32, for torch shrinks none in bfloat16 on a CPU."""
+    """Marigold's preparation of a image in float32, for torch shrinks none in bfloat16 on a CPU."""
     import torch
 
     def prepared(image: Any, processing: int, way: str, device: Any, dtype: Any) -> tuple[Any, ...]:
@@ -234,7 +234,7 @@ MARIGOLD_DEPTH_FILES = make_marigold_files("prs-eth/marigold-depth-v1-1", "OpenR
 class DepthMarigold:
     """Depth by Marigold, drawn anew for each `seed`; the map's values (H, W), about 0..1, are more where it is farther,
     of unknown scale and offset. Of an `ensemble` of drawings it is the median. `steps` and `processing`, the longer
-    side in pixels at which it works, a multiple of 8 (0: the picture's own), are by default the model's own."""
+    side in pixels at which it works, a multiple of 8 (0: the image's own), are by default the model's own."""
 
     def __init__(self, device: str | Device, library: Library):
         self.pipeline = load_marigold(library, MARIGOLD_DEPTH_FILES, "MarigoldDepthPipeline", device)

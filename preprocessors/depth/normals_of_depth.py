@@ -41,7 +41,7 @@ def normals_from_inverse_depth(inverse_depth: np.ndarray, fov: float, sigma: flo
 
 
 def encode_normals(normals: np.ndarray) -> np.ndarray:
-    """Normals (..., 3) in -1..1 as the picture that ControlNet 1.1 reads, uint8 RGB: red is left, green is up, blue is
+    """Normals (..., 3) in -1..1 as the image that ControlNet 1.1 reads, uint8 RGB: red is left, green is up, blue is
     to the viewer."""
     return ((normals + 1) / 2 * 255).clip(0, 255).astype(np.uint8)
 
@@ -71,13 +71,13 @@ def _fit_planes(inverse_depth: np.ndarray, sigma: float) -> tuple[np.ndarray, np
     kernels = k, k * i, k * i * i
 
     def moment(picture: np.ndarray, p: int, q: int) -> np.ndarray:
-        """The sum of the window's pixels times dx^p dy^q; outside the picture there is none."""
+        """The sum of the window's pixels times dx^p dy^q; outside the image there is none."""
         return cv2.sepFilter2D(picture, cv2.CV_64F, kernels[p], kernels[q], borderType=cv2.BORDER_CONSTANT)
 
     one = np.ones((height, width))
     a, x, y, xx, xy, yy = (moment(one, p, q) for p, q in ((0, 0), (1, 0), (0, 1), (2, 0), (1, 1), (0, 2)))
     matrix = np.stack([a, x, y, x, xx, xy, y, xy, yy], axis=2).reshape(height, width, 3, 3)
-    matrix[..., range(3), range(3)] += 1e-12  # a picture of one row has no slope down
+    matrix[..., range(3), range(3)] += 1e-12  # a image of one row has no slope down
     right = np.stack([moment(inverse_depth, 0, 0), moment(inverse_depth, 1, 0), moment(inverse_depth, 0, 1)], axis=2)
     value, *slopes = np.moveaxis(np.linalg.solve(matrix, right[..., None])[..., 0], 2, 0)
     return value, *slopes
@@ -90,9 +90,9 @@ def normal_depth(
     far: Annotated[float, Range(1, 1000)] = 4,
     smooth: Annotated[float, Range(0, 20)] = 2,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Normals for ControlNet 1.1 from a picture of depth, near white, linear in inverse depth as most preprocessors
+    """Normals for ControlNet 1.1 from a image of depth, near white, linear in inverse depth as most preprocessors
     make it: of a camera whose longer side spans `fov` degrees, black `far` times as far as white. `smooth` is the
-    window in pixels that hides the picture's 256 steps. The map's values are the unit normals (H, W, 3), left, up and
+    window in pixels that hides the image's 256 steps. The map's values are the unit normals (H, W, 3), left, up and
     to the viewer."""
     inverse = 1 / far + (1 - 1 / far) * image.mean(axis=2) / 255
     n = normals_from_inverse_depth(inverse, fov, smooth)

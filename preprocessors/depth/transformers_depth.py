@@ -1,4 +1,4 @@
-"""Depth by the networks of transformers, in metres or as inverse depth, and its picture."""
+"""Depth by the networks of transformers, in metres or as inverse depth, and its image."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class TransformersDepth:
         self.infer_depth = kind(load_transformers_network(library, files, names[0], device), where)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Depth (B, H, W) float32 of pictures (B, H, W, 3) uint8, RGB: in metres, or, if not `metric`, its inverse, of
+        """Depth (B, H, W) float32 of images (B, H, W, 3) uint8, RGB: in metres, or, if not `metric`, its inverse, of
         unknown scale and offset. Raises ValueError when it is no number, as where float16 overflows."""
         height, width = images.shape[1:3]
         depth = self.infer_depth(images)[:, :height, :width].numpy()
@@ -59,7 +59,7 @@ class TransformersDepth:
         return depth
 
     def make_renderers(self, images: np.ndarray) -> list[DepthRenderer]:
-        """For each picture what draws its map (H, W) uint16, and depth (H, W), at the height and width kept."""
+        """For each image what draws its map (H, W) uint16, and depth (H, W), at the height and width kept."""
 
         def drawing(depth: np.ndarray) -> DepthRenderer:
             def at(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -96,7 +96,7 @@ def _make_dpt(network: Network, folder_path: Path) -> DepthFunction:
 
 
 def _make_zoe(network: Network, folder_path: Path) -> DepthFunction:
-    """Without the mirrored picture that ZoeDepth's own code, but not transformers' pipeline, averages with."""
+    """Without the mirrored image that ZoeDepth's own code, but not transformers' pipeline, averages with."""
     prepare = import_transformers_class("ZoeDepthImageProcessor").from_pretrained(folder_path)
 
     def run(images: np.ndarray) -> Tensor:

@@ -25,7 +25,7 @@ HED_WEIGHTS = WeightsFile(
 
 
 def _load_edge_detector(device: str | Device, library: Library) -> Callable[[np.ndarray], np.ndarray]:
-    """HED's edges (B, H, W) in 0..1, all depths together, of pictures (B, H, W, 3) uint8, RGB."""
+    """HED's edges (B, H, W) in 0..1, all depths together, of images (B, H, W, 3) uint8, RGB."""
     from ...annotators import hed
 
     network = library.load_network(HED_WEIGHTS, hed.load, device)

@@ -41,7 +41,7 @@ LINEART_COARSE_WEIGHTS = WeightsFile(
 def _load_line_detector(
     file: WeightsFile, device: str | Device, library: Library
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """White lines on black (B, H, W) uint8 of pictures (B, H, W, 3) uint8, RGB."""
+    """White lines on black (B, H, W) uint8 of images (B, H, W, 3) uint8, RGB."""
     from ...annotators import lineart
 
     network = library.load_network(file, lineart.load, device)

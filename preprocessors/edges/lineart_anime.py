@@ -30,7 +30,7 @@ SIZE_MULTIPLE = 256  # of both sides, which the network halves eight times
 
 @preprocessor("lineart_anime", makes="lines", weights=LINEART_ANIME_WEIGHTS, batched=True)
 class LineartAnime:
-    """Anime as a line drawing, white on black. As ControlNet does it, the network sees the picture distorted to
+    """Anime as a line drawing, white on black. As ControlNet does it, the network sees the image distorted to
     multiples of 256."""
 
     def __init__(self, device: str | Device, library: Library):
@@ -60,7 +60,7 @@ MANGA_LINE_WEIGHTS = WeightsFile(
 
 @preprocessor("lineart_anime_denoise", makes="lines", weights=MANGA_LINE_WEIGHTS, batched=True)
 class LineartAnimeDenoise:
-    """The structural lines of manga and anime, without screen tones, white on black, found in the picture's grey."""
+    """The structural lines of manga and anime, without screen tones, white on black, found in the image's grey."""
 
     def __init__(self, device: str | Device, library: Library):
         from ...annotators import manga_line

@@ -25,7 +25,7 @@ PIDINET_WEIGHTS = WeightsFile(
 
 
 def _load_edge_detector(device: str | Device, library: Library) -> Callable[[np.ndarray], np.ndarray]:
-    """PiDiNet's edges (B, H, W) in 0..1, all stages together, of pictures (B, H, W, 3) uint8. It reads BGR in 0..1,
+    """PiDiNet's edges (B, H, W) in 0..1, all stages together, of images (B, H, W, 3) uint8. It reads BGR in 0..1,
     without mean and deviation, as ControlNet 1.1 feeds it."""
     from ...annotators import pidinet
 

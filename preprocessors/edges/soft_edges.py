@@ -1,4 +1,4 @@
-"""What the maps of edge networks go through: pictures in, soft edges in steps or as a scribble out."""
+"""What the maps of edge networks go through: images in, soft edges in steps or as a scribble out."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _DIRECTIONS = [_DIAGONAL, np.fliplr(_DIAGONAL), np.ones((1, 3), np.uint8), np.on
 
 
 def pad_to_multiple(images: np.ndarray, multiple: int, min_size: int = 1) -> np.ndarray:
-    """Pictures (B, H, W, 3) extended on the right and below with their edge pixels to multiples of that, and to `least`
-    pixels. No further than a network needs: PiDiNet's F on BSDS500's pictures of 321x481 is .713 as they are, .683
+    """Images (B, H, W, 3) extended on the right and below with their edge pixels to multiples of that, and to `least`
+    pixels. No further than a network needs: PiDiNet's F on BSDS500's images of 321x481 is .713 as they are, .683
     extended to multiples of 64."""
     height, width = images.shape[1:3]
     bottom, right = (max(-side % multiple, min_size - side) for side in (height, width))
@@ -24,7 +24,7 @@ def pad_to_multiple(images: np.ndarray, multiple: int, min_size: int = 1) -> np.
 
 
 def to_batch_tensor(images: np.ndarray) -> Tensor:
-    """Pictures (B, H, W, C) as a tensor (B, C, H, W) float32 of the same values."""
+    """Images (B, H, W, C) as a tensor (B, C, H, W) float32 of the same values."""
     import torch
 
     return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float()

@@ -40,7 +40,7 @@ MIN_SPECK_PIXELS = 12  # pixels: Anyline drops objects of fewer than 36 in an ar
 def _load_edge_detector(
     file: WeightsFile, device: str | Device, library: Library
 ) -> Callable[[np.ndarray, int], np.ndarray]:
-    """TEED's edges (B, H, W) uint8 of pictures (B, H, W, 3) uint8, RGB: the sigmoid of the mean of its four logits, in
+    """TEED's edges (B, H, W) uint8 of images (B, H, W, 3) uint8, RGB: the sigmoid of the mean of its four logits, in
     `steps` steps, or as they are if that is 0."""
     from ...annotators import teed
 
@@ -85,7 +85,7 @@ class Anyline:
 
 
 def extract_lines(image: np.ndarray) -> np.ndarray:
-    """The lines of a picture (H, W, 3), (H, W) uint8, less those of fewer than 12 pixels that touch side by side."""
+    """The lines of a image (H, W, 3), (H, W) uint8, less those of fewer than 12 pixels that touch side by side."""
     drawn = lineart_standard(image, sigma=2.0, intensity_threshold=3)
     _, labels, found, _ = cv2.connectedComponentsWithStats((drawn > 0).astype(np.uint8), connectivity=4)
     large = found[:, cv2.CC_STAT_AREA] >= MIN_SPECK_PIXELS

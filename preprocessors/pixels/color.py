@@ -11,7 +11,7 @@ COLOR_CELL_SIZE = 64  # pixels
 
 @preprocessor("color", makes="colour", label="t2ia_color_grid", traits=Traits(is_default_for_kind=True))
 def color(image: np.ndarray) -> np.ndarray:
-    """The picture as squares of 64x64 pixels of one colour each, which T2I-Adapter's colour model reads. Each colour
+    """The image as squares of 64x64 pixels of one colour each, which T2I-Adapter's colour model reads. Each colour
     is OpenCV's cubic sample at the square's middle. Squares at the right and lower border are cut;
     sd-webui-controlnet stretches all of them instead, at sizes that are no multiples of 64."""
     height, width = image.shape[:2]

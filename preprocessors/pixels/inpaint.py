@@ -1,4 +1,4 @@
-"""Maps for inpainting are the picture itself. Where to repaint is the unit's `inpaint` mask: the hint is -1 there, as
+"""Maps for inpainting are the image itself. Where to repaint is the unit's `inpaint` mask: the hint is -1 there, as
 the inpainting ControlNet was trained."""
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @preprocessor("inpaint", makes="inpaint", label="inpaint_global_harmonious", traits=Traits(has_resolution_slider=False))
 def inpaint(image: np.ndarray) -> np.ndarray:
-    """The picture as it is; the whole of it may change."""
+    """The image as it is; the whole of it may change."""
     return image
 
 
@@ -36,7 +36,7 @@ def inpaint(image: np.ndarray) -> np.ndarray:
     ),
 )
 def inpaint_only(image: np.ndarray) -> np.ndarray:
-    """The picture as it is. That nothing changes outside of the mask is for the pipeline to see to."""
+    """The image as it is. That nothing changes outside of the mask is for the pipeline to see to."""
     return image
 
 
@@ -61,7 +61,7 @@ _MAX_ASPECT_RATIO = 8  # times the short side; a strip of 3x300 would be 256x256
     traits=Traits(restores_unmasked=True, starts_from_map=True, has_resolution_slider=False),
 )
 class InpaintLama:
-    """The picture with what LaMa puts where the mask is white, as a beginning for what is drawn there; grey mixes both.
+    """The image with what LaMa puts where the mask is white, as a beginning for what is drawn there; grey mixes both.
 
     LaMa works with the short side at `fill_resolution` pixels, of which it was trained with 256, or what makes the long
     side at most 8 times that; its result is enlarged. Where the mask is black no pixel changes."""

@@ -1,4 +1,4 @@
-"""Maps of tile_colorfix are the picture itself. What its parameters say is done to the latents after each step
+"""Maps of tile_colorfix are the image itself. What its parameters say is done to the latents after each step
 (guidance/after_steps.py)."""
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ VariationParameter = Annotated[int, Range(3, 32)]
 
 @preprocessor("tile_colorfix", makes="tile", traits=Traits(fixes_colors=True, has_resolution_slider=False))
 def tile_colorfix(image: np.ndarray, variation: VariationParameter = 8) -> np.ndarray:
-    """The picture as it is, whose colours the result keeps over boxes of 2 `variation` + 1 latents."""
+    """The image as it is, whose colours the result keeps over boxes of 2 `variation` + 1 latents."""
     return image
 
 
@@ -33,7 +33,7 @@ def tile_colorfix_sharp(
 def tile_resample(
     image: np.ndarray, down_sampling_rate: Annotated[float, Range(1, 8)] = 1
 ) -> Callable[[int, int], np.ndarray]:
-    """The picture, made smaller by the rate if that is 1.1 or more, each pixel the mean of the area it covers."""
+    """The image, made smaller by the rate if that is 1.1 or more, each pixel the mean of the area it covers."""
 
     def smaller(height: int, width: int) -> np.ndarray:
         kept = image[:height, :width]

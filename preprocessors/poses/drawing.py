@@ -1,4 +1,4 @@
-"""Poses as pictures, in the colours that control models were trained on: the one place that draws them."""
+"""Poses as images, in the colours that control models were trained on: the one place that draws them."""
 
 from __future__ import annotations
 

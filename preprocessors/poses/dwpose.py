@@ -45,7 +45,7 @@ RTMPOSE_WEIGHTS = WeightsFile("bukuroo/RTMPose-ONNX", "rtmpose-m.onnx", webui_fo
 class DwPose:
     """Bodies, hands and faces of people, by DWPose: a detector, then the points in each box.
 
-    Where no person is detected the map is empty; sd-webui-controlnet looks at the whole picture if it holds another
+    Where no person is detected the map is empty; sd-webui-controlnet looks at the whole image if it holds another
     thing."""
 
     def __init__(self, device: str | Device, library: Library):

@@ -19,7 +19,7 @@ _JSON_PART_NAMES = {"body": "pose", "left_hand": "hand_left", "right_hand": "han
 
 
 def encode_poses(poses: Poses) -> dict[str, Any]:
-    """The JSON object of one picture. Coordinates are fractions of the canvas.
+    """The JSON object of one image. Coordinates are fractions of the canvas.
 
     Every point found has c = 1, because sd-webui-controlnet and the ComfyUI pack take all others for not found. Where
     confidences are not all 1, they stand in a list of their own, such as `pose_confidences`, which others ignore."""
@@ -40,12 +40,12 @@ def encode_poses(poses: Poses) -> dict[str, Any]:
 
 
 def write_poses(path: str | os.PathLike[str], poses: Poses, overwrite: bool = False) -> None:
-    """Write one picture's poses, whole or not at all. Raises what write_atomically does."""
+    """Write one image's poses, whole or not at all. Raises what write_atomically does."""
     write_atomically(path, json.dumps(encode_poses(poses), allow_nan=False).encode() + b"\n", overwrite)
 
 
 def read_poses(path: str | os.PathLike[str]) -> tuple[Poses, ...]:
-    """The poses in a JSON file of at most 16 MiB: of one picture, or of several if it holds an array, as the ComfyUI
+    """The poses in a JSON file of at most 16 MiB: of one image, or of several if it holds an array, as the ComfyUI
     pack writes. Raises FileNotFoundError, or ValueError in one line."""
     name = repr(os.fspath(path))
     with open_regular_file(path) as file:

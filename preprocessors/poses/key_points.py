@@ -12,13 +12,13 @@ from ...files.image_formats import MAX_SIDE, check_pixels
 COORDINATE_RANGE = (
     -1,
     2,
-)  # how far a point may lie outside the picture, as fractions of it: what is drawn must fit in integers
+)  # how far a point may lie outside the image, as fractions of it: what is drawn must fit in integers
 
 
 @dataclass(frozen=True)
 class KeyPoint:
-    """A point of a body. `x` and `y` are fractions of the picture's width and height from its upper left corner, so
-    that a pose can be drawn at any size; the pixel is int(x * width). They may lie up to one picture outside (-1..2).
+    """A point of a body. `x` and `y` are fractions of the image's width and height from its upper left corner, so
+    that a pose can be drawn at any size; the pixel is int(x * width). They may lie up to one image outside (-1..2).
     `confidence` is the detector's, above 0; 1 where it gives none. Raises ValueError on anything else."""
 
     x: float
@@ -69,7 +69,7 @@ class Animal:
 
 @dataclass(frozen=True)
 class Poses:
-    """All that was found in a picture of `width` x `height` pixels: up to 64 megapixels and 65535 a side."""
+    """All that was found in a image of `width` x `height` pixels: up to 64 megapixels and 65535 a side."""
 
     people: Sequence[Person]
     animals: Sequence[Animal]
@@ -83,7 +83,7 @@ class Poses:
 
 
 def key_points_from_pixels(points: Iterable[Sequence[float]], height: int, width: int) -> tuple[KeyPoint | None, ...]:
-    """Key points from (x, y, confidence) in pixels of a picture; those that are NaN, or have no confidence, or lie
+    """Key points from (x, y, confidence) in pixels of a image; those that are NaN, or have no confidence, or lie
     further outside than a key point may, are None."""
     low, high = COORDINATE_RANGE
     return tuple(

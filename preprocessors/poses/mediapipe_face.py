@@ -205,5 +205,5 @@ def _render_faces(faces: tuple[np.ndarray, ...], height: int, width: int) -> np.
 
 
 def _to_pixel(x: float, y: float, height: int, width: int) -> tuple[int, int] | None:
-    """The pixel of a point, None outside the picture (mediapipe's drawing_utils.py)."""
+    """The pixel of a point, None outside the image (mediapipe's drawing_utils.py)."""
     return (min(int(x * width), width - 1), min(int(y * height), height - 1)) if 0 <= x <= 1 and 0 <= y <= 1 else None

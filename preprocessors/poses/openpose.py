@@ -1,4 +1,4 @@
-"""Hands and faces: where in a picture a body says they are, and their points out of heat maps.
+"""Hands and faces: where in a image a body says they are, and their points out of heat maps.
 
 After controlnet_aux 0.0.10, open_pose (hand.py, face.py, util.py), where a hand's box is CMU's own
 (src/openpose/hand/handDetector.cpp).
@@ -43,7 +43,7 @@ _HEAD_REACH = (
 
 
 def find_hand_boxes(body: np.ndarray, height: int, width: int) -> dict[str, SquareBox]:
-    """Squares around the hands, "left" and "right", of a body (18, 3) in pixels of a picture: where a whole arm is
+    """Squares around the hands, "left" and "right", of a body (18, 3) in pixels of a image: where a whole arm is
     seen and the square has 20 pixels or more."""
     boxes = {}
     for side, arm in _ARMS.items():
@@ -143,7 +143,7 @@ OPENPOSE_FACE_WEIGHTS = WeightsFile(
     source=f"{HORDE_CATALOG}; lllyasviel/Annotators @ 03b402ee1c5b",
 )
 _INPUT_HEIGHT = 184  # pixels of the body network's input
-_MAX_INPUT_WIDTH = 16 * _INPUT_HEIGHT  # to which a picture that is still wider is shrunk
+_MAX_INPUT_WIDTH = 16 * _INPUT_HEIGHT  # to which a image that is still wider is shrunk
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """People out of OpenPose's heat maps and part affinity fields (Cao et al., arXiv 1611.08050, section 2).
 
-The maps are at an eighth of the network's input, and the original enlarges all 57 to the picture before it looks for
+The maps are at an eighth of the network's input, and the original enlarges all 57 to the image before it looks for
 points. Enlarging, cutting the padding off and blurring are linear and separable, rows @ map @ columns.T: here they are
 two small matrices, and the fields, of which few values are needed, are never enlarged."""
 
@@ -29,11 +29,11 @@ _MAX_PAIRS = 2**13  # of points that are looked at together
 def group_bodies(
     heatmaps: np.ndarray, fields: np.ndarray, content_size: tuple[int, int], image_size: tuple[int, int]
 ) -> list[np.ndarray]:
-    """People as arrays (18, 3): x and y in whole pixels of a picture of `size` (height, width), and score; NaN where a
+    """People as arrays (18, 3): x and y in whole pixels of a image of `size` (height, width), and score; NaN where a
     point was not found.
 
     `heat` (18 or more, h, w) and `fields` (38, h, w) float32 are a network's for an input of 8h x 8w pixels, of which
-    `inside` (rows, columns) show the picture and the rest, on the right and below, is padding. The people are those
+    `inside` (rows, columns) show the image and the rest, on the right and below, is padding. The people are those
     that controlnet_aux 0.0.10's Body finds in the same maps."""
     way = cv2.INTER_AREA if sum(image_size) < sum(content_size) else cv2.INTER_LANCZOS4
     rows, columns = (
@@ -53,7 +53,7 @@ def group_bodies(
 
 
 def make_upsampling_matrix(map_length: int, content_length: int, image_length: int, interpolation: int) -> np.ndarray:
-    """The matrix (length, cells) by which a column of a map becomes one of the picture: enlarged to the network's
+    """The matrix (length, cells) by which a column of a map becomes one of the image: enlarged to the network's
     input, cut to what is `inside`, and resized to `length` in OpenCV's `way`."""
     input = cv2.resize(np.eye(map_length), (map_length, HEATMAP_STRIDE * map_length), interpolation=cv2.INTER_LANCZOS4)[
         :content_length

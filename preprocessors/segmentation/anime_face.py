@@ -39,7 +39,7 @@ _SHORT_SIDE = 512  # pixels of the short side that the network sees
 class AnimeFaceSegment:
     """The parts of an anime face in seven colours, seen at a short side of 512 pixels.
 
-    Maps are as large as the picture; sd-webui-controlnet leaves them at 512 pixels."""
+    Maps are as large as the image; sd-webui-controlnet leaves them at 512 pixels."""
 
     def __init__(self, device: str | Device, library: Library):
         from ...annotators import anime_face
@@ -50,7 +50,7 @@ class AnimeFaceSegment:
         return [make_segmentation_renderer(labels, ANIME_FACE_PALETTE) for labels in self.classify_pixels(images)]
 
     def classify_pixels(self, images: np.ndarray) -> np.ndarray:
-        """Numbers of classes (B, H, W) uint8 of pictures (B, H, W, 3) uint8, RGB. Raises ValueError when the network's
+        """Numbers of classes (B, H, W) uint8 of images (B, H, W, 3) uint8, RGB. Raises ValueError when the network's
         scores are no numbers, as where float16 overflows, and when a strip would need over 64 megapixels."""
         height, width = images.shape[1:3]
         short = min(height, width)

@@ -66,8 +66,8 @@ MattingFunction = Callable[["Network", np.ndarray], np.ndarray]
 
 
 def stretch_matting(network: Network, images: np.ndarray) -> np.ndarray:
-    """How much of each pixel is not background, (B, H, W) float32 in 0..1, of pictures (B, H, W, 3) uint8, RGB: seen as
-    squares, the least of a picture taken as 0 and the most as 1 (xuebinqin/DIS, Inference.py; briaai/RMBG-1.4)."""
+    """How much of each pixel is not background, (B, H, W) float32 in 0..1, of images (B, H, W, 3) uint8, RGB: seen as
+    squares, the least of a image taken as 0 and the most as 1 (xuebinqin/DIS, Inference.py; briaai/RMBG-1.4)."""
     small = np.stack(
         [
             cv2.resize(image, (MATTING_INPUT_SIZE, MATTING_INPUT_SIZE), interpolation=cv2.INTER_LINEAR)
@@ -112,7 +112,7 @@ def make_background_preprocessor(weights: WeightsFile, infer_mattes: MattingFunc
     file."""
 
     class Background:
-        """The picture on an even grey `ground`, or with `matte` what of it is not background, as white. Values: that,
+        """The image on an even grey `ground`, or with `matte` what of it is not background, as white. Values: that,
         (H, W) float32 in 0..1."""
 
         def __init__(self, device: str | Device, library: Library):

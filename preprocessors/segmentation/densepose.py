@@ -36,7 +36,7 @@ BODY_PARTS = (
     "lower leg left", "upper arm left", "upper arm right", "upper arm left", "upper arm right", "lower arm left",
     "lower arm right", "lower arm left", "lower arm right", "head", "head",
 )  # fmt: skip
-_MAX_ASPECT_RATIO = 100  # how many times as long as wide a picture may be for the network
+_MAX_ASPECT_RATIO = 100  # how many times as long as wide a image may be for the network
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +50,7 @@ class DensePoseSurfaces:
 
 
 def _detect_surfaces(network: Any, image: np.ndarray) -> DensePoseSurfaces:
-    """The surfaces of all people in a picture (H, W, 3) uint8, RGB, of whom the later found hide the others."""
+    """The surfaces of all people in a image (H, W, 3) uint8, RGB, of whom the later found hide the others."""
     height, width = image.shape[:2]
     boxes, coarse, fine, u, v = network(pad_to_multiple(image[None], 1, -(-max(height, width) // _MAX_ASPECT_RATIO))[0])
     labels, uv = np.zeros((height, width), np.uint8), np.zeros((height, width, 2), np.float32)

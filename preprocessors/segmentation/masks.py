@@ -1,4 +1,4 @@
-"""Things in a picture as masks that may overlap: which are duplicates, and their picture in colours."""
+"""Things in a image as masks that may overlap: which are duplicates, and their image in colours."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ObjectMask:
         return int(self.segmentation.sum())
 
     def crop(self, height: int, width: int) -> ObjectMask:
-        """What is of it in the picture's upper left part of that size."""
+        """What is of it in the image's upper left part of that size."""
         return replace(self, segmentation=self.segmentation[: max(height - self.top, 0), : max(width - self.left, 0)])
 
 
@@ -53,7 +53,7 @@ def non_max_suppression(boxes: np.ndarray, scores: np.ndarray, max_iou: float) -
 
 
 def render_masks(masks: list[ObjectMask], height: int, width: int, seed: int) -> np.ndarray:
-    """The masks' picture (H, W, 3) uint8 on black, the largest first, so that small ones lie on it. The n-th has the
+    """The masks' image (H, W, 3) uint8 on black, the largest first, so that small ones lie on it. The n-th has the
     n-th colour of the seed, 0 to 254 per channel as controlnet_aux draws them, however many there are."""
     colours = np.random.default_rng(seed).integers(0, 255, (len(masks), 3))
     canvas = np.zeros((height, width, 3), np.uint8)

@@ -1,8 +1,8 @@
 """Segment Anything (Kirillov et al., arXiv 2304.02643) by transformers 4.30 or later, and SAM2 (Ravi et al., arXiv
 2408.00714) by 4.56 or later.
 
-Everything in a picture as masks, by the Segment Anything networks of transformers: at points on a grid, then what is
-sure, stable and no duplicate (facebookresearch/segment-anything, automatic_mask_generator.py, on whole pictures).
+Everything in a image as masks, by the Segment Anything networks of transformers: at points on a grid, then what is
+sure, stable and no duplicate (facebookresearch/segment-anything, automatic_mask_generator.py, on whole images).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class TransformersSam:
         self.keeps_aspect = kind == "sam"
 
     def __call__(self, image: np.ndarray, points: int, least_score: float, least_stability: float) -> list[ObjectMask]:
-        """The masks in a picture (H, W, 3) uint8, RGB, found from points x points points: those of a score and a
+        """The masks in a image (H, W, 3) uint8, RGB, found from points x points points: those of a score and a
         stability over the least, the best score first."""
         import torch
 
@@ -127,7 +127,7 @@ class TransformersSam:
         return torch.cat(stabilities), torch.cat(boxes)
 
     def _upsample_logits(self, logits: Tensor, content_size: tuple[int, int], height: int, width: int) -> Tensor:
-        """Logits (N, h, w) of the network's input as (N, H, W) of the picture."""
+        """Logits (N, h, w) of the network's input as (N, H, W) of the image."""
         from torch.nn.functional import interpolate
 
         x = logits[:, None]

@@ -53,7 +53,7 @@ class TransformersSegmentation:
             raise ValueError(f"{str(where)!r} tells {count} classes apart, expected {len(palette.names)}")
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Numbers of classes (B, H, W) uint8 of pictures (B, H, W, 3) uint8, RGB. Raises ValueError when the network's
+        """Numbers of classes (B, H, W) uint8 of images (B, H, W, 3) uint8, RGB. Raises ValueError when the network's
         scores are no numbers, as where float16 overflows."""
         scores = self.infer_scores(self.network, preprocess_images(self.preprocessor_config, images))
         if not scores.isfinite().all():
@@ -61,7 +61,7 @@ class TransformersSegmentation:
         return upsample_argmax(scores.to(self.network.device), images.shape[1], images.shape[2])
 
     def make_renderers(self, images: np.ndarray) -> list[SegmentationRenderer]:
-        """For each picture what draws its map, at the height and width kept."""
+        """For each image what draws its map, at the height and width kept."""
         return [make_segmentation_renderer(labels, self.palette) for labels in self(images)]
 
 
@@ -90,7 +90,7 @@ def make_segmentation_preprocessor(files: ModelFiles, palette: Palette) -> type:
 
 def upsample_argmax(scores: Tensor, height: int, width: int) -> np.ndarray:
     """The class (B, H, W) uint8 of the highest of scores (B, classes, h, w), enlarged to H and W, the first of equal
-    ones. Some classes at a time: 150 of a picture of 4000x3000 pixels would take 7 GB."""
+    ones. Some classes at a time: 150 of a image of 4000x3000 pixels would take 7 GB."""
     import torch
     from torch.nn import functional as F
 

@@ -44,7 +44,7 @@ class Segmentation:
         return [make_segmentation_renderer(labels, ADE20K_PALETTE) for labels in self.classify_pixels(images)]
 
     def classify_pixels(self, images: np.ndarray) -> np.ndarray:
-        """Numbers of classes (B, H, W) uint8 of pictures (B, H, W, 3) uint8, RGB. Raises ValueError when the network's
+        """Numbers of classes (B, H, W) uint8 of images (B, H, W, 3) uint8, RGB. Raises ValueError when the network's
         scores are no numbers, as where float16 overflows."""
         from torch.nn.functional import interpolate
 
