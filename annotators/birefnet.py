@@ -1,5 +1,5 @@
 """BiRefNet (Zheng et al., Bilateral Reference for High-Resolution Dichotomous Image Segmentation, arXiv 2401.03407):
-what stands out in a image, by a Swin Transformer on the image and on its half, and a decoder that looks at the
+what stands out in an image, by a Swin Transformer on the image and on its half, and a decoder that looks at the
 image again at each step.
 
 Written after ZhengPeng7/BiRefNet @ 25cb9309bacf, models/, with its names of weights, without what only training needs.

@@ -138,7 +138,8 @@ def _make_head(in_channels: int, hidden_channels: int, out_channels: int) -> nn.
 
 
 def _compute_ray_directions(x: Tensor, camera: Tensor, stride: int) -> Tensor:
-    """Where the rays of pixels `scale` times coarser than the image go: right and down (B, 2, h, w), forward 1."""
+    """Return the directions of the rays of a map `stride` times coarser than the image: right and down `(B, 2, h, w)`,
+    for a forward component of 1."""
     height, width = x.shape[2:]
     columns = torch.arange(width, device=x.device, dtype=x.dtype)
     rows = torch.arange(height, device=x.device, dtype=x.dtype)

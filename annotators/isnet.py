@@ -1,4 +1,4 @@
-"""IS-Net (Qin et al., Highly Accurate Dichotomous Image Segmentation, arXiv 2203.03041): what stands out in a image,
+"""IS-Net (Qin et al., Highly Accurate Dichotomous Image Segmentation, arXiv 2203.03041): what stands out in an image,
 on U-Nets nested in a U-Net (U²-Net, arXiv 2005.09007).
 
 Written after xuebinqin/DIS's ISNetDIS, with its names of weights."""

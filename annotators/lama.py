@@ -1,4 +1,4 @@
-"""LaMa: what could be where a image is masked (Suvorov et al., Resolution-robust Large Mask Inpainting with Fourier
+"""LaMa: what could be where an image is masked (Suvorov et al., Resolution-robust Large Mask Inpainting with Fourier
 Convolutions, WACV 2022), in the size big-lama.
 
 Written after the paper and advimman/lama @ 786f5936b27f (Apache-2.0), with its names of weights."""

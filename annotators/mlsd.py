@@ -1,4 +1,4 @@
-"""M-LSD: straight lines of a image (Gu et al., Towards Light-weight and Real-time Line Segment Detection, AAAI
+"""M-LSD: straight lines of an image (Gu et al., Towards Light-weight and Real-time Line Segment Detection, AAAI
 2022), in its sizes large and tiny.
 
 Written after the paper and lhwcv/mlsd_pytorch @ 2312205254e6 (Apache-2.0), with its names of weights."""
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-MAX_LINES = 200  # lines of a image
+MAX_LINES = 200  # lines of an image
 _STAGES = (
     (1, 16, 1, 1),
     (6, 24, 2, 2),

@@ -64,8 +64,8 @@ class _Stage(nn.Module):
 
 
 def _make_shift_mask(x: Tensor, window: int) -> Tensor:
-    """What is added to attention in shifted windows of x (B, H, W, C), (windows, 1, window^2, window^2): 0, or -inf
-    between what only the shift has brought together."""
+    """Return the mask `(windows, 1, window^2, window^2)` that is added to the attention in shifted windows of x `(B, H,
+    W, C)`: 0, or -inf between places that only the shift has brought together."""
     height, width = x.shape[1:3]
     region = torch.zeros(1, height + -height % window, width + -width % window, 1)
     parts = (slice(-window), slice(-window, -(window // 2)), slice(-(window // 2), None))
@@ -129,7 +129,7 @@ class _WindowAttention(nn.Module):
 
 
 def _compute_relative_position_index(window: int) -> Tensor:
-    """Where in the table the bias between two places of a window is, (window^2, window^2)."""
+    """Return the index `(window^2, window^2)` into the table of biases for each pair of places in a window."""
     rows, columns = (side.flatten() for side in torch.meshgrid(*[torch.arange(window)] * 2, indexing="ij"))
     down, right = (side[:, None] - side[None] + window - 1 for side in (rows, columns))
     return down * (2 * window - 1) + right

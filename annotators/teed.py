@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def smish(x: Tensor) -> Tensor:
-    """x tanh(ln(1 + s)) with s = sigmoid(x), written without the two: tanh(ln u) = (u^2 - 1) / (u^2 + 1)."""
+    """Compute x tanh(ln(1 + s)) with s = sigmoid(x), for x of any shape, by tanh(ln u) = (u^2 - 1) / (u^2 + 1)."""
     s = x.sigmoid()
     s = s.mul_(s + 2)  # (1 + s)^2 - 1
     return s.div_(s + 2).mul_(x)

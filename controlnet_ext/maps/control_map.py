@@ -35,7 +35,7 @@ MAP_KINDS = tuple(MODEL_NAME_WORDS)
 
 @dataclass(frozen=True, eq=False)
 class ControlMap:
-    """A control map: `pixels` (H, W, 3) uint8 RGB, `kind` (one of KINDS), and in `values` what a image cannot hold:
+    """A control map: `pixels` (H, W, 3) uint8 RGB, `kind` (one of KINDS), and in `values` what an image cannot hold:
     depth as floats (H, W), people with key points, an embedding; None where the image says all. `fine` is a grey
     image in 65,536 steps, (H, W) uint16, where it has them; pixels are its upper 8 bits. Raises ValueError on
     anything else."""

@@ -1,4 +1,4 @@
-"""How well a image obeys the map that guided it."""
+"""How well an image obeys the map that guided it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ class EdgeScore(NamedTuple):
 
 
 def edge_f1(expected: np.ndarray, actual: np.ndarray) -> EdgeScore:
-    """F1 of two edge maps (H, W) or (H, W, 3), uint8 or bool, anything above 127 (or True) is an edge.
+    """Compute the F1 scores of two edge maps `(H, W)` or `(H, W, 3)`, uint8 or bool; anything above 127 (or True) is an
+    edge.
 
-    `within_1px`: an edge pixel counts as right when the other map has one in its 3x3 neighbourhood, in both directions
-    (precision: found in the dilated asked map; recall: asked in the dilated found map).
+    `within_1px`: an edge pixel counts as right when the other map has one in its 3x3 neighborhood, in both directions
+    (precision: found in the dilated expected map; recall: expected in the dilated found map). ValueError when the maps
+    differ in size.
     """
     a, b = _binarize(expected), _binarize(actual)
     if a.shape != b.shape:
@@ -35,7 +37,7 @@ def edge_f1(expected: np.ndarray, actual: np.ndarray) -> EdgeScore:
 
 
 def canny_f1(expected: np.ndarray, image: np.ndarray, low: int = 100, high: int = 200) -> EdgeScore:
-    """F1 between an asked canny map and the canny map of a image (H, W, 3) RGB uint8, with the thresholds of both."""
+    """F1 between an asked canny map and the canny map of an image (H, W, 3) RGB uint8, with the thresholds of both."""
     return edge_f1(expected, cv2.Canny(np.ascontiguousarray(image), low, high))
 
 

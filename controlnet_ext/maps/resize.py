@@ -58,7 +58,7 @@ def resize_map(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _count_colors(image: np.ndarray) -> int:
-    """How many colours a image (H, W, 3) has; of more than 200 only that it has so many."""
+    """Count the distinct colors of an image `(H, W, 3)`, up to 201."""
     flat = image.reshape(-1, 3)
     seen = np.zeros(1 << 24, bool)  # a tick for each possible colour, no sorting; untouched pages cost nothing
     for some in (flat[::61], flat):  # a photo shows in the sample that it is one
@@ -141,14 +141,14 @@ def fit(pixels: np.ndarray, height: int, width: int, mode: str = "crop") -> np.n
 
 
 def fit_for_outpainting(pixels: np.ndarray, mask: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """A image and the mask of what is to be painted in it, both (H, W, 3), fitted by "fill": what is added around is
+    """An image and the mask of what is to be painted in it, both (H, W, 3), fitted by "fill": what is added around is
     white in the mask."""
     both = fit(np.concatenate([pixels, mask[..., :1]], axis=2), height, width, "fill")
     return np.ascontiguousarray(both[..., :3]), np.repeat(both[..., 3:], 3, axis=2)
 
 
 def compute_fit_resolution(height: int, width: int, target_height: int, target_width: int, mode: str = "crop") -> int:
-    """The `resolution` at which a image (height, width) gives a map that `fit` neither enlarges nor shrinks."""
+    """The `resolution` at which an image (height, width) gives a map that `fit` neither enlarges nor shrinks."""
     return max(1, round(_fit_scale(height, width, target_height, target_width, mode) * min(height, width)))
 
 
@@ -172,9 +172,9 @@ def _fill_border(pixels: np.ndarray, height: int, width: int, top: int, left: in
 
 
 def resize_for_detection(pixels: np.ndarray, resolution: int) -> tuple[np.ndarray, int, int]:
-    """The image with its short side at `resolution` pixels, cubic when enlarged, by area when shrunk; then extended
-    on the right and below with its edge pixels to multiples of 64. Also height and width before that. Raises what
-    working_size does."""
+    """Resize an image `(H, W, 3)` so that its short side is `resolution` pixels (cubic when enlarged, by area when
+    shrunk), and extend it on the right and below with its edge pixels to multiples of 64. Return the image, and the
+    height and width before the extension. Raises ValueError as `working_size` does."""
     height, width = compute_working_size(pixels.shape[0], pixels.shape[1], resolution)
     enlarging = height * width > pixels.shape[0] * pixels.shape[1]
     if (height, width) != pixels.shape[:2]:

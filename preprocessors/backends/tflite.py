@@ -34,7 +34,8 @@ class TfliteNetwork:
         self._output_names = [names[size] for size in output_sizes]
 
     def _measure_output(self, name: str) -> int:
-        """How many values a layer gives. OpenCV 5 lists only one of several outputs as such, but gives the others."""
+        """Count the values that a layer gives. OpenCV 5 lists only one of several outputs as such, but gives the
+        others."""
         try:
             return self._net.forward(name).size
         except cv2.error:  # a layer that became part of another

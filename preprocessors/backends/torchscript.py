@@ -26,7 +26,7 @@ class TorchscriptNetwork:
         self._program, self._device, self.bytes = program, device, bytes
 
     def __call__(self, image: np.ndarray) -> tuple[Any, ...]:
-        """The program's tensors, on the CPU, for a image (H, W, 3) uint8, given to it as (3, H, W). Raises ValueError
+        """The program's tensors, on the CPU, for an image (H, W, 3) uint8, given to it as (3, H, W). Raises ValueError
         when it fails."""
         import torch
 

@@ -23,7 +23,7 @@ from ...errors import one_line
 from ...files.disk import read_json
 from ...files.hub import WeightsFile
 from ...files.image_formats import check_pixels
-from ..edges.soft_edges import to_batch_tensor
+from .tensors import to_batch_tensor
 from .torch import Device, Network
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ _SPARE_TENSORS = 1000  # tensors that a network may have beside twice those of i
 
 
 def check_config_numbers(name: str, settings: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> None:
-    """Raises ValueError, beginning with `name`, if a whole number in the settings, or the sum of a list of them, is
-    over 65,536 and over the longest side of the tensors."""
+    """Check the whole numbers of a config. ValueError, beginning with `name`, if one of them, or the sum of a list of
+    them, is over 65,536 and over the longest side of the tensors, whatever their shapes."""
     sides = (side for tensor in (tensors or {}).values() for side in tensor.shape)
     most = max(_MAX_NUMBER, max(sides, default=0))
     for key, value in iter_config_values(settings):
@@ -62,8 +62,8 @@ def iter_config_values(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]
 
 @contextmanager
 def limit_parameters(tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """While a network is built in this thread: ValueError as soon as it has far more parameters than there are
-    tensors, or far larger ones."""
+    """Return a context manager for the time in which a network is built in this thread: ValueError as soon as it has
+    far more parameters than there are tensors, or far larger ones, whatever their shapes."""
     from torch.nn.modules.module import register_module_parameter_registration_hook
 
     most = 2 * len(tensors) + _SPARE_TENSORS
@@ -192,8 +192,8 @@ def load_transformers_module(path: Path, weights_name: str, class_name: str) -> 
 
 
 def _list_config_errors() -> tuple[type[Exception], ...]:
-    """What transformers raises at a config.json that is not of the network: its numbers are not looked at before they
-    are used. RuntimeError also for the shapes of tensors."""
+    """Return the exceptions that transformers raises at a config.json that is not of the network, whose numbers it does
+    not check before use; RuntimeError also for the shapes of tensors."""
     import huggingface_hub
 
     strict = getattr(huggingface_hub.errors, "StrictDataclassError", ValueError)  # of huggingface_hub from 0.35 on
@@ -218,9 +218,10 @@ def preprocess_images(settings: dict[str, Any], images: np.ndarray) -> Tensor:
 
 
 def compute_input_size(settings: dict[str, Any], height: int, width: int) -> tuple[int, int]:
-    """Height and width of the input for a image of these. As transformers' classes have it: exactly that; or the
-    short side so long, unless the long one then were too long; or only the long side so long. A lone number is a
-    square's, beside a max_size the short side. Raises as `prepared`."""
+    """Compute the height and width of a network's input for an image of these. As in transformers' classes: exactly the
+    configured size; or the short side of that length, unless the long one then were too long; or only the long side
+    of that length. A lone number is a square's side, beside a max_size the short side. ValueError as
+    `preprocess_images`."""
     size = settings.get("size")
     if isinstance(size, int):
         longest = settings.get("max_size")

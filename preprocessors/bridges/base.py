@@ -22,8 +22,8 @@ import numpy as np
 from ...errors import one_line
 from ...files.hub import WeightsFile
 from ...maps.resize import resize_map
+from ..backends.tensors import pad_to_multiple
 from ..backends.torch import Device
-from ..edges.soft_edges import pad_to_multiple
 from ..parameters import Range
 from ..registry import preprocessor
 
@@ -52,7 +52,7 @@ class Package:
 
     @property
     def folder(self) -> Path | None:
-        """Where it is, None where it is not installed. It is not imported for that."""
+        """The folder of the installed package, or None. The package is not imported for that."""
         found = PathFinder.find_spec(self.name)
         return Path(found.origin).parent if found and found.origin else None
 

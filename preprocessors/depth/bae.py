@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...files.hub import HORDE_CATALOG, WeightsFile
+from ..backends.tensors import pad_to_multiple
 from ..backends.transformers import normalize_imagenet
-from ..edges.soft_edges import pad_to_multiple
 from ..registry import Traits, preprocessor
 from .normals_of_depth import encode_normals
 

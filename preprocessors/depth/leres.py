@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 
 from ...files.hub import HORDE_CATALOG, WeightsFile
+from ..backends.tensors import pad_to_multiple
 from ..backends.transformers import normalize_imagenet
-from ..edges.soft_edges import pad_to_multiple
 from ..parameters import Range
 from ..registry import preprocessor
 from .shades import depth_to_uint16
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
 
 EstimateFunction = Callable[
     [np.ndarray, int], np.ndarray
-]  # a image and the size to work at; depth (H, W) of the image
+]  # an image and the size to work at; depth (H, W) of the image
 MergeFunction = Callable[[np.ndarray, np.ndarray], np.ndarray]  # coarse and detailed, SIZE x SIZE in 0..1; the same
 RECEPTIVE_FIELD = 448  # pixels that the network of depth sees at once
 MERGE_SIZE = 1024  # at which maps are merged
 _MAX_SIZE = 1600  # for the whole image
-_SEARCH_STRIDE = 32  # the search for a size runs on a image so many times smaller
+_SEARCH_STRIDE = 32  # the search for a size runs on an image so many times smaller
 _MAX_EDGELESS_SHARE = 0.2  # of the image may be without an edge in sight
 
 
 def boost_depth(image: np.ndarray, estimate: EstimateFunction, merge: MergeFunction) -> np.ndarray:
-    """Depth (H, W) of a image (H, W, 3) uint8, 0..1 but for the overshoot of resizing."""
+    """Depth (H, W) of an image (H, W, 3) uint8, 0..1 but for the overshoot of resizing."""
     height, width = image.shape[:2]
     size, density = _find_best_size(image)
     whole = _estimate_double(image, size, estimate, merge)
@@ -243,6 +243,6 @@ def _make_depth_renderer(depth: np.ndarray, near_percent: float, background_perc
 
 
 def _clip_depth(distance: np.ndarray, near_percent: float, background_percent: float) -> np.ndarray:
-    """Distance (H, W) uint16 as a image, near white, without so many percent of the nearest and farthest."""
+    """Distance (H, W) uint16 as an image, near white, without so many percent of the nearest and farthest."""
     white = np.where(distance > near_percent / 100 * 65535, 65535 - distance, np.uint16(65535))
     return np.where(white > background_percent / 100 * 65535, white, np.uint16(0))

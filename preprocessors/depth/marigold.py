@@ -1,4 +1,4 @@
-"""Marigold (Ke et al., arXiv 2312.02145 and 2505.09358): a diffusion model that draws depth or normals of a image, by
+"""Marigold (Ke et al., arXiv 2312.02145 and 2505.09358): a diffusion model that draws depth or normals of an image, by
 diffusers 0.28 or later."""
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from ...errors import one_line
 from ...files.disk import read_json
 from ...files.hub import WeightsFile
 from ...files.weights import read_weights
+from ..backends.tensors import pad_to_multiple
 from ..backends.torch import Device, Network
 from ..backends.transformers import (
     CONFIG_JSON,
@@ -26,7 +27,6 @@ from ..backends.transformers import (
     limit_parameters,
     load_transformers_module,
 )
-from ..edges.soft_edges import pad_to_multiple
 from ..parameters import Range
 from ..registry import preprocessor
 from .normals_of_depth import encode_normals
@@ -84,15 +84,15 @@ class MarigoldPipeline:
 
     @cached_property
     def bytes(self) -> int:
-        """How much memory it takes, for the pool that keeps it."""
+        """The memory that its parts take, in bytes, for the cache that holds it."""
         return self.unet.bytes + self.vae.bytes
 
     def __call__(
         self, image: np.ndarray, steps: int | None, ensemble: int, seed: int, processing: int | None
     ) -> np.ndarray:
-        """What it draws of a image (H, W, 3) uint8, RGB: (H, W, C) float32. `steps` and `processing`, the longer
-        side in pixels at which it works (0: the image's own), are the model's own if None. Raises ValueError where
-        scipy is missing, which aligns an ensemble of depths, or the drawing is no number."""
+        """Predict a map `(H, W, C)` float32 from an image `(H, W, 3)` uint8, RGB. `steps` and `processing`, the longer
+        side in pixels at which the network works (0: the image's own), are the model's own if None. ValueError where
+        scipy is missing, which aligns an ensemble of depths, or where the prediction is not finite."""
         import diffusers
         import torch
 
@@ -132,7 +132,7 @@ _PIPELINE_COMPONENTS = {"unet", "vae", "scheduler", "text_encoder", "tokenizer"}
 
 
 def _preprocess_in_float32(preprocess: Callable[..., Any]) -> Callable[..., Any]:
-    """Marigold's preparation of a image in float32, for torch shrinks none in bfloat16 on a CPU."""
+    """Marigold's preparation of an image in float32, for torch shrinks none in bfloat16 on a CPU."""
     import torch
 
     def prepared(image: Any, processing: int, way: str, device: Any, dtype: Any) -> tuple[Any, ...]:

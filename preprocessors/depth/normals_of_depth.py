@@ -47,9 +47,10 @@ def encode_normals(normals: np.ndarray) -> np.ndarray:
 
 
 def encode_midas_normals(inverse_depth: np.ndarray, threshold: float) -> np.ndarray:
-    """What ControlNet 1.0's normal model reads, (H, W, 3) uint8: Sobel's derivatives of inverse depth (H, W) float32
-    in MiDaS's unit, 0 where it is below `threshold` of the way from its least to its largest, beside a constant 2 pi.
-    Red is to the viewer, green up, blue left; no camera is meant (sd-webui-controlnet's normal_midas)."""
+    """Encode inverse depth `(H, W)` float32 in MiDaS's unit as the map `(H, W, 3)` uint8 that ControlNet 1.0's normal
+    model reads: Sobel's derivatives, 0 where the depth is below `threshold` of the way from its least to its
+    largest, beside a constant 2 pi. Red points to the viewer, green up, blue left; no camera is assumed
+    (sd-webui-controlnet's normal_midas)."""
     least, largest = inverse_depth.min(), inverse_depth.max()
     far = inverse_depth - least < threshold * (largest - least)
     left, up = (np.where(far, 0, cv2.Sobel(inverse_depth, cv2.CV_32F, *axis, ksize=3)) for axis in ((1, 0), (0, 1)))
@@ -77,7 +78,7 @@ def _fit_planes(inverse_depth: np.ndarray, sigma: float) -> tuple[np.ndarray, np
     one = np.ones((height, width))
     a, x, y, xx, xy, yy = (moment(one, p, q) for p, q in ((0, 0), (1, 0), (0, 1), (2, 0), (1, 1), (0, 2)))
     matrix = np.stack([a, x, y, x, xx, xy, y, xy, yy], axis=2).reshape(height, width, 3, 3)
-    matrix[..., range(3), range(3)] += 1e-12  # a image of one row has no slope down
+    matrix[..., range(3), range(3)] += 1e-12  # an image of one row has no slope down
     right = np.stack([moment(inverse_depth, 0, 0), moment(inverse_depth, 1, 0), moment(inverse_depth, 0, 1)], axis=2)
     value, *slopes = np.moveaxis(np.linalg.solve(matrix, right[..., None])[..., 0], 2, 0)
     return value, *slopes
@@ -90,7 +91,7 @@ def normal_depth(
     far: Annotated[float, Range(1, 1000)] = 4,
     smooth: Annotated[float, Range(0, 20)] = 2,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Normals for ControlNet 1.1 from a image of depth, near white, linear in inverse depth as most preprocessors
+    """Normals for ControlNet 1.1 from an image of depth, near white, linear in inverse depth as most preprocessors
     make it: of a camera whose longer side spans `fov` degrees, black `far` times as far as white. `smooth` is the
     window in pixels that hides the image's 256 steps. The map's values are the unit normals (H, W, 3), left, up and
     to the viewer."""

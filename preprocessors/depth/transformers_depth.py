@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...files.disk import read_json
+from ..backends.tensors import pad_to_multiple, to_batch_tensor
 from ..backends.transformers import (
     CONFIG_JSON,
     PREPROCESSOR_CONFIG_JSON,
@@ -18,7 +19,6 @@ from ..backends.transformers import (
     import_transformers_class,
     load_transformers_network,
 )
-from ..edges.soft_edges import pad_to_multiple, to_batch_tensor
 from .shades import encode_inverse_depth, encode_metric_depth, encode_zoe_depth
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def _make_depth_pro(network: Network, folder_path: Path) -> DepthFunction:
 
 
 def _compute_min_short_side(image_processor: Any, images: np.ndarray) -> int:
-    """How long the short side must be: an input that is made smaller with its aspect kept must not lose it."""
+    """Return the least length of the short side at which an input shrunk with its aspect kept does not lose it."""
     if not image_processor.keep_aspect_ratio:
         return 1
     return ceil(

@@ -9,9 +9,10 @@ import cv2
 import numpy as np
 
 from ...files.hub import DINKSTER_HASHES, HORDE_CATALOG, WeightsFile
+from ..backends.tensors import pad_to_multiple, to_batch_tensor
 from ..parameters import Range
 from ..registry import Traits, preprocessor
-from .soft_edges import pad_to_multiple, to_batch_tensor, to_uint8
+from .soft_edges import to_uint8
 
 if TYPE_CHECKING:
     from ..backends.torch import Device
@@ -89,11 +90,12 @@ def lineart_standard(
     sigma: Annotated[float, Range(0.1, 100)] = 6.0,
     intensity_threshold: Annotated[float, Range(0, 255)] = 8,
 ) -> np.ndarray:
-    """How much darker each pixel is than its surroundings (a Gaussian of `sigma` pixels) in the channel where it is
-    so least; scaled so that the median of what exceeds `intensity_threshold` becomes 127. (H, W), white lines on
-    black.
+    """Draw lines `(H, W)`, white on black, by how much darker each pixel of an image `(H, W, 3)` is than its
+    surroundings (a Gaussian of `sigma` pixels), in the channel where the difference is least; scaled so that the
+    median of what exceeds `intensity_threshold` becomes 127.
 
-    Bit-equal to controlnet_aux 0.0.10's LineartStandardDetector at the same size."""
+    Bit-equal to controlnet_aux 0.0.10's LineartStandardDetector at the same size.
+    """
     pixels = image.astype(np.float32)
     darker = (cv2.GaussianBlur(pixels, (0, 0), sigma) - pixels).min(axis=2).clip(0, 255)
     lines = darker[darker > intensity_threshold]

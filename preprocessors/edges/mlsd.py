@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 
 from ...files.hub import DINKSTER_HASHES, HORDE_CATALOG, WeightsFile
+from ..backends.tensors import pad_to_multiple, to_batch_tensor
 from ..parameters import Range
 from ..registry import Traits, preprocessor
-from .soft_edges import pad_to_multiple, to_batch_tensor
 
 if TYPE_CHECKING:
     from ..backends.torch import Device

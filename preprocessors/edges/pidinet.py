@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...files.hub import HORDE_CATALOG, WeightsFile
+from ..backends.tensors import pad_to_multiple, to_batch_tensor
 from ..registry import Traits, preprocessor
-from .soft_edges import pad_to_multiple, quantize_edges, scribble_from_edges, to_batch_tensor, to_uint8
+from .soft_edges import quantize_edges, scribble_from_edges, to_uint8
 
 if TYPE_CHECKING:
     from ..backends.torch import Device

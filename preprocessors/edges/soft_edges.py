@@ -8,36 +8,21 @@ import cv2
 import numpy as np
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 _DIAGONAL = np.eye(3, dtype=np.uint8)
 _DIRECTIONS = [_DIAGONAL, np.fliplr(_DIAGONAL), np.ones((1, 3), np.uint8), np.ones((3, 1), np.uint8)]
 
 
-def pad_to_multiple(images: np.ndarray, multiple: int, min_size: int = 1) -> np.ndarray:
-    """Images (B, H, W, 3) extended on the right and below with their edge pixels to multiples of that, and to `least`
-    pixels. No further than a network needs: PiDiNet's F on BSDS500's images of 321x481 is .713 as they are, .683
-    extended to multiples of 64."""
-    height, width = images.shape[1:3]
-    bottom, right = (max(-side % multiple, min_size - side) for side in (height, width))
-    return np.pad(images, ((0, 0), (0, bottom), (0, right), (0, 0)), mode="edge")
-
-
-def to_batch_tensor(images: np.ndarray) -> Tensor:
-    """Images (B, H, W, C) as a tensor (B, C, H, W) float32 of the same values."""
-    import torch
-
-    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float()
-
-
 def to_uint8(edges: np.ndarray) -> np.ndarray:
-    """Edges in 0..1 as 0..255, cut to whole numbers as ControlNet does."""
+    """Convert edges in 0..1, of any shape, to 0..255, truncated to whole numbers as in ControlNet."""
     return (edges * 255).clip(0, 255).astype(np.uint8)
 
 
 def quantize_edges(edges: np.ndarray, steps: int = 2) -> np.ndarray:
-    """Edges in 0..1 in `steps` steps, trunc((steps + 1) x) / steps, which hide what a map says beyond its lines. What
-    comes to more than 1 is for `grey` to cut (lllyasviel/ControlNet-v1-1-nightly, annotator/util.py, safe_step)."""
+    """Quantize edges in 0..1, of any shape, to `steps` steps, trunc((steps + 1) x) / steps, which hide what a map says
+    beyond its lines. Values above 1 are left for `to_uint8` to clip (lllyasviel/ControlNet-v1-1-nightly,
+    annotator/util.py, safe_step)."""
     return np.trunc(edges.astype(np.float32) * np.float32(steps + 1)) / np.float32(steps)
 
 

@@ -7,10 +7,11 @@ import cv2
 import numpy as np
 
 from ...files.hub import DINKSTER_HASHES, HORDE_CATALOG, WeightsFile
+from ..backends.tensors import pad_to_multiple, to_batch_tensor
 from ..parameters import Range
 from ..registry import preprocessor
 from .lineart import lineart_standard
-from .soft_edges import pad_to_multiple, quantize_edges, to_batch_tensor, to_uint8
+from .soft_edges import quantize_edges, to_uint8
 
 if TYPE_CHECKING:
     from ..backends.torch import Device
@@ -85,7 +86,7 @@ class Anyline:
 
 
 def extract_lines(image: np.ndarray) -> np.ndarray:
-    """The lines of a image (H, W, 3), (H, W) uint8, less those of fewer than 12 pixels that touch side by side."""
+    """The lines of an image (H, W, 3), (H, W) uint8, less those of fewer than 12 pixels that touch side by side."""
     drawn = lineart_standard(image, sigma=2.0, intensity_threshold=3)
     _, labels, found, _ = cv2.connectedComponentsWithStats((drawn > 0).astype(np.uint8), connectivity=4)
     large = found[:, cv2.CC_STAT_AREA] >= MIN_SPECK_PIXELS

@@ -12,5 +12,6 @@ from ..registry import preprocessor
 
 @preprocessor("blur_gaussian", makes="tile", aliases=("tile_gaussian",))
 def blur_gaussian(image: np.ndarray, sigma: Annotated[float, Range(0.01, 64)] = 9) -> Callable[[int, int], np.ndarray]:
-    """The image blurred by a Gaussian of `sigma` pixels, mirrored at its border: what tile and blur models read."""
+    """Blur an image `(H, W, 3)` by a Gaussian of `sigma` pixels, mirrored at its border: the map that tile and blur
+    models read."""
     return lambda height, width: cv2.GaussianBlur(image[:height, :width], (0, 0), sigma)

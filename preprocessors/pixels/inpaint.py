@@ -10,7 +10,7 @@ import numpy as np
 
 from ...files.hub import WeightsFile
 from ...maps.resize import resize_for_detection
-from ..edges.soft_edges import to_batch_tensor
+from ..backends.tensors import to_batch_tensor
 from ..parameters import Range
 from ..registry import Traits, preprocessor
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @preprocessor("inpaint", makes="inpaint", label="inpaint_global_harmonious", traits=Traits(has_resolution_slider=False))
 def inpaint(image: np.ndarray) -> np.ndarray:
-    """The image as it is; the whole of it may change."""
+    """Return the image `(H, W, 3)` as it is; the whole of it may change."""
     return image
 
 
@@ -36,7 +36,7 @@ def inpaint(image: np.ndarray) -> np.ndarray:
     ),
 )
 def inpaint_only(image: np.ndarray) -> np.ndarray:
-    """The image as it is. That nothing changes outside of the mask is for the pipeline to see to."""
+    """Return the image `(H, W, 3)` as it is. The pipeline keeps what the mask leaves."""
     return image
 
 

@@ -9,5 +9,6 @@ from ..registry import Traits, preprocessor
     "invert", makes="lines", label="invert (from white bg & black line)", traits=Traits(has_resolution_slider=False)
 )
 def invert(image: np.ndarray) -> np.ndarray:
-    """The negative, 255 - image: makes a drawing in black on white what line models read, white on black."""
+    """Return the negative `(H, W, 3)`, 255 - image: a drawing in black on white becomes what line models read, white on
+    black."""
     return 255 - image

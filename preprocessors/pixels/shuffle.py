@@ -13,11 +13,12 @@ NOISE_CELL_SIZE = 256  # pixels between two points of the noise
 
 @preprocessor("shuffle", makes="shuffle", traits=Traits(is_default_for_kind=True))
 def shuffle(image: np.ndarray, seed: Annotated[int, Range(0, 2**32 - 1)] = 0) -> np.ndarray:
-    """The image with its places shuffled and its colours kept: each pixel is taken from where two smooth noises of
-    `seed` point, one for x and one for y, each reaching from side to side.
+    """Shuffle the places of an image `(H, W, 3)` and keep its colors: each pixel is taken from where two smooth noises
+    of `seed` point, one for x and one for y, each reaching from side to side.
 
     Bit-equal to controlnet_aux 0.0.10's ContentShuffleDetector after numpy.random.seed(seed), at the same size;
-    sd-webui-controlnet's seed is seed + subseed."""
+    sd-webui-controlnet's seed is seed + subseed.
+    """
     height, width = image.shape[:2]
     numbers = np.random.RandomState(seed)
     x = _make_smooth_noise(numbers, height, width) * (width - 1)

@@ -17,7 +17,7 @@ VariationParameter = Annotated[int, Range(3, 32)]
 
 @preprocessor("tile_colorfix", makes="tile", traits=Traits(fixes_colors=True, has_resolution_slider=False))
 def tile_colorfix(image: np.ndarray, variation: VariationParameter = 8) -> np.ndarray:
-    """The image as it is, whose colours the result keeps over boxes of 2 `variation` + 1 latents."""
+    """Return the image `(H, W, 3)` as it is; the result keeps its colors over boxes of 2 `variation` + 1 latents."""
     return image
 
 
@@ -25,7 +25,8 @@ def tile_colorfix(image: np.ndarray, variation: VariationParameter = 8) -> np.nd
 def tile_colorfix_sharp(
     image: np.ndarray, variation: VariationParameter = 8, sharpness: Annotated[float, Range(0, 2)] = 1.0
 ) -> np.ndarray:
-    """As tile_colorfix; guidance leads away from what is blurred by `sharpness` hundredths."""
+    """Return the image `(H, W, 3)` as it is, for `tile_colorfix` with sharpening: guidance leads away from what is
+    blurred by `sharpness` hundredths."""
     return image
 
 
@@ -33,7 +34,8 @@ def tile_colorfix_sharp(
 def tile_resample(
     image: np.ndarray, down_sampling_rate: Annotated[float, Range(1, 8)] = 1
 ) -> Callable[[int, int], np.ndarray]:
-    """The image, made smaller by the rate if that is 1.1 or more, each pixel the mean of the area it covers."""
+    """Shrink an image `(H, W, 3)` by the rate if that is 1.1 or more; each pixel becomes the mean of the area that it
+    covers."""
 
     def smaller(height: int, width: int) -> np.ndarray:
         kept = image[:height, :width]

@@ -18,7 +18,7 @@ _EYES = (14, 15)  # right, left
 
 
 def person_from_coco(coco: np.ndarray, height: int, width: int) -> Person:
-    """A person of COCO's 17 points, or COCO-WholeBody's 133, (17, 3) or (133, 3): x, y in pixels of a image, score.
+    """A person of COCO's 17 points, or COCO-WholeBody's 133, (17, 3) or (133, 3): x, y in pixels of an image, score.
 
     Points below 0.3 are absent, and so is a hand or face that has none. The neck is between the shoulders. The
     pupils, which COCO-WholeBody lacks, are the body's eyes. Raises ValueError for another number of points."""

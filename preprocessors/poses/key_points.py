@@ -69,7 +69,7 @@ class Animal:
 
 @dataclass(frozen=True)
 class Poses:
-    """All that was found in a image of `width` x `height` pixels: up to 64 megapixels and 65535 a side."""
+    """All that was found in an image of `width` x `height` pixels: up to 64 megapixels and 65535 a side."""
 
     people: Sequence[Person]
     animals: Sequence[Animal]
@@ -83,7 +83,7 @@ class Poses:
 
 
 def key_points_from_pixels(points: Iterable[Sequence[float]], height: int, width: int) -> tuple[KeyPoint | None, ...]:
-    """Key points from (x, y, confidence) in pixels of a image; those that are NaN, or have no confidence, or lie
+    """Key points from (x, y, confidence) in pixels of an image; those that are NaN, or have no confidence, or lie
     further outside than a key point may, are None."""
     low, high = COORDINATE_RANGE
     return tuple(

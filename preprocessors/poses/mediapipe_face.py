@@ -32,7 +32,7 @@ _MIN_PRESENCE = 0.5  # how surely a face is in it
 
 
 class FaceBox(NamedTuple):
-    """Where a face is, in pixels; `angle` in radians is that of the line from its right eye to its left."""
+    """The square around a face, in pixels; `angle` in radians is that of the line from its right eye to its left."""
 
     x: float
     y: float

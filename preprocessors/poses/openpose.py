@@ -1,4 +1,4 @@
-"""Hands and faces: where in a image a body says they are, and their points out of heat maps.
+"""Hands and faces: where in an image a body says they are, and their points out of heat maps.
 
 After controlnet_aux 0.0.10, open_pose (hand.py, face.py, util.py), where a hand's box is CMU's own
 (src/openpose/hand/handDetector.cpp).
@@ -43,7 +43,7 @@ _HEAD_REACH = (
 
 
 def find_hand_boxes(body: np.ndarray, height: int, width: int) -> dict[str, SquareBox]:
-    """Squares around the hands, "left" and "right", of a body (18, 3) in pixels of a image: where a whole arm is
+    """Squares around the hands, "left" and "right", of a body (18, 3) in pixels of an image: where a whole arm is
     seen and the square has 20 pixels or more."""
     boxes = {}
     for side, arm in _ARMS.items():
@@ -59,7 +59,8 @@ def find_hand_boxes(body: np.ndarray, height: int, width: int) -> dict[str, Squa
 
 
 def find_face_box(body: np.ndarray, height: int, width: int) -> SquareBox | None:
-    """A square around the face: where the nose and an eye or ear are seen, and it has 20 pixels or more."""
+    """Find the square around a face from key points `(18, 3)` of a body, where the nose and an eye or ear are seen, and
+    the square has 20 pixels or more."""
     nose = body[0, :2]
     reach = [factor * np.abs(nose - body[part, :2]).max() for part, factor in _HEAD_REACH]
     if np.isnan(nose).any() or np.isnan(reach).all():
@@ -103,8 +104,8 @@ def find_face_points(heatmaps: Tensor, side: int) -> np.ndarray:
 
 
 def _find_peak(values: np.ndarray, scale: float) -> tuple[float, float, float]:
-    """Where the greatest value is, in whole pixels after scaling, and the value. NaN in the first row or column, which
-    the original takes for not found."""
+    """Find the place of the greatest value `(H, W)`, in whole pixels after scaling, and the value; NaN in the first row
+    or column, which the original takes for not found."""
     y, x = np.unravel_index(np.argmax(values), values.shape)
     px, py = int(x * scale), int(y * scale)
     return (px, py, values[y, x]) if px and py else (np.nan, np.nan, np.nan)
@@ -143,7 +144,7 @@ OPENPOSE_FACE_WEIGHTS = WeightsFile(
     source=f"{HORDE_CATALOG}; lllyasviel/Annotators @ 03b402ee1c5b",
 )
 _INPUT_HEIGHT = 184  # pixels of the body network's input
-_MAX_INPUT_WIDTH = 16 * _INPUT_HEIGHT  # to which a image that is still wider is shrunk
+_MAX_INPUT_WIDTH = 16 * _INPUT_HEIGHT  # to which an image that is still wider is shrunk
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,7 @@ def _render_people(
 
 
 def _prepare_input(images: np.ndarray) -> tuple[Tensor, tuple[int, int]]:
-    """What the body network reads of images (B, H, W, 3), and the rows and columns of it that are no padding."""
+    """Return the body network's input for images `(B, H, W, 3)`, and its rows and columns that are no padding."""
     height, width = images.shape[1:3]
     scale = min(_INPUT_HEIGHT / height, _MAX_INPUT_WIDTH / width)
     rows, columns = max(int(height * scale), 1), max(int(width * scale), 1)

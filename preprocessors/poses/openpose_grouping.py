@@ -29,7 +29,7 @@ _MAX_PAIRS = 2**13  # of points that are looked at together
 def group_bodies(
     heatmaps: np.ndarray, fields: np.ndarray, content_size: tuple[int, int], image_size: tuple[int, int]
 ) -> list[np.ndarray]:
-    """People as arrays (18, 3): x and y in whole pixels of a image of `size` (height, width), and score; NaN where a
+    """People as arrays (18, 3): x and y in whole pixels of an image of `size` (height, width), and score; NaN where a
     point was not found.
 
     `heat` (18 or more, h, w) and `fields` (38, h, w) float32 are a network's for an input of 8h x 8w pixels, of which
@@ -62,7 +62,8 @@ def make_upsampling_matrix(map_length: int, content_length: int, image_length: i
 
 
 def blur_matrix(matrix: np.ndarray) -> np.ndarray:
-    """The same with its result blurred, as by scipy.ndimage.gaussian_filter of sigma 3, which is cut at 4 sigma."""
+    """Return the matrix `(n, m)` that also blurs its result, as scipy.ndimage.gaussian_filter of sigma 3 does, cut at 4
+    sigma."""
     weights = np.exp(-0.5 * (np.arange(-12, 13) / 3) ** 2)
     padded = np.pad(matrix, ((12, 12), (0, 0)), "symmetric")
     blurred = np.zeros_like(matrix)
@@ -110,7 +111,7 @@ def _match_limbs(
 def _score_limbs(
     start_points: np.ndarray, end_points: np.ndarray, field: np.ndarray, rows: np.ndarray, columns: np.ndarray
 ) -> np.ndarray:
-    """How well the field runs from each point of `a` to each of `b`, (a, b); 0 where it does not."""
+    """Score how well the field runs from each start point to each end point, `(starts, ends)`; 0 where it does not."""
     way = end_points - start_points[:, None]
     distance = np.maximum(np.sqrt((way**2).sum(axis=-1)), 0.001)
     x, y = np.moveaxis(

@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 
 from ...files.hub import HUB_COMMIT_PAGE, HUB_FILE_LIST, WeightsFile
+from ..backends.tensors import to_batch_tensor
 from ..backends.transformers import preprocess_images
-from ..edges.soft_edges import to_batch_tensor
 from ..parameters import Range
 from ..registry import preprocessor
 
@@ -66,8 +66,8 @@ MattingFunction = Callable[["Network", np.ndarray], np.ndarray]
 
 
 def stretch_matting(network: Network, images: np.ndarray) -> np.ndarray:
-    """How much of each pixel is not background, (B, H, W) float32 in 0..1, of images (B, H, W, 3) uint8, RGB: seen as
-    squares, the least of a image taken as 0 and the most as 1 (xuebinqin/DIS, Inference.py; briaai/RMBG-1.4)."""
+    """Estimate the foreground `(B, H, W)` float32 in 0..1 of images `(B, H, W, 3)` uint8, RGB, stretched to squares; an
+    image's least value is taken as 0 and its greatest as 1 (xuebinqin/DIS, Inference.py; briaai/RMBG-1.4)."""
     small = np.stack(
         [
             cv2.resize(image, (MATTING_INPUT_SIZE, MATTING_INPUT_SIZE), interpolation=cv2.INTER_LINEAR)
@@ -80,8 +80,8 @@ def stretch_matting(network: Network, images: np.ndarray) -> np.ndarray:
 
 
 def letterbox_matting(network: Network, images: np.ndarray) -> np.ndarray:
-    """As `stretched`, but in the middle of black squares, and as the network says it (SkyTNT/anime-segmentation,
-    inference.py)."""
+    """Estimate the foreground `(B, H, W)` as `stretch_matting` does, but with images in the middle of black squares,
+    and the network's values as they are (SkyTNT/anime-segmentation, inference.py)."""
     height, width = images.shape[1:3]
     scale = MATTING_INPUT_SIZE / max(height, width)
     h, w = (max(int(side * scale), 1) for side in (height, width))
@@ -93,8 +93,8 @@ def letterbox_matting(network: Network, images: np.ndarray) -> np.ndarray:
 
 
 def imagenet_matting(network: Network, images: np.ndarray) -> np.ndarray:
-    """As `stretched`, but by ImageNet's mean and deviation, and as the network says it (ZhengPeng7/BiRefNet,
-    tutorials/BiRefNet_inference.ipynb)."""
+    """Estimate the foreground `(B, H, W)` as `stretch_matting` does, but with ImageNet's mean and deviation, and the
+    network's values as they are (ZhengPeng7/BiRefNet, tutorials/BiRefNet_inference.ipynb)."""
     square = {"height": MATTING_INPUT_SIZE, "width": MATTING_INPUT_SIZE}
     settings = {"size": square, "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
     return _infer_mattes(network, preprocess_images(settings, images), *images.shape[1:3])

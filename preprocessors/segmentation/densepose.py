@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 
 from ...files.hub import HUB_FILE_LIST, WeightsFile
+from ..backends.tensors import pad_to_multiple
 from ..backends.torchscript import load_torchscript_network
-from ..edges.soft_edges import pad_to_multiple
 from ..registry import preprocessor
 from .transformers_segmentation import upsample_argmax
 
@@ -36,13 +36,13 @@ BODY_PARTS = (
     "lower leg left", "upper arm left", "upper arm right", "upper arm left", "upper arm right", "lower arm left",
     "lower arm right", "lower arm left", "lower arm right", "head", "head",
 )  # fmt: skip
-_MAX_ASPECT_RATIO = 100  # how many times as long as wide a image may be for the network
+_MAX_ASPECT_RATIO = 100  # how many times as long as wide an image may be for the network
 
 
 @dataclass(frozen=True, eq=False)
 class DensePoseSurfaces:
-    """Where people's surfaces are seen: in `labels` (H, W) uint8 the number of the part, 0 where there is none, whose
-    name is `names[number]`; in `uv` (H, W, 2) float32 the place on it."""
+    """The surfaces of people in an image: `labels (H, W)` uint8 holds the number of the body part, 0 where there is
+    none, named `names[number]`; `uv (H, W, 2)` float32 the place on it."""
 
     labels: np.ndarray
     uv: np.ndarray
@@ -50,7 +50,7 @@ class DensePoseSurfaces:
 
 
 def _detect_surfaces(network: Any, image: np.ndarray) -> DensePoseSurfaces:
-    """The surfaces of all people in a image (H, W, 3) uint8, RGB, of whom the later found hide the others."""
+    """The surfaces of all people in an image (H, W, 3) uint8, RGB, of whom the later found hide the others."""
     height, width = image.shape[:2]
     boxes, coarse, fine, u, v = network(pad_to_multiple(image[None], 1, -(-max(height, width) // _MAX_ASPECT_RATIO))[0])
     labels, uv = np.zeros((height, width), np.uint8), np.zeros((height, width, 2), np.float32)
@@ -87,7 +87,7 @@ def compute_part_colors(colormap: int) -> np.ndarray:
 
 
 def make_densepose_preprocessor(get_colors: Callable[[], np.ndarray]) -> type:
-    """A class for `preprocessor` whose maps are surfaces in these colours."""
+    """Make a class for `preprocessor` whose maps show surfaces in these colors, `(parts, 3)` uint8."""
 
     class DensePose:
         """The parts of people's surfaces, each in its colour, by DensePose. Needs torchvision. Values: a Surface."""
@@ -109,12 +109,12 @@ def make_densepose_preprocessor(get_colors: Callable[[], np.ndarray]) -> type:
 
 
 def make_viridis_colors() -> np.ndarray:
-    """Purple torsos to yellow heads on the purple that comes before."""
+    """Return the colors of the parts, `(parts, 3)` uint8: purple torsos to yellow heads on viridis's first purple."""
     return compute_part_colors(cv2.COLORMAP_VIRIDIS)
 
 
 def make_parula_colors() -> np.ndarray:
-    """Blue torsos to yellow heads on black."""
+    """Return the colors of the parts, `(parts, 3)` uint8: blue torsos to yellow heads on black."""
     return np.concatenate([np.zeros((1, 3), np.uint8), compute_part_colors(cv2.COLORMAP_PARULA)[1:]])
 
 

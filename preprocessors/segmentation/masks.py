@@ -1,4 +1,4 @@
-"""Things in a image as masks that may overlap: which are duplicates, and their image in colours."""
+"""Things in an image as masks that may overlap: which are duplicates, and their image in colours."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class ObjectMask:
 
     @property
     def area(self) -> int:
-        """How many pixels."""
+        """The number of its pixels."""
         return int(self.segmentation.sum())
 
     def crop(self, height: int, width: int) -> ObjectMask:
-        """What is of it in the image's upper left part of that size."""
+        """Return its part in the image's upper left `height` x `width` pixels."""
         return replace(self, segmentation=self.segmentation[: max(height - self.top, 0), : max(width - self.left, 0)])
 
 

@@ -1,7 +1,7 @@
 """Segment Anything (Kirillov et al., arXiv 2304.02643) by transformers 4.30 or later, and SAM2 (Ravi et al., arXiv
 2408.00714) by 4.56 or later.
 
-Everything in a image as masks, by the Segment Anything networks of transformers: at points on a grid, then what is
+Everything in an image as masks, by the Segment Anything networks of transformers: at points on a grid, then what is
 sure, stable and no duplicate (facebookresearch/segment-anything, automatic_mask_generator.py, on whole images).
 """
 
@@ -58,7 +58,7 @@ class TransformersSam:
         self.keeps_aspect = kind == "sam"
 
     def __call__(self, image: np.ndarray, points: int, least_score: float, least_stability: float) -> list[ObjectMask]:
-        """The masks in a image (H, W, 3) uint8, RGB, found from points x points points: those of a score and a
+        """The masks in an image (H, W, 3) uint8, RGB, found from points x points points: those of a score and a
         stability over the least, the best score first."""
         import torch
 

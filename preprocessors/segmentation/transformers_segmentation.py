@@ -61,12 +61,13 @@ class TransformersSegmentation:
         return upsample_argmax(scores.to(self.network.device), images.shape[1], images.shape[2])
 
     def make_renderers(self, images: np.ndarray) -> list[SegmentationRenderer]:
-        """For each image what draws its map, at the height and width kept."""
+        """Return a function for each of the images `(B, H, W, 3)` that renders its map, at the height and width that
+        are kept."""
         return [make_segmentation_renderer(labels, self.palette) for labels in self(images)]
 
 
 def make_segmentation_renderer(labels: np.ndarray, palette: Palette) -> SegmentationRenderer:
-    """What draws the map of numbers of classes (H, W), at the height and width kept."""
+    """Return the function that renders the map of class numbers `(H, W)`, at the height and width that are kept."""
 
     def at(height: int, width: int) -> tuple[np.ndarray, SegmentationLabels]:
         kept = np.ascontiguousarray(labels[:height, :width])
@@ -90,7 +91,7 @@ def make_segmentation_preprocessor(files: ModelFiles, palette: Palette) -> type:
 
 def upsample_argmax(scores: Tensor, height: int, width: int) -> np.ndarray:
     """The class (B, H, W) uint8 of the highest of scores (B, classes, h, w), enlarged to H and W, the first of equal
-    ones. Some classes at a time: 150 of a image of 4000x3000 pixels would take 7 GB."""
+    ones. Some classes at a time: 150 of an image of 4000x3000 pixels would take 7 GB."""
     import torch
     from torch.nn import functional as F
 

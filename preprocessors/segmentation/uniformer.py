@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 
 from ...files.hub import HORDE_CATALOG, WeightsFile
+from ..backends.tensors import pad_to_multiple
 from ..backends.transformers import normalize_imagenet
-from ..edges.soft_edges import pad_to_multiple
 from ..registry import preprocessor
 from .palettes import ADE20K_PALETTE
 from .transformers_segmentation import SegmentationRenderer, make_segmentation_renderer, upsample_argmax

@@ -67,7 +67,6 @@ SHAPE = re.compile(r"\([A-Za-z0-9 /*+.-]+(?:, ?[A-Za-z0-9 /*+.…-]*)+\)|any sha
 
 # Rooms whose sentences are not rewritten yet; none may be added.
 PENDING = {
-    "annotators",
     "batch",
     "cli",
     "embedded",
@@ -75,7 +74,6 @@ PENDING = {
     "generation",
     "guidance",
     "hosts",
-    "maps",
     "models",
     "preprocessors",
     "sdwebui",

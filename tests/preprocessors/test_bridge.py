@@ -195,7 +195,7 @@ def test_weights_come_from_the_library_and_are_read_before(package, tmp_path):
     folder = tmp_path / "models"
     folder.mkdir()
     write_weights(folder / STRIPES.name, {"a": torch.ones(1)})
-    entry = entered("loaded", package, "lines", "Loaded", (STRIPES,), part=1)
+    entry = entered("loaded", package, "lines", "Loaded", (STRIPES,), map_index=1)
     ready = entry.load(Device("cpu"), Library([folder], download=False))
     assert ready.run.loaded.call.place == (str(folder), str(folder / STRIPES.name))
     assert ready.run.loaded.call.device == "cpu"

@@ -9,9 +9,10 @@ import pytest
 import torch
 from controlnet_ext.annotators import hed, lineart, lineart_anime, manga_line, mlsd, pidinet, teed
 from controlnet_ext.preprocessors import find, preprocess
+from controlnet_ext.preprocessors.backends.tensors import pad_to_multiple
 from controlnet_ext.preprocessors.backends.torch import Device
 from controlnet_ext.preprocessors.edges.lineart import lineart_standard
-from controlnet_ext.preprocessors.edges.soft_edges import pad_to_multiple, quantize_edges, scribble_from_edges, to_uint8
+from controlnet_ext.preprocessors.edges.soft_edges import quantize_edges, scribble_from_edges, to_uint8
 from controlnet_ext.preprocessors.edges.teed import blend_screen, extract_lines
 from controlnet_ext.preprocessors.library import Library
 from lines import Shelf, assets, aux, controlnets_size, golden, likeness, picture, random_shelf, randomised
