@@ -49,7 +49,7 @@ def guide_ldm(unet: Any, units: Iterable[Unit], model: Any = None) -> Iterator[L
 
     `model` is the LatentDiffusion that the UNet belongs to: its alphas_cumprod, its parameterization and its VAE are
     what units need that act after a step. The host says when a run begins (`LdmGuide.begin`) and what each step asks
-    (`LdmGuide.expect`); a UNet call before that is an error. ValueError, TypeError or FileNotFoundError says what
+    (`LdmGuide.announce_step`); a UNet call before that is an error. ValueError, TypeError or FileNotFoundError says what
     cannot act, as in `guide`. RuntimeError when the UNet is called in another thread, or is guided already."""
     guide = LdmGuide(unet, units, model)
     with guide.moved_models, _claim_unet(unet), ExitStack() as handles:
@@ -152,7 +152,7 @@ class LdmGuide:
         self._run.check_finite()
         if not self._run.has_post_step(step):
             return out
-        return self._run.apply_post_steps(step, out, self._host.noise())
+        return self._run.apply_post_steps(step, out, self._host.compute_noise_level())
 
     def _build_step(self, x: Tensor, timesteps: Any = None, context: Any = None, y: Any = None, **_: Any) -> Step:
         assert self._rows is not None
