@@ -24,7 +24,8 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from loading import memory
 from network import PUBLISHED
 
-from controlnet_ext.guidance.contract import Span, Step
+from controlnet_ext.guidance.contract import Step
+from controlnet_ext.guidance.schedule import Span
 from controlnet_ext.models.base_unet import get_encoder_tensors
 from controlnet_ext.models.kinds.control_lora import load
 from controlnet_ext.models.kinds.controlnet import ControlNet

@@ -18,7 +18,8 @@ import diffusers
 import torch
 from diffusers import ControlNetModel
 
-from controlnet_ext.guidance.contract import Span, Step
+from controlnet_ext.guidance.contract import Step
+from controlnet_ext.guidance.schedule import Span
 from controlnet_ext.models.kinds.controlnet import ControlNet
 
 # Configs of lllyasviel/sd-controlnet-canny, thibaud/controlnet-sd21 and diffusers/controlnet-canny-sdxl-1.0

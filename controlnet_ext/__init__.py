@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 if not os.path.isdir(os.path.join(__path__[0], "preprocessors")):  # a checkout: they lie beside this folder
     __path__.append(os.path.dirname(__path__[0]))
 
-from .guidance.contract import ControlModel, Residuals, Span, Step, Window
+from .guidance.contract import ControlModel, Residuals, Step
+from .guidance.schedule import Span, Window
 from .guidance.unit import PerSample, Unit
 from .maps.control_map import ControlMap
 from .preprocessors.registry import preprocess

@@ -17,7 +17,7 @@ from ..hosts.diffusers.guide import guide
 from ..maps.control_map import ControlMap
 
 
-class _EveryOtherImage:
+class _EveryOtherImage(ControlModel):
     """A control model that acts on the second picture of each pair only."""
 
     def __init__(self, model: Any):

@@ -13,8 +13,8 @@ import numpy as np
 
 from ..embedded import resolve_embedded
 from ..errors import error_prefix, one_line
-from ..guidance.contract import Span
 from ..guidance.hints import HintImages
+from ..guidance.schedule import Span
 from ..guidance.unit import Unit
 from ..guidance.weighting import layer_scales
 from ..maps.control_map import ControlMap
@@ -111,8 +111,8 @@ def _load_unit(i: int, recipe_unit: RecipeUnit, networks: LoadedNetworks, load: 
         if source.sha256:
             verify_hashes(source, hashes, option)
         net = known[1] if known else load(source.path)
-        if unit.layers is not None and hasattr(net, "unet_signature"):
-            layer_scales(1, unit.mode, unit.layers, len(net.unet_signature.skip_channels), 0)
+        if unit.layers is not None and net.skip_count is not None:
+            layer_scales(1, unit.mode, unit.layers, net.skip_count, 0)
     networks[source.path] = hashes, net
     model: Any = ModelRef(source.path, hashes)
     return replace(recipe_unit, unit=replace(unit, model=model), architecture=net.architecture)
@@ -125,8 +125,7 @@ def _get_model(recipe_unit: RecipeUnit, networks: LoadedNetworks) -> Any:
 def _bind_network(net: Any, unet: Any, path: str) -> Any:
     """The network; ValueError when it does not fit the UNet."""
     try:
-        if hasattr(net, "bind"):
-            net.bind(unet)
+        net.bind(unet)
     except ValueError as error:
         raise ValueError(f"{path!r} does not fit the model: {error}") from error
     return net

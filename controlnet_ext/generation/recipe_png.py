@@ -18,7 +18,8 @@ from ..files.disk import open_regular_file, parse_object
 from ..files.image_reader import read_image
 from ..files.image_writer import PNG_TEXT_LIMIT, PNG_TEXT_TOTAL_LIMIT, encode_image, read_png_text
 from ..guidance.after_steps import post_step_for
-from ..guidance.contract import ControlModel, Window
+from ..guidance.contract import ControlModel
+from ..guidance.schedule import Window
 from ..guidance.unit import Unit
 from ..maps.control_map import ControlMap
 from ..preprocessors.registry import find_or_none

@@ -10,13 +10,14 @@ from typing import Any
 
 from ..embedded import resolve_embedded
 from ..files.disk import open_regular_file
+from ..guidance.contract import ControlModel
 from ..models.state_dict.location import locate_weights, read_config
 
 NO_MODEL = "none"  # the path of the model of a unit that has no network
 
 
 @dataclass(frozen=True)
-class ModelRef:
+class ModelRef(ControlModel):
     """A model that is named, not loaded: a file, folder or repository, and in hex the sha256 of its files by their
     names; empty where they are not known yet. It stands for a unit's model until all else is checked."""
 

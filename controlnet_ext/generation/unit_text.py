@@ -16,7 +16,8 @@ import numpy as np
 from ..errors import suggest_names
 from ..files.image_reader import read_image
 from ..guidance.after_steps import post_step_for
-from ..guidance.contract import ControlModel, Window
+from ..guidance.contract import ControlModel
+from ..guidance.schedule import Window
 from ..guidance.unit import Unit
 from ..maps.control_map import ControlMap
 from ..preprocessors.registry import RESOLUTION_PARAMETER, Preprocessor, find

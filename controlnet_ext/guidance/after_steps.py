@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import check_choice
-from .contract import Step
+from .contract import ControlModel, Step
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,32 +21,32 @@ if TYPE_CHECKING:
     from ..preprocessors.registry import Preprocessor
 
 
-class PostStep(Protocol):
-    """A unit's `after`, or its `model` where it is to do nothing else. `architecture` is the preprocessor's name in
-    sd-webui-controlnet; `masked`: it needs the unit's `inpaint` mask."""
+class PostStep(ControlModel):
+    """A change of the latents after each step: `Unit.after`, or `Unit.model` if the unit does nothing else.
 
-    architecture: ClassVar[str]
-    family: ClassVar[str]
-    needs_mask: ClassVar[bool]
+    `architecture` is the name of the preprocessor in sd-webui-controlnet.
+    """
 
-    def hint(self, image: Any) -> None:
-        """Nothing is read from it."""
+    family = "every"
+    makes_residuals = False
+    needs_mask: ClassVar[bool] = False
+    """The unit must have an `inpaint` mask."""
 
     def apply_to_latents(self, x0: Tensor, step: Step, image_latents: Tensor, latent_mask: Tensor | None) -> Tensor:
-        """The clean latents `(B, C, h, w)` that there should be. `picture` are the latents of the unit's image,
-        `painted (1, 1, h, w)` is 1 where its mask is white, otherwise 0."""
+        """Return the clean latents `(B, C, h, w)` to use in place of the prediction `x0`.
+
+        `image_latents` `(1, C, h, w)` or `(B, C, h, w)` belong to the unit's image; `latent_mask` `(1, 1, h, w)` is 1
+        where its inpaint mask is white, else 0, None without a mask.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no apply_to_latents()")
 
 
 @dataclass(frozen=True)
-class InpaintRestore:
+class InpaintRestore(PostStep):
     """inpaint_only: where nothing is to be repainted the latents are the picture's."""
 
-    architecture: ClassVar[str] = "inpaint_only"
-    family: ClassVar[str] = "every"
-    needs_mask: ClassVar[bool] = True
-
-    def hint(self, image: Any) -> None:
-        """Nothing is read from it."""
+    architecture = "inpaint_only"
+    needs_mask = True
 
     def apply_to_latents(self, x0: Tensor, step: Step, image_latents: Tensor, latent_mask: Tensor | None) -> Tensor:
         assert latent_mask is not None
@@ -54,25 +54,20 @@ class InpaintRestore:
 
 
 @dataclass(frozen=True)
-class ColorFix:
+class ColorFix(PostStep):
     """tile_colorfix: colours are the picture's, details those of the step, divided by a box of 2 `variation` + 1
     latents. With `sharpness`, 0..2, the rows without the prompt are blurred by as many hundredths, from which guidance
     leads away. TypeError or ValueError on other numbers."""
 
     variation: int = 8
     sharpness: float = 0.0
-    architecture: ClassVar[str] = "tile_colorfix"
-    family: ClassVar[str] = "every"
-    needs_mask: ClassVar[bool] = False
+    architecture = "tile_colorfix"
 
     def __post_init__(self) -> None:
         if type(self.variation) is not int or not isinstance(self.sharpness, int | float):
             raise TypeError(f"variation {self.variation!r} and sharpness {self.sharpness!r}: expected whole and number")
         if self.variation < 1 or not 0 <= self.sharpness <= 2:
             raise ValueError(f"variation {self.variation}, sharpness {self.sharpness}: expected from 1, and 0..2")
-
-    def hint(self, image: Any) -> None:
-        """Nothing is read from it."""
 
     def apply_to_latents(self, x0: Tensor, step: Step, image_latents: Tensor, latent_mask: Tensor | None) -> Tensor:
         fixed = x0 - box_blur(x0, self.variation) + box_blur(image_latents, self.variation)

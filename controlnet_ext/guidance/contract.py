@@ -1,62 +1,38 @@
-"""What a guided step is made of, and what hosts and control models promise each other: no torch needed to import
-them."""
+"""The values of one guided step, and the base classes that connect control models, hosts and units.
+
+Importing this module does not load torch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from numbers import Real
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+
+from .schedule import Span
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from torch import Tensor
+    from typing_extensions import Self
 
-
-class Span(NamedTuple):
-    """Where one step lies in its run, as fractions 0..1: it begins and ends."""
-
-    start: float
-    end: float
-
-
-@dataclass(frozen=True)
-class Window:
-    """The part of a run in which a unit acts, as fractions 0..1. TypeError or ValueError on anything else."""
-
-    start: float = 0.0
-    end: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name, value in (("start", self.start), ("end", self.end)):
-            if not isinstance(value, Real) or isinstance(value, bool):
-                raise TypeError(f"window {name} {value!r} is {type(value).__name__}, expected a number 0..1")
-            if not 0 <= value <= 1:  # NaN neither
-                raise ValueError(f"window {name} {value} is outside 0..1")
-        if self.start > self.end:
-            raise ValueError(f"window start {self.start} lies behind its end {self.end}")
-
-    def contains(self, span: Span) -> bool:
-        """Whether the whole step lies in the window: diffusers' rule (0.42, pipeline_controlnet.py, controlnet_keep).
-        A host with sd-webui-controlnet's rule, where a step acts if it begins in the window, gives spans without
-        length."""
-        return span.start >= self.start and span.end <= self.end
-
-    def __str__(self) -> str:
-        return f"{self.start:g}..{self.end:g}"
+Hint: TypeAlias = Any  # made by a model's `hint()`, and read by the same model's call only
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One UNet call as the host saw it.
+    """One call of the UNet as the host sees it.
 
-    `x (B, C, h, w)`, `t (B,)` timesteps, `context (B, T, D)` prompt embeddings. `positive (B,)` is True on the
-    prompt's rows, None when the host cannot tell. `added (B, 2816)` is SDXL's vector (ldm's `y`). `samples (B,)` is
-    the index of the picture each row belongs to; `pictures` is how many there are, None when the call has
-    rows of all. With `frames` > 1 the batch is flattened video, B = pictures x frames. `weight` is the one with which
-    a unit's residuals are multiplied afterwards, for networks that weigh something inside too."""
+    `x` is `(B, C, h, w)`, `t` `(B,)` the timesteps, `context` `(B, T, D)` the prompt embeddings, `span` the place of
+    the step in its run. `positive` `(B,)` is True on the rows that have the prompt, None if the host cannot tell.
+    `added` `(B, 2816)` is the added vector of SDXL (`y` in ldm). `samples` `(B,)` is the index of the image that each
+    row belongs to, and `image_count` the number of images, None when the call has rows of all of them. With
+    `frames` > 1 the batch is a flattened video, B = images x frames. `weight` is the factor that the unit applies to
+    the residuals afterwards, for networks that also use it inside.
+    """
 
     x: Tensor
     t: Tensor
@@ -72,16 +48,21 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class Residuals:
-    """What a control model adds to a UNet: one tensor per skip (first encoder block first), one for the middle block,
-    and what T2I-Adapters add inside the encoder. Values are never changed in place."""
+    """The tensors that a control model adds to a UNet.
+
+    `skips` has one tensor `(B, C, h, w)` per skip connection, the first encoder block first; `middle` belongs to the
+    middle block; `encoder` is added inside the encoder (T2I-Adapters). Tensors are never changed in place.
+    """
 
     skips: tuple[Tensor, ...] = ()
     middle: Tensor | None = None
     encoder: tuple[Tensor, ...] = ()
 
     def map(self, f: Callable[[Tensor, int], Tensor]) -> Residuals:
-        """Residuals with `f(tensor, depth)` applied; depth counts skips from 0, the middle block comes after the last
-        skip."""
+        """Return residuals with `f(tensor, depth)` applied to each tensor.
+
+        `depth` counts the skips from 0; the middle block follows the last skip. It counts `encoder` from 0 too.
+        """
         return Residuals(
             tuple(f(r, i) for i, r in enumerate(self.skips)),
             None if self.middle is None else f(self.middle, len(self.skips)),
@@ -90,7 +71,7 @@ class Residuals:
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """All of them."""
+        """All tensors: skips, middle block, encoder."""
         return (*self.skips, *(() if self.middle is None else (self.middle,)), *self.encoder)
 
     def __add__(self, other: Residuals) -> Residuals:
@@ -103,9 +84,12 @@ class Residuals:
 
 @dataclass(frozen=True, eq=False)
 class Activation:
-    """How a unit acts in the present UNet call, for kinds that touch attention: `strength (B,)` is its weight on each
-    row (0 on rows that its mode leaves out), `layers` the unit's factors, `region (1, 1, H, W)` in 0..1 at the size
-    the user gave, `turn` counts the runs from 0."""
+    """The state of a unit in the present UNet call, for models that act inside the attention.
+
+    `strength` `(B,)` is the weight of the unit on each row, 0 on rows that its mode excludes; `layers` are the
+    factors of the unit; `region` `(1, 1, H, W)` is in 0..1 at the size the user gave; `pass_index` counts the runs
+    from 0.
+    """
 
     step: Step
     strength: Tensor
@@ -115,57 +99,137 @@ class Activation:
 
 
 class Host(Protocol):
-    """What a control model may ask of the host that runs it."""
+    """The services of a host that a control model may use during a run."""
 
     @property
-    def unet(self) -> Any: ...
+    def unet(self) -> Any:
+        """The UNet, in diffusers' words: `config`, `down_blocks`, `named_modules()`."""
 
     @property
     def pixel_size(self) -> tuple[int, int]:
-        """Height and width of the picture in the making."""
+        """Height and width in pixels of the image that is being generated."""
 
     @property
     def generator(self) -> torch.Generator:
-        """Random numbers on the CPU, the same in every run that starts from the same noise; the host's own are
-        untouched."""
+        """A generator on the CPU, equal in every run that starts from the same noise, independent of the host's."""
 
     def encode(self, image: np.ndarray, apply_vae_shift: bool = True) -> Tensor:
-        """Latents `(B, C, h, w)`, scaled as the UNet sees them, of RGB uint8 `(H, W, 3)` or `(B, H, W, 3)`; where the
-        VAE has a shift, without it if not `shifted`."""
+        """Return latents `(B, C, h, w)`, scaled as the UNet sees them, of RGB uint8 `(H, W, 3)` or `(B, H, W, 3)`.
+
+        `apply_vae_shift` False leaves out the shift of VAEs that have one.
+        """
 
     def iter_attentions(self) -> Iterable[tuple[str, Any, str]]:
-        """The UNet's attention modules over pixels in the order in which they run: name, module, and place, which is
-        "input", "middle" or "output"."""
+        """Yield (name, module, place) of the UNet's spatial attention modules, in the order in which they run.
+
+        `place` is "input", "middle" or "output".
+        """
 
 
-class ControlModel(Protocol):
-    """Reads a map. `architecture` names its kind and `family` ("sd15", "sdxl", …) its base, for messages.
+class ControlModel:
+    """A network that reads a map and guides a UNet; the base class of every kind.
 
-    It either is called, `model(step, hint) -> Residuals` of weight 1 with a row for each of x's, or it has `attach`
-    (`AttachedModel`). One that has `bind(unet)` is asked first whether it fits the UNet, and raises ValueError if
-    not. One that has `reads(kinds)` is asked for itself as it reads maps of these kinds (one for each image that acts,
-    None: unknown), and raises ValueError if it does not. One with `together = True` is called once with a list of the
-    hints of all images that act, instead of once for each. One with `reads_latents = True` is given latents of the maps
-    for `hint`, as `Host.encode` makes them, with its `shifted` if it has one; one with `reads_values = True` the maps'
-    `values`.
-    `global_average_pooling = True` confines it to the prompt's rows. One with `on(device)` is asked for itself as it
-    computes there while its weights stay where they are, layer by layer, for units with `low_vram`."""
+    A kind states what it is in the members below and overrides the methods that it needs. A unit of a run uses a
+    model in this order: `bind(unet)` and `for_map_types(kinds)` when the guide begins; `stream_to(device)` if the unit
+    has `low_vram`; `hint(image)` once for each image and size; `model(step, hint)` in each step (or `attach`, for an
+    `AttentionModel`); `after_step(x0, step)` if `acts_after_step`.
+    """
 
     architecture: str
+    """The kind of model, for messages, as in "controlnet"."""
     family: str
+    """The family of base models, for messages: "sd15", "sd21", "sdxl", …, or "every"."""
+    hint_input: Literal["pixels", "latents", "embedding"] = "pixels"
+    """The input of `hint()`: images, latents of them made by `Host.encode`, or `ControlMap.values`."""
+    needs_vae_shift: bool = True
+    """For "latents": `Host.encode` applies the VAE's shift."""
+    multi_hint: bool = False
+    """The call takes a list with the hint of every image of the unit, instead of one call per image."""
+    makes_residuals: bool = True
+    """The model is called in each step; False for models that act otherwise only."""
+    acts_after_step: bool = False
+    """`after_step` is called after each step."""
+    stream_device: torch.device | None = None
+    """The device on which `stream_to` made this copy compute, None where its weights are."""
+    LAYOUTS: Mapping[str, Callable[[Mapping[str, Tensor]], dict[str, Tensor]]] = MappingProxyType({})
+    """For each layout of files ("diffusers", "ldm"), a function from the state dict to the tensors of such a file."""
 
-    def hint(self, image: Any) -> Any:
-        """The hint for calls, made once a run: of RGB uint8 `(H, W, 3)`, or `(B, H, W, 3)` with a picture for each row,
-        or of floats `(B, 3, H, W)` in 0..1, -1 where to repaint; already at the host's pixel size."""
+    @property
+    def prompt_rows_only(self) -> bool:
+        """True if the model acts on the rows with the prompt only, whatever the mode of the unit."""
+        return False
+
+    @property
+    def skip_count(self) -> int | None:
+        """The number of skips that it makes residuals for, None if it depends on the UNet."""
+        return None
+
+    def bind(self, unet: Any) -> None:
+        """Prepare for a UNet, given in diffusers' words. Raises ValueError if the model does not fit it."""
+
+    def check_compatible(self, unet: Any) -> None:
+        """Check that the model fits a UNet, keeping nothing of it. Raises ValueError if it does not."""
+        self.bind(unet)
+
+    def for_map_types(self, kinds: Sequence[str | None]) -> Self:
+        """Return the model that reads maps of these kinds, one for each image (None: unknown).
+
+        Raises ValueError if the model does not read such maps.
+        """
+        return self
+
+    def stream_to(self, device: torch.device) -> Self:
+        """Return a copy that computes on `device` while its weights stay where they are, layer by layer.
+
+        Models without that ability return themselves.
+        """
+        return self
+
+    def hint(self, image: np.ndarray | Tensor) -> Hint:
+        """Return the hint for the calls of a run.
+
+        `image` is RGB uint8 `(H, W, 3)`, or `(B, H, W, 3)` with an image for each row, or float `(B, 3, H, W)` in 0..1
+        with -1 where to repaint, at the host's pixel size; or what `hint_input` states. Nothing is resized.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no hint()")
+
+    def __call__(self, step: Step, hint: Hint) -> Residuals:
+        """Return residuals of weight 1 with a row for each row of `step.x`."""
+        raise NotImplementedError(f"{type(self).__name__} makes no residuals")
+
+    def after_step(self, x0: Tensor, step: Step) -> Tensor:
+        """Return the clean latents `(B, C, h, w)` to use in place of the prediction `x0`."""
+        return x0
+
+    def details(self) -> dict[str, Any]:
+        """Return the facts that `controlnet-ext inspect` shows about this kind."""
+        return {}
+
+    def config(self) -> dict[str, Any]:
+        """Return the config.json of the same network in diffusers. Raises ValueError if diffusers has none."""
+        raise ValueError(f"diffusers has no network like a {self.architecture}")
+
+    def unstored_config(self) -> dict[str, Any]:
+        """Return the settings that the tensors do not show, in diffusers' words."""
+        return {}
 
 
-class AttachedModel(ControlModel, Protocol):
-    """A kind that acts inside the UNet's attention. It wraps processors, never replaces them, and what it did is undone
-    when the context ends. `now()` is None while the unit rests: then the UNet must do what it does without it."""
+class AttentionModel(ControlModel):
+    """A control model that acts inside the attention of the UNet.
+
+    It wraps attention processors or hooks modules, and never replaces anything for good.
+    """
+
+    makes_residuals = False
 
     def attach(
-        self, host: Host, hint: Any, get_activation: Callable[[], Activation | None]
-    ) -> AbstractContextManager[Any]: ...
+        self, host: Host, hint: Hint, get_activation: Callable[[], Activation | None]
+    ) -> AbstractContextManager[None]:
+        """Return a context manager in which the model acts on `host.unet`, and after which nothing of it is left.
+
+        `get_activation()` returns None while the unit does not act; then the UNet must compute as without it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no attach()")
 
 
 def _add_optional(a: Tensor | None, b: Tensor | None) -> Tensor | None:

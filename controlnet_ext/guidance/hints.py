@@ -11,7 +11,7 @@ from ..maps.control_map import ControlMap
 from ..maps.resize import compute_fit_resolution, fit, fit_for_outpainting
 from ..preprocessors.registry import RESOLUTION_PARAMETER, LoadedPreprocessor, find
 from .after_steps import downscale_mask
-from .contract import Host
+from .contract import ControlModel, Host
 from .unit import PerSample, Unit
 
 if TYPE_CHECKING:
@@ -46,9 +46,9 @@ class HintImages:
                 [self._preprocess(self._preprocessor, p, **self._parameters) for p in some] for some in self._images
             ]
 
-    def configure_model(self, model: Any) -> Any:
+    def configure_model(self, model: ControlModel) -> ControlModel:
         """The model as it reads maps of these kinds. ValueError when it does not."""
-        return model.for_map_types(self.kinds) if hasattr(model, "for_map_types") else model
+        return model.for_map_types(self.kinds)
 
     def fit_to_size(self, height: int, width: int) -> list[np.ndarray]:
         """For each image that acts the map for all pictures, `(1, H, W, 3)`, or one for each, `(n, H, W, 3)`: RGB

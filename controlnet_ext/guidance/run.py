@@ -19,9 +19,10 @@ from torch import Tensor
 
 from ..errors import error_prefix
 from .after_steps import NoiseLevel
-from .contract import Activation, Host, Residuals, Span, Step
+from .contract import Activation, AttentionModel, Host, Residuals, Step
 from .devices import on_device
 from .hints import HintImages
+from .schedule import Span
 from .unit import PerSample, Unit
 from .weighting import RegionMask, all_finite, apply_weight, make_weight_schedule, scatter_rows, select_rows, total_sum
 
@@ -76,9 +77,9 @@ class UnitRun:
             host,
             pass_index,
         )
-        self._model: Any = hint_images.configure_model(unit.model)
+        self._model = hint_images.configure_model(unit.model)
         self._weights = _compute_weights(name, unit, spans, pass_index)
-        self._is_prompt_only = unit.mode == "control" or getattr(self._model, "global_average_pooling", False) is True
+        self._is_prompt_only = unit.mode == "control" or self._model.prompt_rows_only
         self._region: RegionMask | None = None
         self._hints: dict[tuple[Any, ...], list[Any]] = {}
         self._cached_rows: tuple[Tensor | None, Tensor | None] = (None, None)  # step.positive, and what follows from it
@@ -100,14 +101,14 @@ class UnitRun:
             self._region = RegionMask(torch.from_numpy(self._unit.region)[None, None].to(step.x.device))
         if self._unit.after is not None:
             self._get_latents()  # now: under offload the VAE would push the UNet out that is at work
-        if self._unit.low_vram and hasattr(self._model, "stream_to"):
+        if self._unit.low_vram and self._model.stream_device != step.x.device:
             self._model = self._model.stream_to(step.x.device)
-        if hasattr(self._model, "attach"):
+        if isinstance(self._model, AttentionModel):
             with on_device(self._model, step.x.device):
-                self._attach(step, weight, self._get_hints(step))
+                self._attach(self._model, step, weight, self._get_hints(step))
             return None
         rows = self._find_active_rows(step)
-        if not callable(self._model) or (rows is not None and not len(rows)):
+        if not self._model.makes_residuals or (rows is not None and not len(rows)):
             return None
         part, total = replace(select_rows(step, rows), weight=weight), Residuals()
         made = (
@@ -125,13 +126,13 @@ class UnitRun:
                 raise ValueError(f"the residuals of {self.name} are not finite in {place}")
 
     def has_post_step(self, step: Step) -> bool:
-        own = self._unit.after is not None or hasattr(self._model, "after_step")
+        own = self._unit.after is not None or self._model.acts_after_step
         return own and self._weights[step.span] != 0
 
     def apply_post_step(self, x0: Tensor, step: Step) -> Tensor:
         """The clean latents that the unit wants, in the share that its weight and region give it."""
         wanted = x0
-        if hasattr(self._model, "after_step"):
+        if self._model.acts_after_step:
             wanted = self._model.after_step(wanted, step)
         if self._unit.after is not None:
             latents, white = self._get_latents()
@@ -172,7 +173,7 @@ class UnitRun:
         found = []
         with on_device(self._model, step.x.device):
             made = self._get_hints(step)
-            hints = [made] if getattr(self._model, "multi_hint", False) else made
+            hints = [made] if self._model.multi_hint else made
             step = replace(step, weight=step.weight / len(hints))
             for hint in hints:
                 residuals: Residuals = self._model(step, hint).map(lambda h, _: h.to(step.x))
@@ -201,12 +202,9 @@ class UnitRun:
         pictures = self._get_image_indices(step) if any(own) else ()
         key = *size, len(step.x), pictures
         if key not in self._hints:
-            reads_values = getattr(self._model, "reads_values", False)
-            maps = zip(
-                self._hint_images.stack_values() if reads_values else self._hint_images.fit_to_size(*size),
-                own,
-                strict=True,
-            )
+            is_embedding = self._model.hint_input == "embedding"
+            arrays = self._hint_images.stack_values() if is_embedding else self._hint_images.fit_to_size(*size)
+            maps = zip(arrays, own, strict=True)
             self._hints[key] = [
                 self._embed_hint(m[self._match_maps_to_rows(len(m), step, pictures)] if o else m, step) for m, o in maps
             ]
@@ -228,10 +226,10 @@ class UnitRun:
         raise ValueError(f"{self.name} has {map_count} maps for {count} pictures{videos}")
 
     def _embed_hint(self, maps: np.ndarray, step: Step) -> Any:
-        if getattr(self._model, "reads_latents", False):
+        if self._model.hint_input == "latents":
             if maps.dtype != np.uint8:
                 raise ValueError(f"{self.name} reads latents of a picture, which an inpaint mask does not change")
-            return self._model.hint(self._host.encode(maps, getattr(self._model, "needs_vae_shift", True)))
+            return self._model.hint(self._host.encode(maps, self._model.needs_vae_shift))
         # A row of its own for each of x's, although they are often equal: convolutions of one row and of several differ
         # in their last bits, and diffusers' pipelines have several.
         rows = np.array(np.broadcast_to(maps, (len(step.x), *maps.shape[1:])))
@@ -240,7 +238,7 @@ class UnitRun:
             raise ValueError(f"the hint of {self.name} is not finite")
         return hint
 
-    def _attach(self, step: Step, weight: float, hints: list[Any]) -> None:
+    def _attach(self, model: AttentionModel, step: Step, weight: float, hints: list[Any]) -> None:
         strength = torch.full((len(step.x),), weight / len(hints), device=step.x.device)
         rows = self._find_active_rows(step)
         if rows is not None:
@@ -256,7 +254,7 @@ class UnitRun:
                 return self._activation if threading.get_ident() == own else None
 
             for hint in hints:
-                self._attach_stack.enter_context(self._model.attach(self._host, hint, now))
+                self._attach_stack.enter_context(model.attach(self._host, hint, now))
 
 
 def _compute_weights(name: str, unit: Unit, spans: Sequence[Span], pass_index: int) -> dict[Span, float]:

@@ -16,7 +16,8 @@ from ..maps.control_map import ControlMap
 from ..maps.resize import FIT_MODES
 from ..preprocessors.registry import find
 from .after_steps import PostStep, post_step_for
-from .contract import ControlModel, Window
+from .contract import AttentionModel, ControlModel
+from .schedule import Window
 from .weighting import WEIGHT_MODES, make_weight_schedule
 
 if TYPE_CHECKING:
@@ -85,12 +86,7 @@ class Unit:
     drift: float | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.model, type) or not callable(getattr(self.model, "hint", None)):
-            raise TypeError(f"model {quote_value(self.model)} is no control model; load(path) gives one")
-        if hasattr(self.model, "_orig_mod") or getattr(self.model, "_compiled_call_impl", None) is not None:
-            raise ValueError(
-                f"the {self.model.architecture} is compiled around what a unit calls of it: {COMPILE_ADVICE}"
-            )
+        _check_model(self.model)
         if isinstance(self.image, tuple) and not self.image:
             raise ValueError("image () is an empty tuple, expected images that act together")
         for image in self.images:
@@ -135,16 +131,14 @@ class Unit:
                 raise ValueError(f"preprocessor {self.preprocessor!r} on a ControlMap, which is a map already")
 
     def _check_after(self) -> None:
-        if self.after is None and hasattr(self.model, "apply_to_latents"):
+        if self.after is None and isinstance(self.model, PostStep):
             object.__setattr__(self, "after", self.model)
         elif self.after is None and self.preprocessor is not None:
             object.__setattr__(self, "after", post_step_for(find(self.preprocessor), self.parameters))
         if self.after is None:
             return
-        if not hasattr(self.after, "apply_to_latents"):
-            raise TypeError(
-                f"after {quote_value(self.after)} is {type(self.after).__name__}, expected Restore or Colours"
-            )
+        if not isinstance(self.after, PostStep):
+            raise TypeError(f"after {quote_value(self.after)} is {type(self.after).__name__}, expected a PostStep")
         if self.after.needs_mask and self.inpaint is None:
             raise ValueError(f"{self.after.architecture} changes what an inpaint mask covers, and the unit has none")
         if len(self.images) > 1:
@@ -157,8 +151,17 @@ class Unit:
             raise ValueError(f"drift {quote_value(self.drift)}, expected a part of the latents' norm, 0..2")
         if self.drift is not None and self.reuse == 1:
             raise ValueError(f"drift {self.drift} without reuse, the number of steps that residuals may serve at most")
-        if self.reuse > 1 and hasattr(self.model, "attach"):
+        if self.reuse > 1 and isinstance(self.model, AttentionModel):
             raise ValueError(f"reuse {self.reuse} of {self.model.architecture}, which gives no residuals")
+
+
+def _check_model(model: object) -> None:
+    compiled = getattr(model, "_orig_mod", None), getattr(model, "_compiled_call_impl", None)  # torch's own
+    if isinstance(compiled[0], ControlModel) or (isinstance(model, ControlModel) and compiled[1] is not None):
+        name = (compiled[0] or model).architecture
+        raise ValueError(f"the {name} is compiled around what a unit calls of it: {COMPILE_ADVICE}")
+    if not isinstance(model, ControlModel):
+        raise TypeError(f"model {quote_value(model)} is no control model; load(path) gives one")
 
 
 def _check_image(image: Any) -> None:

@@ -160,7 +160,7 @@ def inspect(path_or_repo: str | os.PathLike[str]) -> Inspection:
             net = file.load()
         except ValueError as error:
             problem = str(error).removeprefix(f"{str(file.path)!r}: ")
-    own = list(net.parameters()) if hasattr(net, "parameters") else list(tensors.values())
+    own = list(tensors.values()) if net is None else list(net.parameters())
     layout = getattr(file.kind, "layout", None)
     kind, source = find_map_type(file)
     return Inspection(
@@ -172,10 +172,10 @@ def inspect(path_or_repo: str | os.PathLike[str]) -> Inspection:
         dtype=_describe_dtypes(own),
         parameters=sum(prod(tensor.shape) for tensor in own),
         what=describe_foreign(tensors) if file.kind is None else None,
-        architecture=None if file.kind is None else getattr(net, "architecture", file.kind.__name__.rpartition(".")[2]),
-        family=getattr(net, "family", None),
+        architecture=net.architecture if net is not None else file.kind and file.kind.__name__.rpartition(".")[2],
+        family=None if net is None else net.family,
         layout=layout(tensors) if layout else None,
-        details=net.details() if hasattr(net, "details") else {},
+        details={} if net is None else net.details(),
         map=kind,
         map_source=source,
         problem=problem,

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..guidance.contract import ControlModel
 
-class MapTypeSelection:
+
+class MapTypeSelection(ControlModel):
     """`types` are the numbers of the kinds that it was told by the network's own `of`, None if by nobody."""
 
     types: tuple[int, ...] | None = None

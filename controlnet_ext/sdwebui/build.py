@@ -16,6 +16,7 @@ from ..guidance.unit import Unit
 from ..guidance.weighting import layer_scales
 from ..maps.control_map import ControlMap
 from ..maps.resize import compute_fit_resolution, fit, fit_for_outpainting
+from ..models.map_types import MapTypeSelection
 from ..preprocessors.registry import LoadedPreprocessor
 from .modules import MAX_RESOLUTION, MIN_RESOLUTION, parameters_from_sliders
 from .pictures import ImageMaskPair
@@ -75,8 +76,8 @@ def build_unit(
     if entry is not None:
         pictures = [ControlMap(pixels, entry.makes) for pixels in pictures]
     network: Any = net
-    if webui_unit.union_type is not None and hasattr(net, "with_types"):
-        network = network.with_types(*[webui_unit.union_type] * len(sources))
+    if webui_unit.union_type is not None and isinstance(net, MapTypeSelection):
+        network = net.with_types(*[webui_unit.union_type] * len(sources))
     mode, layers = webui_unit.mode, webui_unit.layer_scales
     weight = webui_unit.weight if webui_unit.weight_schedule is None else webui_unit.weight_schedule
     if layers is not None:  # they replace weight and soft weights, which ours multiply

@@ -92,17 +92,9 @@ def _probe(path: Path) -> Any:
         return None
 
 
-def _is_compatible(net: Any, unet: Any) -> bool:
-    from ..models.kinds.control_lora import ControlLora
-    from ..models.state_dict.compatibility import UNetSignature, incompatibility
-
-    layout = UNetSignature.from_unet(unet)
-    if isinstance(net, ControlLora) or getattr(net, "difference", None) is not None:  # settled they hold the UNet's own
-        return incompatibility(net.unet_signature, layout) is None
-    if not hasattr(net, "bind"):
-        return layout.family == "sd" or net.family in (layout.family, "sd", "every")
+def _is_compatible(net: ControlModel, unet: Any) -> bool:
     try:
-        net.bind(unet)
+        net.check_compatible(unet)
     except ValueError:
         return False
     return True

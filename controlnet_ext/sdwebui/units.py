@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import error_prefix
-from ..guidance.contract import Span, Window
+from ..guidance.schedule import WebuiWindow, Window
 from ..preprocessors.registry import Preprocessor
 from .fields import JsonFields, is_empty_value
 from .modules import find_module
@@ -34,13 +34,6 @@ UNION_MAP_TYPES = (
 )
 MAX_LAYER_SCALES = 100  # scales in advanced_weighting at most
 SLIDER_BOUND = 1e9  # sliders take any number: what lies outside their range means their default
-
-
-class WebuiWindow(Window):
-    """sd-webui-controlnet's rule: a step acts if it begins in the window, both ends included."""
-
-    def contains(self, span: Span) -> bool:
-        return self.start <= span.start <= self.end
 
 
 @dataclass(frozen=True, eq=False)

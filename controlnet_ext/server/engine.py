@@ -100,8 +100,7 @@ class GenerationEngine:
                 raise ValueError("it is on and has no model; /controlnet/model_list names those there are")
             model = self.catalog.resolve_name(unit.model)
             net: Any = self.catalog.load(model, self._device, self._dtype)
-            if hasattr(net, "bind"):
-                net.bind(self._pipe.unet)
+            net.bind(self._pipe.unet)
             return build_unit(unit, model, net, self._load_preprocessor, (request.height, request.width))
 
 

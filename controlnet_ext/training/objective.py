@@ -15,7 +15,8 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
-from ..guidance.contract import Residuals, Span, Step
+from ..guidance.contract import Residuals, Step
+from ..guidance.schedule import Span
 from ..models.kinds.controlnet import ControlNet
 from .data import ControlDataset
 

@@ -18,7 +18,8 @@ from modules_forge.supported_controlnet import ControlNetPatcher
 from torch import Tensor, nn
 
 from .. import models
-from ..guidance.contract import Span, Step
+from ..guidance.contract import Step
+from ..guidance.schedule import Span
 from ..hosts.ldm.unet_view import LdmUNetView
 from ..models.kinds import union
 from ..models.kinds.controlnet import DIFFERENCE_KEY
@@ -129,7 +130,7 @@ class ForgeNetworkAdapter(nn.Module):
         if self._cached_hint is None or self._cached_hint[0] is not hint:
             self._cached_hint = hint, self._bound_network.hint(hint)
         made = self._cached_hint[1]
-        return self._bound_network(step, [made] if getattr(self._bound_network, "multi_hint", False) else made)
+        return self._bound_network(step, [made] if self._bound_network.multi_hint else made)
 
 
 class ForgeControl(ControlNet):  # type: ignore[misc]

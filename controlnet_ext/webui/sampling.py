@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..guidance.after_steps import NoiseLevel
-from ..guidance.contract import Span
+from ..guidance.schedule import Span
 from ..guidance.unit import Unit
 from ..hosts.ldm.guide import BatchRows, LdmGuide, guide_ldm
 from ..hosts.ldm.host import VAE_SCALE_FACTOR, encode_ldm_image

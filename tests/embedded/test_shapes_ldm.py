@@ -18,7 +18,8 @@ from controlnet_ext.embedded.captions import make_text_encoder, make_tokenizer
 from controlnet_ext.embedded.export_ldm import export_model, get_width_and_heads
 from controlnet_ext.embedded.wide import compute_width_factor
 from controlnet_ext.files.weights import read_weights
-from controlnet_ext.guidance.contract import Span, Step
+from controlnet_ext.guidance.contract import Step
+from controlnet_ext.guidance.schedule import Span
 from controlnet_ext.models.kinds.controlnet import ControlNet
 from controlnet_ext.models.state_dict.saving import save_diffusers
 from tools.embedded_model.train_base import make_noise_scheduler, make_unet

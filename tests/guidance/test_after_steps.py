@@ -12,9 +12,10 @@ import torch
 from diffusers import StableDiffusionPipeline
 from fakes import GREY, WHITE, Plus, Pushes, run, state
 
-from controlnet_ext import PerSample, Unit, Window, guide
+from controlnet_ext import ControlModel, PerSample, Unit, Window, guide
 from controlnet_ext.guidance.after_steps import ColorFix, InpaintRestore, NoiseLevel, box_blur, downscale_mask
-from controlnet_ext.guidance.contract import Span, Step
+from controlnet_ext.guidance.contract import Step
+from controlnet_ext.guidance.schedule import Span
 from controlnet_ext.hosts.diffusers.host import read_noise_level
 
 MASK = np.zeros((tiny.SIZE, tiny.SIZE, 3), np.uint8)
@@ -184,7 +185,7 @@ def test_sharpness_blurs_the_rows_without_the_prompt() -> None:
     [
         ({"preprocessor": "inpaint_only"}, "inpaint_only changes what an inpaint mask covers, and the unit has none"),
         ({"after": InpaintRestore()}, "inpaint_only changes what an inpaint mask covers"),
-        ({"after": "inpaint_only"}, "after 'inpaint_only' is str, expected Restore or Colours"),
+        ({"after": "inpaint_only"}, "after 'inpaint_only' is str, expected a PostStep"),
         ({"after": ColorFix(), "image": (GREY, WHITE)}, "tile_colorfix acts by one image, and the unit has 2"),
     ],
 )
@@ -295,10 +296,11 @@ def test_nested_guides_act_after_a_step_in_order_of_entry(pipe: Any) -> None:
 
 
 def test_a_model_may_act_after_steps_itself(pipe: Any) -> None:
-    class Blue:
+    class Blue(ControlModel):
         """Residuals of none, and a picture of one colour."""
 
         architecture, family = "blue", "sd15"
+        makes_residuals, acts_after_step = False, True
 
         def hint(self, image: Any) -> None: ...
 
@@ -315,7 +317,8 @@ def test_a_model_may_act_after_steps_itself(pipe: Any) -> None:
 
 def test_latents_that_are_not_finite_stop_the_run(pipe: Any) -> None:
     model = Pushes()
-    model.after_step = lambda x0, step: x0 / 0  # type: ignore[attr-defined]
+    model.acts_after_step = True
+    model.after_step = lambda x0, step: x0 / 0  # type: ignore[method-assign]
     _, before = run(pipe), state(pipe)
     with (
         guide(pipe, [Unit(Plus(), GREY), Unit(model, GREY, window=Window(0.5, 1))]),

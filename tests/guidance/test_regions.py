@@ -12,7 +12,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionMod
 from fakes import GREY
 from networks import randomised
 
-from controlnet_ext import Residuals, Step, Unit, guide
+from controlnet_ext import ControlModel, Residuals, Step, Unit, guide
 from controlnet_ext.guidance.weighting import RegionMask, apply_weight
 
 SIDES = range(512, 1537, 8)
@@ -52,7 +52,7 @@ def test_a_region_covers_each_of_the_layers_at_all_129_sizes() -> None:
                 assert all((h - 1).abs().max() < 1e-6 for h in found)
 
 
-class Fitting:
+class Fitting(ControlModel):
     """Residuals of the sizes that a ControlNet's have."""
 
     architecture, family = "fitting", "sd15"

@@ -14,7 +14,7 @@ from fakes import GREY, WHITE, Pushes, run
 from controlnet_ext import Residuals, Span, Step, Unit, Window, guide
 from controlnet_ext.guidance.hints import HintImages
 from controlnet_ext.guidance.run import GuidanceRun
-from controlnet_ext.sdwebui.units import WebuiWindow
+from controlnet_ext.guidance.schedule import WebuiWindow
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from controlnet_ext import PerSample, Residuals, Span, Step, Unit, Window
+from controlnet_ext import ControlModel, PerSample, Residuals, Span, Step, Unit, Window
 from controlnet_ext.guidance.hints import HintImages
 from controlnet_ext.guidance.run import GuidanceRun
 from controlnet_ext.guidance.weighting import WeightSchedule, all_finite
@@ -18,7 +18,7 @@ SDXL = [0.177, 0.2146, 0.2601, 0.3153, 0.3822, 0.4633, 0.5615, 0.6806, 0.825, 1.
 GREY = np.full((64, 64, 3), 128, np.uint8)
 
 
-class Ones:
+class Ones(ControlModel):
     """Residuals of 1 in the layers of SD1.5, or of as many skips as asked for."""
 
     architecture, family = "ones", "sd15"
@@ -109,9 +109,10 @@ def test_control_mode_rests_in_a_call_without_the_prompt() -> None:
 
 
 def test_a_net_that_pools_globally_acts_on_the_rows_of_the_prompt() -> None:
-    model = Ones()
-    model.global_average_pooling = True
-    assert factors(Unit(model, GREY), [False, True]) == [[0.0] * 13, [1.0] * 13]
+    class Pooled(Ones):
+        prompt_rows_only = True
+
+    assert factors(Unit(Pooled(), GREY), [False, True]) == [[0.0] * 13, [1.0] * 13]
 
 
 def test_layers_multiply_weight_and_mode() -> None:

@@ -11,11 +11,11 @@ import tiny
 import torch
 from torch import Tensor
 
-from controlnet_ext import Residuals, Step
-from controlnet_ext.guidance.contract import Activation, Host
+from controlnet_ext import ControlModel, Residuals, Step
+from controlnet_ext.guidance.contract import Activation, AttentionModel, Host
 
 
-class Pushes:
+class Pushes(ControlModel):
     """A model that pushes every skip and the middle block by a constant times its map's brightness; it counts calls."""
 
     architecture, family = "pushes", "sd15"
@@ -37,7 +37,7 @@ class Pushes:
         return Residuals((push,) * self.skips, push)
 
 
-class Plus(Pushes):
+class Plus(Pushes, AttentionModel):
     """Adds to the outputs of attention. All that kinds which touch attention need is here."""
 
     @contextmanager

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 
-from controlnet_ext.guidance.contract import Residuals, Span, Step
+from controlnet_ext.guidance.contract import Residuals, Step
+from controlnet_ext.guidance.schedule import Span
 from controlnet_ext.models.kinds.controlnet import ControlNet
 
 SHAPES = {

@@ -17,7 +17,8 @@ from ldm import UNetModel
 from test_ldm_host import called, inputs, rows
 
 from controlnet_ext import Unit, Window, guide
-from controlnet_ext.guidance.contract import Residuals, Span, Step
+from controlnet_ext.guidance.contract import Residuals, Step
+from controlnet_ext.guidance.schedule import Span
 from controlnet_ext.hosts.diffusers import hook
 from controlnet_ext.hosts.ldm import guide as ldm
 from controlnet_ext.hosts.side_stream import LazyResiduals, SideStream, open_side_stream

@@ -38,6 +38,8 @@ class Encoder(Pushes):
 class After(Pushes):
     """Acts after each step."""
 
+    acts_after_step = True
+
     def after_step(self, x0: torch.Tensor, step: Step) -> torch.Tensor:
         return x0 * 0.75
 

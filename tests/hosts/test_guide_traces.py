@@ -15,7 +15,7 @@ from fakes import GREY, Plus, Pushes, run, state
 from networks import randomised
 from peft import LoraConfig
 
-from controlnet_ext import Unit, Window, guide
+from controlnet_ext import ControlModel, Unit, Window, guide
 from controlnet_ext.hosts.diffusers import hook
 from controlnet_ext.models.kinds.controlnet import ControlNet
 
@@ -244,7 +244,7 @@ def test_noise_for_attention_kinds_repeats_and_leaves_others_alone(pipe: Any) ->
     assert torch.equal(torch.rand(1), expected)
 
 
-class Movable(torch.nn.Module):
+class Movable(torch.nn.Module, ControlModel):
     """A module that says where it was moved to; the weights stay, so that no second device is needed."""
 
     architecture, family = "movable", "sd15"

@@ -19,7 +19,8 @@ from tiny import DDIM, control, parts, picture, pipeline, unet
 
 from controlnet_ext import PerSample, Unit, Window, guide
 from controlnet_ext.guidance.after_steps import ColorFix
-from controlnet_ext.guidance.contract import Activation, Residuals, Span, Step
+from controlnet_ext.guidance.contract import Activation, Residuals, Step
+from controlnet_ext.guidance.schedule import Span
 from controlnet_ext.hosts.ldm.guide import BatchRows, guide_ldm
 from controlnet_ext.hosts.ldm.host import LdmHost
 from controlnet_ext.models.kinds import lllite, t2i_adapter

@@ -17,7 +17,8 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from networks import randomised
 
 from controlnet_ext import PerSample, Unit, guide, load
-from controlnet_ext.guidance.contract import Span, Step
+from controlnet_ext.guidance.contract import Step
+from controlnet_ext.guidance.schedule import Span
 from controlnet_ext.models import iter_kinds
 from controlnet_ext.models.inspection import inspect
 from controlnet_ext.models.kinds import sparsectrl

@@ -16,7 +16,8 @@ from networks import picture, randomised
 
 from controlnet_ext import Unit, Window, guide, models
 from controlnet_ext.files.safetensors import write_weights
-from controlnet_ext.guidance.contract import Span, Step
+from controlnet_ext.guidance.contract import Step
+from controlnet_ext.guidance.schedule import Span
 from controlnet_ext.guidance.weighting import T2I_SOFT_WEIGHTS
 from controlnet_ext.models.kinds.controlnet import ControlNet
 from controlnet_ext.models.kinds.t2i_adapter import T2IAdapter, load, to_tencent_keys

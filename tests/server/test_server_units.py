@@ -12,7 +12,7 @@ from fakes import Pushes
 from serving import photo, white
 
 from controlnet_ext.guidance.after_steps import ColorFix, InpaintRestore
-from controlnet_ext.guidance.contract import Span
+from controlnet_ext.guidance.schedule import Span
 from controlnet_ext.sdwebui.build import build_unit
 from controlnet_ext.sdwebui.catalog import ModelCatalog
 from controlnet_ext.sdwebui.modules import describe_sliders, find_module, parameters_from_sliders

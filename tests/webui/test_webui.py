@@ -13,7 +13,7 @@ from ldm import UNetModel
 from tiny import control, picture, unet
 from webui_host import Request, fresh, install
 
-from controlnet_ext.guidance.contract import Span
+from controlnet_ext.guidance.schedule import Span
 
 SPAN = Span(0, 0.25)
 

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from ...errors import error_prefix
 from ...guidance.after_steps import NoiseLevel
-from ...guidance.contract import Residuals, Span, Step
+from ...guidance.contract import AttentionModel, Residuals, Step
 from ...guidance.devices import on_device
 from ...guidance.hints import HintImages
 from ...guidance.run import GuidanceRun
+from ...guidance.schedule import Span
 from ...guidance.unit import Unit
 from ...models.kinds.transformer import TransformerControlNet
 from .hook import install_hook, is_compiled, unwrap_compiled
@@ -112,7 +113,7 @@ class GuideSession:
     @property
     def has_attached_units(self) -> bool:
         """Whether a unit acts inside the UNet's attention."""
-        return any(hasattr(unit.model, "attach") for unit in self._units)
+        return any(isinstance(unit.model, AttentionModel) for unit in self._units)
 
     def apply_post_steps(self, out: Tensor) -> Tensor:
         """The UNet's output as the units want it."""
@@ -147,15 +148,14 @@ def _prepare_unit(unit: Any, unet: Any, is_unet_compiled: bool) -> HintImages:
     """The maps of a unit that fits the UNet."""
     if not isinstance(unit, Unit):
         raise TypeError(f"a {type(unit).__name__}, expected a Unit")
-    if is_unet_compiled and hasattr(unit.model, "attach"):
+    if is_unet_compiled and isinstance(unit.model, AttentionModel):
         raise ValueError(
             f"{unit.model.architecture} acts inside the UNet's attention, where torch.compile does not notice it; "
             "guide the UNet as it was before"
         )
     if type(unet).__name__ in TRANSFORMER_NAMES:
         _check_for_transformer(unit, type(unet).__name__)
-    if hasattr(unit.model, "bind"):
-        unit.model.bind(unet)
+    unit.model.bind(unet)
     maps = HintImages(unit)
     maps.configure_model(unit.model)
     return maps

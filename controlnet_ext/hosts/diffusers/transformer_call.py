@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ...guidance.contract import Residuals, Span
+from ...guidance.contract import Residuals
+from ...guidance.schedule import Span
 from ...models.kinds.transformer import TransformerStep, expand_to_blocks
 from ..side_stream import SideStream
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...guidance.contract import Residuals, Span, Step
+from ...guidance.contract import Residuals, Step
+from ...guidance.schedule import Span
 from ..side_stream import LazyResiduals, SideStream
 
 SKIPS_ARGUMENT, MIDDLE_ARGUMENT = "down_block_additional_residuals", "mid_block_additional_residual"

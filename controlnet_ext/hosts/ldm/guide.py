@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from ...errors import error_prefix
-from ...guidance.contract import Residuals, Span, Step
+from ...guidance.contract import AttentionModel, Residuals, Step
 from ...guidance.devices import on_device
 from ...guidance.hints import HintImages
 from ...guidance.run import GuidanceRun
+from ...guidance.schedule import Span
 from ...guidance.unit import Unit
 from ..side_stream import SideStream, open_side_stream
 from .host import LdmHost
@@ -49,8 +50,8 @@ def guide_ldm(unet: Any, units: Iterable[Unit], model: Any = None) -> Iterator[L
 
     `model` is the LatentDiffusion that the UNet belongs to: its alphas_cumprod, its parameterization and its VAE are
     what units need that act after a step. The host says when a run begins (`LdmGuide.begin`) and what each step asks
-    (`LdmGuide.announce_step`); a UNet call before that is an error. ValueError, TypeError or FileNotFoundError says what
-    cannot act, as in `guide`. RuntimeError when the UNet is called in another thread, or is guided already."""
+    (`LdmGuide.announce_step`); a UNet call before that is an error. ValueError, TypeError or FileNotFoundError says
+    what cannot act, as in `guide`. RuntimeError when the UNet is called in another thread, or is guided already."""
     guide = LdmGuide(unet, units, model)
     with guide.moved_models, _claim_unet(unet), ExitStack() as handles:
         for handle in guide.install_hooks():
@@ -81,7 +82,7 @@ class LdmGuide:
         self._total_residuals: Residuals | None = None
         self._side_stream: SideStream | None = None
         self._row_tensors: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}  # rows as tensors: the same in each step
-        self._has_attached_units = any(hasattr(unit.model, "attach") for unit in self._units)
+        self._has_attached_units = any(isinstance(unit.model, AttentionModel) for unit in self._units)
         self._adapter_blocks = adapter_block_indices(unet.input_blocks)
 
     def begin(self, spans: Sequence[Span], pass_index: int) -> None:
@@ -217,8 +218,7 @@ def _prepare_unit(unit: Any, unet: LdmUNetView) -> HintImages:
     """The maps of a unit that fits the UNet."""
     if not isinstance(unit, Unit):
         raise TypeError(f"a {type(unit).__name__}, expected a Unit")
-    if hasattr(unit.model, "bind"):
-        unit.model.bind(unet)
+    unit.model.bind(unet)
     maps = HintImages(unit)
     maps.configure_model(unit.model)
     return maps

@@ -65,6 +65,11 @@ class ControlLora(CompilableBlocks):
         if self._built is None or self._built[0]() is not first:
             self._built = weakref.ref(first), self._build(unet, shared)
 
+    def check_compatible(self, unet: Any) -> None:
+        """Check that this network fits a UNet, building nothing. Raises ValueError if it does not."""
+        if reason := incompatibility(self.unet_signature, UNetSignature.from_unet(unet)):
+            raise ValueError(reason)
+
     def _build(self, unet: Any, shared: dict[str, Tensor]) -> ControlNet:
         own = {name: self.tensors[key] for name, key in self._parameter_keys.items()}
         shared["conv_in.weight"] = shared["conv_in.weight"][

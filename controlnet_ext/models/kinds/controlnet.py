@@ -184,6 +184,13 @@ class ControlNet(CompilableBlocks):
         if self.difference is not None and not source.is_empty(unet):
             self.difference.bind(self, getattr(unet, "_orig_mod", unet))
 
+    def check_compatible(self, unet: Any) -> None:
+        """Check that this network fits a UNet, adding nothing to the weights. Raises ValueError if it does not."""
+        if self.difference is None:
+            self.bind(unet)
+        elif reason := incompatibility(self.unet_signature, UNetSignature.from_unet(unet)):
+            raise ValueError(reason)
+
     def for_map_types(self, kinds: Sequence[str | None]) -> ControlNet:
         """This network, to read maps of these kinds (None: unknown): with its residuals pooled if they are for
         shuffling and nobody stated whether they should be."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...guidance.contract import Activation, Host
+from ...guidance.contract import Activation, AttentionModel, Host
 from ..nn.execution import LayerwiseOffload
 from ..nn.hints import to_hint_pixels
 from ..nn.layers import Conv2d, Linear
@@ -50,7 +50,7 @@ class LLLiteModule(nn.Module):
         return self.up(self.mid(torch.cat([encoded_map.flatten(2).transpose(1, 2), self.down(x)], dim=2)))
 
 
-class ControlLLLite(LayerwiseOffload):
+class ControlLLLite(LayerwiseOffload, AttentionModel):
     """x + strength * lite(x, map) in place of x, in front of each layer that the file names. Several act one behind the
     other, in the order of units. `layers` of a unit are refused: nobody says what they would multiply."""
 

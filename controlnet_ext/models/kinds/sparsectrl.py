@@ -190,7 +190,7 @@ class SparseCtrl(ControlNetWrapper):
         super().__init__()
         self.net = ControlNet(net_config)
         self.unet_signature, self.family = self.net.unet_signature, self.net.family
-        self.reads_latents = reads_latents
+        self.hint_input = "latents" if reads_latents else "pixels"
         self.frames: tuple[int, ...] = (0,)
         self._depths, self._heads, self._max_frames = depths, tuple(heads), max_frames
         self._has_mask_channel = net_config.hint_channels[0] > (LATENT_CHANNELS if reads_latents else IMAGE_CHANNELS)
@@ -238,13 +238,15 @@ class SparseCtrl(ControlNetWrapper):
     def hint(self, image: np.ndarray | Tensor) -> Tensor:
         """The embedded hint `(1 + B, C, h, w)`, of a frame without a picture and of one with each of these: pictures as
         `ControlNet.hint` takes them, what is to be repainted black; or latents `(B, 4, h, w)`."""
-        if not self.reads_latents:
+        if self.hint_input == "pixels":
             pixels = to_hint_pixels(image).clamp(min=0)
         elif isinstance(image, Tensor) and image.ndim == 4 and image.shape[1] == self._input_channels:
             pixels = image
         else:
             raise ValueError(f"this SparseCtrl reads latents (B, {self._input_channels}, h, w), which the host makes")
-        check_hint_size(pixels, 1 if self.reads_latents else 2 ** (len(self.net.net_config.hint_channels) - 2))
+        check_hint_size(
+            pixels, 1 if self.hint_input == "latents" else 2 ** (len(self.net.net_config.hint_channels) - 2)
+        )
         if bool((pixels == pixels[:1]).all()):
             pixels = pixels[:1]
         read = torch.cat([torch.zeros_like(pixels[:1]), pixels])
@@ -298,14 +300,14 @@ class SparseCtrl(ControlNetWrapper):
             name: value for name, value in self.net.config().items() if not name.startswith(("addition_", "mid_"))
         }
         kinds = {"CrossAttnDownBlock2D": "CrossAttnDownBlockMotion", "DownBlock2D": "DownBlockMotion"}
-        more = {"conditioning_embedding_out_channels": [16, 32, 96, 256]} if self.reads_latents else {}
+        more = {"conditioning_embedding_out_channels": [16, 32, 96, 256]} if self.hint_input == "latents" else {}
         own = {
             "_class_name": "SparseControlNetModel",
             "concat_conditioning_mask": self._has_mask_channel,
             "conditioning_channels": self._input_channels,
             "down_block_types": [kinds[kind] for kind in config["down_block_types"]],
             "temporal_transformer_layers_per_block": [some[0] for some in self._depths],
-            "use_simplified_condition_embedding": self.reads_latents,
+            "use_simplified_condition_embedding": self.hint_input == "latents",
         }
         return {**config, **more, **own, **self._motion_config()}
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...guidance.contract import Activation, Host
+from ...guidance.contract import Activation, AttentionModel, Host
 from ..nn.execution import LayerwiseOffload
 from ..nn.hints import expand_rows
 from ..nn.layers import LayerNorm, Linear, cast_like
@@ -53,7 +53,7 @@ class StyleBlock(nn.Module):
         return h + self.mlp["c_proj"](inner * torch.sigmoid(1.702 * inner))
 
 
-class StyleAdapter(LayerwiseOffload):
+class StyleAdapter(LayerwiseOffload, AttentionModel):
     """Tokens of a style, times the unit's weight, behind the prompt's on the prompt's rows; on others their own last
     tokens once more, so that all have as many (as the authors' samplers; sd-webui-controlnet appends zeros there).
 
@@ -61,7 +61,7 @@ class StyleAdapter(LayerwiseOffload):
     `(257, 1024)`. `layers` and a region of a unit are refused: nobody says what they would multiply."""
 
     architecture = "t2i-style-adapter"
-    reads_values = True
+    hint_input: Literal["embedding"] = "embedding"
 
     def __init__(self, width: int, context: int, layers: int, tokens: int):
         super().__init__()

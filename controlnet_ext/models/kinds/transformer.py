@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ...errors import one_line
-from ...guidance.contract import Residuals, Step
+from ...guidance.contract import ControlModel, Residuals, Step
 from ..state_dict.strict import load_strict
 
 
@@ -56,12 +56,12 @@ class TransformerStep(Step):
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
-class TransformerControlNet(nn.Module):
+class TransformerControlNet(nn.Module, ControlModel):
     """A ControlNet `net` of diffusers for the base `family`. Its residuals are those of the blocks as `skips`, those of
     Flux's single blocks as `encoder`, with weight 1."""
 
     architecture = "controlnet"
-    reads_latents = True
+    hint_input: Literal["latents"] = "latents"
 
     def __init__(self, net: Any, family: str):
         super().__init__()

@@ -13,6 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...guidance.contract import ControlModel
+from ..state_dict.compatibility import UNetSignature
+
 BlockRunner = Callable[[Any, Tensor, Tensor, Tensor, int], list[Tensor]]
 
 
@@ -46,7 +49,7 @@ def _rebuild_compiled(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Compiled
     return CompiledBlocks(*args, **kwargs)
 
 
-class LayerwiseOffload(nn.Module):
+class LayerwiseOffload(nn.Module, ControlModel):
     """A network of `layers`, which compute on their input's device wherever their weights are."""
 
     def __init__(self) -> None:
@@ -64,9 +67,23 @@ class LayerwiseOffload(nn.Module):
 class CompilableBlocks(LayerwiseOffload):
     """What runs `blocks`."""
 
+    global_average_pooling: bool | None = None
+
     def __init__(self) -> None:
         super().__init__()
         self.block_runner: BlockRunner = run_blocks
+
+    unet_signature: UNetSignature
+
+    @property
+    def skip_count(self) -> int:
+        """The number of skips of the UNet it was made for."""
+        return len(self.unet_signature.skip_channels)
+
+    @property
+    def prompt_rows_only(self) -> bool:
+        """True if residuals are averaged over the image, as those of the shuffle ControlNet."""
+        return self.global_average_pooling is True
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """From now on blocks run through torch.compile with these arguments, of copies of this network too; with mode
@@ -80,10 +97,15 @@ class CompilableBlocks(LayerwiseOffload):
         return super().stream_to(device)
 
 
-class ControlNetWrapper(nn.Module):
+class ControlNetWrapper(nn.Module, ControlModel):
     """A model around a ControlNet, its `net`, which does nearly all of its work."""
 
     net: Any
+
+    @property
+    def skip_count(self) -> int:
+        """As `CompilableBlocks.skip_count`."""
+        return int(self.net.skip_count)
 
     def stream_to(self, device: torch.device) -> Any:
         """As `ControlNet.on`."""

@@ -12,6 +12,7 @@ from ...files.disk import write_atomically
 from ...files.safetensors import write_weights
 from .. import CONFIG_METADATA_KEY, ControlFile
 from ..inspection import MAP_METADATA_KEY, find_map_type
+from ..nn.execution import CompilableBlocks
 from .location import DIFFUSERS_STEM
 
 METADATA_PREFIX = "controlnet_ext."  # what of a file's metadata goes along when it is converted
@@ -59,12 +60,11 @@ def convert_model(
     ValueError when the model's kind has no such layout."""
     file = ControlFile.read(source)
     net: Any = file.load()
-    layouts = getattr(net, "LAYOUTS", {})
-    if layout not in layouts:
-        some = f"of {', '.join(layouts)}" if layouts else "no other layout"
+    if layout not in net.LAYOUTS:
+        some = f"of {', '.join(net.LAYOUTS)}" if net.LAYOUTS else "no other layout"
         raise ValueError(f"--to {layout!r:.40}: {str(file.path)!r} is a {net.architecture} file, which can be {some}")
     if global_average_pooling:
-        if not hasattr(net, "global_average_pooling"):
+        if not isinstance(net, CompilableBlocks):
             raise ValueError(f"a {net.architecture} has no residuals that could be pooled")
         net.global_average_pooling = True
     known, _ = find_map_type(file)
