@@ -8,66 +8,17 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from weakref import WeakValueDictionary
 
 from ..errors import one_line
 from ..files.hub import WeightsFile
 from .backends.torch import Device, Network
+from .cache import LRUCache
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-
-class NetworkCache:
-    """Things by key, each with its size as an attribute `bytes`. What somebody holds is shared; what nobody holds is
-    kept while all that is kept stays within `limit` bytes, the longest unused goes first. Safe between threads."""
-
-    def __init__(self, max_bytes: int):
-        if max_bytes < 0:
-            raise ValueError(f"a pool's limit of {max_bytes} bytes: expected 0 or more")
-        self.max_bytes = max_bytes
-        self._entries: OrderedDict[Hashable, Any] = OrderedDict()  # the longest unused first
-        self._alive: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()
-        self._load_locks: dict[Hashable, threading.Lock] = {}
-        self._lock = threading.Lock()
-
-    @property
-    def bytes(self) -> int:
-        """How much is kept."""
-        with self._lock:
-            return sum(value.bytes for value in self._entries.values())
-
-    def get(self, key: Hashable, load: Callable[[], Any]) -> Any:
-        """What is there under `key`, else what `load` gives. Threads that ask meanwhile wait and get the same; other
-        keys do not wait. When `load` fails, its error is the caller's, and the next one tries again."""
-        with self._lock:
-            loading = self._load_locks.setdefault(key, threading.Lock())
-        with loading:
-            value = self._alive.get(key)
-            if value is None:
-                value = load()
-            self._store(key, value)
-            return value
-
-    def free(self) -> None:
-        """Keep nothing."""
-        with self._lock:
-            self._entries.clear()
-
-    def _store(self, key: Hashable, value: Any) -> None:
-        with self._lock:
-            self._alive[key] = value
-            if value.bytes > self.max_bytes:
-                return
-            self._entries[key] = value
-            self._entries.move_to_end(key)
-            total = sum(kept.bytes for kept in self._entries.values())
-            while total > self.max_bytes:
-                total -= self._entries.popitem(last=False)[1].bytes
 
 
 FOLDERS_VARIABLE = "CONTROLNET_EXT_MODELS"  # the environment's variable: folders, separated as in PATH
@@ -102,7 +53,7 @@ class Library:
                 raise FileNotFoundError(f"the folder of weights {str(folder)!r} does not exist")
         self.files = {name: Path(path) for name, path in (files or {}).items()}
         self.download = download
-        self.cache = NetworkCache(cache_bytes)
+        self.cache: LRUCache[Any] = LRUCache(cache_bytes, size_of=_size_in_bytes)
         self._download_lock = threading.Lock()
 
     def fetch(self, file: WeightsFile) -> Path:
@@ -135,11 +86,11 @@ class Library:
         """The network that `build` makes of the file's tensors, on the device, in evaluation mode. Many threads that
         ask at once get one. Raises what `path` and `read_weights` do, and what `build` does, after the file's name."""
         where = Device.coerce(device)
-        return self.cache.get((file, build, where), lambda: self._build_network(file, build, where))
+        return self.cache.get_or_create((file, build, where), lambda: self._build_network(file, build, where))
 
     def free(self) -> None:
         """Keep no network loaded; those that somebody holds stay theirs."""
-        self.cache.free()
+        self.cache.clear()
 
     def _build_network(self, file: WeightsFile, build: Callable[[dict[str, Tensor]], nn.Module], device: Device) -> Any:
         from ..files.weights import read_weights
@@ -173,3 +124,7 @@ class Library:
                 f"{file.name} could not be downloaded ({reason}): {file.describe_manual_download(target)}"
             ) from error
         return target
+
+
+def _size_in_bytes(network: Any) -> int:
+    return int(network.bytes)

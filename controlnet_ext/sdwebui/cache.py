@@ -1,39 +1,15 @@
-"""Maps that are asked for again: the last few stay.
-
-What is slow to make and used again: the last few stay.
-"""
+"""A cache of maps around preprocessors."""
 
 from __future__ import annotations
 
 import hashlib
-import threading
-from collections.abc import Callable, Hashable
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from ..maps.control_map import ControlMap
-
-T = TypeVar("T")
-
-
-class LRUCache(Generic[T]):
-    """The `count` last used things, by key. For several threads, of which one makes at a time."""
-
-    def __init__(self, capacity: int):
-        self._capacity = capacity
-        self._entries: dict[Hashable, T] = {}
-        self._lock = threading.Lock()
-
-    def get_or_create(self, key: Hashable, create: Callable[[], T]) -> T:
-        """The thing of that key, made if it is not there."""
-        with self._lock:
-            thing = self._entries.pop(key) if key in self._entries else create()
-            self._entries[key] = thing
-            while len(self._entries) > self._capacity:
-                del self._entries[next(iter(self._entries))]
-            return thing
-
+from ..preprocessors.cache import LRUCache
 
 PreprocessorCall = Callable[..., ControlMap]  # of an image, its mask and parameters
 

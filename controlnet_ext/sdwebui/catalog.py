@@ -14,7 +14,7 @@ from ..files.disk import open_regular_file
 from ..generation.sources import find_control_files
 from ..guidance.contract import ControlModel
 from ..models.state_dict.location import WEIGHTS_SUFFIXES
-from .cache import LRUCache
+from ..preprocessors.cache import LRUCache
 
 MAX_LOADED_NETWORKS = 3  # networks that stay loaded, unless said otherwise
 

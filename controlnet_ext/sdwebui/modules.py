@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from ..preprocessors.cache import LRUCache
 from ..preprocessors.library import Library
 from ..preprocessors.parameters import Parameter
 from ..preprocessors.registry import LoadedPreprocessor, Preprocessor, find
-from .cache import LRUCache
 
 DEFAULT_RESOLUTION, MIN_RESOLUTION, MAX_RESOLUTION = (
     512,

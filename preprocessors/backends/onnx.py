@@ -46,7 +46,7 @@ def load_onnx_network(library: Library, file: WeightsFile, device: str | Device)
     dtype is the file's business. Raises what Library.path does, and ValueError where onnxruntime or its provider for
     the device is missing, or the file is refused."""
     name = Device.coerce(device).name
-    return library.cache.get((file, name), lambda: _create_session(library, file, name))
+    return library.cache.get_or_create((file, name), lambda: _create_session(library, file, name))
 
 
 def _create_session(library: Library, file: WeightsFile, device: str) -> OnnxNetwork:

@@ -62,4 +62,4 @@ def load_tflite_network(
             except ValueError as error:
                 raise ValueError(f"{str(path)!r} is refused: {error}") from error
 
-    return library.cache.get((file, input_size), load)
+    return library.cache.get_or_create((file, input_size), load)

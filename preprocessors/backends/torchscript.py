@@ -45,7 +45,7 @@ def load_torchscript_network(library: Library, file: WeightsFile, device: str | 
     torch; its dtype is the file's business. Raises what Library.path does, and ValueError where the file is another,
     torch cannot read it, or torchvision, whose operations such programs call, is missing."""
     name = Device.coerce(device).name
-    return library.cache.get((file, name), lambda: _load_program(library, file, name))
+    return library.cache.get_or_create((file, name), lambda: _load_program(library, file, name))
 
 
 def _load_program(library: Library, file: WeightsFile, device: str) -> TorchscriptNetwork:

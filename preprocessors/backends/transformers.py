@@ -144,7 +144,7 @@ def load_transformers_network(library: Library, files: ModelFiles, class_name: s
         weights = library.fetch(files[-1]).name  # which may be another than its own
         return Network.from_module(load_transformers_module(place, weights, class_name), where)
 
-    return library.cache.get((files, class_name, where), load)
+    return library.cache.get_or_create((files, class_name, where), load)
 
 
 def import_transformers_class(class_name: str) -> Any:

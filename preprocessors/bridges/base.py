@@ -126,7 +126,9 @@ def bridge_detector(name: str, detector: Detector, *, makes: str, label: str | N
             where = Device.coerce(device)
             if where.dtype != "float32":
                 raise ValueError(f"{name} computes in float32, not in {where.dtype}")
-            self.loaded = library.cache.get((detector, where), lambda: _load_detector(detector, library, where.name))
+            self.loaded = library.cache.get_or_create(
+                (detector, where), lambda: _load_detector(detector, library, where.name)
+            )
 
         def __call__(self, image: np.ndarray, **given: Any) -> np.ndarray:
             return _call_detector(detector, self.loaded.call, image, given)

@@ -148,7 +148,7 @@ def load_marigold(library: Library, files: ModelFiles, pipeline_class: str, devi
     must be all of it. Raises what `folder` does, ValueError where diffusers is too old or the folder is another
     thing."""
     where = Device.coerce(device)
-    return library.cache.get(
+    return library.cache.get_or_create(
         (files, pipeline_class, where),
         lambda: _load_pipeline(fetch_model_folder(library, files), pipeline_class, where),
     )

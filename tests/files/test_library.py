@@ -17,7 +17,8 @@ from urllib.request import urlopen
 import pytest
 import torch
 from controlnet_ext.preprocessors.backends.torch import Device
-from controlnet_ext.preprocessors.library import Library, NetworkCache
+from controlnet_ext.preprocessors.cache import LRUCache
+from controlnet_ext.preprocessors.library import Library
 from hub import Hub, file, honest, serving
 from huggingface_hub import constants
 from limits import HANG, wait_until
@@ -358,19 +359,19 @@ def test_networks_are_kept_up_to_the_limit_and_freed(written):
     built.clear()
     for _ in range(3):
         written.load_network(file(), build)
-    assert len(built) == 1 and written.cache.bytes == 16
+    assert len(built) == 1 and written.cache.size == 16
     written.free()
     held = written.load_network(file(), build)
     assert len(built) == 2
     written.free()
-    assert written.load_network(file(), build) is held and written.cache.bytes == 16
+    assert written.load_network(file(), build) is held and written.cache.size == 16
 
 
 def test_nothing_is_kept_that_nobody_asked_to_keep(tmp_path, written):
     lean = Library([tmp_path], download=False)
     built.clear()
     held = lean.load_network(file(), build)
-    assert lean.load_network(file(), build) is held and lean.cache.bytes == 0
+    assert lean.load_network(file(), build) is held and lean.cache.size == 0
     del held
     lean.load_network(file(), build)
     assert len(built) == 2
@@ -382,21 +383,21 @@ class Thing:
 
 
 def test_the_longest_unused_goes_first_and_what_is_too_large_is_not_kept():
-    pool, loads = NetworkCache(10), []
+    pool, loads = LRUCache(10, lambda thing: thing.bytes), []
 
     def get(key, size):
-        return pool.get(key, lambda: loads.append(key) or Thing(size))
+        return pool.get_or_create(key, lambda: loads.append(key) or Thing(size))
 
     for key, size in (("a", 4), ("b", 4), ("a", 4), ("c", 4), ("huge", 11), ("a", 4), ("b", 4)):
         get(key, size)
-    assert loads == ["a", "b", "c", "huge", "b"] and pool.bytes == 8
+    assert loads == ["a", "b", "c", "huge", "b"] and pool.size == 8
 
 
 def test_a_failed_load_is_tried_again_and_holds_nobody_up():
-    pool = NetworkCache(10)
+    pool = LRUCache(10, lambda thing: thing.bytes)
     with pytest.raises(KeyError):
-        pool.get("a", lambda: {}["nothing"])
-    assert pool.get("a", lambda: Thing(1)).bytes == 1
+        pool.get_or_create("a", lambda: {}["nothing"])
+    assert pool.get_or_create("a", lambda: Thing(1)).bytes == 1
 
 
 def test_other_weights_are_refused_with_the_files_name(tmp_path, written):
