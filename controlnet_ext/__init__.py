@@ -26,6 +26,7 @@ from .preprocessors.registry import preprocess
 if TYPE_CHECKING:
     import torch
 
+__version__ = "0.1.0"  # pyproject.toml reads it from here
 __all__ = [
     "ControlMap",
     "ControlModel",
@@ -35,6 +36,7 @@ __all__ = [
     "Step",
     "Unit",
     "Window",
+    "__version__",
     "guide",
     "load",
     "preprocess",

@@ -1,7 +1,7 @@
-"""One command, `controlnet-ext`; each of its subcommands is a file in commands/.
+"""The command `controlnet-ext`; each of its subcommands is a file in commands/.
 
 Exit codes: 0 done; 1 something failed during work; 2 refused before any work; 130 interrupted. Results go to files or
-stdout, words and progress to stderr.
+stdout, messages and progress to stderr.
 """
 
 from __future__ import annotations
@@ -10,35 +10,47 @@ import importlib
 import os
 import pkgutil
 import sys
-from argparse import ArgumentParser, HelpFormatter, Namespace
+from argparse import SUPPRESS, Action, ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from types import ModuleType
 from typing import NoReturn
 
+from .. import __version__
 from ..errors import suggest_names
 from . import commands
 
+HELP_WIDTH = 120  # columns; argparse would ask the terminal, for which it imports shutil: 3 ms
+FLAG_COLUMNS = 24  # columns of a flag and its value, before its help
+
 
 class _CommandParser(ArgumentParser):
-    """Says what is wrong in one line, and prints the command's docstring as its help."""
+    """Raise ValueError with one line where argparse would print the usage and exit."""
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message} (see {self.prog} --help)")
 
-    def format_help(self) -> str:
-        return f"{self.description}\n"
 
+class _HelpFormatter(RawDescriptionHelpFormatter):
+    """Format the help with the default of each flag behind its text."""
 
-def _make_formatter(prog: str) -> HelpFormatter:
-    return HelpFormatter(prog, width=120)  # not asked of the terminal, for which argparse imports shutil: 3 ms
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=FLAG_COLUMNS, width=HELP_WIDTH)
+
+    def _get_help_string(self, action: Action) -> str | None:
+        text = action.help
+        has_default = action.default not in (None, SUPPRESS, []) and not isinstance(action.default, bool)
+        return f"{text} (default: %(default)s)" if text and has_default and "(default" not in text else text
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command line, by default the process's, and give the exit code."""
+    """Run a command line, by default that of the process, and return the exit code."""
     words = sys.argv[1:] if argv is None else argv
     name = words[0] if words else "--help"
     if name in ("-h", "--help"):
         print(_format_overview(), file=sys.stdout if words else sys.stderr)
         return 0 if words else 2
+    if name == "--version":
+        print(f"controlnet-ext {__version__}")
+        return 0
     try:
         command = _load_command(name)
         return command.run(_parse_options(command, f"controlnet-ext {name}", words[1:]))
@@ -51,11 +63,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def program() -> NoReturn:
-    """`main` as a process, which ends with it at once: to take down what is loaded lasts 0.2 s, with torch seconds, and
-    after a kill -9 in that time a job whose record is cleared away would not be known."""
+    """Run `main` and end the process at once with its exit code.
+
+    Python's own shutdown takes 0.2 s, with torch seconds; after a kill -9 in that time the next run could not tell that
+    the job was complete, because its record is deleted already.
+    """
     code = main()
     try:
-        if sys.stdout is not None:  # as where it was closed
+        if sys.stdout is not None:  # None where it was closed
             sys.stdout.flush()
     except OSError as error:
         commands.print_stderr(f"controlnet-ext: {error}")
@@ -63,6 +78,21 @@ def program() -> NoReturn:
     if sys.stderr is not None:
         sys.stderr.flush()
     os._exit(code)
+
+
+def build_parser(name: str, argv: list[str]) -> ArgumentParser:
+    """Build the parser of the command `name`; `argv` is its command line, on which some flags depend.
+
+    Raises ValueError for an unknown command, and what the command raises for `argv`.
+    """
+    return _build_parser(_load_command(name), f"controlnet-ext {name}", argv)
+
+
+def _build_parser(command: ModuleType, prog: str, argv: list[str]) -> ArgumentParser:
+    description = (command.__doc__ or "").strip()
+    parser = _CommandParser(prog, description=description, allow_abbrev=False, formatter_class=_HelpFormatter)
+    command.arguments(parser, argv)
+    return parser
 
 
 def _list_commands() -> list[str]:
@@ -76,10 +106,7 @@ def _load_command(name: str) -> ModuleType:
 
 
 def _parse_options(command: ModuleType, prog: str, argv: list[str]) -> Namespace:
-    parser = _CommandParser(
-        prog, description=(command.__doc__ or "").strip(), allow_abbrev=False, formatter_class=_make_formatter
-    )
-    command.arguments(parser, argv)
+    parser = _build_parser(command, prog, argv)
     options, rest = parser.parse_known_intermixed_args(argv)
     if rest:
         flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
@@ -88,5 +115,17 @@ def _parse_options(command: ModuleType, prog: str, argv: list[str]) -> Namespace
 
 
 def _format_overview() -> str:
-    usages = [(_load_command(name).__doc__ or "").strip().split("\n", 1)[0] for name in _list_commands()]
-    return "\n".join(["Maps and guidance for Stable Diffusion.", "", *usages, "", "--help after a command says more."])
+    names = _list_commands()
+    width = max(map(len, names))
+    lines = [f"  {name.ljust(width)}  {(_load_command(name).__doc__ or '').split(chr(10), 1)[0]}" for name in names]
+    return "\n".join(
+        [
+            "usage: controlnet-ext COMMAND ...",
+            "",
+            "Control maps, ControlNets and exact guidance for Stable Diffusion.",
+            "",
+            *lines,
+            "",
+            "controlnet-ext COMMAND --help lists the flags of a command; controlnet-ext --version prints the version.",
+        ]
+    )

@@ -1,4 +1,4 @@
-"""`python -m controlnet_ext.cli`: the command, where no script is installed."""
+"""`python -m controlnet_ext.cli`: the command, for environments without the installed script."""
 
 from . import program
 

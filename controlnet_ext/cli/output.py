@@ -1,9 +1,10 @@
-"""Where a command writes its PNG."""
+"""The output file of commands that write one PNG."""
 
 from __future__ import annotations
 
 import os
 import sys
+from argparse import ArgumentParser
 from pathlib import Path
 
 from ..files.disk import write_atomically
@@ -11,9 +12,17 @@ from ..files.disk import write_atomically
 STDOUT = "-"
 
 
+def add_output_options(parser: ArgumentParser, help: str, default: str | None = None) -> None:
+    """Add -o/--output, required without a default, and --overwrite."""
+    parser.add_argument("-o", "--output", metavar="OUT", required=default is None, default=default, help=help)
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
+
+
 def resolve_output_path(out: str, name: str, overwrite: bool) -> Path | None:
-    """The file that `-o OUT` means: itself, `name` in a folder, None for stdout. ValueError or OSError where nothing
-    can be written there."""
+    """Return the file for `-o OUT`: OUT itself, `name` in the folder OUT, None for stdout.
+
+    Raises ValueError, FileNotFoundError or FileExistsError where no PNG can be written there.
+    """
     if out == STDOUT:
         return None
     path = Path(out)
@@ -33,7 +42,7 @@ def resolve_output_path(out: str, name: str, overwrite: bool) -> Path | None:
 
 
 def write_output(path: Path | None, content: bytes, overwrite: bool) -> None:
-    """The file whole or not at all, its folder made if need be; or to stdout."""
+    """Write `content` to `path`, complete or not at all, with its folder made if need be; None means stdout."""
     if path is None:
         with open(sys.stdout.fileno(), "wb", closefd=False) as stdout:
             stdout.write(content)

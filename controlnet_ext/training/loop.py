@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,37 +19,9 @@ from torch import Tensor, nn
 
 from ..files.safetensors import write_weights
 from ..files.weights import read_weights
+from .config import WARM_UP_STEPS, TrainingSchedule
 
 CHECKPOINT_FILE, LOG_FILE = "checkpoint.safetensors", "log.jsonl"
-WARM_UP_STEPS = 100  # steps
-DECAY_SHARE = 0.4  # the last share of the steps, in which the rate falls to zero
-
-
-@dataclass(frozen=True)
-class TrainingSchedule:
-    """How long and how fast. `batches` are accumulated in each step; `average` is the decay of the averaged weights;
-    after `minutes` the run stops at a checkpoint. ValueError on numbers that make no sense."""
-
-    steps: int
-    learning_rate: float = 1e-3
-    accumulation_steps: int = 1
-    ema_decay: float = 0.999
-    weight_decay: float = 0.01
-    evaluation_interval: int = 250
-    max_minutes: float = math.inf
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batches", "every", "rate", "minutes"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} {getattr(self, name)} of the training, expected more than 0")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"average {self.ema_decay} of the training is outside 0..1")
-
-    def learning_rate_at(self, step: int) -> float:
-        """Rises over 100 steps, stays level, falls to zero over the last 40 %."""
-        return self.learning_rate * min(
-            1.0, (step + 1) / WARM_UP_STEPS, (self.steps - step) / (DECAY_SHARE * self.steps)
-        )
 
 
 def train(

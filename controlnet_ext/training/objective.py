@@ -18,11 +18,10 @@ from torch import Tensor, nn
 from ..guidance.contract import Residuals, Step
 from ..guidance.schedule import Span
 from ..models.kinds.controlnet import ControlNet
+from .config import MAX_LAYOUT_FACTOR, WEIGHTINGS
 from .data import ControlDataset
 
 SNR_LIMIT = 5.0
-MAX_LAYOUT_FACTOR = 50.0  # times min-snr's weight, at most
-WEIGHTINGS = ("min-snr", "layout")
 
 
 class DiffusionLoss:

@@ -10,9 +10,9 @@ from killing import ROOT
 FAULTS = """
 import resource
 import numpy as np
-from controlnet_ext.batch.engines import keep_freed
+from controlnet_ext.batch.engines import keep_heap
 if {keep}:
-    keep_freed()
+    keep_heap()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for i in range(50):  # pictures with what is made of them, 2 MiB and less each
     arrays = [np.full(2**20 - i * 4096, i, np.uint8) for _ in range(4)] + [np.full(2**19, i, np.int16)]

@@ -129,7 +129,7 @@ def test_names_are_on_the_disk_before_the_job_says_that_they_are_done(monkeypatc
         settled.update(there)
 
     def adding(self, result):
-        assert not result.errors and f"{result.picture.key}_invert.png" in settled
+        assert not result.errors and f"{result.image.key}_invert.png" in settled
         add(self, result)
 
     add = folder.FolderSink.add

@@ -259,19 +259,6 @@ print(code, sorted({"torch", "diffusers", "transformers", "PIL", "controlnet_ext
     assert subprocess.run(words, env=environment, capture_output=True, text=True).stdout == "0 []\n"
 
 
-def test_help_is_the_docstring(capsys):
-    from controlnet_ext.cli.commands import preprocess as module
-
-    with pytest.raises(SystemExit) as done:
-        cli.main(["preprocess", "--help"])
-    assert done.value.code == 0
-    assert capsys.readouterr().out.strip() == module.__doc__.strip()
-    for flag in ("--output", "--resolution", "--recursive", "--overwrite"):
-        assert flag in module.__doc__
-    assert cli.main(["--help"]) == 0
-    assert "controlnet-ext preprocess NAME" in capsys.readouterr().out
-
-
 def test_no_command_or_an_unknown_one_is_refused(capsys):
     assert cli.main([]) == 2
     assert cli.main(["proces"]) == 2

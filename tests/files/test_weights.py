@@ -456,7 +456,7 @@ def test_a_zip_of_more_than_4_gib_has_another_directory_and_is_read(read, refusa
         ({"storage": "float32"}, "a storage of a kind"),
         ({"kind": "module"}, "a storage of a kind"),
         ({"call": "_rebuild_qtensor"}, "names 'torch._utils._rebuild_qtensor'"),
-        ({"call": "_rebuild_parameter"}, "a Storage where a Plan"),
+        ({"call": "_rebuild_parameter"}, "a Storage where a TensorView"),
     ],
 )
 def test_a_tensor_that_lies_is_refused(given, reason, refusal):

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from controlnet_ext.training.loop import CHECKPOINT_FILE, LOG_FILE, TrainingSchedule, train
+from controlnet_ext.training.config import TrainingSchedule
+from controlnet_ext.training.loop import CHECKPOINT_FILE, LOG_FILE, train
 
 
 def _net() -> nn.Module:
@@ -75,7 +76,9 @@ def test_a_loss_that_is_not_finite_stops_the_training(tmp_path):
         train(_net(), lambda *_: _loss(*_) * float("nan"), _held_out, TrainingSchedule(5), tmp_path)
 
 
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"rate": -1.0}, {"average": 1.0}, {"batches": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"steps": 0}, {"learning_rate": -1.0}, {"ema_decay": 1.0}, {"accumulation_steps": 0}]
+)
 def test_a_schedule_that_makes_no_sense_is_refused(wrong):
     with pytest.raises(ValueError, match="training"):
         TrainingSchedule(**{"steps": 10, **wrong})

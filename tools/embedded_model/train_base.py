@@ -23,7 +23,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from controlnet_ext.embedded.captions import TEXT_WIDTH, make_text_encoder, make_tokenizer
 from controlnet_ext.embedded.scenes import HELD_OUT_SEEDS, draw_scene
-from controlnet_ext.training.loop import TrainingSchedule, train
+from controlnet_ext.training.config import TrainingSchedule
+from controlnet_ext.training.loop import train
 from controlnet_ext.training.objective import WEIGHTINGS, DiffusionLoss, make_generator
 from tools.embedded_model.train_vae import NORM_GROUPS, render_scenes
 

@@ -19,7 +19,8 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
 from controlnet_ext.embedded.scenes import THING_COLORS, THING_KINDS
-from controlnet_ext.training.loop import TrainingSchedule, train
+from controlnet_ext.training.config import TrainingSchedule
+from controlnet_ext.training.loop import train
 from controlnet_ext.training.objective import make_generator
 
 BATCH_SIZE = 64

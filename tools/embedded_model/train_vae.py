@@ -19,7 +19,8 @@ from torch.nn import functional as F
 
 from controlnet_ext.embedded.scenes import HELD_OUT_SEEDS, draw_scene
 from controlnet_ext.maps.fidelity import canny_f1
-from controlnet_ext.training.loop import TrainingSchedule, train
+from controlnet_ext.training.config import TrainingSchedule
+from controlnet_ext.training.loop import train
 
 KL_WEIGHT = 1e-6
 EDGE_WEIGHT = 2.0

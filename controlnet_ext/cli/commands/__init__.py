@@ -1,14 +1,15 @@
-"""The subcommands of `controlnet-ext`, one file each. The file's name is the command's, its docstring is the help.
+"""The subcommands of `controlnet-ext`, one file each, which is called like the command.
 
-`arguments(parser, words)` declares the arguments; `words` is the command line, for flags that depend on it.
-`run(options)` does the work and gives the exit code: 0 done, 1 something failed on the way, which it has said by `say`.
-What it raises (ValueError, TypeError, OSError) was refused before any work. `--help` imports every file, so torch and
-the like are imported in `run`.
+The module docstring is the description in the help, its first line the summary in the overview. `arguments(parser,
+argv)` declares the flags, each with its help; `argv` is the command line, for flags that depend on it. `run(options)`
+does the work and returns the exit code: 0 done, 1 something failed during work, which it has printed. ValueError,
+TypeError and OSError from `run` mean that the command was refused before any work. `controlnet-ext --help` imports
+every file, so torch and its like are imported in `run`.
 """
 
 import sys
 
 
 def print_stderr(message: object) -> None:
-    """A line to stderr."""
+    """Print a line to stderr."""
     print(message, file=sys.stderr)

@@ -1,14 +1,9 @@
-"""controlnet-ext convert IN OUT --to diffusers|ldm [--map KIND]
+"""Write a control model in the layout of diffusers or ldm, number for number, in its own dtype.
 
-Write a control model in another layout, number for number, in its own dtype.
+The diffusers layout is a folder with config.json and the weights; the ldm layout is a .safetensors file for
+stable-diffusion-webui and ComfyUI.
 
-    --to diffusers   OUT is a folder with config.json and the weights, as diffusers loads it
-    --to ldm         OUT is a .safetensors file for stable-diffusion-webui and ComfyUI
-    --map KIND       the kind of map it reads, for the metadata; by default what IN says, or is known of its hash
-    --pooled         its residuals are averages over the picture, as those of the published shuffle ControlNet
-    --overwrite      replace OUT if it exists
-
-Exit code 0: done; 2: refused: IN cannot be read or is of no kind that has this layout, OUT exists.
+Exit code 0: done; 2: refused: IN cannot be read, its kind has no such layout, or OUT exists.
 """
 
 from __future__ import annotations
@@ -19,19 +14,30 @@ from ...errors import check_choice
 from ...maps.control_map import MAP_KINDS
 from . import print_stderr
 
+LAYOUTS = ("diffusers", "ldm")
+
 
 def arguments(parser: ArgumentParser, argv: list[str]) -> None:
-    """Declares what the docstring says."""
-    parser.add_argument("source", metavar="IN")
-    parser.add_argument("target", metavar="OUT")
-    parser.add_argument("--to", required=True)
-    parser.add_argument("--map")
-    parser.add_argument("--pooled", action="store_true")
-    parser.add_argument("--overwrite", action="store_true")
+    """Declare the flags."""
+    parser.add_argument("source", metavar="IN", help="file, folder, or owner/name in the local Hugging Face cache")
+    parser.add_argument("target", metavar="OUT", help="folder (diffusers) or .safetensors file (ldm) to write")
+    parser.add_argument("--to", metavar="LAYOUT", required=True, help=f"one of: {', '.join(LAYOUTS)}")
+    parser.add_argument(
+        "--map",
+        metavar="KIND",
+        help=f"map kind that the model reads, for the metadata, one of: {', '.join(MAP_KINDS)} "
+        "(default: from the metadata or the published hash of IN)",
+    )
+    parser.add_argument(
+        "--pooled",
+        action="store_true",
+        help="mark the residuals as averages over the image, as those of the published shuffle ControlNet",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
 
 
 def run(options: Namespace) -> int:
-    """Reads, renames, writes."""
+    """Read, rename the tensors, write."""
     if options.map is not None:
         check_choice("--map", options.map, MAP_KINDS)
     from ...models.state_dict.saving import convert_model

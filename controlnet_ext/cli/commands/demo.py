@@ -1,20 +1,11 @@
-"""controlnet-ext demo [-o sheet.png]
+"""Make a sheet of guided and unguided images with the embedded model, offline, on a CPU.
 
-The whole way on the embedded model, offline, on a CPU: a photo becomes its canny map, and with three prompts pictures
-are drawn from the same noise, without the map and guided by it. All of them go onto one sheet, with the map laid over
-the guided ones and F1 scores: how well the edges of a picture are those of the map, 0..1.
-
-    -o, --output OUT   a .png; a folder, for sheet.png in it; or - for stdout. By default sheet.png
-    --image IMG        another photo than the one that comes with it; its middle is used
-    --prompt TEXT      instead of the three; may be given up to six times. The model knows the colours and things of
-                       captions such as "a red circle and a blue star on a striped green ground"
-    --seed N           of the noise, by default 0
-    --steps N          1..1000, by default 20
-    --overwrite        replace OUT if it exists
-
+The canny map of a photo guides an image for each prompt; an unguided image from the same noise stands beside it. The
+sheet shows the map over the guided images and F1 scores, 0..1: how well the edges of an image agree with the map.
 `controlnet-ext generate PROMPT --image IMG --control canny,resolution=match --guidance 2 --seed N --steps N` makes the
-same guided pictures.
-Exit code 0: done; 1: it failed on the way; 2: refused, nothing is written; 130: interrupted.
+same guided images.
+
+Exit code 0: done; 1: it failed during work; 2: refused, nothing is written; 130: interrupted.
 """
 
 from __future__ import annotations
@@ -39,7 +30,7 @@ from ...guidance.hints import HintImages
 from ...guidance.unit import Unit
 from ...maps.control_map import ControlMap
 from ...maps.fidelity import canny_f1
-from ..output import resolve_output_path, write_output
+from ..output import add_output_options, resolve_output_path, write_output
 from . import print_stderr
 
 CONTROL_NAME = f"{EMBEDDED_NAME}/canny"
@@ -53,13 +44,23 @@ GUIDANCE_SCALE = 2.0  # as in the figures of docs/embedded.md
 
 
 def arguments(parser: ArgumentParser, argv: list[str]) -> None:
-    """Declares what the docstring says, all as text."""
-    parser.add_argument("-o", "--output", default="sheet.png")
-    parser.add_argument("--image", default=str(SAMPLE_PHOTO))
-    parser.add_argument("--prompt", action="append")
-    parser.add_argument("--seed", default="0")
-    parser.add_argument("--steps", default="20")
-    parser.add_argument("--overwrite", action="store_true")
+    """Declare the flags; values stay text."""
+    add_output_options(parser, ".png to write; a folder, for sheet.png in it; or - for stdout", default="sheet.png")
+    parser.add_argument(
+        "--image",
+        metavar="IMG",
+        default=str(SAMPLE_PHOTO),
+        help="photo, of which the middle is used (default: the one in this package)",
+    )
+    parser.add_argument(
+        "--prompt",
+        metavar="TEXT",
+        action="append",
+        help=f"prompt, up to {MAX_PROMPTS} times (default: {len(PROMPTS)} prompts). The model knows the colors and "
+        f'things of captions such as "{PROMPTS[0]}"',
+    )
+    parser.add_argument("--seed", metavar="N", default="0", help="seed of the noise")
+    parser.add_argument("--steps", metavar="N", default="20", help=f"denoising steps, {NUMBER_FIELDS['steps'].range}")
 
 
 def run(options: Namespace) -> int:

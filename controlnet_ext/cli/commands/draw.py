@@ -1,16 +1,7 @@
-"""controlnet-ext draw POSES... -o OUT [--resolution N]
+"""Draw poses from JSON as the map that a pose control model reads.
 
-Draw poses from JSON, edited or not, as the map that a pose control model reads. It takes what `preprocess --json`
-writes, and the files of sd-webui-controlnet, of the ComfyUI pack and of OpenPose with a canvas size.
-
-    POSES             a JSON file of people or animals, of one picture or an array of several
-    -o, --output OUT  a file (.png, .jpg, .webp); a folder, if it ends in / or there are several pictures, which are
-                      then called <stem>.png, those of an array <stem>_1.png, <stem>_2.png ...
-    --resolution N    the short side in pixels, by default that of the file's canvas
-    --no-body, --no-hands, --no-face
-                      leave these out
-    --scale-sticks    sticks that grow with the picture, for xinsir's models
-    --overwrite       replace files that exist
+Reads the JSON of `preprocess --json`, edited or not, and the files of sd-webui-controlnet, of the ComfyUI pack and of
+OpenPose with a canvas size.
 
 Exit code 0: done; 2: refused, nothing is written.
 """
@@ -30,14 +21,27 @@ from . import print_stderr
 
 
 def arguments(parser: ArgumentParser, argv: list[str]) -> None:
-    """Declares the arguments above."""
-    parser.add_argument("inputs", metavar="POSES", nargs="+")
-    parser.add_argument("-o", "--output", metavar="OUT", required=True)
-    parser.add_argument("--resolution", type=int)
+    """Declare the flags."""
+    parser.add_argument(
+        "inputs", metavar="POSES", nargs="+", help="JSON file of people or animals in one image, or an array of several"
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="OUT",
+        required=True,
+        help="file (.png, .jpg, .webp); folder, if it ends in / or there are several images, which are then called "
+        "<stem>.png, those of an array <stem>_1.png, <stem>_2.png ...",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    parser.add_argument(
+        "--resolution", metavar="N", type=int, help="short side in pixels (default: that of the file's canvas)"
+    )
     for part in ("body", "hands", "face"):
-        parser.add_argument(f"--no-{part}", dest=part, action="store_false")
-    parser.add_argument("--scale-sticks", action="store_true")
-    parser.add_argument("--overwrite", action="store_true")
+        parser.add_argument(f"--no-{part}", dest=part, action="store_false", help=f"leave out the {part}")
+    parser.add_argument(
+        "--scale-sticks", action="store_true", help="draw sticks that grow with the image, for the models of xinsir"
+    )
 
 
 def run(options: Namespace) -> int:

@@ -1,41 +1,24 @@
-"""controlnet-ext generate PROMPT [--control NAME[,KEY=VALUE]]... [--image IMG] [--model M] -o OUT
+"""Generate an image that follows control maps. The PNG holds its recipe; --from PNG repeats it to the bit.
 
-Make a picture that obeys control maps. The PNG holds its recipe; --from PNG makes it again, to the bit.
+--control TEXT is one unit: first a preprocessor (see `controlnet-ext preprocessors`), or none for an image that is a
+map already; then, joined by commas,
 
-    PROMPT             what the picture shows
-    --model M          a folder saved by diffusers (SD1.5, SD2.1, SDXL), or owner/name in the local Hugging Face cache;
-                       by default the embedded model
-    --control TEXT     one unit; may be given several times. First a preprocessor (`controlnet-ext preprocessors`), or
-                       none for an image that is a map already; then
-                         model=PATH     the control model: a file, a folder, or owner/name in the cache; with the
-                                        embedded model by default its own for that preprocessor; none for what
-                                        acts after each step (inpaint_only, tile_colorfix) to do nothing else
-                         image=IMG      its picture, if not that of --image
-                         kind=KIND      after none: what the map shows, such as depth, for models that read several
-                         weight=1       -2..2, or weights at fractions of the run: "0.2@0, 1@0.3"
-                         window=0..1    the part of the run in which it acts
-                         mode=balanced  or prompt, control: whether the prompt or the map prevails
-                         layers=        factors for the skips and the middle block, "1,1,.5,..."
-                         mask=IMG       where to repaint: white; as large as its image
-                         region=IMG     where it acts: white; stretched over the picture
-                         fit=crop       or stretch, fill: how the map comes to the picture's size
-                       and the preprocessor's parameters. A value with commas stands in quotes.
-    --image IMG        the picture for all units that name none
-    --mask IMG         the mask for all units that inpaint and name none; the picture keeps the pixels around
-    -o, --output OUT   a .png; a folder, for <seed>.png in it; or - for stdout
-    --negative TEXT    what the picture does not show
-    --seed N           by default drawn, and told on stderr
-    --steps N          1..1000, by default 30
-    --size WxH         multiples of 8, 64..4096 a side; by default what the model was trained for
-    --guidance G       0..100, by default 7.5
-    --scheduler NAME   ddim, euler, unipc, ...; by default the model's own
-    --device D         cpu, cuda, cuda:1, mps; by default the fastest there is
-    --dtype T          float32, bfloat16, float16; by default float32 on a CPU and float16 elsewhere
-    --overwrite        replace OUT if it exists
-    --from PNG         the recipe; the options above change it. --control N,KEY=VALUE changes model, weight, window,
-                       mode or layers of unit N. A model must have the sha256 that the recipe says, wherever it lies.
+  model=PATH     control model: a file, a folder, or owner/name in the cache; by default that of the embedded model for
+                 the preprocessor; none for a preprocessor that acts only after each step (inpaint_only, tile_colorfix)
+  image=IMG      image of the unit, if not that of --image
+  kind=KIND      after none: map kind, such as depth, for models that read several
+  weight=1       -2..2, or weights at fractions of the run: "0.2@0, 1@0.3"
+  window=0..1    part of the run in which the unit acts
+  mode=balanced  or prompt, control: whether the prompt or the map prevails
+  layers=        factors for the skip connections and the middle block, "1,1,.5,..."
+  mask=IMG       where to inpaint: white; as large as the image
+  region=IMG     where the unit acts: white; stretched over the generated image
+  fit=crop       or stretch, fill: how the map is brought to the generated size
 
-Exit code 0: done; 1: it failed on the way; 2: refused, nothing is written; 130: interrupted.
+and parameters of the preprocessor. A value with commas stands in quotes. With --from, --control N,KEY=VALUE changes
+model, weight, window, mode or layers of unit N; a model must have the sha256 in the recipe, wherever it lies.
+
+Exit code 0: done; 1: it failed during work; 2: refused, nothing is written; 130: interrupted.
 """
 
 from __future__ import annotations
@@ -43,25 +26,53 @@ from __future__ import annotations
 import time
 from argparse import ArgumentParser, Namespace
 
+from ...embedded import EMBEDDED_NAME
 from ...errors import one_line
 from ...files.image_writer import encode_image
 from ...generation.options import recipe_from_options, recipe_from_png
+from ...generation.pipeline_folder import SCHEDULER_CLASSES
 from ...generation.prepare import load_recipe
+from ...generation.recipe import NUMBER_FIELDS
 from ...generation.render import render
-from ..output import resolve_output_path, write_output
+from ..generation_options import DEVICE_HELP, DTYPE_HELP, MODEL_HELP
+from ..output import add_output_options, resolve_output_path, write_output
 from . import print_stderr
 
 
 def arguments(parser: ArgumentParser, argv: list[str]) -> None:
-    """Declares what the docstring says, all as text."""
-    parser.add_argument("prompt", nargs="?")
-    parser.add_argument("-o", "--output", required=True)
-    parser.add_argument("--control", action="append", default=[])
-    parser.add_argument("--from", dest="recipe")
-    parser.add_argument("--overwrite", action="store_true")
-    others = ("negative", "seed", "steps", "size", "guidance", "scheduler", "device", "dtype")
-    for name in ("model", "image", "mask", *others):
-        parser.add_argument(f"--{name}")
+    """Declare the flags; values stay text."""
+    steps, guidance, side = (NUMBER_FIELDS[name] for name in ("steps", "guidance", "width"))
+    parser.add_argument("prompt", metavar="PROMPT", nargs="?", help="description of the image")
+    add_output_options(parser, ".png to write; a folder, for <seed>.png in it; or - for stdout")
+    parser.add_argument("--model", metavar="M", help=f"{MODEL_HELP} (default: {EMBEDDED_NAME})")
+    parser.add_argument(
+        "--control", metavar="TEXT", action="append", default=[], help="one unit, see above; may be given several times"
+    )
+    parser.add_argument("--image", metavar="IMG", help="image of all units that name none")
+    parser.add_argument(
+        "--mask",
+        metavar="IMG",
+        help="mask of all units that inpaint and name none; outside of it the image keeps its pixels",
+    )
+    parser.add_argument("--negative", metavar="TEXT", help="negative prompt")
+    parser.add_argument("--seed", metavar="N", help="seed of the noise (default: random, printed on stderr)")
+    parser.add_argument("--steps", metavar="N", help=f"denoising steps, {steps.range} (default: {steps.default})")
+    parser.add_argument(
+        "--size",
+        metavar="WxH",
+        help=f"size in pixels, multiples of 8, sides {side.range} (default: the size that the model was trained for)",
+    )
+    parser.add_argument(
+        "--guidance", metavar="G", help=f"guidance scale, {guidance.range} (default: {guidance.default})"
+    )
+    parser.add_argument(
+        "--scheduler",
+        metavar="NAME",
+        help=f"one of: {', '.join(SCHEDULER_CLASSES)} (default: the model's own)",
+    )
+    parser.add_argument("--device", metavar="D", help=DEVICE_HELP)
+    parser.add_argument("--dtype", metavar="T", help=DTYPE_HELP)
+    parser.add_argument("--from", metavar="PNG", dest="recipe", help="image whose recipe is repeated; flags change it")
 
 
 def run(options: Namespace) -> int:

@@ -1,11 +1,7 @@
-"""controlnet-ext inspect FILE... [--json]
+"""Describe files of control weights without running anything in them.
 
-Say what a file of control weights is, without running anything in it: architecture, family, layout, dtype, number of
-parameters, sha256, and which kind of map it reads, where the file's metadata or its published hash tell, else
-"map: unknown". FILE may be a folder or owner/name in the local Hugging Face cache. Of any other file it says what that
-is.
-
-    --json   one JSON object a line
+The description names architecture, family, layout, dtype, number of parameters, sha256 and the map kind that the model
+reads, where metadata or a published hash state it, else "map: unknown". Other files are named for what they are.
 
 Exit code 0: all were read; 1: one is a control model that does not load, with the reason; 2: one cannot be read.
 """
@@ -19,13 +15,15 @@ from typing import Any
 
 
 def arguments(parser: ArgumentParser, argv: list[str]) -> None:
-    """Declares what the docstring says."""
-    parser.add_argument("files", nargs="+", metavar="FILE")
-    parser.add_argument("--json", action="store_true")
+    """Declare the flags."""
+    parser.add_argument(
+        "files", nargs="+", metavar="FILE", help="file, folder, or owner/name in the local Hugging Face cache"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object a line")
 
 
 def run(options: Namespace) -> int:
-    """Prints one file after the other."""
+    """Print one description after the other."""
     from ...models.inspection import inspect
 
     failed = False

@@ -1,44 +1,19 @@
-"""controlnet-ext preprocess NAME[,NAME...] INPUT... -o OUT [--PARAMETER VALUE | --NAME.PARAMETER VALUE]...
+"""Make control maps of images.
 
-Make control maps of pictures. `controlnet-ext preprocessors` lists the names and their parameters.
+`controlnet-ext preprocessors` lists the names; `controlnet-ext preprocess NAME --help` lists the parameters of NAME as
+flags. --PARAMETER is for every named preprocessor that has it, --NAME.PARAMETER for one.
 
-    INPUT             a picture, a folder: all pictures in it, or a glob in quotes: 'in/**/*.jpg'; or a video, a
-                      WebDataset shard (.tar), a list (.jsonl) or table (.parquet), which become one of their kind
-    -o, --output OUT  a file (.png, .jpg, .webp); a folder, if it ends in / or there are several results, which are
-                      then called <stem>_<name>.png; or - for a PNG on stdout
-    --PARAMETER       for every named preprocessor that has it; --NAME.PARAMETER for one
-    --resolution N    the short side in pixels to work at, 64..2048, by default the picture's own
-    --json            the key points of people or animals too, beside each map, with the suffix .json: see `draw`
-    --sixteen-bit     depth as a grey PNG of 16 bits
-    --mask MASK       a picture as large as the one INPUT, white where inpaint_only+lama is to paint; or a folder of
-                      them, called as the pictures are
-    --recursive       the folders in a folder too, kept in OUT
-    --overwrite       replace files that exist; start anew where another job has begun
-    --jobs N          so many processes, for reading, writing and maps without weights
-    --shard I/N       the I-th of N parts, for as many machines
-    --engine ray      on a Ray cluster, N of its workers for --jobs N, where networks run too
+Of several images, failures are listed in OUT.job/errors.jsonl, and the others are done. The same command continues
+after any interruption, repeats nothing, and retries what failed. Two results of one name are refused before any work.
 
-Of preprocessors with weights:
-
-    --library FOLDER  where weights are, several times if need be, by default those in CONTROLNET_EXT_MODELS; then the
-                      Hugging Face cache is looked into; what is nowhere is downloaded, to the first folder
-    --no-download     only say which file to put where
-    --weights FILE    the file itself, where one is needed; or the folder of a model of transformers
-    --device D        where networks compute: cpu (by default), cuda, cuda:1, mps, ...
-    --dtype T         in which numbers: float32 (by default), float16, bfloat16
-    --batch N         so many pictures at once, of those that are alike in size
-
-Of several pictures, what failed is in OUT.job/errors.jsonl, and the others are done. The same command goes on with what
-was interrupted, in whatever way, does nothing twice, and tries again what failed.
-
-Two results of one name are refused before any work. Exit code 0: done; 1: some failed, or the disk is full; 2: refused,
-nothing is written; 130: interrupted.
+Exit code 0: done; 1: some images failed, or the disk is full; 2: refused, nothing is written; 130: interrupted.
 """
 
 from __future__ import annotations
 
 import os
 from argparse import SUPPRESS, ArgumentParser, Namespace
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -54,69 +29,97 @@ if TYPE_CHECKING:
 
 
 def arguments(parser: ArgumentParser, argv: list[str]) -> None:
-    """Declares a flag for every parameter of the named preprocessors, plain and with its preprocessor's name."""
-    parser.add_argument("names", metavar="NAME")
-    parser.add_argument("inputs", metavar="INPUT", nargs="+")
-    parser.add_argument("-o", "--output", metavar="OUT", required=True)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--sixteen-bit", action="store_true")
-    parser.add_argument("--mask", metavar="MASK")
-    parser.add_argument("--recursive", action="store_true")
-    parser.add_argument("--overwrite", action="store_true")
-    parser.add_argument("--jobs", metavar="N", type=int, default=1)
-    parser.add_argument("--shard", metavar="I/N")
-    parser.add_argument("--engine", choices=("local", "ray"), default="local")
+    """Declare the flags, among them one for each parameter of the named preprocessors, plain and with NAME."""
+    parser.add_argument("names", metavar="NAME", help="preprocessor, or several joined by commas")
+    parser.add_argument(
+        "inputs",
+        metavar="INPUT",
+        nargs="+",
+        help="image, folder of images, or quoted glob such as 'in/**/*.jpg'; or a video, a WebDataset shard (.tar), a "
+        "list (.jsonl) or table (.parquet), whose maps become one of the same kind",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="OUT",
+        required=True,
+        help="file (.png, .jpg, .webp); folder, if it ends in / or there are several results, which are then called "
+        "<stem>_<name>.png; or - for a PNG on stdout",
+    )
+    parser.add_argument("--json", action="store_true", help="write key points beside each map, for the command draw")
+    parser.add_argument("--sixteen-bit", action="store_true", help="write depth as a gray PNG of 16 bits")
+    parser.add_argument(
+        "--mask",
+        metavar="MASK",
+        help="image as large as INPUT, white where inpaint_only+lama fills; or a folder of masks with the names of the "
+        "images",
+    )
+    parser.add_argument("--recursive", action="store_true", help="include folders in a folder, with their paths in OUT")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace files that exist; start anew where another job has begun"
+    )
+    parser.add_argument(
+        "--jobs", metavar="N", type=int, default=1, help="processes for reading, writing and maps without weights"
+    )
+    parser.add_argument("--shard", metavar="I/N", help="do the I-th of N parts, for N machines")
+    parser.add_argument(
+        "--engine",
+        choices=("local", "ray"),
+        default="local",
+        help="where --jobs run; ray: on workers of a Ray cluster, networks too",
+    )
     weights_options.add_options(parser)
-    named = _find_specs(argv[0]) if argv and not argv[0].startswith("-") else list_preprocessors()
-    for flag in {flag: None for entry in named for flag in _list_flags(entry)}:
-        parser.add_argument(f"--{flag}", dest=f"--{flag}", default=SUPPRESS)
+    is_named = bool(argv) and not argv[0].startswith("-")
+    specs = _find_specs(argv[0]) if is_named else list_preprocessors()
+    group = parser.add_argument_group(f"parameters of {argv[0]}") if is_named else parser
+    for flag in {flag: None for spec in specs for flag in _list_flags(spec)}:
+        help = _describe_flag(flag, specs) if is_named and "." not in flag else SUPPRESS
+        group.add_argument(f"--{flag}", dest=f"--{flag}", metavar="VALUE", default=SUPPRESS, help=help)
 
 
 def run(options: Namespace) -> int:
-    """Plans all of the work, which may refuse it, then does it."""
-    entries = _find_specs(options.names)
-    values = _parse_parameters(
-        entries, {flag[2:]: text for flag, text in vars(options).items() if flag.startswith("--")}
-    )
-    order = MapRequest(
-        tuple(entries), tuple(values), options.json, options.sixteen_bit, options.output, options.overwrite
+    """Plan the whole job, which may refuse it, then do it."""
+    specs = _find_specs(options.names)
+    values = _parse_parameters(specs, {flag[2:]: text for flag, text in vars(options).items() if flag.startswith("--")})
+    request = MapRequest(
+        tuple(specs), tuple(values), options.json, options.sixteen_bit, options.output, options.overwrite
     )
     shard, jobs = _parse_shard(options.shard), _check_jobs(options.jobs)
-    files = _assign_masks(order, find_inputs(options.inputs, options.recursive), options.mask)
+    files = _assign_masks(request, find_inputs(options.inputs, options.recursive), options.mask)
     if len(files) == 1 and shard is None and not is_container(files[0].path):
         from ...batch import single
 
-        paths = single.output_paths(order, files[0])
-        ready = weights_options.load_preprocessors(entries, options)
-        return single.run_single(order, files[0], ready, paths, print_stderr)
-    return _run_many(order, files, shard, jobs, options)
+        paths = single.output_paths(request, files[0])
+        ready = weights_options.load_preprocessors(specs, options)
+        return single.run_single(request, files[0], ready, paths, print_stderr)
+    return _run_many(request, files, shard, jobs, options)
 
 
 def _assign_masks(request: MapRequest, files: list[InputFile], mask: str | None) -> list[InputFile]:
-    """The files, each with its mask. Those that hold pictures hold masks too."""
+    """Return the files, each with its mask. Files that hold several images hold their masks too."""
     pictures = [file for file in files if not is_container(file.path)]
     if mask is None:
         if request.needs_mask and pictures:
-            name = next(entry.name for entry in request.specs if entry.needs_mask)
-            raise ValueError(f"{name} needs --mask FILE, or of several pictures --mask FOLDER, white where to paint")
+            name = next(spec.name for spec in request.specs if spec.needs_mask)
+            raise ValueError(f"{name} needs --mask FILE, or of several images --mask FOLDER, white where to paint")
         return files
     if not request.needs_mask:
         raise ValueError(f"{request.specs[0].name} takes no --mask")
     if not pictures:
-        raise ValueError(f"--mask is for pictures; {files[0].path!r} has masks of its own")
+        raise ValueError(f"--mask is for images; {files[0].path!r} has masks of its own")
     if os.path.isdir(mask):
         from ...batch.inputs import attach_masks
 
         return attach_masks(files, mask)
     if len(files) > 1:
-        raise ValueError(f"--mask {mask!r} is for one picture, of several it is a folder")
+        raise ValueError(f"--mask {mask!r} is for one image; for several give a folder")
     return [files[0]._replace(mask=mask)]
 
 
 def _run_many(
     request: MapRequest, files: list[InputFile], shard: tuple[int, int] | None, jobs: int, options: Namespace
 ) -> int:
-    from ...batch import engines, job, plan  # 20 ms, which one picture need not wait for
+    from ...batch import engines, job, plan  # 20 ms, which a single image need not wait for
     from ...batch.stages import LazyNetworks
 
     engines.keep_heap()
@@ -152,14 +155,14 @@ def _make_engine(name: str, jobs: int, use_gpu: bool) -> StageEngine:
 
 
 def _load_networks(names: str, parameters: tuple[dict[str, Any], ...], options: Namespace) -> NetworkStage | None:
-    """The networks of the preprocessors named, loaded in the process that calls this."""
+    """Load the networks of the named preprocessors, in the process that calls this."""
     from ...batch.plan import build_network_stage
 
     return build_network_stage(weights_options.load_preprocessors(_find_specs(names), options), parameters)
 
 
 def _parse_shard(text: str | None) -> tuple[int, int] | None:
-    """i and n of "i/n", i counted from 0 or from 1: the n-th of n is the 0-th."""
+    """Return (i, n) of "i/n", i counted from 0 or from 1: n/n is the same as 0/n."""
     if text is None:
         return None
     i, slash, n = text.partition("/")
@@ -178,18 +181,31 @@ def _find_specs(names: str) -> list[Preprocessor]:
     return [find(name.strip()) for name in names.split(",")]
 
 
+def _describe_flag(flag: str, specs: Sequence[Preprocessor]) -> str:
+    """Return the help of --PARAMETER: the range and default for each preprocessor that has it."""
+    if flag == RESOLUTION_PARAMETER.name:
+        return f"short side to work at, in pixels, {RESOLUTION_PARAMETER.range} (default: that of the image)"
+    known = [(spec.name, parameter) for spec in specs for parameter in spec.parameters if parameter.name == flag]
+    texts = [f"{parameter.expected} (default: {str(parameter.default).lower()})" for _, parameter in known]
+    if len(known) == 1:
+        return texts[0]
+    return "; ".join(f"{name}: {text}" for (name, _), text in zip(known, texts, strict=True))
+
+
 def _list_flags(spec: Preprocessor) -> dict[str, str]:
-    """The flags that are for an entry and the parameters they give, the particular after the plain."""
+    """Return the parameter by flag, --PARAMETER before --NAME.PARAMETER."""
     names = [parameter.name for parameter in (*spec.parameters, RESOLUTION_PARAMETER)]
     return {name: name for name in names} | {f"{spec.name}.{name}": name for name in names}
 
 
 def _parse_parameters(specs: list[Preprocessor], texts_by_flag: dict[str, str]) -> list[dict[str, Any]]:
-    """For each entry the values of the flags that are for it. A flag for none of them is refused."""
-    if idle := texts_by_flag.keys() - {flag for entry in specs for flag in _list_flags(entry)}:
-        raise ValueError(f"--{min(idle)} is for none of the preprocessors named: {', '.join(e.name for e in specs)}")
+    """Return the parameters of each preprocessor. Raises ValueError for a flag that none of them has."""
+    if idle := texts_by_flag.keys() - {flag for spec in specs for flag in _list_flags(spec)}:
+        raise ValueError(
+            f"--{min(idle)} is for none of the preprocessors named: {', '.join(spec.name for spec in specs)}"
+        )
     texts = [
-        {name: texts_by_flag[flag] for flag, name in _list_flags(entry).items() if flag in texts_by_flag}
-        for entry in specs
+        {name: texts_by_flag[flag] for flag, name in _list_flags(spec).items() if flag in texts_by_flag}
+        for spec in specs
     ]
-    return [entry.parse(chosen) for entry, chosen in zip(specs, texts, strict=True)]
+    return [spec.parse(chosen) for spec, chosen in zip(specs, texts, strict=True)]

@@ -1,11 +1,9 @@
-"""controlnet-ext preprocessors [--json]
+"""List the preprocessors, one line each.
 
-List the preprocessors, a line each: its name, its other names in webui, the kind of its map, words in the names of
-control models that read it, the weights it loads, their size (without configuration of some kilobytes; "about" is to
-three digits, as the Hub lists it) and licence, whether their sha256 is pinned here (else it is what the Hub says at the
-download), and its parameters with their range and default.
-
-    --json    the same and more as JSON: an object for each, with the repository, path and hash of each file
+Columns: name; aliases in stable-diffusion-webui; map kind; words in the names of control models that read such maps;
+weights, their size (without configuration files of some kilobytes; "about" is to three digits, as the Hub lists it) and
+license; whether their sha256 is pinned in this package (otherwise the Hub states it at the download); parameters with
+range and default.
 """
 
 from __future__ import annotations
@@ -24,12 +22,14 @@ COLUMNS = ("name", "alias", "map", "feeds", "weights", "size", "licence", "hash"
 
 
 def arguments(parser: ArgumentParser, argv: list[str]) -> None:
-    """Declares --json."""
-    parser.add_argument("--json", action="store_true")
+    """Declare --json."""
+    parser.add_argument(
+        "--json", action="store_true", help="print JSON objects, with the repository, path and hash of each file too"
+    )
 
 
 def run(options: Namespace) -> int:
-    """Prints the table, or the JSON."""
+    """Print the table, or the JSON."""
     if options.json:
         print(json.dumps([describe_spec(entry) for entry in list_preprocessors()], indent=1))
         return 0
@@ -39,13 +39,13 @@ def run(options: Namespace) -> int:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     print(
         f"\nEach takes resolution {RESOLUTION_PARAMETER.range} too: the short side in pixels, by default "
-        "the picture's own."
+        "that of the image."
     )
     return 0
 
 
 def describe_spec(spec: Preprocessor) -> dict[str, Any]:
-    """What is known of a preprocessor, as JSON has it."""
+    """Return the description of a preprocessor in JSON types."""
     return {
         "name": spec.name,
         "aliases": _list_aliases(spec),

@@ -1,30 +1,7 @@
-"""controlnet-ext train --model M --data FOLDER|scenes[:N] --map NAME[,PARAMETER=VALUE]... -o OUT.safetensors
+"""Train a ControlNet for a frozen model. The same command again continues an interrupted training.
 
-Train a ControlNet beside a model, which stays as it is. The same command again goes on where it was stopped.
-
-    --model M          a folder saved by diffusers (SD1.5, SD2.1), or owner/name in the local Hugging Face cache
-    --data FOLDER      pictures, each with its caption in <stem>.txt beside it; or metadata.jsonl (captions.jsonl) with
-                       lines {"file_name": "a.png", "text": "a caption", "map": "a_map.png"}, the map may be left out.
-                       Or scenes: the embedded model's drawn scenes; scenes:8000: the first 8000 of them
-    --map TEXT         the preprocessor that makes the maps, canny,low=50; or none,kind=depth where all are given
-    -o, --output OUT   a .safetensors in the layout of webui and ComfyUI
-    --control C        a ControlNet that learns further; by default a copy of the model's encoder begins
-    --steps N          by default 10000
-    --batch B          pictures at once, by default 8
-    --accumulate K     batches in each step, by default 1
-    --rate R           learning rate, by default 0.0001
-    --weighting W      how much noise levels count: min-snr, by default; or layout, which lets much noise count up to
-                       20 times as much, for the places of colours are decided there
-    --size WxH         by default what the model was trained for; all pictures are cropped to it
-    --every N          steps between measurements, each with a checkpoint, by default 250
-    --validation V     held-out pictures: a share of the different ones, by default 0.1, or a folder like that of --data
-    --minutes M        stop after so long, at a checkpoint
-    --work FOLDER      for checkpoint and log, by default OUT.training
-    --seed N           by default 0
-    --overwrite        replace OUT if it exists
-
-Exit code 0: done; 1: it failed on the way or the minutes ran out, the checkpoint stays; 2: refused before any work;
-130: interrupted, at a checkpoint.
+Exit code 0: done; 1: it failed during work or --minutes ran out, the checkpoint stays; 2: refused before any work; 130:
+interrupted, at a checkpoint.
 """
 
 from __future__ import annotations
@@ -49,41 +26,94 @@ from ...generation.unit_text import split_unit_text
 from ...maps.control_map import MAP_KINDS
 from ...models.state_dict.location import locate_weights
 from ...preprocessors.registry import find
+from ...training.config import MAX_LAYOUT_FACTOR, WEIGHTINGS, TrainingSchedule
 from . import print_stderr
 
 if TYPE_CHECKING:
     from ...training.data import ControlDataset, MapFunction
 
 ARGUMENTS_FILE = "arguments.json"
+VALIDATION_SHARE = "0.1"
 RESUME_KEYS = ("steps", "batch", "accumulate", "rate", "weighting", "seed", "map")
 
 
 def arguments(parser: ArgumentParser, argv: list[str]) -> None:
-    """Declares what the docstring says."""
-    for name in ("model", "data", "map"):
-        parser.add_argument(f"--{name}", required=True)
-    parser.add_argument("-o", "--output", required=True, type=Path)
-    for name, default in {"steps": 10_000, "batch": 8, "accumulate": 1, "every": 250, "seed": 0}.items():
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--rate", type=float, default=1e-4)
-    parser.add_argument("--weighting", default="min-snr")
-    parser.add_argument("--minutes", type=float, default=math.inf)
-    for name in ("control", "size", "validation"):
-        parser.add_argument(f"--{name}")
-    parser.add_argument("--work", type=Path)
-    parser.add_argument("--overwrite", action="store_true")
+    """Declare the flags."""
+    parser.add_argument(
+        "--model",
+        metavar="M",
+        required=True,
+        help="folder saved by diffusers (SD1.5, SD2.1), or owner/name in the local Hugging Face cache",
+    )
+    parser.add_argument(
+        "--data",
+        metavar="FOLDER",
+        required=True,
+        help="images, each with its caption in <stem>.txt beside it; or metadata.jsonl (captions.jsonl) with lines "
+        '{"file_name": "a.png", "text": "a caption", "map": "a_map.png"}, where the map is optional. Or scenes: the '
+        "drawn scenes of the embedded model; scenes:8000: the first 8000 of them",
+    )
+    parser.add_argument(
+        "--map",
+        metavar="TEXT",
+        required=True,
+        help="preprocessor that makes the maps, such as canny,low=50; or none,kind=depth where all maps are given",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="OUT",
+        required=True,
+        type=Path,
+        help=".safetensors file to write, in the layout of webui and ComfyUI",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
+    parser.add_argument(
+        "--control", metavar="C", help="ControlNet to train further (default: a copy of the model's encoder)"
+    )
+    parser.add_argument("--steps", metavar="N", type=int, default=10_000, help="optimizer steps")
+    parser.add_argument("--batch", metavar="B", type=int, default=8, help="images in a batch")
+    parser.add_argument("--accumulate", metavar="K", type=int, default=1, help="batches in each step")
+    parser.add_argument("--rate", metavar="R", type=float, default=1e-4, help="learning rate")
+    parser.add_argument(
+        "--weighting",
+        metavar="W",
+        default=WEIGHTINGS[0],
+        help=f"weights of the loss by noise level, one of: {', '.join(WEIGHTINGS)}. layout weights high noise levels, "
+        f"which decide the places of colors, up to {MAX_LAYOUT_FACTOR:g} times more (default: {WEIGHTINGS[0]})",
+    )
+    parser.add_argument(
+        "--size", metavar="WxH", help="size in pixels to which all images are cropped (default: that of the model)"
+    )
+    parser.add_argument(
+        "--every",
+        metavar="N",
+        type=int,
+        default=TrainingSchedule.evaluation_interval,
+        help="steps between evaluations, each with a checkpoint",
+    )
+    parser.add_argument(
+        "--validation",
+        metavar="V",
+        help=f"held-out images: a share of the different ones, or a folder like --data (default: {VALIDATION_SHARE})",
+    )
+    parser.add_argument(
+        "--minutes", metavar="M", type=float, default=math.inf, help="stop after M minutes, at a checkpoint"
+    )
+    parser.add_argument("--work", metavar="FOLDER", type=Path, help="checkpoint and log (default: OUT.training)")
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="seed of noise and order")
 
 
 @dataclass(frozen=True, eq=False)
 class MapSource:
-    """What --map says: the maps' kind, and what makes them; None where all are given."""
+    """The value of --map: the kind of the maps, and the function that makes them, None where all are given."""
 
     kind: str
     make_map: MapFunction | None
 
 
 def run(options: Namespace) -> int:
-    """Checks all that can be checked, loads, trains, writes."""
+    """Check all that can be checked, load, train, write."""
     if options.batch < 1 or options.seed < 0:
         raise ValueError(f"batch {options.batch}, seed {options.seed}: expected at least 1 and 0")
     _check_output(options.output, options.overwrite)
@@ -91,9 +121,8 @@ def run(options: Namespace) -> int:
     with silence_libraries():
         folder = PipelineFolder.find(options.model)
         height, width = _parse_size(options.size, folder)
-        to_learn, held_out = _load_datasets(options, maps.make_map, height == width)
-        from ...training.config import TrainingJob
-        from ...training.loop import TrainingSchedule
+        train_set, held_out = _load_datasets(options, maps.make_map, height == width)
+        from ...training.job import TrainingJob
 
         schedule = TrainingSchedule(
             options.steps,
@@ -103,25 +132,24 @@ def run(options: Namespace) -> int:
             max_minutes=options.minutes,
         )
         hashes = hash_files(folder.files())
-        first = None if options.control is None else locate_weights(options.control)
+        init_from = None if options.control is None else locate_weights(options.control)
         work = options.work or options.output.with_name(f"{options.output.name}.training")
-        asked = {
+        settings = {
             **{name: getattr(options, name) for name in RESUME_KEYS},
             "size": f"{width}x{height}",
-            "control": None if first is None else hash_file(first),
+            "control": None if init_from is None else hash_file(init_from),
             "model": hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest(),
-            "data": to_learn.identity,
+            "data": train_set.identity,
             "validation": held_out.identity,
         }
-        begun = _is_resumed(work, asked)
+        is_resumed = _is_resumed(work, settings)
         size = height, width
-        how = options.batch, options.seed, options.weighting
-        lesson = TrainingJob(folder, first, to_learn, held_out, size, *how)
-        if not begun:
+        job = TrainingJob(folder, init_from, train_set, held_out, size, options.batch, options.seed, options.weighting)
+        if not is_resumed:
             work.mkdir(parents=True, exist_ok=True)
-            write_atomically(work / ARGUMENTS_FILE, (json.dumps(asked, indent=2) + "\n").encode())
+            write_atomically(work / ARGUMENTS_FILE, (json.dumps(settings, indent=2) + "\n").encode())
         try:
-            net, sentence = lesson.fit(schedule, work)
+            net, sentence = job.fit(schedule, work)
         except (RuntimeError, ValueError, ArithmeticError, OSError) as error:
             print_stderr(f"controlnet-ext: {one_line(error, 500)}")
             return 1
@@ -133,8 +161,8 @@ def run(options: Namespace) -> int:
     from ...models.state_dict.saving import save_ldm
 
     own = {name: digest for name, digest in hashes.items() if name.startswith("unet/")}
-    more = {"map": maps.kind, "preprocessor": options.map, "steps": str(options.steps), "base": json.dumps(own)}
-    save_ldm(net, options.output, options.overwrite, {f"controlnet_ext.{key}": text for key, text in more.items()})
+    metadata = {"map": maps.kind, "preprocessor": options.map, "steps": str(options.steps), "base": json.dumps(own)}
+    save_ldm(net, options.output, options.overwrite, {f"controlnet_ext.{key}": text for key, text in metadata.items()})
     print_stderr(f"{options.output}: {options.steps} steps; {sentence}")
     return 0
 
@@ -149,25 +177,25 @@ def _check_output(path: Path, overwrite: bool) -> None:
 
 
 def _parse_map(text: str) -> MapSource:
-    """ValueError or TypeError on an unknown preprocessor, parameter or kind."""
+    """Raises ValueError or TypeError on an unknown preprocessor, parameter or kind."""
     name, values = split_unit_text(text)
     if name.casefold() == "none":
         kind = values.pop("kind", "other")
         if values or kind not in MAP_KINDS:
             raise ValueError(f"--map {text!r}: expected none,kind=K, K one of {', '.join(MAP_KINDS)}")
         return MapSource(kind, None)
-    entry = find(name)
-    chosen = entry.parse(values)
-    ready = entry.load()
+    spec = find(name)
+    parameters = spec.parse(values)
+    preprocessor = spec.load()
 
     def make(pixels: np.ndarray) -> np.ndarray:
-        return ready(pixels, **chosen).pixels
+        return preprocessor(pixels, **parameters).pixels
 
-    return MapSource(entry.makes, make)
+    return MapSource(spec.makes, make)
 
 
 def _parse_size(text: str | None, folder: PipelineFolder) -> tuple[int, int]:
-    """Height and width, of which the UNet can make all its levels."""
+    """Return height and width, divisible by the total downscaling of VAE and UNet."""
     height, width = folder.size
     if text is not None:
         sides = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
@@ -184,40 +212,41 @@ def _parse_size(text: str | None, folder: PipelineFolder) -> tuple[int, int]:
 def _load_datasets(
     options: Namespace, make_map: MapFunction | None, square: bool
 ) -> tuple[ControlDataset, ControlDataset]:
-    """Those to learn, and the held-out ones."""
+    """Return the training set and the held-out set."""
     from ...embedded.scenes import HELD_OUT_SEEDS, TRAINING_SEEDS
     from ...training.data import FolderDataset, SceneDataset, check_disjoint, read_examples, split_examples
 
-    if drawn := re.fullmatch(r"scenes(?::(\d{1,8}))?", options.data):
-        seeds = TRAINING_SEEDS if drawn[1] is None else TRAINING_SEEDS[: int(drawn[1])]
+    if match := re.fullmatch(r"scenes(?::(\d{1,8}))?", options.data):
+        seeds = TRAINING_SEEDS if match[1] is None else TRAINING_SEEDS[: int(match[1])]
         if not seeds:
             raise ValueError(f"--data {options.data!r}: expected at least one scene")
         if make_map is None or options.validation is not None or not square:
             raise ValueError("scenes are square, have held-out ones of their own, and need a preprocessor in --map")
         return SceneDataset(seeds, make_map), SceneDataset(HELD_OUT_SEEDS, make_map)
-    found = read_examples(Path(options.data))
-    validation = options.validation or "0.1"
+    examples = read_examples(Path(options.data))
+    validation = options.validation or VALIDATION_SHARE
     try:
         share = float(validation)
     except ValueError:
         held_out = read_examples(Path(validation))
-        check_disjoint(found, held_out)
+        check_disjoint(examples, held_out)
     else:
-        found, held_out = split_examples(found, share)
-    return FolderDataset(found, make_map), FolderDataset(held_out, make_map)
+        examples, held_out = split_examples(examples, share)
+    return FolderDataset(examples, make_map), FolderDataset(held_out, make_map)
 
 
 def _is_resumed(work_dir: Path, settings: dict[str, Any]) -> bool:
-    """Whether the folder holds a training with these arguments; ValueError where it is one with others, or another
-    folder."""
+    """Return True if the folder holds a training with these settings, False if it is new or empty.
+
+    Raises ValueError where it holds a training with other settings, or other files.
+    """
     if (work_dir / ARGUMENTS_FILE).exists():
-        begun = read_json(work_dir / ARGUMENTS_FILE)
+        stored = read_json(work_dir / ARGUMENTS_FILE)
         for name, value in settings.items():
-            if begun.get(name) != value:
+            if stored.get(name) != value:
                 raise ValueError(
-                    f"{str(work_dir)!r} holds a training with another {name} ({begun.get(name)}, now {value}): give "
-                    "the "
-                    "same arguments to go on, or another --work"
+                    f"{str(work_dir)!r} holds a training with another {name} ({stored.get(name)}, now {value}): give "
+                    "the same arguments to go on, or another --work"
                 )
         return True
     if os.path.lexists(work_dir) and (not work_dir.is_dir() or any(work_dir.iterdir())):

@@ -1,0 +1,82 @@
+"""One training: a frozen model, what learns beside it, and the pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from ..generation.pipeline_folder import PipelineFolder
+from ..models import load
+from ..models.kinds.controlnet import ControlNet
+from .config import TrainingSchedule
+from .data import ControlDataset
+from .loop import LOG_FILE, train
+from .objective import (
+    DiffusionLoss,
+    EncodedExamples,
+    FixedNoiseLoss,
+    FrozenBase,
+    compute_control_loss,
+    describe_fit,
+    make_generator,
+)
+
+
+class TrainingJob:
+    """The model of a folder, on a GPU where there is one, and beside it the ControlNet in the file `first`, or a copy
+    of the UNet's encoder. `size` is height and width, `weighting` that of noise levels. ValueError where the file is
+    another kind or fits another UNet."""
+
+    def __init__(
+        self,
+        folder: PipelineFolder,
+        init_from: Path | None,
+        train_set: ControlDataset,
+        held_out: ControlDataset,
+        size: tuple[int, int],
+        batch_size: int,
+        seed: int,
+        weighting: str = "min-snr",
+    ):
+        self._objective, self._batch_size, self._seed = (
+            DiffusionLoss(folder.make_scheduler("ddpm"), weighting),
+            batch_size,
+            seed,
+        )
+        pipe = folder.load(torch.float32, folder.make_scheduler(None))
+        self._frozen = FrozenBase(pipe, "cuda" if torch.cuda.is_available() else "cpu")
+        torch.manual_seed(seed)
+        learner = ControlNet.from_unet(pipe.unet) if init_from is None else load(init_from, dtype=torch.float32)
+        if not isinstance(learner, ControlNet):
+            raise ValueError(f"{str(init_from)!r} is a {learner.architecture}, expected a ControlNet")
+        learner.bind(pipe.unet)
+        self._network = learner.requires_grad_(True)
+        self._examples = {
+            "training": EncodedExamples(train_set, self._frozen, *size),
+            "held_out": EncodedExamples(held_out, self._frozen, *size),
+        }
+
+    def fit(self, schedule: TrainingSchedule, work_dir: Path) -> tuple[ControlNet | None, str]:
+        """The trained network and the verdict; None and no words when the minutes ran out."""
+        fixed = {
+            side: FixedNoiseLoss(self._frozen, each, self._objective, self._batch_size)
+            for side, each in self._examples.items()
+        }
+        to_learn = self._examples["training"]
+
+        def loss(net: torch.nn.Module, step: int, part: int) -> torch.Tensor:
+            numbers = make_generator(self._seed, step, part)
+            return compute_control_loss(net, self._frozen, to_learn, self._objective, self._batch_size, numbers)
+
+        def measure(net: torch.nn.Module) -> dict[str, float]:
+            losses = {side: each(net) for side, each in fixed.items()}
+            return losses | {f"{side}_unguided": each.unguided_loss for side, each in fixed.items()}
+
+        net = train(self._network, loss, measure, schedule, work_dir)
+        if net is None:
+            return None, ""
+        assert isinstance(net, ControlNet)
+        rows = {row["step"]: row for row in map(json.loads, (work_dir / LOG_FILE).read_text().splitlines())}
+        return net, describe_fit([rows[step] for step in sorted(rows)])
