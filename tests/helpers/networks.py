@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
+from collections import OrderedDict
 from functools import cache
 
 import numpy as np
@@ -56,9 +56,30 @@ def randomised(net: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     return net.eval()
 
 
+def copy_module(net: torch.nn.Module) -> torch.nn.Module:
+    """A copy with parameters, buffers and submodules of its own. `deepcopy` gives the same and takes ten times longer:
+    it also copies what nobody changes in place, such as configurations and attention processors."""
+    copies: dict[int, torch.nn.Module] = {}
+
+    def copy(module: torch.nn.Module) -> torch.nn.Module:
+        if id(module) not in copies:
+            made = copies[id(module)] = type(module).__new__(type(module))
+            plain = (dict, OrderedDict, set, list)
+            made.__dict__ = {k: v.copy() if type(v) in plain else v for k, v in module.__dict__.items()}
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    data = parameter.detach().clone()
+                    made._parameters[name] = torch.nn.Parameter(data, parameter.requires_grad)
+            made._buffers.update({k: v if v is None else v.clone() for k, v in module._buffers.items()})
+            made._modules.update({k: v if v is None else copy(v) for k, v in module._modules.items()})
+        return copies[id(module)]
+
+    return copy(net)
+
+
 def reference(shape: str, **changes: object) -> ControlNetModel:
-    """diffusers' network; drawing it takes ten times longer than copying it."""
-    return deepcopy(_reference(shape, tuple(changes.items())))
+    """diffusers' network; drawing it takes longer than copying it."""
+    return copy_module(_reference(shape, tuple(changes.items())))
 
 
 @cache
@@ -71,7 +92,7 @@ def ours(theirs: ControlNetModel) -> ControlNet:
 
 
 def unet(shape: str, **changes: object) -> UNet2DConditionModel:
-    return deepcopy(_unet(shape, tuple(changes.items())))
+    return copy_module(_unet(shape, tuple(changes.items())))
 
 
 @cache

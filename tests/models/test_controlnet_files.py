@@ -180,7 +180,8 @@ def test_lllyasviels_whole_checkpoints_load(tmp_path: Path) -> None:
     tensors = LAYOUTS["ldm with prefix"](theirs.state_dict()) | {name: torch.ones(1) for name in rest}
     torch.save({"state_dict": tensors, "global_step": 7}, tmp_path / "control_sd15_canny.pth")
     net = models.load(tmp_path / "control_sd15_canny.pth")
-    assert all(torch.equal(t, theirs.state_dict()[name]) for name, t in net.state_dict().items())
+    tensors = theirs.state_dict()
+    assert all(torch.equal(t, tensors[name]) for name, t in net.state_dict().items())
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -168,7 +168,8 @@ def test_both_layouts_go_there_and_back(tmp_path: Path) -> None:
     again: Any = load(tmp_path / "authors.safetensors")
     save_diffusers(again, tmp_path / "folder")
     model = SparseControlNetModel.from_pretrained(tmp_path / "folder")
-    assert all(torch.equal(t, model.state_dict()[name]) for name, t in theirs("rgb").state_dict().items())
+    tensors = model.state_dict()
+    assert all(torch.equal(t, tensors[name]) for name, t in theirs("rgb").state_dict().items())
     assert (model.config.motion_num_attention_heads, model.config.motion_max_seq_length) == ([2, 2, 2, 2], 6)
     assert inspect(tmp_path / "folder").layout == "diffusers"
     with torch.no_grad():

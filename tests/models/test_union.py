@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
 from functools import cache
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from diffusers import (
     StableDiffusionXLControlNetUnionPipeline,
     StableDiffusionXLPipeline,
 )
-from networks import SHAPES, all_of, picture, randomised, step_for
+from networks import SHAPES, all_of, copy_module, picture, randomised, step_for
 from PIL import Image
 
 from controlnet_ext import ControlMap, PerSample, Unit, guide, models
@@ -33,7 +32,7 @@ def _theirs(types: int, tiny_one: bool) -> ControlNetUnionModel:
 
 
 def theirs(types: int = 6, tiny_one: bool = False) -> ControlNetUnionModel:
-    return deepcopy(_theirs(types, tiny_one))
+    return copy_module(_theirs(types, tiny_one))
 
 
 def ours(net: ControlNetUnionModel) -> ControlNetUnion:
@@ -173,7 +172,8 @@ def test_files_go_both_ways(tmp_path: Path) -> None:
     net = theirs(8)
     save_diffusers(ours(net), tmp_path / "ours")
     back = ControlNetUnionModel.from_pretrained(tmp_path / "ours")
-    assert all(torch.equal(t, net.state_dict()[name]) for name, t in back.state_dict().items())
+    tensors = net.state_dict()
+    assert all(torch.equal(t, tensors[name]) for name, t in back.state_dict().items())
     net.save_pretrained(tmp_path / "theirs")
     union = models.load(tmp_path / "theirs")
     assert (union.architecture, len(union.task_embedding)) == ("controlnet-union", 8)
