@@ -15,6 +15,7 @@ from networks import SHAPES, all_of, ours, picture, reference, step_for, theirs_
 from safetensors.torch import load_file, save_file
 
 from controlnet_ext import models
+from controlnet_ext.models import kinds
 from controlnet_ext.models.kinds.controlnet import ControlNet, detect
 from controlnet_ext.models.nn.embeddings import HintEncoder
 from controlnet_ext.models.state_dict.compatibility import SDXL_SKIPS
@@ -522,7 +523,7 @@ def test_two_kinds_that_claim_one_file_are_an_error_that_names_both(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "greedy.py").write_text("def detect(names):\n    return True\n")
-    monkeypatch.setattr(models, "__path__", [*models.__path__, str(tmp_path)])
+    monkeypatch.setattr(kinds, "__path__", [*kinds.__path__, str(tmp_path)])
     save_file(reference("SD1.5").state_dict(), tmp_path / "net.safetensors")
     with pytest.raises(ValueError, match=r"by two kinds of control model: .*controlnet and .*greedy"):
         models.load(tmp_path / "net.safetensors")
