@@ -1,9 +1,8 @@
-"""A file from the Hugging Face Hub, which gets its name when all of it is there and its hash is right.
+"""Published files of weights, and their download from the Hugging Face Hub.
 
-huggingface_hub's own download names the file before anyone compares its hash, and its errors are those of a transport
-that changed with each of its major versions (requests, httpx, httpx2): so the bytes are fetched here.
-
-What is known of a published file of weights before it is here.
+A file gets its name when it is complete and its hash is right. The download of huggingface_hub names a file before its
+hash is compared, and raises the errors of a transport that changed with each major version (requests, httpx, httpx2);
+therefore the bytes are fetched here.
 """
 
 from __future__ import annotations
@@ -21,26 +20,31 @@ from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.error import HTTPError
-from urllib.parse import quote, urljoin
+from urllib.parse import quote, urljoin, urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener, urlopen
 
 from .disk import commit_file, open_regular_file
 
-# Who states hashes of published files, sha256 and in the second also sizes
+# Sources of the sha256 of published files, the second also of sizes
 HORDE_CATALOG = "Haidra-Org/horde-model-reference @ 418cf00b4d24, src/horde_model_reference/annotator_catalog.py"
 DINKSTER_HASHES = "Kosinkadink/Dinkster @ 4258cb557cb6, tools/gen_line_edge_goldens.py"
-# The Hub's own pages of a revision: its list of files, sizes to three digits, and what was added in it, with hashes
+# Pages of the Hub for a revision: the list of files with sizes to three digits, and the commit with hashes
 HUB_FILE_LIST, HUB_COMMIT_PAGE = "the Hub's list of its files @", "the Hub's page of the commit"
 
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """A published file of weights: what a preprocessor declares, and `Library` finds.
+    """A published file of weights, which a preprocessor declares and `Library` finds.
 
-    `repo` on the Hugging Face Hub and `path` in it; `folder` is what sd-webui-controlnet calls its place below
-    annotator/downloads; `size` in bytes, None where no source states it; `about` is the size to three digits, where no
-    more is stated; `sha256` in hex, None where the Hub's own record is what a download is compared with. `source` is
-    who states these. `url` is where a file is that is not on the Hub; it has size and sha256."""
+    repo: repository on the Hugging Face Hub.
+    path: path in the repository.
+    webui_folder: folder below annotator/downloads of sd-webui-controlnet.
+    size: bytes, None where no source states it.
+    approx_size: bytes to three digits, where nothing more exact is stated.
+    sha256: hex digits; None where a download is compared with the Hub's own record.
+    source: source of size and hash.
+    url: URL of a file that is not on the Hub; such a file has size and sha256.
+    """
 
     repo: str
     path: str
@@ -54,53 +58,60 @@ class WeightsFile:
 
     @property
     def name(self) -> str:
-        """The file's own name, such as "table5_pidinet.pth"."""
+        """File name without folders, such as "table5_pidinet.pth"."""
         return PurePosixPath(self.path).name
 
     @property
     def local_name(self) -> str:
-        """Where it lies in a folder that was made for it: by its name, as a part of a whole model by its path there."""
+        """Path in a folder of weights: the file name, for a part of a whole model its path in the repository."""
         return self.path if self.webui_folder.startswith(self.repo) else self.name
 
     @property
     def group(self) -> str:
-        """What it is a part of: the repository of a whole model, else its own name."""
+        """Repository of the whole model that the file is a part of, else the file name."""
         return self.repo if self.webui_folder.startswith(self.repo) else self.name
 
     @property
     def url_path(self) -> str:
-        """Where it is at the Hub, after the host."""
+        """Path at the Hub, quoted, without the host."""
         return quote(f"{self.repo}/resolve/main/{self.path}")
 
     def describe_manual_download(self, target: Path) -> str:
-        """What a user can do by hand, in one line: which file to put where."""
+        """Return a line that tells the user which file to put at `target`."""
         return f"put {self.url or f'https://huggingface.co/{self.url_path}'} at {str(target)!r}"
 
 
+LOGIN_ADVICE = "; accept the license on its page, then log in with `hf auth login` or set HF_TOKEN"
 HEADERS = {"User-Agent": "controlnet-ext", "Accept-Encoding": "identity"}
-BLOCK_BYTES = 2**18  # bytes
-MIN_BYTES = 2**15  # bytes that a connection must bring
-STALL_SECONDS = 30.0  # seconds, in each such stretch of it
-MAX_ATTEMPTS = 4  # in a row that bring less
-RETRY_SECONDS = 0.5  # seconds after the first of them, doubled after each
+BLOCK_BYTES = 2**18  # bytes of a read
+MIN_BYTES = 2**15  # least bytes that a connection must bring
+STALL_SECONDS = 30.0  # seconds in which it must bring them
+MAX_ATTEMPTS = 4  # attempts in a row that may bring less
+RETRY_SECONDS = 0.5  # seconds before the second attempt, doubled before each further one
 
 
 @dataclass(frozen=True)
 class HubFileInfo:
-    """What the Hub says of a file: where its bytes are, how many, and their hash (hex): sha256, or for what is not
-    large git's sha1 of a blob."""
+    """The Hub's record of a file: URL of its bytes, their number, and their hash in hex.
+
+    The hash is a sha256, of small files the sha1 of a git blob. `token` belongs to the Hub's own host and is set for
+    files that the Hub refuses without a login.
+    """
 
     url: str
     size: int
     hash: str
+    token: str | None = None
 
 
 def download(file: WeightsFile, target: Path) -> None:
-    """Put the file at `target`, with a progress bar on stderr. Another process that downloads it is waited for.
+    """Download the file to `target`, with a progress bar on stderr; wait for another process that downloads it.
 
-    Its bytes come into a hidden .part file beside `target`, which a later call goes on with after an interruption,
-    also after kill -9. Raises OSError when they do not come, ValueError when they are not the file's: then the
-    part is deleted."""
+    Bytes go to a hidden .part file beside `target`, which a later call continues after an interruption, also after
+    kill -9. A file that the Hub refuses is requested again with the token of `huggingface_hub.get_token()`, which is
+    sent to the Hub's own host only. Raises OSError when the bytes do not arrive, ValueError when they are not those of
+    the file; then the part is deleted.
+    """
     from filelock import FileLock  # of huggingface_hub
 
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -126,7 +137,7 @@ def _request_file_info(file: WeightsFile) -> HubFileInfo:
         raise OSError("HF_HUB_OFFLINE is set")
     if file.url and file.size is not None and file.sha256:
         return HubFileInfo(file.url, file.size, file.sha256)
-    headers, url = _request_headers(f"{constants.ENDPOINT}/{file.url_path}", constants.HF_HUB_ETAG_TIMEOUT)
+    headers, url, token = _request_headers(f"{constants.ENDPOINT}/{file.url_path}", constants.HF_HUB_ETAG_TIMEOUT)
     etag = (headers.get("X-Linked-Etag") or headers.get("ETag") or "").removeprefix("W/").strip('"').lower()
     size = headers.get("X-Linked-Size") or ("" if "Location" in headers else headers.get("Content-Length")) or ""
     known = etag if re.fullmatch("[0-9a-f]{64}|[0-9a-f]{40}", etag) else file.sha256
@@ -138,38 +149,61 @@ def _request_file_info(file: WeightsFile) -> HubFileInfo:
         raise OSError(f"the Hub does not say its size, but {size!r:.80}")
     if file.size is not None and size.isdecimal() and int(size) != file.size:
         raise OSError(f"the Hub's has {size} bytes, expected {file.size}: it was changed there")
-    return HubFileInfo(url, file.size or int(size), file.sha256 or known)
+    return HubFileInfo(url, file.size or int(size), file.sha256 or known, token)
 
 
 class _NoRedirect(HTTPRedirectHandler):
-    """Redirections are answers: the Hub's carries the file's hash, what it points to does not."""
+    """Return redirections as answers: the Hub's carries the hash of the file, the page that it points to does not."""
 
     def redirect_request(self, *_: Any) -> None:
         return None
 
 
-def _request_headers(url: str, timeout: float) -> tuple[Any, str]:
-    """The Hub's headers on the file, and where its bytes are. A repository that has moved is followed."""
-    for _ in range(5):
+def _request_headers(url: str, timeout: float) -> tuple[Any, str, str | None]:
+    """Return the Hub's headers of the file, the URL of its bytes, and the token if the Hub requires one.
+
+    A repository that has moved is followed.
+    """
+    token = None
+    for _ in range(6):
         try:
-            with build_opener(_NoRedirect).open(
-                Request(url, method="HEAD", headers=HEADERS), timeout=timeout
-            ) as response:
-                return response.headers, url
+            with build_opener(_NoRedirect).open(_make_request(url, token, method="HEAD"), timeout=timeout) as response:
+                return response.headers, url, token
         except HTTPError as error:
             location = error.headers.get("Location")
+            if error.code in (401, 403) and token is None and (token := _get_token()):
+                continue
             if not 300 <= error.code < 400 or not location:
-                raise OSError(f"the Hub answers {error.code} {error.reason}") from error
+                advice = LOGIN_ADVICE if error.code in (401, 403) else ""
+                raise OSError(f"the Hub answers {error.code} {error.reason}{advice}") from error
             url = urljoin(url, location)
             if "X-Linked-Etag" in error.headers:
-                return error.headers, url
+                return error.headers, url, token
         except HTTPException as error:
             raise OSError(f"the Hub's answer is not HTTP: {error!r:.80}") from error
     raise OSError("the Hub redirects without end")
 
 
+def _get_token() -> str | None:
+    """Return the user's token of the Hub, unless the environment forbids to send it unasked."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_token
+
+    return None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
+
+
+def _make_request(url: str, token: str | None, offset: int = 0, method: str = "GET") -> Request:
+    """Return a request for the bytes from `offset` on, with the token only where the URL is at the Hub's own host."""
+    from huggingface_hub import constants
+
+    request = Request(url, method=method, headers=HEADERS | ({"Range": f"bytes={offset}-"} if offset else {}))
+    if token and urlsplit(url)[:2] == urlsplit(constants.ENDPOINT)[:2]:  # scheme, and host with port
+        request.add_unredirected_header("Authorization", f"Bearer {token}")  # urllib would send it to any host else
+    return request
+
+
 def _download_to_part(info: HubFileInfo, part: Path, name: str) -> None:
-    """Bring `part` to the record's size, whatever of it is there already, through interruptions of the server."""
+    """Append to `part` until it has all bytes, through interruptions of the server."""
     from huggingface_hub.utils import tqdm
 
     have = part.stat().st_size if part.exists() else 0
@@ -185,7 +219,7 @@ def _download_to_part(info: HubFileInfo, part: Path, name: str) -> None:
             before = have
             try:
                 for at, block in _iter_blocks(info, have):
-                    if at == 0:  # all of it comes, whatever was asked for
+                    if at == 0:  # the server may send the whole file, whatever range was requested
                         out.truncate(0)
                     out.write(block)
                     have = at + len(block)
@@ -201,17 +235,17 @@ def _download_to_part(info: HubFileInfo, part: Path, name: str) -> None:
 
 
 def _is_transient(error: Exception) -> bool:
-    """Whether asking again may help."""
+    """Return True if another attempt may succeed."""
     if isinstance(error, HTTPError):
         return error.code >= 500 or error.code in (408, 429)
     return getattr(error, "errno", None) not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def _iter_blocks(info: HubFileInfo, offset: int) -> Iterator[tuple[int, bytes]]:
-    """Where each block of bytes belongs, and the block, from `have` on, or from 0 if the server will have it so."""
+    """Yield (position, bytes) from `offset` on, or from 0 if the server ignores the range."""
     from huggingface_hub import constants
 
-    request = Request(info.url, headers=HEADERS | ({"Range": f"bytes={offset}-"} if offset else {}))
+    request = _make_request(info.url, info.token, offset)
     with closing(urlopen(request, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)) as response:
         at = offset if response.status == 206 else 0
         if at and not response.headers.get("Content-Range", "").startswith(f"bytes {at}-"):

@@ -56,7 +56,7 @@ BIREFNET_WEIGHTS = _make_birefnet_weights("ZhengPeng7/BiRefNet", "MIT")
 BIREFNET_LITE_WEIGHTS = _make_birefnet_weights(
     "ZhengPeng7/BiRefNet_lite", "MIT", 178_000_000, f"{HUB_FILE_LIST} aa5bf0a"
 )
-# The Hub asks for a login
+# The Hub requires a login: the token of huggingface_hub is sent for it
 RMBG_2_WEIGHTS = _make_birefnet_weights(
     "briaai/RMBG-2.0", "CC-BY-NC-4.0, non-commercial", 885_000_000, f"{HUB_FILE_LIST} 3c83d25"
 )

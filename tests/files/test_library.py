@@ -271,6 +271,52 @@ def test_a_pinned_hash_needs_none_from_the_hub(tmp_path, monkeypatch):
         assert Library([tmp_path]).fetch(pinned).read_bytes() == CONTENT
 
 
+def test_the_users_token_is_sent_for_a_gated_file_to_the_hubs_own_host_only(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    hub = Hub({PATH: CONTENT}, token="hf_secret", bytes_host="localhost")
+    with online(monkeypatch, hub):
+        assert Library([tmp_path]).fetch(file()).read_bytes() == CONTENT
+    assert hub.tokens == [
+        (PATH, None, "127.0.0.1"),
+        (PATH, "Bearer hf_secret", "127.0.0.1"),
+        (f"/bytes{PATH}", None, "localhost"),
+    ]
+
+
+def test_a_redirection_of_the_bytes_to_another_host_carries_no_token(tmp_path, monkeypatch):
+    def redirect(handler, content, start):
+        port = handler.server.server_address[1]
+        handler.answer(302, {"Location": f"http://localhost:{port}{handler.path}"})
+
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    hub = Hub({PATH: CONTENT}, redirect, times=1, token="hf_secret")
+    with online(monkeypatch, hub):
+        assert Library([tmp_path]).fetch(file()).read_bytes() == CONTENT
+    assert hub.tokens[-2:] == [
+        (f"/bytes{PATH}", "Bearer hf_secret", "127.0.0.1"),
+        (f"/bytes{PATH}", None, "localhost"),
+    ]
+
+
+def test_a_file_that_is_open_to_all_is_fetched_without_the_token(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    hub = Hub({PATH: CONTENT})
+    with online(monkeypatch, hub):
+        Library([tmp_path]).fetch(file())
+    assert {token for _, token, _ in hub.tokens} == {None}
+
+
+@pytest.mark.parametrize("token", ["", "hf_other"])
+def test_a_gated_file_without_a_valid_token_says_what_to_do(tmp_path, monkeypatch, token):
+    monkeypatch.setenv("HF_TOKEN", token)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
+    with (
+        online(monkeypatch, Hub({PATH: CONTENT}, token="hf_secret")),
+        pytest.raises(FileNotFoundError, match=r"answers 401 Unauthorized; accept the license .* HF_TOKEN"),
+    ):
+        Library([tmp_path]).fetch(file())
+
+
 def test_a_killed_download_is_gone_on_with(tmp_path, monkeypatch):
     def wait(handler, content, start):
         cut(handler, content, start)

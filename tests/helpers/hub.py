@@ -11,9 +11,11 @@ from controlnet_ext.files.hub import WeightsFile
 
 class Hub:
     """What the server does. `fault(self, handler, content, start)` may answer in place of the honest bytes; `requests`
-    are (method, path, Range). `times` faults come before honesty."""
+    are (method, path, Range). `times` faults come before honesty. With a `token` files are gated: HEAD is refused
+    without it. Bytes are at `bytes_host`; `tokens` are (path, Authorization, Host) of all requests."""
 
-    def __init__(self, files, fault=None, times=10**9, headers=None):
+    def __init__(self, files, fault=None, times=10**9, headers=None, token=None, bytes_host="127.0.0.1"):
+        self.token, self.bytes_host, self.tokens = token, bytes_host, []
         self.files, self.fault, self.times, self.headers = files, fault, times, headers or {}
         self.fault_count = times if fault else 0
         self.requests = []
@@ -45,15 +47,24 @@ def serving(hub):
             self.end_headers()
             self.wfile.write(content)
 
+        def note_token(self):
+            host = self.headers["Host"].partition(":")[0]
+            hub.tokens.append((self.path, self.headers.get("Authorization"), host))
+
         def do_HEAD(self):
             hub.requests.append(("HEAD", self.path, None))
+            self.note_token()
             content = hub.files.get(self.path)
             if content is None:
                 return self.answer(404, {})
-            return self.answer(302, {"Location": f"{address}/bytes{self.path}"} | headers(content) | hub.headers)
+            if hub.token and self.headers.get("Authorization") != f"Bearer {hub.token}":
+                return self.answer(401, {"X-Error-Code": "GatedRepo"})
+            place = f"http://{hub.bytes_host}:{server.server_address[1]}/bytes{self.path}"
+            return self.answer(302, {"Location": place} | headers(content) | hub.headers)
 
         def do_GET(self):
             hub.requests.append(("GET", self.path, self.headers.get("Range")))
+            self.note_token()
             content = hub.files.get(self.path.removeprefix("/bytes"))
             if content is None:
                 return self.answer(404, {})
