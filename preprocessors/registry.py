@@ -4,8 +4,10 @@ their decorator `preprocessor` enters them, with the parameters that their signa
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import pkgutil
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import cv2
 import numpy as np
 
-from ..errors import check_choice, suggest_names
+from ..errors import check_choice, one_line, suggest_names
 from ..files.image_reader import read_image  # not from files, which brings the readers of weights: 10 ms
 from ..maps.control_map import MAP_KINDS, ControlMap
 from ..maps.resize import resize_for_detection
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 RESOLUTION_PARAMETER = Parameter("resolution", int, None, Range(64, 2048))
 
+logger = logging.getLogger(__name__)
 F = TypeVar("F", bound=Callable[..., Any])
 _specs_by_name: dict[str, Preprocessor] = {}  # by name and by label, casefolded
 
@@ -209,10 +212,39 @@ def _list_module_names() -> dict[str, str]:
     return {module.name.rpartition(".")[2]: module.name for module in found if not module.ispkg}
 
 
+ENTRY_POINT_GROUP = "controlnet_ext.preprocessors"  # of installed packages that bring preprocessors
+_entry_point_lock = threading.Lock()
+_loaded_entry_points: set[str] = set()
+
+
+def _load_entry_points() -> None:
+    """Register the preprocessors of other installed packages, once; log one line for each entry that fails.
+
+    An entry names a module, which registers its preprocessors when imported, or a function in it (`module:register`),
+    which is called with the decorator `preprocessor`. The function also works where this package has another name, as
+    inside stable-diffusion-webui.
+    """
+    from importlib.metadata import entry_points  # 40 ms
+
+    with _entry_point_lock:
+        for entry in entry_points(group=ENTRY_POINT_GROUP):
+            if entry.value in _loaded_entry_points:
+                continue
+            _loaded_entry_points.add(entry.value)
+            try:
+                target = entry.load()
+                if entry.attr:
+                    target(preprocessor)
+            except Exception as error:  # foreign code, which must not take the other preprocessors away
+                reason = f"{type(error).__name__}: {one_line(error, 300)}"
+                logger.warning("controlnet-ext: no preprocessors of %s (%s): %s", entry.name, entry.value, reason)
+
+
 def list_preprocessors() -> tuple[Preprocessor, ...]:
-    """Every preprocessor, by name."""
+    """Return every preprocessor by name, those of other installed packages too."""
     for module in sorted(_list_module_names().values()):
         importlib.import_module(module)
+    _load_entry_points()
     return tuple(sorted(set(_specs_by_name.values()), key=lambda entry: entry.name))
 
 
