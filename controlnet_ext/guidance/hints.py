@@ -2,20 +2,68 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from ..files.image_reader import read_image
 from ..maps.control_map import ControlMap
 from ..maps.resize import compute_fit_resolution, fit, fit_for_outpainting
-from ..preprocessors.registry import RESOLUTION_PARAMETER, LoadedPreprocessor, find
+from ..preprocessors.registry import RESOLUTION_PARAMETER, Preprocessor, find
 from .after_steps import downscale_mask
 from .contract import ControlModel, Host
 from .unit import PerSample, Unit
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+class PreprocessorCall(Protocol):
+    """A loaded preprocessor, or a cache around one."""
+
+    def __call__(self, image: np.ndarray, mask: np.ndarray | None = None, /, **parameters: Any) -> ControlMap:
+        """Return the map of an image (H, W, 3) uint8 RGB; `mask` has its shape and is white where to repaint."""
+
+
+def make_map(
+    spec: Preprocessor,
+    run: PreprocessorCall,
+    image: np.ndarray,
+    mask: np.ndarray | None,
+    parameters: Mapping[str, Any],
+    size: tuple[int, int] | None = None,
+    fit_mode: str = "crop",
+) -> np.ndarray:
+    """Return the map (H, W, 3) uint8 that `run`, the preprocessor of `spec`, makes of an image (H, W, 3) uint8 RGB.
+
+    A `resolution` of "match" becomes that at which the map neither grows nor shrinks when `fit_mode` fits it to `size`
+    (height, width). `mask` is passed on if the preprocessor needs one. Raises what the preprocessor raises."""
+    values = dict(parameters)
+    if values.get("resolution") == "match":
+        assert size is not None and RESOLUTION_PARAMETER.range is not None
+        resolution = compute_fit_resolution(image.shape[0], image.shape[1], *size, fit_mode)
+        bounds = RESOLUTION_PARAMETER.range
+        values["resolution"] = int(min(max(resolution, bounds.low), bounds.high))
+    return run(image, mask if spec.needs_mask else None, **values).pixels
+
+
+def extend_for_outpainting(
+    spec: Preprocessor, image: np.ndarray, mask: np.ndarray, size: tuple[int, int], fit_mode: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the image and its mask, both (H, W, 3), as a preprocessor that repaints must see them: with "fill" at
+    `size`, the added border white in the mask; otherwise unchanged."""
+    if fit_mode != "fill" or not spec.needs_mask:
+        return image, mask
+    return fit_for_outpainting(image, mask, *size)
+
+
+def fit_and_crop(
+    pixels: np.ndarray, height: int, width: int, fit_mode: str, box: tuple[int, int, int, int]
+) -> np.ndarray:
+    """Fit an image (H, W, 3) to this size and return what lies in `box` (left, top, right, bottom)."""
+    left, top, right, bottom = box
+    return np.ascontiguousarray(fit(pixels, height, width, fit_mode)[top:bottom, left:right])
 
 
 class HintImages:
@@ -42,9 +90,7 @@ class HintImages:
             and self._mask is not None
         )
         if self._preprocessor and not self._is_pixel_perfect and not self._is_outpainting:
-            self._images = [
-                [self._preprocess(self._preprocessor, p, **self._parameters) for p in some] for some in self._images
-            ]
+            self._images = [[self._make_map(pixels, self._mask, None) for pixels in some] for some in self._images]
 
     def configure_model(self, model: ControlModel) -> ControlModel:
         """The model as it reads maps of these kinds. ValueError when it does not."""
@@ -94,20 +140,19 @@ class HintImages:
                 raise ValueError(f"inpaint mask of {sizes[0]} pixels, but the image is {sizes[1]}")
         return mask
 
-    def _preprocess(self, preprocessor: LoadedPreprocessor, pixels: np.ndarray, **parameters: Any) -> np.ndarray:
-        return preprocessor(pixels, self._mask if preprocessor.spec.needs_mask else None, **parameters).pixels
+    def _make_map(self, pixels: np.ndarray, mask: np.ndarray | None, size: tuple[int, int] | None) -> np.ndarray:
+        assert self._preprocessor is not None
+        parameters = self._parameters if self._is_outpainting else self._unit.parameters
+        return make_map(self._preprocessor.spec, self._preprocessor, pixels, mask, parameters, size, self._fit_mode)
 
     def _fit_map(self, pixels: np.ndarray, height: int, width: int) -> np.ndarray:
         """A map at that size, the mask as its fourth channel if there is one."""
         if self._is_outpainting and self._preprocessor is not None and self._mask is not None:
-            pixels, mask = fit_for_outpainting(pixels, self._mask, height, width)
-            made = self._preprocessor(pixels, mask, **self._parameters).pixels
-            return np.concatenate([made, mask[..., :1]], axis=2)
+            spec = self._preprocessor.spec
+            pixels, mask = extend_for_outpainting(spec, pixels, self._mask, (height, width), self._fit_mode)
+            return np.concatenate([self._make_map(pixels, mask, (height, width)), mask[..., :1]], axis=2)
         if self._is_pixel_perfect and self._preprocessor:
-            resolution = compute_fit_resolution(pixels.shape[0], pixels.shape[1], height, width, self._fit_mode)
-            assert RESOLUTION_PARAMETER.range is not None
-            resolution = int(min(max(resolution, RESOLUTION_PARAMETER.range.low), RESOLUTION_PARAMETER.range.high))
-            pixels = self._preprocess(self._preprocessor, pixels, **self._parameters, resolution=resolution)
+            pixels = self._make_map(pixels, self._mask, (height, width))
         if self._mask is None:
             return fit(pixels, height, width, self._fit_mode)
         mask = fit(self._mask, pixels.shape[0], pixels.shape[1], "stretch")[..., :1]

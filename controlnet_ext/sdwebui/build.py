@@ -1,4 +1,8 @@
-"""From what a client's unit says to a `Unit`, with its map made."""
+"""Build `Unit`s, with their maps, of units that clients of the webui describe; for the server and the extension.
+
+Two steps: `resolve_unit` completes a unit with what the host has (img2img's image, its mask, the inpaint area), and
+`build_unit` makes its map. `UnitBuilder` does both and loads the model.
+"""
 
 from __future__ import annotations
 
@@ -9,24 +13,66 @@ from typing import Any
 import cv2
 import numpy as np
 
+from ..errors import error_prefix
 from ..generation.inpainting import MASK_BLUR, Postprocess, postprocess_for
 from ..guidance.after_steps import ColorFix, post_step_for
 from ..guidance.contract import ControlModel
+from ..guidance.hints import PreprocessorCall, extend_for_outpainting, fit_and_crop, make_map
 from ..guidance.unit import Unit
 from ..guidance.weighting import layer_scales
 from ..maps.control_map import ControlMap
-from ..maps.resize import compute_fit_resolution, fit, fit_for_outpainting
+from ..maps.resize import fit
 from ..models.map_types import MapTypeSelection
-from ..preprocessors.registry import LoadedPreprocessor
-from .modules import MAX_RESOLUTION, MIN_RESOLUTION, parameters_from_sliders
+from .catalog import ModelCatalog
+from .modules import find_module, parameters_from_sliders
 from .pictures import ImageMaskPair
 from .units import WebuiUnit
+
+Loader = Callable[[str], PreprocessorCall]  # gives a preprocessor by its canonical name
+
+
+@dataclass(frozen=True, eq=False)
+class InpaintCrop:
+    """The part of an image that "only masked" repaints: `box` (left, top, right, bottom) in pixels of an image of this
+    height and width."""
+
+    height: int
+    width: int
+    box: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class HostInputs:
+    """Properties of a request on which its units depend.
+
+    size: height and width of the result in pixels.
+    init_image: img2img's image (H, W, 3) uint8 RGB, and its mask, white where to repaint, or None.
+    init_fit: how the host resizes that image: "crop", "stretch" or "fill".
+    restores_unmasked: True where the host itself restores what lies outside a mask.
+    crop: the part that "only masked" repaints; None for the whole image.
+    ignores_stray_masks: True where masks of units whose preprocessor does not inpaint are dropped.
+    mask_blur: border in pixels in which an inpainted image is mixed with its original.
+    """
+
+    size: tuple[int, int]
+    init_image: ImageMaskPair | None = None
+    init_fit: str = "crop"
+    restores_unmasked: bool = False
+    crop: InpaintCrop | None = None
+    ignores_stray_masks: bool = False
+    mask_blur: int = MASK_BLUR
 
 
 @dataclass(frozen=True, eq=False)
 class BuiltUnit:
-    """A unit at work, the picture of its map (H, W, 3) as large as the result, the listed name of its model, what is
-    done to pictures in the end, and the picture (H, W, 3) that a first pass begins with in its noise."""
+    """A unit ready to guide.
+
+    unit: the unit with its model and maps.
+    map_image: its first map (H, W, 3) uint8 RGB at the size of the result.
+    model_name: the listed name of its model.
+    finish: processing of finished images, None for none.
+    initial_noise_image: image (H, W, 3) uint8 RGB that the first pass's noise contains, None for none.
+    """
 
     unit: Unit
     map_image: np.ndarray
@@ -35,8 +81,8 @@ class BuiltUnit:
     initial_noise_image: np.ndarray | None = None
 
     def split_by_pass(self, has_hires_pass: bool) -> list[Unit]:
-        """The unit; for hires fix two where the second pass has options of its own: the colours of tile_colorfix come
-        from boxes twice as large there."""
+        """Return the unit as a list of one; with hires fix, two units where the second pass has options of its own: the
+        boxes of a color fix are twice as large there."""
         unit, after = self.unit, self.unit.after
         if not has_hires_pass or not isinstance(after, ColorFix) or unit.passes == "first":
             return [unit]
@@ -45,88 +91,149 @@ class BuiltUnit:
 
 
 def find_initial_noise_image(built_units: Sequence[BuiltUnit], has_hires_pass: bool) -> np.ndarray | None:
-    """What the first pass begins with: of the first unit that acts in it and wants something."""
+    """Return the image that the first pass's noise contains: that of the first unit that acts in this pass and has one;
+    None if none has."""
     acting = (each for each in built_units if not (has_hires_pass and each.unit.passes == "second"))
     return next((each.initial_noise_image for each in acting if each.initial_noise_image is not None), None)
+
+
+@dataclass(frozen=True, eq=False)
+class UnitBuilder:
+    """Builds units with the control models and preprocessors of one host. `device` and `dtype` are those of control
+    models. With `unet` models are bound to it at once, otherwise when guidance starts."""
+
+    catalog: ModelCatalog
+    load_preprocessor: Loader
+    device: str
+    dtype: Any
+    unet: Any = None
+
+    def build(self, unit_number: int, webui_unit: WebuiUnit, host: HostInputs) -> BuiltUnit:
+        """Return the unit for this request. Raises ValueError, TypeError or FileNotFoundError in one line that begins
+        with "unit" and its number, from 1."""
+        with error_prefix(f"unit {unit_number}"):
+            webui_unit = resolve_unit(webui_unit, host)
+            model_name = resolve_model_name(webui_unit, self.catalog)
+            model = self.catalog.load(model_name, self.device, self.dtype)
+            if self.unet is not None:
+                model.bind(self.unet)
+            return build_unit(webui_unit, model_name, model, self.load_preprocessor, host.size, host.mask_blur)
+
+
+def resolve_model_name(webui_unit: WebuiUnit, catalog: ModelCatalog) -> str:
+    """Return the listed name of the unit's model. Raises ValueError for no model and for an unknown one."""
+    if webui_unit.model is None:
+        raise ValueError("it is on and has no model; choose one of /controlnet/model_list, or switch it off")
+    return catalog.resolve_name(webui_unit.model)
+
+
+def resolve_unit(webui_unit: WebuiUnit, host: HostInputs) -> WebuiUnit:
+    """Return the unit completed by its host: with img2img's image where it has none of its own, without masks that its
+    preprocessor does not use, with the preprocessor for hosts that restore unmasked parts, and cropped to the inpaint
+    area. Raises ValueError if there is no image."""
+    images, fit_mode, module = webui_unit.images, webui_unit.fit, webui_unit.module
+    ignores_masks = host.ignores_stray_masks
+    if not images:
+        if host.init_image is None:
+            raise ValueError("it is on and has no image")
+        # another preprocessor would take img2img's mask for a scribble
+        images, fit_mode, ignores_masks = (host.init_image,), host.init_fit, True
+    if ignores_masks and not _is_inpaint(webui_unit):
+        images = tuple((image, None) for image, _ in images)
+    if host.restores_unmasked and module is not None and module.traits.variant_without_restore is not None:
+        module = find_module(module.traits.variant_without_restore)
+    crop = host.crop if webui_unit.crops_to_inpaint_area else None
+    if crop is not None:
+        images = tuple(
+            (_crop(image, crop, fit_mode), None if mask is None else _crop(mask, crop, fit_mode))
+            for image, mask in images
+        )
+        fit_mode = "fill"
+    return replace(webui_unit, images=images, fit=fit_mode, module=module)
 
 
 def build_unit(
     webui_unit: WebuiUnit,
     model_name: str,
-    net: ControlModel,
-    load_preprocessor: Callable[[str], LoadedPreprocessor],
+    model: ControlModel,
+    load_preprocessor: Loader,
     size: tuple[int, int],
-    blur: int = MASK_BLUR,
+    mask_blur: int = MASK_BLUR,
 ) -> BuiltUnit:
-    """The unit, which has an image, for results of this height and width. ValueError, TypeError or FileNotFoundError in
-    one line, without the unit's name. `ready` gives a preprocessor by name; `blur` is that of the border where an
-    inpainted picture meets its original."""
-    entry = webui_unit.module
-    inpaints = entry is not None and entry.makes == "inpaint"
-    sources = [_select_source(pair, inpaints) for pair in webui_unit.images]
-    mask = webui_unit.images[0][1] if inpaints and len(sources) == 1 else None
-    if entry is not None and inpaints and webui_unit.fit == "fill" and len(sources) == 1:
-        mask = np.zeros_like(sources[0]) if mask is None else mask  # what is added around is to be painted
-        if entry.needs_mask:
-            sources[0], mask = fit_for_outpainting(sources[0], _resize_mask(mask, sources[0]), *size)
-    maps = [_run_module(webui_unit, image, mask, load_preprocessor, size) for image in sources]
-    white = None if mask is None else _resize_mask(mask, maps[0])
-    shown = [fit(pixels, *size, webui_unit.fit) for pixels in maps]
-    pictures: list[Any] = maps  # the host fits them, for each pass to its size
-    if entry is not None:
-        pictures = [ControlMap(pixels, entry.makes) for pixels in pictures]
-    network: Any = net
-    if webui_unit.union_type is not None and isinstance(net, MapTypeSelection):
-        network = net.with_types(*[webui_unit.union_type] * len(sources))
+    """Make the maps of a resolved unit and return it for results of this height and width. Raises ValueError, TypeError
+    or FileNotFoundError in one line, without the unit's name."""
+    spec, parameters = webui_unit.module, _read_parameters(webui_unit)
+    maps, mask = _make_maps(webui_unit, load_preprocessor, size)
+    inpaint = None if mask is None else _resize_mask(mask, maps[0])
+    map_image = fit(maps[0], *size, webui_unit.fit)
+    # the host fits the maps, for each pass to its size
+    hints: list[Any] = maps if spec is None else [ControlMap(pixels, spec.makes) for pixels in maps]
+    if webui_unit.union_type is not None:
+        model = _select_map_type(model, webui_unit.union_type, len(maps))
     mode, layers = webui_unit.mode, webui_unit.layer_scales
     weight = webui_unit.weight if webui_unit.weight_schedule is None else webui_unit.weight_schedule
     if layers is not None:  # they replace weight and soft weights, which ours multiply
         weight, (mode, layers) = webui_unit.weight_schedule or 1.0, _override_layer_scales(mode, layers)
-    how: Any = {"fit": webui_unit.fit, "mode": mode, "passes": webui_unit.hires}
+    choices: Any = {"fit": webui_unit.fit, "mode": mode, "passes": webui_unit.hires}
     unit = Unit(
-        network,
-        tuple(pictures) if len(pictures) > 1 else pictures[0],
+        model,
+        tuple(hints) if len(hints) > 1 else hints[0],
         weight,
         webui_unit.window,
         layers=layers,
-        region=None
-        if webui_unit.region_mask is None
-        else cv2.cvtColor(webui_unit.region_mask, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255,
-        inpaint=white,
+        region=_convert_region(webui_unit.region_mask),
+        inpaint=inpaint,
         low_vram=webui_unit.low_vram,
-        after=None
-        if entry is None
-        else post_step_for(entry, parameters_from_sliders(entry, -1, webui_unit.threshold_a, webui_unit.threshold_b)),
-        **how,
+        after=post_step_for(spec, parameters),
+        **choices,
     )
-    if entry is None or (webui_unit.weight == 0 and webui_unit.weight_schedule is None):
-        return BuiltUnit(unit, shown[0], model_name)
-    finish = postprocess_for(entry, maps[0], white, webui_unit.fit, blur)
-    return BuiltUnit(unit, shown[0], model_name, finish, shown[0] if entry.traits.starts_from_map else None)
+    if spec is None or (webui_unit.weight == 0 and webui_unit.weight_schedule is None):
+        return BuiltUnit(unit, map_image, model_name)
+    finish = postprocess_for(spec, maps[0], inpaint, webui_unit.fit, mask_blur)
+    return BuiltUnit(unit, map_image, model_name, finish, map_image if spec.traits.starts_from_map else None)
 
 
-def _run_module(
-    webui_unit: WebuiUnit,
-    image: np.ndarray,
-    mask: np.ndarray | None,
-    load_preprocessor: Callable[[str], LoadedPreprocessor],
-    size: tuple[int, int],
-) -> np.ndarray:
-    """What the module makes of an image."""
+def _is_inpaint(webui_unit: WebuiUnit) -> bool:
+    return webui_unit.module is not None and webui_unit.module.makes == "inpaint"
+
+
+def _crop(pixels: np.ndarray, crop: InpaintCrop, fit_mode: str) -> np.ndarray:
+    return fit_and_crop(pixels, crop.height, crop.width, fit_mode, crop.box)
+
+
+def _read_parameters(webui_unit: WebuiUnit) -> dict[str, Any]:
+    """Values of the preprocessor's parameters by name; "match" is the resolution of pixel perfect."""
     if webui_unit.module is None:
-        return image
-    given = parameters_from_sliders(
+        return {}
+    values = parameters_from_sliders(
         webui_unit.module, webui_unit.resolution, webui_unit.threshold_a, webui_unit.threshold_b
     )
-    if webui_unit.pixel_perfect and "resolution" in given:
-        matching = compute_fit_resolution(image.shape[0], image.shape[1], *size, webui_unit.fit)
-        given["resolution"] = min(max(matching, MIN_RESOLUTION), MAX_RESOLUTION)
-    masked = _resize_mask(mask, image) if webui_unit.module.needs_mask and mask is not None else None
-    return load_preprocessor(webui_unit.module.name)(image, masked, **given).pixels
+    if webui_unit.pixel_perfect and "resolution" in values:
+        values["resolution"] = "match"
+    return values
+
+
+def _make_maps(
+    webui_unit: WebuiUnit, load_preprocessor: Loader, size: tuple[int, int]
+) -> tuple[list[np.ndarray], np.ndarray | None]:
+    """The maps (H, W, 3) of the unit's images, and the mask of the only one if the unit inpaints."""
+    spec, is_inpaint = webui_unit.module, _is_inpaint(webui_unit)
+    images = [_select_source(pair, is_inpaint) for pair in webui_unit.images]
+    mask = webui_unit.images[0][1] if is_inpaint and len(images) == 1 else None
+    if is_inpaint and webui_unit.fit == "fill" and len(images) == 1 and mask is None:
+        mask = np.zeros_like(images[0])  # the border that is added around is repainted
+    if spec is None:
+        return images, mask
+    parameters = _read_parameters(webui_unit)
+    if mask is not None and spec.needs_mask:
+        mask = _resize_mask(mask, images[0])
+        images[0], mask = extend_for_outpainting(spec, images[0], mask, size, webui_unit.fit)
+    run = load_preprocessor(spec.name)
+    return [make_map(spec, run, image, mask, parameters, size, webui_unit.fit) for image in images], mask
 
 
 def _select_source(pair: ImageMaskPair, is_inpaint: bool) -> np.ndarray:
-    """The image; a partly painted mask instead of it, unless the module inpaints: a scribble on the canvas."""
+    """The image; a partly painted mask instead of it, unless the unit inpaints: a scribble on the canvas."""
     image, mask = pair
     if is_inpaint or mask is None or not (mask > 127).any() or (mask > 127).all():
         return image
@@ -134,13 +241,27 @@ def _select_source(pair: ImageMaskPair, is_inpaint: bool) -> np.ndarray:
 
 
 def _resize_mask(mask: np.ndarray, image: np.ndarray) -> np.ndarray:
-    """The mask as large as its image, black and white."""
+    """The mask at the size of its image, black and white."""
     sized = cv2.resize(mask, image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
     return np.where(sized > 127, np.uint8(255), np.uint8(0))
 
 
+def _select_map_type(model: ControlModel, kind: str, count: int) -> ControlModel:
+    """A union that reads `count` maps of this kind; other models as they are."""
+
+    return model.with_types(*[kind] * count) if isinstance(model, MapTypeSelection) else model
+
+
+def _convert_region(region_mask: np.ndarray | None) -> np.ndarray | None:
+    """(H, W) float32 in 0..1 of an RGB mask."""
+    if region_mask is None:
+        return None
+    return cv2.cvtColor(region_mask, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255
+
+
 def _override_layer_scales(mode: str, factors: tuple[float, ...]) -> tuple[str, tuple[float, ...]]:
-    """Mode and factors such that the layers' scales are `layers`; "control" still acts on the prompt's rows only."""
+    """Mode and factors with which the scales of the layers are `factors`; "control" still acts on the prompt's rows
+    only."""
     if mode != "control":
         return "balanced", factors
     adapter = len(factors) == 4

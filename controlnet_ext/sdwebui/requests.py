@@ -60,12 +60,6 @@ class InpaintArea:
         share = self.blend_mask[..., None].astype(np.float32) / 255
         return np.rint(result * share + self.canvas * (1 - share)).astype(np.uint8)
 
-    def crop_control_image(self, pixels: np.ndarray, fit_mode: str) -> np.ndarray:
-        """What a control image, which comes to the canvas by `how`, shows of the box."""
-        left, top, right, bottom = self.crop_box
-        height, width = self.canvas.shape[:2]
-        return np.ascontiguousarray(fit(pixels, height, width, fit_mode)[top:bottom, left:right])
-
 
 def parse_inpaint_area(
     fields: JsonFields, image: np.ndarray, mask: np.ndarray, height: int, width: int, fit_mode: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -106,14 +106,6 @@ def parse_webui_unit(value: Any, name: str) -> WebuiUnit | None:
         returns_map=fields.get_bool("save_detected_map", default=True),
         crops_to_inpaint_area=fields.get_bool("inpaint_crop_input_image", default=True),
     )
-
-
-def without_own_restore(unit: WebuiUnit) -> WebuiUnit:
-    """Return the unit for img2img with a mask, where the host itself restores what lies outside: its preprocessor is
-    replaced by the variant without a restore of its own, if it has one, as in sd-webui-controlnet."""
-    if unit.module is None or unit.module.traits.variant_without_restore is None:
-        return unit
-    return replace(unit, module=find_module(unit.module.traits.variant_without_restore))
 
 
 def _is_blank(value: Any) -> bool:

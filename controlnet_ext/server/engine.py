@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
-from ..errors import error_prefix
 from ..generation.pipeline_folder import PipelineFolder, silence_libraries
-from ..preprocessors.registry import LoadedPreprocessor
-from ..sdwebui.build import BuiltUnit, build_unit
+from ..sdwebui.build import HostInputs, InpaintCrop, Loader, UnitBuilder
 from ..sdwebui.catalog import ModelCatalog
 from ..sdwebui.infotext import format_infotext
 from ..sdwebui.pictures import encode_png_base64
-from ..sdwebui.requests import GenerationRequest, InpaintArea
+from ..sdwebui.requests import GenerationRequest
 from ..sdwebui.samplers import create_scheduler
-from ..sdwebui.units import WebuiUnit, without_own_restore
 from .passes import PipelineRun
 from .worker import GenerationProgress
 
@@ -28,24 +23,20 @@ class GenerationEngine:
         self,
         checkpoint_name: str,
         catalog: ModelCatalog,
-        load_preprocessor: Callable[[str], LoadedPreprocessor],
+        load_preprocessor: Loader,
         device: str,
         dtype: str,
     ):
         import torch
 
-        self.checkpoint_name, self.catalog, self._load_preprocessor, self.progress = (
-            checkpoint_name,
-            catalog,
-            load_preprocessor,
-            GenerationProgress(),
-        )
-        self._device, self._dtype = device, getattr(torch, dtype)
+        self.checkpoint_name, self.progress = checkpoint_name, GenerationProgress()
+        torch_dtype = getattr(torch, dtype)
         with silence_libraries():
             self._folder = PipelineFolder.find(checkpoint_name)
-            self._pipe = self._folder.load(self._dtype, self._folder.make_scheduler(None)).to(device)
+            self._pipe = self._folder.load(torch_dtype, self._folder.make_scheduler(None)).to(device)
         self._pipe.set_progress_bar_config(disable=True)
         self.size = self._folder.size
+        self.unit_builder = UnitBuilder(catalog, load_preprocessor, device, torch_dtype, self._pipe.unet)
 
     def generate(self, request: GenerationRequest) -> dict[str, Any]:
         """The webui's answer: pictures, then the maps of their units, as PNGs in base64, and `info` about them.
@@ -60,7 +51,8 @@ class GenerationEngine:
             )
         with silence_libraries():
             scheduler, sampled = create_scheduler(self._folder, request.sampler_name, request.noise_schedule)
-        units = [self._build_unit(place, unit, request) for place, unit in request.units]
+        inputs = _get_host_inputs(request)
+        units = [self.unit_builder.build(number, unit, inputs) for number, unit in request.units]
         progress = GenerationProgress(request.image_count)
         passes = PipelineRun(self._pipe, scheduler, request, units, progress)
         models = {place: each.model_name for (place, _), each in zip(request.units, units, strict=True)}
@@ -84,36 +76,19 @@ class GenerationEngine:
         info = _build_info(request, texts, sampled, self.checkpoint_name)
         return {"images": images + maps if request.returns_images else [], "info": json.dumps(info)}
 
-    def _build_unit(self, unit_number: int, unit: WebuiUnit, request: GenerationRequest) -> BuiltUnit:
-        with error_prefix(f"unit {unit_number}"):
-            if not unit.images:
-                if request.init_source is None:
-                    raise ValueError("it is on and has no image")
-                image, mask = request.init_source  # which other modules would take for a scribble
-                inpaints = unit.module is not None and unit.module.makes == "inpaint"
-                unit = replace(unit, images=((image, mask if inpaints else None),), fit=request.fit)
-            if request.inpaint_area is not None:
-                unit = without_own_restore(unit)
-            if request.inpaint_area is not None and request.inpaint_area.only_masked and unit.crops_to_inpaint_area:
-                unit = _crop_to_inpaint_area(unit, request.inpaint_area)
-            if unit.model is None:
-                raise ValueError("it is on and has no model; /controlnet/model_list names those there are")
-            model = self.catalog.resolve_name(unit.model)
-            net: Any = self.catalog.load(model, self._device, self._dtype)
-            net.bind(self._pipe.unet)
-            return build_unit(unit, model, net, self._load_preprocessor, (request.height, request.width))
 
-
-def _crop_to_inpaint_area(unit: WebuiUnit, inpaint_area: InpaintArea) -> WebuiUnit:
-    """The unit with that part of its images that is repainted."""
-    images = tuple(
-        (
-            inpaint_area.crop_control_image(image, unit.fit),
-            None if mask is None else inpaint_area.crop_control_image(mask, unit.fit),
-        )
-        for image, mask in unit.images
+def _get_host_inputs(request: GenerationRequest) -> HostInputs:
+    area, crop = request.inpaint_area, None
+    if area is not None and area.only_masked:
+        height, width = area.canvas.shape[:2]
+        crop = InpaintCrop(height, width, area.crop_box)
+    return HostInputs(
+        (request.height, request.width),
+        request.init_source,
+        request.fit,
+        restores_unmasked=area is not None,
+        crop=crop,
     )
-    return replace(unit, images=images, fit="fill")
 
 
 def _build_info(request: GenerationRequest, infotexts: list[str], sampler_name: str, model_name: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..hosts.ldm.unet_view import LdmUNetView
 from ..preprocessors.library import Library
+from ..sdwebui.build import UnitBuilder
 from ..sdwebui.cache import cache_maps
 from ..sdwebui.catalog import ModelCatalog
 from ..sdwebui.modules import create_preprocessor_loader
@@ -43,6 +44,11 @@ def get_preprocessor_loader() -> Any:
 
     kept = int(getattr(shared.cmd_opts, "controlnet_preprocessor_cache_size", 16))
     return cache_maps(create_preprocessor_loader(get_device(), Library(settings.list_weight_folders() or None)), kept)
+
+
+def get_unit_builder() -> UnitBuilder:
+    """Return the builder of units with the host's models, preprocessors, device and dtype."""
+    return UnitBuilder(get_model_catalog(), get_preprocessor_loader(), get_device(), get_control_dtype())
 
 
 def get_device() -> str:

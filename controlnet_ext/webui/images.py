@@ -1,10 +1,8 @@
-"""The images that units look at where the host has some of its own: img2img's picture, its mask, the part that "only
-masked" repaints.
+"""Images of a request in the webui: what units take from the host, and the units' own images saved for PNG info.
 
-Units' own pictures, saved beside those they guided, so that PNG info brings them back.
-
-PNG info names them by their content, and the names are looked for in one folder within each of the host's folders of
-results, so a text from elsewhere makes nothing else be read.
+Units' own images are saved beside the results that they guided. PNG info names them by their content, and the names are
+looked for in one folder within each of the host's folders of results, so that a text from elsewhere makes nothing else
+be read.
 """
 
 from __future__ import annotations
@@ -12,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +18,9 @@ import numpy as np
 from ..files.image_reader import read_image
 from ..files.image_writer import write_image
 from ..generation.inpainting import Postprocess
-from ..maps.resize import fit
+from ..sdwebui.build import HostInputs, InpaintCrop
 from ..sdwebui.pictures import ImageMaskPair
-from ..sdwebui.units import RESIZE_MODES, WebuiUnit, without_own_restore
+from ..sdwebui.units import RESIZE_MODES, WebuiUnit
 from . import settings
 
 INPUT_FOLDER = "controlnet"  # within a folder of results
@@ -79,24 +76,27 @@ def _read_image_or_none(path: Path) -> np.ndarray | None:
         return None
 
 
-def resolve_unit_images(unit: WebuiUnit, p: Any) -> WebuiUnit:
-    """The unit with the host's picture where it has none of its own, and of each image the part that is repainted. For
-    a request that the host has initialised. ValueError where there is no image."""
-    if not unit.images:
-        image, mask = _get_init_image(p)
-        unit = replace(unit, images=((image, mask if _is_inpaint(unit) else None),), fit=_get_host_fit(p))
-    elif not _is_inpaint(unit) and settings.get_setting("controlnet_ignore_noninpaint_mask", False):
-        unit = replace(unit, images=tuple((image, None) for image, _ in unit.images))
-    if getattr(p, "image_mask", None) is not None:
-        unit = without_own_restore(unit)
-    box = getattr(p, "paste_to", None)
-    if not unit.crops_to_inpaint_area or box is None or not p.inpaint_full_res or p.image_mask is None:
-        return unit
-    width, height = p.image_mask.size
-    seen = [_crop_fitted(image, width, height, box, unit.fit) for image, _ in unit.images]
-    masks = [None if mask is None else _crop_fitted(mask, width, height, box, unit.fit) for _, mask in unit.images]
-    images = tuple(zip(seen, masks, strict=True))
-    return replace(unit, images=images, fit="fill")
+def get_host_inputs(p: Any) -> HostInputs:
+    """Return the properties of a webui request on which its units depend; `p` is the host's processing object after its
+    `init`, which knows all sizes."""
+    mask, box, size = (
+        getattr(p, "image_mask", None),
+        getattr(p, "paste_to", None),
+        (p.height // 8 * 8, p.width // 8 * 8),
+    )
+    crop = None
+    if mask is not None and box is not None and p.inpaint_full_res:
+        left, top, width, height = box
+        crop = InpaintCrop(mask.size[1], mask.size[0], (left, top, left + width, top + height))
+    return HostInputs(
+        size,
+        _get_init_image(p),
+        _get_init_fit(p),
+        restores_unmasked=mask is not None,
+        crop=crop,
+        ignores_stray_masks=bool(settings.get_setting("controlnet_ignore_noninpaint_mask", False)),
+        mask_blur=settings.get_inpaint_blur(),
+    )
 
 
 def apply_finishes(images: Any, finishes: Sequence[Postprocess]) -> None:
@@ -115,28 +115,19 @@ def save_maps(maps: Sequence[np.ndarray]) -> None:
         save_input(pixels, settings.get_map_folder())
 
 
-def _is_inpaint(unit: WebuiUnit) -> bool:
-    return unit.module is not None and unit.module.makes == "inpaint"
-
-
-def _get_init_image(p: Any) -> ImageMaskPair:
+def _get_init_image(p: Any) -> ImageMaskPair | None:
+    """img2img's image (H, W, 3) uint8 RGB with its mask, white where to repaint; None in txt2img."""
     images = [image for image in getattr(p, "init_images", None) or () if image is not None]
     if not images:
-        raise ValueError("it is on and has no image")
-    mask = getattr(p, "image_mask", None)
+        return None
+    image, mask = np.asarray(images[0].convert("RGB")), getattr(p, "image_mask", None)
     if mask is None:
-        return np.asarray(images[0].convert("RGB")), None
+        return image, None
     painted = np.asarray(mask.convert("RGB"))
-    return np.asarray(images[0].convert("RGB")), 255 - painted if p.inpainting_mask_invert else painted
+    return image, 255 - painted if p.inpainting_mask_invert else painted
 
 
-def _get_host_fit(p: Any) -> str:
-    """The host's own way of resizing img2img's picture."""
+def _get_init_fit(p: Any) -> str:
+    """The host's way of resizing img2img's image."""
     mode = int(getattr(p, "resize_mode", 0) or 0)
     return RESIZE_MODES[mode][1] if mode < 4 else "stretch"
-
-
-def _crop_fitted(pixels: np.ndarray, width: int, height: int, crop_box: tuple[int, ...], fit_mode: str) -> np.ndarray:
-    """What lies in the box (x, y, width, height) of pixels fitted to the picture's size."""
-    x, y, w, h = crop_box
-    return np.ascontiguousarray(fit(pixels, height, width, fit_mode)[y : y + h, x : x + w])

@@ -21,12 +21,12 @@ from PIL import Image
 from ..batch.inputs import IMAGE_SUFFIXES
 from ..errors import error_prefix
 from ..files.image_reader import read_image
-from ..sdwebui.build import BuiltUnit, build_unit
+from ..sdwebui.build import BuiltUnit, resolve_model_name
 from ..sdwebui.infotext import format_unit_text
 from ..sdwebui.units import WebuiUnit, parse_webui_unit
 from . import host, settings
 from .fields import read_request_units
-from .images import apply_finishes, resolve_unit_images, save_maps, save_unit_inputs
+from .images import apply_finishes, get_host_inputs, save_maps, save_unit_inputs
 from .panel import build_panel
 from .sampling import guide_sampling, stop_guiding
 
@@ -64,7 +64,8 @@ class BatchInputs:
         if unit_number in self.looping_units and last_image is not None:
             return replace(unit, images=((last_image, None),))
         if unit_number in self.files_by_unit:
-            return replace(unit, images=((read_image(self.files_by_unit[unit_number][iteration]), None),))
+            with error_prefix(f"unit {unit_number}"):
+                return replace(unit, images=((read_image(self.files_by_unit[unit_number][iteration]), None),))
         return unit
 
 
@@ -86,7 +87,7 @@ class GenerationState:
     because only then it knows all sizes, and lets an error be seen."""
 
     def __init__(self, p: Any, args: Sequence[Any]):
-        self._p, self.units, self.model_names = p, list[NumberedUnit](), list[str]()
+        self._p, self.units = p, list[NumberedUnit]()
         self.infotexts: dict[str, str] = {}  # for PNG info
         self.built_units: list[BuiltUnit] = []
         self.last_image: np.ndarray | None = None  # the picture before
@@ -97,10 +98,12 @@ class GenerationState:
         try:
             said = read_request_units(args, p, bool(settings.get_setting("control_net_allow_script_control", False)))
             self.units = parse_webui_units(said, settings.get_unit_count())
-            self.model_names = [_find_model_name(place, unit) for place, unit in self.units]
             self.batch_inputs = BatchInputs.from_units({place: said[place - 1] for place, _ in self.units})
-            for (place, unit), model in zip(self.units, self.model_names, strict=True):
-                self.infotexts[f"ControlNet {place - 1}"] = format_unit_text(unit, model) + save_unit_inputs(unit, p)
+            for number, unit in self.units:
+                with error_prefix(f"unit {number}"):
+                    model_name = resolve_model_name(unit, host.get_model_catalog())
+                text = format_unit_text(unit, model_name) + save_unit_inputs(unit, p)
+                self.infotexts[f"ControlNet {number - 1}"] = text
         except (ValueError, OSError) as error:
             self._error = error
 
@@ -115,29 +118,18 @@ class GenerationState:
             raise self._error
         iteration = int(getattr(self._p, "iteration", 0))
         if not self.built_units or (self.batch_inputs.has_changing_images and iteration != self._iteration):
-            placed = zip(self.units, self.model_names, strict=True)
-            self.built_units = [self._build_unit(place, unit, model, iteration) for (place, unit), model in placed]
+            builder, inputs = host.get_unit_builder(), get_host_inputs(self._p)
+            self.built_units = [
+                builder.build(
+                    number, self.batch_inputs.with_iteration_image(number, unit, iteration, self.last_image), inputs
+                )
+                for number, unit in self.units
+            ]
             self.collected_maps += [
                 each.map_image for (_, unit), each in zip(self.units, self.built_units, strict=True) if unit.returns_map
             ]
         self._iteration = iteration
         return self.built_units
-
-    def _build_unit(self, unit_number: int, unit: WebuiUnit, model_name: str, iteration: int) -> BuiltUnit:
-        p = self._p
-        with error_prefix(f"unit {unit_number}"):
-            net = host.get_model_catalog().load(model_name, host.get_device(), host.get_control_dtype())
-            unit = resolve_unit_images(
-                self.batch_inputs.with_iteration_image(unit_number, unit, iteration, self.last_image), p
-            )
-            return build_unit(
-                unit,
-                model_name,
-                net,
-                host.get_preprocessor_loader(),
-                (p.height // 8 * 8, p.width // 8 * 8),
-                settings.get_inpaint_blur(),
-            )
 
 
 class ControlNetScript(scripts.Script):
@@ -210,10 +202,3 @@ def parse_webui_units(values: Sequence[Mapping[str, Any]], max_units: int) -> li
         raise ValueError(f"{len(values)} units, expected up to {max_units}")
     units = [(i, parse_webui_unit(value, f"unit {i}")) for i, value in enumerate(values, 1)]
     return [(i, unit) for i, unit in units if unit is not None]
-
-
-def _find_model_name(unit_number: int, unit: WebuiUnit) -> str:
-    with error_prefix(f"unit {unit_number}"):
-        if unit.model is None:
-            raise ValueError("it is on and has no model; choose one, or switch the unit off")
-        return host.get_model_catalog().resolve_name(unit.model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,7 +26,7 @@ from controlnet_ext.generation.inpainting import composite, postprocess_for, rep
 from controlnet_ext.guidance.after_steps import ColorFix
 from controlnet_ext.guidance.hints import HintImages
 from controlnet_ext.maps.resize import fit_for_outpainting
-from controlnet_ext.sdwebui.build import build_unit, find_initial_noise_image
+from controlnet_ext.sdwebui.build import build_unit, find_initial_noise_image, resolve_unit
 from controlnet_ext.sdwebui.units import parse_webui_unit
 
 PHOTO = serving.pixels(photo())
@@ -160,8 +161,12 @@ def test_beside_a_mask_of_img2img_inpaint_only_is_the_whole_pictures(client: Cli
 
 def test_over_the_api_a_run_begins_with_what_lama_filled_in(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     client, desk = server
-    fills, own = Fills(), desk.engine._load_preprocessor
-    monkeypatch.setattr(desk.engine, "_load_preprocessor", lambda name: fills if "lama" in name else own(name))
+    fills, builder = Fills(), desk.engine.unit_builder
+
+    def load(name: str) -> Any:
+        return fills if "lama" in name else builder.load_preprocessor(name)
+
+    monkeypatch.setattr(desk.engine, "unit_builder", replace(builder, load_preprocessor=load))
     mask = white(384, 384, slice(100, 300))
     its = {"image": photo(), "mask": mask, "module": "inpaint_only+lama", "model": CANNY}
     filled = client.images(its, **SMALL, steps=1)[0]
@@ -270,11 +275,12 @@ def test_a_sampling_of_the_webui_begins_with_what_a_unit_wants(host: Any, monkey
 
 
 def test_in_the_webui_too_inpaint_only_beside_a_mask_is_the_whole_pictures(host: Any) -> None:
-    from controlnet_ext.webui.images import resolve_unit_images
+    from controlnet_ext.webui.images import get_host_inputs
 
     mask = Image.fromarray(np.zeros((64, 64), np.uint8))
     p = SimpleNamespace(init_images=[Image.fromarray(PHOTO)], image_mask=mask, inpainting_mask_invert=0)
+    p.height = p.width = 64
     for name, meant in (("inpaint_only", "inpaint"), ("inpaint_only+lama", "inpaint_only+lama"), ("canny", "canny")):
-        assert resolve_unit_images(unit(module=name), p).module.name == meant
+        assert resolve_unit(unit(module=name), get_host_inputs(p)).module.name == meant
     p.image_mask = None
-    assert resolve_unit_images(unit(module="inpaint_only"), p).module.name == "inpaint_only"
+    assert resolve_unit(unit(module="inpaint_only"), get_host_inputs(p)).module.name == "inpaint_only"

@@ -179,7 +179,10 @@ def test_paths_and_addresses_are_refused_alike_whether_there_is_something_or_not
         ({"weight": 3}, "unit 1: weight is 3, expected a number 0..2"),
         ({"weight": "heavy"}, "unit 1: weight is 'heavy', expected a number 0..2"),
         ({"model": "nowhere"}, "unit 1: unknown control model 'nowhere', the nearest are: embedded/canny ["),
-        ({"model": "None"}, "unit 1: it is on and has no model; /controlnet/model_list names those there are"),
+        (
+            {"model": "None"},
+            "unit 1: it is on and has no model; choose one of /controlnet/model_list, or switch it off",
+        ),
         ({"module": "cany"}, "unit 1: unknown preprocessor 'cany', the nearest are: canny"),
         ({"image": ""}, "unit 1: it is on and has no image"),
         ({"resize_mode": "sideways"}, "unit 1: resize_mode is 'sideways', expected one of 'Just Resize', "),

@@ -15,6 +15,7 @@ from limits import wait_until
 from serving import CANNY, Client, photo, white
 
 from controlnet_ext.files.image_writer import read_png_text
+from controlnet_ext.guidance.hints import fit_and_crop
 from controlnet_ext.sdwebui.fields import JsonFields
 from controlnet_ext.sdwebui.limits import RequestLimits
 from controlnet_ext.sdwebui.requests import (
@@ -133,7 +134,7 @@ def test_the_result_comes_back_to_its_place_and_nothing_else_changes() -> None:
     result = found.paste_into_canvas(np.full((64, 128, 3), 7, np.uint8))
     assert (result[40:60, 80:120] == 7).all() and result.shape == image.shape
     assert np.array_equal(result[mask == 0], image[mask == 0])
-    assert np.array_equal(found.crop_control_image(image, "stretch"), image[40:60, 80:120])
+    assert np.array_equal(fit_and_crop(image, 100, 200, "stretch", found.crop_box), image[40:60, 80:120])
     whole = repaint(mask, image, inpaint_full_res=False)
     assert whole.canvas.shape == (64, 128, 3) and not whole.only_masked
 

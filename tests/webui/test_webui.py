@@ -90,7 +90,10 @@ def test_negative_prompts_may_be_skipped(host):
         ([{"weight": 3}], "ControlNet: unit 1: weight is 3, expected a number 0..2"),
         ([{"guidance_start": 0.99}], "ControlNet: window 0.99..1 of unit 1 holds none of 4 steps"),
         ([{"image": None}], "ControlNet: unit 1: it is on and has no image"),
-        ([{"model": None}], "ControlNet: unit 1: it is on and has no model; choose one, or switch the unit off"),
+        (
+            [{"model": None}],
+            "ControlNet: unit 1: it is on and has no model; choose one of /controlnet/model_list, or switch it off",
+        ),
         ([{}] * 4, "ControlNet: 4 units, expected up to 3"),
     ],
 )
