@@ -8,12 +8,14 @@ How far a job is, on stderr: one line that is written over on a terminal, one a 
 from __future__ import annotations
 
 import sys
-import time
+import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import count, islice
-from typing import Protocol
+from typing import Any, Protocol
+
+from tqdm import tqdm
 
 from .engines import StageEngine, map_in_threads
 from .record import ERRORS_FILE, ErrorLog, JobRecord, close_state, lock_state
@@ -117,60 +119,64 @@ def _iter_chunks(
             yield left if recipe.networks is None else lot
 
 
-TERMINAL_INTERVAL, LOG_INTERVAL = 0.2, 60.0  # seconds between two
-MAX_ERROR_LINES = 20  # of errors; the others are only counted, and in the errors file
+TERMINAL_INTERVAL, LOG_INTERVAL = 0.2, 60.0  # seconds between two states of the progress
+MAX_ERROR_LINES = 20  # errors that are printed; the others are only counted, and stand in the errors file
+
+
+class _ProgressBar(tqdm):  # type: ignore[type-arg]
+    """A tqdm with a lock of this process alone; that of tqdm is shared with processes and made for them."""
+
+
+_ProgressBar.set_lock(threading.RLock())
+
+
+class _LogFile:
+    """A text file for tqdm that calls `log` with each state, one line each."""
+
+    def __init__(self, log: Callable[[str], None]):
+        self._log = log
+
+    def write(self, text: str) -> None:
+        if text.strip():
+            self._log(text.strip())
+
+    def flush(self) -> None:
+        """Do nothing."""
 
 
 class JobProgress:
-    """Counts pictures of a source, which has `total` if that is known. Those that are done already, or another shard's,
-    come between: the time left is by how fast the place in the source grows, the rate by how many were done."""
+    """Progress over a source of `total` images (None: unknown): a bar on a terminal, elsewhere a line a minute.
+
+    Images that are done already, or belong to another shard, come between those that are added: the rate and the time
+    left are those of the position in the source.
+    """
 
     def __init__(self, total: int | None, log: Callable[[str], None]):
-        self._total, self._log = total, log
-        self._is_terminal = sys.stderr.isatty()
-        self._start_time = self._last_shown = time.monotonic()
-        self._first_index: int | None = None
-        self._count = self._errors = 0
+        is_terminal = sys.stderr.isatty()
+        interval = TERMINAL_INTERVAL if is_terminal else LOG_INTERVAL
+        file: Any = sys.stderr if is_terminal else _LogFile(log)
+        delay = 0.0 if is_terminal else interval
+        intervals = {"mininterval": interval, "maxinterval": interval, "miniters": 1, "delay": delay, "smoothing": 0}
+        self._bar = _ProgressBar(total=total, unit=" images", leave=False, dynamic_ncols=True, file=file, **intervals)
+        self._log, self._count, self._errors = log, 0, 0
 
     def add(self, index: int) -> None:
-        """The picture at this place in the source is done."""
-        self._first_index = index if self._first_index is None else self._first_index
+        """Count the image at position `index` of the source as done."""
+        if not self._count:
+            self._bar.initial = self._bar.last_print_n = self._bar.n = index
         self._count += 1
-        now = time.monotonic()
-        if now - self._last_shown >= (TERMINAL_INTERVAL if self._is_terminal else LOG_INTERVAL):
-            self._last_shown, seconds = now, now - self._start_time
-            rate = f"{self._count / seconds:.1f} a second"
-            if self._total is None:
-                self._show(f"{index + 1} pictures, {rate}")
-            else:
-                left = format_duration((self._total - index - 1) * seconds / (index + 1 - self._first_index))
-                self._show(f"{index + 1} of {self._total} pictures, {rate}, {left} left")
+        self._bar.update(index + 1 - self._bar.n)
 
     def add_error(self, message: str) -> None:
-        """A line of its own for something that failed, for the first of them."""
+        """Log a failure, unless MAX_ERROR_LINES were logged already."""
         self._errors += 1
         if self._errors <= MAX_ERROR_LINES:
-            self._clear()
+            self._bar.clear()
             self._log(f"controlnet-ext: {message}")
 
     def close(self) -> None:
-        self._clear()
-
-    def _show(self, message: str) -> None:
-        if self._is_terminal:
-            print(f"\r\x1b[K{message}", end="", file=sys.stderr, flush=True)
-        else:
-            self._log(message)
-
-    def _clear(self) -> None:
-        if self._is_terminal:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-
-
-def format_duration(seconds: float) -> str:
-    """Hours, minutes and seconds: 1:02:03."""
-    whole = round(seconds)
-    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
+        """Remove the bar from the terminal."""
+        self._bar.close()
 
 
 @dataclass(frozen=True, eq=False)

@@ -147,12 +147,12 @@ def test_what_cannot_have_masks_is_refused_before_any_work(capsys):
     Path("a.mp4").write_bytes(b"")
     Path("none").mkdir()
     for words, refusal in (
-        (f"{NAME} in -o out", f"{NAME} needs --mask FILE, or of several pictures --mask FOLDER"),
-        (f"{NAME} in -o out --mask masks/0.png", "--mask 'masks/0.png' is for one picture, of several it is a folder"),
+        (f"{NAME} in -o out", f"{NAME} needs --mask FILE, or of several images --mask FOLDER"),
+        (f"{NAME} in -o out --mask masks/0.png", "--mask 'masks/0.png' is for one image; for several give a folder"),
         (f"{NAME} in -o out --mask none", "'none' holds no pictures"),
         (f"{NAME} in -o out --mask two", "are masks of the same pictures: remove one"),
         (f"{NAME} a.jsonl -o out", "line 1 of 'a.jsonl' names no mask"),
-        (f"{NAME} a.jsonl -o out --mask masks", "--mask is for pictures; 'a.jsonl' has masks of its own"),
+        (f"{NAME} a.jsonl -o out --mask masks", "--mask is for images; 'a.jsonl' has masks of its own"),
         (f"{NAME} a.mp4 -o out/", "'a.mp4' is a video, which has no masks"),
         (f"{NAME} in/0.png -o out.png --mask nowhere.png", "'nowhere.png' does not exist"),
         ("canny in -o out --mask masks", "canny takes no --mask"),
