@@ -12,7 +12,7 @@ from ..embedded import EMBEDDED_NAME, list_controls, resolve_embedded
 from ..errors import error_prefix
 from .pipeline_folder import PipelineFolder
 from .prepare import fit_unit
-from .recipe import NUMBER_FIELDS, GenerationRecipe, RecipeUnit
+from .recipe import ATTRIBUTES, NUMBER_FIELDS, GenerationRecipe, RecipeUnit
 from .recipe_png import read_recipe
 from .sources import ModelRef
 from .unit_text import UNIT_SETTINGS, parse_settings, parse_unit, split_unit_text
@@ -35,8 +35,10 @@ def recipe_from_options(options: Namespace) -> tuple[GenerationRecipe, str]:
     if "width" not in words:
         words["height"], words["width"] = PipelineFolder.find(model).size
     device = choose_device(options.device)
-    defaults: dict[str, Any] = {name: NUMBER_FIELDS[name].default for name in ("steps", "guidance")}
-    defaults |= {"negative": "", "seed": int.from_bytes(os.urandom(4), "big"), "threads": _get_torch_threads()}
+    defaults: dict[str, Any] = {
+        ATTRIBUTES.get(name, name): NUMBER_FIELDS[name].default for name in ("steps", "guidance")
+    }
+    defaults |= {"negative_prompt": "", "seed": int.from_bytes(os.urandom(4), "big"), "threads": _get_torch_threads()}
     defaults |= {"dtype": "float32" if device == "cpu" else "float16", "device": device.partition(":")[0]}
     recipe = GenerationRecipe(**{**defaults, **words}, model=ModelRef(model), units=())
     made = []
@@ -93,10 +95,10 @@ def _apply_changes(recipe_unit: RecipeUnit, changes: dict[str, str]) -> RecipeUn
 def _parse_fields(options: Namespace) -> dict[str, Any]:
     """What of a recipe the options say, checked as far as it goes alone."""
     given = {name: getattr(options, name) for name in ("prompt", "negative", "scheduler", "dtype")}
-    words: dict[str, Any] = {name: word for name, word in given.items() if word is not None}
+    words: dict[str, Any] = {ATTRIBUTES.get(name, name): word for name, word in given.items() if word is not None}
     for name in ("seed", "steps", "guidance"):
         if getattr(options, name) is not None:
-            words[name] = NUMBER_FIELDS[name].parse(getattr(options, name))
+            words[ATTRIBUTES.get(name, name)] = NUMBER_FIELDS[name].parse(getattr(options, name))
     if options.size is not None:
         sides = re.fullmatch(r"(\d{1,9})x(\d{1,9})", options.size)
         if sides is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -18,10 +18,12 @@ from ..guidance.schedule import Span
 from ..guidance.unit import Unit
 from ..guidance.weighting import layer_scales
 from ..maps.control_map import ControlMap
-from ..preprocessors.registry import find
+from ..preprocessors.registry import find, find_or_none
+from .inpainting import postprocess_for
 from .pipeline_folder import PipelineFolder, silence_libraries
 from .recipe import GenerationRecipe, RecipeUnit
 from .recipe_png import encode_recipe
+from .request import GuidanceSetup
 from .sources import NO_MODEL, ModelRef, describe_expected_model, find_control_files, hash_files, verify_hashes
 
 T = TypeVar("T")
@@ -30,14 +32,15 @@ LoadedNetworks = dict[str, tuple[dict[str, str], Any]]  # control models by path
 
 @dataclass(frozen=True, eq=False)
 class LoadedRecipe:
-    """All that a picture needs, loaded. `texts` is its recipe for the PNG, complete; `remarks` say why the picture may
-    not be that of the recipe to the bit."""
+    """A recipe with its pipeline and control models loaded. `recipe` is complete: hashes, scheduler and versions are
+    filled in; `png_texts` is its text in a PNG. `warnings` are sentences on why the image may differ in its last
+    bits."""
 
     recipe: GenerationRecipe
     png_texts: Mapping[str, str]
     warnings: tuple[str, ...]
     pipe: Any
-    units: tuple[Unit, ...]
+    guidance: GuidanceSetup
 
 
 def fit_unit(recipe_unit: RecipeUnit, height: int, width: int) -> RecipeUnit:
@@ -61,6 +64,7 @@ def load_recipe(recipe: GenerationRecipe, device: str) -> LoadedRecipe:
     import torch
 
     from .. import models
+    from ..hosts.diffusers.guide import guide
 
     with silence_libraries():
         folder = _find_model(recipe.model, PipelineFolder.find, "--model")
@@ -94,8 +98,19 @@ def load_recipe(recipe: GenerationRecipe, device: str) -> LoadedRecipe:
         )
         words = encode_recipe(complete)
         pipe = folder.load(dtype, scheduler).to(device)
+    pipe.set_progress_bar_config(disable=None)  # shown on terminals
     units = tuple(replace(each.unit, model=_get_model(each, nets)) for each in complete.units)
-    return LoadedRecipe(complete, words, _compare_versions(recipe, complete), pipe, units)
+    guidance = _make_guidance_setup(complete.units, units)
+    with guide(pipe, units):
+        pass  # units that cannot act on this model are refused here
+    return LoadedRecipe(complete, words, _compare_versions(recipe, complete), pipe, guidance)
+
+
+def _make_guidance_setup(recipe_units: Sequence[RecipeUnit], units: tuple[Unit, ...]) -> GuidanceSetup:
+    at_work = [(each, find_or_none(each.preprocessor)) for each in recipe_units if each.unit.weight != 0]
+    steps = [postprocess_for(spec, each.pixels, each.mask, each.unit.fit) for each, spec in at_work]
+    initial = next((each.pixels for each, spec in at_work if spec and spec.traits.starts_from_map), None)
+    return GuidanceSetup(units, tuple(step for step in steps if step is not None), initial)
 
 
 def _load_unit(i: int, recipe_unit: RecipeUnit, networks: LoadedNetworks, load: Callable[[str], Any]) -> RecipeUnit:

@@ -13,6 +13,7 @@ from ..files.image_formats import MAX_PIXELS
 from ..guidance.unit import Unit
 from ..maps.control_map import ControlMap
 from ..preprocessors.parameters import Parameter, Range
+from .request import GenerationRequest
 from .sources import ModelRef
 
 NUMBER_FIELDS = {
@@ -26,6 +27,7 @@ NUMBER_FIELDS = {
         Parameter("threads", int, 1, Range(1, 256)),
     )
 }
+ATTRIBUTES = {"negative": "negative_prompt", "guidance": "guidance_scale"}  # of a recipe, where its file says less
 DTYPES = ("float32", "bfloat16", "float16")
 DEVICES = ("cpu", "cuda", "mps")
 MAX_UNITS = 16  # at most
@@ -60,21 +62,17 @@ class RecipeUnit:
         return self.unit.inpaint
 
 
-@dataclass(frozen=True, eq=False)
-class GenerationRecipe:
-    """A picture of `width` x `height` pixels, both multiples of 8, in words and numbers.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class GenerationRecipe(GenerationRequest):
+    """A request with all that its image depends on, so that the image can be made again to the bit.
 
-    `scheduler` is a class of diffusers, None the model's own; `scheduler_config` is empty until it is known. `threads`
-    are torch's, on which the last bits depend. `made_with` names versions and the device, for comparison only.
-    ValueError or TypeError, with the value, on what is outside its range."""
+    `units` hold maps of `width` x `height` pixels. `scheduler` is the name of a class of diffusers, None for the
+    model's own; `scheduler_config` is empty until it is known. `dtype` is one of `DTYPES`, `device` one of `DEVICES`.
+    `threads` are torch's, on which the last bits depend. `made_with` names versions and the device, for comparison
+    only.
 
-    prompt: str
-    negative: str
-    seed: int
-    steps: int
-    width: int
-    height: int
-    guidance: float
+    Raises ValueError or TypeError on what is outside its range."""
+
     dtype: str
     device: str
     threads: int
@@ -85,10 +83,11 @@ class GenerationRecipe:
     made_with: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("prompt", "negative"):
-            check_text(name, getattr(self, name))
+        check_text("prompt", self.prompt)
+        check_text("negative", self.negative_prompt)
         for name, number in NUMBER_FIELDS.items():
-            object.__setattr__(self, name, number.check(getattr(self, name)))
+            attribute = ATTRIBUTES.get(name, name)
+            object.__setattr__(self, attribute, number.check(getattr(self, attribute)))
         if self.width % 8 or self.height % 8:
             raise ValueError(f"size {self.width}x{self.height}: both sides must be multiples of 8")
         for name, choices in (("dtype", DTYPES), ("device", DEVICES)):

@@ -23,7 +23,7 @@ from ..guidance.schedule import Window
 from ..guidance.unit import Unit
 from ..maps.control_map import ControlMap
 from ..preprocessors.registry import find_or_none
-from .recipe import NUMBER_FIELDS, GenerationRecipe, RecipeUnit, check_units
+from .recipe import ATTRIBUTES, NUMBER_FIELDS, GenerationRecipe, RecipeUnit, check_units
 from .sources import NO_MODEL, ModelRef
 
 PNG_KEYWORD = "controlnet-ext"  # of the text; pictures in it have keywords that begin so
@@ -78,8 +78,8 @@ def encode_recipe(recipe: GenerationRecipe) -> dict[str, str]:
                 "mask": unit.inpaint is not None,
             }
         )
-    words: dict[str, Any] = {"format": FORMAT_VERSION, "prompt": recipe.prompt, "negative": recipe.negative}
-    words |= {name: getattr(recipe, name) for name in NUMBER_FIELDS}
+    words: dict[str, Any] = {"format": FORMAT_VERSION, "prompt": recipe.prompt, "negative": recipe.negative_prompt}
+    words |= {name: getattr(recipe, ATTRIBUTES.get(name, name)) for name in NUMBER_FIELDS}
     words |= {name: getattr(recipe, name) for name in ("scheduler", "dtype", "device")}
     words |= {"scheduler_config": dict(recipe.scheduler_config), "made_with": dict(recipe.made_with)}
     words |= {"model": _encode_model(recipe.model), "units": units}
@@ -114,7 +114,7 @@ def _decode_recipe(fields: dict[str, Any], texts: Mapping[str, str]) -> Generati
     _check_fields("the recipe", fields, RECIPE_FIELDS)
     if not re.fullmatch(r"[A-Za-z0-9]{1,80}", fields["scheduler"]):
         raise ValueError(f"scheduler {fields['scheduler'][:80]!r} is no name of a class")
-    given = {name: fields[name] for name in RECIPE_FIELDS if name not in ("format", "units")}
+    given = {ATTRIBUTES.get(name, name): fields[name] for name in RECIPE_FIELDS if name not in ("format", "units")}
     given |= {"model": _decode_model("model", fields["model"]), "units": ()}
     _check_words("made_with", fields["made_with"])
     recipe = GenerationRecipe(**given)

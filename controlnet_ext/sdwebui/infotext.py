@@ -7,7 +7,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from .requests import INPAINTING_FILLS, GenerationRequest, InpaintArea
+from ..generation.inpainting import InpaintArea
+from .requests import INPAINTING_FILLS, WebuiRequest
 from .units import CONTROL_MODES, HR_OPTIONS, RESIZE_MODES, UNION_MAP_TYPES, WebuiUnit
 
 UNIT_TEXT_FIELDS = {  # that a unit's text may set
@@ -18,7 +19,7 @@ UNIT_TEXT_FIELDS = {  # that a unit's text may set
 
 
 def format_infotext(
-    request: GenerationRequest, seed: int, sampler_name: str, checkpoint_name: str, model_names: dict[int, str]
+    request: WebuiRequest, seed: int, sampler_name: str, checkpoint_name: str, model_names: dict[int, str]
 ) -> str:
     """The text of one picture; `models` are the listed names by the place of their units."""
     lines = [request.prompt, *([f"Negative prompt: {request.negative_prompt}"] if request.negative_prompt else [])]
@@ -53,7 +54,7 @@ def _format_inpaint_area(inpaint_area: InpaintArea | None) -> dict[str, Any]:
     return words
 
 
-def _format_hires_fix(request: GenerationRequest) -> dict[str, Any]:
+def _format_hires_fix(request: WebuiRequest) -> dict[str, Any]:
     second = request.hires_fix
     if second is None:
         return {}

@@ -17,7 +17,9 @@ from typing import Any
 import cv2
 import numpy as np
 
+from ..generation.inpainting import InpaintArea, make_inpaint_area
 from ..generation.recipe import check_text
+from ..generation.request import UPSCALERS, GenerationRequest, HiresFix
 from ..maps.resize import fit
 from .fields import JsonFields, is_empty_value
 from .limits import RequestLimits
@@ -31,34 +33,6 @@ INPAINTING_FILLS = (
     ("latent nothing", "nothing"),
 )
 MAX_PADDING, MAX_MASK_BLUR = 256, 64  # pixels at most
-FILL_BLOCK_SIZES = (1024, 256, 64, 16, 4, 2)  # pixels over which `filled` takes averages, one after the other
-CropBox = tuple[int, int, int, int]  # left, top, right, bottom
-
-
-@dataclass(frozen=True, eq=False)
-class InpaintArea:
-    """`image` (h, w, 3) and `mask` (h, w), white where to repaint, as large as the picture to be made. Its pixels come
-    into `canvas` (H, W, 3) at `box` as far as `shows` (H, W) is white. `content` is what the masked part begins with,
-    of `FILLINGS`; `only_masked`: the box is that of the mask, else the whole canvas."""
-
-    image: np.ndarray
-    mask: np.ndarray
-    masked_content: str
-    canvas: np.ndarray
-    blend_mask: np.ndarray
-    crop_box: CropBox
-    only_masked: bool
-    mask_blur: float
-    padding: int
-    is_inverted: bool
-
-    def paste_into_canvas(self, pixels: np.ndarray) -> np.ndarray:
-        """The canvas with the picture made (h, w, 3)."""
-        left, top, right, bottom = self.crop_box
-        result = self.canvas.copy()
-        result[top:bottom, left:right] = fit(pixels, bottom - top, right - left, "crop")
-        share = self.blend_mask[..., None].astype(np.float32) / 255
-        return np.rint(result * share + self.canvas * (1 - share)).astype(np.uint8)
 
 
 def parse_inpaint_area(
@@ -74,20 +48,17 @@ def parse_inpaint_area(
     content = fields.get_choice("inpainting_fill", choices=INPAINTING_FILLS, default="fill")
     only_masked = fields.get_bool("inpaint_full_res", default=True)
     inverted = fields.get_bool("inpainting_mask_invert")
-    soft = _blur_mask(mask[..., 0], *blurs)
-    if only_masked:
-        if not soft.any():
-            return None
-        canvas, shows, box = image, soft, _find_crop_box(soft, padding, height, width)
-        left, top, right, bottom = box
-        seen = fit(np.ascontiguousarray(image[top:bottom, left:right]), height, width, "fill")
-        soft = fit(cv2.merge([soft[top:bottom, left:right]] * 3), height, width, "fill")[..., 0]
-    else:
-        canvas = seen = fit(image, height, width, fit_mode)
-        soft = fit(cv2.merge([soft] * 3), height, width, fit_mode)[..., 0]
-        shows, box = np.minimum(soft.astype(np.uint16) * 2, 255).astype(np.uint8), (0, 0, width, height)
-    begins = seen if content == "original" else fill_from_surroundings(seen, soft)
-    return InpaintArea(begins, soft, content, canvas, shows, box, only_masked, max(blurs), padding, inverted)
+    return make_inpaint_area(
+        image,
+        mask,
+        (height, width),
+        fit_mode,
+        blur=(blurs[0], blurs[1]),
+        padding=padding,
+        masked_content=content,
+        only_masked=only_masked,
+        is_inverted=inverted,
+    )
 
 
 def prepare_inpaint_mask(fields: JsonFields, mask: np.ndarray, image: np.ndarray) -> np.ndarray:
@@ -97,76 +68,8 @@ def prepare_inpaint_mask(fields: JsonFields, mask: np.ndarray, image: np.ndarray
     return cv2.merge([np.where(white, np.uint8(255), np.uint8(0))] * 3)
 
 
-def fill_from_surroundings(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The picture (H, W, 3) with the masked part in the colours around it, the nearer the more."""
-    kept = 1 - mask[..., None].astype(np.float32) / 255
-    own = pixels * kept
-    found = np.full_like(own, 127)
-    for square in FILL_BLOCK_SIZES:
-        there = np.atleast_3d(_average_blocks(kept, square))
-        near = _average_blocks(own, square) / np.maximum(there, 1e-6)
-        found += np.minimum(4 * there, 1) * (near - found)
-    return np.rint(found * (1 - kept) + own).clip(0, 255).astype(np.uint8)
-
-
-def _average_blocks(x: np.ndarray, block_size: int) -> np.ndarray:
-    height, width = x.shape[:2]
-    small = cv2.resize(x, (max(width // block_size, 1), max(height // block_size, 1)), interpolation=cv2.INTER_AREA)
-    return cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
-
-
-def _blur_mask(mask: np.ndarray, sigma_x: float, sigma_y: float) -> np.ndarray:
-    for sigma, across in ((sigma_x, True), (sigma_y, False)):
-        if sigma:
-            side = 2 * int(2.5 * sigma + 0.5) + 1
-            mask = cv2.GaussianBlur(mask, (side, 1) if across else (1, side), sigma)
-    return mask
-
-
-def _find_crop_box(mask: np.ndarray, padding: int, height: int, width: int) -> CropBox:
-    """Around what is not black, with so much beside it, and of the shape of (height, width) as far as the mask goes."""
-    spans = []
-    for axis, limit in ((0, mask.shape[1]), (1, mask.shape[0])):
-        (places,) = np.nonzero(mask.any(axis=axis))
-        spans.append((max(int(places[0]) - padding, 0), min(int(places[-1]) + 1 + padding, limit)))
-    (left, right), (top, bottom) = spans
-    left, right = _grow_interval(left, right, int((bottom - top) * width / height), mask.shape[1])
-    top, bottom = _grow_interval(top, bottom, int((right - left) * height / width), mask.shape[0])
-    return left, top, right, bottom
-
-
-def _grow_interval(start: int, stop: int, length: int, limit: int) -> tuple[int, int]:
-    """At least that long about its middle, moved to lie in 0..limit, or all of it."""
-    more = max(length - (stop - start), 0)
-    start, stop = start - more // 2, stop + more - more // 2
-    move = max(-start, 0) - max(stop - limit, 0) if stop - start <= limit else -start
-    return max(start + move, 0), min(stop + move, limit)
-
-
-LATENT_UPSCALERS = {  # upscaler: torch's mode and antialias, of the latents
-    "Latent": ("bilinear", False),
-    "Latent (antialiased)": ("bilinear", True),
-    "Latent (bicubic)": ("bicubic", False),
-    "Latent (bicubic antialiased)": ("bicubic", True),
-    "Latent (nearest)": ("nearest", False),
-    "Latent (nearest-exact)": ("nearest-exact", False),
-}
-PIXEL_UPSCALERS = {"None": "lanczos", "Lanczos": "lanczos", "Nearest": "nearest"}  # upscaler: of the picture
-UPSCALERS = (*LATENT_UPSCALERS, *PIXEL_UPSCALERS)
 UNSUPPORTED_HIRES_FIELDS = ("hr_prompt", "hr_negative_prompt", "hr_sampler_name", "hr_scheduler", "hr_checkpoint_name")
 MAX_HIRES_SCALE = 4  # at most
-
-
-@dataclass(frozen=True)
-class HiresFix:
-    """The picture of the first pass enlarged to `over`, (height, width) that cover `size` and are cut to it, then
-    `steps` at that strength."""
-
-    size: tuple[int, int]
-    canvas_size: tuple[int, int]
-    upscaler: str
-    steps: int
-    strength: float
 
 
 def parse_hires_fix(fields: JsonFields, height: int, width: int, steps: int, limits: RequestLimits) -> HiresFix | None:
@@ -223,43 +126,28 @@ UNSUPPORTED_FIELDS = (
 )
 
 
-@dataclass(frozen=True, eq=False)
-class GenerationRequest:
-    """`units` are those that are on, with their places in the request, from 1. `source` is the initial image with its
-    mask, at which units without an image look; by `fit` it becomes `init`, (H, W, 3) as large as the pictures; what
-    its mask says is `repaint`."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class WebuiRequest(GenerationRequest):
+    """A txt2img or img2img request of a webui client: a generation and what the server adds to it.
 
-    prompt: str
-    negative_prompt: str
-    seed: int
+    `units` are the units that are on, with their places in the request, from 1. `init_source` is the initial image with
+    its mask, which units without an image use; `fit` is how it came to the size of `init_image`. `image_count` images
+    have the seeds `seed`, `seed` + 1, …"""
+
     image_count: int
     batch_size: int
-    steps: int
-    width: int
-    height: int
-    guidance_scale: float
     sampler_name: str
     noise_schedule: str
-    clip_skip: int
     units: tuple[tuple[int, WebuiUnit], ...]
     init_source: ImageMaskPair | None = None
     fit: str = "stretch"
-    init_image: np.ndarray | None = None
-    inpaint_area: InpaintArea | None = None
-    hires_fix: HiresFix | None = None
-    strength: float = 1.0
     returns_images: bool = True
     checkpoint: str | None = None
-
-    @property
-    def denoising_strength(self) -> float | None:
-        """The strength of what begins with a picture; None where nothing does."""
-        return self.hires_fix.strength if self.hires_fix else None if self.init_image is None else self.strength
 
 
 def parse_generation_request(
     value: Any, default_size: tuple[int, int], limits: RequestLimits, is_img2img: bool
-) -> GenerationRequest:
+) -> WebuiRequest:
     """The request in a JSON object. `size` is the height and width where it says none. ValueError in one line."""
     fields = JsonFields.from_json(value, "the request")
     check_total_pixels(value)
@@ -277,7 +165,7 @@ def parse_generation_request(
         raise ValueError(f"the request: {count} pictures, expected up to {limits.max_images}")
     override = JsonFields.from_json(fields.get("override_settings") or {}, "override_settings")
     steps = fields.get_int("steps", default=min(20, limits.max_steps), low=1, high=limits.max_steps)
-    return GenerationRequest(
+    return WebuiRequest(
         prompt=_read_prompt(fields, "prompt"),
         negative_prompt=_read_prompt(fields, "negative_prompt"),
         seed=int.from_bytes(os.urandom(4), "big") if seed < 0 else seed,

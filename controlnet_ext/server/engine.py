@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
+import numpy as np
+
 from ..generation.pipeline_folder import PipelineFolder, silence_libraries
-from ..sdwebui.build import HostInputs, InpaintCrop, Loader, UnitBuilder
+from ..generation.render import count_steps, render
+from ..generation.request import GuidanceSetup
+from ..sdwebui.build import BuiltUnit, HostInputs, InpaintCrop, Loader, UnitBuilder, find_initial_noise_image
 from ..sdwebui.catalog import ModelCatalog
 from ..sdwebui.infotext import format_infotext
 from ..sdwebui.pictures import encode_png_base64
-from ..sdwebui.requests import GenerationRequest
+from ..sdwebui.requests import WebuiRequest
 from ..sdwebui.samplers import create_scheduler
-from .passes import PipelineRun
 from .worker import GenerationProgress
+
+PREVIEW_LATENT_SIDE = 32  # latents on a side at most, of which a preview is decoded
 
 
 class GenerationEngine:
@@ -38,7 +46,7 @@ class GenerationEngine:
         self.size = self._folder.size
         self.unit_builder = UnitBuilder(catalog, load_preprocessor, device, torch_dtype, self._pipe.unet)
 
-    def generate(self, request: GenerationRequest) -> dict[str, Any]:
+    def generate(self, request: WebuiRequest) -> dict[str, Any]:
         """The webui's answer: pictures, then the maps of their units, as PNGs in base64, and `info` about them.
         ValueError, TypeError or FileNotFoundError: the request cannot be; RuntimeError: it failed on the way."""
         if request.checkpoint is not None and request.checkpoint.rpartition(" [")[0].casefold() not in (
@@ -54,16 +62,17 @@ class GenerationEngine:
         inputs = _get_host_inputs(request)
         units = [self.unit_builder.build(number, unit, inputs) for number, unit in request.units]
         progress = GenerationProgress(request.image_count)
-        passes = PipelineRun(self._pipe, scheduler, request, units, progress)
+        guidance = _make_guidance_setup(units, request.hires_fix is not None)
         models = {place: each.model_name for (place, _), each in zip(request.units, units, strict=True)}
-        progress.total_steps, self.progress = passes.total_steps, progress
+        progress.total_steps, self.progress = count_steps(request), progress
         images, texts = [], []
         try:
             for k in range(request.image_count):
                 if progress.stop_requested.is_set():
                     break
                 progress.begin_image(k)
-                pixels = passes.generate_image(request.seed + k)
+                one = replace(request, seed=request.seed + k)
+                (pixels,) = render(self._pipe, one, guidance, scheduler, partial(_observe_step, progress))
                 texts.append(format_infotext(request, request.seed + k, sampled, self.checkpoint_name, models))
                 images.append(encode_png_base64(pixels, {"parameters": texts[-1]}))
         finally:
@@ -77,7 +86,41 @@ class GenerationEngine:
         return {"images": images + maps if request.returns_images else [], "info": json.dumps(info)}
 
 
-def _get_host_inputs(request: GenerationRequest) -> HostInputs:
+def _make_guidance_setup(built_units: Sequence[BuiltUnit], has_hires_pass: bool) -> GuidanceSetup:
+    return GuidanceSetup(
+        tuple(unit for each in built_units for unit in each.split_by_pass(has_hires_pass)),
+        tuple(each.finish for each in built_units if each.finish is not None),
+        find_initial_noise_image(built_units, has_hires_pass),
+    )
+
+
+def _observe_step(
+    progress: GenerationProgress, pipe: Any, step: int, timestep: Any, values: dict[str, Any]
+) -> dict[str, Any]:
+    """Count the step, render a preview if one is requested, and stop the run if that is requested: diffusers'
+    `callback_on_step_end`."""
+    progress.step += 1
+    if progress.preview_requested.is_set():
+        progress.preview_requested.clear()
+        progress.preview = _render_preview(pipe, values["latents"])
+    pipe._interrupt = progress.stop_requested.is_set()  # diffusers' flag: the remaining steps do nothing
+    return values
+
+
+def _render_preview(pipe: Any, latents: Any) -> str:
+    """Return a small preview of noisy latents (B, C, h, w), scaled to unit variance, as PNG in base64."""
+    import torch
+
+    x = latents[:1] / latents[:1].std().clamp(min=1e-6)
+    share = min(PREVIEW_LATENT_SIDE / max(x.shape[-2:]), 1)
+    size = [max(round(side * share), 1) for side in x.shape[-2:]]
+    x = torch.nn.functional.interpolate(x.float(), size, mode="area").to(pipe.vae.dtype)
+    with torch.no_grad():
+        pixels = pipe.vae.decode(x / pipe.vae.config.scaling_factor).sample[0].float().cpu().permute(1, 2, 0).numpy()
+    return encode_png_base64((np.nan_to_num(pixels) * 127.5 + 127.5).clip(0, 255).astype(np.uint8))
+
+
+def _get_host_inputs(request: WebuiRequest) -> HostInputs:
     area, crop = request.inpaint_area, None
     if area is not None and area.only_masked:
         height, width = area.canvas.shape[:2]
@@ -91,7 +134,7 @@ def _get_host_inputs(request: GenerationRequest) -> HostInputs:
     )
 
 
-def _build_info(request: GenerationRequest, infotexts: list[str], sampler_name: str, model_name: str) -> dict[str, Any]:
+def _build_info(request: WebuiRequest, infotexts: list[str], sampler_name: str, model_name: str) -> dict[str, Any]:
     n = len(infotexts)
     return {
         "prompt": request.prompt,

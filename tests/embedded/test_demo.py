@@ -18,7 +18,6 @@ from diffusers import UNet2DConditionModel
 from controlnet_ext import embedded, preprocess
 from controlnet_ext.cli import main
 from controlnet_ext.cli.commands.demo import PROMPTS
-from controlnet_ext.embedded import pairs
 from controlnet_ext.embedded.contact_sheet import (
     GAP,
     HIT_COLOR,
@@ -33,6 +32,7 @@ from controlnet_ext.embedded.contact_sheet import (
 )
 from controlnet_ext.files.image_reader import read_image
 from controlnet_ext.files.image_writer import encode_image
+from controlnet_ext.generation import pairs
 from controlnet_ext.maps.fidelity import EdgeScore, canny_f1
 from controlnet_ext.maps.resize import fit
 

@@ -173,7 +173,7 @@ def test_over_the_api_a_run_begins_with_what_lama_filled_in(server: Any, monkeyp
     assert len(fills.seen) == 1
     begins = []
     monkeypatch.setattr(
-        "controlnet_ext.server.passes.make_initial_latents",
+        "controlnet_ext.generation.render.make_initial_latents",
         lambda pipe, pixels, height, width, generator: (
             begins.append(pixels) or torch.randn((1, 4, height // 8, width // 8), generator=generator)
         ),

@@ -30,7 +30,7 @@ from controlnet_ext.files.image_writer import encode_image, read_png_text
 from controlnet_ext.generation.pipeline_folder import SCHEDULER_CLASSES, PipelineFolder
 from controlnet_ext.generation.prepare import load_recipe
 from controlnet_ext.generation.recipe_png import read_recipe
-from controlnet_ext.generation.render import render
+from controlnet_ext.generation.render import render_recipe
 from controlnet_ext.models.kinds.controlnet import ControlNet
 from controlnet_ext.models.state_dict.saving import save_ldm
 
@@ -171,7 +171,7 @@ def test_every_scheduler_draws() -> None:
     pictures = set()
     for name in SCHEDULER_CLASSES:
         prepared.pipe.scheduler = PipelineFolder.find("sd").make_scheduler(name)
-        pictures.add(render(prepared).tobytes())
+        pictures.add(render_recipe(prepared).tobytes())
     assert len(pictures) > 8  # some are one method in other words, such as DDIM and Euler
 
 
@@ -520,10 +520,10 @@ def test_a_picture_that_cannot_be_shown_fails(
     with monkeypatch.context() as patched:
         patched.setattr(tiny.AutoencoderKL, "decode", lambda _, z, **__: (z[:, :3].repeat(1, 1, 8, 8) * float("nan"),))
         assert main(words("out.png")) == 1
-    assert "the picture holds NaN" in line(capsys)
+    assert "the image holds NaN: the model overflows in float32" in line(capsys)
     monkeypatch.setattr(StableDiffusionPipeline, "run_safety_checker", lambda _, image, *__: (image, [True]))
     assert main(words("out.png")) == 1
-    assert "safety checker withheld the picture" in line(capsys)
+    assert "safety checker withheld the image" in line(capsys)
     assert sorted(os.listdir()) == before
 
 
@@ -533,7 +533,7 @@ def test_torch_is_left_as_it_was() -> None:
     prepared = load_recipe(read_recipe("bad.png"), "cpu")
     prepared.pipe.unet.register_forward_pre_hook(lambda *_: seen.append(torch.get_num_threads()))
     before = torch.get_num_threads()
-    render(prepared)
+    render_recipe(prepared)
     assert set(seen) == {3}
     assert torch.get_num_threads() == before
     assert not torch.are_deterministic_algorithms_enabled()

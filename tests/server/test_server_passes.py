@@ -15,16 +15,12 @@ from limits import wait_until
 from serving import CANNY, Client, photo, white
 
 from controlnet_ext.files.image_writer import read_png_text
+from controlnet_ext.generation.inpainting import InpaintArea, fill_from_surroundings
+from controlnet_ext.generation.request import UPSCALERS
 from controlnet_ext.guidance.hints import fit_and_crop
 from controlnet_ext.sdwebui.fields import JsonFields
 from controlnet_ext.sdwebui.limits import RequestLimits
-from controlnet_ext.sdwebui.requests import (
-    UPSCALERS,
-    InpaintArea,
-    fill_from_surroundings,
-    parse_hires_fix,
-    parse_inpaint_area,
-)
+from controlnet_ext.sdwebui.requests import parse_hires_fix, parse_inpaint_area
 from controlnet_ext.server.service import Service
 
 pytest.importorskip("starlette", reason="needs controlnet-ext[serve]")

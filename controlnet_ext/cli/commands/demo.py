@@ -24,6 +24,7 @@ from ...files.image_reader import read_image
 from ...files.image_writer import encode_image
 from ...generation.pipeline_folder import PipelineFolder, silence_libraries
 from ...generation.recipe import NUMBER_FIELDS, check_text
+from ...generation.request import GenerationRequest
 from ...generation.sources import ModelRef
 from ...guidance.contract import ControlModel
 from ...guidance.hints import HintImages
@@ -75,12 +76,22 @@ def run(options: Namespace) -> int:
     (pixels,) = HintImages(asked).fit_to_size(*folder.size)[0]
     if not pixels.any():
         raise ValueError(f"{options.image!r} has no edges, a picture cannot obey them: name another photo with --image")
+    height, width, _ = pixels.shape
+    request = GenerationRequest(
+        prompt=tuple(prompts),
+        negative_prompt="",
+        seed=seed,
+        steps=steps,
+        width=width,
+        height=height,
+        guidance_scale=GUIDANCE_SCALE,
+    )
     out = resolve_output_path(options.output, "sheet.png", options.overwrite)
     start = time.perf_counter()
     pipe, net = _load_models(folder, control)
     loaded = time.perf_counter()
     try:
-        columns = _generate_columns(pipe, net, pixels, prompts, steps, seed)
+        columns = _generate_columns(pipe, net, pixels, request)
         drawn = time.perf_counter()
         times = f"{2 * len(prompts)} pictures in {drawn - loaded:.1f} s, loaded in {loaded - start:.1f} s"
         words = f"seed {seed}, {steps} steps, guidance {GUIDANCE_SCALE:g}; {times}"
@@ -118,13 +129,11 @@ def _load_models(folder: PipelineFolder, control: str) -> tuple[Any, ControlMode
     return pipe, load(control, dtype=torch.float32)
 
 
-def _generate_columns(
-    pipe: Any, net: ControlModel, edge_map: np.ndarray, prompts: Sequence[str], steps: int, seed: int
-) -> list[Column]:
-    from ...embedded.pairs import generate_pairs
+def _generate_columns(pipe: Any, net: ControlModel, edge_map: np.ndarray, request: GenerationRequest) -> list[Column]:
+    from ...generation.pairs import generate_pairs
 
-    found = generate_pairs(pipe, net, ControlMap(edge_map, "edges"), prompts, steps, GUIDANCE_SCALE, seed)
+    unguided, guided = generate_pairs(pipe, net, ControlMap(edge_map, "edges"), request)
     return [
         Column(prompt, a, b, canny_f1(edge_map, a), canny_f1(edge_map, b))
-        for prompt, a, b in zip(prompts, *found, strict=True)
+        for prompt, a, b in zip(request.prompts, unguided, guided, strict=True)
     ]

@@ -33,7 +33,7 @@ from ...generation.options import recipe_from_options, recipe_from_png
 from ...generation.pipeline_folder import SCHEDULER_CLASSES
 from ...generation.prepare import load_recipe
 from ...generation.recipe import NUMBER_FIELDS
-from ...generation.render import render
+from ...generation.render import render_recipe
 from ..generation_options import DEVICE_HELP, DTYPE_HELP, MODEL_HELP
 from ..output import add_output_options, resolve_output_path, write_output
 from . import print_stderr
@@ -85,7 +85,7 @@ def run(options: Namespace) -> int:
         for remark in prepared.warnings:
             print_stderr(f"controlnet-ext: {remark}")
         times.append(time.perf_counter())
-        pixels = render(prepared)
+        pixels = render_recipe(prepared)
         times.append(time.perf_counter())
         write_output(out, encode_image("picture.png", pixels, prepared.png_texts), options.overwrite)
     except (RuntimeError, OSError) as error:
