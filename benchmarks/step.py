@@ -34,7 +34,7 @@ from PIL import Image
 
 from controlnet_ext import Unit, guide
 from controlnet_ext.guidance import run
-from controlnet_ext.hosts.diffusers import hook
+from controlnet_ext.hosts import session
 from controlnet_ext.models.kinds.controlnet import ControlNet
 
 Result = tuple[list[tuple[float, float]], torch.Tensor]
@@ -114,11 +114,11 @@ def compare(options: argparse.Namespace) -> None:
             return steps(plain, device, given)
 
     def on_one_stream() -> Result:
-        kept, hook.open_side_stream = hook.open_side_stream, lambda _: None
+        kept, session.open_side_stream = session.open_side_stream, lambda _: None
         try:
             return guided()
         finally:
-            hook.open_side_stream = kept
+            session.open_side_stream = kept
 
     compiled = copy(ours)
 

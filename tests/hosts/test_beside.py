@@ -19,7 +19,7 @@ from test_ldm_host import called, inputs, rows
 from controlnet_ext import Unit, Window, guide
 from controlnet_ext.guidance.contract import Residuals, Step
 from controlnet_ext.guidance.schedule import Span
-from controlnet_ext.hosts.diffusers import hook
+from controlnet_ext.hosts import session
 from controlnet_ext.hosts.ldm import guide as ldm
 from controlnet_ext.hosts.side_stream import LazyResiduals, SideStream, open_side_stream
 
@@ -70,8 +70,7 @@ class Told(Pushes):
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
     stand_in = Cuda()
-    for host in (hook, ldm):
-        monkeypatch.setattr(host, "open_side_stream", lambda device: SideStream(device, stand_in))
+    monkeypatch.setattr(session, "open_side_stream", lambda device: SideStream(device, stand_in))
     return stand_in
 
 
@@ -88,7 +87,7 @@ def pipe(cuda: Cuda) -> Any:
 def test_a_diffusers_unet_waits_for_the_net_after_its_encoder(pipe, cuda):
     plain = run(pipe)
     with guide(pipe, [Unit(Pushes(), GREY)]), pytest.MonkeyPatch.context() as without:
-        without.setattr(hook, "open_side_stream", lambda device: None)
+        without.setattr(session, "open_side_stream", lambda device: None)
         expected = run(pipe)
     cuda.said.clear()
     with guide(pipe, [Unit(Told(cuda.said.append), GREY)]):

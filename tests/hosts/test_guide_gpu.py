@@ -11,7 +11,7 @@ from diffusers import StableDiffusionControlNetPipeline, StableDiffusionPipeline
 from fakes import run
 
 from controlnet_ext import Unit, guide
-from controlnet_ext.hosts.diffusers import hook
+from controlnet_ext.hosts import session
 from controlnet_ext.models.kinds.controlnet import ControlNet
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
@@ -63,7 +63,7 @@ def test_on_a_stream_of_its_own_the_net_gives_the_same_bits(monkeypatch: pytest.
             return run(pipe, steps=12)
 
     apart = [guided() for _ in range(8)]
-    monkeypatch.setattr(hook, "open_side_stream", lambda device: None)
+    monkeypatch.setattr(session, "open_side_stream", lambda device: None)
     plain = guided()
     assert all(torch.equal(each, plain) for each in apart)
 

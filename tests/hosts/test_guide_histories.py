@@ -22,7 +22,7 @@ from networks import randomised
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from controlnet_ext import Residuals, Step, Unit, guide
-from controlnet_ext.hosts.diffusers.hook import BUSY_MESSAGE
+from controlnet_ext.hosts.session import BUSY_MESSAGE
 
 STEPS = 2
 SKIPS = 4  # of the UNet below

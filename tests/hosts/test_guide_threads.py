@@ -14,8 +14,8 @@ from limits import HANG
 from test_guide_histories import SKIPS, After, pipeline
 
 from controlnet_ext import Span, Unit, guide
-from controlnet_ext.hosts.diffusers.hook import BUSY_MESSAGE
 from controlnet_ext.hosts.ldm.guide import BatchRows, guide_ldm
+from controlnet_ext.hosts.session import BUSY_MESSAGE
 
 THREADS, TRIES = 8, 4
 

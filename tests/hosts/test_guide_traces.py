@@ -16,7 +16,7 @@ from networks import randomised
 from peft import LoraConfig
 
 from controlnet_ext import ControlModel, Unit, Window, guide
-from controlnet_ext.hosts.diffusers import hook
+from controlnet_ext.hosts import session
 from controlnet_ext.models.kinds.controlnet import ControlNet
 
 
@@ -28,7 +28,7 @@ def pipe() -> Any:
 
 
 def untouched(pipe: Any, before: dict[str, Any], plain: torch.Tensor) -> bool:
-    return state(pipe) == before and not hook._hooks and torch.equal(run(pipe), plain)
+    return state(pipe) == before and not session._guided_unets and torch.equal(run(pipe), plain)
 
 
 def test_nothing_stays_behind(pipe: Any) -> None:
@@ -138,7 +138,7 @@ def test_another_thread_is_refused_in_one_line(pipe: Any) -> None:
     with guide(pipe, [Unit(Pushes(), GREY)]):
         right = run(pipe)
         elsewhere()
-        assert outcomes == [hook.BUSY_MESSAGE] * 2
+        assert outcomes == [session.BUSY_MESSAGE] * 2
         assert torch.equal(run(pipe), right)
     elsewhere()
     assert torch.equal(outcomes[2], right) and isinstance(outcomes[3], torch.Tensor)

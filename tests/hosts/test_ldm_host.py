@@ -23,6 +23,7 @@ from controlnet_ext.guidance.contract import Activation, Residuals, Step
 from controlnet_ext.guidance.schedule import Span
 from controlnet_ext.hosts.ldm.guide import BatchRows, guide_ldm
 from controlnet_ext.hosts.ldm.host import LdmHost
+from controlnet_ext.hosts.session import _guided_unets
 from controlnet_ext.models.kinds import lllite, t2i_adapter
 from controlnet_ext.models.kinds.controlnet import ControlNet
 
@@ -77,7 +78,7 @@ def in_diffusers(shape, units, given, announced=None):
     with guide_ldm(model, units) as guiding:
         guiding.begin(SPANS, 0)
         guiding.announce_step(announced)
-        model.register_forward_pre_hook(lambda *_: seen.append(guiding._total_residuals))
+        model.register_forward_pre_hook(lambda *_: seen.append(_guided_unets[model]._residuals))
         called(model, given)
     (total,) = seen
     theirs, added = unet(shape), None

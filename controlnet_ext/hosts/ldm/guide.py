@@ -1,37 +1,35 @@
 """Units on an ldm UNet, as stable-diffusion-webui has it: hooks only, no `forward` is replaced.
 
 Residuals are added where ldm's UNet has them (lllyasviel/ControlNet, cldm/cldm.py, ControlledUnetModel): to the middle
-block's output, and to the skips, which an output block's input `[h, skip]` holds as its last channels; those of
+block's output, and to the skips, which are the last channels of an output block's input `[h, skip]`; those of
 T2I-Adapters to the output of the encoder block that ends each level.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...errors import error_prefix
-from ...guidance.contract import AttentionModel, Residuals, Step
-from ...guidance.devices import on_device
-from ...guidance.hints import HintImages
-from ...guidance.run import GuidanceRun
+from ...guidance.contract import Residuals, Step
 from ...guidance.schedule import Span
 from ...guidance.unit import Unit
-from ..side_stream import SideStream, open_side_stream
+from ..session import GuidedUNet, GuideSession
 from .host import LdmHost
 from .unet_view import LdmUNetView, adapter_block_indices
 
 
 @dataclass(frozen=True)
 class BatchRows:
-    """What the host's denoiser is about to ask of the UNet, in however many calls: for each row, in order, which
-    picture it belongs to and whether it has the prompt. It is one step of a run: `span`."""
+    """The rows that the host's denoiser is about to send through the UNet in one step, in however many calls.
+
+    For each row, in order: the index of its image, and whether it has the prompt. `span` is the step. Raises
+    ValueError if the two have different lengths.
+    """
 
     span: Span
     image_indices: Sequence[int]
@@ -46,179 +44,136 @@ class BatchRows:
 
 @contextmanager
 def guide_ldm(unet: Any, units: Iterable[Unit], model: Any = None) -> Iterator[LdmGuide]:
-    """In this context `units` guide the UNet; afterwards it is as before, to the bit.
+    """Guide the UNet by `units` in this context; afterwards it is as before, to the bit.
 
-    `model` is the LatentDiffusion that the UNet belongs to: its alphas_cumprod, its parameterization and its VAE are
-    what units need that act after a step. The host says when a run begins (`LdmGuide.begin`) and what each step asks
-    (`LdmGuide.announce_step`); a UNet call before that is an error. ValueError, TypeError or FileNotFoundError says
-    what cannot act, as in `guide`. RuntimeError when the UNet is called in another thread, or is guided already."""
+    `model` is the LatentDiffusion of the UNet: units that act after a step need its alphas_cumprod, its
+    parameterization and its VAE. The host calls `LdmGuide.begin` when a run begins and `LdmGuide.announce_step` before
+    each step.
+
+    Raises ValueError, TypeError or FileNotFoundError for what cannot act, as `controlnet_ext.guide`; RuntimeError when
+    the UNet is called in another thread or outside of an announced step, or is guided already.
+    """
     guide = LdmGuide(unet, units, model)
-    with guide.moved_models, _claim_unet(unet), ExitStack() as handles:
-        for handle in guide.install_hooks():
-            handles.callback(handle.remove)
-        try:
-            yield guide
-        finally:
-            guide.end()
+    with guide.enter(unet, lambda: LdmHooks(unet, guide)):
+        yield guide
 
 
-class LdmGuide:
-    """The units of one guided UNet, and the run they are in."""
+class LdmGuide(GuideSession):
+    """The units of one guided UNet, and the run that they are in."""
 
     def __init__(self, unet: Any, units: Iterable[Unit], model: Any = None):
-        self._unet, self._unet_view, self._model = unet, LdmUNetView(unet), model
-        self._units = list(units)
-        self._hint_images = []
-        for i, unit in enumerate(self._units, 1):
-            with error_prefix(f"unit {i}"):
-                self._hint_images.append(_prepare_unit(unit, self._unet_view))
-        self.moved_models = ExitStack()  # back to where they were
-        self.guided_calls = 0  # UNet calls that were guided
-        self._thread = threading.get_ident()
-        self._run: GuidanceRun | None = None
+        self._unet_view, self._model = LdmUNetView(unet), model
+        super().__init__(units, self._unet_view)
+        self.guided_calls = 0
+        """The number of UNet calls that were guided."""
+        self._host = LdmHost(self._unet_view, model)
         self._rows: BatchRows | None = None
-        self._seen_rows = 0  # rows of the present step
-        self._host: Any = LdmHost(self._unet_view, model)
-        self._total_residuals: Residuals | None = None
-        self._side_stream: SideStream | None = None
-        self._row_tensors: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}  # rows as tensors: the same in each step
-        self._has_attached_units = any(isinstance(unit.model, AttentionModel) for unit in self._units)
-        self._adapter_blocks = adapter_block_indices(unet.input_blocks)
+        self._seen_row_count = 0  # of the present step
+        self._row_tensors: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}  # the same in each step
 
     def begin(self, spans: Sequence[Span], pass_index: int) -> None:
-        """A run of these steps begins; `turn` counts a picture's runs from 0 (hires fix: the second is 1). ValueError
-        when a unit would act in none of the steps."""
-        self.end()
-        self._host = LdmHost(self._unet_view, self._model)
-        self._run = GuidanceRun(self._units, self._hint_images, spans, self._host, pass_index)
+        """Begin a run of these steps; `pass_index` counts the runs of an image from 0 (hires fix: the second is 1).
+
+        Raises ValueError if a unit would act in none of the steps.
+        """
+        self._host, self._rows = LdmHost(self._unet_view, self._model), None
+        self.begin_run(spans, self._host, pass_index)
 
     def announce_step(self, rows: BatchRows) -> None:
-        """The next step of the run, before the UNet is called for it."""
-        self._rows, self._seen_rows = rows, 0
-
-    def end(self) -> None:
-        """The run is over."""
-        if self._run is not None:
-            self._run.detach()
-        self._run = self._rows = self._total_residuals = None
-
-    def install_hooks(self) -> Iterator[Any]:
-        """Hook the UNet; handles that undo it."""
-        blocks = list(self._unet.input_blocks)
-        yield self._unet.register_forward_pre_hook(self._before_call, with_kwargs=True)
-        yield self._unet.register_forward_hook(lambda *call: self._after_call(call[-1]), always_call=True)
-        for place, end in enumerate(self._adapter_blocks):
-            yield blocks[end].register_forward_hook(lambda _, __, h, place=place: self._add_to_encoder(h, place))
-        yield self._unet.middle_block.register_forward_hook(lambda _, __, h: self._add_to_middle(h))
-        for i, block in enumerate(self._unet.output_blocks):
-            place = len(blocks) - 1 - i
-            yield block.register_forward_pre_hook(lambda _, args, place=place: self._add_to_skip(args, place))
+        """State the rows of the next step, before the UNet is called for it."""
+        self._rows, self._seen_row_count = rows, 0
 
     @property
-    def _is_own_thread(self) -> bool:
-        """Whether this is the guide's thread; another one's call may have been under way when the hooks came."""
-        return threading.get_ident() == self._thread
+    def is_step_announced(self) -> bool:
+        """True if a run has begun and its step is announced."""
+        return self.is_running and self._rows is not None
 
-    def _before_call(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not self._is_own_thread:
-            raise RuntimeError("the UNet is guided in another thread; wait until that is done")
-        if self._run is None or self._rows is None:
-            raise RuntimeError("the UNet is called outside of a step that the host announced; no unit can act there")
-        step = self._build_step(*args, **kwargs)
-        if self._host.step is None:
-            for unit in self._units:
-                self.moved_models.enter_context(
-                    on_device(unit.model, torch.device("cpu") if unit.low_vram else step.x.device)
-                )
-        elif self._host.step.x.shape != step.x.shape:
-            self._run.detach()  # what acts in the attention knows one size
+    def guide_call(self, step: Step) -> Iterator[Residuals]:
+        """Return an iterator over the residuals of each unit in this UNet call."""
         self._host.step = step
-        self._side_stream = None if self._has_attached_units else self._side_stream or open_side_stream(step.x.device)
-        total: Residuals | None = None
-        with nullcontext() if self._side_stream is None else self._side_stream.activate():
-            for residuals in self._run.compute_residuals(step):
-                total = residuals if total is None else total + residuals
-        self._total_residuals = total
         self.guided_calls += 1
+        return self.compute_residuals(step, self._host.compute_noise_level)
 
-    def _after_call(self, out: Tensor | None) -> Tensor | None:
-        """The UNet's output as the units want it, None where it failed."""
-        if not self._is_own_thread:
-            return out  # of a call that was refused, which may not disturb that of the guide's thread
-        self._total_residuals = None
-        self._wait_for_residuals()
-        step = self._host.step
-        if out is None or self._run is None or step is None:
-            return out
-        self._run.check_finite()
-        if not self._run.has_post_step(step):
-            return out
-        return self._run.apply_post_steps(step, out, self._host.compute_noise_level())
-
-    def _build_step(self, x: Tensor, timesteps: Any = None, context: Any = None, y: Any = None, **_: Any) -> Step:
+    def build_step(self, x: Tensor, timesteps: Any = None, context: Any = None, y: Any = None, **_: Any) -> Step:
+        """Return the step of a UNet call, which has the arguments of ldm's `UNetModel.forward`."""
         assert self._rows is not None
-        rows, begin = self._rows, self._seen_rows
-        self._seen_rows += len(x)
+        rows, begin = self._rows, self._seen_row_count
+        end = self._seen_row_count = begin + len(x)
         t = torch.as_tensor(timesteps, device=x.device).reshape(-1).float()
         t = t.expand(len(x)) if len(t) == 1 else t
-        if self._seen_rows > len(rows.image_indices):
+        if end > len(rows.image_indices):
             return Step(x, t, context, rows.span, None, y, None)
-        key = *rows.has_prompt[begin : self._seen_rows], *rows.image_indices[begin : self._seen_rows], x.device
+        has_prompt, image_indices = rows.has_prompt[begin:end], rows.image_indices[begin:end]
+        key = *has_prompt, *image_indices, x.device
         if key not in self._row_tensors:
-            of = rows.has_prompt[begin : self._seen_rows], rows.image_indices[begin : self._seen_rows]
-            self._row_tensors[key] = torch.tensor(of[0], device=x.device), torch.tensor(of[1], device=x.device)
+            self._row_tensors[key] = (
+                torch.tensor(has_prompt, device=x.device),
+                torch.tensor(image_indices, device=x.device),
+            )
         positive, samples = self._row_tensors[key]
         return Step(x, t, context, rows.span, positive, y, samples, image_count=max(rows.image_indices) + 1)
 
-    def _wait_for_residuals(self) -> None:
-        """For the residuals, in the first hook that reads them."""
-        if self._side_stream is not None:
-            self._side_stream.wait()
+
+class LdmHooks(GuidedUNet):
+    """The hooks on an ldm UNet, and the residuals of the present call."""
+
+    def __init__(self, unet: Any, guide: LdmGuide):
+        super().__init__(unet)
+        self._guide = guide
+        self._residuals: Residuals | None = None
+        self._adapter_blocks = adapter_block_indices(unet.input_blocks)
+        self._handles = ExitStack()
+        for handle in self._install():
+            self._handles.callback(handle.remove)
+
+    def uninstall(self) -> None:
+        """Remove the hooks."""
+        self._handles.close()
+
+    def _install(self) -> Iterator[Any]:
+        blocks = list(self.unet.input_blocks)
+        yield self.unet.register_forward_pre_hook(self._before_call, with_kwargs=True)
+        yield self.unet.register_forward_hook(lambda *call: self._after_call(call[-1]), always_call=True)
+        for place, end in enumerate(self._adapter_blocks):
+            yield blocks[end].register_forward_hook(lambda _, __, h, place=place: self._add_to_encoder(h, place))
+        yield self.unet.middle_block.register_forward_hook(lambda _, __, h: self._add_to_middle(h))
+        for i, block in enumerate(self.unet.output_blocks):
+            place = len(blocks) - 1 - i
+            yield block.register_forward_pre_hook(lambda _, args, place=place: self._add_to_skip(args, place))
+
+    def _before_call(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.check_thread()
+        if not self._guide.is_step_announced:
+            raise RuntimeError("the UNet is called outside of a step that the host announced; no unit can act there")
+        step = self._guide.build_step(*args, **kwargs)
+        self.start_call(step.x, is_new_run=False)  # `LdmGuide.begin` has restored the attention
+        self._residuals = self.sum_residuals([self._guide.guide_call(step)], step.x.device)
+
+    def _after_call(self, out: Tensor | None) -> Tensor | None:
+        """Return the output as the units want it; `out` is None if the call failed."""
+        if not self.is_own_thread:
+            return out  # of a refused call
+        self._residuals = None
+        self.wait()
+        return None if out is None else self.finish_call(out)
 
     def _add_to_encoder(self, h: Tensor, index: int) -> Tensor | None:
-        if self._total_residuals is None or index >= len(self._total_residuals.encoder) or not self._is_own_thread:
+        if self._residuals is None or index >= len(self._residuals.encoder) or not self.is_own_thread:
             return None
-        self._wait_for_residuals()
-        return h + self._total_residuals.encoder[index]
+        self.wait()
+        return h + self._residuals.encoder[index]
 
     def _add_to_middle(self, h: Tensor) -> Tensor | None:
         last = self._add_to_encoder(h, len(self._adapter_blocks))
-        if self._total_residuals is None or self._total_residuals.middle is None or not self._is_own_thread:
+        if self._residuals is None or self._residuals.middle is None or not self.is_own_thread:
             return last
-        self._wait_for_residuals()
-        return (h if last is None else last) + self._total_residuals.middle
+        self.wait()
+        return (h if last is None else last) + self._residuals.middle
 
     def _add_to_skip(self, args: tuple[Any, ...], index: int) -> tuple[Any, ...] | None:
-        if self._total_residuals is None or not self._total_residuals.skips or not self._is_own_thread:
+        if self._residuals is None or not self._residuals.skips or not self.is_own_thread:
             return None
-        self._wait_for_residuals()
-        added, h = self._total_residuals.skips[index], args[0].clone()
+        self.wait()
+        added, h = self._residuals.skips[index], args[0].clone()
         h[:, -added.shape[1] :] += added
         return h, *args[1:]
-
-
-_guided_unets: set[int] = set()  # UNets, by id
-_guided_lock = threading.Lock()
-
-
-@contextmanager
-def _claim_unet(unet: Any) -> Iterator[None]:
-    with _guided_lock:
-        if id(unet) in _guided_unets:
-            raise RuntimeError("the UNet is guided already; put all units into one guide")
-        _guided_unets.add(id(unet))
-    try:
-        yield
-    finally:
-        with _guided_lock:
-            _guided_unets.remove(id(unet))
-
-
-def _prepare_unit(unit: Any, unet: LdmUNetView) -> HintImages:
-    """The maps of a unit that fits the UNet."""
-    if not isinstance(unit, Unit):
-        raise TypeError(f"a {type(unit).__name__}, expected a Unit")
-    unit.model.bind(unet)
-    maps = HintImages(unit)
-    maps.configure_model(unit.model)
-    return maps

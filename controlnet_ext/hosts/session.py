@@ -1,0 +1,242 @@
+"""Everything that hosts share: the units of a guide, the run they are in, and the guided UNet.
+
+A host subclasses `GuideSession`, or uses it as it is. For each UNet call it builds a `Step` in its own way and then:
+
+    guided.check_thread()
+    guided.start_call(x, is_new_run)
+    total = guided.sum_residuals([session.compute_residuals(step, read_noise_level)], x.device)
+    out = ...                    # the UNet's output with `total` added, after guided.wait()
+    out = guided.finish_call(out)
+
+inside `with session.enter(unet, GuidedUNet(unet))`, and calls `session.begin_run(spans, host)` whenever a run begins.
+`tests/hosts/test_toy_host.py` is a whole host on a bare UNet.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import error_prefix
+from ..guidance.after_steps import NoiseLevel
+from ..guidance.contract import AttentionModel, Host, Residuals, Step
+from ..guidance.devices import on_device
+from ..guidance.hints import HintImages
+from ..guidance.run import GuidanceRun
+from ..guidance.schedule import Span
+from ..guidance.unit import Unit
+from .side_stream import SideStream, open_side_stream
+
+BUSY_MESSAGE = "the UNet is guided in another thread; wait until that is done, or give each thread a UNet of its own"
+
+
+class GuideSession:
+    """The units of one guide, and the run that they are in.
+
+    `unet` is the UNet in diffusers' words. Images are read, and models bound to the UNet, at once. Raises TypeError
+    or ValueError, which name the unit by its place from 1, for a unit that cannot act.
+    """
+
+    def __init__(self, units: Iterable[Unit], unet: Any):
+        if isinstance(units, Unit):
+            raise TypeError("units is one Unit, expected a list of them")
+        self.units = list(units)
+        self.run_count = 0
+        self._hint_images = []
+        for i, unit in enumerate(self.units, 1):
+            with error_prefix(f"unit {i}"):
+                self._hint_images.append(self._prepare_unit(unit, unet))
+        self._moved_models = ExitStack()
+        self._run: GuidanceRun | None = None
+        self._are_models_placed = False
+        self._post_step: tuple[Step, NoiseLevel] | None = None  # of the present call, if a unit acts after it
+
+    def check_unit(self, unit: Unit) -> None:
+        """Check that the host can run a unit. Raises ValueError if it cannot. Hosts override it."""
+
+    def _prepare_unit(self, unit: object, unet: Any) -> HintImages:
+        if not isinstance(unit, Unit):
+            raise TypeError(f"a {type(unit).__name__}, expected a Unit")
+        self.check_unit(unit)
+        unit.model.bind(unet)
+        hint_images = HintImages(unit)
+        hint_images.configure_model(unit.model)
+        return hint_images
+
+    @property
+    def has_attention_units(self) -> bool:
+        """True if a unit acts inside the UNet's attention."""
+        return any(isinstance(unit.model, AttentionModel) for unit in self.units)
+
+    @property
+    def is_running(self) -> bool:
+        """True between `begin_run` and `end_run`."""
+        return self._run is not None
+
+    @contextmanager
+    def enter(self, unet: object, create: Callable[[], GuidedUNet]) -> Iterator[GuidedUNet]:
+        """Guide `unet`, which `create()` prepares unless it is guided already; afterwards everything is as before.
+
+        On leaving, attention is restored first, then hooks are removed, then models return to their devices. Raises
+        RuntimeError if the UNet is guided in another thread, or by a host that does not nest.
+        """
+        with self._moved_models:
+            with _guided_lock:
+                guided = _guided_unets.get(unet)
+                if guided is None:
+                    guided = _guided_unets[unet] = create()
+                else:
+                    guided.check_nesting(self)
+                guided.sessions.append(self)
+            try:
+                yield guided
+            finally:
+                with _guided_lock, ExitStack() as leaving:
+                    leaving.callback(_forget_unguided, unet, guided)
+                    leaving.callback(guided.sessions.remove, self)
+                    leaving.callback(self.end_run)
+                    leaving.callback(guided.detach)
+
+    def begin_run(self, spans: Sequence[Span], host: Host, pass_index: int | None = None) -> None:
+        """Begin a run of these steps; `pass_index` counts runs from 0, by default those of this session.
+
+        Raises ValueError if a unit would act in none of the steps.
+        """
+        self.end_run()
+        index = self.run_count if pass_index is None else pass_index
+        self._run = GuidanceRun(self.units, self._hint_images, spans, host, index)
+        self.run_count += 1
+
+    def end_run(self) -> None:
+        """End the run, if there is one; restore the UNet's attention."""
+        self.detach()
+        self._run, self._post_step, self._are_models_placed = None, None, False
+
+    def compute_residuals(self, step: Step, read_noise_level: Callable[[], NoiseLevel]) -> Iterator[Residuals]:
+        """Return an iterator over the residuals of each unit in this step.
+
+        `read_noise_level()` is called if a unit acts after the step. Models move to the device of `step.x` in the
+        first step of a run.
+        """
+        if self._run is None:
+            raise RuntimeError("the UNet is called outside of a run; no unit can act there")
+        if not self._are_models_placed:
+            self._are_models_placed = True
+            for unit in self.units:
+                device = torch.device("cpu") if unit.low_vram else step.x.device
+                self._moved_models.enter_context(on_device(unit.model, device))
+        self._post_step = (step, read_noise_level()) if self._run.has_post_step(step) else None
+        return self._run.compute_residuals(step)
+
+    def check_finite(self) -> None:
+        """Raise ValueError if the residuals of the present call are not finite."""
+        if self._run is not None:
+            self._run.check_finite()
+
+    def apply_post_steps(self, out: Tensor) -> Tensor:
+        """Return the UNet's output `(B, C, h, w)` of the present call, changed by units that act after it."""
+        if self._post_step is None or self._run is None:
+            return out
+        step, noise_level = self._post_step
+        return self._run.apply_post_steps(step, out, noise_level)
+
+    def detach(self) -> None:
+        """Restore the UNet's attention; the next step attaches again."""
+        if self._run is not None:
+            self._run.detach()
+
+
+class GuidedUNet:
+    """A UNet while it is guided: its sessions in order of entry, the one thread they belong to, its side stream.
+
+    Hosts that install hooks subclass it and undo them in `uninstall`.
+    """
+
+    def __init__(self, unet: Any):
+        self.unet = unet
+        self.thread = threading.get_ident()
+        self.sessions: list[GuideSession] = []
+        self.side_stream: SideStream | None = None
+        self._shape: tuple[int, ...] | None = None
+
+    @property
+    def is_own_thread(self) -> bool:
+        """True in the thread of the sessions; a call of another thread may have begun before the guide did."""
+        return threading.get_ident() == self.thread
+
+    def check_thread(self) -> None:
+        """Raise RuntimeError in another thread than the sessions'."""
+        if not self.is_own_thread:
+            raise RuntimeError(BUSY_MESSAGE)
+
+    def check_nesting(self, session: GuideSession) -> None:
+        """Check that one more session may enter. Raises RuntimeError if not; hosts that nest override it."""
+        self.check_thread()
+        raise RuntimeError("the UNet is guided already; put all units into one guide")
+
+    def start_call(self, x: Tensor, is_new_run: bool) -> None:
+        """Begin a UNet call with `x`. Attention is restored when the shape of `x` changes, or a run begins."""
+        if is_new_run or tuple(x.shape) != self._shape:
+            self.detach()
+            self._shape = tuple(x.shape)
+
+    def sum_residuals(
+        self,
+        residuals: Iterable[Iterable[Residuals]],
+        device: torch.device,
+        initial: Residuals | None = None,
+        may_overlap: bool = True,
+    ) -> Residuals | None:
+        """Return `initial` plus the residuals of all sessions, None if there are none.
+
+        On a CUDA device they are computed on a stream of their own, for which `wait()` waits, unless `may_overlap` is
+        False or a unit acts inside the attention, which runs before the residuals are read.
+        """
+        overlaps = may_overlap and not any(session.has_attention_units for session in self.sessions)
+        self.side_stream = (self.side_stream or open_side_stream(device)) if overlaps else None
+        total = initial
+        with nullcontext() if self.side_stream is None else self.side_stream.activate():
+            for each in chain.from_iterable(residuals):
+                total = each if total is None else total + each
+        return total
+
+    def wait(self) -> None:
+        """Wait for the residuals of the present call, before they are read."""
+        if self.side_stream is not None:
+            self.side_stream.wait()
+
+    def finish_call(self, out: Tensor) -> Tensor:
+        """Return the UNet's output of the present call, changed by units that act after the step.
+
+        Raises ValueError if residuals of the call are not finite, which waits for the device.
+        """
+        self.wait()
+        for session in self.sessions:
+            session.check_finite()
+        for session in self.sessions:
+            out = session.apply_post_steps(out)
+        return out
+
+    def detach(self) -> None:
+        """Restore the UNet's attention, the last session first."""
+        for session in reversed(self.sessions):
+            session.detach()
+
+    def uninstall(self) -> None:
+        """Undo the hooks of the host, when the last session leaves."""
+
+
+_guided_unets: dict[object, GuidedUNet] = {}
+_guided_lock = threading.Lock()
+
+
+def _forget_unguided(unet: object, guided: GuidedUNet) -> None:
+    if not guided.sessions:
+        del _guided_unets[unet]
+        guided.uninstall()
