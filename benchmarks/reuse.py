@@ -30,7 +30,7 @@ from .embedded.scenes import MEASURED, edges
 BATCH = 16
 ARMS: list[dict[str, Any]] = [
     *({"reuse": k} for k in (1, 2, 3, 4)),
-    *({"reuse": 20, "drift": drift} for drift in (0.2, 0.4)),
+    *({"reuse": 20, "reuse_tolerance": tolerance} for tolerance in (0.2, 0.4)),
 ]
 
 

@@ -46,11 +46,16 @@ __all__ = [
 def load(
     path_or_repo: str | os.PathLike[str], device: torch.device | str | None = None, dtype: torch.dtype | None = None
 ) -> ControlModel:
-    """Load the control model in a file, a folder or a cached repository, whose kind is told by its content; see
-    `controlnet_ext.models.load`."""
-    from . import models
+    """Load the control model in a file, a folder or a cached repository, or of the embedded model ("embedded/canny").
 
-    return models.load(path_or_repo, device, dtype)
+    The kind of model is recognized by the names of its tensors. `dtype` None keeps the file's. Raises ValueError or
+    FileNotFoundError in one line that begins with the name.
+    """
+    from . import models
+    from .embedded import resolve_embedded
+
+    path = resolve_embedded(path_or_repo) if isinstance(path_or_repo, str) else path_or_repo
+    return models.load(path, device, dtype)
 
 
 def guide(pipe: Any, units: Iterable[Unit]) -> AbstractContextManager[None]:

@@ -143,9 +143,9 @@ def _run_passes(runner: _PipelineRunner, request: GenerationRequest, guidance: G
 def _split_units(units: Sequence[Unit], has_hires_pass: bool) -> tuple[list[Unit], list[Unit]]:
     """Return the units of the first and of the second pass. Each pass is a run of its own, in which its units act."""
     if not has_hires_pass:
-        return [replace(unit, passes="both") if unit.passes != "both" else unit for unit in units], []
-    low = [replace(unit, passes="both") for unit in units if unit.passes != "second"]
-    return low, [replace(unit, passes="both") for unit in units if unit.passes != "first"]
+        return [replace(unit, hires="both") if unit.hires != "both" else unit for unit in units], []
+    low = [replace(unit, hires="both") for unit in units if unit.hires != "high"]
+    return low, [replace(unit, hires="both") for unit in units if unit.hires != "low"]
 
 
 def _make_shared_noise(runner: _PipelineRunner, request: GenerationRequest) -> Tensor:

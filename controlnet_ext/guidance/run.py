@@ -31,9 +31,11 @@ if TYPE_CHECKING:
 
 
 class ResidualCache:
-    """What a unit's calls gave, before weights, for up to `steps` steps of the run, and only while x has changed by no
-    more than `drift` of its norm since. Rows of other pictures, with or without the prompt, or with another prompt have
-    residuals of their own."""
+    """A cache of a unit's residuals of weight 1, for up to `max_steps` steps of the run.
+
+    With `tolerance` they serve only while x has changed by no more than that part of its norm since. Rows of other
+    images, with or without the prompt, or with another prompt have entries of their own.
+    """
 
     def __init__(self, max_steps: int, tolerance: float | None):
         self._max_steps, self._tolerance = max_steps, tolerance
@@ -83,7 +85,7 @@ class UnitRun:
         self._region: RegionMask | None = None
         self._hints: dict[tuple[Any, ...], list[Any]] = {}
         self._cached_rows: tuple[Tensor | None, Tensor | None] = (None, None)  # step.positive, and what follows from it
-        self._residual_cache = None if unit.reuse == 1 else ResidualCache(unit.reuse, unit.drift)
+        self._residual_cache = None if unit.reuse == 1 else ResidualCache(unit.reuse, unit.reuse_tolerance)
         self._latents: dict[tuple[int, ...], tuple[Tensor, Tensor | None]] = {}
         self._attach_stack = ExitStack()
         self._is_attached = False
@@ -260,7 +262,7 @@ class UnitRun:
 def _compute_weights(name: str, unit: Unit, spans: Sequence[Span], pass_index: int) -> dict[Span, float]:
     """The unit's weight in each step."""
     weights = dict.fromkeys(spans, 0.0)
-    if unit.weight == 0 or unit.passes == ("second" if pass_index == 0 else "first"):
+    if unit.weight == 0 or unit.hires == ("high" if pass_index == 0 else "low"):
         return weights
     held = [span for span in spans if unit.window.contains(span)]
     if not held:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     ImageInput = str | os.PathLike[str] | bytes | np.ndarray | Image | ControlMap
 
-PASSES = ("both", "first", "second")
+HIRES_PASSES = ("both", "low", "high")
 COMPILE_ADVICE = "ControlNets that load() gave have net.compile(...), other kinds run as they are"
 
 
@@ -60,13 +60,13 @@ class Unit:
     `inpaint`: a picture as large as the image, white where to repaint; the hint is -1 there.
     `fit`: how the map comes to the picture's size, "crop", "stretch" or "fill".
     `preprocessor` with `parameters` makes the map; `resolution` "match" makes it as fine as the picture needs.
-    `passes`: which runs of a host it acts in: "first", "second" (all after the first) or "both".
+    `hires`: the runs of a host in which it acts: "low" (the first), "high" (all after it) or "both".
     `low_vram`: the model's weights stay on the CPU, and each layer's are copied to the device when it is called.
     `after`: what is done to the latents after each step, `Restore()` or `Colours(8)` of `after_steps`, which may be the
     model too; by default what the preprocessor is for: inpaint_only keeps the image where `inpaint` is black,
     tile_colorfix its colours. Weights count as 0..1 there; mode and layers do not.
-    `reuse`: for how many steps the network's residuals serve, 1 for no reuse. `drift`: only while the latents have
-    changed by no more than this part of their norm since. Faster, and less exact."""
+    `reuse`: for how many steps the network's residuals serve, 1 for no reuse. `reuse_tolerance`: only while
+    the latents have changed by no more than this part of their norm since. Faster, and less exact."""
 
     model: ControlModel
     image: ImageInput | PerSample | tuple[ImageInput | PerSample, ...]
@@ -79,11 +79,11 @@ class Unit:
     fit: Literal["crop", "stretch", "fill"] = "crop"
     preprocessor: str | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
-    passes: Literal["both", "first", "second"] = "both"
+    hires: Literal["both", "low", "high"] = "both"
     low_vram: bool = False
     after: PostStep | None = None
     reuse: int = 1
-    drift: float | None = None
+    reuse_tolerance: float | None = None
 
     def __post_init__(self) -> None:
         _check_model(self.model)
@@ -99,7 +99,7 @@ class Unit:
             raise TypeError(
                 f"window {quote_value(self.window)} is {type(self.window).__name__}, expected Window(start, end)"
             )
-        for name, choices in (("mode", WEIGHT_MODES), ("fit", FIT_MODES), ("passes", PASSES)):
+        for name, choices in (("mode", WEIGHT_MODES), ("fit", FIT_MODES), ("hires", HIRES_PASSES)):
             check_choice(name, getattr(self, name), choices)
         if not isinstance(self.low_vram, bool):
             raise TypeError(f"low_vram {self.low_vram!r} is {type(self.low_vram).__name__}, expected true or false")
@@ -147,10 +147,11 @@ class Unit:
     def _check_reuse(self) -> None:
         if type(self.reuse) is not int or not 1 <= self.reuse <= 1000:
             raise ValueError(f"reuse {quote_value(self.reuse)}, expected for how many steps, 1..1000")
-        if self.drift is not None and (not isinstance(self.drift, Real) or not 0 <= self.drift <= 2):  # NaN neither
-            raise ValueError(f"drift {quote_value(self.drift)}, expected a part of the latents' norm, 0..2")
-        if self.drift is not None and self.reuse == 1:
-            raise ValueError(f"drift {self.drift} without reuse, the number of steps that residuals may serve at most")
+        tolerance = self.reuse_tolerance
+        if tolerance is not None and (not isinstance(tolerance, Real) or not 0 <= tolerance <= 2):  # also refuses NaN
+            raise ValueError(f"reuse_tolerance {quote_value(tolerance)}, expected a part of the latents' norm, 0..2")
+        if tolerance is not None and self.reuse == 1:
+            raise ValueError(f"reuse_tolerance {tolerance} without reuse, the largest number of steps to reuse for")
         if self.reuse > 1 and isinstance(self.model, AttentionModel):
             raise ValueError(f"reuse {self.reuse} of {self.model.architecture}, which gives no residuals")
 

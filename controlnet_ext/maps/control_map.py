@@ -23,7 +23,7 @@ MODEL_NAME_WORDS = {
     "face": ("mediapipe_face",),
     "segmentation": ("seg", "densepose"),
     "tile": ("tile", "blur"),
-    "colour": ("t2iadapter_color",),
+    "color": ("t2iadapter_color",),
     "luminance": ("recolor",),
     "shuffle": ("shuffle",),
     "inpaint": ("inpaint",),
@@ -31,6 +31,12 @@ MODEL_NAME_WORDS = {
     "other": (),
 }
 MAP_KINDS = tuple(MODEL_NAME_WORDS)
+_OLD_KINDS = {"colour": "color"}  # still read
+
+
+def normalize_kind(kind: str) -> str:
+    """Return the present name of a kind of map; names that are no old spelling stay."""
+    return _OLD_KINDS.get(kind, kind)
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +57,7 @@ class ControlMap:
         shape, dtype = self.pixels.shape, self.pixels.dtype
         if len(shape) != 3 or shape[2] != 3 or 0 in shape or dtype != np.uint8:
             raise ValueError(f"pixels {shape} {dtype} are no map: expected (H, W, 3) uint8, RGB")
+        object.__setattr__(self, "kind", normalize_kind(self.kind) if isinstance(self.kind, str) else self.kind)
         check_choice("map kind", self.kind, MAP_KINDS)
         if self.pixels16 is not None and (self.pixels16.shape != shape[:2] or self.pixels16.dtype != np.uint16):
             raise ValueError(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from ..maps.control_map import MAP_KINDS
+from ..maps.control_map import MAP_KINDS, normalize_kind
 from . import ControlFile
 from .state_dict.foreign import describe_foreign
 
@@ -185,7 +185,7 @@ def inspect(path_or_repo: str | os.PathLike[str]) -> Inspection:
 def find_map_type(file: ControlFile) -> tuple[str, str | None]:
     """The kind of map that a control model reads and who says so: the file's metadata, or what is known of its hash;
     ("unknown", None) where nobody does."""
-    stated = file.weights.metadata.get(MAP_METADATA_KEY)
+    stated = normalize_kind(file.weights.metadata.get(MAP_METADATA_KEY, ""))
     if stated in MAP_KINDS:
         return stated, "the file's metadata"
     if file.kind is not None and file.weights.sha256 in PUBLISHED_HASHES:

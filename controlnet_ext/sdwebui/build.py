@@ -84,16 +84,16 @@ class BuiltUnit:
         """Return the unit as a list of one; with hires fix, two units where the second pass has options of its own: the
         boxes of a color fix are twice as large there."""
         unit, after = self.unit, self.unit.after
-        if not has_hires_pass or not isinstance(after, ColorFix) or unit.passes == "first":
+        if not has_hires_pass or not isinstance(after, ColorFix) or unit.hires == "low":
             return [unit]
-        second = replace(unit, passes="second", after=replace(after, variation=2 * after.variation))
-        return [second] if unit.passes == "second" else [replace(unit, passes="first"), second]
+        second = replace(unit, hires="high", after=replace(after, variation=2 * after.variation))
+        return [second] if unit.hires == "high" else [replace(unit, hires="low"), second]
 
 
 def find_initial_noise_image(built_units: Sequence[BuiltUnit], has_hires_pass: bool) -> np.ndarray | None:
     """Return the image that the first pass's noise contains: that of the first unit that acts in this pass and has one;
     None if none has."""
-    acting = (each for each in built_units if not (has_hires_pass and each.unit.passes == "second"))
+    acting = (each for each in built_units if not (has_hires_pass and each.unit.hires == "high"))
     return next((each.initial_noise_image for each in acting if each.initial_noise_image is not None), None)
 
 
@@ -174,7 +174,7 @@ def build_unit(
     weight = webui_unit.weight if webui_unit.weight_schedule is None else webui_unit.weight_schedule
     if layers is not None:  # they replace weight and soft weights, which ours multiply
         weight, (mode, layers) = webui_unit.weight_schedule or 1.0, _override_layer_scales(mode, layers)
-    choices: Any = {"fit": webui_unit.fit, "mode": mode, "passes": webui_unit.hires}
+    choices: Any = {"fit": webui_unit.fit, "mode": mode, "hires": webui_unit.hires}
     unit = Unit(
         model,
         tuple(hints) if len(hints) > 1 else hints[0],

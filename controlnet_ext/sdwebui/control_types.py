@@ -21,7 +21,7 @@ CONTROL_TYPES = {  # by kind of map, as sd-webui-controlnet @ 56cec5b has them
     "segmentation": "Segmentation",
     "shuffle": "Shuffle",
     "soft edges": "SoftEdge",
-    "colour": "T2I-Adapter",
+    "color": "T2I-Adapter",
     "tile": "Tile",
 }
 UNION_CONTROL_TYPES = (

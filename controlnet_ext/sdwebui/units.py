@@ -26,7 +26,7 @@ CONTROL_MODES = (
     ("My prompt is more important", "prompt"),
     ("ControlNet is more important", "control"),
 )
-HR_OPTIONS = (("Both", "both"), ("Low res only", "first"), ("High res only", "second"))
+HR_OPTIONS = (("Both", "both"), ("Low res only", "low"), ("High res only", "high"))
 UNION_MAP_TYPES = (
     *(("OpenPose", "pose"), ("Depth", "depth"), ("Soft Edge", "soft edges"), ("Hard Edge", "edges")),
     *(("Normal Map", "normals"), ("Segmentation", "segmentation"), ("Tile", "tile"), ("Inpaint", "inpaint")),

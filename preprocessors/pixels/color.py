@@ -9,7 +9,7 @@ from ..registry import Traits, preprocessor
 COLOR_CELL_SIZE = 64  # pixels
 
 
-@preprocessor("color", makes="colour", label="t2ia_color_grid", traits=Traits(is_default_for_kind=True))
+@preprocessor("color", makes="color", label="t2ia_color_grid", traits=Traits(is_default_for_kind=True))
 def color(image: np.ndarray) -> np.ndarray:
     """Reduce an image `(H, W, 3)` to squares of 64x64 pixels of one color each, which T2I-Adapter's color model reads.
     Each color is OpenCV's cubic sample at the square's middle. Squares at the right and lower border are cut;

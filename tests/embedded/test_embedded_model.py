@@ -9,6 +9,7 @@ import torch
 from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, StableDiffusionPipeline
 from PIL import Image
 
+import controlnet_ext
 from controlnet_ext.embedded import EMBEDDED_FOLDER
 from controlnet_ext.embedded.scenes import HELD_OUT_SEEDS, draw_scene, find_majority_color
 from controlnet_ext.maps.fidelity import canny_f1
@@ -78,3 +79,10 @@ def test_diffusers_own_control_pipeline_obeys_maps(pipe: StableDiffusionPipeline
     assert np.mean([canny_f1(asked, each).within_1px for asked, each in zip(maps, pictures, strict=True)]) > 0.6
     others = [*maps[1:], maps[0]]
     assert np.mean([canny_f1(asked, each).within_1px for asked, each in zip(others, pictures, strict=True)]) < 0.3
+
+
+def test_load_takes_the_names_that_the_command_takes() -> None:
+    model = controlnet_ext.load("embedded/canny")
+    assert model.architecture == "controlnet" and model.family == "sd"
+    with pytest.raises(FileNotFoundError, match="embedded/cany"):
+        controlnet_ext.load("embedded/cany")

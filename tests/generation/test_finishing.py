@@ -119,12 +119,12 @@ def test_a_unit_of_weight_0_does_nothing_in_the_end() -> None:
 def test_colours_of_a_second_pass_come_from_larger_boxes() -> None:
     its = {"module": "tile_colorfix+sharp", "threshold_a": 4, "threshold_b": 0.5}
     for said, expected in {
-        "Both": [("first", 4), ("second", 8)],
+        "Both": [("low", 4), ("high", 8)],
         "Low res only": [("first", 4)],
-        "High res only": [("second", 8)],
+        "High res only": [("high", 8)],
     }.items():
         made = build_unit(unit(**its, hr_option=said), "m", Pushes(), lambda name: find(name).load(), (64, 64))
-        found = [(each.passes, each.after) for each in made.split_by_pass(has_hires_pass=True)]
+        found = [(each.hires, each.after) for each in made.split_by_pass(has_hires_pass=True)]
         assert found == [(passes, ColorFix(variation, 0.5)) for passes, variation in expected]
         assert made.split_by_pass(has_hires_pass=False) == [made.unit]
     assert (

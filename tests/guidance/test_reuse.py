@@ -70,9 +70,9 @@ STEPS = [step(i) for i in range(6)]
         ({"reuse": 4}, [1, 1, 1, 1, 2, 2]),
         ({"reuse": 1000}, [1] * 6),
         ({"reuse": 2, "window": Window(1 / 6, 1)}, [None, 1, 1, 2, 2, 3]),
-        ({"reuse": 6, "drift": 0.0}, [1, 2, 3, 4, 5, 6]),
-        ({"reuse": 6, "drift": 0.11}, [1, 1, 2, 2, 3, 3]),  # 0.1, then 0.2 of the norm, which grows
-        ({"reuse": 6, "drift": 0.25}, [1, 1, 1, 2, 2, 2]),
+        ({"reuse": 6, "reuse_tolerance": 0.0}, [1, 2, 3, 4, 5, 6]),
+        ({"reuse": 6, "reuse_tolerance": 0.11}, [1, 1, 2, 2, 3, 3]),  # 0.1, then 0.2 of the norm, which grows
+        ({"reuse": 6, "reuse_tolerance": 0.25}, [1, 1, 1, 2, 2, 2]),
     ],
 )
 def test_residuals_serve_as_many_steps_as_the_unit_says(given: dict[str, Any], calls: list[int | None]) -> None:
@@ -122,10 +122,10 @@ def test_without_known_rows_it_is_refused() -> None:
         ({"reuse": 0}, "reuse 0, expected for how many steps"),
         ({"reuse": 2.0}, "reuse 2.0, expected"),
         ({"reuse": True}, "reuse True, expected"),
-        ({"reuse": 2, "drift": -0.1}, "drift -0.1, expected a part"),
-        ({"reuse": 2, "drift": float("nan")}, "drift nan, expected a part"),
-        ({"reuse": 2, "drift": "1"}, "drift '1', expected a part"),
-        ({"drift": 0.1}, "drift 0.1 without reuse"),
+        ({"reuse": 2, "reuse_tolerance": -0.1}, "reuse_tolerance -0.1, expected a part"),
+        ({"reuse": 2, "reuse_tolerance": float("nan")}, "reuse_tolerance nan, expected a part"),
+        ({"reuse": 2, "reuse_tolerance": "1"}, "reuse_tolerance '1', expected a part"),
+        ({"reuse_tolerance": 0.1}, "reuse_tolerance 0.1 without reuse"),
         ({"reuse": 2, "model": Plus()}, "reuse 2 of pushes, which gives no residuals"),
     ],
 )

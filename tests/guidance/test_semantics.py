@@ -129,9 +129,7 @@ def test_two_passes_have_two_maps_and_options_of_their_own(pipe: Any) -> None:
         return found
 
     both = Unit(models[2], GREY)
-    found = passes(
-        [Unit(models[0], GREY, passes="first", **first), Unit(models[1], WHITE, passes="second", **second), both]
-    )
+    found = passes([Unit(models[0], GREY, hires="low", **first), Unit(models[1], WHITE, hires="high", **second), both])
     assert torch.equal(found[0], passes([Unit(models[0], GREY, **first), both], 1)[0])
     assert torch.equal(found[1], passes([Unit(models[1], WHITE, **second), both])[1])
     assert not torch.equal(found[1], passes([both])[1])

@@ -44,7 +44,7 @@ MAP = ControlMap(GREY, "edges")
         ({"window": (0, 1)}, "window (0, 1) is tuple, expected Window(start, end)"),
         ({"mode": "Balanced"}, "mode 'Balanced' is none of: balanced, prompt, control"),
         ({"fit": "pad"}, "fit 'pad' is none of: crop, stretch, fill"),
-        ({"passes": "third"}, "passes 'third' is none of: both, first, second"),
+        ({"hires": "second"}, "hires 'second' is none of: both, low, high"),
         ({"low_vram": 1}, "low_vram 1 is int, expected true or false"),
         ({"layers": 3}, "layers 3, expected a list of numbers"),
         ({"layers": []}, "layers [], expected a list of numbers"),

@@ -216,9 +216,9 @@ def test_a_unit_of_weight_0_is_off_whatever_its_window() -> None:
     assert list(GuidanceRun([unit], [HintImages(unit)], [Span(0, 1)], Host()).compute_residuals(step())) == []
 
 
-@pytest.mark.parametrize(("passes", "acts"), [("both", [1, 1, 1]), ("first", [1, 0, 0]), ("second", [0, 1, 1])])
-def test_passes_choose_the_runs(passes: Any, acts: list[int]) -> None:
-    unit = Unit(Ones(), GREY, passes=passes)
+@pytest.mark.parametrize(("hires", "acts"), [("both", [1, 1, 1]), ("low", [1, 0, 0]), ("high", [0, 1, 1])])
+def test_hires_chooses_the_runs(hires: Any, acts: list[int]) -> None:
+    unit = Unit(Ones(), GREY, hires=hires)
     runs = [GuidanceRun([unit], [HintImages(unit)], [Span(0, 1)], Host(), turn) for turn in range(3)]
     assert [len(list(run.compute_residuals(step()))) for run in runs] == acts
 

@@ -148,9 +148,9 @@ def test_another_pipeline_that_shares_the_unet_is_refused(pipe: Any) -> None:
 
 def test_a_unit_for_the_second_run_wants_a_second_run(pipe: Any) -> None:
     model, message = Pushes(), "unit 1 acts in the second run only, but StableDiffusionPipeline ran once"
-    with pytest.raises(RuntimeError, match=message), guide(pipe, [Unit(model, GREY, passes="second")]):
+    with pytest.raises(RuntimeError, match=message), guide(pipe, [Unit(model, GREY, hires="high")]):
         run(pipe)
-    with guide(pipe, [Unit(model, GREY, passes="second")]):
+    with guide(pipe, [Unit(model, GREY, hires="high")]):
         first = run(pipe)
         assert model.steps == []
         assert not torch.equal(run(pipe), first)
@@ -159,7 +159,7 @@ def test_a_unit_for_the_second_run_wants_a_second_run(pipe: Any) -> None:
 
 def test_two_passes_may_have_two_sizes_and_two_units(pipe: Any) -> None:
     models = [Pushes(), Pushes()]
-    units = [Unit(models[0], np.array(GREY), passes="first"), Unit(models[1], np.array(GREY), passes="second")]
+    units = [Unit(models[0], np.array(GREY), hires="low"), Unit(models[1], np.array(GREY), hires="high")]
     with guide(pipe, units):
         run(pipe)
         pipe("a cat", height=128, width=128, num_inference_steps=4, output_type="latent")

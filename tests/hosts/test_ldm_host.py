@@ -135,8 +135,8 @@ def test_weight_zero_and_windows_that_do_not_hold_the_step_change_nothing():
     plain = called(model, given)
     assert torch.equal(guided(model, [unit(weight=0)], given), plain)
     assert torch.equal(guided(model, [unit(window=Window(0.5, 1))], given), plain)
-    assert torch.equal(guided(model, [unit(passes="second")], given), plain)
-    assert not torch.equal(guided(model, [unit(passes="second")], given, turn=1), plain)
+    assert torch.equal(guided(model, [unit(hires="high")], given), plain)
+    assert not torch.equal(guided(model, [unit(hires="high")], given, turn=1), plain)
 
 
 def test_afterwards_the_unet_is_as_before_also_after_an_error():

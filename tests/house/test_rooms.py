@@ -30,7 +30,7 @@ FLOORS = (  # a room imports rooms of lower floors, and itself
     {"cli"},
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-LATE = {("controlnet_ext/__init__.py", "models"), ("controlnet_ext/__init__.py", "hosts")}  # imported when called
+LATE = {("controlnet_ext/__init__.py", name) for name in ("models", "hosts", "embedded")}  # imported when called
 
 
 def module(path):

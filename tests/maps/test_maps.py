@@ -210,3 +210,7 @@ def test_canny_gives_the_published_map():
     edges = preprocess("canny", cv2.resize(image, (512, 576), interpolation=cv2.INTER_LANCZOS4)).pixels[..., 0]
     edges = cv2.resize(edges, published.shape[::-1], interpolation=cv2.INTER_AREA)
     assert np.corrcoef(edges.ravel(), published.ravel())[0, 1] > 0.99
+
+
+def test_the_old_spelling_of_a_kind_is_read() -> None:
+    assert ControlMap(np.zeros((1, 1, 3), np.uint8), "colour").kind == "color"

@@ -49,7 +49,7 @@ def test_a_colour_grid_has_one_colour_in_64_pixels():
     image[:64, 128:] = 0, 0, 255
     image[64:] = 7
     result = preprocess("color", image)
-    assert result.kind == "colour" and result.pixels.shape == (100, 130, 3)
+    assert result.kind == "color" and result.pixels.shape == (100, 130, 3)
     assert np.unique(result.pixels[:64, :64].reshape(-1, 3), axis=0).tolist() == [[10, 20, 30]]
     assert np.unique(result.pixels[:64, 64:128].reshape(-1, 3), axis=0).tolist() == [[200, 0, 0]]
     assert np.unique(result.pixels[:64, 128:].reshape(-1, 3), axis=0).tolist() == [[0, 0, 255]]

@@ -121,7 +121,7 @@ class PipelineSession(CallSession):
         if self.units and scheduler is self._pipe.scheduler and timesteps is not scheduler.timesteps:
             raise RuntimeError(f"a run of {name} was not guided: it called another UNet than it had on entering")
         for i, unit in enumerate(self.units, 1):
-            if self.run_count == 1 and unit.passes == "second" and unit.weight != 0:
+            if self.run_count == 1 and unit.hires == "high" and unit.weight != 0:
                 raise RuntimeError(f"unit {i} acts in the second run only, but {name} ran once")
 
 
