@@ -162,7 +162,7 @@ def test_the_command_takes_a_mask(state, tmp_path, capsys):
         ([*command, *options, "--overwrite"], "inpaint_only+lama needs --mask FILE"),
         ([*command, *options, "--mask", "none.png", "--overwrite"], "none.png' does not exist"),
         (["preprocess", "canny", str(tmp_path / "a.png"), "-o", "-", "--mask", "m.png"], "canny takes no --mask"),
-        (["preprocess", "inpaint_only+lama", str(tmp_path), "-o", f"{tmp_path}/o/", "--mask", "m.png"], "one picture"),
+        (["preprocess", "inpaint_only+lama", str(tmp_path), "-o", f"{tmp_path}/o/", "--mask", "m.png"], "one image"),
     ):
         capsys.readouterr()
         assert cli.main(words) == 2

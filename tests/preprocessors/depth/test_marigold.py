@@ -159,7 +159,7 @@ def test_another_folder_is_refused_in_one_line(library, tmp_path):
 def test_what_is_no_number_is_refused(library):
     model = load_marigold(library, MARIGOLD_NORMALS_FILES, "MarigoldNormalsPipeline", "cpu")
     with pytest.raises(ValueError, match="is no number: compute in float32"):
-        replace(model, text=model.text_embedding * float("nan"))(IMAGE, None, 1, 0, None)
+        replace(model, text_embedding=model.text_embedding * float("nan"))(IMAGE, None, 1, 0, None)
     with pytest.raises(ValueError, match="must be a multiple of 8"):
         preprocess("normal_marigold", IMAGE, library=library, processing=60)
 

@@ -115,7 +115,7 @@ def test_the_weights_are_the_pinned_ones(library):
     import hashlib
 
     for file in (FACE_DETECTOR_WEIGHTS, FACE_MESH_WEIGHTS):
-        content = library.path(file).read_bytes()
+        content = library.fetch(file).read_bytes()
         assert (len(content), hashlib.sha256(content).hexdigest()) == (file.size, file.sha256)
         for cut in (1, 100, len(content) // 2, len(content) - 500):
             with pytest.raises(ValueError, match="no network that OpenCV reads"):
