@@ -8,6 +8,7 @@ import os
 import shlex
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -382,3 +383,13 @@ def row(step: float, training: float, held_out: float) -> dict[str, float]:
 )
 def test_the_verdict_says_what_the_losses_show(rows, begins):
     assert describe_fit(rows).startswith(begins)
+
+
+def test_without_accelerate_the_extra_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("loop", "job"):
+        monkeypatch.delitem(sys.modules, f"controlnet_ext.training.{name}", raising=False)
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    assert main(words("other.safetensors")) == 2
+    assert line(capsys).endswith('train needs accelerate: pip install "controlnet-ext[train]"\n')

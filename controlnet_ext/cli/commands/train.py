@@ -122,7 +122,12 @@ def run(options: Namespace) -> int:
         folder = PipelineFolder.find(options.model)
         height, width = _parse_size(options.size, folder)
         train_set, held_out = _load_datasets(options, maps.make_map, height == width)
-        from ...training.job import TrainingJob
+        try:
+            from ...training.job import TrainingJob
+        except ModuleNotFoundError as error:
+            if error.name != "accelerate":
+                raise
+            raise ValueError('train needs accelerate: pip install "controlnet-ext[train]"') from error
 
         schedule = TrainingSchedule(
             options.steps,
