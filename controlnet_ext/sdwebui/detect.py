@@ -1,4 +1,4 @@
-"""What the routes under /controlnet/ answer, as functions of JSON. ValueErrors are the client's."""
+"""Answers of the routes under /controlnet/, as functions of JSON. ValueErrors are for the client."""
 
 from __future__ import annotations
 
@@ -11,13 +11,39 @@ from ..preprocessors.poses.drawing import render_pose
 from ..preprocessors.poses.json import encode_poses, parse_poses
 from ..preprocessors.poses.key_points import Poses
 from ..preprocessors.registry import LoadedPreprocessor, list_preprocessors
-from .fields import JsonFields, is_empty_value
+from .fields import IMAGE_REF, ImageField, JsonObject, NumberField, TextField, is_empty_value
 from .modules import describe_sliders, find_module, parameters_from_sliders
 from .pictures import check_total_pixels, decode_base64_image, encode_png_base64, parse_image_mask_pairs
-from .units import SLIDER_BOUND
+from .units import SLIDER_BOUND, SLIDER_RULE
 
 API_VERSION = 3
 MAX_REQUEST_IMAGES = 16  # of one request at most
+
+
+class DetectFields(JsonObject):
+    """The fields of a request for maps."""
+
+    schema_name = "Detection"
+
+    controlnet_module = TextField(
+        "Preprocessor, by name, label or older name",
+        "none",
+        list_names=lambda _: ["none", *(entry.name for entry in list_preprocessors())],
+    )
+    controlnet_input_images = ImageField(
+        "Images",
+        {"type": "array", "items": IMAGE_REF, "minItems": 1, "maxItems": MAX_REQUEST_IMAGES},
+        aliases=("controlnet_images",),
+        is_required=True,
+    )
+    controlnet_masks = ImageField(
+        "Masks of the images, as many as these",
+        {"type": "array", "items": IMAGE_REF, "maxItems": MAX_REQUEST_IMAGES},
+        aliases=("controlnet_mask",),
+    )
+    controlnet_processor_res = NumberField(f"Resolution; {SLIDER_RULE}", -1, -SLIDER_BOUND, SLIDER_BOUND)
+    controlnet_threshold_a = NumberField(f"First slider of the module; {SLIDER_RULE}", -1, -SLIDER_BOUND, SLIDER_BOUND)
+    controlnet_threshold_b = NumberField(f"Second slider of the module; {SLIDER_RULE}", -1, -SLIDER_BOUND, SLIDER_BOUND)
 
 
 def list_modules(use_labels: bool) -> dict[str, Any]:
@@ -34,16 +60,16 @@ def describe_settings(max_units: int) -> dict[str, int]:
 
 def detect_maps(value: Any, load_preprocessor: Callable[[str], LoadedPreprocessor]) -> dict[str, Any]:
     """Maps of pictures, and of poses also their JSON; `ready` gives a preprocessor by name."""
-    fields = JsonFields.from_json(value, "the request")
+    fields = DetectFields(value, "the request")
     check_total_pixels(value)
-    entry = find_module(fields.get_text("controlnet_module", "none"))
-    images = fields.get("controlnet_input_images", "controlnet_images")
+    entry = find_module(fields.controlnet_module)
+    images = fields.controlnet_input_images
     images = [images] if isinstance(images, str) else images
     if images is None:
         raise ValueError("No image selected")
     if not isinstance(images, list) or len(images) > MAX_REQUEST_IMAGES:
-        raise fields.make_error("controlnet_input_images", images, f"a list of up to {MAX_REQUEST_IMAGES} pictures")
-    masks = fields.get("controlnet_masks", "controlnet_mask") or []
+        raise fields.make_error("controlnet_input_images", images, f"a list of up to {MAX_REQUEST_IMAGES} images")
+    masks = fields.controlnet_masks or []
     masks = masks if isinstance(masks, list) else [masks]
     if masks and len(masks) != len(images):
         raise ValueError(f"controlnet_masks has {len(masks)} masks for {len(images)} images")
@@ -58,10 +84,8 @@ def detect_maps(value: Any, load_preprocessor: Callable[[str], LoadedPreprocesso
         found.append((pixels, mask))
     if entry is None:
         return {"info": "Success", "images": [encode_png_base64(pixels) for pixels, _ in found]}
-    resolution, a, b = (
-        fields.get_number(f"controlnet_{name}", default=-1, low=-SLIDER_BOUND, high=SLIDER_BOUND)
-        for name in ("processor_res", "threshold_a", "threshold_b")
-    )
+    resolution = fields.controlnet_processor_res
+    a, b = fields.controlnet_threshold_a, fields.controlnet_threshold_b
     run, given = load_preprocessor(entry.name), parameters_from_sliders(entry, resolution, a, b)
     maps = [run(pixels, mask if entry.needs_mask else None, **given) for pixels, mask in found]
     poses = [encode_poses(each.values) for each in maps if isinstance(each.values, Poses)]

@@ -1,10 +1,7 @@
-"""img2img with a mask: what the pipeline gets to see of the picture, and how its result comes back into it. Sizes and
-borders as in AUTOMATIC1111 1.10.1 (modules/processing.py, modules/masking.py).
+"""Requests for images, txt2img and img2img, as clients of stable-diffusion-webui send them, read into values.
 
-hires fix: a picture is made small, enlarged, and gone over once more. Sizes as in AUTOMATIC1111 1.10.1
-(modules/processing.py).
-
-A request for pictures, txt2img or img2img, as the webui's clients send it, read into what it says.
+With them come the two things that a request may ask for beside units: repainting a masked part, and hires fix. Sizes
+and borders are those of AUTOMATIC1111 1.10.1 (modules/processing.py, modules/masking.py).
 """
 
 from __future__ import annotations
@@ -18,13 +15,27 @@ import cv2
 import numpy as np
 
 from ..generation.inpainting import InpaintArea, make_inpaint_area
-from ..generation.recipe import check_text
+from ..generation.recipe import MAX_PROMPT_LENGTH, check_text
 from ..generation.request import UPSCALERS, GenerationRequest, HiresFix
 from ..maps.resize import fit
-from .fields import JsonFields, is_empty_value
-from .limits import RequestLimits
+from .fields import (
+    IMAGE_REF,
+    BoolField,
+    ChoiceField,
+    Field,
+    ImageField,
+    IntField,
+    JsonObject,
+    NumberField,
+    ObjectField,
+    RequestLimits,
+    Schema,
+    TextField,
+    UnsupportedField,
+)
 from .pictures import ImageMaskPair, check_total_pixels, decode_base64_image
-from .units import RESIZE_MODES, WebuiUnit, parse_webui_unit
+from .samplers import NOISE_SCHEDULES, SAMPLERS
+from .units import RESIZE_MODES, UnitFields, WebuiUnit, parse_webui_unit
 
 INPAINTING_FILLS = (
     ("fill", "fill"),
@@ -33,106 +44,191 @@ INPAINTING_FILLS = (
     ("latent nothing", "nothing"),
 )
 MAX_PADDING, MAX_MASK_BLUR = 256, 64  # pixels at most
+UNIT_REF: Schema = {"$ref": f"#/components/schemas/{UnitFields.schema_name}"}
+
+
+class InpaintFields(JsonObject):
+    """The fields of img2img that say what is repainted."""
+
+    mask = ImageField("White where to repaint; opaque, alpha lies over white")
+    mask_blur = NumberField(
+        "Standard deviation of the mask's blur in pixels, in both directions", None, 0, MAX_MASK_BLUR
+    )
+    mask_blur_x = NumberField("Blur across, where mask_blur is not given", 4, 0, MAX_MASK_BLUR)
+    mask_blur_y = NumberField("Blur down, where mask_blur is not given", 4, 0, MAX_MASK_BLUR)
+    inpainting_mask_invert = BoolField("Repaint where the mask is black", False, as_int=True)
+    inpainting_fill = ChoiceField("Content that the masked part begins with", INPAINTING_FILLS, "fill")
+    inpaint_full_res = BoolField("Repaint the masked part alone, enlarged to the size of the result", True)
+    inpaint_full_res_padding = IntField("Pixels around the masked part that belong to it", 0, 0, MAX_PADDING)
 
 
 def parse_inpaint_area(
-    fields: JsonFields, image: np.ndarray, mask: np.ndarray, height: int, width: int, fit_mode: str
+    fields: InpaintFields, image: np.ndarray, mask: np.ndarray, height: int, width: int, fit_mode: str
 ) -> InpaintArea | None:
-    """What the request says of repainting `image` (H, W, 3) where `mask` (H, W, 3) is white, for pictures of that size;
-    `how` the image comes to it. None where only the masked part is wanted and there is none."""
-    both = fields.get("mask_blur")
-    blurs = [fields.get_number(f"mask_blur_{axis}", default=4, low=0, high=MAX_MASK_BLUR) for axis in ("x", "y")]
-    if both is not None:
-        blurs = [fields.get_number("mask_blur", default=4, low=0, high=MAX_MASK_BLUR)] * 2
-    padding = fields.get_int("inpaint_full_res_padding", default=0, low=0, high=MAX_PADDING)
-    content = fields.get_choice("inpainting_fill", choices=INPAINTING_FILLS, default="fill")
-    only_masked = fields.get_bool("inpaint_full_res", default=True)
-    inverted = fields.get_bool("inpainting_mask_invert")
+    """Return the area of `image` `(H, W, 3)` to repaint where `mask` `(H, W, 3)` is white, for results of that size.
+
+    `fit_mode` is how the image is fitted to the result. None where only the masked part is wanted and the mask is
+    black. Raises ValueError for fields outside their bounds.
+    """
+    both = fields.mask_blur
     return make_inpaint_area(
         image,
         mask,
         (height, width),
         fit_mode,
-        blur=(blurs[0], blurs[1]),
-        padding=padding,
-        masked_content=content,
-        only_masked=only_masked,
-        is_inverted=inverted,
+        blur=(fields.mask_blur_x, fields.mask_blur_y) if both is None else (both, both),
+        padding=fields.inpaint_full_res_padding,
+        masked_content=fields.inpainting_fill,
+        only_masked=fields.inpaint_full_res,
+        is_inverted=fields.inpainting_mask_invert,
     )
 
 
-def prepare_inpaint_mask(fields: JsonFields, mask: np.ndarray, image: np.ndarray) -> np.ndarray:
-    """The mask (H, W, 3) in black and white, as large as its image, inverted where the request says so."""
+def prepare_inpaint_mask(fields: InpaintFields, mask: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """Return the mask `(H, W, 3)` in 0 and 255, as large as its image, inverted where the request says so."""
     sized = cv2.resize(mask, image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
-    white = (cv2.cvtColor(sized, cv2.COLOR_RGB2GRAY) > 127) != fields.get_bool("inpainting_mask_invert")
+    white = (cv2.cvtColor(sized, cv2.COLOR_RGB2GRAY) > 127) != fields.inpainting_mask_invert
     return cv2.merge([np.where(white, np.uint8(255), np.uint8(0))] * 3)
 
 
-UNSUPPORTED_HIRES_FIELDS = ("hr_prompt", "hr_negative_prompt", "hr_sampler_name", "hr_scheduler", "hr_checkpoint_name")
 MAX_HIRES_SCALE = 4  # at most
 
 
-def parse_hires_fix(fields: JsonFields, height: int, width: int, steps: int, limits: RequestLimits) -> HiresFix | None:
-    """What the request for a first pass of this size and steps says of a second; None without `enable_hr`."""
-    if not fields.get_bool("enable_hr"):
+class HiresFields(JsonObject):
+    """The fields of txt2img that say what hires fix does."""
+
+    enable_hr = BoolField("Enlarge the result, and denoise it once more", False)
+    hr_scale = NumberField("Factor by which both sides are enlarged, where none is given", 2, 1, MAX_HIRES_SCALE)
+    hr_resize_x = IntField(
+        "Width to enlarge to; 0: by the height, or by hr_scale", 0, 0, lambda limits: limits.max_side
+    )
+    hr_resize_y = IntField(
+        "Height to enlarge to; 0: by the width, or by hr_scale", 0, 0, lambda limits: limits.max_side
+    )
+    hr_second_pass_steps = IntField(
+        "Steps of the second pass; 0: as many as the first", 0, 0, lambda limits: limits.max_steps
+    )
+    hr_upscaler = ChoiceField(
+        "Enlarges latents, or pixels", [(name, name) for name in UPSCALERS], "Latent", literal_none=True
+    )
+    denoising_strength = NumberField("Share of the steps that the second pass runs", 0.75, 0, 1)
+    hr_prompt = UnsupportedField(same_as="prompt")
+    hr_negative_prompt = UnsupportedField(same_as="negative_prompt")
+    hr_sampler_name = UnsupportedField(same_as="sampler_name")
+    hr_scheduler = UnsupportedField(same_as="scheduler")
+    hr_checkpoint_name = UnsupportedField()
+
+
+def parse_hires_fix(fields: HiresFields, height: int, width: int, steps: int) -> HiresFix | None:
+    """Return the second pass after a first pass of this size and steps, or None without `enable_hr`.
+
+    Raises ValueError for fields outside their bounds, and for sides outside 64..`limits.max_side`.
+    """
+    if not fields.enable_hr:
         return None
-    for name in UNSUPPORTED_HIRES_FIELDS:
-        if fields.get(name) is not None and fields.get(name) != fields.get(name.removeprefix("hr_")):
-            raise ValueError(f"{fields.owner}: {name} is not offered by this server")
-    x, y = (fields.get_int(f"hr_resize_{axis}", default=0, low=0, high=limits.max_side) for axis in ("x", "y"))
-    scale = fields.get_number("hr_scale", default=2, low=1, high=MAX_HIRES_SCALE)
+    fields.check_unsupported(HiresFields)
+    x, y, scale = fields.hr_resize_x, fields.hr_resize_y, fields.hr_scale
     if x and y:
         scale = max(x / width, y / height)
     elif x or y:
         scale = x / width if x else y / height
     over = _floor8(height * scale), _floor8(width * scale)
     size = (min(_floor8(y), over[0]), min(_floor8(x), over[1])) if x and y else over
-    if min(size) < 64 or max(size) > limits.max_side:
+    if min(size) < 64 or max(size) > fields.limits.max_side:
         raise ValueError(
-            f"{fields.owner}: the second pass makes {size[1]}x{size[0]}, expected sides of 64..{limits.max_side}"
+            f"{fields.owner}: the second pass makes {size[1]}x{size[0]}, expected sides of 64..{fields.limits.max_side}"
         )
-    return HiresFix(
-        size,
-        over,
-        _read_upscaler(fields),
-        fields.get_int("hr_second_pass_steps", default=0, low=0, high=limits.max_steps) or steps,
-        fields.get_number("denoising_strength", default=0.75, low=0, high=1),
-    )
+    return HiresFix(size, over, fields.hr_upscaler, fields.hr_second_pass_steps or steps, fields.denoising_strength)
 
 
 def _floor8(side: float) -> int:
     return int(side + 1e-6) // 8 * 8  # 1e-6: 3 * (64 / 3) is 64
 
 
-def _read_upscaler(fields: JsonFields) -> str:
-    value = fields.values.get("hr_upscaler") or "Latent"  # "None" is one
-    for known in UPSCALERS:
-        if str(value).strip().casefold() == known.casefold():
-            return known
-    raise fields.make_error("hr_upscaler", value, "one of " + ", ".join(map(repr, UPSCALERS)))
+SCRIPT_TITLES = ("controlnet", "controlnet m2m")  # always-on scripts; webuiapi takes the second for ControlNet
 
 
-SCRIPT_TITLES = (
-    "controlnet",
-    "controlnet m2m",
-)  # scripts that are here; by the second webuiapi knows that ControlNet is
-UNSUPPORTED_FIELDS = (
-    "restore_faces",
-    "tiling",
-    "subseed_strength",
-    "styles",
-    "script_name",
-    "refiner_checkpoint",
-)
+class PromptField(TextField):
+    """A prompt: any text is one, "none" too."""
+
+    def read(self, record: JsonObject) -> str:
+        """Return the prompt, "" without one. Raises TypeError and ValueError as `check_text` does."""
+        value = record.values.get(self.name)
+        check_text(self.name, "" if value is None else value)
+        return value or ""
+
+
+class OverrideFields(JsonObject):
+    """The fields of `override_settings`."""
+
+    CLIP_stop_at_last_layers = IntField("Layer of the text encoder that is used, counted from the last", 1, 1, 12)
+    sd_model_checkpoint = TextField("The checkpoint, which must be the one that is served")
+
+
+def _make_scripts_schema(limits: RequestLimits) -> Schema:
+    units = {"type": "object", "properties": {"args": _make_unit_list_schema(limits)}}
+    return {"type": "object", "properties": {"ControlNet": units}, "additionalProperties": False}
+
+
+def _make_unit_list_schema(limits: RequestLimits) -> Schema:
+    return {"type": "array", "items": UNIT_REF, "maxItems": limits.max_units}
+
+
+class GenerationFields(JsonObject):
+    """The fields that txt2img and img2img share."""
+
+    prompt = PromptField("Prompt", max_length=MAX_PROMPT_LENGTH)
+    negative_prompt = PromptField("Negative prompt", max_length=MAX_PROMPT_LENGTH)
+    seed = IntField("Seed of the first image, the next have the next; -1 draws one", -1, -1, 2**63 - 1)
+    batch_size = IntField("Images of a batch", 1, 1, lambda limits: limits.max_images)
+    n_iter = IntField("Batches", 1, 1, lambda limits: limits.max_images)
+    steps = IntField("Steps of the sampler", 20, 1, lambda limits: limits.max_steps)
+    width = IntField("By default the model's", None, 64, lambda limits: limits.max_side, multiple_of=8)
+    height = IntField("By default the model's", None, 64, lambda limits: limits.max_side, multiple_of=8)
+    cfg_scale = NumberField("Scale of classifier-free guidance", 7, 0, 100)
+    sampler_name = TextField("By default the model's own", list_names=lambda _: list(SAMPLERS))
+    sampler_index = TextField("Older name of sampler_name, which goes first", list_names=lambda _: list(SAMPLERS))
+    scheduler = TextField("Schedule of noise", list_names=lambda _: ["Automatic", *NOISE_SCHEDULES])
+    send_images = BoolField("Return the images", True)
+    override_settings = ObjectField("Settings for this request", OverrideFields)
+    alwayson_scripts = Field[Any](
+        "The units, as args of ControlNet in any case, or of 'controlnet m2m'", _make_scripts_schema
+    )
+    controlnet_units = Field[Any]("Older place of the units, read where the other has none", _make_unit_list_schema)
+    restore_faces = UnsupportedField()
+    tiling = UnsupportedField()
+    subseed_strength = UnsupportedField()
+    styles = UnsupportedField()
+    script_name = UnsupportedField()
+    refiner_checkpoint = UnsupportedField()
+
+
+class TextToImageFields(HiresFields, GenerationFields):
+    """The fields of txt2img."""
+
+    schema_name = "TextToImage"
+
+
+class ImageToImageFields(InpaintFields, GenerationFields):
+    """The fields of img2img."""
+
+    schema_name = "ImageToImage"
+
+    init_images = ImageField(
+        "The initial image", {"type": "array", "items": IMAGE_REF, "minItems": 1, "maxItems": 1}, is_required=True
+    )
+    denoising_strength = NumberField("Share of the steps that are run", 0.75, 0, 1)
+    resize_mode = ChoiceField("How the initial image is fitted to the size of the result", RESIZE_MODES[:4], "stretch")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class WebuiRequest(GenerationRequest):
-    """A txt2img or img2img request of a webui client: a generation and what the server adds to it.
+    """A txt2img or img2img request of a webui client: a generation, and what the server adds to it.
 
-    `units` are the units that are on, with their places in the request, from 1. `init_source` is the initial image with
-    its mask, which units without an image use; `fit` is how it came to the size of `init_image`. `image_count` images
-    have the seeds `seed`, `seed` + 1, …"""
+    `units` are the units that are on, with their places in the request, from 1. `init_source` is the initial image
+    `(H, W, 3)` with its mask, which units without an image take; `fit` is how it came to the size of `init_image`.
+    `image_count` images have the seeds `seed`, `seed` + 1, …
+    """
 
     image_count: int
     batch_size: int
@@ -146,77 +242,76 @@ class WebuiRequest(GenerationRequest):
 
 
 def parse_generation_request(
-    value: Any, default_size: tuple[int, int], limits: RequestLimits, is_img2img: bool
+    value: object, default_size: tuple[int, int], limits: RequestLimits, is_img2img: bool
 ) -> WebuiRequest:
-    """The request in a JSON object. `size` is the height and width where it says none. ValueError in one line."""
-    fields = JsonFields.from_json(value, "the request")
+    """Return the request in a JSON object. `default_size` is the height and width where it gives none.
+
+    Raises ValueError and TypeError, in one line, for what cannot be or is not offered.
+    """
+    fields: TextToImageFields | ImageToImageFields = (ImageToImageFields if is_img2img else TextToImageFields)(
+        value, "the request", limits
+    )
     check_total_pixels(value)
-    for name in UNSUPPORTED_FIELDS:
-        if not is_empty_value(fields.values.get(name)) and fields.values[name] not in (False, 0):
-            raise ValueError(f"the request: {name} is not offered by this server")
-    height = fields.get_int("height", default=min(default_size[0], limits.max_side), low=64, high=limits.max_side)
-    width = fields.get_int("width", default=min(default_size[1], limits.max_side), low=64, high=limits.max_side)
+    fields.check_unsupported(GenerationFields)
+    height, width = (
+        min(default, limits.max_side) if side is None else side
+        for side, default in zip((fields.height, fields.width), default_size, strict=True)
+    )
     if height % 8 or width % 8:
         raise ValueError(f"the request: size {width}x{height}: both sides must be multiples of 8")
-    seed = fields.get_int("seed", default=-1, low=-1, high=2**63 - 1)
-    batch = fields.get_int("batch_size", default=1, low=1, high=limits.max_images)
-    count = batch * fields.get_int("n_iter", default=1, low=1, high=limits.max_images)
+    seed, batch_size, steps = fields.seed, fields.batch_size, fields.steps
+    count = batch_size * fields.n_iter
     if count > limits.max_images:
-        raise ValueError(f"the request: {count} pictures, expected up to {limits.max_images}")
-    override = JsonFields.from_json(fields.get("override_settings") or {}, "override_settings")
-    steps = fields.get_int("steps", default=min(20, limits.max_steps), low=1, high=limits.max_steps)
+        raise ValueError(f"the request: {count} images, expected up to {limits.max_images}")
+    override = fields.override_settings
     return WebuiRequest(
-        prompt=_read_prompt(fields, "prompt"),
-        negative_prompt=_read_prompt(fields, "negative_prompt"),
+        prompt=fields.prompt,
+        negative_prompt=fields.negative_prompt,
         seed=int.from_bytes(os.urandom(4), "big") if seed < 0 else seed,
         image_count=count,
-        batch_size=batch,
+        batch_size=batch_size,
         steps=steps,
         width=width,
         height=height,
-        guidance_scale=fields.get_number("cfg_scale", default=7, low=0, high=100),
-        sampler_name=fields.get_text("sampler_name") or fields.get_text("sampler_index"),
-        noise_schedule=fields.get_text("scheduler"),
-        clip_skip=override.get_int("CLIP_stop_at_last_layers", default=1, low=1, high=12) - 1,
-        units=_read_units(fields, limits.max_units),
-        returns_images=fields.get_bool("send_images", default=True),
-        checkpoint=override.get_text("sd_model_checkpoint") or None,
+        guidance_scale=fields.cfg_scale,
+        sampler_name=fields.sampler_name or fields.sampler_index,
+        noise_schedule=fields.scheduler,
+        clip_skip=override.CLIP_stop_at_last_layers - 1,
+        units=_parse_units(fields),
+        returns_images=fields.send_images,
+        checkpoint=override.sd_model_checkpoint or None,
         **(
-            _read_init_image(fields, height, width)
-            if is_img2img
-            else {"hires_fix": parse_hires_fix(fields, height, width, steps, limits)}
+            _parse_init_image(fields, height, width)
+            if isinstance(fields, ImageToImageFields)
+            else {"hires_fix": parse_hires_fix(fields, height, width, steps)}
         ),
     )
 
 
-def _read_prompt(fields: JsonFields, name: str) -> str:
-    value = fields.values.get(name)  # "none" is a prompt
-    check_text(name, "" if value is None else value)
-    return value or ""
-
-
-def _read_init_image(fields: JsonFields, height: int, width: int) -> dict[str, Any]:
-    images = fields.get("init_images")
+def _parse_init_image(fields: ImageToImageFields, height: int, width: int) -> dict[str, Any]:
+    """Return the arguments of `WebuiRequest` that img2img adds."""
+    images = fields.init_images
     if not isinstance(images, list) or len(images) != 1:
-        raise fields.make_error("init_images", images, "a list of one picture")
-    how = fields.get_choice("resize_mode", choices=RESIZE_MODES[:4], default="stretch")
-    image, mask = decode_base64_image(images[0], "init_images"), fields.get("mask")
-    found: dict[str, Any] = {"init_source": (image, None), "fit": how, "init_image": fit(image, height, width, how)}
-    found["strength"] = fields.get_number("denoising_strength", default=0.75, low=0, high=1)
+        raise fields.make_error("init_images", images, "a list of one image")
+    fit_mode = fields.resize_mode
+    image, mask = decode_base64_image(images[0], "init_images"), fields.mask
+    arguments: dict[str, Any] = {
+        "init_source": (image, None),
+        "fit": fit_mode,
+        "init_image": fit(image, height, width, fit_mode),
+        "strength": fields.denoising_strength,
+    }
     if mask is not None:
         white = prepare_inpaint_mask(fields, decode_base64_image(mask, "mask"), image)
-        found |= {
-            "init_source": (image, white),
-            "inpaint_area": parse_inpaint_area(fields, image, white, height, width, how),
-        }
-    return found
+        arguments["init_source"] = image, white
+        arguments["inpaint_area"] = parse_inpaint_area(fields, image, white, height, width, fit_mode)
+    return arguments
 
 
-def _read_units(fields: JsonFields, max_units: int) -> tuple[tuple[int, WebuiUnit], ...]:
-    """From alwayson_scripts, else from the older controlnet_units."""
-    scripts = JsonFields.from_json(fields.get("alwayson_scripts") or {}, "alwayson_scripts").values
+def _parse_units(fields: GenerationFields) -> tuple[tuple[int, WebuiUnit], ...]:
+    """Return the units that are on with their places, from alwayson_scripts, else from the older controlnet_units."""
     listed: list[Any] = []
-    for title, script in scripts.items():
+    for title, script in JsonObject(fields.alwayson_scripts or {}, "alwayson_scripts").values.items():
         if title.casefold() not in SCRIPT_TITLES:
             raise ValueError(f"alwayson_scripts: always on script {title!r:.80} not found")
         args = script.get("args") if isinstance(script, Mapping) else script
@@ -224,11 +319,11 @@ def _read_units(fields: JsonFields, max_units: int) -> tuple[tuple[int, WebuiUni
             raise ValueError(f"alwayson_scripts: args of {title} is {type(args).__name__}, expected a list of units")
         listed += args or []
     if not listed:
-        legacy = fields.get("controlnet_units") or []
-        if not isinstance(legacy, list):
-            raise fields.make_error("controlnet_units", legacy, "a list of units")
-        listed = legacy
-    if len(listed) > max_units:
-        raise ValueError(f"{len(listed)} units, expected up to {max_units}")
+        older = fields.controlnet_units or []
+        if not isinstance(older, list):
+            raise fields.make_error("controlnet_units", older, "a list of units")
+        listed = older
+    if len(listed) > fields.limits.max_units:
+        raise ValueError(f"{len(listed)} units, expected up to {fields.limits.max_units}")
     units = [(i, parse_webui_unit(unit, f"unit {i}")) for i, unit in enumerate(listed, 1)]
     return tuple((i, unit) for i, unit in units if unit is not None)

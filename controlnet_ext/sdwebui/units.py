@@ -1,19 +1,30 @@
-"""A unit as clients of sd-webui-controlnet send it, old and new, read into what it says."""
+"""Units as clients of sd-webui-controlnet send them, in older and newer spellings, read into `WebuiUnit`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from ..errors import error_prefix
 from ..guidance.schedule import WebuiWindow, Window
-from ..preprocessors.registry import Preprocessor
-from .fields import JsonFields, is_empty_value
+from ..preprocessors.registry import Preprocessor, list_preprocessors
+from .fields import (
+    IMAGE_REF,
+    BoolField,
+    ChoiceField,
+    ImageField,
+    JsonObject,
+    NumberField,
+    NumberListField,
+    Schema,
+    TextField,
+    UnsupportedField,
+    is_empty_value,
+)
 from .modules import find_module
-from .pictures import ImageMaskPair, decode_base64_image, parse_image_mask_pairs
+from .pictures import MAX_UNIT_IMAGES, ImageMaskPair, decode_base64_image, parse_image_mask_pairs
 
 RESIZE_MODES = (
     *(("Just Resize", "stretch"), ("Crop and Resize", "crop"), ("Resize and Fill", "fill")),
@@ -34,14 +45,69 @@ UNION_MAP_TYPES = (
 )
 MAX_LAYER_SCALES = 100  # scales in advanced_weighting at most
 SLIDER_BOUND = 1e9  # sliders take any number: what lies outside their range means their default
+SLIDER_RULE = "a value outside its slider, such as -1, means the default"
+MASKED_IMAGE_SCHEMA: Schema = {"type": "object", "properties": {"image": IMAGE_REF, "mask": IMAGE_REF}}
+MASKED_IMAGES_SCHEMA: Schema = {"type": "array", "items": MASKED_IMAGE_SCHEMA, "maxItems": MAX_UNIT_IMAGES}
+IMAGE_PAIR_SCHEMA: Schema = {"type": "array", "items": IMAGE_REF, "minItems": 1, "maxItems": 2}
+
+
+class UnitFields(JsonObject):
+    """The fields of a unit, in the spelling of sd-webui-controlnet 1.1."""
+
+    schema_name = "Unit"
+
+    enabled = BoolField("By default true where there is a model, a module or an image", None)
+    module = TextField(
+        "Preprocessor, by name, label or older name",
+        "none",
+        list_names=lambda _: ["none", *(entry.name for entry in list_preprocessors())],
+    )
+    model = TextField(
+        "Control model as listed; case and hash may be left out", list_names=lambda models: ["None", *models]
+    )
+    image = ImageField(
+        "Control image, with a mask or without; several act together. Without one the unit takes the initial image of "
+        "img2img",
+        {"anyOf": [IMAGE_REF, MASKED_IMAGE_SCHEMA, IMAGE_PAIR_SCHEMA, MASKED_IMAGES_SCHEMA]},
+        aliases=("input_image",),
+    )
+    mask = ImageField(
+        "White where a module that inpaints repaints; for other modules a partly painted mask is the map",
+        aliases=("mask_image",),
+    )
+    weight = NumberField("Scale of all residuals", 1, 0, 2)
+    weight_schedule = TextField("Weights over the run instead of `weight`, as text such as 0: 1, 0.5: 0.2")
+    resize_mode = ChoiceField("How the control image is fitted to the size of the result", RESIZE_MODES, "crop")
+    control_mode = ChoiceField("Balance of prompt and control; Balanced by default", CONTROL_MODES, None)
+    guessmode = BoolField("Older spelling of the control mode 'ControlNet is more important'", False)
+    hr_option = ChoiceField("Passes of hires fix in which the unit acts", HR_OPTIONS, "both")
+    guidance_start = NumberField("The unit acts in steps that begin between start and end, both included", 0, 0, 1)
+    guidance_end = NumberField("End of the steps in which the unit acts", 1, 0, 1, aliases=("guidance",))
+    processor_res = NumberField(f"Resolution of the preprocessor; {SLIDER_RULE}", -1, -SLIDER_BOUND, SLIDER_BOUND)
+    threshold_a = NumberField(f"First slider of the module; {SLIDER_RULE}", -1, -SLIDER_BOUND, SLIDER_BOUND)
+    threshold_b = NumberField(f"Second slider of the module; {SLIDER_RULE}", -1, -SLIDER_BOUND, SLIDER_BOUND)
+    pixel_perfect = BoolField("Choose the resolution of the preprocessor by the sizes of image and result", False)
+    low_vram = BoolField("Hold the control model in main memory between steps", False, aliases=("lowvram",))
+    union_control_type = ChoiceField("Map type for union models", UNION_MAP_TYPES, None)
+    advanced_weighting = NumberListField(
+        "A scale per layer, instead of weight and soft weights", -10, 10, MAX_LAYER_SCALES
+    )
+    effective_region_mask = ImageField("White where the unit acts")
+    save_detected_map = BoolField("Return the map after the images", True)
+    inpaint_crop_input_image = BoolField("Crop the control image to the area that is repainted", True)
+    input_mode = TextField("'simple' only: other modes read folders", "simple")
+    ipadapter_input = UnsupportedField("holds serialised objects, which are not decoded; send the image")
 
 
 @dataclass(frozen=True, eq=False)
 class WebuiUnit:
-    """What a unit says. `images` are pairs (image, mask or None), empty where it has none; `model` is a name as listed.
-    `schedule` replaces the weight by text as `Unit.weight` takes it. `resolution`, `a` and `b` are sliders, -1 for
-    their defaults; `layers` are scales that replace weight and soft weights. `crops`: where only the masked part is
-    repainted, that part of the image is looked at."""
+    """A unit as read. `images` are pairs (image `(H, W, 3)`, mask `(H, W, 3)` or None), uint8 RGB; `model` is a name as
+    listed.
+
+    `weight_schedule` replaces the weight by text as `Unit.weight` takes it. `resolution`, `threshold_a` and
+    `threshold_b` are sliders, -1 for their defaults; `layer_scales` replace weight and soft weights.
+    `crops_to_inpaint_area`: where only the masked part is repainted, the control image is cropped to that part.
+    """
 
     module: Preprocessor | None
     model: str | None
@@ -64,62 +130,48 @@ class WebuiUnit:
     crops_to_inpaint_area: bool
 
 
-def parse_webui_unit(value: Any, name: str) -> WebuiUnit | None:
-    """The unit that a JSON object describes; None if it is off: where nothing says `enabled`, without model, module and
-    image. Fields that it does not know are passed over, as sd-webui-controlnet does. ValueError begins with `name`."""
-    fields = JsonFields.from_json(value, name)
-    image = fields.get("image", "input_image")
-    said = any(not _is_blank(each) for each in (image, *map(fields.get, ("model", "module"))))
-    if not fields.get_bool("enabled", default=said):
+def parse_webui_unit(value: object, name: str) -> WebuiUnit | None:
+    """Return the unit that a JSON object describes, or None where it is off.
+
+    Without `enabled` it is off if it has no model, module and image. Unknown fields are ignored, as sd-webui-controlnet
+    does. Raises ValueError that begins with `name`.
+    """
+    fields = UnitFields(value, name)
+    image = fields.image
+    given = any(not _is_blank(each) for each in (image, *map(fields.find_value, ("model", "module"))))
+    if not (given if fields.enabled is None else fields.enabled):
         return None
-    if not is_empty_value(fields.get("ipadapter_input")):
-        raise ValueError(f"{name}: ipadapter_input holds serialised objects, which are not decoded; send the image")
-    if fields.get_text("input_mode", "simple").casefold() not in ("simple", "inputmode.simple"):
-        raise ValueError(
-            f"{name}: input_mode {fields.get('input_mode')!r:.40} reads folders; send images, one a request"
-        )
-    start = fields.get_number("guidance_start", default=0, low=0, high=1)
-    end = fields.get_number("guidance_end", "guidance", default=1, low=0, high=1)
-    region = fields.get("effective_region_mask")
+    fields.check_unsupported(UnitFields)
+    if fields.input_mode.casefold() not in ("simple", "inputmode.simple"):
+        raise ValueError(f"{name}: input_mode {fields.input_mode!r:.40} reads folders; send images, one a request")
+    start, end, region = fields.guidance_start, fields.guidance_end, fields.effective_region_mask
     with error_prefix(name):
-        window, preprocessor = WebuiWindow(start, end), find_module(fields.get_text("module", "none"))
+        window, preprocessor = WebuiWindow(start, end), find_module(fields.module)
     return WebuiUnit(
         module=preprocessor,
-        model=fields.get_text("model") or None,
-        images=parse_image_mask_pairs(image, fields.get("mask", "mask_image"), f"{name}: image"),
-        weight=fields.get_number("weight", default=1, low=0, high=2),
-        weight_schedule=fields.get_text("weight_schedule") or None,
+        model=fields.model or None,
+        images=parse_image_mask_pairs(image, fields.mask, f"{name}: image"),
+        weight=fields.weight,
+        weight_schedule=fields.weight_schedule or None,
         window=window,
-        fit=fields.get_choice("resize_mode", choices=RESIZE_MODES, default="crop"),
-        mode=fields.get_choice(
-            "control_mode", choices=CONTROL_MODES, default="control" if fields.get_bool("guessmode") else "balanced"
-        ),
-        hires=fields.get_choice("hr_option", choices=HR_OPTIONS, default="both"),
-        resolution=fields.get_number("processor_res", default=-1, low=-SLIDER_BOUND, high=SLIDER_BOUND),
-        threshold_a=fields.get_number("threshold_a", default=-1, low=-SLIDER_BOUND, high=SLIDER_BOUND),
-        threshold_b=fields.get_number("threshold_b", default=-1, low=-SLIDER_BOUND, high=SLIDER_BOUND),
-        pixel_perfect=fields.get_bool("pixel_perfect"),
-        low_vram=fields.get_bool("low_vram", "lowvram"),
-        union_type=fields.get_choice("union_control_type", choices=UNION_MAP_TYPES, default=None),
-        layer_scales=_read_layer_scales(fields),
+        fit=fields.resize_mode,
+        mode=fields.control_mode or ("control" if fields.guessmode else "balanced"),
+        hires=fields.hr_option,
+        resolution=fields.processor_res,
+        threshold_a=fields.threshold_a,
+        threshold_b=fields.threshold_b,
+        pixel_perfect=fields.pixel_perfect,
+        low_vram=fields.low_vram,
+        union_type=fields.union_control_type,
+        layer_scales=fields.advanced_weighting,
         region_mask=None if region is None else decode_base64_image(region, f"{name}: effective_region_mask"),
-        returns_map=fields.get_bool("save_detected_map", default=True),
-        crops_to_inpaint_area=fields.get_bool("inpaint_crop_input_image", default=True),
+        returns_map=fields.save_detected_map,
+        crops_to_inpaint_area=fields.inpaint_crop_input_image,
     )
 
 
-def _is_blank(value: Any) -> bool:
-    """Also of {"image": "", "mask": ""} and of lists of such."""
+def _is_blank(value: object) -> bool:
+    """Return True for an empty value, also for {"image": "", "mask": ""} and lists of such objects."""
     if isinstance(value, Mapping):
         return is_empty_value(value.get("image"))
     return all(map(_is_blank, value)) if isinstance(value, list) else is_empty_value(value)
-
-
-def _read_layer_scales(fields: JsonFields) -> tuple[float, ...] | None:
-    value = fields.get("advanced_weighting")
-    if value is None:
-        return None
-    if not isinstance(value, list) or len(value) > MAX_LAYER_SCALES:
-        raise fields.make_error("advanced_weighting", value, "a list of numbers")
-    each = JsonFields(dict(zip(map(str, range(len(value))), value, strict=True)), f"{fields.owner}: advanced_weighting")
-    return tuple(each.get_number(key, default=0, low=-10, high=10) for key in each.values)

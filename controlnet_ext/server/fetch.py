@@ -16,6 +16,10 @@ from typing import Any
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from ..files.image_formats import sniff_format
+from ..sdwebui.detect import DetectFields
+from ..sdwebui.fields import ImageField
+from ..sdwebui.requests import ImageToImageFields
+from ..sdwebui.units import UnitFields
 
 TIMEOUT_SECONDS, MAX_BYTES, MAX_REDIRECTS, MAX_URLS = 10, 32 * 2**20, 3, 8  # the last: addresses of a request
 PORTS_BY_SCHEME = {"http": 80, "https": 443}
@@ -24,10 +28,13 @@ FETCH_ERROR = (
     f"{TIMEOUT_SECONDS} s, and hold up to "
     f"{MAX_BYTES >> 20} MiB"
 )
-IMAGE_FIELDS = {
-    *("init_images", "image", "input_image", "mask", "mask_image", "effective_region_mask"),
-    *("controlnet_input_images", "controlnet_images", "controlnet_masks", "controlnet_mask"),
-}
+IMAGE_FIELDS = frozenset(
+    name
+    for table in (UnitFields, ImageToImageFields, DetectFields)
+    for field in table.list_fields().values()
+    if isinstance(field, ImageField)
+    for name in (field.name, *field.aliases)
+)
 Resolver = Callable[[str, int], Sequence[tuple[str, int]]]
 
 

@@ -1,180 +1,187 @@
-"""What requests may say, as JSON schemas by name. Canonical spellings only: readers take more (docs/api.md)."""
+"""The OpenAPI 3.1 document of the routes, and the reference of the routes and their fields in Markdown.
+
+Both are made from the declarations of fields and routes. `python -m controlnet_ext.server.openapi` prints the Markdown.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..generation.recipe import MAX_PROMPT_LENGTH
-from ..preprocessors.registry import list_preprocessors
-from ..sdwebui.detect import MAX_REQUEST_IMAGES
-from ..sdwebui.limits import RequestLimits
-from ..sdwebui.pictures import MAX_UNIT_IMAGES
-from ..sdwebui.requests import INPAINTING_FILLS, MAX_HIRES_SCALE, MAX_MASK_BLUR, MAX_PADDING, UPSCALERS
-from ..sdwebui.samplers import NOISE_SCHEDULES, SAMPLERS
-from ..sdwebui.units import CONTROL_MODES, HR_OPTIONS, MAX_LAYER_SCALES, RESIZE_MODES, UNION_MAP_TYPES
+from ..sdwebui.detect import API_VERSION, DetectFields
+from ..sdwebui.fields import JsonObject, RequestLimits, Schema, UnsupportedField
+from ..sdwebui.requests import GenerationFields, ImageToImageFields, OverrideFields, TextToImageFields
+from ..sdwebui.units import UnitFields
 from .http import MAX_BODY_BYTES
+from .routes import ApiRoute, NamedSchema, create_control_routes, create_document_route, create_generation_routes
 
-Schema = dict[str, Any]
-BOOL_SCHEMA: Schema = {"type": "boolean"}
-SLIDER_VALUE_SCHEMA: Schema = {
-    "type": "number",
-    "default": -1,
-    "description": "Outside of the module's slider: its default",
+IMAGE_SCHEMA = NamedSchema(
+    "Image",
+    {
+        "type": "string",
+        "format": "byte",
+        "maxLength": MAX_BODY_BYTES,
+        "description": "An image in base64, plain or as a data URL; no path, and no address",
+    },
+)
+ERROR_SCHEMA = NamedSchema(
+    "Error",
+    {
+        "type": "object",
+        "properties": {"detail": {"type": "string", "maxLength": 500, "description": "One sentence"}},
+        "required": ["detail"],
+    },
+)
+ERROR_DESCRIPTIONS = {
+    401: "The request has no valid token",
+    413: "The request is too large",
+    415: "The request is not application/json",
+    422: "The request asks for something impossible",
+    429: "Too many requests wait",
+    500: "The work failed",
+    503: "The server is stopping",
 }
-IMAGE_SCHEMA: Schema = {
-    "type": "string",
-    "format": "byte",
-    "maxLength": MAX_BODY_BYTES,
-    "description": "A picture in base64, plain or as a data URL; no path, and no address",
+DOCUMENTED_TABLES = {  # heading in the documentation: a table, and the tables whose fields stand under other headings
+    "A unit": (UnitFields,),
+    "txt2img and img2img": (GenerationFields,),
+    "txt2img": (TextToImageFields, GenerationFields),
+    "img2img": (ImageToImageFields, GenerationFields),
+    "override_settings": (OverrideFields,),
+    "detect": (DetectFields,),
 }
-IMAGE_REF: Schema = {"$ref": "#/components/schemas/Picture"}
 
 
-def make_request_schemas(limits: RequestLimits, model_names: Sequence[str]) -> dict[str, Schema]:
-    """`models` are the listed names of control models."""
-    unit = {"$ref": "#/components/schemas/Unit"}
-    return {
-        "Picture": IMAGE_SCHEMA,
-        "Unit": _make_input_schema(_make_unit_schema(model_names)),
-        "TextToImage": _make_input_schema(
-            {
-                **_make_generation_schema(limits),
-                **_make_hires_fix_schema(limits),
-                "alwayson_scripts": _make_scripts_schema(unit, limits),
-            }
-        ),
-        "ImageToImage": _make_input_schema(
-            {
-                **_make_generation_schema(limits),
-                **_make_img2img_schema(),
-                "alwayson_scripts": _make_scripts_schema(unit, limits),
-            },
-            "init_images",
-        ),
-        "Detection": _make_input_schema(_make_detection_schema(), "controlnet_input_images"),
-        "PosesOfPictures": {"type": "array", "maxItems": MAX_REQUEST_IMAGES, "items": _make_poses_schema()},
-        "Options": _make_input_schema({"sd_model_checkpoint": {"type": "string", "maxLength": 300}}),
-    }
-
-
-def _make_input_schema(properties: Schema, *required: str) -> Schema:
-    return {"type": "object", "properties": properties, **({"required": list(required)} if required else {})}
-
-
-def _make_number_schema(
-    low: float, high: float, default: float | None = None, kind: str = "number", **more: Any
+def make_openapi_document(
+    routes: Sequence[ApiRoute], limits: RequestLimits, model_names: Sequence[str], needs_token: bool
 ) -> Schema:
-    found = {"type": kind, "minimum": low, "maximum": high, **more}
-    return found if default is None else {**found, "default": default}
-
-
-def _make_text_schema(max_length: int) -> Schema:
-    return {"type": "string", "maxLength": max_length, "default": ""}
-
-
-def _make_open_enum_schema(names: Sequence[str]) -> Schema:
-    """These names, and other spellings of them."""
-    return {"anyOf": [{"enum": list(names)}, {"type": "string", "maxLength": 300}]}
-
-
-def _make_choice_schema(choices: Sequence[tuple[str, Any]]) -> Schema:
-    return {
-        "anyOf": [{"enum": [word for word, _ in choices]}, _make_number_schema(0, len(choices) - 1, kind="integer")]
+    """Return the document of `routes`; `model_names` are the listed control models, `needs_token` whether requests need
+    a token."""
+    paths: Schema = {}
+    for route in routes:
+        operation = _make_operation(route)
+        if not needs_token or route.is_open:
+            del operation["responses"]["401"]
+            operation["security"] = []
+        paths.setdefault(route.path, {})[route.method.lower()] = operation
+    document: Schema = {
+        "openapi": "3.1.0",
+        "info": {"title": "controlnet-ext", "version": str(API_VERSION)},
+        "paths": paths,
+        "components": {"schemas": _collect_schemas(routes, limits, model_names)},
     }
+    if needs_token:
+        schemes = {name: {"type": "http", "scheme": name} for name in ("bearer", "basic")}
+        document["components"]["securitySchemes"] = schemes
+        document["security"] = [{name: []} for name in schemes]
+    return document
 
 
-def _make_unit_schema(model_names: Sequence[str]) -> Schema:
-    masked = _make_input_schema({"image": IMAGE_REF, "mask": IMAGE_REF})
-    several = {"type": "array", "items": masked, "maxItems": MAX_UNIT_IMAGES}
-    pair = {"type": "array", "items": IMAGE_REF, "minItems": 1, "maxItems": 2}
-    return {
-        "enabled": BOOL_SCHEMA | {"description": "By default whether there is a model, a module or an image"},
-        "module": _make_open_enum_schema(["none", *(entry.name for entry in list_preprocessors())]),
-        "model": _make_open_enum_schema(["None", *model_names]),
-        "image": {"anyOf": [IMAGE_REF, masked, pair, several]},
-        "mask": IMAGE_REF,
-        "weight": _make_number_schema(0, 2, 1),
-        "resize_mode": _make_choice_schema(RESIZE_MODES),
-        "control_mode": _make_choice_schema(CONTROL_MODES),
-        "hr_option": _make_choice_schema(HR_OPTIONS),
-        "guidance_start": _make_number_schema(0, 1, 0),
-        "guidance_end": _make_number_schema(0, 1, 1),
-        **dict.fromkeys(("processor_res", "threshold_a", "threshold_b"), SLIDER_VALUE_SCHEMA),
-        **dict.fromkeys(("pixel_perfect", "low_vram", "save_detected_map", "inpaint_crop_input_image"), BOOL_SCHEMA),
-        "union_control_type": _make_choice_schema(UNION_MAP_TYPES),
-        "effective_region_mask": IMAGE_REF,
-        "advanced_weighting": {"type": "array", "items": _make_number_schema(-10, 10), "maxItems": MAX_LAYER_SCALES},
+def _make_operation(route: ApiRoute) -> Schema:
+    name = "_".join(route.path.strip("/").replace(".", "_").replace("-", "_").split("/"))
+    statuses = tuple(ERROR_DESCRIPTIONS) if route.request else (401, 500)
+    operation: Schema = {
+        "operationId": f"{route.method.lower()}_{name}",
+        "summary": route.summary,
+        "responses": {"200": _make_content(route.summary, route.response.name)}
+        | {str(status): _make_content(ERROR_DESCRIPTIONS[status], ERROR_SCHEMA.name) for status in statuses},
     }
+    if route.query_flags:
+        operation["parameters"] = [
+            {"name": flag, "in": "query", "schema": {"type": "boolean"}, "required": False}
+            for flag in route.query_flags
+        ]
+    if route.request:
+        content = {"application/json": {"schema": _make_ref(_get_schema_name(route.request))}}
+        operation["requestBody"] = {"required": True, "content": content}
+    return operation
 
 
-def _make_generation_schema(limits: RequestLimits) -> Schema:
-    side = _make_number_schema(64, limits.max_side, kind="integer", multipleOf=8)
-    override = {
-        "CLIP_stop_at_last_layers": _make_number_schema(1, 12, 1, "integer"),
-        "sd_model_checkpoint": _make_text_schema(300),
-    }
-    return {
-        "prompt": _make_text_schema(MAX_PROMPT_LENGTH),
-        "negative_prompt": _make_text_schema(MAX_PROMPT_LENGTH),
-        "seed": _make_number_schema(-1, 2**63 - 1, -1, "integer"),
-        **{name: _make_number_schema(1, limits.max_images, 1, "integer") for name in ("batch_size", "n_iter")},
-        "steps": _make_number_schema(1, limits.max_steps, min(20, limits.max_steps), "integer"),
-        **dict.fromkeys(("width", "height"), side),
-        "cfg_scale": _make_number_schema(0, 100, 7),
-        "sampler_name": _make_open_enum_schema(list(SAMPLERS)),
-        "scheduler": {"enum": ["Automatic", *NOISE_SCHEDULES]},
-        "send_images": BOOL_SCHEMA,
-        "override_settings": _make_input_schema(override),
-    }
+def _make_content(description: str, schema_name: str) -> Schema:
+    return {"description": description, "content": {"application/json": {"schema": _make_ref(schema_name)}}}
 
 
-def _make_hires_fix_schema(limits: RequestLimits) -> Schema:
-    side = _make_number_schema(0, limits.max_side, 0, "integer")
-    return {
-        "enable_hr": BOOL_SCHEMA,
-        "hr_scale": _make_number_schema(1, MAX_HIRES_SCALE, 2),
-        "hr_resize_x": side,
-        "hr_resize_y": side,
-        "hr_second_pass_steps": _make_number_schema(0, limits.max_steps, 0, "integer"),
-        "hr_upscaler": {"enum": list(UPSCALERS)},
-        "denoising_strength": _make_number_schema(0, 1, 0.75),
-    }
+def _make_ref(schema_name: str) -> Schema:
+    return {"$ref": f"#/components/schemas/{schema_name}"}
 
 
-def _make_img2img_schema() -> Schema:
-    return {
-        "init_images": {"type": "array", "items": IMAGE_REF, "minItems": 1, "maxItems": 1},
-        "denoising_strength": _make_number_schema(0, 1, 0.75),
-        "resize_mode": _make_choice_schema(RESIZE_MODES[:4]),
-        "mask": IMAGE_REF,
-        **{f"mask_blur{axis}": _make_number_schema(0, MAX_MASK_BLUR, 4) for axis in ("", "_x", "_y")},
-        "inpainting_mask_invert": _make_number_schema(0, 1, 0, "integer"),
-        "inpainting_fill": _make_choice_schema(INPAINTING_FILLS),
-        "inpaint_full_res": BOOL_SCHEMA | {"default": True},
-        "inpaint_full_res_padding": _make_number_schema(0, MAX_PADDING, 0, "integer"),
-    }
+def _get_schema_name(request: type[JsonObject] | NamedSchema) -> str:
+    return request.name if isinstance(request, NamedSchema) else request.schema_name
 
 
-def _make_scripts_schema(unit: Schema, limits: RequestLimits) -> Schema:
-    args = _make_input_schema({"args": {"type": "array", "items": unit, "maxItems": limits.max_units}})
-    return {**_make_input_schema({"ControlNet": args}), "additionalProperties": False}
+def _collect_schemas(
+    routes: Sequence[ApiRoute], limits: RequestLimits, model_names: Sequence[str]
+) -> dict[str, Schema]:
+    """Return the schemas of the routes by name, and those that these refer to."""
+    schemas: dict[str, Schema] = {ERROR_SCHEMA.name: ERROR_SCHEMA.schema}
+    for route in routes:
+        for each in (route.response, route.request):
+            if isinstance(each, NamedSchema):
+                schemas[each.name] = each.schema
+            elif each is not None:
+                schemas[each.schema_name] = each.make_schema(limits, model_names)
+    text = json.dumps(schemas)
+    for name, schema in (
+        (UnitFields.schema_name, UnitFields.make_schema(limits, model_names)),
+        (IMAGE_SCHEMA.name, IMAGE_SCHEMA.schema),
+    ):
+        if f'/{name}"' in text:
+            schemas[name] = schema
+    return schemas
 
 
-def _make_detection_schema() -> Schema:
-    pictures = {"type": "array", "items": IMAGE_REF, "maxItems": MAX_REQUEST_IMAGES}
-    return {
-        "controlnet_module": _make_open_enum_schema(["none", *(entry.name for entry in list_preprocessors())]),
-        "controlnet_input_images": {**pictures, "minItems": 1},
-        "controlnet_masks": pictures,
-        **{f"controlnet_{name}": SLIDER_VALUE_SCHEMA for name in ("processor_res", "threshold_a", "threshold_b")},
-    }
+def make_markdown_reference() -> str:
+    """Return the routes, and the fields of each kind of request with the default bounds, as tables in Markdown."""
+    limits = RequestLimits()
+    unused: Any = None  # answers are not called
+    routes = [
+        *create_control_routes(unused, limits.max_units, unused, unused),
+        *create_generation_routes(unused, unused),
+        create_document_route(unused),
+    ]
+    lines = ["## Routes", "", "| route | | query |", "|---|---|---|"]
+    lines += [f"| {each.method} {each.path} | {each.summary} | {', '.join(each.query_flags)} |" for each in routes]
+    tables = [f"## {title}\n\n{make_markdown_table(limits, *parts)}" for title, parts in DOCUMENTED_TABLES.items()]
+    return "\n".join([*lines, "", *tables])
 
 
-def _make_poses_schema() -> Schema:
-    points = {"type": ["array", "null"], "items": {"type": "number"}, "maxItems": 3 * 70}
-    parts = ("pose", "face", "hand_left", "hand_right")
-    person = _make_input_schema({f"{part}_keypoints_2d": points for part in parts})
-    canvas = {f"canvas_{side}": {"type": "integer", "minimum": 1} for side in ("width", "height")}
-    people = {"people": {"type": "array", "items": person}, "animals": {"type": "array", "items": points}}
-    return _make_input_schema({**people, **canvas}, *canvas)
+def make_markdown_table(limits: RequestLimits, table: type[JsonObject], *without: type[JsonObject]) -> str:
+    """Return the fields of `table`, without those of other tables, in Markdown: names, values, default, meaning."""
+    lines = ["| field | values | default | |", "|---|---|---|---|"]
+    refused = []
+    hidden = {name for each in without for name in each.list_fields()}
+    for name, field in table.list_fields().items():
+        if name in hidden:
+            continue
+        if isinstance(field, UnsupportedField):
+            refused.append(f"`{name}`")
+            continue
+        schema = field.make_schema(limits, ())
+        names = ", ".join(f"`{each}`" for each in (name, *field.aliases))
+        default = "" if schema.get("default") in (None, "") else f"`{json.dumps(schema['default'])}`"
+        lines.append(f"| {names} | {_describe_values(schema)} | {default} | {field.description} |")
+    text = "\n".join(lines) + "\n"
+    return text + (f"\nRefused where they have a value: {', '.join(refused)}.\n" if refused else "")
+
+
+def _describe_values(schema: Mapping[str, Any]) -> str:
+    """Return the values that a schema allows, in a few words."""
+    if "enum" in schema:
+        words = schema["enum"]
+        return ", ".join(words) if len(words) <= 12 else f"{', '.join(words[:3])} … ({len(words)} names)"
+    if "anyOf" in schema or "allOf" in schema:
+        return ", or ".join(dict.fromkeys(map(_describe_values, schema.get("anyOf") or schema["allOf"])))
+    if "$ref" in schema:
+        name = schema["$ref"].rpartition("/")[2]
+        return {"Image": "image in base64", "Unit": "unit"}.get(name, name)
+    if schema["type"] == "array":
+        return f"list of up to {schema['maxItems']}: {_describe_values(schema['items'])}"
+    if schema["type"] == "object":
+        return "{" + ", ".join(f'"{name}"' for name in schema["properties"]) + "}"
+    if "minimum" in schema:
+        return f"{schema['minimum']}..{schema['maximum']}"
+    return {"boolean": "true, false", "string": "text"}[schema["type"]]
+
+
+if __name__ == "__main__":
+    print(make_markdown_reference())

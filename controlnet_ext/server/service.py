@@ -9,7 +9,7 @@ from typing import Any
 from ..preprocessors.registry import LoadedPreprocessor
 from ..sdwebui.catalog import ModelCatalog
 from ..sdwebui.detect import detect_maps
-from ..sdwebui.limits import RequestLimits
+from ..sdwebui.fields import RequestLimits
 from ..sdwebui.requests import SCRIPT_TITLES, parse_generation_request
 from ..sdwebui.samplers import NOISE_SCHEDULES, SAMPLERS
 from .engine import GenerationEngine

@@ -8,13 +8,12 @@ from __future__ import annotations
 import base64
 import hmac
 import json
-import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any
 
 from ..sdwebui.detect import detect_maps
-from ..sdwebui.limits import RequestLimits
+from ..sdwebui.fields import RequestLimits
 from ..server.worker import RequestWorker
 from . import host, settings
 
@@ -29,7 +28,7 @@ def merge_openapi(host_openapi: Callable[[], Any], document: Mapping[str, Any], 
     for operation in (each for path in paths.values() for each in path.values()):
         operation["security"] = [{AUTH_SCHEME: []}] if needs_auth else []
     schemas = {
-        f"{SCHEMA_PREFIX}{name}": schema for name, schema in _to_openapi_3_0(_collect_schemas(paths, document)).items()
+        f"{SCHEMA_PREFIX}{name}": schema for name, schema in _to_openapi_3_0(document["components"]["schemas"]).items()
     }
     paths, schemas = (
         json.loads(json.dumps(each).replace(SCHEMA_REF, SCHEMA_REF + SCHEMA_PREFIX)) for each in (paths, schemas)
@@ -42,15 +41,6 @@ def merge_openapi(host_openapi: Callable[[], Any], document: Mapping[str, Any], 
         return {**found, "paths": {**found["paths"], **paths}, "components": {**parts, "schemas": known}}
 
     return both
-
-
-def _collect_schemas(paths: Any, document: Mapping[str, Any]) -> dict[str, Any]:
-    """The schemas that paths name, and those that these name."""
-    known, found, text = document["components"]["schemas"], dict[str, Any](), json.dumps(paths)
-    while names := set(re.findall(f'{SCHEMA_REF}(\\w+)"', text)) - set(found):
-        found |= {name: known[name] for name in names}
-        text = json.dumps([known[name] for name in names])
-    return found
 
 
 def _to_openapi_3_0(value: Any) -> Any:
@@ -93,8 +83,8 @@ def mount_routes(_: Any, app: Any) -> None:
     """Add the routes, where the host offers its API, behind the host's own password where it has one."""
     from modules import shared
 
-    from ..server.app import create_control_routes
-    from ..server.schema import make_openapi_document
+    from ..server.openapi import make_openapi_document
+    from ..server.routes import create_control_routes
 
     if not (shared.cmd_opts.api or shared.cmd_opts.nowebui):
         return
@@ -105,7 +95,8 @@ def mount_routes(_: Any, app: Any) -> None:
         lambda value: detect_maps(value, host.get_preprocessor_loader()),
         HostWorker(MAX_PENDING),
     )
-    for route in routes:
+    for each in routes:
+        route = each.to_starlette()
         if names:
             route.app = PasswordMiddleware(route.app, names)
         app.router.routes.insert(0, route)

@@ -19,7 +19,7 @@ from limits import HANG, wait_until
 from controlnet_ext.embedded import SAMPLE_PHOTO
 from controlnet_ext.files.image_reader import read_image
 from controlnet_ext.sdwebui.catalog import ModelCatalog
-from controlnet_ext.sdwebui.limits import RequestLimits
+from controlnet_ext.sdwebui.fields import RequestLimits
 from controlnet_ext.sdwebui.modules import create_preprocessor_loader
 from controlnet_ext.server.engine import GenerationEngine
 from controlnet_ext.server.service import Service

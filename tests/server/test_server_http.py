@@ -14,7 +14,7 @@ from serving import photo, white
 
 from controlnet_ext import cli
 from controlnet_ext.sdwebui.catalog import ModelCatalog
-from controlnet_ext.sdwebui.limits import RequestLimits
+from controlnet_ext.sdwebui.fields import RequestLimits
 from controlnet_ext.sdwebui.modules import create_preprocessor_loader
 from controlnet_ext.sdwebui.requests import parse_generation_request
 from controlnet_ext.server.service import Service

@@ -18,9 +18,7 @@ from controlnet_ext.files.image_writer import read_png_text
 from controlnet_ext.generation.inpainting import InpaintArea, fill_from_surroundings
 from controlnet_ext.generation.request import UPSCALERS
 from controlnet_ext.guidance.hints import fit_and_crop
-from controlnet_ext.sdwebui.fields import JsonFields
-from controlnet_ext.sdwebui.limits import RequestLimits
-from controlnet_ext.sdwebui.requests import parse_hires_fix, parse_inpaint_area
+from controlnet_ext.sdwebui.requests import HiresFields, InpaintFields, parse_hires_fix, parse_inpaint_area
 from controlnet_ext.server.service import Service
 
 pytest.importorskip("starlette", reason="needs controlnet-ext[serve]")
@@ -42,7 +40,7 @@ SMALL = {"width": 64, "height": 64}
 )
 def test_the_second_pass_is_as_large_as_the_webuis(said: Any, size: Any, over: Any) -> None:
     """Of a first pass of 64x48; both sides given: enlarged to cover them, and cut."""
-    found = parse_hires_fix(JsonFields({"enable_hr": True, **said}, "the request"), 48, 64, 20, RequestLimits())
+    found = parse_hires_fix(HiresFields({"enable_hr": True, **said}, "the request"), 48, 64, 20)
     assert found is not None and (found.size, found.canvas_size) == (size, over)
     assert (found.upscaler, found.steps, found.strength) == ("Latent", 20, 0.75)
 
@@ -58,9 +56,7 @@ def test_the_second_pass_is_as_large_as_the_webuis(said: Any, size: Any, over: A
 )
 def test_what_a_second_pass_cannot_be_is_said(said: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=f"^the request: {words}"):
-        parse_hires_fix(
-            JsonFields({"enable_hr": 1, **said}, "the request"), 256, said.get("width", 64), 20, RequestLimits()
-        )
+        parse_hires_fix(HiresFields({"enable_hr": 1, **said}, "the request"), 256, said.get("width", 64), 20)
 
 
 def test_every_upscaler_enlarges_and_each_unit_keeps_to_its_pass(client: Client) -> None:
@@ -95,7 +91,7 @@ def test_the_text_says_the_second_pass(client: Client, tmp_path: Path) -> None:
 def repaint(mask: np.ndarray, image: np.ndarray | None = None, **said: Any) -> InpaintArea:
     height, width = mask.shape
     canvas = np.zeros((height, width, 3), np.uint8) if image is None else image
-    fields = JsonFields({"mask_blur": 0, **said}, "the request")
+    fields = InpaintFields({"mask_blur": 0, **said}, "the request")
     found = parse_inpaint_area(fields, canvas, np.dstack([mask] * 3), 64, 128, "stretch")
     assert found is not None
     return found
@@ -150,8 +146,8 @@ def test_what_is_masked_begins_in_the_colours_around_it() -> None:
 
 def test_a_blank_mask_repaints_nothing_or_everything() -> None:
     blank = np.zeros((64, 128, 3), np.uint8)
-    assert parse_inpaint_area(JsonFields({}, "the request"), blank, blank, 64, 128, "crop") is None
-    kept = parse_inpaint_area(JsonFields({"inpaint_full_res": 0}, "the request"), blank, blank, 64, 128, "crop")
+    assert parse_inpaint_area(InpaintFields({}, "the request"), blank, blank, 64, 128, "crop") is None
+    kept = parse_inpaint_area(InpaintFields({"inpaint_full_res": 0}, "the request"), blank, blank, 64, 128, "crop")
     assert kept is not None and not kept.blend_mask.any()
 
 

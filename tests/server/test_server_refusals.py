@@ -18,7 +18,7 @@ from serving import photo
 
 from controlnet_ext.embedded import SAMPLE_PHOTO
 from controlnet_ext.sdwebui.detect import detect_maps
-from controlnet_ext.sdwebui.limits import RequestLimits
+from controlnet_ext.sdwebui.fields import RequestLimits
 from controlnet_ext.sdwebui.requests import parse_generation_request
 from controlnet_ext.server import fetch
 from controlnet_ext.server.fetch import FETCH_ERROR, SafeFetcher, is_public_address, replace_urls, resolve_public

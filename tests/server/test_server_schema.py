@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from controlnet_ext.preprocessors.registry import find
 from serving import white
 
 from controlnet_ext.sdwebui.catalog import ModelCatalog
-from controlnet_ext.sdwebui.limits import RequestLimits
-from controlnet_ext.sdwebui.requests import parse_generation_request
-from controlnet_ext.sdwebui.units import parse_webui_unit
+from controlnet_ext.sdwebui.detect import DetectFields, detect_maps
+from controlnet_ext.sdwebui.fields import ImageField, JsonObject, RequestLimits, UnsupportedField
+from controlnet_ext.sdwebui.infotext import UNIT_TEXT_FIELDS
+from controlnet_ext.sdwebui.requests import ImageToImageFields, TextToImageFields, parse_generation_request
+from controlnet_ext.sdwebui.units import UnitFields, parse_webui_unit
 from controlnet_ext.server.service import Service
 
 pytest.importorskip("starlette", reason="needs controlnet-ext[serve]")
@@ -20,19 +23,17 @@ NAME = "embedded/canny [00000000]"
 
 @pytest.fixture(scope="module", params=[False, True], ids=["open", "guarded"])
 def document(request: pytest.FixtureRequest) -> dict[str, Any]:
-    from controlnet_ext.server import schema
+    from controlnet_ext.server.openapi import make_openapi_document
 
-    return schema.make_openapi_document(routes(), LIMITS, [NAME], request.param)
+    return make_openapi_document(routes(), LIMITS, [NAME], request.param)
 
 
 def routes() -> list[Any]:
-    """Those of an application whose engine is never asked."""
-    from controlnet_ext.server.app import create_app
+    """The routes of a server whose engine is not called."""
+    from controlnet_ext.server.app import create_routes
 
     nothing: Any = None
-    return create_app(
-        Service(nothing, ModelCatalog([], "other"), nothing, LIMITS), nothing, None, ("127.0.0.1",)
-    ).routes
+    return create_routes(Service(nothing, ModelCatalog([], "other"), nothing, LIMITS), nothing, False)
 
 
 def test_the_document_is_valid_openapi(document: dict[str, Any]) -> None:
@@ -42,7 +43,7 @@ def test_the_document_is_valid_openapi(document: dict[str, Any]) -> None:
 
 def test_the_document_has_every_route_and_its_methods(document: dict[str, Any]) -> None:
     described = {(path, method.upper()) for path, operations in document["paths"].items() for method in operations}
-    assert described == {(route.path, method) for route in routes() for method in route.methods - {"HEAD"}}
+    assert described == {(route.path, route.method) for route in routes()}
 
 
 def test_every_reference_leads_to_a_schema_and_every_schema_is_used(document: dict[str, Any]) -> None:
@@ -110,6 +111,87 @@ def test_a_size_is_bounded_where_it_costs(document: dict[str, Any]) -> None:
     schemas = document["components"]["schemas"]
     assert schemas["TextToImage"]["properties"]["width"]["maximum"] == 256
     assert schemas["TextToImage"]["properties"]["prompt"]["maxLength"] == 10_000
-    assert schemas["Picture"]["maxLength"] == 64 * 2**20
+    assert schemas["Image"]["maxLength"] == 64 * 2**20
     units = schemas["TextToImage"]["properties"]["alwayson_scripts"]["properties"]["ControlNet"]["properties"]["args"]
     assert units["maxItems"] == 2
+
+
+class RecordingDict(dict[str, Any]):
+    """A JSON object that records the names that are looked up in it."""
+
+    def __init__(self, values: dict[str, Any]):
+        super().__init__(values)
+        self.names: set[str] = set()
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.names.add(name)
+        return super().get(name, default)
+
+    def __getitem__(self, name: str) -> Any:
+        self.names.add(name)
+        return super().__getitem__(name)
+
+
+def list_names(table: type[JsonObject], *kinds: type[Any]) -> set[str]:
+    fields = [each for each in table.list_fields().values() if not kinds or isinstance(each, kinds)]
+    return {name for each in fields for name in (each.name, *each.aliases)}
+
+
+@pytest.mark.parametrize(
+    ("table", "sent"),
+    [
+        (UnitFields, {"model": "m", "image": white(8, 8)}),
+        (DetectFields, {"controlnet_module": "canny", "controlnet_input_images": [white(64, 64)]}),
+        (TextToImageFields, {"enable_hr": True}),
+        (ImageToImageFields, {"init_images": [white(8, 8)], "mask": white(8, 8, slice(4))}),
+    ],
+)
+def test_the_reader_reads_the_fields_of_the_schema_and_no_others(table: type[JsonObject], sent: Any) -> None:
+    recorded = RecordingDict(sent)
+    if table is UnitFields:
+        parse_webui_unit(recorded, "unit 1")
+    elif table is DetectFields:
+        detect_maps(recorded, lambda name: find(name).load())
+    else:
+        parse_generation_request(recorded, (64, 64), LIMITS, table is ImageToImageFields)
+    schema = set(table.make_schema(LIMITS)["properties"])
+    assert recorded.names == list_names(table)
+    assert schema == {name for name, each in table.list_fields().items() if not isinstance(each, UnsupportedField)}
+    assert table is not UnitFields or "weight_schedule" in schema
+
+
+def test_the_text_of_a_unit_in_a_png_names_fields_of_a_unit() -> None:
+    assert list_names(UnitFields) >= UNIT_TEXT_FIELDS
+
+
+def test_every_field_with_an_image_takes_addresses_where_these_are_fetched() -> None:
+    from controlnet_ext.server.fetch import IMAGE_FIELDS
+
+    for table in (UnitFields, DetectFields, TextToImageFields, ImageToImageFields):
+        for name, schema in table.make_schema(LIMITS)["properties"].items():
+            assert ("schemas/Image" in str(schema)) == (name in IMAGE_FIELDS), name
+    assert list_names(ImageToImageFields, ImageField) == {"init_images", "mask"}
+
+
+def test_the_reference_in_markdown_has_every_route_and_every_field() -> None:
+    from controlnet_ext.server.openapi import make_markdown_reference
+
+    text = make_markdown_reference()
+    names = {
+        name
+        for table in (UnitFields, DetectFields, TextToImageFields, ImageToImageFields)
+        for name in list_names(table)
+    }
+    assert all(f"`{name}`" in text for name in names)
+    assert all(f"| {route.method} {route.path} |" in text for route in routes())
+
+
+def test_every_field_and_every_route_is_described(document: dict[str, Any]) -> None:
+    for table in (UnitFields, DetectFields, TextToImageFields, ImageToImageFields):
+        assert all(each["description"] for each in table.make_schema(LIMITS)["properties"].values())
+    assert all(each["summary"] for path in document["paths"].values() for each in path.values())
+
+
+def test_a_default_outside_the_limits_becomes_the_nearest_bound() -> None:
+    assert TextToImageFields.make_schema(LIMITS)["properties"]["steps"]["default"] == 9
+    assert TextToImageFields({}, "the request", LIMITS).steps == 9

@@ -18,7 +18,7 @@ from ...errors import check_choice
 from ...generation.options import choose_device
 from ...generation.recipe import DTYPES, MAX_UNITS
 from ...preprocessors.library import Library
-from ...sdwebui.limits import RequestLimits
+from ...sdwebui.fields import RequestLimits
 from ..generation_options import DEVICE_HELP, DTYPE_HELP, MODEL_HELP
 from ..weights_options import add_library_options
 from . import print_stderr
