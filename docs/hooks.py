@@ -135,21 +135,7 @@ def parameter_text(parameter: dict[str, Any]) -> str:
 
 def http_page() -> str:
     """The routes and the fields of their requests, from the OpenAPI document of a server with default bounds."""
-    code = """
-import asyncio, json
-from types import SimpleNamespace
-from controlnet_ext.sdwebui.limits import RequestLimits
-from controlnet_ext.server.app import create_app
-
-catalog = SimpleNamespace(names=["embedded/canny"])
-service = SimpleNamespace(
-    catalog=catalog, limits=RequestLimits(), detect_maps=None, set_options=None, engine=None
-)
-app = create_app(service, None, "token", ("*",))
-(route,) = (route for route in app.routes if route.path == "/openapi.json")
-print(asyncio.run(route.endpoint(None)).body.decode())
-"""
-    document: dict[str, Any] = json.loads(run_python("-c", code))
+    document: dict[str, Any] = json.loads(run_python("-m", "controlnet_ext.server.openapi"))
     schemas = document["components"]["schemas"]
     lines = [
         "# HTTP routes and fields",
@@ -183,6 +169,8 @@ print(asyncio.run(route.endpoint(None)).body.decode())
         for field, value in schema["properties"].items():
             words = value.get("description", "") + (" *(required)*" if field in schema.get("required", ()) else "")
             lines.append(f"| `{field}` | {schema_text(value)} | {cell(words)} |")
+        if "description" in schema:
+            lines += ["", cell(schema["description"])]
     return "\n".join(lines) + "\n"
 
 
@@ -193,11 +181,11 @@ def schema_text(schema: dict[str, Any]) -> str:
         return f"[{name}](#{name.lower()})"
     for key in ("anyOf", "oneOf", "allOf"):
         if key in schema:
-            return cell(" or ".join(schema_text(each) for each in schema[key]))
+            return cell(" or ".join(schema_text(each) for each in schema[key]) + default_text(schema))
     if "const" in schema:
         return cell(f"`{json.dumps(schema['const'])}`")
     if "enum" in schema:
-        return cell(", ".join(f"`{json.dumps(value)}`" for value in schema["enum"]))
+        return cell(", ".join(f"`{json.dumps(value)}`" for value in schema["enum"]) + default_text(schema))
     kind = schema.get("type", "anything" if schema else "")
     words = " or ".join(kind) if isinstance(kind, list) else kind
     if words == "array":
@@ -208,9 +196,12 @@ def schema_text(schema: dict[str, Any]) -> str:
     ends = [schema.get("minimum"), schema.get("maximum")]
     if ends != [None, None]:
         words += " " + "..".join("" if end is None else f"{end:g}" for end in ends)
-    if "default" in schema:
-        words += f" (default `{json.dumps(schema['default'])}`)"
-    return cell(words)
+    return cell(words + default_text(schema))
+
+
+def default_text(schema: dict[str, Any]) -> str:
+    """The default of a schema in parentheses, or nothing."""
+    return f" (default `{json.dumps(schema['default'])}`)" if schema.get("default", "") != "" else ""
 
 
 def cell(text: str) -> str:

@@ -73,10 +73,20 @@ class JsonObject:
     @classmethod
     def make_schema(cls, limits: RequestLimits, model_names: Sequence[str] = ()) -> Schema:
         """Return the JSON schema of the object within `limits`; `model_names` are the listed control models."""
-        fields = {name: each for name, each in cls.list_fields().items() if not isinstance(each, UnsupportedField)}
+        fields = cls.list_fields()
+        refused = [f"`{name}`" for name, each in fields.items() if isinstance(each, UnsupportedField)]
         required = [name for name, each in fields.items() if each.is_required]
-        properties = {name: each.make_schema(limits, model_names) for name, each in fields.items()}
-        return {"type": "object", "properties": properties, **({"required": required} if required else {})}
+        properties = {
+            name: each.make_schema(limits, model_names)
+            for name, each in fields.items()
+            if not isinstance(each, UnsupportedField)
+        }
+        return {
+            "type": "object",
+            "properties": properties,
+            **({"required": required} if required else {}),
+            **({"description": f"Refused where they have a value: {', '.join(refused)}"} if refused else {}),
+        }
 
     def find_value(self, *names: str) -> Any:
         """Return the value under the first of `names` that has one, or None.
@@ -344,7 +354,7 @@ class ChoiceField(Field[T | D], Generic[T, D]):
 
 
 class UnsupportedField(Field[None]):
-    """A field that clients know and that is refused when it has a value. It is not in the schema.
+    """A field that clients know and that is refused when it has a value. It is no property in the schema.
 
     `message` follows the field's name in the error. With `same_as` the value of that field is accepted too.
     """

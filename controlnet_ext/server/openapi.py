@@ -1,17 +1,16 @@
-"""The OpenAPI 3.1 document of the routes, and the reference of the routes and their fields in Markdown.
+"""The OpenAPI 3.1 document, made from the routes and the declared fields of their requests.
 
-Both are made from the declarations of fields and routes. `python -m controlnet_ext.server.openapi` prints the Markdown.
+`python -m controlnet_ext.server.openapi` prints the document of a server with the default limits, for documentation.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from ..sdwebui.detect import API_VERSION, DetectFields
-from ..sdwebui.fields import JsonObject, RequestLimits, Schema, UnsupportedField
-from ..sdwebui.requests import GenerationFields, ImageToImageFields, OverrideFields, TextToImageFields
+from ..sdwebui.detect import API_VERSION
+from ..sdwebui.fields import JsonObject, RequestLimits, Schema
 from ..sdwebui.units import UnitFields
 from .http import MAX_BODY_BYTES
 from .routes import ApiRoute, NamedSchema, create_control_routes, create_document_route, create_generation_routes
@@ -41,14 +40,6 @@ ERROR_DESCRIPTIONS = {
     429: "Too many requests wait",
     500: "The work failed",
     503: "The server is stopping",
-}
-DOCUMENTED_TABLES = {  # heading in the documentation: a table, and the tables whose fields stand under other headings
-    "A unit": (UnitFields,),
-    "txt2img and img2img": (GenerationFields,),
-    "txt2img": (TextToImageFields, GenerationFields),
-    "img2img": (ImageToImageFields, GenerationFields),
-    "override_settings": (OverrideFields,),
-    "detect": (DetectFields,),
 }
 
 
@@ -130,58 +121,17 @@ def _collect_schemas(
     return schemas
 
 
-def make_markdown_reference() -> str:
-    """Return the routes, and the fields of each kind of request with the default bounds, as tables in Markdown."""
+def make_default_document() -> Schema:
+    """Return the document of a server with the default limits, a token, and the embedded control models."""
+    unused: Any = None  # no answer is called
     limits = RequestLimits()
-    unused: Any = None  # answers are not called
     routes = [
         *create_control_routes(unused, limits.max_units, unused, unused),
         *create_generation_routes(unused, unused),
         create_document_route(unused),
     ]
-    lines = ["## Routes", "", "| route | | query |", "|---|---|---|"]
-    lines += [f"| {each.method} {each.path} | {each.summary} | {', '.join(each.query_flags)} |" for each in routes]
-    tables = [f"## {title}\n\n{make_markdown_table(limits, *parts)}" for title, parts in DOCUMENTED_TABLES.items()]
-    return "\n".join([*lines, "", *tables])
-
-
-def make_markdown_table(limits: RequestLimits, table: type[JsonObject], *without: type[JsonObject]) -> str:
-    """Return the fields of `table`, without those of other tables, in Markdown: names, values, default, meaning."""
-    lines = ["| field | values | default | |", "|---|---|---|---|"]
-    refused = []
-    hidden = {name for each in without for name in each.list_fields()}
-    for name, field in table.list_fields().items():
-        if name in hidden:
-            continue
-        if isinstance(field, UnsupportedField):
-            refused.append(f"`{name}`")
-            continue
-        schema = field.make_schema(limits, ())
-        names = ", ".join(f"`{each}`" for each in (name, *field.aliases))
-        default = "" if schema.get("default") in (None, "") else f"`{json.dumps(schema['default'])}`"
-        lines.append(f"| {names} | {_describe_values(schema)} | {default} | {field.description} |")
-    text = "\n".join(lines) + "\n"
-    return text + (f"\nRefused where they have a value: {', '.join(refused)}.\n" if refused else "")
-
-
-def _describe_values(schema: Mapping[str, Any]) -> str:
-    """Return the values that a schema allows, in a few words."""
-    if "enum" in schema:
-        words = schema["enum"]
-        return ", ".join(words) if len(words) <= 12 else f"{', '.join(words[:3])} … ({len(words)} names)"
-    if "anyOf" in schema or "allOf" in schema:
-        return ", or ".join(dict.fromkeys(map(_describe_values, schema.get("anyOf") or schema["allOf"])))
-    if "$ref" in schema:
-        name = schema["$ref"].rpartition("/")[2]
-        return {"Image": "image in base64", "Unit": "unit"}.get(name, name)
-    if schema["type"] == "array":
-        return f"list of up to {schema['maxItems']}: {_describe_values(schema['items'])}"
-    if schema["type"] == "object":
-        return "{" + ", ".join(f'"{name}"' for name in schema["properties"]) + "}"
-    if "minimum" in schema:
-        return f"{schema['minimum']}..{schema['maximum']}"
-    return {"boolean": "true, false", "string": "text"}[schema["type"]]
+    return make_openapi_document(routes, limits, ("embedded/canny",), True)
 
 
 if __name__ == "__main__":
-    print(make_markdown_reference())
+    print(json.dumps(make_default_document(), indent=1))

@@ -173,17 +173,17 @@ def test_every_field_with_an_image_takes_addresses_where_these_are_fetched() -> 
     assert list_names(ImageToImageFields, ImageField) == {"init_images", "mask"}
 
 
-def test_the_reference_in_markdown_has_every_route_and_every_field() -> None:
-    from controlnet_ext.server.openapi import make_markdown_reference
+def test_the_document_for_the_documentation_has_every_route_and_names_every_field() -> None:
+    from controlnet_ext.server.openapi import make_default_document
 
-    text = make_markdown_reference()
-    names = {
-        name
-        for table in (UnitFields, DetectFields, TextToImageFields, ImageToImageFields)
-        for name in list_names(table)
+    document = make_default_document()
+    schemas = document["components"]["schemas"]
+    for table in (UnitFields, DetectFields, TextToImageFields, ImageToImageFields):
+        text = str(schemas[table.schema_name])
+        assert all(name in text for name in list_names(table))
+    assert {(path, method.upper()) for path, each in document["paths"].items() for method in each} == {
+        (route.path, route.method) for route in routes()
     }
-    assert all(f"`{name}`" in text for name in names)
-    assert all(f"| {route.method} {route.path} |" in text for route in routes())
 
 
 def test_every_field_and_every_route_is_described(document: dict[str, Any]) -> None:
