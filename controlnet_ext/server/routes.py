@@ -92,8 +92,8 @@ JOB_STATE = make_object_schema(
     }
 )
 POINTS: Schema = {"type": ["array", "null"], "items": NUMBER, "maxItems": 3 * 70}
-BODY_PARTS = tuple(f"{part}_keypoints_2d" for part in ("pose", "face", "hand_left", "hand_right"))
-PERSON = make_object_schema(dict.fromkeys(BODY_PARTS, POINTS), *BODY_PARTS)
+KEYPOINT_FIELDS = tuple(f"{part}_keypoints_2d" for part in ("pose", "face", "hand_left", "hand_right"))
+PERSON = make_object_schema(dict.fromkeys(KEYPOINT_FIELDS, POINTS), *KEYPOINT_FIELDS)
 POSES = NamedSchema(
     "PosesOfImages",
     {
