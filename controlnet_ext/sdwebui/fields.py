@@ -188,6 +188,7 @@ class ObjectField(Field[T_co]):
         return inner
 
     def make_value_schema(self, limits: RequestLimits, model_names: Sequence[str]) -> Schema:
+        """Return the JSON schema without the description."""
         schema: Schema = self._table.make_schema(limits, model_names)
         return schema
 
@@ -215,6 +216,7 @@ class TextField(Field[str]):
         return value
 
     def make_value_schema(self, limits: RequestLimits, model_names: Sequence[str]) -> Schema:
+        """Return the JSON schema without the description."""
         text = {"type": "string", "maxLength": self.max_length}
         if self.list_names is None:
             return {**text, "default": self.default}
@@ -262,6 +264,7 @@ class NumberField(Field[float | D], Generic[D]):
         return _parse_number(self.name, value, record, low, high)
 
     def make_value_schema(self, limits: RequestLimits, model_names: Sequence[str]) -> Schema:
+        """Return the JSON schema without the description."""
         low, high = self.get_bounds(limits)
         default = self.get_default(limits)
         schema = {"type": "number", "minimum": low, "maximum": high}
@@ -292,6 +295,7 @@ class IntField(Field[int | D], Generic[D]):
         return int(number)
 
     def make_value_schema(self, limits: RequestLimits, model_names: Sequence[str]) -> Schema:
+        """Return the JSON schema without the description."""
         schema = {**self._number.make_value_schema(limits, model_names), "type": "integer"}
         return schema if self._multiple_of is None else {**schema, "multipleOf": self._multiple_of}
 
@@ -346,6 +350,7 @@ class ChoiceField(Field[T | D], Generic[T, D]):
         raise record.make_error(self.name, value, "one of " + ", ".join(repr(word) for word, _ in self.choices))
 
     def make_value_schema(self, limits: RequestLimits, model_names: Sequence[str]) -> Schema:
+        """Return the JSON schema without the description."""
         words: Schema = {"enum": [word for word, _ in self.choices]}
         places = {"type": "integer", "minimum": 0, "maximum": len(self.choices) - 1}
         schema = words if self._literal_none else {"anyOf": [words, places]}

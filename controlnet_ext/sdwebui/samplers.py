@@ -1,4 +1,4 @@
-"""The webui's samplers that diffusers has, by the webui's names."""
+"""The samplers and noise schedules of the webui that diffusers has, by the webui's names."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from ..errors import suggest_names
 from ..generation.pipeline_folder import PipelineFolder
 
-SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {  # a name in pipeline.SCHEDULERS, and settings
+SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {  # a name in `SCHEDULERS`, and settings of the scheduler
     "Euler a": ("euler-ancestral", {}),
     "Euler": ("euler", {}),
     "Heun": ("heun", {}),
@@ -22,16 +22,16 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {  # a name in pipeline.SCHEDU
     "DDPM": ("ddpm", {}),
     "DEIS": ("deis", {}),
 }
-NOISE_SCHEDULES = {
-    "Karras": "use_karras_sigmas",
-    "Exponential": "use_exponential_sigmas",
-}  # of noise; diffusers' settings
+NOISE_SCHEDULES = {"Karras": "use_karras_sigmas", "Exponential": "use_exponential_sigmas"}  # and diffusers' settings
 AUTOMATIC_NAMES = ("", "automatic", "normal", "none")
 
 
 def create_scheduler(folder: PipelineFolder, name: str, noise_schedule: str) -> tuple[Any, str]:
-    """A scheduler of diffusers with the model's settings, and its name as the webui writes it; without a name the
-    model's own. "DPM++ 2M Karras" says both at once, as the webui did before 1.9. ValueError with the nearest names."""
+    """Return a scheduler of diffusers with the model's settings, and its name as the webui writes it.
+
+    Without a name it is the model's own. "DPM++ 2M Karras" is sampler and noise schedule in one, as in the webui before
+    1.9. Raises ValueError for unknown names, with the nearest ones, and for a schedule that the sampler does not have.
+    """
     for known in NOISE_SCHEDULES:
         if name.casefold().endswith(f" {known.casefold()}"):
             name, noise_schedule = name[: -len(known) - 1], known

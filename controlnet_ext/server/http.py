@@ -1,4 +1,4 @@
-"""From a function of JSON to an endpoint: bodies read within bounds, errors answered in one sentence."""
+"""Endpoints from functions of JSON: bodies read within bounds, errors answered in one sentence."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class RequestError(Exception):
-    """A request that HTTP has a status for."""
+    """Raised for a request that is refused with an HTTP status of its own."""
 
     def __init__(self, status: int, message: str):
         super().__init__(message)
@@ -27,7 +27,7 @@ class RequestError(Exception):
 
 
 def get_endpoint(answer: Callable[[Request], Any]) -> Endpoint:
-    """An endpoint of what can be answered at once."""
+    """Return an endpoint that answers at once, from the request without its body."""
 
     async def endpoint(request: Request) -> Response:
         return await _respond(run_in_threadpool(answer, request))
@@ -36,29 +36,28 @@ def get_endpoint(answer: Callable[[Request], Any]) -> Endpoint:
 
 
 def json_endpoint(answer: Callable[[Any], Any]) -> Endpoint:
-    """An endpoint of a function of the request's JSON."""
+    """Return an endpoint that answers at once, from the JSON in the request's body."""
 
-    async def answered(request: Request) -> Any:
+    async def call(request: Request) -> Any:
         content = await _read_body(request)
         return await run_in_threadpool(lambda: answer(parse_json(content, "the request")))
 
     async def endpoint(request: Request) -> Response:
-        return await _respond(answered(request))
+        return await _respond(call(request))
 
     return endpoint
 
 
 def queued_endpoint(answer: Callable[[Any], Any], worker: RequestWorker) -> Endpoint:
-    """An endpoint of a function of the request's JSON that works or needs memory: the worker calls it, one at a
-    time."""
+    """Return an endpoint that answers from the JSON in the request's body, by work that `worker` does one at a time."""
 
-    async def worked(request: Request) -> Any:
+    async def call(request: Request) -> Any:
         worker.check_capacity()  # before there is a body in memory
         content = await _read_body(request)
         return await asyncio.wrap_future(worker.submit(lambda: answer(parse_json(content, "the request"))))
 
     async def endpoint(request: Request) -> Response:
-        return await _respond(worked(request))
+        return await _respond(call(request))
 
     return endpoint
 
@@ -75,16 +74,15 @@ async def _respond(answer: Awaitable[Any]) -> Response:
 
 
 def error_response(status: int, message: str) -> Response:
-    """One sentence, under the key that FastAPI has it under."""
+    """Return an error as JSON: one sentence under `detail`, the key that FastAPI uses."""
     headers = {429: {"Retry-After": "5"}, 401: {"WWW-Authenticate": "Basic"}}.get(status)
     return JSONResponse({"detail": one_line(message, 500)}, status, headers)
 
 
 async def _read_body(request: Request) -> bytes:
     if request.headers.get("content-type", "").partition(";")[0].strip().casefold() != "application/json":
-        raise RequestError(
-            415, "the request is no application/json"
-        )  # which a page of another site cannot send unasked
+        # a page of another site cannot send this type without the browser's asking first
+        raise RequestError(415, "the request is no application/json")
     content = bytearray()
     async for chunk in request.stream():
         content += chunk

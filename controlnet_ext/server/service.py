@@ -1,4 +1,4 @@
-"""Between routes and the work: what a server offers, and what it answers."""
+"""Answers of the webui's routes: requests read, and handed to the engine or to preprocessors."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ from .fetch import replace_urls
 
 
 class Service:
-    """An engine, its control models, and what gives preprocessors by name. `fetch` gives the content of
-    addresses in requests; without it they are refused."""
+    """The answers of a server, from its engine, its control models and its preprocessors.
+
+    `load_preprocessor` returns a loaded preprocessor by name. `fetch` returns the content of a URL; without
+    it URLs are refused.
+    """
 
     def __init__(
         self,
@@ -32,45 +35,49 @@ class Service:
         self.engine, self.catalog, self.limits, self._load_preprocessor = engine, catalog, limits, load_preprocessor
 
     def generate(self, value: Any, from_image: bool) -> dict[str, Any]:
-        """The answer to a request for pictures."""
-        echo = _echo_scalars(value)
-        asked = parse_generation_request(self._replace_urls(value), self.engine.size, self.limits, from_image)
-        return {**self.engine.generate(asked), "parameters": echo}
+        """Return the answer to a request for images: img2img with `from_image`, else txt2img.
+
+        Raises ValueError, TypeError or FileNotFoundError for the client, RuntimeError for what failed on the way.
+        """
+        parameters = _select_scalars(value)
+        request = parse_generation_request(self._replace_urls(value), self.engine.size, self.limits, from_image)
+        return {**self.engine.generate(request), "parameters": parameters}
 
     def detect_maps(self, value: Any) -> dict[str, Any]:
-        """The answer to a request for maps."""
+        """Return the answer to a request for maps. Raises ValueError for the client."""
         return detect_maps(self._replace_urls(value), self._load_preprocessor)
 
     def _replace_urls(self, value: Any) -> Any:
         return value if self._fetch is None else replace_urls(value, self._fetch)
 
     def list_checkpoints(self) -> list[dict[str, Any]]:
-        """The one checkpoint."""
+        """Return the one checkpoint, as the webui lists its own."""
         name = self.engine.checkpoint_name
         return [{"title": name, "model_name": name, "hash": None, "sha256": None, "filename": name, "config": None}]
 
     def get_options(self) -> dict[str, Any]:
+        """Return the settings of the webui that this server has."""
         return {"sd_model_checkpoint": self.engine.checkpoint_name, "control_net_unit_count": self.limits.max_units}
 
     def set_options(self, value: Any) -> None:
-        """Nothing, if it asks for what is there; ValueError otherwise."""
+        """Accept settings that are those of the server. Raises ValueError for others."""
         own = self.get_options()
         if not isinstance(value, dict):
             raise ValueError("the options are no JSON object")
-        for name, wanted in value.items():
-            if name not in own or wanted != own[name]:
+        for name, setting in value.items():
+            if name not in own or setting != own[name]:
                 raise ValueError(f"the option {name!r:.80} cannot be changed on this server")
 
     def get_progress(self, with_preview: bool) -> dict[str, Any]:
-        """As the webui tells it; where it is to be `seen`, with the picture of the last step before which someone
-        wanted to see it."""
+        """Return the progress in the webui's form; `with_preview` with an image of the last step before which a client
+        asked for one."""
         now = self.engine.progress
         if with_preview and now.image_count:
             now.preview_requested.set()
         state = {
             "skipped": False,
             "interrupted": now.stop_requested.is_set(),
-            "job": f"picture {now.image_index + 1} of {now.image_count}" if now.image_count else "",
+            "job": f"image {now.image_index + 1} of {now.image_count}" if now.image_count else "",
             "job_count": now.image_count,
             "job_no": now.image_index,
             "sampling_step": now.step,
@@ -85,22 +92,26 @@ class Service:
         }
 
     def list_samplers(self) -> list[dict[str, Any]]:
+        """Return the samplers, by the webui's names."""
         return [{"name": name, "aliases": [], "options": {}} for name in SAMPLERS]
 
     def list_schedulers(self) -> list[dict[str, Any]]:
+        """Return the schedules of noise, by the webui's names."""
         names = ("Automatic", *NOISE_SCHEDULES)
         return [{"name": name.casefold(), "label": name, "aliases": None} for name in names]
 
     def list_scripts(self) -> dict[str, list[str]]:
+        """Return the always-on scripts that a request may name."""
         return {"txt2img": list(SCRIPT_TITLES), "img2img": list(SCRIPT_TITLES)}
 
 
-def _echo_scalars(value: Any) -> dict[str, Any]:
-    """What is short of a request. ValueError for what no JSON can say, before there is work in it."""
-    said = value.items() if isinstance(value, dict) else ()
-    echo = {k: v for k, v in said if isinstance(v, bool | int | float | str) and k != "mask"}
+def _select_scalars(value: Any) -> dict[str, Any]:
+    """Return the numbers, booleans and texts of a request, which the answer repeats. Raises ValueError for values that
+    no JSON can hold, before any work is done."""
+    items = value.items() if isinstance(value, dict) else ()
+    scalars = {k: v for k, v in items if isinstance(v, bool | int | float | str) and k != "mask"}
     try:
-        json.dumps(echo, ensure_ascii=False, allow_nan=False).encode()
+        json.dumps(scalars, ensure_ascii=False, allow_nan=False).encode()
     except ValueError as error:
         raise ValueError("the request holds NaN, an infinite number, or half a letter") from error
-    return echo
+    return scalars

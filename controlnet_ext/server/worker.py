@@ -1,7 +1,4 @@
-"""One thread that does what requests ask for, in their order, and turns away what it cannot get to.
-
-How far the request at work is; told by its thread, asked by others.
-"""
+"""One thread that works on requests in their order, with a bounded queue, and the progress of the request at work."""
 
 from __future__ import annotations
 
@@ -15,8 +12,12 @@ from typing import Any
 
 @dataclass
 class GenerationProgress:
-    """Picture `picture` of `count`, whose present step is `step` of `steps`, in all its passes. Who wants to see it
-    sets `wanted`; `image`, a PNG in base64, is what it looked like after the last step that was wanted."""
+    """Progress of a request: image `image_index`, from 0, of `image_count`, and in it step `step` of `total_steps` over
+    all passes. Written by the thread at work, read by others.
+
+    Set `preview_requested` to receive in `preview`, a PNG in base64, the image after the next step. Set
+    `stop_requested` to end the request after its step.
+    """
 
     image_count: int = 0
     image_index: int = 0
@@ -29,7 +30,7 @@ class GenerationProgress:
 
     @property
     def fraction(self) -> float:
-        """0 where nothing is at work."""
+        """The share of the work that is done, in 0..1; 0 where nothing is at work."""
         return (
             (self.image_index + min(self.step / max(self.total_steps, 1), 1)) / self.image_count
             if self.image_count
@@ -38,17 +39,17 @@ class GenerationProgress:
 
     @property
     def eta_seconds(self) -> float:
-        """Seconds, if it goes on as it went; 0 where that is not known."""
+        """The estimated seconds that remain; 0 where they are not known."""
         fraction = self.fraction
         return (time.monotonic() - self.started_at) * (1 - fraction) / fraction if fraction else 0.0
 
     def begin_image(self, image_index: int) -> None:
-        """The steps of a picture, from 0, begin."""
+        """Start counting the steps of the image at `image_index`, from 0."""
         self.image_index, self.step = image_index, 0
 
 
 class QueueFull(Exception):
-    """Too many requests wait, or the server stops; `status` is the HTTP answer's."""
+    """Raised where too many requests wait, or the server stops; `status` is that of the HTTP answer."""
 
     def __init__(self, status: int, message: str):
         super().__init__(message)
@@ -56,7 +57,7 @@ class QueueFull(Exception):
 
 
 class RequestWorker:
-    """At most `limit` requests wait or are at work."""
+    """A thread that runs one request after the other; at most `max_pending` wait or are at work."""
 
     def __init__(self, max_pending: int):
         self._max_pending, self._pending, self._is_open = max_pending, 0, True
@@ -65,18 +66,18 @@ class RequestWorker:
 
     @property
     def pending_count(self) -> int:
-        """How many requests wait or are at work."""
+        """The number of requests that wait or are at work."""
         return self._pending
 
     def check_capacity(self) -> None:
-        """Busy, if a request that came now were turned away."""
+        """Raise QueueFull if a request that came now were refused: 429 with a full queue, 503 when the server stops."""
         if not self._is_open:
             raise QueueFull(503, "the server is stopping")
         if self._pending >= self._max_pending:
             raise QueueFull(429, f"{self._pending} requests wait already, try again later")
 
     def submit(self, work: Callable[[], Any]) -> Future[Any]:
-        """Busy: 429 when the queue is full, 503 when the server stops."""
+        """Queue `work` and return the future of its result. Raises QueueFull as `check_capacity` does."""
         with self._lock:
             self.check_capacity()
             self._pending += 1
@@ -85,7 +86,7 @@ class RequestWorker:
         return future
 
     def close(self) -> None:
-        """Take no more; what waits is dropped, what is at work ends."""
+        """Refuse further requests, drop those that wait, and wait for the one at work."""
         with self._lock:
             self._is_open = False
         self._executor.shutdown(wait=True, cancel_futures=True)

@@ -57,7 +57,7 @@ VERBS = frozenset(
 
 # Names that each module of a family defines with one meaning: contracts, and names that a host prescribes.
 CONTRACTS = frozenset({"T", "arguments", "detect", "guide", "layout", "load", "register", "run", "main", "save"})
-PENDING_NAMES = frozenset({"NET_PREFIX", "STDOUT", "Schema"})  # to become one definition each
+PENDING_NAMES = frozenset({"NET_PREFIX", "STDOUT"})  # to become one definition each
 
 VAGUE = ("What ", "Whether ", "Who ", "Where ", "How ", "That ", "As ")
 STATE_DICT = re.compile(r"(Mapping|dict)\[str, Tensor\]")  # has many shapes
@@ -77,7 +77,6 @@ PENDING = {
     "models",
     "preprocessors",
     "sdwebui",
-    "server",
     "training",
     "webui",
 }

@@ -210,7 +210,7 @@ def test_what_is_missing_no_picture_too_large_or_too_slow_is_refused_alike(
 
 def test_a_request_has_only_so_many_addresses(web: SafeFetcher) -> None:
     many = [{"image": "http://a.example/p"}] * 9
-    assert asked(lambda: replace_urls(many, web)) == "the request has over 8 addresses of pictures"
+    assert asked(lambda: replace_urls(many, web)) == "the request has over 8 URLs of images"
     assert len(replace_urls(many[:8], web)) == 8
 
 
