@@ -1,8 +1,4 @@
-"""Where the weights of networks are: folders, the Hugging Face cache, else a download. And the networks of them, loaded
-once.
-
-What is slow to load, loaded once, and kept up to a number of bytes.
-"""
+"""Weights of networks, from folders, the Hugging Face cache or a download; and the loaded networks."""
 
 from __future__ import annotations
 
@@ -25,16 +21,17 @@ FOLDERS_VARIABLE = "CONTROLNET_EXT_MODELS"  # the environment's variable: folder
 
 
 class Library:
-    """Finds weights and loads networks; safe to share between threads.
+    """Finder of weights and loader of networks, safe for several threads.
 
-    `folders` are looked through in order, by default those of the environment's CONTROLNET_EXT_MODELS; each may hold
-    a file by its name, in sd-webui-controlnet's folder for it, or as repo/path (controlnet_aux's and ComfyUI's way).
-    Then the Hugging Face cache. Then, unless `download` is False, it is downloaded to sd-webui-controlnet's place in
-    the first folder (without any: to controlnet-ext in HF_HOME), where it gets its name when size and hash are right.
-    `files` gives single files by name, a whole model's by their paths in it, before all folders.
+    `folders` are searched in order, by default those of the variable CONTROLNET_EXT_MODELS; each may hold a file by its
+    name, in the folder of sd-webui-controlnet, or as repo/path (the layout of controlnet_aux and ComfyUI). Then the
+    Hugging Face cache is searched. Then, with `download`, the file is downloaded to the place of sd-webui-controlnet in
+    the first folder (without any: controlnet-ext in HF_HOME), where it gets its name when size and hash are right.
+    `files` are single files by name, parts of a whole model by their paths in it; they precede all folders.
 
-    Networks are shared while somebody holds them. Beyond that, up to `keep` bytes of them stay loaded, the longest
-    unused go first, until `free`."""
+    Networks in use are shared. Up to `cache_bytes` of others stay loaded, until `free`; the least recently used go
+    first.
+    """
 
     def __init__(
         self,
@@ -57,15 +54,17 @@ class Library:
         self._download_lock = threading.Lock()
 
     def fetch(self, file: WeightsFile) -> Path:
-        """Where the file is, after a download if it was nowhere. Raises FileNotFoundError in one line that says which
-        file to put where."""
+        """Return the path of the file, after a download if it is missing.
+
+        Raises FileNotFoundError in one line that names the file and the place to put it.
+        """
         if file.local_name in self.files:
             return self.files[file.local_name]
         with self._download_lock:
             return self.find_local(file) or self._download(file)
 
     def find_local(self, file: WeightsFile) -> Path | None:
-        """Where the file is, None when it would have to be downloaded."""
+        """Return the path of the file, None when it would have to be downloaded."""
         if file.local_name in self.files:
             return self.files[file.local_name]
         for folder in (*self.folders, self._get_default_folder()):
@@ -83,13 +82,16 @@ class Library:
         build: Callable[[dict[str, Tensor]], nn.Module],
         device: str | Device = "cpu",
     ) -> Network:
-        """The network that `build` makes of the file's tensors, on the device, in evaluation mode. Many threads that
-        ask at once get one. Raises what `path` and `read_weights` do, and what `build` does, after the file's name."""
+        """Load the network that `build` makes of the tensors in the file, on the device, in evaluation mode.
+
+        Threads that ask at once get the same one. Raises what `fetch` and `read_weights` raise, and ValueError with the
+        name of the file for what `build` raises.
+        """
         where = Device.coerce(device)
         return self.cache.get_or_create((file, build, where), lambda: self._build_network(file, build, where))
 
     def free(self) -> None:
-        """Keep no network loaded; those that somebody holds stay theirs."""
+        """Drop all loaded networks; those in use stay with their users."""
         self.cache.clear()
 
     def _build_network(self, file: WeightsFile, build: Callable[[dict[str, Tensor]], nn.Module], device: Device) -> Any:

@@ -1,4 +1,4 @@
-"""A preprocessor's parameters, read off its signature: the one place that flags, sliders and checks come from."""
+"""Parameters of a preprocessor, from its signature: the one source of flags, sliders and checks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..errors import quote_value
 
 @dataclass(frozen=True)
 class Range:
-    """The values a number may take, both ends included: `Annotated[int, Range(0, 255)]`."""
+    """The values of a number, both ends included: `Annotated[int, Range(0, 255)]`."""
 
     low: float
     high: float
@@ -26,8 +26,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter: `type` is int, float or bool; numbers have a range. A default of None means that None is
-    allowed."""
+    """A parameter of type int, float or bool; numbers have a range. A default of None means that None is allowed."""
 
     name: str
     type: type
@@ -40,8 +39,10 @@ class Parameter:
         return {int: f"a whole number {self.range}", float: f"a number {self.range}", bool: "true or false"}[self.type]
 
     def check(self, value: Any) -> Any:
-        """The value as the declared type. Raises TypeError on another type (a bool is no number, 1.0 is no whole
-        number), ValueError outside the range."""
+        """Return the value as the declared type.
+
+        Raises TypeError for another type (a bool is no number, 1.0 is no whole number), ValueError outside the range.
+        """
         if value is None and self.default is None:
             return None
         accepted: Any = {int: Integral, float: Real, bool: (bool, np.bool_)}[self.type]
@@ -52,7 +53,7 @@ class Parameter:
         return self.type(value)
 
     def parse(self, text: str) -> Any:
-        """The value written as text, as on a command line. Raises ValueError."""
+        """Return the value of a text, as on a command line. Raises ValueError."""
         try:
             value = {"true": True, "false": False}[text.lower()] if self.type is bool else self.type(text)
         except (KeyError, ValueError):
@@ -61,8 +62,10 @@ class Parameter:
 
 
 def read_parameters(function: Callable[..., Any], skip: int) -> tuple[Parameter, ...]:
-    """The parameters of `call` after the first `skip`. Raises TypeError when one has no default or an unknown type,
-    and what `check` raises when a default is not legal."""
+    """Return the parameters of `function` after the first `skip`.
+
+    Raises TypeError when one has no default or an unknown type, and what `Parameter.check` raises for its default.
+    """
     hints = get_type_hints(function, include_extras=True)
     return tuple(
         _parse_parameter(p.name, p.default, hints.get(p.name))

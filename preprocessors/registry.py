@@ -119,12 +119,15 @@ class LoadedPreprocessor:
     run: Callable[..., Any]
 
     def __call__(self, image: Any, /, mask: Any = None, **given: Any) -> ControlMap:
-        """What `preprocess` does."""
+        """Return the map of an image; see `preprocess`."""
         return self.run_batch([image], masks=None if mask is None else [mask], **given)[0]
 
     def run_batch(self, images: Sequence[Any], /, masks: Sequence[Any] | None = None, **given: Any) -> list[ControlMap]:
-        """The maps of several images, in their order. Those that a network can take together, of one size, it takes
-        together. Raises what `preprocess` does, for the first that fails."""
+        """Return the maps of several images, in their order.
+
+        Images of one size are given to a network together, where it can take them. Raises ValueError or TypeError as
+        `preprocess` does, for the first image that fails.
+        """
         if self.spec.needs_mask is (masks is None):
             known = "needs a mask, white where to paint" if self.spec.needs_mask else "takes no mask"
             raise ValueError(f"{self.spec.name} {known}")
@@ -147,7 +150,7 @@ class LoadedPreprocessor:
 
 
 def _prepare_input(pixels: np.ndarray, resolution: int | None) -> tuple[np.ndarray, int, int]:
-    """What is worked on, and the height and width that are kept of it."""
+    """Return the image (H, W, 3) to work on, and the height and width to keep of the result."""
     return (pixels, *pixels.shape[:2]) if resolution is None else resize_for_detection(pixels, resolution)
 
 
@@ -249,7 +252,10 @@ def list_preprocessors() -> tuple[Preprocessor, ...]:
 
 
 def find(name: str) -> Preprocessor:
-    """The preprocessor of that name, label or alias, in any case. Raises ValueError with the nearest names."""
+    """Return the preprocessor of this name, label or alias, in any case.
+
+    Raises ValueError with the nearest names, TypeError for a name that is no text.
+    """
     if not isinstance(name, str):
         raise TypeError(f"a preprocessor's name is text, not {type(name).__name__}")
     key = name.casefold()

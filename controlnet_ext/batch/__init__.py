@@ -1,7 +1,8 @@
-"""Maps of many pictures: `preprocess` over folders, archives and films, in processes, resumable.
+"""Control maps of many images: folders, archives, tables and videos, in several processes, resumable.
 
-A job is a list of streams. A `source` gives a stream's pictures in a fixed order, a `sink` takes what was made of them
-in that order, and knows which it has. Between them are stages: reading and the maps without weights (`Read`, in
-processes), networks (`Networks`, here, in batches), encoding (`Encode`) and writing (`Keep`, in threads). What came of
-a picture depends on nothing but the picture, the recipe and its neighbours in the batch, so an interrupted job that is
-run again ends in the same bytes."""
+A job is a list of streams. The source of a stream yields images in a fixed order; its sink takes the results in that
+order and knows which it has already. Between them are stages: reading and the maps without weights (`ReadStage`, in
+processes), networks (`NetworkStage`, in batches), encoding (`EncodeStage`) and writing (`WriteStage`, in threads). A
+result depends only on its image, on the recipe and on the other images of its batch, so a job that is interrupted and
+run again ends in the same bytes.
+"""

@@ -1,9 +1,7 @@
-"""Where a stage runs: here, or in threads. Lots come back in their order, and only a few are under way at a time, so
-memory stays flat however many there are.
+"""Engines that run the stages of a job: in this process, in threads, in processes of their own.
 
-Freed memory that a job takes again for the next picture.
-
-Stages in processes of their own. One that dies, of a picture that breaks a decoder, does not end the job.
+Chunks come back in their order, and only a few are in flight at a time, so memory does not grow with their number. A
+process that dies, of an image that breaks a decoder, does not end the job.
 """
 
 from __future__ import annotations
@@ -28,38 +26,43 @@ Stage = Callable[[list[In]], list[Out]]
 
 
 class StageEngine(Protocol):
-    """Runs a stage over lots. `lost` is what stands for one of a lot that ended the process it was in. With `whole`
-    networks run there too, and are loaded there."""
+    """An engine that runs a stage over chunks of items.
+
+    `on_crash` makes the result of an item that ended the process it was in. If `runs_networks` is True, networks are
+    loaded and run where the engine runs its stages.
+    """
 
     runs_networks: bool
 
     def map(
         self, stage: Stage[In, Out], chunks: Iterable[list[In]], on_crash: Callable[[In], Out]
-    ) -> Iterator[list[Out]]: ...
+    ) -> Iterator[list[Out]]:
+        """Yield the results of each chunk, in order."""
 
 
 class InProcessEngine:
-    """In this process, one after the other."""
+    """An engine in this process, one chunk after the other."""
 
     runs_networks = False
 
     def map(
         self, stage: Stage[In, Out], chunks: Iterable[list[In]], on_crash: Callable[[In], Out]
     ) -> Iterator[list[Out]]:
+        """Yield the results of each chunk, in order."""
         return map(stage, chunks)
 
 
 def map_in_threads(workers: int, stage: Callable[[In], Out], chunks: Iterable[In]) -> Generator[Out, None, None]:
-    """A stage over lots in so many threads of this process."""
+    """Yield the results of `stage` over the chunks, in order, computed in `workers` threads of this process."""
     with closing_pool(ThreadPoolExecutor(workers)) as pool:
-        yield from map_ordered(lambda lot: pool.submit(stage, lot), chunks, workers)
+        yield from map_ordered(lambda chunk: pool.submit(stage, chunk), chunks, workers)
 
 
 def map_ordered(submit: Callable[[In], Future[Out]], chunks: Iterable[In], max_in_flight: int) -> Iterator[Out]:
-    """The results of lots, in their order, with up to `ahead` of them under way."""
+    """Yield the results of submitted chunks in their order, with up to `max_in_flight` of them submitted ahead."""
     waiting: deque[Future[Out]] = deque()
-    for lot in chunks:
-        waiting.append(submit(lot))
+    for chunk in chunks:
+        waiting.append(submit(chunk))
         if len(waiting) >= max_in_flight:
             yield waiting.popleft().result()
     while waiting:
@@ -68,7 +71,7 @@ def map_ordered(submit: Callable[[In], Future[Out]], chunks: Iterable[In], max_i
 
 @contextmanager
 def closing_pool(pool: Executor) -> Iterator[Executor]:
-    """The pool; at the end what has not begun is dropped, what has is waited for."""
+    """Yield the pool; at the end drop the work that has not begun, and wait for the rest."""
     try:
         yield pool
     finally:
@@ -83,20 +86,22 @@ TRIM_THRESHOLD_BYTES = 2**28  # bytes of freed blocks together
 
 
 def keep_heap() -> None:
-    """Has this process keep the memory of arrays that are freed, where its C library is glibc; elsewhere nothing
-    changes. By default every array goes back to the system, which clears the next one's memory again, page by page:
-    half of the time of a job of model-free maps."""
+    """Make this process keep the memory of freed arrays, where its C library is glibc.
+
+    By default each array is returned to the system, which clears the memory of the next one again, page by page: half
+    of the time of a job of maps without weights.
+    """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         mallopt(_M_TRIM_THRESHOLD, TRIM_THRESHOLD_BYTES)
         mallopt(_M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)
 
 
-CHUNKS_PER_PROCESS = 3  # lots under way for each process: one at work, one waiting, one being taken
+CHUNKS_PER_PROCESS = 3  # chunks under way for each process: one at work, one waiting, one being taken
 
 
 class ProcessEngine:
-    """An engine of so many processes. They end with this one, however it ends."""
+    """An engine of `process_count` processes, which end when this process ends, for whatever reason."""
 
     runs_networks = False
 
@@ -106,10 +111,11 @@ class ProcessEngine:
     def map(
         self, stage: Stage[In, Out], chunks: Iterable[list[In]], on_crash: Callable[[In], Out]
     ) -> Iterator[list[Out]]:
+        """Yield the results of each chunk, in order. Raises ChildProcessError if processes cannot start."""
         line: _ChunkQueue[In, Out] = _ChunkQueue(self._process_count, stage, on_crash)
         try:
-            for lot in chunks:
-                line.put(lot)
+            for chunk in chunks:
+                line.put(chunk)
                 if len(line.in_flight) >= CHUNKS_PER_PROCESS * self._process_count:
                     yield line.take()
             while line.in_flight:
@@ -119,7 +125,7 @@ class ProcessEngine:
 
 
 class _ChunkQueue(Generic[In, Out]):
-    """Lots on their way through processes."""
+    """Chunks in flight through a pool of processes."""
 
     def __init__(self, process_count: int, stage: Stage[In, Out], on_crash: Callable[[In], Out]):
         self._process_count, self._stage, self._on_crash = process_count, stage, on_crash
@@ -135,13 +141,13 @@ class _ChunkQueue(Generic[In, Out]):
         self.in_flight.append((chunk, future))
 
     def take(self) -> list[Out]:
-        """The result of the longest waiting."""
-        lot, future = self.in_flight.popleft()
+        """Return the result of the chunk that was submitted first."""
+        chunk, future = self.in_flight.popleft()
         try:
             return future.result()
         except BrokenProcessPool:
             self.pool.shutdown()
-            done = [self._run_isolated(one) for one in lot]
+            done = [self._run_isolated(one) for one in chunk]
             self.pool = _make_pool(self._process_count)
             for other, _ in [self.in_flight.popleft() for _ in range(len(self.in_flight))]:
                 self.put(other)
@@ -172,7 +178,7 @@ def _submit(pool: Any, stage: Stage[In, Out], chunk: list[In]) -> Future[list[Ou
 
 
 def _initialize_process() -> None:
-    """In a new process: one thread for OpenCV, Ctrl-C is the parent's, and no life without the parent."""
+    """Prepare a new process: one thread for OpenCV, no SIGINT, and an end when its parent ends."""
     import cv2
 
     keep_heap()

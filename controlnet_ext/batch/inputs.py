@@ -1,7 +1,4 @@
-"""The words of a command line as files: pictures, and what holds several of them.
-
-Masks of pictures that are files: the pictures of a folder that have their keys.
-"""
+"""Input files of a job, found from the arguments of the command: images, files that hold several, and masks."""
 
 from __future__ import annotations
 
@@ -32,8 +29,11 @@ LIST_SUFFIXES, TABLE_SUFFIXES = (".jsonl",), (".parquet",)
 
 
 class InputFile(NamedTuple):
-    """A file, and the path without suffix, with forward slashes, that its results have in their folder. `mask` is that
-    of a picture, where one is wanted."""
+    """An input file.
+
+    key: path of its results in their folder, without suffix, with forward slashes.
+    mask: path of the mask of an image, where one is needed.
+    """
 
     path: str
     key: str
@@ -41,9 +41,12 @@ class InputFile(NamedTuple):
 
 
 def find_inputs(patterns: list[str], recursive: bool) -> list[InputFile]:
-    """The files that are meant: those named; the pictures of folders, with `recursive` of the folders in them too,
-    sorted, without hidden ones; what a glob matches, sorted. What lies deeper in a folder, or below the part of a glob
-    without wildcards, has keys with these folders. FileNotFoundError or ValueError for what means nothing."""
+    """Find the input files.
+
+    A pattern is a file; a folder, for its images sorted by name without hidden ones, with `recursive` those of its
+    folders too; or a glob, for its matches sorted. Files deeper in a folder, or below the part of a glob without
+    wildcards, have keys with these folders. Raises FileNotFoundError or ValueError for a pattern without files.
+    """
     return [file for word in patterns for file in _expand_pattern(word, recursive)]
 
 
@@ -67,7 +70,7 @@ def _list_images(folder: str, recursive: bool) -> list[InputFile]:
 
 
 def _walk_files(folder: str, recursive: bool) -> Iterator[str]:
-    """The files of a folder, by their path in it. Hidden files and folders are left out."""
+    """Yield the files of a folder by their path in it, without hidden files and folders."""
 
     def refuse(error: OSError) -> None:
         raise error
@@ -92,12 +95,12 @@ def _key_from_path(path: str) -> str:
 
 
 def is_container(path: str) -> bool:
-    """Whether a file is, by its suffix, no picture but one that holds pictures."""
+    """Return True if the suffix is that of a file that holds several images."""
     return path.lower().endswith((*TAR_SUFFIXES, *VIDEO_SUFFIXES, *LIST_SUFFIXES, *TABLE_SUFFIXES))
 
 
 def split_by_kind(files: Sequence[InputFile]) -> tuple[list[InputFile], list[InputFile], list[InputFile]]:
-    """Pictures, lists of pictures, and files with pictures in them."""
+    """Return the images, the lists of images, and the other files that hold images."""
     kinds: tuple[list[InputFile], list[InputFile], list[InputFile]] = [], [], []
     for file in files:
         kinds[0 if not is_container(file.path) else 1 if file.path.lower().endswith(LIST_SUFFIXES) else 2].append(file)
@@ -105,8 +108,11 @@ def split_by_kind(files: Sequence[InputFile]) -> tuple[list[InputFile], list[Inp
 
 
 def attach_masks(files: Sequence[InputFile], folder: str) -> list[InputFile]:
-    """The files, each with the picture of its key in the folder or below; where there is none with its name as a PNG,
-    which whoever reads it will miss. ValueError when two have one key, or the folder holds no pictures."""
+    """Return the files, each with the image of the same key in `folder` or below as its mask.
+
+    A file without one gets the path that its PNG would have, and the reader reports it as missing. Raises ValueError
+    when two masks have one key, or the folder holds no images.
+    """
     masks: dict[str, str] = {}
     for path, key, _ in find_inputs([folder], recursive=True):
         if key in masks:

@@ -1,9 +1,4 @@
-"""A job from its beginning to its end.
-
-The loop of a job: pictures of a source through the stages into a sink.
-
-How far a job is, on stderr: one line that is written over on a terminal, one a minute elsewhere.
-"""
+"""A job: the images of its sources, through the stages, into its sinks, with progress on stderr."""
 
 from __future__ import annotations
 
@@ -36,44 +31,54 @@ WRITER_THREADS = 8  # threads, which mostly wait for the disk: flushed 8 at a ti
 
 
 class ImageSource(Protocol):
-    """Pictures in a fixed order."""
+    """Images in a fixed order."""
 
     def iter_images(self, start: int) -> Generator[InputImage, None, None]:
-        """Those from `start` on."""
+        """Yield the images from position `start` on."""
 
 
 class Sink(Protocol):
-    """Takes results in their order. `store` is what threads do with files before that. All pictures before `start`
-    are done, all there are when it has `finished`."""
+    """The end of a stream, which takes results in their order.
+
+    All images before `start_index` are done; every image is when it `is_finished`.
+    """
 
     @property
-    def store(self) -> ResultStore: ...
+    def store(self) -> ResultStore:
+        """The store that writes files from several threads, before `add`."""
 
     @property
-    def start_index(self) -> int: ...
+    def start_index(self) -> int:
+        """Position of the first image that is not done."""
 
     @property
-    def is_finished(self) -> bool: ...
+    def is_finished(self) -> bool:
+        """True when an earlier run finished the sink."""
 
     def earlier_results(self) -> Iterable[ImageResult]:
-        """The results of these pictures, without files."""
+        """Return the results of earlier runs, without files."""
 
     def is_done(self, image: InputImage) -> bool:
-        """Whether it has this picture's result, of an earlier run."""
+        """Return True if an earlier run made the result of this image."""
 
-    def add(self, result: ImageResult) -> None: ...
+    def add(self, result: ImageResult) -> None:
+        """Take the next result."""
 
     def finish(self) -> None:
-        """The last result is there."""
+        """Complete the output after the last result."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Release files."""
 
 
 @dataclass(frozen=True)
 class MapRecipe:
-    """What is made of every picture. `networks` is None where no preprocessor needs weights. `size`
-    pictures are a lot, which networks take at once: as the last bits of a result depend on what was beside it, lots are
-    the same in every run and in all shards."""
+    """The work on every image of a job.
+
+    networks: None where no preprocessor needs weights.
+    chunk_size: images in a chunk, which networks take at once. The last bits of a result depend on the other images of
+        its chunk, so chunks are the same in every run and in all shards.
+    """
 
     spec_names: tuple[str, ...]
     read_stage: ReadStage
@@ -84,25 +89,25 @@ class MapRecipe:
 
 
 def is_in_shard(chunk_index: int, shard: tuple[int, int]) -> bool:
-    """Whether a lot belongs to shard (i, n), which takes every n-th."""
+    """Return True if the chunk belongs to shard (i, n), which takes every n-th."""
     return chunk_index % shard[1] == shard[0]
 
 
 def run_stages(
     source: ImageSource, sink: Sink, recipe: MapRecipe, engine: StageEngine, shard: tuple[int, int] = (0, 1)
 ) -> Generator[ImageResult, None, None]:
-    """The results of the pictures that are not done yet, in their order."""
-    lots = _iter_chunks(source, sink, recipe, shard)
+    """Yield the results of the images that are not done, in order."""
+    chunks = _iter_chunks(source, sink, recipe, shard)
     encode, keep = EncodeStage(recipe.spec_names, recipe.json, recipe.sixteen_bit), WriteStage(sink.store)
     if recipe.networks is None or engine.runs_networks:
         maps = recipe.read_stage if recipe.networks is None else Chain(recipe.read_stage, recipe.networks)
-        made = engine.map(Chain(maps, encode), lots, lambda picture: encode([crashed_item(picture)])[0])
+        made = engine.map(Chain(maps, encode), chunks, lambda picture: encode([crashed_item(picture)])[0])
         kept = map_in_threads(WRITER_THREADS, keep, made)
     else:
-        sheets = map(recipe.networks, engine.map(recipe.read_stage, lots, crashed_item))
-        kept = map_in_threads(WRITER_THREADS, Chain(encode, keep), sheets)
-    for lot in kept:
-        yield from (result for result in lot if result.image.index >= sink.start_index)
+        items = map(recipe.networks, engine.map(recipe.read_stage, chunks, crashed_item))
+        kept = map_in_threads(WRITER_THREADS, Chain(encode, keep), items)
+    for chunk in kept:
+        yield from (result for result in chunk if result.image.index >= sink.start_index)
 
 
 def _iter_chunks(
@@ -111,12 +116,12 @@ def _iter_chunks(
     first = sink.start_index // recipe.chunk_size
     pictures = source.iter_images(first * recipe.chunk_size)
     for i in count(first):
-        lot = list(islice(pictures, recipe.chunk_size))
-        if not lot:
+        chunk = list(islice(pictures, recipe.chunk_size))
+        if not chunk:
             return
-        left = [picture for picture in lot if not sink.is_done(picture)]
+        left = [picture for picture in chunk if not sink.is_done(picture)]
         if left and is_in_shard(i, shard):
-            yield left if recipe.networks is None else lot
+            yield left if recipe.networks is None else chunk
 
 
 TERMINAL_INTERVAL, LOG_INTERVAL = 0.2, 60.0  # seconds between two states of the progress
@@ -181,8 +186,13 @@ class JobProgress:
 
 @dataclass(frozen=True, eq=False)
 class Stream:
-    """A source, of `total` pictures where that is known, of which the shard takes its part, what opens its sink once
-    the job has begun, and what there is to do `after` the last picture."""
+    """A source and its sink.
+
+    total: number of images, None where it is unknown.
+    open_sink: function that opens the sink once the job has begun.
+    shard: (i, n), the share of the source that is done.
+    on_finish: function that is called after the last image.
+    """
 
     source: ImageSource
     open_sink: Callable[[], Sink]
@@ -199,8 +209,10 @@ def run_job(
     log: Callable[[str], None],
     retry_failed: bool = True,
 ) -> int:
-    """Does what is left of the job and gives the number of pictures that failed, which are in the errors file. `again`:
-    the same job, begun another time, tries these again. Raises OSError when results cannot be written."""
+    """Do the rest of the job and return the number of failed images, which are listed in the errors file.
+
+    With `retry_failed` the same job, run again, tries these again. Raises OSError when results cannot be written.
+    """
     with lock_state(record):
         errors = ErrorLog(record.folder)
         done = 0

@@ -1,7 +1,4 @@
-"""What a job has to do, checked before any work.
-
-Files that hold pictures, and what comes of each: one of its kind, with the maps.
-"""
+"""The plan of a job, checked before any work: its outputs, streams and record."""
 
 from __future__ import annotations
 
@@ -15,6 +12,7 @@ from typing import Any, NamedTuple
 
 import cv2
 
+from ..files.disk import STDOUT
 from ..preprocessors.registry import LoadedPreprocessor
 from .formats.folder import FileSource, FolderSink, FolderStore
 from .formats.journal import OutputFormat, open_journaled_output
@@ -25,12 +23,16 @@ from .formats.videos import FOURCC_BY_SUFFIX, VideoOutput, VideoSource
 from .inputs import IMAGE_SUFFIXES, TABLE_SUFFIXES, TAR_SUFFIXES, InputFile, split_by_kind
 from .job import ImageSource, MapRecipe, Sink, Stream, is_in_shard
 from .record import JobRecord, read_state, state_dir_for
-from .request import STDOUT, MapRequest, check_targets, exclude_results, result_path
+from .request import MapRequest, check_targets, exclude_results, result_path
 from .stages import LazyNetworks, NetworkStage, ReadStage, list_file_endings
 
 
 class ContainerOutput(NamedTuple):
-    """A source, of `total` pictures where that is known, and the form that comes of it in the files `paths`."""
+    """The output of a file that holds several images.
+
+    total: number of images, None where it is unknown.
+    paths: files that the format writes.
+    """
 
     source: ImageSource
     total: int | None
@@ -39,9 +41,11 @@ class ContainerOutput(NamedTuple):
 
 
 def plan_output(request: MapRequest, file: InputFile, is_only_result: bool) -> ContainerOutput:
-    """What comes of a file, in the folder OUT, or OUT itself where it can stand for the `single` result.
-    ValueError when its kind cannot be what is asked for, or the only file is not what its name says."""
-    names = [entry.name for entry in request.specs]
+    """Plan the output for a file that holds several images: of the same kind, in the folder OUT or OUT itself.
+
+    Raises ValueError when its kind cannot hold what is requested, or when the only input cannot be read.
+    """
+    names = [spec.name for spec in request.specs]
     ends = list_file_endings(names, request.json)
     path = file.path.lower()
     if path.endswith(TAR_SUFFIXES):
@@ -82,7 +86,7 @@ def _check_source(output: ContainerOutput, is_only_result: bool) -> ContainerOut
 
 
 def make_output_stream(output: ContainerOutput, index: int, record: JobRecord) -> Stream:
-    """The stream that makes an output, the one of this number in its job."""
+    """Return the stream that makes the output with this index in its job."""
 
     def sink() -> Sink:
         part = Path(output.paths[0]).parent / f".{record.temp_prefix}{index}.box"
@@ -92,7 +96,7 @@ def make_output_stream(output: ContainerOutput, index: int, record: JobRecord) -
 
 
 def _list_video_suffixes(file: InputFile) -> tuple[str, ...]:
-    """Those a video's maps may have, the one they have in a folder first."""
+    """Return the suffixes that the maps of a video may have, the default first."""
     own = os.path.splitext(file.path)[1].lower()
     return (own, *FOURCC_BY_SUFFIX) if own in FOURCC_BY_SUFFIX else tuple(FOURCC_BY_SUFFIX)
 
@@ -119,7 +123,7 @@ MODEL_FREE_CHUNK_SIZE = 4  # pictures that a process is given at once where no n
 
 @dataclass(frozen=True, eq=False)
 class JobPlan:
-    """Streams, and the record of the job that they are."""
+    """The streams of a job, and its record."""
 
     streams: tuple[Stream, ...]
     record: JobRecord
@@ -132,9 +136,12 @@ def plan_job(
     chunk_size: int,
     extra_identity: dict[str, Any],
 ) -> JobPlan:
-    """The plan for these files, in lots of `size`. With the order, `more` is all that results depend on: a job that is
-    run again is the same job if these are. A file that holds pictures is not divided, so shards take every n-th of
-    them. Raises what `look`, `check` and `output` do, before anything is written."""
+    """Plan a job over these files, in chunks of `chunk_size`.
+
+    Results depend on `request` and `extra_identity` alone: a command with the same ones continues the job. A file that
+    holds several images is not divided: shards take every n-th of these files. Raises ValueError, FileNotFoundError or
+    FileExistsError before anything is written.
+    """
     pictures, lists, boxes = split_by_kind(files)
     single = len(files) == len(boxes) == 1 and shard is None
     if not single:
@@ -166,10 +173,10 @@ def plan_job(
 def _job_identity(
     request: MapRequest, containers: Sequence[InputFile], extra_identity: dict[str, Any]
 ) -> dict[str, Any]:
-    """What makes a job the same: where it goes on inside of a file, that file may not have changed."""
+    """Return everything that results depend on. Files that a job continues inside of must be unchanged."""
     found = [(os.path.abspath(file.path), os.stat(file.path)) for file in containers]
     return {
-        "preprocessors": [entry.name for entry in request.specs],
+        "preprocessors": [spec.name for spec in request.specs],
         "values": list(request.parameters),
         "json": request.json,
         "sixteen_bit": request.sixteen_bit,
@@ -182,7 +189,7 @@ def _job_identity(
 
 @dataclass(frozen=True)
 class _StreamPlanner:
-    """Where the results of files go, in lots of `size`."""
+    """Maker of the streams of image files, in chunks of `chunk_size`."""
 
     request: MapRequest
     record: JobRecord
@@ -191,22 +198,25 @@ class _StreamPlanner:
 
     @property
     def spec_names(self) -> list[str]:
-        return [entry.name for entry in self.request.specs]
+        """Names of the preprocessors."""
+        return [spec.name for spec in self.request.specs]
 
     @property
     def file_endings(self) -> list[str]:
+        """Endings of the files of an image, in their order."""
         return list_file_endings(self.spec_names, self.request.json)
 
     @property
     def may_exist(self) -> bool:
-        """Whether results may be there already."""
+        """True if results may exist already."""
         return self.record.is_resumed or self.request.overwrite
 
     def chunk_may_exist(self, chunk_index: int) -> bool:
-        """Whether those of a lot may, which is perhaps another shard's."""
+        """Return True if results of a chunk, perhaps of another shard, may exist already."""
         return self.may_exist or not is_in_shard(chunk_index, self.shard)
 
     def iter_targets(self, files: Sequence[InputFile]) -> Iterator[tuple[str, list[str], bool]]:
+        """Yield (source, results, may exist) of each file."""
         ends = self.file_endings
         for i, file in enumerate(files):
             yield (
@@ -216,6 +226,7 @@ class _StreamPlanner:
             )
 
     def make_stream(self, files: Sequence[InputFile], on_finish: Callable[[], None] = lambda: None) -> Stream:
+        """Return the stream of these files."""
         place = FolderStore(self.request.out, self.record.temp_prefix)
         journal = self.record.folder / "done" if self.request.overwrite else None
 
@@ -227,22 +238,24 @@ class _StreamPlanner:
         return Stream(FileSource(files), sink, len(files), self.shard, on_finish)
 
     def list_path(self, file: InputFile) -> str:
+        """Return the path of the list that is written for the list `file`."""
         return os.path.join(self.request.out, os.path.basename(file.path))
 
     def list_writer(self, file: InputFile) -> Callable[[], None]:
+        """Return a function that writes the list for the list `file`."""
         return lambda: write_list(file.path, self.list_path(file), self.request.out, self.spec_names)
 
 
 def choose_chunk_size(request: MapRequest, batch_size: int | None) -> int:
-    """How many pictures go through the stages together."""
+    """Return the number of images in a chunk."""
     return (batch_size or 1) if request.needs_networks else MODEL_FREE_CHUNK_SIZE
 
 
 def build_recipe(request: MapRequest, networks: NetworkStage | LazyNetworks | None, chunk_size: int) -> MapRecipe:
-    """How a job makes its maps of lots of that size."""
+    """Return the recipe of a job with chunks of `chunk_size`."""
     made = zip(request.specs, request.parameters, strict=True)
-    quick = tuple((entry.name, values) for entry, values in made if not isinstance(entry.factory, type))
-    names = tuple(entry.name for entry in request.specs)
+    quick = tuple((spec.name, values) for spec, values in made if not isinstance(spec.factory, type))
+    names = tuple(spec.name for spec in request.specs)
     return MapRecipe(
         names, ReadStage(quick, networks is not None), networks, chunk_size, request.json, request.sixteen_bit
     )
@@ -251,7 +264,7 @@ def build_recipe(request: MapRequest, networks: NetworkStage | LazyNetworks | No
 def build_network_stage(
     preprocessors: Sequence[LoadedPreprocessor], parameters: Sequence[dict[str, Any]]
 ) -> NetworkStage | None:
-    """Those of the preprocessors that have something to load."""
+    """Return a stage of the preprocessors that load weights, None if there is none."""
     slow = [
         (make, chosen)
         for make, chosen in zip(preprocessors, parameters, strict=True)

@@ -1,4 +1,4 @@
-"""Stages on the workers of a Ray cluster, whole: networks are loaded there, files come back here to be written."""
+"""An engine of workers in a Ray cluster: networks are loaded there, files come back to be written here."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ import cv2
 
 from .engines import In, Out, Stage, keep_heap
 
-CHUNKS_PER_WORKER = 2  # lots under way for each worker
+CHUNKS_PER_WORKER = 2  # chunks under way for each worker
 
 
 class RayEngine:
-    """An engine of so many workers, each with a CPU, and a GPU if asked for: of the cluster that RAY_ADDRESS names or
-    that runs on this machine, else of one that is started here. ValueError where ray is not installed."""
+    """An engine of `worker_count` workers, each with a CPU, and with `use_gpu` a GPU.
+
+    The cluster is that of RAY_ADDRESS or one on this machine, else a new one. Raises ValueError where ray is not
+    installed.
+    """
 
     runs_networks = True
 
@@ -32,6 +35,10 @@ class RayEngine:
     def map(
         self, stage: Stage[In, Out], chunks: Iterable[list[In]], on_crash: Callable[[In], Out]
     ) -> Iterator[list[Out]]:
+        """Yield the results of each chunk, in order.
+
+        Raises ValueError if a worker cannot start, and what loading networks raises.
+        """
         ray = self._ray
         if not ray.is_initialized():
             ray.init(include_dashboard=False, log_to_driver=False)
@@ -46,18 +53,18 @@ class RayEngine:
         waiting: deque[tuple[Any, list[In], Any]] = deque()
 
         def take() -> list[Out]:
-            worker, lot, promise = waiting.popleft()
+            worker, chunk, promise = waiting.popleft()
             try:
                 return ray.get(promise)
             except ray.exceptions.RayTaskError as error:
                 raise error.cause from None
             except ray.exceptions.RayActorError:  # it died, and is started again
-                return [self._run_isolated(worker, one, on_crash) for one in lot]
+                return [self._run_isolated(worker, one, on_crash) for one in chunk]
 
         try:
-            for i, lot in zip(count(), chunks):
+            for i, chunk in zip(count(), chunks):
                 worker = places[i % len(places)]
-                waiting.append((worker, lot, worker.work.remote(lot)))
+                waiting.append((worker, chunk, worker.work.remote(chunk)))
                 if len(waiting) >= CHUNKS_PER_WORKER * len(places):
                     yield take()
             while waiting:
@@ -74,7 +81,7 @@ class RayEngine:
 
 
 class _StageWorker:
-    """A stage on a worker, in the folder that paths begin at."""
+    """A stage on a worker, in the folder that relative paths start from."""
 
     def __init__(self, stage: Stage[Any, Any], folder: str):
         keep_heap()
@@ -83,4 +90,5 @@ class _StageWorker:
         self._stage = stage
 
     def work(self, chunk: list[Any]) -> list[Any]:
+        """Run the stage over a chunk."""
         return self._stage(chunk)

@@ -1,4 +1,4 @@
-"""What a job keeps beside its output while it is not finished: the folder `OUT.job`."""
+"""The state of an unfinished job, in the folder `OUT.job` beside its output."""
 
 from __future__ import annotations
 
@@ -18,9 +18,14 @@ JOB_FILE, ERRORS_FILE, LOCK_FILE = "job.json", "errors.jsonl", "lock"
 
 @dataclass(frozen=True)
 class JobRecord:
-    """`folder` holds job.json, which says what the job is, errors.jsonl, and what sinks need to go on. `begun`: an
-    earlier run has begun this job. `mark` begins the names of its unfinished files, of which some may be `left`, of
-    another job too if this one starts anew."""
+    """The state of a job.
+
+    folder: folder with job.json (the identity), errors.jsonl, and files that sinks need to continue.
+    identity: everything that results depend on.
+    is_resumed: True if an earlier run began this job.
+    temp_prefix: prefix of the names of its temporary files.
+    has_leftovers: True if temporary files of an earlier run may exist, of another job too if this one starts anew.
+    """
 
     folder: Path
     identity: dict[str, Any]
@@ -30,14 +35,16 @@ class JobRecord:
 
 
 def state_dir_for(out: str, shard: tuple[int, int] | None) -> Path:
-    """The folder for a job with this output."""
+    """Return the state folder of a job with this output."""
     path = Path(os.path.abspath(out))
     return path.with_name(f"{path.name}.job" if shard is None else f"{path.name}.job-{shard[0]}-of-{shard[1]}")
 
 
 def read_state(folder: Path, identity: dict[str, Any], overwrite: bool) -> JobRecord:
-    """The record of this job, begun or new; nothing is written. ValueError when another job has begun there, unless
-    it is to start `anew`."""
+    """Return the record of this job, begun or new; write nothing.
+
+    Raises ValueError when another job has begun there, unless `overwrite` starts anew.
+    """
     told = folder / JOB_FILE if (folder / JOB_FILE).exists() else _closing_path(folder)
     begun = read_json(told) if told.exists() else {}
     mark = begun.pop("mark", None)
@@ -55,7 +62,10 @@ def read_state(folder: Path, identity: dict[str, Any], overwrite: bool) -> JobRe
 
 @contextmanager
 def lock_state(record: JobRecord) -> Iterator[None]:
-    """While the job works: its folder exists, and no other process works at it. ValueError when one does."""
+    """Create the state folder and keep other processes from it within the context.
+
+    Raises ValueError when another process works at the job.
+    """
     record.folder.mkdir(parents=True, exist_ok=True)
     with _hold_lock(record.folder):
         if not record.is_resumed:
@@ -71,8 +81,11 @@ def lock_state(record: JobRecord) -> Iterator[None]:
 
 
 def close_state(record: JobRecord, retry_failed: bool) -> None:
-    """The job has tried all. What it does not need any more is removed: without errors the folder, with errors all but
-    these and, if the same command is to try them `again`, what that needs."""
+    """Remove state that is no longer needed once every image was tried.
+
+    Without failures that is the whole folder. With failures the errors file stays, and with `retry_failed` also the
+    state that the same command needs to try them again.
+    """
     failed = (record.folder / ERRORS_FILE).exists()
     for path in record.folder.iterdir():
         if path.name != JOB_FILE and not (failed and (path.name == ERRORS_FILE or retry_failed)):
@@ -86,8 +99,10 @@ def close_state(record: JobRecord, retry_failed: bool) -> None:
 
 
 def _closing_path(folder: Path) -> Path:
-    """Where the record is while its folder goes, which can take a second: it is the very last that goes, as kill -9
-    after that leaves results of which nobody knows what they are."""
+    """Return the path of job.json while its folder is deleted, which can take a second.
+
+    It is deleted last: after a kill -9 without it, a new run could not tell whose results exist.
+    """
     return folder.with_name(f".{folder.name}.json")
 
 
@@ -107,8 +122,10 @@ def _hold_lock(folder: Path) -> Iterator[None]:
 
 
 class ErrorLog:
-    """errors.jsonl, a line {"path": .., "key": .., "error": ..} for each thing that failed, in the pictures' order.
-    There is no such file as long as nothing failed."""
+    """The file errors.jsonl: a line {"path": .., "key": .., "error": ..} for each failure, in the order of images.
+
+    The file does not exist while nothing failed.
+    """
 
     def __init__(self, folder: Path):
         self._path = folder / ERRORS_FILE
@@ -116,6 +133,7 @@ class ErrorLog:
         self.failed_count = 0
 
     def add(self, result: ImageResult) -> None:
+        """Append the failures of a result."""
         if not result.errors:
             return
         self.failed_count += 1

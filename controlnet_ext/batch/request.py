@@ -1,7 +1,4 @@
-"""What is wanted of every picture, and where it goes.
-
-Where the results of files go, checked before any work.
-"""
+"""Requested maps and the paths of their files, checked before any work."""
 
 from __future__ import annotations
 
@@ -12,16 +9,19 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ..files.disk import STDOUT
 from ..preprocessors.registry import Preprocessor
 from .inputs import InputFile
-
-STDOUT = "-"
 
 
 @dataclass(frozen=True)
 class MapRequest:
-    """Maps of all `entries` with their `values`, with `json` their key points too, with `sixteen_bit` grey of 16 bits,
-    to `out`. What is there is only replaced with `overwrite`."""
+    """Maps of all `specs` with their `parameters`, written to `out`.
+
+    json: write key points beside each map.
+    sixteen_bit: write gray images of 16 bits.
+    overwrite: replace existing files.
+    """
 
     specs: tuple[Preprocessor, ...]
     parameters: tuple[dict[str, Any], ...]
@@ -33,22 +33,24 @@ class MapRequest:
     def __post_init__(self) -> None:
         if not self.out:
             raise ValueError("OUT is empty, expected a file, a folder or -")
-        if self.sixteen_bit and (other := [entry.name for entry in self.specs if entry.makes != "depth"]):
+        if self.sixteen_bit and (other := [spec.name for spec in self.specs if spec.makes != "depth"]):
             raise ValueError(f"--sixteen-bit is for depth, which {other[0]} does not make")
 
     @property
     def needs_networks(self) -> bool:
-        """Whether any of the preprocessors has something to load."""
-        return any(isinstance(entry.factory, type) for entry in self.specs)
+        """True if a preprocessor has something to load."""
+        return any(isinstance(spec.factory, type) for spec in self.specs)
 
     @property
     def needs_mask(self) -> bool:
-        """Whether any of the preprocessors wants masks."""
-        return any(entry.needs_mask for entry in self.specs)
+        """True if a preprocessor needs a mask."""
+        return any(spec.needs_mask for spec in self.specs)
 
     def resolve_single_output(self, result_count: int) -> str | None:
-        """The file, or STDOUT, that OUT stands for; None where it is a folder for the results. ValueError or
-        FileNotFoundError where it cannot be either."""
+        """Return the file, or STDOUT, for OUT; None where OUT is a folder for the results.
+
+        Raises ValueError or FileNotFoundError where it can be neither.
+        """
         if self.out == STDOUT:
             if result_count > 1:
                 raise ValueError(f"{result_count} results do not go to stdout: name a folder")
@@ -68,14 +70,16 @@ class MapRequest:
 
 
 def result_path(folder: str, key: str, ending: str) -> str:
-    """Where a map goes: `<folder>/<key>_<ending>`."""
+    """Return `<folder>/<key>_<ending>`."""
     return os.path.join(folder, f"{key}_{ending}")
 
 
 def check_targets(targets: Iterable[tuple[str, Sequence[str], bool]], may_replace_source: bool) -> None:
-    """Looks at pictures, the files that will be made of each, and whether these may exist. ValueError when two results
-    have one name, or one would replace another's picture; FileExistsError when one exists that may not.
-    With `own` a result may replace the picture it is made of."""
+    """Check (source, results, may exist) of all images.
+
+    With `may_replace_source` a result may replace the image it is made of. Raises ValueError when two results have one
+    name, or one would replace the image of another; FileExistsError when one exists that may not.
+    """
     targets = list(targets)
     place = _make_path_normalizer()
     pictures = {place(picture): picture for picture, *_ in targets}
@@ -93,15 +97,17 @@ def check_targets(targets: Iterable[tuple[str, Sequence[str], bool]], may_replac
 
 
 def exclude_results(files: Sequence[InputFile], endings: Sequence[str], folder: str) -> list[InputFile]:
-    """The files that are no results of others: what an earlier run made may lie among its pictures."""
+    """Return the files that are not results of others: results of an earlier run may lie among the inputs."""
     place = _make_path_normalizer()
     results = {place(result_path(folder, file.key, end)) for file in files for end in endings}
     return [file for file in files if place(file.path) not in results]
 
 
 def _make_path_normalizer() -> Callable[[str], str]:
-    """A function that gives a file's place, the same for all its names. Asking the system about each folder once makes
-    a million files a matter of seconds."""
+    """Return a function that maps all names of a file to one path.
+
+    It resolves each folder once, which makes a million files a matter of seconds.
+    """
     real = cache(os.path.realpath)
 
     def place(path: str) -> str:

@@ -1,25 +1,25 @@
-"""One picture: its maps are made and written one after the other, and nothing is kept beside them."""
+"""A job of one image: its maps are made and written one after the other, without state beside them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..files.disk import write_atomically
+from ..files.disk import STDOUT, write_atomically
 from ..files.image_reader import read_image
 from ..files.image_writer import encode_image
 from ..preprocessors.registry import LoadedPreprocessor
 from .inputs import InputFile
-from .request import STDOUT, MapRequest, check_targets, result_path
+from .request import MapRequest, check_targets, result_path
 from .stages import encode_pose_json, select_output_pixels
 
 
 def output_paths(request: MapRequest, file: InputFile) -> list[str]:
-    """For each preprocessor where its map goes, a path or STDOUT, checked as `targets.check` does."""
+    """Return the path of the map of each preprocessor, or STDOUT. Raises what `check_targets` raises."""
     single = request.resolve_single_output(len(request.specs))
     if single == STDOUT:
         return [single]
-    maps = [single] if single else [result_path(request.out, file.key, f"{entry.name}.png") for entry in request.specs]
+    maps = [single] if single else [result_path(request.out, file.key, f"{spec.name}.png") for spec in request.specs]
     texts = [str(Path(path).with_suffix(".json")) for path in maps if request.json]
     check_targets([(file.path, [*maps, *texts], request.overwrite)], may_replace_source=True)
     return maps
@@ -32,8 +32,10 @@ def run_single(
     paths: Sequence[str],
     log: Callable[[str], None],
 ) -> int:
-    """Writes the maps to these paths, says which, and gives the exit code. Raises what the first raises when nothing is
-    written yet and a picture is to blame."""
+    """Write the maps to these paths, log each, and return the exit code.
+
+    Raises what the first map raises, when nothing is written yet and the image is the reason.
+    """
     written = 0
     try:
         pixels = read_image(file.path)

@@ -1,7 +1,4 @@
-"""The stages of a job. Each takes a list of consecutive pictures and gives a list as long.
-
-A picture on its way through a job.
-"""
+"""The stages of a job, each from a list of consecutive images to a list of the same length."""
 
 from __future__ import annotations
 
@@ -26,9 +23,14 @@ from ..preprocessors.registry import LoadedPreprocessor, find
 
 @dataclass(frozen=True, eq=False)
 class InputImage:
-    """A picture of a source. `index` counts from 0 in the source, `key` names its results there, `name` stands in
-    messages, `content` is what `read_image` takes, or the ValueError that says why there is none. So is `mask`, None
-    where none is wanted or known."""
+    """An image of a source.
+
+    index: position in the source, from 0.
+    key: path of its results.
+    name: name in messages.
+    content: anything that `read_image` takes, or a ValueError that explains why there is none.
+    mask: the same for its mask, None where none is needed.
+    """
 
     index: int
     key: str
@@ -39,9 +41,12 @@ class InputImage:
 
 @dataclass(frozen=True, eq=False)
 class WorkItem:
-    """A picture with its maps, and what failed, a line each; both by the preprocessor's name, "" for the picture
-    itself. `pixels` (H, W, 3) uint8 RGB, and `mask` likewise or what kept it from being read, only as long as networks
-    wait for them."""
+    """An image with its maps, and its failures, one line each, by the name of the preprocessor ("" for the image
+    itself).
+
+    pixels: (H, W, 3) uint8 RGB, only as long as networks need them.
+    mask: (H, W, 3) uint8, or the error of reading it.
+    """
 
     image: InputImage
     pixels: np.ndarray | None = None
@@ -52,8 +57,10 @@ class WorkItem:
 
 @dataclass(frozen=True, eq=False)
 class ImageResult:
-    """What a sink takes: the picture without its content, files by how they end (`canny.png`) unless they are stored
-    already, and what failed, a line each."""
+    """A result for a sink: the image without its content, files by ending (`canny.png`), and failures, one line each.
+
+    `files` is empty where the store has written them already.
+    """
 
     image: InputImage
     files: dict[str, bytes]
@@ -72,18 +79,21 @@ NAME_ERRNOS = {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.EISDIR}  # 
 
 
 class ResultStore(Protocol):
-    """Where files go, from several threads; gives those that are for the sink."""
+    """A store that writes files from several threads, and returns those that the sink is to write."""
 
     def __call__(self, image: InputImage, files: dict[str, bytes]) -> dict[str, bytes]: ...
 
     def fsync(self, images: Iterable[InputImage]) -> None:
-        """Sees to it that what it has stored of these outlives a power cut."""
+        """Flush the stored files of these images to the disk."""
 
 
 @dataclass(frozen=True)
 class ReadStage:
-    """Pictures with the maps that need no weights: `quick` are names and values of their preprocessors. `keep` their
-    pixels where networks follow."""
+    """Read images and compute the maps that need no weights.
+
+    model_free: names of preprocessors with their parameters.
+    keep_pixels: keep the pixels for networks.
+    """
 
     model_free: tuple[tuple[str, dict[str, Any]], ...]
     keep_pixels: bool
@@ -96,10 +106,10 @@ class ReadStage:
         pixels, mask = _read_or_error(image.content), None if image.mask is None else _read_or_error(image.mask)
         if isinstance(pixels, ValueError):
             return WorkItem(bare, errors={"": format_error(pixels, image.name)})
-        sheet = WorkItem(bare, pixels, mask)
+        item = WorkItem(bare, pixels, mask)
         for name, values in self.model_free:
-            sheet = _add_map(sheet, find(name).load(), values)
-        return sheet if self.keep_pixels else replace(sheet, pixels=None, mask=None)
+            item = _add_map(item, find(name).load(), values)
+        return item if self.keep_pixels else replace(item, pixels=None, mask=None)
 
 
 def _read_or_error(content: Any) -> np.ndarray | ValueError:
@@ -111,14 +121,16 @@ def _read_or_error(content: Any) -> np.ndarray | ValueError:
 
 @dataclass(frozen=True)
 class NetworkStage:
-    """Adds the maps of preprocessors that are loaded, with their values, of all pictures at once, and one by one where
-    that fails, so that the bad one is told."""
+    """Add the maps of loaded preprocessors with their parameters.
+
+    All images are computed at once, and one by one where that fails, so that the failing one is reported.
+    """
 
     preprocessors: tuple[tuple[LoadedPreprocessor, dict[str, Any]], ...]
 
     def __call__(self, items: Sequence[WorkItem]) -> list[WorkItem]:
         done = list(items)
-        there = [i for i, sheet in enumerate(items) if sheet.pixels is not None]
+        there = [i for i, item in enumerate(items) if item.pixels is not None]
         for make, values in self.preprocessors:
             try:
                 maps = _compute_maps(make, [items[i] for i in there], values) if len(there) > 1 else []
@@ -128,17 +140,18 @@ class NetworkStage:
                 done[i] = replace(done[i], maps={**done[i].maps, make.spec.name: made})
             for i in there[len(maps) :]:
                 done[i] = _add_map(done[i], make, values)
-        return [replace(sheet, pixels=None, mask=None) for sheet in done]
+        return [replace(item, pixels=None, mask=None) for item in done]
 
 
 @dataclass(frozen=True)
 class LazyNetworks:
-    """Networks that are loaded where they are first needed."""
+    """Networks that are loaded in the process where they are first needed."""
 
     load: Callable[[], NetworkStage | None]
 
     @cached_property
     def stage(self) -> NetworkStage | None:
+        """The stage, None without networks."""
         return self.load()
 
     def __call__(self, items: Sequence[WorkItem]) -> list[WorkItem]:
@@ -147,15 +160,17 @@ class LazyNetworks:
 
 @dataclass(frozen=True)
 class EncodeStage:
-    """Encodes maps as PNG, those that are `fine` so with `sixteen_bit`, with `json` their key points too, in the order
-    of `names`."""
+    """Encode maps as PNG in the order of `spec_names`, with `json` their key points too.
+
+    With `sixteen_bit`, maps that have 16 bits are encoded with them.
+    """
 
     spec_names: tuple[str, ...]
     json: bool
     sixteen_bit: bool
 
     def __call__(self, items: Sequence[WorkItem]) -> list[ImageResult]:
-        return [self._encode_item(sheet) for sheet in items]
+        return [self._encode_item(item) for item in items]
 
     def _encode_item(self, item: WorkItem) -> ImageResult:
         files: dict[str, bytes] = {}
@@ -170,7 +185,7 @@ class EncodeStage:
 
 @dataclass(frozen=True)
 class WriteStage:
-    """Stores files. Raises OSError when nothing can be stored, as on a full disk."""
+    """Store files. Raises OSError when nothing can be stored, as on a full disk."""
 
     store: ResultStore
 
@@ -191,7 +206,7 @@ class WriteStage:
 
 @dataclass(frozen=True)
 class Chain:
-    """One stage after another, as one."""
+    """Two stages as one."""
 
     first: Callable[[Any], Any]
     second: Callable[[Any], Any]
@@ -201,36 +216,36 @@ class Chain:
 
 
 def list_file_endings(names: Sequence[str], with_json: bool) -> list[str]:
-    """How the files of a picture end, in their order."""
+    """Return the endings of the files of an image, in their order."""
     return [f"{name}.{suffix}" for name in names for suffix in (("json", "png") if with_json else ("png",))]
 
 
 def encode_map(name: str, control_map: ControlMap, with_json: bool, sixteen_bit: bool) -> dict[str, bytes]:
-    """The files of one map, by how they end."""
+    """Return the files of one map by their endings. Raises ValueError where it has no key points to write."""
     texts = {f"{name}.json": encode_pose_json(control_map)} if with_json else {}
     return texts | {f"{name}.png": encode_image(f"{name}.png", select_output_pixels(control_map, sixteen_bit))}
 
 
 def select_output_pixels(control_map: ControlMap, sixteen_bit: bool) -> np.ndarray:
-    """What is written of a map: its pixels, or with `sixteen_bit` grey of 16 bits where it has that."""
+    """Return the pixels to write: (H, W, 3) uint8, or with `sixteen_bit` (H, W) uint16 where the map has them."""
     return control_map.pixels16 if sixteen_bit and control_map.pixels16 is not None else control_map.pixels
 
 
 def encode_pose_json(control_map: ControlMap) -> bytes:
-    """A map's key points as a JSON file. ValueError when it has none."""
+    """Return the key points of a map as a JSON file. Raises ValueError when it has none."""
     if not isinstance(control_map.values, Poses):
         raise ValueError(f"--json writes key points, which a map of {control_map.kind} has not")
     return json.dumps(encode_poses(control_map.values), allow_nan=False).encode() + b"\n"
 
 
 def crashed_item(image: InputImage) -> WorkItem:
-    """What stands for a picture that ended the process it was in."""
+    """Return the item for an image that ended the process it was in."""
     reason = f"{image.name!r} ended the process that worked at it, for want of memory or by a fault in a decoder"
     return WorkItem(replace(image, content=None), errors={"": reason})
 
 
 def format_error(error: BaseException, name: str) -> str:
-    """One line that says what failed and names the picture."""
+    """Return one line with the reason of the failure and the name of the image."""
     reason = one_line(error)
     return reason if repr(name) in reason else f"{name!r}: {reason}"
 
@@ -246,11 +261,11 @@ def _add_map(item: WorkItem, preprocessor: LoadedPreprocessor, parameters: dict[
 def _compute_maps(
     preprocessor: LoadedPreprocessor, items: Sequence[WorkItem], parameters: dict[str, Any]
 ) -> list[ControlMap]:
-    """The maps of sheets that have their pixels. Raises what the first raises, or what is wrong with its mask."""
-    pixels = [sheet.pixels for sheet in items]
+    """Return the maps of items that have pixels. Raises what the first raises, or the error of its mask."""
+    pixels = [item.pixels for item in items]
     if not preprocessor.spec.needs_mask:
         return preprocessor.run_batch(pixels, **parameters)
-    for sheet in items:
-        if not isinstance(sheet.mask, np.ndarray):
-            raise sheet.mask or ValueError(f"{preprocessor.spec.name} needs a mask, of which there is none")
-    return preprocessor.run_batch(pixels, masks=[sheet.mask for sheet in items], **parameters)
+    for item in items:
+        if not isinstance(item.mask, np.ndarray):
+            raise item.mask or ValueError(f"{preprocessor.spec.name} needs a mask, of which there is none")
+    return preprocessor.run_batch(pixels, masks=[item.mask for item in items], **parameters)

@@ -7,9 +7,7 @@ import sys
 from argparse import ArgumentParser
 from pathlib import Path
 
-from ..files.disk import write_atomically
-
-STDOUT = "-"
+from ..files.disk import STDOUT, write_atomically
 
 
 def add_output_options(parser: ArgumentParser, help: str, default: str | None = None) -> None:

@@ -1,1 +1,1 @@
-"""Files in and out, with bounds against hostile input: images, weights, JSON, downloads. Import the module you need."""
+"""Bytes in and out: files, images, weights and downloads, with bounds against hostile input."""

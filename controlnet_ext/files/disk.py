@@ -1,6 +1,7 @@
-"""Bytes in from regular files, bytes out whole or not at all.
+"""Bytes in from regular files, bytes out complete or not at all.
 
-Names stand in messages as `repr` writes them, so that an error is one line whatever a file is called."""
+Names stand in messages as `repr` writes them, so that an error is one line whatever a file is called.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +14,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 JSON_LIMIT = 2**20  # bytes
+STDOUT = "-"  # the name of an output that is not a file
 
 
 @contextmanager
 def open_regular_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A regular file, open for reading bytes.
+    """Open a regular file for reading bytes.
 
-    Raises FileNotFoundError when it is missing, ValueError when it is a folder, a pipe, a device, or may not be read.
+    Raises FileNotFoundError when it is missing, ValueError when it is a folder, a pipe or a device, or may not be read.
     """
     name = repr(os.fspath(path))
     try:
@@ -36,8 +38,10 @@ def open_regular_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The JSON object in a file of at most 1 MiB, such as a model's config.json. ValueError when it is another
-    thing."""
+    """Read the JSON object in a file of at most 1 MiB, such as config.json of a model.
+
+    Raises ValueError for any other content, and what `open_regular_file` raises.
+    """
     with open_regular_file(path) as file:
         content = file.read(JSON_LIMIT + 1)
     if len(content) > JSON_LIMIT:
@@ -46,7 +50,7 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def parse_object(text: bytes, name: str) -> dict[str, Any]:
-    """The JSON object in `text`. ValueError, beginning with `name`: what `parse_json` refuses, another thing."""
+    """Parse a JSON object. Raises ValueError, beginning with `name`, for what `parse_json` refuses and other values."""
     value = parse_json(text, name)
     if not isinstance(value, dict):
         raise ValueError(f"{name} holds a JSON {type(value).__name__}, expected an object")
@@ -54,8 +58,7 @@ def parse_object(text: bytes, name: str) -> dict[str, Any]:
 
 
 def parse_json(text: bytes, name: str) -> Any:
-    """The JSON value in `text`. ValueError, beginning with `name`: broken JSON, a key given twice, nested too
-    deeply."""
+    """Parse a JSON value. Raises ValueError, beginning with `name`: broken JSON, a key given twice, deep nesting."""
     try:
         return json.loads(text.decode(), object_pairs_hook=_reject_duplicate_keys)
     except RecursionError:
@@ -78,12 +81,15 @@ def write_atomically(
     temp_prefix: str = "",
     sync_folder: bool = True,
 ) -> None:
-    """Write `content`, at once or in parts, so that `path` names either the whole of it or what it named before.
+    """Write `content`, at once or in parts, so that `path` names either all of it or what it named before.
 
-    The bytes go to a hidden `.….part` file in the same folder, are flushed to the disk, then get their name. Without
-    `overwrite` a file that is there, or comes meanwhile, raises FileExistsError. After any failure or interruption
-    nothing is left behind; after kill -9 a `.part` file may be, whose name begins with `.` and `mark`. An OSError names
-    the file. If it is not `settled`, the name may not outlive a power cut before `settle` is called for its folder.
+    The bytes go to a hidden `.….part` file in the same folder, are flushed to the disk, then get their name. After any
+    failure or interruption nothing is left behind; after kill -9 a `.part` file may be, whose name begins with `.` and
+    `temp_prefix`. Without `sync_folder` the name may not outlive a power cut before `fsync_dir` is called for the
+    folder.
+
+    Raises FileExistsError when `path` exists, or appears meanwhile, without `overwrite`; ValueError when it is a
+    folder; FileNotFoundError when its folder is missing; OSError with the name of the file.
     """
     target = Path(path)
     if target.is_dir():
@@ -118,8 +124,11 @@ def _write_temporary(temporary: Path, parts: Iterable[bytes | memoryview]) -> No
 
 
 def commit_file(temporary: Path, target: Path, overwrite: bool, sync_folder: bool = True) -> None:
-    """Give the temporary file its name. If it is to be `settled` the folder is flushed too, so that the name outlives a
-    power cut."""
+    """Give the temporary file its name.
+
+    With `sync_folder` the folder is flushed too, so that the name outlives a power cut. Raises FileExistsError when the
+    name is taken, without `overwrite`.
+    """
     if overwrite:
         os.replace(temporary, target)
         if sync_folder:
@@ -144,7 +153,7 @@ def commit_file(temporary: Path, target: Path, overwrite: bool, sync_folder: boo
 
 
 def fsync_dir(folder: str | os.PathLike[str]) -> None:
-    """Flushes the names in a folder to the disk."""
+    """Flush the names in a folder to the disk."""
     if os.name == "nt":  # folders cannot be opened there
         return
     descriptor = os.open(folder, os.O_RDONLY)

@@ -1,6 +1,6 @@
-"""What kind of image some bytes are, and whether they are there to the last one: decoders are content with less.
+"""Image formats by their bytes: detection, completeness, and limits of size.
 
-How large a picture may be, coming in or after a resize: what a few header bytes ask for must fit in memory.
+Decoders accept incomplete files; the functions here do not. Limits keep what a few header bytes ask for within memory.
 """
 
 from __future__ import annotations
@@ -28,13 +28,15 @@ _NEXT_MARKER = re.compile(rb"\xff\xff*([^\x00\xd0-\xd7\xff])", re.DOTALL)  # not
 
 
 def sniff_format(head: bytes) -> str | None:
-    """Pillow's name for the format that begins with these bytes (16 suffice), None for all that is not read here."""
+    """Return Pillow's name of the format that begins with these bytes (16 suffice), None for any other format."""
     return next((name for name, magic in _SIGNATURES.items() if re.match(magic, head, re.DOTALL)), None)
 
 
 def is_complete(content: bytes, format: str) -> bool:
-    """Whether all is there that the format's own lengths promise; PNG's checksums are compared too. What follows the
-    end of a picture is not looked at, such as the further pictures of a JPEG."""
+    """Return True if all bytes are present that the lengths in the file promise, with the checksums of PNG.
+
+    Bytes behind the end of the image are ignored, such as further images in a JPEG.
+    """
     try:
         if format == "JPEG":
             return any(marker == 0xD9 for marker, _ in iter_jpeg_segments(content))
@@ -56,8 +58,10 @@ def is_complete(content: bytes, format: str) -> bool:
 
 
 def iter_jpeg_segments(content: bytes) -> Iterator[tuple[int, memoryview]]:
-    """(marker, payload) of each segment up to the end of the image, 0xD9, or of the bytes. The compressed lines that
-    follow a start of scan, 0xDA, are passed over."""
+    """Yield (marker, payload) of each segment up to the end of the image, 0xD9, or of the bytes.
+
+    The compressed data behind a start of scan, 0xDA, is skipped.
+    """
     at = 2
     while found := _NEXT_MARKER.search(content, at):
         marker, at = found[1][0], found.end()
@@ -72,8 +76,10 @@ def iter_jpeg_segments(content: bytes) -> Iterator[tuple[int, memoryview]]:
 
 
 def iter_png_chunks(content: bytes) -> Iterator[tuple[bytes, memoryview]]:
-    """(name, payload) of each chunk up to IEND or the first that is cut or, if the picture needs it, fails its
-    checksum."""
+    """Yield (name, payload) of each chunk up to IEND.
+
+    Ends before the first chunk that is cut short or, if it is critical, fails its checksum.
+    """
     at = 8
     while at + 12 <= len(content):
         size, name = struct.unpack_from(">I4s", content, at)
@@ -142,7 +148,7 @@ _TIFF_DATA_TAGS = ((273, 279), (324, 325))  # offsets and sizes of strips, of ti
 
 
 def _is_tiff_complete(content: bytes) -> bool:
-    """Every directory, what its entries point at, and every strip or tile of pixels (TIFF 6.0, section 2)."""
+    """Check every directory, the values of its entries, and every strip or tile (TIFF 6.0, section 2)."""
     order = "<" if content[:2] == b"II" else ">"
     word, count, entry_size = ("Q", "Q", 20) if b"+" in content[2:4] else ("I", "H", 12)  # BigTIFF, TIFF
     wide = struct.calcsize(word)
@@ -182,7 +188,7 @@ MAX_SIDE = 65535  # a JPEG's
 
 
 def check_pixels(height: int, width: int, name: str) -> None:
-    """Raises ValueError unless there are 1 to 64 megapixels (2**26)."""
+    """Raise ValueError unless there are 1 to 64 megapixels (2**26)."""
     if height < 1 or width < 1:
         raise ValueError(f"{name} is {width}x{height}: it has no pixels")
     if height * width > MAX_PIXELS:
@@ -190,7 +196,7 @@ def check_pixels(height: int, width: int, name: str) -> None:
 
 
 def compute_working_size(height: int, width: int, resolution: int) -> tuple[int, int]:
-    """(height, width) in the same proportion whose short side is `resolution` pixels, the long side rounded.
+    """Return (height, width) of the same aspect ratio with a short side of `resolution` pixels, the long side rounded.
 
     Raises ValueError when that is over 64 megapixels (2**26) or a side over 65535, as with a strip of 3x10000.
     """

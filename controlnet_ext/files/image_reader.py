@@ -1,6 +1,6 @@
-"""Pixels from Pillow, which knows the formats, may not warn nor be lenient, and is imported only when called.
+"""The one reader of images: pixels as a viewer shows them, or an error of one line.
 
-The one image reader: pixels as a viewer shows them, or one line that says why not.
+Pillow decodes most formats; it is imported only when needed, and may neither warn nor accept incomplete files.
 """
 
 from __future__ import annotations
@@ -48,12 +48,15 @@ _pillow_lock = threading.Lock()
 
 
 def is_pil_image(value: Any) -> TypeGuard[Image]:
-    """Whether the value is a PIL image; there is none as long as nobody has imported Pillow."""
+    """Return True if the value is a PIL image, without importing Pillow."""
     return "PIL.Image" in sys.modules and isinstance(value, sys.modules["PIL.Image"].Image)
 
 
 def open_image_header(file: BinaryIO, format: str, name: str) -> Image:
-    """The image in a file of that format (Pillow's name), nothing decoded yet. ValueError, beginning with `name`."""
+    """Open an image of the format (Pillow's name) without decoding it.
+
+    Raises ValueError, beginning with `name`, for a broken file or a format that this Pillow does not read.
+    """
     from PIL import Image
 
     with _strict_decoding(name):
@@ -67,7 +70,10 @@ def open_image_header(file: BinaryIO, format: str, name: str) -> Image:
 
 
 def decode_pixels(image: Image, name: str) -> np.ndarray:
-    """(H, W, 3) uint8 RGB, upright, alpha over white, in sRGB. ValueError, beginning with `name`: broken, NaN."""
+    """Decode to (H, W, 3) uint8 RGB, upright, alpha over white, in sRGB.
+
+    Raises ValueError, beginning with `name`: broken data, NaN.
+    """
     with _strict_decoding(name):
         image.load()
         turn = _read_orientation(image)
@@ -84,9 +90,9 @@ def decode_pixels(image: Image, name: str) -> np.ndarray:
 
 @contextmanager
 def _strict_decoding(name: str) -> Iterator[None]:
-    """Where Pillow works: it may not warn, nor accept what is cut short, and whatever it raises becomes one line.
+    """Run Pillow without warnings and without leniency, and raise its errors as ValueError of one line.
 
-    Both switches are the process's, hence the lock, and are put back (webui sets LOAD_TRUNCATED_IMAGES for itself).
+    Both switches are global, hence the lock, and are restored (webui sets LOAD_TRUNCATED_IMAGES for itself).
     """
     from PIL import Image, ImageFile
 
@@ -114,7 +120,7 @@ def _read_orientation(image: Image) -> int:
 
 
 def _composite_over_white(image: Image) -> Image:
-    """The image in RGB, its alpha composed over white."""
+    """Return the image in RGB, its alpha composed over white."""
     from PIL import Image
 
     colours = _convert_to_srgb(image)
@@ -126,7 +132,7 @@ def _composite_over_white(image: Image) -> Image:
 
 
 def _convert_to_srgb(image: Image) -> Image:
-    """The colours in RGB, through the image's profile unless that is sRGB, broken, or for channels it does not have."""
+    """Return the image in RGB, through its profile unless that is sRGB, broken, or for other channels."""
     if "icc_profile" not in image.info:
         return image.convert("RGB")
     from PIL import ImageCms
@@ -145,7 +151,7 @@ def _convert_to_srgb(image: Image) -> Image:
 
 
 def _to_uint8(gray: np.ndarray, name: str) -> np.ndarray:
-    """Grey (H, W) of integers 0..65535, or floats 0..1 or 0..255, as uint8."""
+    """Convert gray (H, W) of integers 0..65535, or floats 0..1 or 0..255, to uint8."""
     if not np.isfinite(gray).all():
         raise ValueError(f"{name} holds NaN or infinity")
     low, high = gray.min(), gray.max()
@@ -162,16 +168,15 @@ IMAGE_FILE_LIMIT = 2**30  # bytes: 64 megapixels of four 32-bit channels
 
 
 def read_image(source: str | os.PathLike[str] | bytes | np.ndarray | Image) -> np.ndarray:
-    """An image as an array of its own, (H, W, 3) uint8 RGB, as a viewer shows it.
+    """Read an image as a new array, (H, W, 3) uint8 RGB, as a viewer shows it.
 
-    From a path or the bytes of a JPEG, PNG, WebP, GIF, BMP, TIFF, PPM or (Pillow 11.3) AVIF file: turned upright as
-    EXIF says, alpha over white, first frame of several, 16 bits by their upper 8, colours through an embedded ICC
-    profile into sRGB (a broken profile is passed over, as viewers do). Float grey is 0..1, or 0..255 if it exceeds 1.
-    A PIL image likewise, with the frame it stands at. An array is (H, W), (H, W, 1), (H, W, 3) RGB or (H, W, 4) RGBA
-    of uint8, bool or floats 0..1.
+    A path or the bytes of a JPEG, PNG, WebP, GIF, BMP, TIFF, PPM or (Pillow 11.3) AVIF file: upright by EXIF, alpha
+    over white, the first frame of several, the upper 8 of 16 bits, colors through an embedded ICC profile into sRGB (a
+    broken profile is ignored, as viewers do). Float gray is 0..1, or 0..255 if it exceeds 1. A PIL image likewise, at
+    its current frame. An array is (H, W), (H, W, 1), (H, W, 3) RGB or (H, W, 4) RGBA of uint8, bool or floats 0..1.
 
-    Raises FileNotFoundError, TypeError, or ValueError in one line: over 64 megapixels (judged before decoding), cut
-    short, not an image, NaN. JPEG data damaged inside a whole file cannot be told from a picture, and is decoded.
+    Raises FileNotFoundError, TypeError, or ValueError in one line: over 64 megapixels (checked before decoding), cut
+    short, not an image, NaN. Damaged compressed data in a complete JPEG cannot be detected, and is decoded.
     """
     if isinstance(source, np.ndarray):
         return _convert_image_array(source)
@@ -217,8 +222,10 @@ def _read_image_file(file: BinaryIO, name: str) -> np.ndarray:
 
 
 def _read_plain_jpeg_size(content: bytes) -> tuple[int, int] | None:
-    """Height and width of a JPEG that OpenCV decodes just as Pillow does, without the 50 ms of importing Pillow:
-    8-bit grey or colour, no EXIF, XMP or profile."""
+    """Return (height, width) of a JPEG that OpenCV decodes exactly as Pillow does, else None.
+
+    That is 8-bit gray or color without EXIF, XMP and profile; it saves the 50 ms of importing Pillow.
+    """
     size = None
     for marker, payload in iter_jpeg_segments(content):
         if marker in (0xC0, 0xC1, 0xC2) and len(payload) >= 6 and payload[0] == 8 and payload[5] in (1, 3):

@@ -1,4 +1,4 @@
-"""The one image writer, and the text that a PNG carries beside its pixels."""
+"""The one writer of images, and the texts that a PNG holds beside its pixels."""
 
 from __future__ import annotations
 
@@ -30,17 +30,19 @@ _UNFILTERED_PNG = (  # lines on black as they are, not as differences: in 0.6 in
 def write_image(
     path: str | os.PathLike[str], pixels: np.ndarray, text: Mapping[str, str] | None = None, overwrite: bool = False
 ) -> None:
-    """Write (H, W, 3) RGB or (H, W) grey of uint8, or grey of uint16 to a PNG, whole or not at all
-    (`write_atomically`). Raises what `encoded_image` and write_atomically do."""
+    """Write (H, W, 3) RGB or (H, W) gray of uint8, or gray of uint16 to a PNG, complete or not at all.
+
+    Raises what `encode_image` and `write_atomically` raise.
+    """
     write_atomically(path, encode_image(path, pixels, text), overwrite)
 
 
 def encode_image(path: str | os.PathLike[str], pixels: np.ndarray, text: Mapping[str, str] | None = None) -> bytes:
-    """The bytes of an image file that could be called `path`.
+    """Encode (H, W, 3) RGB or (H, W) gray of uint8, for .png also (H, W) of uint16, for a file with the name `path`.
 
-    The suffix says how: .png and .webp without loss, .jpg and .jpeg at quality 95. A PNG of pixels that are all grey
-    has one channel, which is smaller and written in half the time. `text` goes into a PNG, compressed, by keyword (1 to
-    79 Latin-1 characters), each up to 1 MiB. Raises ValueError for anything else.
+    The suffix selects the format: .png and .webp lossless, .jpg and .jpeg at quality 95. A PNG of pixels that are all
+    gray has one channel, which is smaller and written in half the time. `text` goes into a PNG, compressed, by keyword
+    (1 to 79 Latin-1 characters), each up to 1 MiB. Raises ValueError for any other input.
     """
     name, suffix = repr(os.fspath(path)), Path(path).suffix.lower()
     if suffix not in _IMAGE_WRITERS:
@@ -78,8 +80,7 @@ def _is_writable(pixels: np.ndarray, suffix: str) -> bool:
 
 
 def _find_equal_channel(pixels: np.ndarray) -> np.ndarray | None:
-    """The first of the channels where they are equal in all pixels. The first row tells it of most pictures that have
-    others."""
+    """Return the first channel (H, W) where all are equal, else None; the first row decides for most images."""
     channel = None
     for some in (pixels[:1], pixels):
         channel = cv2.extractChannel(some, 0)
@@ -89,12 +90,12 @@ def _find_equal_channel(pixels: np.ndarray) -> np.ndarray | None:
 
 
 def _is_binary(pixels: np.ndarray) -> bool:
-    """Whether they are one channel of only 0 and 255, as edges are."""
+    """Return True for one channel of only 0 and 255, as edges are."""
     return pixels.ndim == 2 and pixels.dtype == np.uint8 and not cv2.countNonZero(cv2.inRange(pixels, 1, 254))
 
 
 def _encode_text_chunk(keyword: str, text: str) -> bytes:
-    """iTXt: keyword, "compressed by zlib", no language, no translated keyword, UTF-8 (PNG specification, 11.3.3.4)."""
+    """Return an iTXt chunk: keyword, compression by zlib, no language, UTF-8 (PNG specification, 11.3.3.4)."""
     try:
         name = keyword.encode("latin-1")
     except UnicodeEncodeError:
@@ -111,8 +112,11 @@ def _encode_text_chunk(keyword: str, text: str) -> bytes:
 
 
 def read_png_text(path: str | os.PathLike[str]) -> dict[str, str]:
-    """The texts of a PNG (tEXt, zTXt, iTXt) by keyword. Raises FileNotFoundError when it is missing, ValueError when
-    it is no PNG, is cut short, or a text is broken, over 1 MiB, or given twice."""
+    """Read the texts of a PNG (tEXt, zTXt, iTXt) by keyword.
+
+    Raises FileNotFoundError when it is missing, ValueError when it is no PNG, is cut short, or a text is broken, over 1
+    MiB, or given twice.
+    """
     name = repr(os.fspath(path))
     with open_regular_file(path) as file:
         if file.read(8) != b"\x89PNG\r\n\x1a\n":

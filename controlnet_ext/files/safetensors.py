@@ -1,7 +1,7 @@
-"""The safetensors format (github.com/huggingface/safetensors, README "Format"): a JSON header, then the tensors'
-bytes.
+"""The safetensors format (github.com/huggingface/safetensors, README "Format"): a JSON header, then the bytes of
+tensors.
 
-What a file says of its tensors: which bytes, read as what. Checked before any of them is read.
+The header is checked before any bytes of tensors are read.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ITEMSIZE = {  # bytes, by torch's name of the dtype
 
 
 class ByteRange(NamedTuple):
-    """Where the bytes of a storage lie in the file, and their CRC-32 where the file has one."""
+    """Position of the bytes of a storage in the file, and their CRC-32 where the file states one."""
 
     offset: int
     size: int
@@ -38,7 +38,7 @@ class ByteRange(NamedTuple):
 
 
 class Storage(NamedTuple):
-    """Bytes that the file keeps under `key`: `elements` values of a dtype."""
+    """A storage in the file under `key`: `element_count` values of a dtype."""
 
     key: str
     dtype: str
@@ -46,7 +46,7 @@ class Storage(NamedTuple):
 
 
 class TensorView(NamedTuple):
-    """A dense tensor, as a view of a storage's bytes as `dtype`. Offset and strides are in elements."""
+    """A dense tensor: a view of the bytes of a storage as `dtype`. Offset and stride are in elements."""
 
     storage: Storage
     dtype: str
@@ -58,7 +58,7 @@ class TensorView(NamedTuple):
 def create_tensor_view(
     storage: Storage, dtype: str, offset: int, shape: tuple[int, ...], stride: tuple[int, ...]
 ) -> TensorView:
-    """The Plan, if it stays within its storage and has no more values than that. ValueError otherwise."""
+    """Return the view. Raises ValueError where it exceeds its storage or has more values than it."""
     if len(shape) > MAX_DIMENSIONS or math.prod(n or 1 for n in shape) >= 2**63:
         raise ValueError(f"a tensor has a shape that no tensor has, of {len(shape)} dimensions")
     held = storage.element_count * ITEMSIZE[storage.dtype] // ITEMSIZE[dtype]
@@ -82,8 +82,10 @@ _CODE_BY_DTYPE = {dtype: code for code, dtype in _DTYPE_BY_CODE.items()}
 def read_safetensors_contents(
     file: BinaryIO, size: int
 ) -> tuple[dict[str, TensorView], dict[str, str], dict[str, ByteRange]]:
-    """The tensors' Plans by name, the metadata, and the places of their bytes by name. Raises ValueError when a
-    header is larger than 8 MiB or the tensors do not cover the rest of the file exactly."""
+    """Return the tensor views, the metadata, and the byte ranges, all by name.
+
+    Raises ValueError when the header is over 8 MiB, or the tensors do not cover the rest of the file exactly.
+    """
     file.seek(0)
     length = int.from_bytes(file.read(8), "little")
     if length > SAFETENSORS_HEADER_LIMIT or 8 + length > size:
@@ -133,10 +135,10 @@ def write_weights(
     metadata: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write tensors by name as safetensors, whole or not at all (`write_atomically`), with no copy of more than one
-    of them.
+    """Write tensors of any shape by name as safetensors, complete or not at all, copying one tensor at a time.
 
-    Dense tensors of any shape, on any device but meta; metadata is text. Raises ValueError for anything else."""
+    Tensors are dense and on any device but meta; metadata is text. Raises ValueError for any other input.
+    """
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     if not all(isinstance(text, str) for item in (metadata or {}).items() for text in item):
         raise ValueError("metadata of weights is text by key")

@@ -1,10 +1,11 @@
-"""A pickle of tensors, read as the small program it is by a machine that can only put tensors into containers.
+"""Files of torch.save, read without executing anything.
 
-Python's own unpickler calls whatever the file names, and torch's `weights_only` has been broken into (CVE-2025-32434,
-CVE-2026-24747). Here no name is ever looked up: a few have a meaning, any other is refused. Tensors come out as
-`Plan`s: what to read from where, within the bounds of the storage that the file says it has.
+A pickle is a small program. Python's unpickler calls whatever the file names, and the `weights_only` mode of torch was
+exploitable (CVE-2025-32434, CVE-2026-24747). The machine here can only put tensors into containers: no name is looked
+up, a few have a meaning, any other is refused. Tensors become `TensorView`s within the bounds of the storages that the
+file has.
 
-The two files that torch.save has written: since 1.6 a zip, before that pickles with the storages behind them.
+torch.save has written two kinds of files: since 1.6 a zip, before that pickles followed by the storages.
 """
 
 from __future__ import annotations
@@ -31,17 +32,18 @@ T = TypeVar("T")
 
 
 class _GlobalName(NamedTuple):
-    """A global as the file writes it, with nothing behind it."""
+    """A global by the name in the file, without the object."""
 
     name: str
 
 
 def load_restricted_pickle(stream: BinaryIO, storages: dict[str, Storage] | None = None) -> Any:
-    """The value of one pickle (protocols 2 to 5); the stream then stands behind it. Its storages are put into
-    `storages`.
+    """Return the value of one pickle (protocols 2 to 5), and leave the stream behind it.
 
-    Dicts, lists, tuples, text, numbers, bytes and Plans. Raises ValueError for a global, a step or a size that has no
-    place among weights, and LookupError or TypeError too where the program is broken."""
+    The value is made of dicts, lists, tuples, text, numbers, bytes and TensorViews; its storages are added to
+    `storages`. Raises ValueError for a global, an opcode or a size that weights do not need; LookupError or TypeError
+    where the program is broken.
+    """
     import pickletools  # not at the top, where a canny edge map would pay for it
 
     machine = _PickleMachine({} if storages is None else storages)
@@ -100,8 +102,7 @@ class _PickleMachine:
         self.push_global(f"{module}.{name}")
 
     def push_storage(self, _: None) -> None:
-        """From ("storage", type, key, device, elements), in old files followed by a view of the storage: none, in all
-        of them."""
+        """Push a storage from ("storage", type, key, device, size), in old files followed by a view, which is None."""
         kind, type_, key, _device, count, *view = _expect_type(self.stack.pop(), tuple)
         dtype = _STORAGE_DTYPES.get(_expect_type(type_, _GlobalName).name)
         if kind != "storage" or dtype is None or view not in ([], [None]):
@@ -122,7 +123,7 @@ class _PickleMachine:
         self.push(result)
 
     def drop_state(self, _: None) -> None:
-        """An OrderedDict's attributes (a state dict has `_metadata`) are dropped."""
+        """Drop the attributes of an OrderedDict (a state dict has `_metadata`)."""
         self.stack.pop()
         _expect_type(self.stack[-1], dict)
 
@@ -152,7 +153,7 @@ def _dtype_from_global(name: str) -> str | None:
 
 
 def _rebuild_tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_rest: Any) -> TensorView:
-    """As torch._utils._rebuild_tensor_v2; the rest is about gradients and hooks."""
+    """Build a view with the arguments of torch._utils._rebuild_tensor_v2; the rest is about gradients and hooks."""
     storage, shape, stride = _expect_type(storage, Storage), _expect_type(shape, tuple), _expect_type(stride, tuple)
     return create_tensor_view(
         storage, storage.dtype, _expect_size(offset), tuple(map(_expect_size, shape)), tuple(map(_expect_size, stride))
@@ -162,7 +163,7 @@ def _rebuild_tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_rest: 
 def _rebuild_tensor_v3(
     storage: Any, offset: Any, shape: Any, stride: Any, _grad: Any, _hooks: Any, dtype: Any, *_: Any
 ) -> TensorView:
-    """As torch._utils._rebuild_tensor_v3, for dtypes that have no storage of their own."""
+    """Build a view with the arguments of torch._utils._rebuild_tensor_v3, for dtypes without a storage type."""
     storage, shape, stride = _expect_type(storage, Storage), _expect_type(shape, tuple), _expect_type(stride, tuple)
     name = _dtype_from_global(_expect_type(dtype, _GlobalName).name)
     if name is None:
@@ -177,7 +178,7 @@ def _rebuild_parameter(tensor: Any, *_rest: Any) -> TensorView:
 
 
 def _rebuild_ordered_dict(pairs: Any = ()) -> dict[Any, Any]:
-    """An OrderedDict, which Python 2 wrote with its items as the argument."""
+    """Build an OrderedDict as a dict; Python 2 wrote its items as the argument."""
     result: dict[Any, Any] = {}
     _update_dict(result, pairs)
     return result
@@ -232,7 +233,10 @@ ZIP_DIRECTORY_LIMIT = 2**23  # bytes, of a zip's directory and of the pickle in 
 
 
 def read_zip_contents(file: BinaryIO, size: int) -> tuple[Any, dict[str, ByteRange]]:
-    """The value in a zip of torch.save, and the places of its storages by key. ValueError when it is anything else."""
+    """Return the value in a zip of torch.save, and the byte ranges of its storages by key.
+
+    Raises ValueError for any other zip.
+    """
     records = _list_entries(file, size)
     roots = [name[: -len("data.pkl")] for name in records if name.endswith("/data.pkl")]
     if len(roots) != 1:
@@ -255,7 +259,7 @@ def _read_entry(file: BinaryIO, byte_range: ByteRange) -> bytes:
 
 
 def _list_entries(file: BinaryIO, size: int) -> dict[str, ByteRange]:
-    """The entries of a zip by name, each stored as it is and within the file."""
+    """Return the byte ranges of the entries of a zip by name, all uncompressed and within the file."""
     import zipfile  # 15 ms
 
     if _read_directory_size(file, size) > ZIP_DIRECTORY_LIMIT:  # zipfile reads all of it, however long
@@ -287,7 +291,7 @@ def _list_entries(file: BinaryIO, size: int) -> dict[str, ByteRange]:
 
 
 def _read_directory_size(file: BinaryIO, size: int) -> int:
-    """Bytes of a zip's directory, as the record at the file's end says (PKWARE's APPNOTE, 4.3.14 to 4.3.16)."""
+    """Return the size of the directory of a zip, from the record at its end (PKWARE's APPNOTE, 4.3.14 to 4.3.16)."""
     file.seek(max(0, size - 22 - 65535))
     tail = file.read()
     end = tail.rfind(b"PK\5\6")
@@ -300,7 +304,10 @@ def _read_directory_size(file: BinaryIO, size: int) -> int:
 
 
 def read_legacy_contents(file: BinaryIO, size: int) -> tuple[Any, dict[str, ByteRange]]:
-    """The same of what torch.save wrote before 1.6: magic number, version, system, value, keys, storages."""
+    """Return the value in a file of torch.save before 1.6, and the byte ranges of its storages by key.
+
+    The file holds magic number, version, system, value, keys and storages. Raises ValueError for any other file.
+    """
     file.seek(0)
     stream = io.BytesIO(file.read(ZIP_DIRECTORY_LIMIT))
     if load_restricted_pickle(stream) != TORCH_MAGIC_NUMBER:

@@ -1,5 +1,4 @@
-"""The one weights reader, and the writer. A file of weights is not trusted: not its name, not its sizes, not its
-pickle."""
+"""The one reader of weights. A file is not trusted: not its name, not its sizes, not its pickle."""
 
 from __future__ import annotations
 
@@ -28,8 +27,10 @@ STATE_DICT_KEYS = ("state_dict", "model", "params", "params_ema", "depth_model",
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """Tensors by name, on the CPU, as dense as the file has them, and what else the file says as text. `format` is
-    "safetensors" or "pickle". The tensors are the process's own: the file may change or go."""
+    """Tensors by name, on the CPU, in the dtypes of the file, and its metadata as text.
+
+    `format` is "safetensors" or "pickle". The tensors have memory of their own: the file may change or go.
+    """
 
     path: Path
     tensors: dict[str, Tensor]
@@ -39,8 +40,10 @@ class Weights:
 
     @cached_property
     def sha256(self) -> str:
-        """The file's hash, in hex, computed when first asked for. ValueError when the file has changed since it was
-        read."""
+        """SHA-256 of the file in hex, computed on first access.
+
+        Raises ValueError when the file has changed since it was read.
+        """
         import hashlib  # not at the top, where a canny edge map would pay for it
 
         digest = hashlib.sha256()
@@ -53,16 +56,16 @@ class Weights:
 
 
 def read_weights(path: str | os.PathLike[str], load_values: bool = True) -> Weights:
-    """The weights in a file of safetensors, or of torch.save, whatever it is called; without `values` only what they
-    are, as tensors on torch's meta device, for which a file's header is read.
+    """Read the weights in a file of safetensors or torch.save, whatever its name.
 
-    A dict of torch.save that has no tensors itself, but a dict of them under one of the names that training scripts
-    use (`NESTED`), gives those. Numbers and text beside the tensors become metadata; other containers are left out.
-    Keys stay as they are.
+    Without `load_values` tensors are on the meta device, and only the header of the file is read. A dict of torch.save
+    without tensors, but with a dict of tensors under one of STATE_DICT_KEYS, gives the latter. Numbers and text beside
+    the tensors become metadata; other containers are left out. Keys stay unchanged.
 
     Nothing is executed: a pickle that names anything but tensors, containers and plain scalars is refused. Raises
-    FileNotFoundError, or ValueError in one line: cut short, damaged (where the file has checksums), sizes that lie,
-    over 20,000 tensors. Values are not looked at: that they are finite is for the network's loader."""
+    FileNotFoundError, or ValueError in one line: cut short, damaged (where the file has checksums), wrong sizes, over
+    20,000 tensors. Values are not checked: the loader of the network checks that they are finite.
+    """
     name = repr(os.fspath(path))
     with open_regular_file(path) as file:
         stamp = _read_file_stamp(file)
@@ -98,6 +101,7 @@ def _read_contents(
 
 
 def _extract_state(value: Any) -> tuple[dict[str, TensorView], dict[str, str]]:
+    """Return the tensor views by name, and numbers and text beside them as metadata."""
     if not isinstance(value, dict):
         found = "tensor" if isinstance(value, TensorView) else type(value).__name__
         raise ValueError(f"it holds a {found}, expected a dict of tensors")
@@ -133,7 +137,7 @@ def _join_keys(keys: Iterable[Any]) -> str:
 def _read_tensors(
     file: BinaryIO, views: dict[str, TensorView], byte_ranges: dict[str, ByteRange], load_values: bool
 ) -> dict[str, Tensor]:
-    """Each storage is read once, into the memory that its tensors keep."""
+    """Read each storage once, into the memory that its tensors keep."""
     storages = {plan.storage.key: plan.storage for plan in views.values()}
     if missing := storages.keys() - byte_ranges.keys():
         raise ValueError(f"it lacks {len(missing)} of its {len(storages)} storages")
@@ -149,8 +153,7 @@ def _read_tensors(
 
 
 def _read_range(file: BinaryIO, byte_range: ByteRange) -> Tensor:
-    """Bytes of the file as a tensor (size,) uint8. Not mapped: a file that changes would change the tensors, or kill
-    us."""
+    """Read bytes of the file as a tensor (size,) uint8. A mapping would change, or crash, with the file."""
     content = _allocate_bytes(byte_range.size)
     view, checksum = content.numpy().data, 0
     file.seek(byte_range.offset)
@@ -167,8 +170,11 @@ def _read_range(file: BinaryIO, byte_range: ByteRange) -> Tensor:
 
 
 def _allocate_bytes(size: int) -> Tensor:
-    """Fresh bytes. Where Linux gives the pages of a large piece at once, it does so in a fraction of the time that it
-    takes for one after the other, when each is first written to."""
+    """Return fresh bytes.
+
+    Linux populates the pages of a large mapping at once in a fraction of the time that it takes one by one, on first
+    write.
+    """
     import torch
 
     if size < POPULATE_MIN_BYTES or not hasattr(mmap, "MAP_POPULATE"):

@@ -13,8 +13,15 @@ DECAY_SHARE = 0.4  # the last share of the steps, in which the rate falls to zer
 
 @dataclass(frozen=True)
 class TrainingSchedule:
-    """How long and how fast. `batches` are accumulated in each step; `average` is the decay of the averaged weights;
-    after `minutes` the run stops at a checkpoint. ValueError on numbers that make no sense."""
+    """Length and learning rate of a training.
+
+    accumulation_steps: batches in each step.
+    ema_decay: decay of the averaged weights.
+    evaluation_interval: steps between evaluations, each with a checkpoint.
+    max_minutes: minutes after which the run stops at a checkpoint.
+
+    Raises ValueError for numbers out of range.
+    """
 
     steps: int
     learning_rate: float = 1e-3
@@ -39,7 +46,7 @@ class TrainingSchedule:
             raise ValueError(f"ema_decay {self.ema_decay} of the training is outside 0..1")
 
     def learning_rate_at(self, step: int) -> float:
-        """Rises over 100 steps, stays level, falls to zero over the last 40 %."""
+        """Return the rate of a step: it rises over 100 steps, stays level, and falls to zero over the last 40 %."""
         return self.learning_rate * min(
             1.0, (step + 1) / WARM_UP_STEPS, (self.steps - step) / (DECAY_SHARE * self.steps)
         )

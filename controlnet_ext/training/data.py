@@ -1,4 +1,4 @@
-"""What a ControlNet learns from: pictures with captions and maps, of a folder or drawn without end."""
+"""Training data of a ControlNet: images with captions and maps, from a folder or drawn."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MapFunction = Callable[[np.ndarray], np.ndarray]  # (H, W, 3) uint8 RGB of a pic
 
 @dataclass(frozen=True)
 class Example:
-    """A picture's file, its caption, and its map's file where one is given; `sha256` is the picture's."""
+    """The file of an image, its caption, and the file of its map where one is given; `sha256` is that of the image."""
 
     image: Path
     caption: str
@@ -37,21 +37,24 @@ class Example:
 
 
 class ControlDataset(Protocol):
-    """A fixed order of examples. `identity` is the same for the same pictures, captions and given maps."""
+    """Examples in a fixed order."""
 
     def __len__(self) -> int: ...
 
     @property
-    def identity(self) -> str: ...
+    def identity(self) -> str:
+        """Text that is equal for equal images, captions and given maps."""
 
     def read(self, i: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray, str]:
-        """Example i: the picture and its map, (height, width, 3) uint8 RGB, and the caption."""
+        """Return example i: image and map, (height, width, 3) uint8 RGB, and caption."""
 
 
 @dataclass(frozen=True, eq=False)
 class FolderDataset:
-    """Pictures of a folder; what hangs over the size is cropped. `make` None takes the maps that are given, and
-    otherwise makes those that are not given of the cropped pictures."""
+    """Images of a folder, cropped to the size.
+
+    Without `make_map` all examples have a map. With it, the maps that are not given are made from the cropped images.
+    """
 
     examples: tuple[Example, ...]
     make_map: MapFunction | None
@@ -66,10 +69,12 @@ class FolderDataset:
 
     @property
     def identity(self) -> str:
+        """SHA-256 of the hashes and captions."""
         rows = [(e.sha256, e.caption, e.map and hash_file(e.map)) for e in self.examples]
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
     def read(self, i: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray, str]:
+        """Return example i: image and map, (height, width, 3) uint8 RGB, and caption."""
         example = self.examples[i]
         pixels = fit(read_image(example.image), height, width, "crop")
         if example.map is not None:
@@ -82,7 +87,7 @@ class FolderDataset:
 
 @dataclass(frozen=True, eq=False)
 class SceneDataset:
-    """The embedded model's drawn scenes of these seeds."""
+    """The drawn scenes of the embedded model with these seeds."""
 
     seeds: range
     make_map: MapFunction
@@ -92,9 +97,11 @@ class SceneDataset:
 
     @property
     def identity(self) -> str:
+        """The range of seeds."""
         return f"scenes {self.seeds.start}..{self.seeds.stop}"
 
     def read(self, i: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray, str]:
+        """Return example i: image and map, (height, width, 3) uint8 RGB, and caption. ValueError unless square."""
         if height != width:
             raise ValueError(f"scenes are square, not {width}x{height}")
         drawn = draw_scene(self.seeds[i], height)
@@ -102,11 +109,13 @@ class SceneDataset:
 
 
 def read_examples(folder: Path) -> tuple[Example, ...]:
-    """Those of a folder: what its metadata.jsonl or captions.jsonl lists, `{"file_name": .., "text": .., "map": ..}`
-    (the map may be left out), or each picture with the caption `<stem>.txt` beside it.
+    """Read the examples of a folder.
 
-    Files are read and hashed, their pixels not yet decoded. FileNotFoundError or ValueError in one line: no pictures,
-    no captions, a picture that is cut short or none."""
+    They are the lines of its metadata.jsonl or captions.jsonl, `{"file_name": .., "text": .., "map": ..}` (the map is
+    optional), or all images with the caption `<stem>.txt` beside each. Files are read and hashed; their pixels are not
+    decoded. Raises FileNotFoundError or ValueError in one line: no images, no captions, a file that is no complete
+    image.
+    """
     if not folder.is_dir():
         raise FileNotFoundError(f"{str(folder)!r} is not a folder; expected one with pictures, or the word scenes")
     lists = [folder / name for name in METADATA_FILES if (folder / name).exists()]
@@ -124,8 +133,11 @@ def read_examples(folder: Path) -> tuple[Example, ...]:
 
 
 def split_examples(examples: tuple[Example, ...], share: float) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-    """Examples to learn and held-out ones: `share` of the different pictures, at least one, those with the lowest
-    hashes, so that a copy of a picture is on its side. ValueError when nothing would be left."""
+    """Return the training set and the held-out set.
+
+    The latter has `share` of the different images, at least one, those with the lowest hashes, so that copies of an
+    image are on one side. Raises ValueError when one side would be empty.
+    """
     different = sorted({example.sha256 for example in examples})
     count = max(1, round(share * len(different)))
     if not 0 < share < 1 or count >= len(different):
@@ -135,7 +147,7 @@ def split_examples(examples: tuple[Example, ...], share: float) -> tuple[tuple[E
 
 
 def check_disjoint(train_set: tuple[Example, ...], held_out: tuple[Example, ...]) -> None:
-    """ValueError when a held-out picture is also among those to learn."""
+    """Raise ValueError when an image of the held-out set is also in the training set."""
     known = {example.sha256: example for example in train_set}
     for example in held_out:
         if example.sha256 in known:
@@ -144,8 +156,10 @@ def check_disjoint(train_set: tuple[Example, ...], held_out: tuple[Example, ...]
 
 
 def hash_image_file(path: Path) -> str:
-    """The sha256 of a picture's file. FileNotFoundError or ValueError when it is missing, cut short, too large, or no
-    picture, by its structure; pixels are not decoded."""
+    """Return the sha256 of the file of an image; its pixels are not decoded.
+
+    Raises FileNotFoundError or ValueError when it is missing, cut short, too large, or no image.
+    """
     name = repr(str(path))
     with open_regular_file(path) as file:
         content = file.read(IMAGE_FILE_LIMIT + 1)
@@ -199,7 +213,7 @@ def _read_metadata(path: Path) -> list[tuple[Path, str, Path | None]]:
 
 
 def _resolve_inside(folder: Path, name: object, where: str) -> Path:
-    """A file that a list names. It may be downloaded, so it names none outside of its folder."""
+    """Return the path of a file in a list. The list may be downloaded, so it may name none outside its folder."""
     if not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts:
         raise ValueError(f"{where}: {name!r:.80} is not a file in the list's folder")
     return folder / name

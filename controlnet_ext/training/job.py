@@ -1,4 +1,4 @@
-"""One training: a frozen model, what learns beside it, and the pictures."""
+"""A training of a ControlNet: the frozen model, the trained network, and the data."""
 
 from __future__ import annotations
 
@@ -25,9 +25,14 @@ from .objective import (
 
 
 class TrainingJob:
-    """The model of a folder, on a GPU where there is one, and beside it the ControlNet in the file `first`, or a copy
-    of the UNet's encoder. `size` is height and width, `weighting` that of noise levels. ValueError where the file is
-    another kind or fits another UNet."""
+    """A ControlNet beside the frozen model of a folder, on a GPU where there is one.
+
+    init_from: file of the ControlNet to train further, None for a copy of the encoder of the UNet.
+    size: (height, width) in pixels.
+    weighting: weighting of noise levels, see `DiffusionLoss`.
+
+    Raises ValueError where the file is another kind or does not fit the UNet.
+    """
 
     def __init__(
         self,
@@ -59,7 +64,7 @@ class TrainingJob:
         }
 
     def fit(self, schedule: TrainingSchedule, work_dir: Path) -> tuple[ControlNet | None, str]:
-        """The trained network and the verdict; None and no words when the minutes ran out."""
+        """Return the trained network and a sentence on its fit; (None, "") when the minutes ran out."""
         fixed = {
             side: FixedNoiseLoss(self._frozen, each, self._objective, self._batch_size)
             for side, each in self._examples.items()

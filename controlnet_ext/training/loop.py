@@ -1,4 +1,4 @@
-"""One training loop for the embedded models and for ControlNets: resumable at any moment, measured on held-out data."""
+"""The training loop of ControlNets and of the embedded models: resumable at any step, evaluated on held-out data."""
 
 from __future__ import annotations
 
@@ -31,13 +31,15 @@ def train(
     schedule: TrainingSchedule,
     folder: Path,
 ) -> nn.Module | None:
-    """The averaged weights after all steps; None when the minutes ran out before.
+    """Train and return the averaged weights; None when the minutes ran out before the last step.
 
-    `loss(network, step, batch)` must depend on nothing else: then a run that was killed and started again is
-    the same to the bit as one that was not. `measure(averaged)` gives held-out figures; it and a checkpoint come every
-    `every` steps, a row of both in log.jsonl. Forward passes run under bf16 autocast. Ctrl-C ends the step and leaves a
-    checkpoint before it raises KeyboardInterrupt; pressed again it does so at once. ValueError when after 100 steps a
-    tensor has never had a gradient but zeros: part of the network would stay as it was, and no loss shows it.
+    `loss(network, step, batch)` may depend on nothing else: then a run that was killed and started again equals one
+    that was not, to the bit. `evaluate(averaged)` returns held-out figures; every `evaluation_interval` steps a row of
+    them is appended to log.jsonl, and a checkpoint is written. Forward passes run under bf16 autocast. Ctrl-C ends the
+    step and writes a checkpoint before it raises KeyboardInterrupt; a second one raises at once.
+
+    Raises FloatingPointError when the loss is not finite; ValueError when after 100 steps a tensor has had no gradient
+    but zeros: a part of the network would not be trained, and no loss shows it.
     """
     accelerator = Accelerator(mixed_precision="bf16", cpu=not torch.cuda.is_available())
     network = network.to(accelerator.device)
@@ -86,7 +88,7 @@ def train(
 
 
 def _filter_idle(idle: dict[str, nn.Parameter], count: int, step: int) -> dict[str, nn.Parameter]:
-    """Those of these tensors that have no gradient in this step either; `count` is that of all."""
+    """Return the tensors that have no gradient in this step either; `count` is the number of all."""
     idle = {name: p for name, p in idle.items() if p.grad is None or not p.grad.any()}
     if idle and step == WARM_UP_STEPS:
         raise ValueError(
@@ -97,7 +99,7 @@ def _filter_idle(idle: dict[str, nn.Parameter], count: int, step: int) -> dict[s
 
 
 def _log_row(row: Mapping[str, float], log: Path, seconds_left: float) -> None:
-    """A row of figures in the log and on stderr, there with the seconds that are left."""
+    """Append a row of figures to the log, and print it to stderr with the minutes that are left."""
     with log.open("a") as file:
         file.write(json.dumps(row) + "\n")
     print(*(f"{k} {v:.4g}" for k, v in row.items()), f"left {seconds_left / 60:.0f} min", file=sys.stderr, flush=True)
@@ -105,7 +107,7 @@ def _log_row(row: Mapping[str, float], log: Path, seconds_left: float) -> None:
 
 @contextmanager
 def _catch_interrupt() -> Iterator[threading.Event]:
-    """Set by the first Ctrl-C, where Python takes signals, which is in the main thread."""
+    """Yield an event that the first Ctrl-C sets, where Python handles signals: in the main thread."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked
@@ -132,7 +134,7 @@ def _update_ema(averaged: nn.Module, network: nn.Module, decay: float) -> None:
 def _iter_checkpoint_tensors(
     network: nn.Module, averaged: nn.Module, optimizer: torch.optim.Optimizer
 ) -> Iterator[tuple[str, Tensor]]:
-    """All tensors of a checkpoint by name, as views of the living ones."""
+    """Yield all tensors of a checkpoint by name, as views of the live ones."""
     for prefix, module in (("network", network), ("averaged", averaged)):
         yield from ((f"{prefix}.{name}", t) for name, t in module.state_dict().items())
     for i, state in optimizer.state_dict()["state"].items():
@@ -149,7 +151,7 @@ def _save_checkpoint(
 
 
 def _restore_checkpoint(path: Path, network: nn.Module, averaged: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Put a checkpoint back, if there is one; how many steps are done."""
+    """Restore a checkpoint, if there is one, and return the number of steps that are done."""
     if not path.exists():
         return 0
     weights = read_weights(path)

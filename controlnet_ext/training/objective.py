@@ -1,7 +1,4 @@
-"""The trainable copy beside a frozen Stable Diffusion: how it is taught, and what it is measured by.
-
-Noised latents, and how wrong a prediction of what was done to them is.
-"""
+"""The training objective of a ControlNet beside a frozen Stable Diffusion, and the evaluation of its fit."""
 
 from __future__ import annotations
 
@@ -25,14 +22,15 @@ SNR_LIMIT = 5.0
 
 
 class DiffusionLoss:
-    """With the noise levels of a diffusers scheduler, for networks that predict the noise or, where its config says
-    `v_prediction`, the velocity (Salimans and Ho, arXiv:2202.00512, appendix D).
+    """The loss of noised latents over the noise levels of a diffusers scheduler.
 
-    The `weighting` min-snr weights the loss by min(SNR, 5) / SNR for noise, min(SNR, 5) / (SNR + 1) for velocity (Hang
-    et al., arXiv:2303.09556, section 3.4). `layout` weights it by min(1 / SNR + 1, 50) times that: little signal, at
-    which the places of colours are decided, counts almost as for velocity without weights. Levels are then drawn as
-    often as they count, instead of evenly, which is the same on average. ValueError on another kind of prediction or
-    weighting."""
+    Networks predict the noise or, where the config states `v_prediction`, the velocity (Salimans and Ho,
+    arXiv:2202.00512, appendix D). The weighting `min-snr` multiplies the loss by min(SNR, 5) / SNR for noise, min(SNR,
+    5) / (SNR + 1) for velocity (Hang et al., arXiv:2303.09556, section 3.4). `layout` multiplies it by min(1 / SNR + 1,
+    50) more: high noise levels, at which the places of colors are decided, count almost as for velocity without
+    weights; levels are then sampled in proportion to their weights instead of uniformly, which is equal in expectation.
+    Raises ValueError for another type of prediction or weighting.
+    """
 
     def __init__(self, scheduler: Any, weighting: str = "min-snr"):
         if weighting not in WEIGHTINGS:
@@ -52,11 +50,11 @@ class DiffusionLoss:
 
     @property
     def num_timesteps(self) -> int:
-        """The number of noise levels."""
+        """Number of noise levels."""
         return len(self._weights)
 
     def sample(self, latents: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Noised latents, what is to be predicted of them, and timesteps (B,), drawn on the CPU."""
+        """Return noised latents (B, C, h, w), the target of the prediction, and timesteps (B,), sampled on the CPU."""
         noise = torch.randn(latents.shape, generator=rng)
         if self._is_uniform:
             t = torch.randint(self.num_timesteps, (len(latents),), generator=rng)
@@ -65,7 +63,7 @@ class DiffusionLoss:
         return self.add_noise(latents, noise, t)
 
     def add_noise(self, latents: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """As `draw`, of noise and timesteps that are given."""
+        """Return what `sample` returns, for latents and noise (B, C, h, w) and timesteps (B,)."""
         signal, sigma = self._signal[t].view(-1, 1, 1, 1), self._noise[t].view(-1, 1, 1, 1)
         return (
             signal * latents + sigma * noise,
@@ -74,14 +72,17 @@ class DiffusionLoss:
         )
 
     def compute_loss(self, predicted: Tensor, target: Tensor, t: Tensor, importance_sampled: bool = True) -> Tensor:
-        """The mean of weighted squared errors, of timesteps that `draw` drew or, if not, of evenly spread ones."""
+        """Return the mean of weighted squared errors of predictions (B, C, h, w) at timesteps (B,).
+
+        `importance_sampled` is True for timesteps from `sample`, False for evenly spaced ones.
+        """
         errors = (predicted.float() - target.to(predicted.device)).square().mean((1, 2, 3))
         weights = self._weights[t] if self._is_uniform or not importance_sampled else self._weights.mean()
         return (errors * weights.to(errors.device)).mean()
 
 
 def make_generator(*seeds: int) -> torch.Generator:
-    """Random numbers that depend on these alone."""
+    """Return a generator on the CPU that depends on these numbers alone."""
     return torch.Generator().manual_seed(int(np.random.SeedSequence(seeds).generate_state(1)[0]))
 
 
@@ -96,8 +97,10 @@ SIGNIFICANT_CHANGE, MIN_SHARED_GAIN = (
 
 
 class FrozenBase:
-    """A pipeline of SD1.5's or SD2.1's kind that is looked through and stays as it is. ValueError on an inpainting
-    UNet or an SDXL."""
+    """A pipeline of SD1.5 or SD2.1 that is evaluated and stays unchanged.
+
+    Raises ValueError for an inpainting UNet or an SDXL.
+    """
 
     def __init__(self, pipe: Any, device: str):
         if getattr(pipe, "text_encoder_2", None) is not None:
@@ -116,8 +119,10 @@ class FrozenBase:
 
     @torch.no_grad()
     def encode_latents(self, pixels: np.ndarray) -> Tensor:
-        """The likeliest latents (C, h, w), on the CPU, of RGB uint8 (H, W, 3). In float32 and alone: an example is the
-        same to the bit in whatever batch, so that a resumed run is too."""
+        """Return the most likely latents (C, h, w), on the CPU, of RGB uint8 (H, W, 3).
+
+        In float32 and one image at a time: an example is equal to the bit in any batch, so a resumed run is too.
+        """
         x = torch.from_numpy(pixels).to(self.device).permute(2, 0, 1)[None].float() / 127.5 - 1
         vae = self._pipe.vae
         with torch.autocast(self.device.type, enabled=False):
@@ -125,13 +130,15 @@ class FrozenBase:
 
     @torch.no_grad()
     def encode_caption(self, caption: str) -> Tensor:
-        """The caption's text states (T, D), on the CPU."""
+        """Return the text states (T, D) of a caption, on the CPU."""
         with torch.autocast(self.device.type, enabled=False):
             return self._pipe.encode_prompt(caption, self.device, 1, False)[0][0].cpu()
 
     def predict(self, x: Tensor, t: Tensor, context: Tensor, net: nn.Module | None, maps: np.ndarray) -> Tensor:
-        """The UNet's prediction (B, C, h, w) for noised latents, guided by the network with maps (B, H, W, 3) uint8,
-        or unguided without one."""
+        """Return the prediction (B, C, h, w) of the UNet for noised latents.
+
+        `net` guides it with maps (B, H, W, 3) uint8; None predicts without control.
+        """
         x, t, context = x.to(self.device), t.to(self.device), context.to(self.device)
         given: dict[str, Any] = {}
         if net is not None:
@@ -145,7 +152,7 @@ class FrozenBase:
 
 @dataclass(frozen=True, eq=False)
 class EncodedExample:
-    """One example as the networks read it: latents (C, h, w), text states (T, D), map (H, W, 3) uint8."""
+    """An example as networks read it: latents (C, h, w), text states (T, D), map (H, W, 3) uint8."""
 
     latents: Tensor
     context: Tensor
@@ -153,7 +160,7 @@ class EncodedExample:
 
 
 class EncodedExamples:
-    """Pictures, encoded when first asked for; the first of them stay in memory, as many as fit in 2 GiB."""
+    """Examples that are encoded on first use; the first of them, up to 2 GiB, stay in memory."""
 
     def __init__(self, dataset: ControlDataset, frozen: FrozenBase, height: int, width: int):
         self._dataset, self._frozen, self._size = dataset, frozen, (height, width)
@@ -163,7 +170,7 @@ class EncodedExamples:
         return len(self._dataset)
 
     def load_batch(self, rows: Sequence[int]) -> tuple[Tensor, Tensor, np.ndarray]:
-        """Latents (B, C, h, w), text states (B, T, D) and maps (B, H, W, 3) uint8."""
+        """Return latents (B, C, h, w), text states (B, T, D) and maps (B, H, W, 3) uint8."""
         found = [self._load_example(i) for i in rows]
         return (
             torch.stack([each.latents for each in found]),
@@ -189,8 +196,10 @@ def compute_control_loss(
     batch_size: int,
     rng: torch.Generator,
 ) -> Tensor:
-    """The loss on `batch` examples drawn from `numbers`, a tenth of the captions empty, with gradients for the network
-    alone."""
+    """Return the loss, shape (), on `batch_size` random examples, a tenth of the captions empty.
+
+    Gradients flow to the network alone.
+    """
     rows = torch.randint(len(examples), (batch_size,), generator=rng).tolist()
     latents, context, maps = examples.load_batch(rows)
     dropped = torch.rand(batch_size, 1, 1, generator=rng) < EMPTY_CAPTION_RATE
@@ -201,8 +210,10 @@ def compute_control_loss(
 
 
 class FixedNoiseLoss:
-    """The loss on 128 examples (fewer come several times) with noise and timesteps that never change, and are the same
-    for every set of examples."""
+    """The loss on 128 examples (repeated if there are fewer) with noise and timesteps that never change.
+
+    Noise and timesteps are the same for every set of examples.
+    """
 
     def __init__(self, frozen: FrozenBase, examples: EncodedExamples, objective: DiffusionLoss, batch_size: int):
         self._frozen, self._examples, self._objective, self._batch_size = frozen, examples, objective, batch_size
@@ -227,8 +238,11 @@ class FixedNoiseLoss:
 
 
 def describe_fit(rows: Sequence[dict[str, float]]) -> str:
-    """One sentence on whether the training over- or underfits, from its log: each row has `step`, and the fixed losses
-    `training`, `held_out`, and of the model without control `training_unguided`, `held_out_unguided`."""
+    """Return a sentence on overfitting or underfitting from the log of a training.
+
+    Each row has `step`, the fixed losses `training` and `held_out`, and those of the model without control,
+    `training_unguided` and `held_out_unguided`.
+    """
     last, lowest = rows[-1], min(rows, key=lambda row: row["held_out"])
     gained = {side: last[f"{side}_unguided"] - last[side] for side in ("training", "held_out")}
     earlier = next(row for row in rows if row["step"] >= 0.75 * last["step"])

@@ -57,7 +57,7 @@ VERBS = frozenset(
 
 # Names that each module of a family defines with one meaning: contracts, and names that a host prescribes.
 CONTRACTS = frozenset({"T", "arguments", "detect", "guide", "layout", "load", "register", "run", "main", "save"})
-PENDING_NAMES = frozenset({"NET_PREFIX", "STDOUT"})  # to become one definition each
+PENDING_NAMES = frozenset({"NET_PREFIX"})  # to become one definition each
 
 VAGUE = ("What ", "Whether ", "Who ", "Where ", "How ", "That ", "As ")
 STATE_DICT = re.compile(r"(Mapping|dict)\[str, Tensor\]")  # has many shapes
@@ -67,17 +67,13 @@ SHAPE = re.compile(r"\([A-Za-z0-9 /*+.-]+(?:, ?[A-Za-z0-9 /*+.…-]*)+\)|any sha
 
 # Rooms whose sentences are not rewritten yet; none may be added.
 PENDING = {
-    "batch",
-    "cli",
     "embedded",
-    "files",
     "generation",
     "guidance",
     "hosts",
     "models",
     "preprocessors",
     "sdwebui",
-    "training",
     "webui",
 }
 

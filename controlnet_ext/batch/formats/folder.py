@@ -1,4 +1,4 @@
-"""Pictures that are files, and their maps as files in a folder."""
+"""Image files as a source, and maps as files in a folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .journal import read_journal
 
 @dataclass(frozen=True, eq=False)
 class FileSource:
-    """A source of files."""
+    """A source of image files."""
 
     files: Sequence[InputFile]
 
@@ -26,7 +26,7 @@ class FileSource:
         return len(self.files)
 
     def iter_images(self, start: int) -> Generator[InputImage, None, None]:
-        """Those from `start` on."""
+        """Yield the images from position `start` on."""
         for i in range(start, len(self.files)):
             path, key, mask = self.files[i]
             yield InputImage(i, key, path, path, mask)
@@ -34,8 +34,10 @@ class FileSource:
 
 @dataclass(frozen=True)
 class FolderStore:
-    """Stores files in a folder, each whole or not at all. What is left of them after kill -9 begins with `.` and
-    `mark`."""
+    """A store of files in a folder, each complete or absent.
+
+    Temporary files that kill -9 leaves begin with `.` and `temp_prefix`.
+    """
 
     folder: str
     temp_prefix: str
@@ -48,11 +50,12 @@ class FolderStore:
         return {}
 
     def fsync(self, images: Iterable[InputImage]) -> None:
+        """Flush the names of the files of these images to the disk."""
         for folder in {os.path.dirname(result_path(self.folder, picture.key, "")) or "." for picture in images}:
             fsync_dir(folder)
 
     def remove_leftovers(self, keys: Collection[str]) -> None:
-        """Removes what a job that was killed has left where files with these keys go."""
+        """Remove temporary files of a killed job from the folders of these keys."""
         for folder in {os.path.dirname(result_path(self.folder, key, "")) or "." for key in keys}:
             if os.path.isdir(folder):
                 with os.scandir(folder) as entries:
@@ -62,8 +65,11 @@ class FolderStore:
 
 
 class FolderSink:
-    """A sink of files. A picture is done when its files are there; where they may have been there before the job, when
-    its key also stands in `journal`, as a line of JSON."""
+    """A sink of files.
+
+    An image is done when its files exist, and, where they may be older than the job, when its key is in `journal`, as a
+    line of JSON.
+    """
 
     start_index = 0
     is_finished = False
@@ -79,20 +85,23 @@ class FolderSink:
             self._journal.writelines(json.dumps(key) + "\n" for key in self._done_keys)
 
     def earlier_results(self) -> Iterable[ImageResult]:
+        """Return nothing: files of earlier runs are not read."""
         return ()
 
     def is_done(self, image: InputImage) -> bool:
+        """Return True if an earlier run wrote all files of this image."""
         if self._done_keys is not None and image.key not in self._done_keys:
             return False
         return all(os.path.lexists(result_path(self.store.folder, image.key, ending)) for ending in self._endings)
 
     def add(self, result: ImageResult) -> None:
+        """Note the key of a complete result in the journal."""
         if self._journal is not None and not result.errors:
             self._journal.write(json.dumps(result.image.key) + "\n")
             self._journal.flush()
 
     def finish(self) -> None:
-        pass
+        """Do nothing: files are complete already."""
 
     def close(self) -> None:
         if self._journal is not None:

@@ -1,4 +1,4 @@
-"""A sink that grows: what is finished goes to the end of one file, in order, and a journal says how far it is whole."""
+"""A sink that appends results to one file, in order, with a journal of the bytes that are complete."""
 
 from __future__ import annotations
 
@@ -19,29 +19,30 @@ READ_BYTES = 2**20
 
 
 class OutputFormat(Protocol):
-    """What becomes of the members, once all are there."""
+    """The format of the file that is made of all members."""
 
     def member_name(self, image: InputImage, ending: str) -> str:
-        """A member's name."""
+        """Return the name of a member."""
 
     def output_files(self, part: Path) -> list[tuple[Path, Path]]:
-        """The files that come of it, by the names they have first and in the end."""
+        """Return (temporary path, final path) of each file that is made."""
 
     def finalize(self, part: Path) -> None:
-        """Writes these files under their first names. The same part gives the same bytes."""
+        """Write these files under their temporary paths. The same members give the same bytes."""
 
 
 class PassThrough:
-    """A store that leaves all to the sink."""
+    """A store that leaves all files to the sink."""
 
     def __call__(self, image: InputImage, files: dict[str, bytes]) -> dict[str, bytes]:
         return files
 
-    def fsync(self, images: Iterable[InputImage]) -> None: ...
+    def fsync(self, images: Iterable[InputImage]) -> None:
+        """Do nothing."""
 
 
 def iter_indexed_members(part: Path) -> Iterator[tuple[int, dict[str, bytes]]]:
-    """The members of a part that are called `<index>.<ending>`, by their index and how they end."""
+    """Yield (index, content by ending) of members called `<index>.<ending>`."""
     if part.stat().st_size == 0:
         return
     with tarfile.open(part) as tar:
@@ -50,7 +51,7 @@ def iter_indexed_members(part: Path) -> Iterator[tuple[int, dict[str, bytes]]]:
 
 
 def open_journaled_output(format: OutputFormat, part: Path, journal: Path) -> JournaledOutput | FinishedOutput:
-    """The sink as earlier runs left it."""
+    """Open the sink in the state that earlier runs left."""
     rows = read_journal(journal)
     if not rows or rows[-1] != {"finished": True}:
         return JournaledOutput(format, part, journal, rows)
@@ -69,21 +70,28 @@ class FinishedOutput:
         self._rows, self.start_index = rows, len(rows)
 
     def earlier_results(self) -> Iterator[ImageResult]:
+        """Yield the results of earlier runs, without files."""
         return _results_from_rows(self._rows)
 
     def is_done(self, image: InputImage) -> bool:
+        """Return True."""
         return True
 
-    def add(self, result: ImageResult) -> None: ...
+    def add(self, result: ImageResult) -> None:
+        """Do nothing."""
 
-    def finish(self) -> None: ...
+    def finish(self) -> None:
+        """Do nothing."""
 
     def close(self) -> None: ...
 
 
 class JournaledOutput:
-    """Members of a tar in the file `part`, a line in `journal` for each picture: where its members end, the CRC-32 of
-    all bytes up to there, its name, key and errors. What follows the last line whose CRC holds is cut off."""
+    """A sink of members of a tar in the file `part`, with a line in `journal` for each image.
+
+    A line holds the end of the members, the CRC-32 of all bytes up to there, name, key and errors. Bytes behind the
+    last line with a correct CRC are cut off.
+    """
 
     store = PassThrough()
     is_finished = False
@@ -101,12 +109,15 @@ class JournaledOutput:
         self._journal.writelines(json.dumps(row) + "\n" for row in self._rows)
 
     def earlier_results(self) -> Iterator[ImageResult]:
+        """Yield the results of earlier runs, without files."""
         return _results_from_rows(self._rows)
 
     def is_done(self, image: InputImage) -> bool:
+        """Return True if the part holds the members of this image."""
         return image.index < self.start_index
 
     def add(self, result: ImageResult) -> None:
+        """Append the members of a result."""
         picture = result.image
         for ending, content in result.files.items():
             written = memoryview(encode_member(self._format.member_name(picture, ending), content))
@@ -118,6 +129,7 @@ class JournaledOutput:
         self._journal.write(json.dumps(row) + "\n")
 
     def finish(self) -> None:
+        """Write the output files and remove the part."""
         self._file.close()
         self._format.finalize(self._part)
         files = self._format.output_files(self._part)
@@ -145,7 +157,7 @@ def _results_from_rows(rows: list[dict[str, Any]]) -> Iterator[ImageResult]:
 
 
 def read_journal(journal: Path) -> list[Any]:
-    """The lines of a journal, as far as they are whole: the last may be cut short, or more after a power cut."""
+    """Return the complete lines of a journal: after a power cut the last ones may be cut short."""
     rows: list[Any] = []
     for line in journal.read_bytes().splitlines(keepends=True) if journal.exists() else []:
         try:
@@ -158,7 +170,7 @@ def read_journal(journal: Path) -> list[Any]:
 
 
 def _verify_rows(rows: list[dict[str, Any]], part: BinaryIO) -> list[dict[str, Any]]:
-    """The rows whose bytes are in the part: after a power cut, a journal can be ahead of it."""
+    """Return the rows whose bytes are in the part: after a power cut the journal can be ahead of it."""
     held = []
     crc = at = 0
     part.seek(0)

@@ -1,4 +1,4 @@
-"""Lists of pictures in JSON lines: a row for each, and the same rows out, with the places of its maps."""
+"""Lists of images in JSON lines: the same rows are written again, with the paths of their maps."""
 
 from __future__ import annotations
 
@@ -19,16 +19,19 @@ LINE_LIMIT = 2**20  # bytes
 
 
 def read_list(path: str, needs_mask: bool = False) -> list[InputFile]:
-    """The pictures of the rows, by paths from the list's folder, with the keys that rows have, by default their paths
-    without suffix, and with `masked` their masks. ValueError in one line: broken JSON, no path, a key that leads out of
-    a folder."""
+    """Return the images of the rows.
+
+    Paths start at the folder of the list. Keys are those of the rows, by default the paths without suffix; with
+    `needs_mask` each row has a mask. Raises ValueError in one line: broken JSON, no path, a key that leads out of a
+    folder.
+    """
     return [
         _parse_row(row, path, needs_mask, f"line {i} of {path!r}") for i, row in enumerate(_read_rows(path), start=1)
     ]
 
 
 def write_list(path: str, out: str, folder: str, spec_names: Sequence[str]) -> None:
-    """Writes the rows of the list again, to `out`, each with the path of every map that is in the folder."""
+    """Write the rows of the list to `out`, each with the path of every map that exists in `folder`."""
     rows = (
         row
         | {
@@ -44,7 +47,7 @@ def write_list(path: str, out: str, folder: str, spec_names: Sequence[str]) -> N
 
 
 def get_row_key(row: Mapping[str, Any], image_path: str, where: str) -> str:
-    """A row's key: a path within a folder. ValueError, beginning with `where`, when it is not."""
+    """Return the key of a row, a path within a folder. Raises ValueError, beginning with `where`, for another path."""
     given = next((row[name] for name in KEY_COLUMNS if row.get(name) is not None), None)
     key = os.path.splitext(image_path.replace(os.sep, "/"))[0] if given is None else str(given)
     parts = PurePosixPath(key).parts

@@ -1,4 +1,4 @@
-"""Parquet tables of pictures: a row for each, and the same rows out, with its maps. Needs pyarrow."""
+"""Parquet tables of images: the same rows are written again, with their maps. Needs pyarrow."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BATCH_ROWS = 64  # in memory at once
 
 
 def import_pyarrow(name: str = "pyarrow.parquet") -> Any:
-    """A module of pyarrow. ValueError where it is not installed."""
+    """Import a module of pyarrow. Raises ValueError where it is not installed."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -28,9 +28,12 @@ def import_pyarrow(name: str = "pyarrow.parquet") -> Any:
 
 @dataclass(frozen=True, eq=False)
 class ParquetSource:
-    """A source: the rows of a table. The picture is in the first column that is called as pictures' are: bytes, a path
-    from the table's folder, or both as Hugging Face's datasets write them, {"bytes", "path"}. So is the mask, if they
-    are `masked`, in the column of that name."""
+    """A source of the rows of a table.
+
+    The image is in the first column with a name for images: bytes, a path from the folder of the table, or both as
+    datasets of Hugging Face write them, {"bytes", "path"}. With `needs_mask` the mask is in the column `mask`,
+    likewise.
+    """
 
     path: str
     needs_mask: bool = False
@@ -40,7 +43,7 @@ class ParquetSource:
             return int(file.metadata.num_rows)
 
     def check_columns(self) -> None:
-        """ValueError when the table has not what is wanted of it."""
+        """Raise ValueError when the table lacks a column of images or masks."""
         with _open_parquet(self.path) as file:
             names = file.schema_arrow.names
         find_image_column(names, self.path)
@@ -48,7 +51,7 @@ class ParquetSource:
             raise ValueError(f"{self.path!r} has no column of masks: expected {MASK_COLUMN!r}")
 
     def iter_images(self, start: int) -> Generator[InputImage, None, None]:
-        """Those from `start` on."""
+        """Yield the images from position `start` on."""
         with _open_parquet(self.path) as file:
             column = find_image_column(file.schema_arrow.names, self.path)
             i = 0
@@ -70,7 +73,7 @@ class ParquetSource:
 
 
 def find_image_column(names: list[str], path: str) -> str:
-    """The column of pictures. ValueError when there is none."""
+    """Return the name of the column of images. Raises ValueError when there is none."""
     for name in (*PATH_COLUMNS, *sorted(SAMPLE_IMAGE_FIELDS)):
         if name in names:
             return name
@@ -78,7 +81,7 @@ def find_image_column(names: list[str], path: str) -> str:
 
 
 def select_kept_columns(file: Any, path: str) -> list[str]:
-    """The columns that an open table and the one with its maps share."""
+    """Return the columns that an open table shares with the one that is written."""
     column = find_image_column(file.schema_arrow.names, path)
     text = import_pyarrow("pyarrow").types.is_string(file.schema_arrow.field(column).type)
     return [name for name in file.schema_arrow.names if text or name != column]
@@ -86,30 +89,35 @@ def select_kept_columns(file: Any, path: str) -> list[str]:
 
 @dataclass(frozen=True)
 class ParquetOutput:
-    """The form of an output that is a table: the rows of `source` in their order with all columns but the bytes of
-    pictures, and for each preprocessor a column with its PNG, null where it failed."""
+    """The format of a table: the rows of the source in order, and for each preprocessor a column of PNGs.
+
+    Columns with the bytes of images are left out. A map that failed is null.
+    """
 
     path: Path
     source_path: str
     endings: tuple[str, ...]
 
     def member_name(self, image: InputImage, ending: str) -> str:
+        """Return `<index>.<ending>`."""
         return f"{image.index}.{ending}"
 
     def output_files(self, part: Path) -> list[tuple[Path, Path]]:
+        """Return the paths of the table."""
         return [(part.with_name(f"{part.name}.parquet"), self.path)]
 
     def map_columns(self) -> list[str]:
-        """What is added to the rows: `canny` for canny.png, `openpose_json` for openpose.json."""
+        """Return the names of the columns of maps: `canny` for canny.png, `openpose_json` for openpose.json."""
         return [ending.removesuffix(".png").replace(".", "_") for ending in self.endings]
 
     def check_columns(self) -> None:
-        """ValueError when a column of the table is called as one of maps."""
+        """Raise ValueError when the table has a column with the name of a column of maps."""
         with _open_parquet(self.source_path) as file:
             if taken := sorted({*select_kept_columns(file, self.source_path)} & {*self.map_columns()}):
                 raise ValueError(f"{self.source_path!r} has a column {taken[0]!r} already")
 
     def finalize(self, part: Path) -> None:
+        """Write the table with the maps of the part."""
         pa, made = import_pyarrow("pyarrow"), iter_indexed_members(part)
         waiting = next(made, None)
         with _open_parquet(self.source_path) as file:

@@ -1,4 +1,4 @@
-"""WebDataset shards: tar files whose consecutive members `<key>.<field>` are a sample."""
+"""WebDataset shards: tar files in which consecutive members `<key>.<field>` are a sample."""
 
 from __future__ import annotations
 
@@ -35,14 +35,17 @@ SAMPLE_IMAGE_FIELDS = {suffix[1:] for suffix in IMAGE_SUFFIXES}
 
 @dataclass(frozen=True, eq=False)
 class TarSource:
-    """A source: the samples of a shard, plain or compressed. A sample's picture is its first field that is called
-    png, jpg, or as pictures are; if they are `masked` its mask is the first that is called mask.png, or so."""
+    """A source of the samples of a shard, plain or compressed.
+
+    The image of a sample is its first field with a suffix of images, such as png or jpg; with `needs_mask` its mask is
+    the first such field after `mask.`, such as mask.png.
+    """
 
     path: str
     needs_mask: bool = False
 
     def iter_images(self, start: int) -> Generator[InputImage, None, None]:
-        """Those from `start` on. Where the file breaks off, the last one says so."""
+        """Yield the images from position `start` on; where the file is broken, an image with that error is the last."""
         i = -1
         try:
             with tarfile.open(self.path) as tar:
@@ -67,7 +70,7 @@ def _iter_sample_members(tar: tarfile.TarFile) -> Iterator[tuple[str, str, tarfi
 
 
 def iter_members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Its members, of which it keeps none."""
+    """Yield the members of a tar, which does not store them."""
     while (info := tar.next()) is not None:
         tar.members = []  # type: ignore[attr-defined]
         yield info
@@ -76,7 +79,7 @@ def iter_members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 def _read_sample(
     tar: tarfile.TarFile, members: Iterator[tuple[str, str, tarfile.TarInfo]], needs_mask: bool
 ) -> tuple[Any, Any]:
-    """A sample's picture and, if it is wanted and there, mask."""
+    """Return the image of a sample and, if it is needed and present, its mask."""
     fields, found = [], dict[str, Any]()
     for _, field, info in members:
         begin, _, suffix = field.lower().rpartition(".")
@@ -97,29 +100,32 @@ def _read_member(tar: tarfile.TarFile, info: tarfile.TarInfo) -> Any:
 
 
 def encode_member(name: str, content: bytes) -> bytes:
-    """A file as a member of a tar, the same bytes for the same name and content."""
+    """Return a file as a member of a tar: the same bytes for the same name and content."""
     info = tarfile.TarInfo(name)
     info.size = len(content)
     return b"".join((info.tobuf(tarfile.PAX_FORMAT), content, bytes(-len(content) % tarfile.BLOCKSIZE)))
 
 
 def encode_end(size: int) -> bytes:
-    """What ends a tar of members of that size together, as `tarfile` does."""
+    """Return the end of a tar with `size` bytes of members, as `tarfile` writes it."""
     return bytes(2 * tarfile.BLOCKSIZE + -(size + 2 * tarfile.BLOCKSIZE) % tarfile.RECORDSIZE)
 
 
 @dataclass(frozen=True)
 class TarOutput:
-    """The form of an output that is a shard, which is to be called `path`."""
+    """The format of a shard with the final path `path`."""
 
     path: Path
 
     def member_name(self, image: InputImage, ending: str) -> str:
+        """Return `<key>.<ending>`."""
         return f"{image.key}.{ending}"
 
     def output_files(self, part: Path) -> list[tuple[Path, Path]]:
+        """Return the paths of the shard."""
         return [(part, self.path)]
 
     def finalize(self, part: Path) -> None:
+        """Append the end of the tar."""
         with open(part, "ab") as file:
             file.write(encode_end(file.tell()))

@@ -1,4 +1,4 @@
-"""Videos: their frames as pictures, and maps as videos of the same frame rate."""
+"""Videos: frames as images, and maps as videos of the same frame rate."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MAX_MISSING_SHARE = 0.01  # of the frames that a file says it has; containers wi
 
 @dataclass(frozen=True, eq=False)
 class VideoSource:
-    """A source: the frames of a video, upright."""
+    """A source of the frames of a video, upright."""
 
     path: str
 
@@ -36,7 +36,7 @@ class VideoSource:
             return _count_frames(video)
 
     def iter_images(self, start: int) -> Generator[InputImage, None, None]:
-        """Those from `start` on. Where the file breaks off, the last one says so."""
+        """Yield the frames from position `start` on; where the file is cut short, an image with that error is last."""
         i = 0
         with _open_video(self.path) as video:
             while video.grab():
@@ -63,26 +63,32 @@ def _open_video(path: str) -> Iterator[cv2.VideoCapture]:
 
 
 def _count_frames(video: cv2.VideoCapture) -> int:
-    """How many frames the file says it has, 0 where it says nothing sensible."""
+    """Return the number of frames that the file states, 0 where it states none."""
     said = video.get(cv2.CAP_PROP_FRAME_COUNT)
     return int(said) if 0 < said < 2**31 else 0
 
 
 @dataclass(frozen=True)
 class VideoOutput:
-    """The form of an output that is a video for each preprocessor, by its name. Width and height are made even, as
-    coders want, by the last column and row again. A frame without a map is black."""
+    """The format of one video for each preprocessor, by its name.
+
+    Width and height are made even, as codecs require, by repeating the last column and row. A frame without a map is
+    black.
+    """
 
     paths: dict[str, Path]
     source_path: str
 
     def member_name(self, image: InputImage, ending: str) -> str:
+        """Return `<index>.<ending>`."""
         return f"{image.index}.{ending}"
 
     def output_files(self, part: Path) -> list[tuple[Path, Path]]:
+        """Return (temporary path, final path) of each video."""
         return [(part.with_name(f"{part.name}{i}{p.suffix}"), p) for i, p in enumerate(self.paths.values())]
 
     def finalize(self, part: Path) -> None:
+        """Encode the videos. Raises OSError when a disk is full."""
         with _open_video(self.source_path) as video:
             rate = video.get(cv2.CAP_PROP_FPS)
         for name, (path, _) in zip(self.paths, self.output_files(part), strict=True):
@@ -90,7 +96,7 @@ class VideoOutput:
 
 
 def _write_video(path: Path, frames: Callable[[], Iterator[np.ndarray | None]], rate: float) -> None:
-    """A video of the frames, black where there is none; no file where there is none at all."""
+    """Write a video of the frames, black where one is None; no file where all are None."""
     first = next((frame for frame in frames() if frame is not None), None)
     if first is None:
         return
@@ -109,7 +115,7 @@ def _write_video(path: Path, frames: Callable[[], Iterator[np.ndarray | None]], 
 
 
 def _iter_frames(part: Path, name: str) -> Iterator[np.ndarray | None]:
-    """The maps of one preprocessor, BGR of an even size, None where a frame has none."""
+    """Yield the maps of one preprocessor, BGR (H, W, 3) uint8 of an even size, None where a frame has none."""
     following = 0
     for index, files in iter_indexed_members(part):
         yield from (None for _ in range(following, index))

@@ -65,7 +65,7 @@ def arguments(parser: ArgumentParser, argv: list[str]) -> None:
 
 
 def run(options: Namespace) -> int:
-    """Checks, loads, draws all pictures at once, writes the sheet."""
+    """Check, load, generate all images at once, write the sheet. Raises ValueError for a photo without edges."""
     seed, steps = (NUMBER_FIELDS[name].parse(getattr(options, name)) for name in ("seed", "steps"))
     prompts = _check_prompts(options.prompt or PROMPTS)
     folder, control = PipelineFolder.find(EMBEDDED_NAME), resolve_embedded(CONTROL_NAME)

@@ -45,7 +45,7 @@ def arguments(parser: ArgumentParser, argv: list[str]) -> None:
 
 
 def run(options: Namespace) -> int:
-    """Reads all, then draws and writes."""
+    """Read all files, then draw and write. Raises FileExistsError for an output that exists."""
     pictures = {path: read_poses(path) for path in options.inputs}
     targets = _output_paths(options.output, pictures)
     for target in targets:
@@ -63,7 +63,7 @@ def run(options: Namespace) -> int:
 
 
 def _output_paths(out: str, poses_by_file: dict[str, tuple[Poses, ...]]) -> dict[Path, Poses]:
-    """Where each picture goes. Raises ValueError when two would have one name."""
+    """Return the poses by output path. Raises ValueError when two would have one name."""
     found = [
         (Path(path).stem + (f"_{i}" if len(several) > 1 else ""), poses)
         for path, several in poses_by_file.items()

@@ -81,7 +81,7 @@ def arguments(parser: ArgumentParser, argv: list[str]) -> None:
 
 
 def run(options: Namespace) -> int:
-    """Load the model, then answer requests until interrupted."""
+    """Load the model, then answer requests until interrupted. Raises ValueError for an option out of range."""
     token = options.token or os.environ.get(TOKEN_VARIABLE) or None
     for name, option in NUMBER_OPTIONS.items():
         if not option.low <= getattr(options, name) <= option.high:

@@ -113,7 +113,7 @@ class MapSource:
 
 
 def run(options: Namespace) -> int:
-    """Check all that can be checked, load, train, write."""
+    """Check all that can be checked, load, train, write. Raises ValueError for what is refused before any work."""
     if options.batch < 1 or options.seed < 0:
         raise ValueError(f"batch {options.batch}, seed {options.seed}: expected at least 1 and 0")
     _check_output(options.output, options.overwrite)
