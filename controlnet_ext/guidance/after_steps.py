@@ -1,9 +1,7 @@
-"""What units do after the UNet's call to the picture that it sees behind the noise: inpaint_only and tile_colorfix.
+"""Changes of the latents after a UNet call (inpaint_only and tile_colorfix), and the noise level of a call.
 
-The formulas are sd-webui-controlnet's (@ 56cec5b). There they act in all steps and passes and take every model for one
-that predicts noise; here as the unit says, and by the model's own prediction.
-
-What a UNet's output says of the picture behind the noise, and the output that says another picture.
+The formulas are those of sd-webui-controlnet (@ 56cec5b). There they act in all steps and passes and treat every model
+as one that predicts noise; here they act as the unit states, and by the model's own prediction type.
 """
 
 from __future__ import annotations
@@ -43,21 +41,25 @@ class PostStep(ControlModel):
 
 @dataclass(frozen=True)
 class InpaintRestore(PostStep):
-    """inpaint_only: where nothing is to be repainted the latents are the picture's."""
+    """inpaint_only: restore the latents of the image wherever the inpaint mask is black."""
 
     architecture = "inpaint_only"
     needs_mask = True
 
     def apply_to_latents(self, x0: Tensor, step: Step, image_latents: Tensor, latent_mask: Tensor | None) -> Tensor:
+        """Return `x0` `(B, C, h, w)` where the mask is white, else the image's latents."""
         assert latent_mask is not None
         return x0 * latent_mask + image_latents * (1 - latent_mask)
 
 
 @dataclass(frozen=True)
 class ColorFix(PostStep):
-    """tile_colorfix: colours are the picture's, details those of the step, divided by a box of 2 `variation` + 1
-    latents. With `sharpness`, 0..2, the rows without the prompt are blurred by as many hundredths, from which guidance
-    leads away. TypeError or ValueError on other numbers."""
+    """tile_colorfix: take the colors of the image and the details of the step.
+
+    Colors are the mean over a box of 2 `variation` + 1 latents. With `sharpness`, 0..2, the rows without the prompt
+    are blurred by as many hundredths, which guidance turns into sharper rows with it. Raises TypeError or ValueError
+    on other numbers.
+    """
 
     variation: int = 8
     sharpness: float = 0.0
@@ -70,6 +72,10 @@ class ColorFix(PostStep):
             raise ValueError(f"variation {self.variation}, sharpness {self.sharpness}: expected from 1, and 0..2")
 
     def apply_to_latents(self, x0: Tensor, step: Step, image_latents: Tensor, latent_mask: Tensor | None) -> Tensor:
+        """Return `x0` `(B, C, h, w)` with the colors of `image_latents`.
+
+        Raises ValueError if `sharpness` is set and the host cannot tell the rows without the prompt.
+        """
         fixed = x0 - box_blur(x0, self.variation) + box_blur(image_latents, self.variation)
         if not self.sharpness:
             return fixed
@@ -93,15 +99,17 @@ def post_step_for(spec: Preprocessor | None, parameters: Mapping[str, Any]) -> P
 
 
 def box_blur(x: Tensor, radius: int) -> Tensor:
-    """The mean over boxes of 2 radius + 1, the border continued."""
+    """Return the mean of `x` `(B, C, h, w)` over boxes of 2 `radius` + 1, with the border continued."""
     from torch.nn.functional import avg_pool2d, pad
 
     return avg_pool2d(pad(x, (radius,) * 4, mode="replicate"), 2 * radius + 1, stride=1)
 
 
 def downscale_mask(mask: Tensor, factor: int) -> Tensor:
-    """A mask `(H, W)` of pixels as one of latents, `(1, 1, H / factor, W / factor)`: 1 for each whose pixels, or a
-    pixel beside those, are white."""
+    """Return a mask of pixels `(H, W)` as one of latents, `(1, 1, H / factor, W / factor)`.
+
+    A latent is 1 if one of its pixels, or a pixel next to them, is white.
+    """
     from torch.nn.functional import max_pool2d
 
     return max_pool2d(mask[None, None].float(), factor + 2, stride=factor, padding=1)
@@ -112,9 +120,12 @@ PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
 @dataclass(frozen=True, eq=False)
 class NoiseLevel:
-    """One UNet call's x is `signal` times the clean latents plus `noise` times Gaussian noise, squares of which add up
-    to 1; both are floats, or `(B, 1, 1, 1)`. `prediction` is what the UNet was trained to give: that noise, the
-    velocity signal * noise - noise * clean (Salimans and Ho 2022), or the clean latents. ValueError on another."""
+    """The noise in the input of one UNet call: x = signal * x0 + noise * Gaussian noise.
+
+    `signal` and `noise` are floats or `(B, 1, 1, 1)`; their squares add up to 1. `prediction_type` is what the UNet
+    predicts: the noise, the velocity signal * noise - noise * x0 (Salimans and Ho 2022), or x0. Raises ValueError on
+    another.
+    """
 
     prediction_type: str
     signal: float | Tensor
@@ -124,18 +135,20 @@ class NoiseLevel:
         check_choice("prediction type", self.prediction_type, PREDICTION_TYPES)
 
     def add_noise(self, x0: Tensor, gaussian_noise: Tensor) -> Tensor:
-        """x of clean latents."""
+        """Return x `(B, C, h, w)` for clean latents `(B, C, h, w)`."""
         return self.signal * x0 + self.noise * gaussian_noise
 
     def predict_x0(self, x: Tensor, out: Tensor) -> Tensor:
-        """The clean latents that the output means."""
+        """Return the clean latents `(B, C, h, w)` that the UNet's output `out` `(B, C, h, w)` for `x` means."""
         if self.prediction_type == "epsilon":
             return (x - self.noise * out) / self.signal
         return out if self.prediction_type == "sample" else self.signal * x - self.noise * out
 
     def output_for_x0_shift(self, out: Tensor, x0_shift: Tensor) -> Tensor:
-        """The output that means clean latents changed by this: all three are linear in them, so that a change of 0 is
-        none to the bit."""
+        """Return the output `(B, C, h, w)` for which the predicted x0 is shifted by `x0_shift` `(B, C, h, w)`.
+
+        All prediction types are linear in x0, so a shift of 0 changes no bit.
+        """
         if self.prediction_type == "sample":
             return out + x0_shift
         return out - x0_shift * ((self.signal if self.prediction_type == "epsilon" else 1) / self.noise)

@@ -71,7 +71,7 @@ class Residuals:
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """All tensors: skips, middle block, encoder."""
+        """All tensors `(B, C, h, w)`: skips, middle block, encoder."""
         return (*self.skips, *(() if self.middle is None else (self.middle,)), *self.encoder)
 
     def __add__(self, other: Residuals) -> Residuals:

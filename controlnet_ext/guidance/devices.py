@@ -1,4 +1,4 @@
-"""On which device a control model is while it works."""
+"""Placing a control model on a device while it works."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from .contract import ControlModel
 
 @contextmanager
 def on_device(model: ControlModel, device: torch.device) -> Iterator[None]:
-    """The model on this device, and afterwards back where it was. One stays that accelerate moves, that has no weights,
-    or that computes elsewhere than they are."""
+    """Move the model to `device`, and back on leaving.
+
+    Models stay where they are if accelerate moves them, if they have no weights, or if they stream their weights.
+    """
     first = None
     if isinstance(model, torch.nn.Module) and not hasattr(model, "_hf_hook") and model.stream_device is None:
         first = next(model.parameters(), None)

@@ -1,4 +1,4 @@
-"""A unit's maps: its images read once, and fitted to whatever size a run has."""
+"""The control maps of a unit: images read and preprocessed once, then fitted to the size of each run."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class HintImages:
             self._images = [[self._make_map(pixels, self._mask, None) for pixels in some] for some in self._images]
 
     def configure_model(self, model: ControlModel) -> ControlModel:
-        """The model as it reads maps of these kinds. ValueError when it does not."""
+        """Return the model that reads maps of these kinds. Raises ValueError if it does not."""
         return model.for_map_types(self.kinds)
 
     def fit_to_size(self, height: int, width: int) -> list[np.ndarray]:
@@ -107,8 +107,11 @@ class HintImages:
         return np.ascontiguousarray(found[..., :3]), None if self._mask is None else found[..., 3:].repeat(3, axis=2)
 
     def encode_latents(self, host: Host) -> tuple[Tensor, Tensor | None]:
-        """What the VAE makes of the first image's maps, `(1, C, h, w)` or one for each picture, in float32; and where
-        their inpainting mask is white, as `painted` has it."""
+        """Return the VAE latents of the first image's maps, and its inpaint mask at their size.
+
+        Latents are float32 `(1, C, h, w)`, or one for each image; the mask is `(1, 1, h, w)`, 1 where to repaint, or
+        None.
+        """
         import torch
 
         fitted = np.stack([self._fit_map(pixels, *host.pixel_size) for pixels in self._images[0]])
@@ -119,8 +122,10 @@ class HintImages:
         return latents, downscale_mask(white, fitted.shape[1] // latents.shape[2])
 
     def stack_values(self) -> list[np.ndarray]:
-        """For each image that acts `ControlMap.values` as float32, with a first axis as in `at`. ValueError where an
-        image has none."""
+        """Return `ControlMap.values` of each image of the unit as float32 `(1, ...)`, or `(n, ...)` of a `PerSample`.
+
+        Raises ValueError if an image has no values, or the values differ in shape.
+        """
         found = []
         for image in self._unit.images:
             maps = image.images if isinstance(image, PerSample) else (image,)

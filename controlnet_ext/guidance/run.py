@@ -1,8 +1,7 @@
-"""One run of a host, from noise to picture: units and a step in, residuals out.
+"""One run of a host, from noise to image: units and a step in, residuals out.
 
-Residuals that serve several steps of a run: less work, less exact (figures in docs/steering.md).
-
-One unit in one run: where its weights, its rows, its hints and its model come together.
+`GuidanceRun` has all units of a guide; `UnitRun` brings together the weights, rows, hints and model of one of them;
+`ResidualCache` reuses residuals in several steps (figures in docs/evidence).
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ class ResidualCache:
         self._entries: dict[tuple[Any, ...], tuple[int, Step, list[Residuals]]] = {}
 
     def find(self, step: Step, index: int) -> list[Residuals] | None:
-        """What may serve in this step, the run's `index`-th, from 0."""
+        """Return the residuals that may serve in step number `index` of the run, from 0; None if there are none."""
         made, then, residuals = self._entries.get(self._make_key(step), (index, None, None))
         if then is None or not 0 < index - made < self._max_steps:
             return None
@@ -52,6 +51,7 @@ class ResidualCache:
         return residuals if same else None
 
     def store(self, step: Step, index: int, residuals: list[Residuals]) -> None:
+        """Store the residuals of this step."""
         self._entries[self._make_key(step)] = index, step, residuals
 
     def _make_key(self, step: Step) -> tuple[Any, ...]:
@@ -67,7 +67,10 @@ def _is_equal(a: Tensor | None, b: Tensor | None) -> bool:
 
 
 class UnitRun:
-    """One unit in one run."""
+    """One unit in one run: its weight in each step, its hints for each size, and the calls of its model.
+
+    `GuidanceRun` calls, in each step, `compute_residuals`, then `check_finite`, then `apply_post_step`.
+    """
 
     def __init__(
         self, name: str, unit: Unit, hint_images: HintImages, spans: Sequence[Span], host: Host, pass_index: int
@@ -93,7 +96,7 @@ class UnitRun:
         self._unconfirmed: list[tuple[Sequence[Tensor], Tensor, str]] = []  # what was made in this step, sums, where
 
     def compute_residuals(self, step: Step) -> Residuals | None:
-        """What this unit adds in the step; None when it rests, or acts inside the attention."""
+        """Return the residuals of this unit in the step; None if it does not act, or acts inside the attention."""
         self._activation = None
         self._unconfirmed.clear()
         weight = self._weights[step.span]
@@ -121,18 +124,22 @@ class UnitRun:
         return scatter_rows(total, rows, len(step.x))
 
     def check_finite(self) -> None:
-        """ValueError when the last residuals are not finite. Apart from making them, as it waits for the device."""
+        """Raise ValueError if the last residuals are not finite. A step of its own, because it waits for the device."""
         unsure, self._unconfirmed = self._unconfirmed, []
         for tensors, total, place in unsure:
             if not all_finite(tensors, total):
                 raise ValueError(f"the residuals of {self.name} are not finite in {place}")
 
     def has_post_step(self, step: Step) -> bool:
+        """Return True if the unit changes the latents after this step."""
         own = self._unit.after is not None or self._model.acts_after_step
         return own and self._weights[step.span] != 0
 
     def apply_post_step(self, x0: Tensor, step: Step) -> Tensor:
-        """The clean latents that the unit wants, in the share that its weight and region give it."""
+        """Return the clean latents `(B, C, h, w)` after this unit, whose weight and region give its share.
+
+        Raises ValueError if they are not finite.
+        """
         wanted = x0
         if self._model.acts_after_step:
             wanted = self._model.after_step(wanted, step)
@@ -158,6 +165,7 @@ class UnitRun:
         return f"step {steps.index(step.span) + 1} of {len(steps)}"
 
     def detach(self) -> None:
+        """Undo the changes of the UNet's attention."""
         self._is_attached = False
         self._attach_stack.close()
 
@@ -171,7 +179,7 @@ class UnitRun:
         return found
 
     def _call_model(self, step: Step) -> list[Residuals]:
-        """The model's residuals of weight 1, for each call of it."""
+        """Return the residuals of weight 1 of each call of the model."""
         found = []
         with on_device(self._model, step.x.device):
             made = self._get_hints(step)
@@ -188,7 +196,7 @@ class UnitRun:
             return apply_weight(residuals, weight, self._unit.mode, self._unit.layers, self._region)
 
     def _find_active_rows(self, step: Step) -> Tensor | None:
-        """Indices of the rows on which it acts, None for all."""
+        """Return the indices of the rows on which the unit acts, None for all."""
         if not self._is_prompt_only:
             return None
         if step.positive is None:
@@ -199,7 +207,7 @@ class UnitRun:
         return self._cached_rows[1]
 
     def _get_hints(self, step: Step) -> list[Any]:
-        """The hints, one for each image that acts, made once for a size and its rows."""
+        """Return the hints, one for each image of the unit, made once for a size and its rows."""
         size, own = self._host.pixel_size, [isinstance(a, PerSample) for a in self._unit.images]
         pictures = self._get_image_indices(step) if any(own) else ()
         key = *size, len(step.x), pictures
@@ -218,7 +226,7 @@ class UnitRun:
         return tuple(step.samples.tolist())
 
     def _match_maps_to_rows(self, map_count: int, step: Step, image_indices: tuple[int, ...]) -> list[int]:
-        """Which of as many maps each row has."""
+        """Return for each row the index of its map."""
         count = step.image_count or max(image_indices) + 1
         if map_count == count:
             return list(image_indices)
@@ -260,7 +268,7 @@ class UnitRun:
 
 
 def _compute_weights(name: str, unit: Unit, spans: Sequence[Span], pass_index: int) -> dict[Span, float]:
-    """The unit's weight in each step."""
+    """Return the unit's weight in each step."""
     weights = dict.fromkeys(spans, 0.0)
     if unit.weight == 0 or unit.hires == ("high" if pass_index == 0 else "low"):
         return weights
@@ -278,9 +286,10 @@ def _compute_weights(name: str, unit: Unit, spans: Sequence[Span], pass_index: i
 
 
 class GuidanceRun:
-    """What units add in a run whose steps are `spans`; `turn` counts a host's runs from 0. `maps` are those of `units`.
+    """All units of a guide in one run whose steps are `spans`.
 
-    Units are named by their place, from 1. ValueError when one whose weight is not 0 would act in no step.
+    `hint_images` belong to `units`; `pass_index` counts the runs of a host from 0. Units are named by their place,
+    from 1. Raises ValueError if a unit of a weight other than 0 would act in no step.
     """
 
     def __init__(
@@ -297,23 +306,23 @@ class GuidanceRun:
         ]
 
     def compute_residuals(self, step: Step) -> Iterator[Residuals]:
-        """What the units add, in their order; nothing of those that rest or act inside the attention."""
+        """Yield the residuals of each unit that acts in this step outside of the attention, in their order."""
         for acting in self._unit_runs:
             residuals = acting.compute_residuals(step)
             if residuals is not None:
                 yield residuals
 
     def check_finite(self) -> None:
-        """To be called when the UNet has been: ValueError when what a unit added was not finite."""
+        """Raise ValueError if residuals of the last step are not finite; to be called after the UNet."""
         for acting in self._unit_runs:
             acting.check_finite()
 
     def has_post_step(self, step: Step) -> bool:
-        """Whether a unit does something after this step."""
+        """Return True if a unit changes the latents after this step."""
         return any(acting.has_post_step(step) for acting in self._unit_runs)
 
     def apply_post_steps(self, step: Step, out: Tensor, noise_level: NoiseLevel) -> Tensor:
-        """The UNet's output `(B, C, h, w)` for the step, as units that act after it want it; in their order."""
+        """Return the UNet's output `(B, C, h, w)` for the step, changed by the units that act after it."""
         x, outs = step.x[:, : out.shape[1]].float(), out.float()
         before = x0 = noise_level.predict_x0(x, outs)
         for acting in self._unit_runs:
@@ -322,7 +331,9 @@ class GuidanceRun:
         return noise_level.output_for_x0_shift(outs, x0 - before).to(out)
 
     def detach(self) -> None:
-        """Undo, last first, what kinds that act in attention did to the UNet; their next step does it again. For
-        a host whose batch or size changes, and before the next run."""
+        """Undo the changes of the UNet's attention, the last unit first; the next step makes them again.
+
+        For a host whose batch or size changes, and before the next run.
+        """
         for acting in reversed(self._unit_runs):
             acting.detach()

@@ -31,7 +31,10 @@ COMPILE_ADVICE = "ControlNets that load() gave have net.compile(...), other kind
 
 @dataclass(frozen=True, eq=False)
 class PerSample:
-    """A picture for each picture of the batch, in its order; for a video also one for each frame."""
+    """One image for each image of the batch, in its order; for a video also one for each frame.
+
+    Raises TypeError or ValueError on an empty list or on what is no image.
+    """
 
     images: Sequence[ImageInput]
 

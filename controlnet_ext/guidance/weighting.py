@@ -1,5 +1,4 @@
-"""How strongly residuals act: over the run, over the UNet's layers, over the picture, and on which rows of the
-batch."""
+"""The strength of residuals: over the run, over the UNet's layers, over the image, and on the rows of the batch."""
 
 from __future__ import annotations
 
@@ -22,14 +21,16 @@ T2I_SOFT_WEIGHTS = (0.25, 0.62, 0.825, 1.0)  # sd-webui-controlnet @ 56cec5b: so
 
 @dataclass(frozen=True)
 class WeightSchedule:
-    """A weight over a run: straight lines between `points` (fraction of the run, weight), level before and behind
-    them."""
+    """A weight over a run: linear between `points` (fraction of the run, weight), constant outside them."""
 
     points: tuple[tuple[float, float], ...]
 
     @classmethod
     def parse(cls, text: str) -> WeightSchedule:
-        """The schedule written as weights at fractions: "0.2@0, 1@0.3, 0@0.8". ValueError when it is not one."""
+        """Return the schedule written as weights at fractions: "0.2@0, 1@0.3, 0@0.8".
+
+        Raises ValueError on other text.
+        """
         points: list[tuple[float, float]] = []
         for part in text.split(","):
             try:
@@ -53,7 +54,7 @@ class WeightSchedule:
 
 
 def check_weight(weight: Any) -> float:
-    """The weight; TypeError unless it is a number, ValueError outside -2..2."""
+    """Return the weight as a float. Raises TypeError if it is no number, ValueError if it is outside -2..2."""
     if not isinstance(weight, Real) or isinstance(weight, bool):
         raise TypeError(f"weight {weight!r} is {type(weight).__name__}, expected a number -{MAX_WEIGHT}..{MAX_WEIGHT}")
     if not -MAX_WEIGHT <= float(weight) <= MAX_WEIGHT:  # NaN neither
@@ -62,8 +63,10 @@ def check_weight(weight: Any) -> float:
 
 
 def make_weight_schedule(weight: float | str | Callable[[float], float]) -> Callable[[float], float]:
-    """A unit's weight as a function of the fraction of the run at which a step begins. A function's values are
-    checked."""
+    """Return a unit's weight as a function of the fraction of the run at which a step begins.
+
+    The values of a given function are checked when it is called.
+    """
     if isinstance(weight, str):
         return WeightSchedule.parse(weight)
     if callable(weight):
@@ -98,7 +101,7 @@ def layer_scales(
 
 
 class RegionMask:
-    """A mask in 0..1, stretched over the picture, at the size of any layer (bilinear)."""
+    """A mask `(1, 1, H, W)` in 0..1, stretched over the image, at the size of any layer (bilinear)."""
 
     def __init__(self, mask: Tensor):
         self.mask = mask  # (1, 1, H, W) float
@@ -117,8 +120,10 @@ class RegionMask:
 def apply_weight(
     residuals: Residuals, weight: float, mode: str, layers: Sequence[float] | None, region: RegionMask | None
 ) -> Residuals:
-    """Residuals times what their layer, the mode and the region give. In balanced mode that is one multiplication, as
-    in diffusers, and none at weight 1."""
+    """Return residuals multiplied by the factors of their layer, the mode and the region.
+
+    In balanced mode that is one multiplication, as in diffusers, and none at weight 1.
+    """
     outer, inner = layer_scales(weight, mode, layers, len(residuals.skips), len(residuals.encoder))
 
     def times(h: Tensor, factor: float) -> Tensor:
@@ -134,7 +139,7 @@ def apply_weight(
 
 
 def select_rows(step: Step, rows: Tensor | None) -> Step:
-    """The step with only these rows (indices); None means all."""
+    """Return the step with the rows at these indices `(n,)` only; None means all."""
     if rows is None:
         return step
 
@@ -153,7 +158,7 @@ def select_rows(step: Step, rows: Tensor | None) -> Step:
 
 
 def scatter_rows(residuals: Residuals, rows: Tensor | None, batch_size: int) -> Residuals:
-    """Residuals of `rows` as residuals of a batch of `count` rows, 0 on the others."""
+    """Return residuals of the rows at these indices `(n,)` as residuals of a batch of `batch_size`, 0 on other rows."""
     if rows is None:
         return residuals
 
@@ -166,8 +171,10 @@ def scatter_rows(residuals: Residuals, rows: Tensor | None, batch_size: int) -> 
 
 
 def all_finite(tensors: Sequence[Tensor], total: Tensor | None = None) -> bool:
-    """Whether all values are finite, in one pass and with one wait for the device: by their sum, looking again only
-    where it overflows. `total` is `summed(tensors)` of earlier on."""
+    """Return True if all values of tensors of any shape are finite, waiting once for the device.
+
+    It tests `total`, which is `total_sum(tensors)`, and looks at single tensors only where that overflows.
+    """
     if not tensors:
         return True
     total = total_sum(tensors) if total is None else total
@@ -175,7 +182,7 @@ def all_finite(tensors: Sequence[Tensor], total: Tensor | None = None) -> bool:
 
 
 def total_sum(tensors: Sequence[Tensor]) -> Tensor:
-    """The sum of all values, which nobody waits for yet."""
+    """Return the sum `()` of all values of tensors of any shape, without waiting for the device."""
     import torch
 
     # torch adds up bfloat16 in float32 unasked, in half the time on a CPU as when asked; float16's sums would overflow

@@ -122,7 +122,7 @@ class GuideSession:
         """Return an iterator over the residuals of each unit in this step.
 
         `read_noise_level()` is called if a unit acts after the step. Models move to the device of `step.x` in the
-        first step of a run.
+        first step of a run. Raises RuntimeError outside of a run.
         """
         if self._run is None:
             raise RuntimeError("the UNet is called outside of a run; no unit can act there")
@@ -212,7 +212,7 @@ class GuidedUNet:
             self.side_stream.wait()
 
     def finish_call(self, out: Tensor) -> Tensor:
-        """Return the UNet's output of the present call, changed by units that act after the step.
+        """Return the UNet's output `(B, C, h, w)` of the present call, changed by units that act after the step.
 
         Raises ValueError if residuals of the call are not finite, which waits for the device.
         """

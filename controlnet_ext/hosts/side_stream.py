@@ -1,4 +1,4 @@
-"""The units' networks on a CUDA stream of their own, beside the UNet's encoder, which needs nothing of them."""
+"""A CUDA stream for the units' networks, beside the UNet's encoder, which needs none of their results."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from torch import Tensor
 
 
 class SideStream:
-    """A stream for what a UNet call is given. `cuda` is torch.cuda.
+    """A stream for the residuals of a UNet call. `cuda` is torch.cuda.
 
-    Each stream waits for the other once a call: this one for all that the caller has begun, the caller's for the
-    results before it reads them. So memory that either frees and uses again is free, and nothing need be recorded."""
+    Each stream waits for the other once in a call: this one for all work that the caller has queued, the caller's for
+    the results before it reads them. Memory that either frees and uses again is therefore free, and nothing need be
+    recorded.
+    """
 
     def __init__(self, device: torch.device, cuda: Any):
         self._device, self._cuda = device, cuda
@@ -23,22 +25,24 @@ class SideStream:
 
     @contextmanager
     def activate(self) -> Iterator[None]:
-        """What is computed in this context runs on the stream of its own."""
+        """Run the computations of this context on the side stream."""
         self._stream.wait_stream(self._cuda.current_stream(self._device))
         self._has_work = True
         with self._cuda.stream(self._stream):
             yield
 
     def wait(self) -> None:
-        """From here on the caller's stream may read what was computed. The processor does not wait."""
+        """Make the caller's stream wait for the results. The CPU does not wait."""
         if self._has_work:
             self._cuda.current_stream(self._device).wait_stream(self._stream)
             self._has_work = False
 
 
 class LazyResiduals(tuple[Tensor, ...]):
-    """Residuals that are waited for when a UNet reads the first of them: after its last encoder block, whatever other
-    tools have made of that. A copy, as accelerate makes one, was waited for when it was made."""
+    """A tuple of residuals that waits for the side stream when the UNet reads the first of them.
+
+    That happens after the UNet's last encoder block. A copy, such as accelerate makes, waits when it is made.
+    """
 
     def __new__(cls, tensors: Iterable[Tensor], wait: Callable[[], None] = lambda: None) -> LazyResiduals:
         self = super().__new__(cls, tensors)
@@ -57,5 +61,5 @@ class LazyResiduals(tuple[Tensor, ...]):
 
 
 def open_side_stream(device: torch.device) -> SideStream | None:
-    """None on a device that has no streams."""
+    """Return a side stream, None on a device without streams."""
     return SideStream(device, torch.cuda) if device.type == "cuda" else None

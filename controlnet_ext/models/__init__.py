@@ -1,12 +1,9 @@
-"""Control models. Each kind is one file of this package; a file added here is found by that alone. It has
+"""Control models: loading by the content of a file. Each kind is one module of `kinds/`, found by being there.
 
-    detect(names) -> bool                   whether tensors of these names are of its kind
-    load(tensors, config) -> ControlModel   the model, which shares the tensors; ValueError on missing or unknown ones
-
-and where its files are written in more than one layout, also `layout(names) -> str`, which of them tensors of these
-names are in. Such a model is a torch module with `LAYOUTS`, by layout what turns its state dict into a file's tensors;
-`config()`, what diffusers' config.json says of it (ValueError where diffusers has no such network); and `unseen()`,
-what its tensors do not show, in diffusers' words. Any model may have `details() -> dict`, for `controlnet-ext inspect`.
+A module of a kind defines `detect(names) -> bool`, True if tensors of these names are of its kind; `load(tensors,
+config) -> ControlModel`, which shares the tensors and raises ValueError on missing or unknown ones; and, if files come
+in more than one layout, `layout(names) -> str`. The members of a model are those of
+`controlnet_ext.guidance.contract.ControlModel`.
 """
 
 from __future__ import annotations
@@ -33,8 +30,10 @@ CONFIG_METADATA_KEY = "controlnet_ext.config"  # where safetensors' metadata hol
 
 @dataclass(frozen=True, eq=False)
 class ControlFile:
-    """A file of weights that was read, the kind of control model it holds (a module of this package; None: it is none)
-    and what a config beside or inside it states."""
+    """A file of weights, with the kind of control model that it holds and the config beside or inside it.
+
+    `kind` is a module of `kinds/`, None if the file holds no control model.
+    """
 
     path: Path
     weights: Weights
@@ -43,8 +42,11 @@ class ControlFile:
 
     @classmethod
     def read(cls, path_or_repo: str | os.PathLike[str], with_values: bool = True) -> ControlFile:
-        """ValueError or FileNotFoundError is one line that begins with the file. Without `values` the model that is
-        loaded of it is on torch's meta device."""
+        """Read a file, a folder or a cached repository.
+
+        With `with_values` False the model that is loaded of it is on torch's meta device. Raises ValueError or
+        FileNotFoundError in one line that begins with the file.
+        """
         from ..files.weights import read_weights  # until here nothing needs an image library
 
         path = locate_weights(path_or_repo)
@@ -60,7 +62,10 @@ class ControlFile:
         return cls(path, weights, kinds[0] if kinds else None, {**stated, **read_config(path)})
 
     def load(self) -> ControlModel:
-        """The model, on the CPU, in the file's dtype, which shares the tensors of `weights`."""
+        """Return the model, on the CPU, in the dtype of the file, sharing the tensors of `weights`.
+
+        Raises ValueError if the file holds no control model, or its tensors do not fit the kind.
+        """
         name = repr(str(self.path))
         if self.kind is None:
             raise ValueError(f"{name} is not a control model but {describe_foreign(self.weights.tensors)}")
@@ -73,19 +78,19 @@ class ControlFile:
 def load(
     path_or_repo: str | os.PathLike[str], device: torch.device | str | None = None, dtype: torch.dtype | None = None
 ) -> ControlModel:
-    """The control model in a file, a folder, or a repository that is in the local Hugging Face cache.
+    """Load the control model in a file, a folder, or a repository that is in the local Hugging Face cache.
 
-    Its kind is told by the names of its tensors, never by the file's. `dtype` None keeps the file's. Settings that
-    tensors do not show come from the config.json that belongs to the file, else from its safetensors metadata.
-    FileNotFoundError or ValueError is one line that begins with the file and says what it is instead, or what is
-    missing.
+    The kind is recognized by the names of the tensors, never by that of the file. `dtype` None keeps the file's.
+    Settings that tensors do not show come from the config.json that belongs to the file, else from its safetensors
+    metadata. Raises FileNotFoundError or ValueError in one line that begins with the file and states what it is
+    instead, or what is missing.
     """
     net: Any = ControlFile.read(path_or_repo).load()
     return net.to(device=device, dtype=dtype)
 
 
 def iter_kinds() -> list[Any]:
-    """The modules of all kinds."""
+    """Return the modules of all kinds."""
     from . import kinds
 
     modules = (

@@ -1,4 +1,4 @@
-"""What a ControlNet takes from a diffusers UNet: weights below any LoRA, and the settings that weights do not show."""
+"""Reading a diffusers UNet for a ControlNet: weights below any LoRA, and settings that weights do not show."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ ENCODER_PREFIXES = ("conv_in.", "time_embedding.", "add_embedding.", "class_embe
 
 
 def get_encoder_tensors(unet: Any) -> dict[str, Tensor]:
-    """The UNet's own tensors up to its middle block, without LoRA layers (peft keeps the weights it adds to as
-    `base_layer`), motion modules and attention processors. ValueError where a LoRA is fused into them, they are
-    offloaded, or there is no middle block."""
+    """Return the UNet's own tensors up to its middle block.
+
+    LoRA layers (peft keeps the weights below them as `base_layer`), motion modules and attention processors are left
+    out. Raises ValueError if a LoRA is fused into the weights, they are offloaded, or there is no middle block.
+    """
     unet = getattr(unet, "_orig_mod", unet)  # below torch.compile(unet), which puts this into all names
     if unet.mid_block is None:
         raise ValueError("the UNet has no middle block, which a ControlNet is a copy of too")
@@ -33,27 +35,26 @@ def get_encoder_tensors(unet: Any) -> dict[str, Tensor]:
 
 
 def get_layer(unet: Any, name: str) -> Any:
-    """The layer of this name, below any LoRA."""
+    """Return the layer of this name, below any LoRA."""
     module = unet.get_submodule(name)
     return getattr(module, "base_layer", module)
 
 
 def is_empty(unet: Any) -> bool:
-    """Whether the UNet has no weights anywhere, to see what fits it, and not only here as when accelerate offloads it
-    piece by piece."""
+    """Return True if the UNet has no weights at all: on the meta device, and not offloaded by accelerate."""
     first = get_layer(unet, "conv_in")
     return bool(first.weight.is_meta) and not hasattr(first, "_hf_hook")
 
 
 def get_heads(unet: Any) -> tuple[int, ...]:
-    """Attention heads of each level, the last being the middle block's; 1 where there is no attention."""
+    """Return the attention heads of each level, the middle block's in place of the last; 1 without attention."""
     levels = [_get_block_heads(block) for block in unet.down_blocks]
     levels[-1] = _get_block_heads(unet.mid_block) or levels[-1]
     return tuple(n or 1 for n in levels)
 
 
 def get_unet_config(unet: Any) -> dict[str, Any]:
-    """The UNet's config with its heads under the name that diffusers gives their number."""
+    """Return the UNet's config, with its heads under the name that diffusers gives their number."""
     return {**unet.config, "num_attention_heads": None, "attention_head_dim": get_heads(unet)}
 
 

@@ -1,6 +1,6 @@
-"""What a file of control weights is, in words and numbers.
+"""The facts about a file of control weights.
 
-Which map published files want: canny and depth ControlNets have the same tensors, so that only their hashes tell.
+Canny and depth ControlNets have the same tensors, so the kind of map that a published file reads is known by its hash.
 """
 
 from __future__ import annotations
@@ -126,10 +126,13 @@ MAP_METADATA_KEY = "controlnet_ext.map"  # where safetensors' metadata say which
 
 @dataclass(frozen=True)
 class Inspection:
-    """`what` it is, where it is no control model; else its `architecture`, `family` and `layout`, and `details` that
-    are particular to it. `dtype` as in "float16", and where there are several with their numbers of tensors.
-    `parameters` counts the numbers in the network. `map` is the kind of map that it reads, or "unknown", and
-    `map_source` who says so. `problem` is why it does not load."""
+    """The facts about a file.
+
+    `what` describes a file that is no control model; else `architecture`, `family` and `layout` are set, and `details`
+    of the kind. `dtype` is as in "float16", several with their numbers of tensors. `parameters` counts the numbers in
+    the network. `map` is the kind of map it reads, or "unknown", and `map_source` the source of that. `problem` is the
+    reason why it does not load.
+    """
 
     file: str
     bytes: int
@@ -149,8 +152,10 @@ class Inspection:
 
 
 def inspect(path_or_repo: str | os.PathLike[str]) -> Inspection:
-    """Looks at a file, a folder or a cached repository; nothing in it is executed. ValueError or FileNotFoundError
-    when it cannot be read."""
+    """Inspect a file, a folder or a cached repository; nothing in it is executed.
+
+    Raises ValueError or FileNotFoundError if it cannot be read.
+    """
     file = ControlFile.read(path_or_repo)
     weights, tensors = file.weights, file.weights.tensors
     net: Any = None
@@ -183,8 +188,10 @@ def inspect(path_or_repo: str | os.PathLike[str]) -> Inspection:
 
 
 def find_map_type(file: ControlFile) -> tuple[str, str | None]:
-    """The kind of map that a control model reads and who says so: the file's metadata, or what is known of its hash;
-    ("unknown", None) where nobody does."""
+    """Return the kind of map that a control model reads and the source of that.
+
+    The source is the file's metadata, or the list in which its hash is published; ("unknown", None) without any.
+    """
     stated = normalize_kind(file.weights.metadata.get(MAP_METADATA_KEY, ""))
     if stated in MAP_KINDS:
         return stated, "the file's metadata"

@@ -1,4 +1,4 @@
-"""Networks that read maps of several kinds and have to be told which."""
+"""The base of networks that read maps of several kinds and must be given the kind."""
 
 from __future__ import annotations
 
@@ -9,16 +9,22 @@ from ..guidance.contract import ControlModel
 
 
 class MapTypeSelection(ControlModel):
-    """`types` are the numbers of the kinds that it was told by the network's own `of`, None if by nobody."""
+    """A control model for maps of several kinds.
+
+    `types` are the numbers of the kinds set with `with_types()`, None if they follow from the unit's maps.
+    """
 
     types: tuple[int, ...] | None = None
 
     def with_types(self, *kinds: str) -> Any:
-        """This network on the same weights, for units with as many images, of these kinds in this order."""
+        """Return this network on the same weights, for units with as many images, of these kinds in this order."""
         raise NotImplementedError
 
     def for_map_types(self, kinds: Sequence[str | None]) -> Any:
-        """This network for maps of these kinds, unless `of` said them. ValueError when nobody did."""
+        """Return this network for maps of these kinds; kinds set with `with_types()` stay.
+
+        Raises ValueError if a kind is unknown, or the number of images differs.
+        """
         if self.types is not None:
             if len(self.types) != len(kinds):
                 raise ValueError(f"the ControlNet Union was told {len(self.types)} kinds for {len(kinds)} images")

@@ -69,9 +69,6 @@ SHAPE = re.compile(r"\([A-Za-z0-9 /*+.-]+(?:, ?[A-Za-z0-9 /*+.…-]*)+\)|any sha
 PENDING = {
     "embedded",
     "generation",
-    "guidance",
-    "hosts",
-    "models",
     "preprocessors",
     "sdwebui",
     "webui",

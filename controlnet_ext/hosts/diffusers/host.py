@@ -1,7 +1,4 @@
-"""What a diffusers pipeline offers to kinds that act inside the UNet's attention.
-
-How much noise a diffusers scheduler has in the UNet's input.
-"""
+"""A diffusers pipeline as the host of a run: sizes, latents, attention modules, noise levels."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ from .unet_call import UNetCall
 
 
 class DiffusersHost:
-    """The pipeline and its UNet during one run (`controlnet_ext.guidance.contract.Host`)."""
+    """The pipeline and its UNet during one run; the `Host` of `controlnet_ext.guidance.contract`."""
 
     def __init__(self, pipe: Any, unet: Any):
         self.unet = unet
@@ -29,37 +26,41 @@ class DiffusersHost:
         self._generator: torch.Generator | None = None
 
     def observe(self, call: UNetCall, is_new_run: bool) -> None:
-        """Take note of a UNet call; whether a run begins with it."""
+        """Take note of a UNet call, with which a run begins or not."""
         self._call = call
         if is_new_run:
             self._generator = None
 
     @property
     def call(self) -> UNetCall:
+        """The present UNet call. Raises ValueError before the first."""
         if self._call is None:
             raise ValueError("the host has no size, device or numbers before the UNet's first call")
         return self._call
 
     @property
     def pixel_size(self) -> tuple[int, int]:
+        """Height and width in pixels of the image that is being generated."""
         height, width = self.call.latent_size
         return height * self._pipe.vae_scale_factor, width * self._pipe.vae_scale_factor
 
     @property
     def generator(self) -> torch.Generator:
-        """On the CPU, seeded by the latents of the call in which a run first asks for it."""
+        """A generator on the CPU, seeded by the latents of the call in which a run first asks for it."""
         if self._generator is None:
             latents = self.call.x.detach().cpu().contiguous().view(torch.uint8)
             self._generator = torch.Generator().manual_seed(zlib.crc32(latents.numpy().tobytes()))
         return self._generator
 
     def encode(self, image: np.ndarray, apply_vae_shift: bool = True) -> Tensor:
-        """The VAE's mode, not a sample, for RGB uint8 `(H, W, 3)` or `(B, H, W, 3)`; without the VAE's shift, which
-        SD3's and Flux's have, if not `shifted`."""
+        """Return the VAE's mode, not a sample, `(B, C, h, w)` for RGB uint8 `(H, W, 3)` or `(B, H, W, 3)`.
+
+        `apply_vae_shift` False leaves out the shift that the VAEs of SD3 and Flux have.
+        """
         return encode_vae_image(self._pipe.vae, image, self.call.x.device, apply_vae_shift).to(self.call.x.dtype)
 
     def iter_attentions(self) -> Iterator[tuple[str, Any, str]]:
-        """All but motion modules, whose tokens are frames."""
+        """Yield (name, module, place) of all attention modules but motion modules, whose tokens are frames."""
         for place, block in (("input", "down_blocks"), ("middle", "mid_block"), ("output", "up_blocks")):
             for name, module in getattr(self.unet, block).named_modules(prefix=block):
                 if isinstance(module, Attention) and ".motion_modules." not in name:
@@ -68,7 +69,7 @@ class DiffusersHost:
 
 @torch.no_grad()
 def encode_vae_image(vae: Any, image: np.ndarray, device: torch.device, apply_vae_shift: bool = True) -> Tensor:
-    """The VAE's mode `(B, C, h, w)` as the UNet sees it, of RGB uint8 `(H, W, 3)` or `(B, H, W, 3)`."""
+    """Return the VAE's mode `(B, C, h, w)`, scaled as the UNet sees it, of RGB uint8 `(H, W, 3)` or `(B, H, W, 3)`."""
     pixels = torch.from_numpy(image.reshape(-1, *image.shape[-3:])).permute(0, 3, 1, 2).to(device)
     video = "temperal_downsample" in vae.config  # Qwen-Image's VAE is one of videos; a picture is a frame
     with _upcast_vae(vae):
@@ -96,7 +97,7 @@ def _upcast_vae(vae: Any) -> Iterator[None]:
 
 
 def read_noise_level(scheduler: Any, t: float) -> NoiseLevel:
-    """Of the call that comes next, at timestep `t`. ValueError for schedulers of other models of noise."""
+    """Return the noise level of the UNet call at timestep `t`. Raises ValueError for other models of noise."""
     name, config = type(scheduler).__name__, scheduler.config
     if config.get("prediction_type", "epsilon") not in PREDICTION_TYPES:
         raise ValueError(

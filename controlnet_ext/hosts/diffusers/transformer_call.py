@@ -1,4 +1,4 @@
-"""One call of a transformer of diffusers, as `unet_calls.Call` is one of a UNet."""
+"""One call of a diffusers transformer, with the interface of `unet_call.UNetCall`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PATCH_SIZE = 2  # latents of a side of one token
 
 
 class TransformerCall:
-    """The arguments of a transformer's call, however they were passed; this one is SD3's."""
+    """The arguments of a transformer's call, however they are passed; this class is for SD3."""
 
     frames = 1
     shares_residuals = True  # several calls of a step have the residuals of the first, as in diffusers: true guidance
@@ -42,7 +42,7 @@ class TransformerCall:
         self.x: Tensor = self._get_latents()
 
     def find_timestep(self, scheduler: Any) -> Tensor:
-        """The scheduler's timestep of this call."""
+        """Return the scheduler's timestep `(1,)` of this call."""
         return self._timestep.float().to(scheduler.timesteps.device)
 
     @property
@@ -58,6 +58,7 @@ class TransformerCall:
         return self.x.shape[-2], self.x.shape[-1]
 
     def build_step(self, span: Span, positive: Tensor | None, samples: Tensor | None) -> TransformerStep:
+        """Return the step of this call; `positive` and `samples` are `(B,)` or None."""
         t = (
             torch.as_tensor(self.arguments[self.TIMESTEP_ARGUMENT], device=self.x.device)
             .reshape(-1)
@@ -76,7 +77,10 @@ class TransformerCall:
 
     @property
     def pipeline_residuals(self) -> Residuals | None:
-        """Those that the pipeline passes itself. ValueError on XLabs' for Flux, which are spread in another way."""
+        """The residuals that the pipeline passes itself, None without any.
+
+        Raises ValueError for those of XLabs' Flux networks, which are spread over the blocks in another way.
+        """
         blocks, singles = self.arguments.get(self.BLOCKS_ARGUMENT), self.arguments.get(self.SINGLE_BLOCKS_ARGUMENT)
         if blocks is None and singles is None:
             return None
@@ -91,7 +95,7 @@ class TransformerCall:
     def add_residuals(
         self, residuals: Residuals, side_stream: SideStream | None = None
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments of the call with these residuals. A transformer reads them from its first block on."""
+        """Return the arguments of the call with these residuals, which a transformer reads from its first block on."""
         if side_stream is not None:
             side_stream.wait()
         args, kwargs = list(self._args), dict(self._kwargs)
@@ -107,7 +111,7 @@ class TransformerCall:
 
 
 class FluxCall(TransformerCall):
-    """x is `(B, tokens, C)`, and its places are known from `img_ids`."""
+    """A call of Flux: x is `(B, tokens, C)`, and `img_ids` give the places of the tokens."""
 
     family = "flux"
     NETWORK_INPUTS: ClassVar[tuple[str, ...]] = (
@@ -122,11 +126,12 @@ class FluxCall(TransformerCall):
     REPEATED_ARGUMENT = "controlnet_blocks_repeat"
 
     def find_timestep(self, scheduler: Any) -> Tensor:
-        """It is called with a thousandth of the scheduler's, in the latents' dtype."""
+        """Return the scheduler's timestep `(1,)`; the call has a thousandth of it, in the dtype of the latents."""
         return _find_closest_timestep(scheduler, 1000 * self._timestep)
 
     @property
     def latent_size(self) -> tuple[int, int]:
+        """Height and width of the latents."""
         ids = self.arguments["img_ids"].reshape(-1, 3)
         return PATCH_SIZE * (int(ids[:, 1].max()) + 1), PATCH_SIZE * (int(ids[:, 2].max()) + 1)
 
@@ -138,7 +143,7 @@ class FluxCall(TransformerCall):
 
 
 class QwenImageCall(FluxCall):
-    """x is `(B, tokens, C)`, and its sides are known from `img_shapes`."""
+    """A call of Qwen-Image: x is `(B, tokens, C)`, and `img_shapes` give its sides."""
 
     family = "qwen-image"
     NETWORK_INPUTS: ClassVar[tuple[str, ...]] = (
@@ -152,7 +157,7 @@ class QwenImageCall(FluxCall):
 
     @property
     def latent_size(self) -> tuple[int, int]:
-        """ValueError where x is of several pictures, as in pipelines that edit one."""
+        """Height and width of the latents. Raises ValueError for x of several images, as in editing pipelines."""
         shape = self.arguments["img_shapes"][0]
         shapes = [shape] if isinstance(shape[0], int) else shape
         if len(shapes) != 1 or shapes[0][0] != 1:
@@ -164,7 +169,7 @@ class QwenImageCall(FluxCall):
 
 
 class ZImageCall(TransformerCall):
-    """x is a list of `(C, 1, h, w)`, and residuals are known by their layers."""
+    """A call of Z-Image: x is a list of `(C, 1, h, w)`, and residuals are keyed by layer."""
 
     family = "z-image"
     is_prompt_first = True
@@ -173,11 +178,11 @@ class ZImageCall(TransformerCall):
     BLOCKS_ARGUMENT = "controlnet_block_samples"
 
     def find_timestep(self, scheduler: Any) -> Tensor:
-        """It is called with 1 - t / 1000."""
+        """Return the scheduler's timestep `(1,)`; the call has 1 - t / 1000."""
         return _find_closest_timestep(scheduler, 1000 * (1 - self._timestep))
 
     def _get_latents(self) -> Tensor:
-        """`(B, C, h, w)`. ValueError where a row is of several pictures, as in pipelines that edit some."""
+        """Return x as `(B, C, h, w)`. Raises ValueError for rows of several images, as in editing pipelines."""
         rows = self.arguments["x"]
         if not all(isinstance(row, Tensor) and row.shape[1] == 1 for row in rows):
             raise ValueError("the pipeline gives Z-Image several pictures at once, which is not guided")
@@ -195,7 +200,7 @@ class ZImageCall(TransformerCall):
 
 
 def _find_closest_timestep(scheduler: Any, t: Tensor) -> Tensor:
-    """The scheduler's timestep that is rounded to t."""
+    """Return the scheduler's timestep that is closest to t."""
     near = (scheduler.timesteps - t.float().to(scheduler.timesteps.device)).abs().argmin()
     return scheduler.timesteps[near].reshape(1)
 

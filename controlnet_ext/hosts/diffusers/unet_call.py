@@ -1,4 +1,4 @@
-"""One call of a diffusers UNet: what the pipeline passes, which step of its run that is, and whose rows are whose."""
+"""One call of a diffusers UNet: its arguments, its step in the run, and the image that each row belongs to."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHARED_UNET_ADVICE = "another pipeline that shares the UNet needs a guide of its
 
 
 class UNetCall:
-    """The arguments of a UNet call, however they were passed."""
+    """The arguments of a UNet call, however they are passed."""
 
     shares_residuals = False  # each call of a step has residuals of its own
     is_prompt_first = False  # in a batch of rows with the prompt and without
@@ -35,7 +35,7 @@ class UNetCall:
         self.context = context
 
     def find_timestep(self, scheduler: Any) -> Tensor:
-        """The scheduler's timestep of this call."""
+        """Return the scheduler's timestep `(1,)` or `(B,)` of this call."""
         return self.t
 
     @property
@@ -44,6 +44,7 @@ class UNetCall:
         return self.x.shape[-2], self.x.shape[-1]
 
     def build_step(self, span: Span, positive: Tensor | None, samples: Tensor | None) -> Step:
+        """Return the step of this call; `positive` and `samples` are `(B,)` or None."""
         t, context, added = (self._expand_rows(value) for value in (self.t, self.context, self._build_added_vector()))
         return Step(self.x, t, context, span, positive, added, samples, self.frames)
 
@@ -56,7 +57,7 @@ class UNetCall:
         return torch.cat([pooled, self.unet.add_time_proj(sizes.flatten()).reshape(len(pooled), -1)], dim=-1)
 
     def _expand_rows(self, value: Any) -> Any:
-        """One entry for each row of x, of one for all, one a video or one a row."""
+        """Return one entry for each row of x, given one for all, one for each video or one for each row."""
         rows = len(self.x)
         if value is None or len(value) == rows:
             return value
@@ -64,8 +65,10 @@ class UNetCall:
 
     @property
     def pipeline_residuals(self) -> Residuals | None:
-        """Those that the pipeline passes itself; skips without middle block are a T2I-Adapter's, as diffusers has
-        it."""
+        """The residuals that the pipeline passes itself, None without any.
+
+        Skips without a middle block are those of a T2I-Adapter, as in diffusers.
+        """
         skips, middle, encoder = (
             self.arguments.get(name) for name in (SKIPS_ARGUMENT, MIDDLE_ARGUMENT, ENCODER_ARGUMENT)
         )
@@ -78,9 +81,13 @@ class UNetCall:
     def add_residuals(
         self, residuals: Residuals, side_stream: SideStream | None = None
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments of the call with these residuals: skips and middle together, because skips alone are taken
-        for a T2I-Adapter's; in a list of its own what is added inside the encoder, because the UNet empties it. The
-        UNet reads the skips first: then it waits for the stream of their own, if they come from one."""
+        """Return the arguments of the call with these residuals.
+
+        Skips and middle block are always passed together, because skips alone are taken for a T2I-Adapter's. The
+        residuals inside the encoder are a new list, because the UNet empties it. The UNet reads the skips first and
+        then waits for `side_stream`. Raises ValueError if their number does not fit the UNet, or it takes none inside
+        the encoder.
+        """
         args, kwargs = list(self._args), dict(self._kwargs)
         zero, count = self.x.new_zeros(()), _count_skips(self.unet)
         if residuals.skips and len(residuals.skips) != count:
@@ -103,8 +110,11 @@ class UNetCall:
 
 
 class StepCounter:
-    """Which of a run's steps a UNet call is. A run begins when the scheduler's timesteps are a new tensor; it has
-    `ended` when the last step was asked for. `repeats`: a step had several calls, which nothing tells apart."""
+    """The place of a UNet call in its run, which begins when the scheduler's timesteps are a new tensor.
+
+    `is_last_step` is True in the last step; `has_repeated_steps` after a step with several calls, which nothing tells
+    apart.
+    """
 
     def __init__(self, pipe: Any, t: Tensor):
         self.scheduler, self.timesteps = pipe.scheduler, pipe.scheduler.timesteps
@@ -115,9 +125,12 @@ class StepCounter:
         self.spans = [Span(i / count, (i + 1) / count) for i in range(count)]
 
     def advance(self) -> Span:
-        """The span of the present call, once for each call. Not by the place of t in the timesteps: PNDM's and Heun's
-        repeat. Schedulers of higher order ask the UNet several times, each of which counts as a step, as in
-        diffusers; a guider's calls are one step."""
+        """Return the span of the present call; to be called once for each call.
+
+        The place of t in the timesteps would be wrong: PNDM and Heun repeat them. Schedulers of higher order call the
+        UNet several times, and each call counts as a step, as in diffusers; the calls of a guider are one step. Raises
+        ValueError if there are more calls than steps.
+        """
         index = self._call_count
         state = get_guider_state(self._pipe)
         if state is not None:
@@ -141,7 +154,7 @@ class StepCounter:
 
 
 def _count_steps(pipe: Any, t: float, timesteps: list[float]) -> int:
-    """How many steps the run has that begins at `t`."""
+    """Return the number of steps of the run that begins at `t`."""
     places = [place for place, value in enumerate(timesteps) if value == t]
     if not places:
         raise ValueError(f"timestep {t:g} is none of the scheduler's of {type(pipe).__name__}; {SHARED_UNET_ADVICE}")
@@ -157,18 +170,22 @@ def _count_steps(pipe: Any, t: float, timesteps: list[float]) -> int:
 
 
 def get_guider_state(pipe: Any) -> dict[str, Any] | None:
-    """What the guider of a modular pipeline is about to ask the UNet (diffusers 0.42, guider_utils.py); None without
-    one, or while it asks nothing."""
+    """Return the state of a modular pipeline's guider (diffusers 0.42, guider_utils.py).
+
+    None without a guider, or while it prepares no call.
+    """
     guider: Any = getattr(pipe, "guider", None)
     state = guider.get_state() if hasattr(guider, "get_state") else None
     return state if state is not None and state.get("step") is not None and state["count_prepared"] else None
 
 
 def find_prompted_copies(pipe: Any) -> tuple[bool, ...] | None:
-    """For each copy of the pictures that the pipeline stacks in a batch, whether it has the prompt: not the first if
-    guidance is on, and another that has if perturbed attention guidance is on (diffusers 0.42, pag_utils.py,
-    _prepare_perturbed_attention_guidance). A modular pipeline's guider has a call for each of its rows' kinds. None
-    where the pipeline does not tell."""
+    """Return for each copy of the images that the pipeline stacks in a batch, True if it has the prompt.
+
+    With guidance the first copy has not; with perturbed attention guidance there is one more that has (diffusers 0.42,
+    pag_utils.py, _prepare_perturbed_attention_guidance). A modular pipeline's guider has one call for each kind of
+    row. None if the pipeline does not tell.
+    """
     if get_guider_state(pipe) is not None:
         conditional = getattr(pipe.guider, "is_conditional", None)  # some of 0.42 fail there
         return None if conditional is None else (bool(conditional),)
@@ -179,8 +196,10 @@ def find_prompted_copies(pipe: Any) -> tuple[bool, ...] | None:
 
 
 def identify_rows(copies: tuple[bool, ...] | None, call: UNetCall) -> tuple[Tensor | None, Tensor | None]:
-    """`Step.positive` and `Step.samples` of a batch of such copies; None where they are not known, or the batch is not
-    that."""
+    """Return `Step.positive` and `Step.samples`, both `(B,)`, for a batch of such copies.
+
+    Both are None if the copies are unknown, or the batch does not consist of them.
+    """
     if copies is None or len(call.x) % (len(copies) * call.frames):
         return None, None
     first, *others = call.x.chunk(len(copies))

@@ -95,7 +95,7 @@ class LdmGuide(GuideSession):
         return self.compute_residuals(step, self._host.compute_noise_level)
 
     def build_step(self, x: Tensor, timesteps: Any = None, context: Any = None, y: Any = None, **_: Any) -> Step:
-        """Return the step of a UNet call, which has the arguments of ldm's `UNetModel.forward`."""
+        """Return the step of a UNet call, given the arguments of ldm's `UNetModel.forward`: x `(B, C, h, w)` first."""
         assert self._rows is not None
         rows, begin = self._rows, self._seen_row_count
         end = self._seen_row_count = begin + len(x)

@@ -1,5 +1,7 @@
-"""An ldm UNet (stable-diffusion-webui's `openaimodel.UNetModel`, SD1.5 to SDXL) seen with diffusers' words, which
-control models read shapes, settings and weights by."""
+"""An ldm UNet (stable-diffusion-webui's `openaimodel.UNetModel`, SD1.5 to SDXL) under diffusers' names.
+
+Control models read shapes, settings and weights of a UNet through these names.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,11 @@ UNET_PARTS = "input_blocks", "middle_block", "output_blocks", "time_embed"
 
 
 class LdmUNetView:
-    """What diffusers' UNet2DConditionModel would say of the same network: `config`, `down_blocks`, `mid_block`,
-    weights by its names. Nothing is copied. ValueError on what is no such UNet."""
+    """A view of an ldm UNet with the members of diffusers' UNet2DConditionModel that control models read.
+
+    It has `config`, `down_blocks`, `mid_block`, and weights by diffusers' names; nothing is copied. Raises ValueError
+    on a module that is no such UNet.
+    """
 
     def __init__(self, unet: Any):
         missing = [name for name in UNET_PARTS if not hasattr(unet, name)]
@@ -32,17 +37,19 @@ class LdmUNetView:
         self.config = self._build_config()
 
     def get_submodule(self, name: str) -> Any:
-        """The module of this name in diffusers' words."""
+        """Return the module with this name in diffusers."""
         (found,) = ldm_keys.rename_keys({name: None}, self._ldm_names)
         return self.unet.get_submodule(found)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The encoder's and the middle block's tensors, and the embeddings', by diffusers' names."""
+        """Return the tensors of the encoder, the middle block and the embeddings, by diffusers' names."""
         return ldm_keys.rename_keys(self.unet.state_dict(), {ldm: name for name, ldm in self._ldm_names.items()})
 
     def named_modules(self) -> Iterator[tuple[str, nn.Module]]:
-        """Those of the transformers by diffusers' names, in the order in which they run. webui adds LoRAs to the
-        weights themselves: there are no layers over others."""
+        """Yield (name, module) of the transformers by diffusers' names, in the order in which they run.
+
+        webui adds LoRAs to the weights themselves, so there are no layers around others.
+        """
         for name, transformer in self._iter_transformers():
             yield from transformer.transformer_blocks.named_modules(prefix=f"{name}.transformer_blocks")
 
@@ -76,7 +83,7 @@ class LdmUNetView:
 
 
 class _BlockView:
-    """A level or the middle block: resnets, transformers where it has some, and what makes it coarser."""
+    """A level or the middle block: its resnets, its transformers, and its downsampler."""
 
     def __init__(self, resnets: list[Any], parts: list[Any], downsampler: Any):
         self.resnets, self.downsamplers = resnets, [] if downsampler is None else [downsampler]
@@ -102,9 +109,11 @@ def _is_resnet(part: Any) -> bool:
 
 
 def adapter_block_indices(blocks: Any) -> list[int]:
-    """The encoder blocks to whose outputs a T2I-Adapter's residuals are added: in each level the last with attention;
-    in one without the last of all, which makes it coarser. An adapter for SDXL has one more, for the middle block
-    (diffusers 0.42, unet_2d_condition.py)."""
+    """Return the indices of the encoder blocks to whose outputs a T2I-Adapter's residuals are added.
+
+    In each level that is the last block with attention; in a level without attention the downsampling block. An
+    adapter for SDXL has one more, for the middle block (diffusers 0.42, unet_2d_condition.py).
+    """
     ends, attention = [], False
     for i, block in enumerate(list(blocks)[1:], 1):
         resnet = hasattr(block[0], "in_layers")

@@ -1,5 +1,7 @@
-"""Control-LoRA (Stability AI): a ControlNet written as low-rank differences from the encoder of the UNet it guides. The
-UNet's weights are shared with it, not copied; of its own it keeps what the file holds."""
+"""Control-LoRA (Stability AI): a ControlNet stored as low-rank differences from the encoder of the UNet it guides.
+
+The UNet's weights are shared with it, not copied; its own tensors are those of the file.
+"""
 
 from __future__ import annotations
 
@@ -33,9 +35,11 @@ CONTROL_PREFIXES = (
 
 
 class ControlLora(CompilableBlocks):
-    """Residuals as of a ControlNet whose weights are W + up·down, W the UNet's, made layer by layer when they are
-    wanted: more than the file's own size is one layer's weights. `bind(unet)` says which UNet; LoRAs on it are left
-    out. W follows to x's device where the UNet is offloaded as a whole. It computes in the file's dtype."""
+    """A ControlNet whose weights are W + up·down, with W of the UNet, computed layer by layer when they are needed.
+
+    The memory it needs beyond the file is one layer's weights. `bind(unet)` selects the UNet; LoRAs on it are left
+    out. W follows to the device of x where the UNet is offloaded as a whole. It computes in the dtype of the file.
+    """
 
     architecture = "control-lora"
 
@@ -52,8 +56,10 @@ class ControlLora(CompilableBlocks):
         self._built: tuple[Callable[[], Any], ControlNet] | None = None  # for which UNet
 
     def bind(self, unet: Any) -> None:
-        """Build the network on this diffusers UNet's weights, unless that is done or it has none. ValueError says why
-        it does not fit, or which tensors of the file are missing or unknown."""
+        """Build the network on this diffusers UNet's weights, unless that is done or the UNet has none.
+
+        Raises ValueError if it does not fit, or tensors of the file are missing or unknown.
+        """
         unet = getattr(unet, "_orig_mod", unet)
         reason = incompatibility(self.unet_signature, UNetSignature.from_unet(unet))
         if reason:
@@ -95,7 +101,7 @@ class ControlLora(CompilableBlocks):
         return net
 
     def for_map_types(self, kinds: Sequence[str | None]) -> ControlLora:
-        """As `ControlNet.reads`."""
+        """Return this network for maps of these kinds, like `ControlNet.for_map_types`."""
         return (
             with_global_average_pooling(self)
             if self.global_average_pooling is None and set(kinds) == {"shuffle"}
@@ -103,12 +109,15 @@ class ControlLora(CompilableBlocks):
         )
 
     def hint(self, image: np.ndarray | Tensor) -> Tensor:
-        """As `ControlNet.hint`."""
+        """Return the embedded hint `(B, C, H/8, W/8)` of an image, like `ControlNet.hint`."""
         net = self._get_net()
         return (net if self.stream_device is None else net.stream_to(self.stream_device)).hint(image)
 
     def forward(self, step: Step, hint: Tensor) -> Residuals:
-        """As `ControlNet.forward`. ValueError when the UNet is gone or its weights are offloaded piece by piece."""
+        """Return residuals, like `ControlNet.forward`.
+
+        Raises ValueError if the UNet is gone, or its weights are offloaded piece by piece.
+        """
         net = copy(self._get_net())
         net.block_runner = self.block_runner
         net.global_average_pooling = self.global_average_pooling
@@ -120,7 +129,7 @@ class ControlLora(CompilableBlocks):
         return self._built[1]
 
     def details(self) -> dict[str, Any]:
-        """For `controlnet-ext inspect`."""
+        """Return the facts for `controlnet-ext inspect`."""
         ranks = [self.tensors[key].shape[0] for name, key in self._parameter_keys.items() if name.endswith(".down")]
         return {
             "base": self.unet_signature.label,
@@ -130,8 +139,7 @@ class ControlLora(CompilableBlocks):
 
 
 class LoraLayer(nn.Module):
-    """A layer that computes with what the file has of `weight` and `bias`, with the UNet's layer's where it has not,
-    and with up·down added to the weight."""
+    """A layer with the `weight` and `bias` of the file, or the UNet's where it has none, and up·down added."""
 
     def __init__(self, layer: nn.Module, base: nn.Module | None, parts: Mapping[str, Tensor]):
         super().__init__()
@@ -174,18 +182,20 @@ def _check_shapes(name: str, layer: nn.Module, parts: Mapping[str, Tensor]) -> N
 
 
 def detect(names: Collection[str]) -> bool:
-    """Whether these are the names of a Control-LoRA's tensors."""
+    """Return True if these are the tensor names of a Control-LoRA."""
     return MARKER_KEY in names
 
 
 def layout(names: Collection[str]) -> str:
-    """Control-LoRAs are published in ldm's layout."""
+    """Return the layout of these names, "diffusers" or "ldm"; Control-LoRAs are published in ldm's."""
     return "diffusers" if DIFFUSERS_MARKER_KEY in names else "ldm"
 
 
 def load(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> ControlLora:
-    """The Control-LoRA with these tensors, which it shares. ValueError when factors do not belong together, or values
-    are not finite."""
+    """Return the Control-LoRA with these tensors, which it shares.
+
+    Raises ValueError if factors do not belong together, or values are not finite.
+    """
     tensors = {
         name.removeprefix(CONTROL_MODEL_PREFIX): tensor for name, tensor in tensors.items() if name != MARKER_KEY
     }
@@ -205,7 +215,7 @@ def load(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> ControlLor
 
 
 def _infer_signature(tensors: Mapping[str, Tensor]) -> UNetSignature:
-    """What of a UNet it meets, as far as the file shows it."""
+    """Return the shapes of the UNet it is made for, as far as the file shows them."""
 
     def width(name: str | None, axis: int = 1) -> int | None:
         tensor = next((tensors[f"{name}.{part}"] for part in ("down", "weight") if f"{name}.{part}" in tensors), None)

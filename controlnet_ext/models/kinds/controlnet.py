@@ -1,9 +1,6 @@
-"""ControlNet (Zhang et al., arXiv:2302.05543): a trainable copy of a UNet's encoder that reads a map and adds to the
-UNet's skips.
+"""ControlNet (Zhang et al., arXiv:2302.05543): a copy of the UNet's encoder that reads a map and adds to the skips.
 
-What a ControlNet that is to be trained takes from its UNet.
-
-ControlNets kept as what is added to the UNet that they were made from.
+Also the copy of a UNet with which training begins, and ControlNets stored as the difference from their UNet.
 """
 
 from __future__ import annotations
@@ -32,8 +29,10 @@ from ..state_dict.strict import FLOAT8_DTYPES, load_strict
 
 
 def copy_encoder_tensors(unet: Any, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """Copies of the encoder's tensors in `dtype` (None: their own), and a hint encoder drawn from torch's global
-    generator, whose last layer is zero."""
+    """Return copies of the encoder's tensors in `dtype` (None: their own), and those of a new hint encoder.
+
+    The hint encoder is drawn from torch's global generator, its last layer is zero.
+    """
     tensors = {name: t.detach().to(dtype or t.dtype, copy=True) for name, t in source.get_encoder_tensors(unet).items()}
     like = tensors["conv_in.weight"]
     hint = HintEncoder((3, 16, 32, 96, 256), like.shape[0])
@@ -48,20 +47,22 @@ DIFFERENCE_KEY = (
 
 
 class WeightDifference:
-    """What is still to be done to a ControlNet whose weights are a difference: be added to a UNet's, once."""
+    """The state of a ControlNet whose weights are a difference, to which a UNet's must be added once."""
 
     def __init__(self) -> None:
         self._bound_unet: Callable[[], Any] | None = None
 
     def check_bound(self) -> None:
-        """ValueError as long as the UNet's weights were not added."""
+        """Raise ValueError if the UNet's weights are not added yet."""
         if self._bound_unet is None:
             raise ValueError("holds a ControlNet minus a UNet; the weights of the UNet it was made from are missing")
 
     @torch.no_grad()
     def bind(self, net: Any, unet: Any) -> None:
-        """Add the UNet's weights to all of the network's that have their names, in float32. ValueError when that was
-        done with another UNet."""
+        """Add the UNet's weights to those of the network with the same names, in float32.
+
+        Raises ValueError if another UNet's are added already.
+        """
         first = source.get_layer(unet, "conv_in")  # tells UNets apart, whatever shows them
         if self._bound_unet is not None:
             if self._bound_unet() is not first:
@@ -78,17 +79,18 @@ class WeightDifference:
 
 
 class ControlNet(CompilableBlocks):
-    """Residuals for each skip and the middle block of a frozen UNet, from x, the prompt and a map. Equal to the bit
-    to `diffusers.ControlNetModel`, under the same names of submodules.
+    """Residuals for each skip and the middle block of a frozen UNet, from x, the prompt and a map.
 
-    Weights do not show how many attention heads there are. Where no config states it, `settle` takes it from the
-    UNet; until then it is as in the published models (`ControlNetConfig.default_heads`). Nor do they show
-    `global_average_pooling`, which the published shuffle ControlNet needs: None means that nobody stated it, and then
-    it is on for maps of the kind "shuffle".
+    It is equal to the bit to `diffusers.ControlNetModel`, and has the same names of submodules.
 
-    Of a `difference` file the weights are what is added to the UNet's; `settle` adds them up, once.
+    Weights do not show the number of attention heads. Without a config, `bind` takes it from the UNet; until then it
+    is that of the published models (`ControlNetConfig.default_heads`). Nor do they show `global_average_pooling`,
+    which the published shuffle ControlNet needs: None, if no file states it, turns it on for maps of the kind
+    "shuffle".
 
-    Weights stored in float8 stay so; they compute in x's dtype, other ones in their own.
+    The weights of a `difference` file are added to the UNet's by `bind`, once.
+
+    Weights stored in float8 stay so; they compute in the dtype of x, others in their own.
     """
 
     architecture = "controlnet"
@@ -128,9 +130,12 @@ class ControlNet(CompilableBlocks):
 
     @classmethod
     def load(cls, tensors: Mapping[str, Tensor], config: Mapping[str, Any] | None = None) -> ControlNet:
-        """The ControlNet with these tensors, which it shares, in ldm's layout (with or without `control_model.`) or
-        diffusers'. `config` in diffusers' words states what tensors do not show. ValueError on tensors that are
-        missing, unknown, misshapen or not finite."""
+        """Return the ControlNet with these tensors, which it shares.
+
+        They are in ldm's layout (with or without `control_model.`) or diffusers'. `config`, in diffusers' words,
+        states settings that tensors do not show. Raises ValueError on tensors that are missing, unknown, misshapen or
+        not finite.
+        """
         difference = WeightDifference() if DIFFERENCE_KEY in tensors else None
         tensors = {name: tensor for name, tensor in ldm_keys.strip_prefix(tensors).items() if name != DIFFERENCE_KEY}
         ldm = DIFFUSERS_MARKER_KEY not in tensors
@@ -148,10 +153,12 @@ class ControlNet(CompilableBlocks):
 
     @classmethod
     def from_unet(cls, unet: Any, dtype: torch.dtype | None = None) -> ControlNet:
-        """The ControlNet to train beside a diffusers UNet: a copy of its encoder, a hint encoder drawn from torch's
-        global generator, and zero convolutions, so that all residuals are exactly 0. Weights under a LoRA are the
-        base's. `dtype` None keeps the UNet's. ValueError on a UNet with settings that ControlNets do not have, or
-        with a fused LoRA."""
+        """Return the ControlNet to train beside a diffusers UNet.
+
+        It is a copy of the encoder, with a hint encoder drawn from torch's global generator and zero convolutions, so
+        that all residuals are exactly 0. Weights under a LoRA are the base's. `dtype` None keeps the UNet's. Raises
+        ValueError on a UNet with settings that ControlNets do not have, or with a fused LoRA.
+        """
         tensors = copy_encoder_tensors(unet, dtype)
         like = tensors["conv_in.weight"]
         with torch.device("meta"):
@@ -164,17 +171,20 @@ class ControlNet(CompilableBlocks):
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """The device on which it computes."""
         return self.stream_device or self.controlnet_mid_block.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
+        """The dtype of its weights."""
         return self.controlnet_mid_block.weight.dtype
 
     def bind(self, unet: Any) -> None:
-        """Make sure that this network fits a diffusers UNet; where no config stated heads and groups, take the
-        UNet's; add the UNet's weights to those of a difference file. Settling again on a UNet of the same shape changes
-        nothing. ValueError says why it does not fit."""
+        """Check that this network fits a diffusers UNet, and take from it what the file does not state.
+
+        That is heads and groups without a config, and the weights of a difference file. Binding again to a UNet of the
+        same shape changes nothing. Raises ValueError with the reason if it does not fit.
+        """
         reason = incompatibility(self.unet_signature, UNetSignature.from_unet(unet))
         if reason:
             raise ValueError(reason)
@@ -192,8 +202,10 @@ class ControlNet(CompilableBlocks):
             raise ValueError(reason)
 
     def for_map_types(self, kinds: Sequence[str | None]) -> ControlNet:
-        """This network, to read maps of these kinds (None: unknown): with its residuals pooled if they are for
-        shuffling and nobody stated whether they should be."""
+        """Return this network for maps of these kinds (None: unknown).
+
+        Residuals are averaged for maps of the kind "shuffle" if `global_average_pooling` is None.
+        """
         return (
             with_global_average_pooling(self)
             if self.global_average_pooling is None and set(kinds) == {"shuffle"}
@@ -201,25 +213,34 @@ class ControlNet(CompilableBlocks):
         )
 
     def hint(self, image: np.ndarray | Tensor) -> Tensor:
-        """The embedded hint `(B, C, H/8, W/8)` of an RGB picture at the size of the output: uint8 array `(H, W, 3)`
-        or `(B, H, W, 3)`, or float tensor `(B, 3, H, W)` in 0..1 (inpainting ControlNets: -1 where to repaint). A
-        network that reads 4 channels takes the latter as colours, black where to repaint, and a mask, 1 there; or a
-        float tensor `(B, 4, H, W)` as it is. Nothing is resized: ValueError unless both sides are multiples of 8."""
+        """Return the embedded hint `(B, C, H/8, W/8)` of an RGB image at the size of the output.
+
+        `image` is uint8 `(H, W, 3)` or `(B, H, W, 3)`, or float `(B, 3, H, W)` in 0..1 (inpainting ControlNets: -1
+        where to repaint). A network that reads 4 channels takes the latter as colors, black where to repaint, and a
+        mask, 1 there; or float `(B, 4, H, W)` as it is. Nothing is resized: raises ValueError unless both sides are
+        multiples of 8.
+        """
         pixels = to_hint_channels(image, self.net_config.hint_channels[0])
         check_hint_size(pixels, 2 ** (len(self.net_config.hint_channels) - 2))
         dtype = torch.float32 if self.dtype in FLOAT8_DTYPES else self.dtype
         return self.controlnet_cond_embedding(pixels.to(self.device, dtype))
 
     def forward(self, step: Step, hint: Tensor) -> Residuals:
-        """Residuals of weight 1 in the dtype of `step.x`, for a `hint` that `hint()` made: one for all rows of x, one
-        a picture or one a row. Of an inpainting UNet's x the first channels, which are the latents, are read."""
+        """Return residuals of weight 1 in the dtype of `step.x`, for a `hint` that `hint()` made.
+
+        The hint has one entry for all rows of x, one for each image or one for each row. Of an inpainting UNet's x the
+        first channels, which are the latents, are read.
+        """
         return self.encode(step, lambda x: x + expand_hint(hint, x, step))
 
     def encode(
         self, step: Step, add_hint: Callable[[Tensor], Tensor], extra_embedding: Tensor | None = None
     ) -> Residuals:
-        """Residuals for an embedded x to which `read` adds what the map says; `more (B, C)` is added to the time
-        embedding. Its dtype is that of the embedded x."""
+        """Return residuals for an embedded x to which `add_hint` adds the map.
+
+        `extra_embedding` `(B, C)` is added to the time embedding. Raises ValueError if the step lacks the added vector
+        of SDXL, or the UNet's weights are not added to those of a difference file.
+        """
         if self.difference is not None:
             self.difference.check_bound()
         dtype = step.x.dtype if self.dtype in FLOAT8_DTYPES else self.dtype
@@ -239,15 +260,15 @@ class ControlNet(CompilableBlocks):
         return Residuals(tuple(skips), middle)
 
     def config(self) -> dict[str, Any]:
-        """The config of the same network as a `diffusers.ControlNetModel`; ValueError when that class cannot be it."""
+        """Return the config of the same `diffusers.ControlNetModel`. Raises ValueError if that class cannot be it."""
         return self._current_config().config()
 
     def unstored_config(self) -> dict[str, Any]:
-        """What its tensors do not show, in diffusers' words."""
+        """Return the settings that its tensors do not show, in diffusers' words."""
         return self._current_config().unstored_config()
 
     def details(self) -> dict[str, Any]:
-        """For `controlnet-ext inspect`."""
+        """Return the facts for `controlnet-ext inspect`."""
         plan, pooled = self.net_config, self.global_average_pooling
         return {
             "base": self.unet_signature.label,
@@ -261,14 +282,14 @@ class ControlNet(CompilableBlocks):
         } | ({"difference": "to be added to the UNet it was made from"} if self.difference is not None else {})
 
     def _current_config(self) -> ControlNetConfig:
-        """The plan with the one setting that may be changed on the network, which has all its weights."""
+        """Return the config with the one setting that may be changed on the network, which has all its weights."""
         if self.difference is not None:
             self.difference.check_bound()
         return replace(self.net_config, global_average_pooling=self.global_average_pooling)
 
 
 def detect(names: Collection[str]) -> bool:
-    """Whether these are the names of a ControlNet's tensors, not of a kind with the same hint encoder."""
+    """Return True if these are the tensor names of a ControlNet, and of no kind with the same hint encoder."""
     plain = {name.removeprefix(CONTROL_MODEL_PREFIX) for name in names}
     others = not plain.isdisjoint(("task_embedding", "lora_controlnet")) or any(".motion_modules." in n for n in plain)
     return (
@@ -279,7 +300,7 @@ def detect(names: Collection[str]) -> bool:
 
 
 def layout(names: Collection[str]) -> str:
-    """The layout of these names of a ControlNet's tensors."""
+    """Return the layout of these names, "diffusers" or "ldm"."""
     return "diffusers" if DIFFUSERS_MARKER_KEY in names else "ldm"
 
 

@@ -1,4 +1,4 @@
-"""Union ControlNets for Flux: diffusers' own network, told which kind of map it reads."""
+"""Union ControlNets for Flux: diffusers' own network, which is given the kind of map it reads."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ FLUX_MODE_NUMBERS = {"edges": 0, "tile": 1, "depth": 2, "pose": 4, "luminance": 
 
 
 class FluxUnion(MapTypeSelection, TransformerControlNet):
-    """Residuals from maps whose kinds are known: from `ControlMap.kind`, from the preprocessor, or said by
-    `union.with_types("depth")`. A unit's images share its weight; each may be of its own kind."""
+    """Residuals from maps whose kinds are known: from `ControlMap.kind`, the preprocessor, or `with_types("depth")`.
+
+    The images of a unit share its weight; each may be of its own kind.
+    """
 
     architecture = "controlnet-union"
     multi_hint = True
@@ -29,8 +31,10 @@ class FluxUnion(MapTypeSelection, TransformerControlNet):
         super().__init__(net, "flux")
 
     def with_types(self, *kinds: str | int) -> FluxUnion:
-        """This network on the same weights, for units with as many images, of these kinds in this order: of `MODES`, or
-        numbers of the network's. ValueError when it does not read one."""
+        """Return this network on the same weights, for units with as many images, of these kinds in this order.
+
+        Kinds are keys of `FLUX_MODE_NUMBERS`, or numbers of the network's. Raises ValueError if it does not read one.
+        """
         numbers = tuple(FLUX_MODE_NUMBERS.get(kind, -1) if isinstance(kind, str) else int(kind) for kind in kinds)
         count = self.net.config.num_mode
         if not kinds or not all(0 <= number < count for number in numbers):
@@ -44,7 +48,7 @@ class FluxUnion(MapTypeSelection, TransformerControlNet):
         return told
 
     def forward(self, step: TransformerStep, hints: Sequence[Tensor]) -> Residuals:  # type: ignore[override]
-        """Residuals of weight 1, those of all hints shared, of each kind that it was told."""
+        """Return residuals of weight 1, the mean over all hints, each for its kind."""
         total = Residuals()
         for hint, number in zip(hints, self.types or (), strict=True):
             mode = torch.full((len(step.x), 1), number, device=step.x.device)
@@ -52,15 +56,15 @@ class FluxUnion(MapTypeSelection, TransformerControlNet):
         return total
 
     def details(self) -> dict[str, Any]:
-        """As `TransformerControl.details`."""
+        """Return the facts for `controlnet-ext inspect`."""
         return {**super().details(), "reads": ", ".join(FLUX_MODE_NUMBERS)}
 
 
 def detect(names: Collection[str]) -> bool:
-    """Whether these are the names of such a union's tensors."""
+    """Return True if these are the tensor names of such a union."""
     return UNION_MARKER_KEY in names
 
 
 def load(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> FluxUnion:
-    """The union with these tensors, which it shares. ValueError as `transformer_controls.load`."""
+    """Return the union with these tensors, which it shares. Raises ValueError like `transformer.load`."""
     return FluxUnion(load_network(tensors, config, "flux"))

@@ -1,5 +1,7 @@
-"""InstantID's ControlNet (Wang et al., arXiv:2401.07519): a plain SDXL ControlNet that reads a face's embedding in
-place of the prompt. Its file says nothing of that, so the caller does."""
+"""InstantID's ControlNet (Wang et al., arXiv:2401.07519): an SDXL ControlNet that reads a face in place of the prompt.
+
+Its file does not state that, so the caller wraps it.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +19,13 @@ from .controlnet import ControlNet
 
 
 class InstantID(ControlNetWrapper):
-    """The ControlNet `net` with `face (T, D)` or `(1, T, D)` in place of the prompt on the prompt's rows, and `absent`
-    on the others: what InstantID's resampler makes of a face's embedding, and of zeros. Without `absent` all rows read
-    the face. The map is a picture of the face's key points. ValueError on embeddings that do not fit the net or each
-    other."""
+    """A ControlNet that reads the embedding of a face in place of the prompt.
+
+    `face` `(T, D)` or `(1, T, D)` is used on the rows with the prompt, `absent` on the others: the outputs of
+    InstantID's resampler for a face's embedding, and for zeros. Without `absent` all rows read the face. The map is an
+    image of the face's key points. Raises TypeError or ValueError on embeddings that do not fit the network or each
+    other.
+    """
 
     architecture = "instantid"
 
@@ -38,16 +43,18 @@ class InstantID(ControlNetWrapper):
             raise ValueError(f"absent has {self.absent.shape[1]} tokens, but face has {self.face.shape[1]}")
 
     def bind(self, unet: Any) -> None:
-        """As `ControlNet.settle`."""
+        """Bind the network, like `ControlNet.bind`."""
         self.net.bind(unet)
 
     def hint(self, image: np.ndarray | Tensor) -> Tensor:
-        """As `ControlNet.hint`."""
+        """Return the embedded hint `(B, C, H/8, W/8)` of an image, like `ControlNet.hint`."""
         return self.net.hint(image)
 
     def forward(self, step: Step, hint: Tensor) -> Residuals:
-        """As `ControlNet.forward`. ValueError when the host cannot tell which rows are the prompt's, and `absent` was
-        given."""
+        """Return residuals, like `ControlNet.forward`.
+
+        Raises ValueError if `absent` is given and the host cannot tell the rows with the prompt.
+        """
         context = self.face.to(step.x).expand(len(step.x), -1, -1)
         if self.absent is not None:
             if step.positive is None:
@@ -56,11 +63,11 @@ class InstantID(ControlNetWrapper):
         return self.net(replace(step, context=context), hint)
 
     def details(self) -> Mapping[str, Any]:
-        """As `ControlNet.details`."""
+        """Return the facts for `controlnet-ext inspect`."""
         return self.net.details()
 
     def _check_tokens(self, name: str, tokens: Any) -> Tensor:
-        """Tokens `(1, T, D)` that the net can read."""
+        """Return tokens `(1, T, D)` that the network can read."""
         if not isinstance(tokens, Tensor) or not tokens.is_floating_point():
             raise TypeError(f"{name} is {type(tokens).__name__}, expected a tensor of floats (T, D)")
         tokens = tokens[None] if tokens.ndim == 2 else tokens

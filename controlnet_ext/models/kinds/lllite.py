@@ -1,5 +1,5 @@
-"""ControlLLLite (kohya-ss/sd-scripts, networks/control_net_lllite.py): small networks that change what linear layers of
-the UNet's attention read, each with a look of its own at the map."""
+"""ControlLLLite (kohya-ss/sd-scripts, networks/control_net_lllite.py): small networks in front of the linear layers of
+the UNet's attention, each with its own encoder of the map."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ LLLITE_PREFIX = "lllite_unet_"
 
 
 class LLLiteModule(nn.Module):
-    """What one layer of `width` channels reads more than it did: up(mid(map, down(x))). A look at the map has `inner`
-    channels; `steps` are the sides of its convolutions, each as large as its stride."""
+    """The network of one layer of `width` channels, which adds up(mid(map, down(x))) to its input.
+
+    The encoded map has `map_channels`; `strides` are the sides of the encoder's convolutions, equal to their strides.
+    """
 
     def __init__(self, width: int, hidden_channels: int, map_channels: int, strides: tuple[int, ...]):
         super().__init__()
@@ -39,20 +41,25 @@ class LLLiteModule(nn.Module):
         self.up = nn.Sequential(Linear(hidden_channels, width))
 
     def encode_map(self, pixels: Tensor) -> Tensor:
-        """The map `(B, C, h, w)` of pixels `(B, 3, H, W)` in -1..1; h = H / scale, rounded up as the UNet's own sizes
-        are: the picture is continued by its border."""
+        """Return the map `(B, C, h, w)` of pixels `(B, 3, H, W)` in -1..1, with h = H / scale rounded up.
+
+        The UNet's own sizes are rounded up too; the image is continued by its border.
+        """
         height, width = pixels.shape[-2:]
         pixels = F.pad(pixels, (0, -width % self.scale, 0, -height % self.scale), mode="replicate")
         return self.conditioning1(pixels)
 
     def forward(self, x: Tensor, encoded_map: Tensor) -> Tensor:
-        """What is added to x `(B, h w, width)`."""
+        """Return the tensor to add to x `(B, h w, width)`."""
         return self.up(self.mid(torch.cat([encoded_map.flatten(2).transpose(1, 2), self.down(x)], dim=2)))
 
 
 class ControlLLLite(LayerwiseOffload, AttentionModel):
-    """x + strength * lite(x, map) in place of x, in front of each layer that the file names. Several act one behind the
-    other, in the order of units. `layers` of a unit are refused: nobody says what they would multiply."""
+    """A model that replaces x by x + strength * lite(x, map) in front of each layer that the file names.
+
+    Several act one after the other, in the order of units. `layers` of a unit are refused: there is no definition of
+    their effect.
+    """
 
     architecture = "controlllite"
     family = "sdxl"
@@ -62,7 +69,7 @@ class ControlLLLite(LayerwiseOffload, AttentionModel):
         self.lites = nn.ModuleDict(lites)
 
     def bind(self, unet: Any) -> None:
-        """ValueError unless the UNet has all layers that the file names, of their widths."""
+        """Check that the UNet has all layers that the file names, of their widths. Raises ValueError if not."""
         found = _find_linear_layers(unet)
         for name, lite in self.lites.items():
             width = lite.width
@@ -75,8 +82,10 @@ class ControlLLLite(LayerwiseOffload, AttentionModel):
                 )
 
     def hint(self, image: np.ndarray | Tensor) -> Tensor:
-        """Pixels `(B, 3, H, W)` in -1..1 of an RGB picture as `ControlNet.hint` takes it; one row where all
-        are equal."""
+        """Return pixels `(B, 3, H, W)` in -1..1 of an RGB image as `ControlNet.hint` takes it.
+
+        B is 1 if all images are equal.
+        """
         like = next(self.parameters())
         pixels = (to_hint_pixels(image) * 2 - 1).clamp(min=-1)
         if bool((pixels == pixels[:1]).all()):
@@ -85,7 +94,7 @@ class ControlLLLite(LayerwiseOffload, AttentionModel):
 
     @contextmanager
     def attach(self, host: Host, hint: Tensor, get_activation: Callable[[], Activation | None]) -> Iterator[None]:
-        """Change what the layers read while this context lasts."""
+        """Change the inputs of the layers within this context; `hint` is `(B, 3, H, W)`."""
         found = _find_linear_layers(host.unet)
         self.bind(host.unet)
         with ExitStack() as hooks:
@@ -95,12 +104,12 @@ class ControlLLLite(LayerwiseOffload, AttentionModel):
             yield
 
     def details(self) -> dict[str, Any]:
-        """For `controlnet-ext inspect`."""
+        """Return the facts for `controlnet-ext inspect`."""
         return {"layers changed": len(self.lites)}
 
 
 class LLLiteHook:
-    """In front of one layer."""
+    """The hook in front of one layer."""
 
     def __init__(self, name: str, module: Any, hint: Tensor, get_activation: Callable[[], Activation | None]):
         self._name, self._module, self._hint, self._get_activation = name, module, hint, get_activation
@@ -133,13 +142,16 @@ class LLLiteHook:
 
 
 def detect(names: Collection[str]) -> bool:
-    """Whether these are the names of a ControlLLLite's tensors."""
+    """Return True if these are the tensor names of a ControlLLLite."""
     return any(name.startswith(LLLITE_PREFIX) and ".down.0." in name for name in names)
 
 
 def load(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> ControlLLLite:
-    """The ControlLLLite with these tensors, which it shares. ValueError on tensors that are missing, unknown, misshapen
-    or not finite, and on networks in front of convolutions."""
+    """Return the ControlLLLite with these tensors, which it shares.
+
+    Raises ValueError on tensors that are missing, unknown, misshapen or not finite, and on networks in front of
+    convolutions.
+    """
     names = sorted({name.partition(".")[0] for name in tensors})
     with torch.device("meta"):
         net = ControlLLLite({name: _build_module(name, tensors) for name in names})
@@ -149,7 +161,7 @@ def load(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> ControlLLL
 
 
 def _build_module(name: str, tensors: Mapping[str, Tensor]) -> LLLiteModule:
-    """The network of this name, by the shapes of its tensors."""
+    """Return the network of this name, by the shapes of its tensors."""
     down, mid = (_get_matrix(f"{name}.{part}.0.weight", tensors) for part in ("down", "mid"))
     steps: list[int] = []
     for i in (0, 2, 4):  # what is missing in between is named when the tensors are filled in
@@ -177,8 +189,10 @@ def _get_matrix(name: str, tensors: Mapping[str, Tensor]) -> Tensor:
 
 
 def _find_linear_layers(unet: Any) -> dict[str, Any]:
-    """The linear layers of the UNet's attention by the names that ControlLLLite gives them, of ldm's modules and of
-    diffusers'. ValueError where queries, keys and values are fused."""
+    """Return the linear layers of the UNet's attention by ControlLLLite's names for ldm's modules and for diffusers'.
+
+    Raises ValueError if queries, keys and values are fused.
+    """
     per = [len(level.resnets) for level in unet.down_blocks]
     found = {}
     for name, module in unet.named_modules():
@@ -194,12 +208,12 @@ def _find_linear_layers(unet: Any) -> dict[str, Any]:
 
 
 def _unwrap_lora(module: Any) -> Any:
-    """The layer itself, below any LoRA."""
+    """Return the layer itself, below any LoRA."""
     return getattr(module, "base_layer", module)
 
 
 def _to_ldm_name(name: str, resnets_per_level: list[int]) -> str:
-    """ldm's name for what diffusers calls so; `per` are the resnets of each level of the encoder."""
+    """Return ldm's name of a layer with this name in diffusers."""
     match name.split("."):
         case ["down_blocks", level, "attentions", place, *rest]:
             block = 1 + sum(n + 1 for n in resnets_per_level[: int(level)]) + int(place)

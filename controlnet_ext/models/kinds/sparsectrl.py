@@ -1,12 +1,12 @@
-"""SparseCtrl (Guo et al., arXiv:2311.16933): a ControlNet for AnimateDiff's videos that reads pictures of some of the
-frames, and through motion modules of its own fills in those between. The rgb one reads them as the VAE's latents, the
-scribble one as pictures.
+"""SparseCtrl (Guo et al., arXiv:2311.16933): a ControlNet for AnimateDiff's videos that reads images of some frames.
 
-AnimateDiff's motion modules (Guo et al., arXiv:2307.04725): attention over a video's frames, at each pixel alone.
+Motion modules of its own fill in the other frames. The rgb network reads latents of the VAE, the scribble network
+images.
 
-Names and order of operations are diffusers' (0.42, models/unets/unet_motion_model.py, AnimateDiffTransformer3D; as
-SparseControlNetModel has them, with one attention). Like diffusers, and unlike the authors' code (guoyww/AnimateDiff @
-0741d34, motion_module.py), the first normalisation takes its statistics over all frames of a video, not over each.
+AnimateDiff's motion modules (Guo et al., arXiv:2307.04725) are attention over the frames of a video, at each pixel
+alone. Names and order of operations are diffusers' (0.42, models/unets/unet_motion_model.py, AnimateDiffTransformer3D;
+with one attention, as in SparseControlNetModel). As in diffusers, and unlike the authors' code (guoyww/AnimateDiff @
+0741d34, motion_module.py), the first normalization takes its statistics over all frames of a video.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ ANIMATEDIFF_PREFIX = "temporal_transformer."  # before all of them, in the autho
 
 
 class PositionalEmbedding(nn.Module):
-    """Adds to the tokens `(N, frames, C)` where each frame stands."""
+    """Adds the positions of the frames to tokens `(N, frames, C)`."""
 
     def __init__(self, width: int, frames: int):
         super().__init__()
@@ -61,7 +61,7 @@ class PositionalEmbedding(nn.Module):
 
 
 class TemporalTransformerBlock(nn.Module):
-    """Frames `(N, frames, C)` look at each other, then think."""
+    """Self-attention over the frames of `(N, frames, C)`, then a feed-forward layer."""
 
     def __init__(self, width: int, heads: int, frames: int):
         super().__init__()
@@ -78,8 +78,7 @@ class TemporalTransformerBlock(nn.Module):
 
 
 class MotionModule(nn.Module):
-    """`depth` such blocks over `(B frames, C, h, w)`, a video's frames next to each other, with a shortcut around
-    them."""
+    """`depth` blocks over `(B frames, C, h, w)`, a video's frames next to each other, with a residual connection."""
 
     def __init__(self, width: int, depth: int, heads: int, groups: int, frames: int):
         super().__init__()
@@ -102,21 +101,22 @@ class MotionModule(nn.Module):
 
 
 def compute_positions(width: int, frames: int) -> Tensor:
-    """Sines and cosines of each frame's place, `(1, frames, width)` (diffusers 0.42, models/embeddings.py,
-    SinusoidalPositionalEmbedding)."""
+    """Return sines and cosines of each frame's place, `(1, frames, width)`.
+
+    Source: diffusers 0.42, models/embeddings.py, SinusoidalPositionalEmbedding.
+    """
     place = torch.arange(frames)[:, None]
     rates = torch.exp(torch.arange(0, width, 2) * (-math.log(10000.0) / width))
     return torch.stack([torch.sin(place * rates), torch.cos(place * rates)], dim=-1).flatten(1)[None]
 
 
 def to_diffusers_motion_keys(tensors: Mapping[str, T]) -> dict[str, T]:
-    """Tensors of the authors' file under diffusers' names; those that have them already, or belong to no motion module,
-    keep theirs."""
+    """Return tensors of the authors' file under diffusers' names; other names stay."""
     return {_to_diffusers_key(name): tensor for name, tensor in tensors.items()}
 
 
 def to_animatediff_keys(tensors: Mapping[str, T]) -> dict[str, T]:
-    """Tensors with diffusers' names under those of the authors' files."""
+    """Return tensors with diffusers' names under those of the authors' files."""
     found = {}
     for name, tensor in tensors.items():
         if module := MODULE_PATTERN.fullmatch(name):
@@ -129,7 +129,7 @@ def to_animatediff_keys(tensors: Mapping[str, T]) -> dict[str, T]:
 
 
 def read_motion_depths(names: Collection[str]) -> list[list[int]]:
-    """Of diffusers' names: for each level the number of blocks in each of its motion modules."""
+    """Return for each level the number of blocks in each of its motion modules, from diffusers' names."""
     levels: list[list[int]] = []
     for level in count():
         found: list[int] = []
@@ -165,12 +165,14 @@ LATENT_CHANNELS, IMAGE_CHANNELS = 4, 3  # channels; one more is a mask, 1 where 
 
 
 class SparseCtrl(ControlNetWrapper):
-    """Residuals for all frames of a video, from a picture of one or several. A unit's picture stands at the first
-    frame; `sparse.at_frames(0, -1)` is for a unit with a picture of the first and one of the last, and so on. Equals
-    `diffusers.SparseControlNetModel`; x is not read, as there.
+    """Residuals for all frames of a video, from an image of one or several of them.
 
-    The rgb network's pictures come as latents: the host encodes them (the VAE's mode; diffusers' pipeline draws from
-    the global generator)."""
+    The image of a unit belongs to the first frame; `sparse.at_frames(0, -1)` is for a unit with one image of the first
+    frame and one of the last, and so on. Equal to `diffusers.SparseControlNetModel`; like that, it does not read x.
+
+    The host encodes the images of the rgb network (the VAE's mode; diffusers' pipeline draws a sample from the global
+    generator).
+    """
 
     architecture = "sparsectrl"
     multi_hint = True
@@ -208,9 +210,11 @@ class SparseCtrl(ControlNetWrapper):
             )
 
     def at_frames(self, *frames: int) -> SparseCtrl:
-        """This network on the same weights, for units with as many images, which stand at these frames of the video in
-        this order; or with one image (or `PerSample` of one a frame) for all of them. Frames count from 0, negative
-        ones from the video's end."""
+        """Return this network on the same weights, for units whose images belong to these frames, in this order.
+
+        One image (or `PerSample` of one for each frame) serves all of them. Frames count from 0, negative ones from
+        the end of the video. Raises TypeError on what is no whole number, ValueError without a frame.
+        """
         for frame in frames:
             if not isinstance(frame, int) or isinstance(frame, bool):
                 raise TypeError(f"frame {frame!r:.40} is {type(frame).__name__}, expected a whole number")
@@ -221,13 +225,13 @@ class SparseCtrl(ControlNetWrapper):
         return placed
 
     def bind(self, unet: Any) -> None:
-        """As `ControlNet.settle`, on a UNet with motion modules."""
+        """Bind the network, like `ControlNet.bind`. Raises ValueError on a UNet without motion modules."""
         if "motion_max_seq_length" not in unet.config:
             raise ValueError("SparseCtrl guides videos, and the UNet has no motion modules, as a UNetMotionModel has")
         self.net.bind(unet)
 
     def for_map_types(self, kinds: Sequence[str | None]) -> SparseCtrl:
-        """This network, to read as many maps. ValueError unless each has its frame."""
+        """Return this network, for as many maps. Raises ValueError unless each has its frame."""
         if len(kinds) not in (1, len(self.frames)):
             raise ValueError(
                 f"{len(kinds)} images for {len(self.frames)} frames: say where each stands, as in "
@@ -236,8 +240,11 @@ class SparseCtrl(ControlNetWrapper):
         return self
 
     def hint(self, image: np.ndarray | Tensor) -> Tensor:
-        """The embedded hint `(1 + B, C, h, w)`, of a frame without a picture and of one with each of these: pictures as
-        `ControlNet.hint` takes them, what is to be repainted black; or latents `(B, 4, h, w)`."""
+        """Return the embedded hint `(1 + B, C, h, w)`: of a frame without an image, and of one with each of these.
+
+        `image` is as for `ControlNet.hint`, with black where to repaint, or latents `(B, 4, h, w)`. Raises ValueError
+        if it is not what the network reads.
+        """
         if self.hint_input == "pixels":
             pixels = to_hint_pixels(image).clamp(min=0)
         elif isinstance(image, Tensor) and image.ndim == 4 and image.shape[1] == self._input_channels:
@@ -258,7 +265,7 @@ class SparseCtrl(ControlNetWrapper):
         return self.net.controlnet_cond_embedding(read.to(self.net.device, dtype))
 
     def forward(self, step: Step, hints: Sequence[Tensor]) -> Residuals:
-        """Residuals of weight 1 for a hint of each of its frames, or one for all of them."""
+        """Return residuals of weight 1 for a hint of each of its frames, or one for all of them."""
         places = self._resolve_frames(step.frames)
         hints = list(hints) * len(places) if len(hints) == 1 else hints
 
@@ -276,7 +283,7 @@ class SparseCtrl(ControlNetWrapper):
         return self.net.encode(replace(step, x=torch.zeros_like(step.x)), read)
 
     def _resolve_frames(self, frames: int) -> list[int]:
-        """Which of the video's frames its pictures stand at."""
+        """Return the frames of a video of `frames` frames to which its images belong."""
         if frames > self._max_frames:
             raise ValueError(f"a video of {frames} frames, but this SparseCtrl has positions for {self._max_frames}")
         for frame in self.frames:
@@ -289,11 +296,12 @@ class SparseCtrl(ControlNetWrapper):
 
     @property
     def _input_channels(self) -> int:
-        """Of what it reads, without the mask."""
+        """The number of channels that it reads, without the mask."""
         return self.net.net_config.hint_channels[0] - self._has_mask_channel
 
     def config(self) -> dict[str, Any]:
-        """The config of the same network as a `diffusers.SparseControlNetModel`."""
+        """Return the config of the same `diffusers.SparseControlNetModel`. Raises ValueError if that class cannot be
+        it."""
         if any(len(set(some)) > 1 for some in self._depths):
             raise ValueError("diffusers' SparseControlNetModel needs motion modules of one depth in each level")
         config = {
@@ -312,7 +320,7 @@ class SparseCtrl(ControlNetWrapper):
         return {**config, **more, **own, **self._motion_config()}
 
     def unstored_config(self) -> dict[str, Any]:
-        """As `ControlNet.unseen`."""
+        """Return the settings that its tensors do not show, in diffusers' words."""
         return {
             name: v for name, v in self.net.unstored_config().items() if name != "addition_time_embed_dim"
         } | self._motion_config()
@@ -321,13 +329,13 @@ class SparseCtrl(ControlNetWrapper):
         return {"motion_max_seq_length": self._max_frames, "motion_num_attention_heads": list(self._heads)}
 
     def details(self) -> dict[str, Any]:
-        """As `ControlNet.details`."""
+        """Return the facts for `controlnet-ext inspect`."""
         reads = "latents of some frames (rgb)" if self.reads_latents else "pictures of some frames (scribble)"
         return {"reads": reads, "frames at most": self._max_frames, **self.net.details()}
 
 
 def detect(names: Collection[str]) -> bool:
-    """Whether these are the names of a SparseCtrl's tensors."""
+    """Return True if these are the tensor names of a SparseCtrl."""
     return not {RGB_ENCODER_KEY, DIFFUSERS_MARKER_KEY}.isdisjoint(names) and not set(MOTION_MARKER_KEYS).isdisjoint(
         names
     )

@@ -1,5 +1,7 @@
-"""T2I-Adapter's style adapter (TencentARC/T2I-Adapter @ 168f87f, ldm/modules/encoders/adapter.py, StyleAdapter) makes a
-few tokens of what CLIP's vision network saw in a picture, which are appended to the prompt's."""
+"""T2I-Adapter's style adapter (TencentARC/T2I-Adapter @ 168f87f, ldm/modules/encoders/adapter.py, StyleAdapter).
+
+It makes a few tokens of the output of CLIP's vision network for an image, and appends them to those of the prompt.
+"""
 
 from __future__ import annotations
 
@@ -54,11 +56,13 @@ class StyleBlock(nn.Module):
 
 
 class StyleAdapter(LayerwiseOffload, AttentionModel):
-    """Tokens of a style, times the unit's weight, behind the prompt's on the prompt's rows; on others their own last
-    tokens once more, so that all have as many (as the authors' samplers; sd-webui-controlnet appends zeros there).
+    """A model that appends tokens of a style, times the unit's weight, to the prompt on the rows that have it.
 
-    It reads `ControlMap.values`: the last hidden states of CLIP's vision network, ViT-L/14 for the published file,
-    `(257, 1024)`. `layers` and a region of a unit are refused: nobody says what they would multiply."""
+    Other rows get their own last tokens once more, so that all have as many (as in the authors' samplers;
+    sd-webui-controlnet appends zeros there). It reads `ControlMap.values`: the last hidden states of CLIP's vision
+    network, ViT-L/14 for the published file, `(257, 1024)`. `layers` and a region of a unit are refused: there is no
+    definition of their effect.
+    """
 
     architecture = "t2i-style-adapter"
     hint_input: Literal["embedding"] = "embedding"
@@ -72,7 +76,7 @@ class StyleAdapter(LayerwiseOffload, AttentionModel):
         self.proj = nn.Parameter(torch.empty(width, context))
 
     def bind(self, unet: Any) -> None:
-        """ValueError unless the UNet's prompts are as wide as the tokens."""
+        """Check that the UNet's prompts are as wide as the tokens. Raises ValueError if not."""
         theirs = unet.config["cross_attention_dim"]
         if theirs != self.proj.shape[1]:
             raise ValueError(
@@ -80,7 +84,10 @@ class StyleAdapter(LayerwiseOffload, AttentionModel):
             )
 
     def hint(self, states: Tensor) -> Tensor:
-        """The style's tokens `(B, tokens, context)` of hidden states `(B, N, width)`."""
+        """Return the style's tokens `(B, tokens, context)` of hidden states `(B, N, width)`.
+
+        Raises ValueError on other shapes.
+        """
         _, tokens, width = self.style_embedding.shape
         if not isinstance(states, Tensor) or states.ndim != 3 or states.shape[2] != width or not states.shape[1]:
             shape = tuple(getattr(states, "shape", ())) or type(states).__name__
@@ -95,7 +102,8 @@ class StyleAdapter(LayerwiseOffload, AttentionModel):
 
     @contextmanager
     def attach(self, host: Host, hint: Tensor, get_activation: Callable[[], Activation | None]) -> Iterator[None]:
-        """Append the tokens in front of each attention to the prompt, while this context lasts."""
+        """Append the tokens `hint` `(B, tokens, context)` to the prompt in front of each attention, within this
+        context."""
         appending = TokenAppendingHook(hint, get_activation)
         with ExitStack() as hooks:
             for name, module, _ in host.iter_attentions():
@@ -104,13 +112,13 @@ class StyleAdapter(LayerwiseOffload, AttentionModel):
             yield
 
     def details(self) -> dict[str, Any]:
-        """For `controlnet-ext inspect`."""
+        """Return the facts for `controlnet-ext inspect`."""
         _, tokens, width = self.style_embedding.shape
         return {"reads": f"hidden states of CLIP's vision network, of width {width}", "tokens": tokens}
 
 
 class TokenAppendingHook:
-    """In front of the attentions of one UNet, which are called with one and the same prompt."""
+    """The hook in front of the attentions of one UNet, which are all called with one prompt."""
 
     def __init__(self, hint: Tensor, get_activation: Callable[[], Activation | None]):
         self._hint, self._get_activation = hint, get_activation
@@ -149,13 +157,15 @@ class TokenAppendingHook:
 
 
 def detect(names: Collection[str]) -> bool:
-    """Whether these are the names of a style adapter's tensors."""
+    """Return True if these are the tensor names of a style adapter."""
     return "style_embedding" in {name.removeprefix(STYLE_PREFIX) for name in names}
 
 
 def load(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> StyleAdapter:
-    """The style adapter with these tensors, which it shares. ValueError on tensors that are missing, unknown, misshapen
-    or not finite."""
+    """Return the style adapter with these tensors, which it shares.
+
+    Raises ValueError on tensors that are missing, unknown, misshapen or not finite.
+    """
     called = {name.removeprefix(STYLE_PREFIX): name for name in tensors}
     if len(called) != len(tensors):
         raise ValueError(f"holds one tensor twice, with and without {STYLE_PREFIX!r}")

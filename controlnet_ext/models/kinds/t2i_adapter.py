@@ -30,7 +30,7 @@ MAX_LEVELS = 64  # levels, and resnets in each; the published ones have four of 
 
 
 def to_tencent_keys(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """An adapter's tensors under TencentARC's names, where the resnets of all levels are numbered through."""
+    """Return an adapter's tensors under TencentARC's names, which number the resnets of all levels through."""
     light = "conv_in.weight" not in tensors
     per = 1 + max(int(name.split(".")[3]) for name in tensors if ".resnets." in name)
     found = {}
@@ -48,7 +48,7 @@ def to_tencent_keys(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def build_t2i_key_table(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Our module names for TencentARC's."""
+    """Return our module names by TencentARC's."""
     if "conv_in.weight" not in tensors:
         places = range(count_consecutive("body.0.body.{}.block1.weight", tensors))
         levels = range(count_consecutive("body.{}.in_conv.weight", tensors))
@@ -66,15 +66,18 @@ def build_t2i_key_table(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def count_consecutive(pattern: str, tensors: Mapping[str, Tensor]) -> int:
-    """How many of the names that `pattern` gives for 0, 1, 2 … there are before the first that is missing."""
+    """Return the number of names `pattern.format(0)`, `pattern.format(1)`, … before the first that is missing."""
     return next((n for n in range(MAX_LEVELS) if pattern.format(n) not in tensors), MAX_LEVELS)
 
 
 @dataclass(frozen=True)
 class T2IAdapterConfig:
-    """What an adapter is built from: `channels` of the map, `factor` by which pixels are unshuffled, output `widths` of
-    the levels, number of `resnets` in each, `kind` in diffusers' words, and which levels have a convolution for their
-    downsampling (`convolved`) and for their width (`widened`), whose kernels have side `kernel`."""
+    """The settings of an adapter.
+
+    `downscale_factor` is that of the pixel unshuffle; `widths` are the output channels of the levels; `adapter_type`
+    is diffusers' word. Levels in `conv_downsampled_levels` and `widened_levels` have a convolution for their
+    downsampling or their width, with kernels of side `kernel_size`.
+    """
 
     hint_channels: int
     downscale_factor: int
@@ -87,15 +90,19 @@ class T2IAdapterConfig:
 
     @property
     def is_light(self) -> bool:
+        """True for a light adapter."""
         return self.adapter_type == "light_adapter"
 
     def is_halved(self, level: int) -> bool:
-        """Whether this level begins by halving height and width."""
+        """Return True if this level begins by halving height and width."""
         return level == 2 if self.adapter_type == "full_adapter_xl" else level > 0
 
 
 def read_t2i_config(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> T2IAdapterConfig:
-    """The shape of an adapter with our names. What the config states and tensors do not show is believed."""
+    """Return the config of an adapter with our names; the stated config decides what tensors do not show.
+
+    Raises ValueError if config and tensors contradict each other, or there are no levels.
+    """
     light = "conv_in.weight" not in tensors
     first = get_conv_tensor("body.0.in_conv.weight" if light else "conv_in.weight", tensors)
     levels = count_consecutive("body.{}.resnets.0.block1.weight", tensors)
@@ -126,6 +133,7 @@ def read_t2i_config(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) ->
 
 
 def get_conv_tensor(name: str, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Return the weight `(out, in, h, w)` of this name. Raises ValueError if it is missing or has another shape."""
     if name not in tensors:
         raise ValueError(f"tensor {name} is missing")
     if tensors[name].ndim != 4:
@@ -137,6 +145,8 @@ PUBLISHED_WIDTHS = (320, 640, 1280, 1280)  # of the published adapters
 
 
 class AdapterResnet(nn.Module):
+    """Two convolutions with a residual connection."""
+
     def __init__(self, width: int, kernel: int):
         super().__init__()
         self.block1 = Conv2d(width, width, 3, padding=1)
@@ -147,8 +157,11 @@ class AdapterResnet(nn.Module):
 
 
 class AdapterLevel(nn.Module):
-    """One resolution. Averages of odd sizes round up, as the UNet's own downsampling does (and diffusers' adapters;
-    TencentARC's rounds down, which fits sizes in multiples of 64 only)."""
+    """One resolution.
+
+    Averages of odd sizes round up, as the UNet's own downsampling and diffusers' adapters do; TencentARC's round down,
+    which fits sizes in multiples of 64 only.
+    """
 
     def __init__(self, adapter_config: T2IAdapterConfig, level: int, width: int):
         super().__init__()
@@ -198,8 +211,11 @@ class T2IAdapter(LayerwiseOffload):
         self.body = nn.ModuleList(AdapterLevel(adapter_config, i, width) for i, width in enumerate(inputs))
 
     def bind(self, unet: Any) -> None:
-        """ValueError unless it fits a diffusers UNet: its levels have these widths, and the first ends at the size of
-        the first features (SDXL's first level has no attention; there features come in behind the downsampling)."""
+        """Check that it fits a diffusers UNet. Raises ValueError if not.
+
+        Its levels must have the UNet's widths, and the first must end at the size of the first features (the first
+        level of SDXL has no attention; there features are added after the downsampling).
+        """
         if "motion_max_seq_length" in unet.config:
             raise ValueError("a T2I-Adapter acts inside the encoder, where a UNet with motion modules takes nothing")
         widths, levels = self.adapter_config.widths, tuple(unet.config["block_out_channels"])
@@ -216,8 +232,11 @@ class T2IAdapter(LayerwiseOffload):
             )
 
     def hint(self, image: np.ndarray | Tensor) -> tuple[Tensor, ...]:
-        """The features of an RGB picture as `ControlNet.hint` takes it; what is to be repainted is black. An adapter of
-        one channel reads the brightest. Pictures at no multiple of SDXL's 16 are continued by their border."""
+        """Return the features `(B, C, h, w)` of each level for an RGB image as `ControlNet.hint` takes it.
+
+        Black replaces -1 where to repaint. An adapter of one channel reads the brightest. Images whose sides are no
+        multiple of SDXL's 16 are continued by their border.
+        """
         pixels = to_hint_pixels(image).clamp(min=0)
         height, width = pixels.shape[-2:]
         check_hint_size(pixels, 8)
@@ -240,11 +259,11 @@ class T2IAdapter(LayerwiseOffload):
         return tuple(h.expand(count, *h.shape[1:]) for h in features)
 
     def forward(self, step: Step, hint: tuple[Tensor, ...]) -> Residuals:
-        """The features that `hint()` made, in the dtype of `step.x`."""
+        """Return the features that `hint()` made, in the dtype of `step.x`."""
         return Residuals(encoder=tuple(expand_rows("hints", h.to(step.x), step) for h in hint))
 
     def config(self) -> dict[str, Any]:
-        """The config of the same network as a `diffusers.T2IAdapter`; ValueError when that class cannot be it."""
+        """Return the config of the same `diffusers.T2IAdapter`. Raises ValueError if that class cannot be it."""
         shape = self.adapter_config
         if shape.conv_downsampled_levels or shape.kernel_size != 1:
             raise ValueError("diffusers' T2IAdapter has no downsampling convolutions and no 3x3 ones in its shortcuts")
@@ -260,14 +279,14 @@ class T2IAdapter(LayerwiseOffload):
         }
 
     def unstored_config(self) -> dict[str, Any]:
-        """What its tensors do not show, in diffusers' words."""
+        """Return the settings that its tensors do not show, in diffusers' words."""
         return {
             "adapter_type": self.adapter_config.adapter_type,
             "downscale_factor": self.adapter_config.downscale_factor,
         }
 
     def details(self) -> dict[str, Any]:
-        """For `controlnet-ext inspect`."""
+        """Return the facts for `controlnet-ext inspect`."""
         return {
             "type": self.adapter_config.adapter_type,
             "hint channels": self.adapter_config.hint_channels,
@@ -276,7 +295,7 @@ class T2IAdapter(LayerwiseOffload):
 
 
 def detect(names: Collection[str]) -> bool:
-    """Whether these are the names of a T2I-Adapter's tensors (the style adapter is a kind of its own)."""
+    """Return True if these are the tensor names of a T2I-Adapter; the style adapter is a kind of its own."""
     plain = {name.removeprefix(T2I_PREFIX) for name in names}
     full = "conv_in.weight" in plain and not plain.isdisjoint(
         ("body.0.block1.weight", "body.0.resnets.0.block1.weight")
@@ -286,14 +305,17 @@ def detect(names: Collection[str]) -> bool:
 
 
 def layout(names: Collection[str]) -> str:
-    """The layout of these names of a T2I-Adapter's tensors."""
+    """Return the layout of these names, "diffusers" or "ldm" (TencentARC's)."""
     plain = {name.removeprefix(T2I_PREFIX) for name in names}
     return "diffusers" if "body.0.resnets.0.block1.weight" in plain else "ldm"
 
 
 def load(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> T2IAdapter:
-    """The adapter with these tensors, which it shares, in TencentARC's layout or diffusers'. ValueError on tensors that
-    are missing, unknown, misshapen or not finite, and on a config that contradicts them."""
+    """Return the adapter with these tensors, which it shares, in TencentARC's layout or diffusers'.
+
+    Raises ValueError on tensors that are missing, unknown, misshapen or not finite, and on a config that contradicts
+    them.
+    """
     called = {name.removeprefix(T2I_PREFIX): name for name in tensors}
     if len(called) != len(tensors):
         raise ValueError(f"holds one tensor twice, with and without {T2I_PREFIX!r}")

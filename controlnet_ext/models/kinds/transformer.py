@@ -1,4 +1,4 @@
-"""ControlNets for SD3, Flux and Qwen-Image, which are transformers: diffusers' own networks, through the same units."""
+"""ControlNets for SD3, Flux and Qwen-Image, which are transformers: diffusers' own networks as control models."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ from ..state_dict.strict import load_strict
 
 @dataclass(frozen=True)
 class BaseModelSpec:
-    """What a base's networks are told by: names that all begin some of a file's. `network` and `transformer` are
-    diffusers' (0.42). `packs`: latents are read as tokens."""
+    """The networks of one base model.
+
+    `key_prefixes` are beginnings of tensor names, all of which occur in its files. `controlnet_class` and
+    `transformer_class` are diffusers' (0.42). With `has_packed_latents` latents are read as tokens.
+    """
 
     key_prefixes: tuple[str, ...]
     controlnet_class: str
@@ -51,14 +54,16 @@ UNION_MARKER_KEY = "controlnet_mode_embedder.weight"  # a tensor of union networ
 
 @dataclass(frozen=True, eq=False)
 class TransformerStep(Step):
-    """One call of a transformer: `given` is what it was called with, by its names. Flux's x is `(B, tokens, C)`."""
+    """One call of a transformer; `arguments` are those of the call by name. x of Flux is `(B, tokens, C)`."""
 
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 class TransformerControlNet(nn.Module, ControlModel):
-    """A ControlNet `net` of diffusers for the base `family`. Its residuals are those of the blocks as `skips`, those of
-    Flux's single blocks as `encoder`, with weight 1."""
+    """A ControlNet `net` of diffusers for the base `family`.
+
+    Its residuals have weight 1: those of the blocks are `skips`, those of Flux's single blocks `encoder`.
+    """
 
     architecture = "controlnet"
     hint_input: Literal["latents"] = "latents"
@@ -72,16 +77,17 @@ class TransformerControlNet(nn.Module, ControlModel):
         self.needs_vae_shift = not getattr(net.config, "force_zeros_for_pooled_projection", False)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """`net` runs through torch.compile with these arguments, as `ControlNet.compile` has it."""
+        """Run `net` through torch.compile with these arguments, like `ControlNet.compile`."""
         self.net.compile(*args, **kwargs)
         self._is_net_compiled = True
 
     @property
     def device(self) -> torch.device:
+        """The device on which it computes."""
         return next(self.net.parameters()).device
 
     def bind(self, base: Any) -> None:
-        """ValueError unless it is for that transformer."""
+        """Bind to a transformer. Raises ValueError if the network is for another one."""
         check_transformer(self.family, BASE_MODELS[self.family].transformer_class, base)
         theirs, own = base.config["joint_attention_dim"], self.net.config["joint_attention_dim"]
         if own is not None and theirs != own:
@@ -94,17 +100,17 @@ class TransformerControlNet(nn.Module, ControlModel):
             self.net.pos_embed = self.net._get_pos_embed_from_transformer(base).to(self.device, self.net.dtype)
 
     def hint(self, latents: Tensor) -> Tensor:
-        """What the network reads of a map's latents `(B, C, h, w)`: of tokens packed, `(B, h w / 4, 4 C)`."""
+        """Return the network's input for a map's latents `(B, C, h, w)`; packed as tokens, `(B, h w / 4, 4 C)`."""
         like = next(self.net.parameters())
         latents = latents.to(like)
         return pack_latents(latents) if BASE_MODELS[self.family].has_packed_latents else latents
 
     def forward(self, step: TransformerStep, hint: Tensor) -> Residuals:
-        """Residuals of weight 1. A row for each of x's, or one for all, is asked of the hint."""
+        """Return residuals of weight 1; the hint has a row for each of x's, or one for all."""
         return self.compute_residuals(step, hint)
 
     def compute_residuals(self, step: TransformerStep, hint: Tensor, **extra_arguments: Any) -> Residuals:
-        """As `forward`; `more` is what the network is given beside."""
+        """Return residuals for a hint `(B, ...)`, with `extra_arguments` for the network."""
         hint = hint.expand(len(step.x), *hint.shape[1:]) if len(hint) == 1 else hint
         made = self.net(
             controlnet_cond=hint,
@@ -123,7 +129,7 @@ class TransformerControlNet(nn.Module, ControlModel):
         return Residuals(blocks, None, singles)
 
     def _build_arguments(self, step: TransformerStep) -> dict[str, Any]:
-        """What the network is called with, but for the hint."""
+        """Return the arguments of the network, except for the hint."""
         like = next(self.net.parameters())
         given = {name: value.to(like) if _is_float_tensor(value) else value for name, value in step.arguments.items()}
         if self.family == "sd3" and not self.needs_vae_shift:
@@ -137,20 +143,22 @@ class TransformerControlNet(nn.Module, ControlModel):
         return given
 
     def details(self) -> dict[str, Any]:
-        """For `controlnet-ext inspect`."""
+        """Return the facts for `controlnet-ext inspect`."""
         return {"network": f"diffusers.{type(self.net).__name__}"}
 
 
 def check_transformer(family: str, expected: str, base: Any) -> None:
-    """ValueError unless `base` is the transformer of that family's networks."""
+    """Raise ValueError unless `base` is the transformer of that family's networks."""
     kind = type(base).__name__
     if kind != expected:
         raise ValueError(f"a ControlNet for {family} guides a {expected}, but the model is a {kind}")
 
 
 def expand_to_blocks(samples: Sequence[Tensor], blocks: int, family: str) -> tuple[Tensor, ...]:
-    """One for each of the transformer's blocks, of networks that have one for several in a row: which, as the
-    transformers themselves have it (diffusers 0.42, models/transformers)."""
+    """Return one residual for each block of the transformer, given one for several blocks in a row.
+
+    The mapping is that of the transformers themselves (diffusers 0.42, models/transformers).
+    """
     if not samples:
         return ()
     ratio = blocks / len(samples)
@@ -158,28 +166,32 @@ def expand_to_blocks(samples: Sequence[Tensor], blocks: int, family: str) -> tup
 
 
 def pack_latents(latents: Tensor) -> Tensor:
-    """Latents `(B, C, h, w)` as tokens `(B, h w / 4, 4 C)` of Flux and Qwen-Image, each two by two pixels
-    (pipeline_flux.py, _pack_latents)."""
+    """Return latents `(B, C, h, w)` as tokens `(B, h w / 4, 4 C)` of Flux and Qwen-Image, each of 2x2 latents.
+
+    Source: diffusers 0.42, pipeline_flux.py, _pack_latents.
+    """
     batch, channels, height, width = latents.shape
     tokens = latents.view(batch, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
     return tokens.reshape(batch, height * width // 4, 4 * channels)
 
 
 def detect(names: Collection[str]) -> bool:
-    """Whether these are the names of such a network's tensors, and of no union's."""
+    """Return True if these are the tensor names of such a network, and of no union."""
     return _find_base(names) is not None and UNION_MARKER_KEY not in names
 
 
 def load(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> TransformerControlNet:
-    """The network with these tensors, which it shares. ValueError without diffusers' config, and on tensors that are
-    missing, unknown, misshapen or not finite."""
+    """Return the network with these tensors, which it shares.
+
+    Raises ValueError without diffusers' config, and on tensors that are missing, unknown, misshapen or not finite.
+    """
     family = _find_base(tensors)
     assert family is not None
     return TransformerControlNet(load_network(tensors, config, family), family)
 
 
 def load_network(tensors: Mapping[str, Tensor], config: Mapping[str, Any], family: str) -> Any:
-    """diffusers' network with these tensors. ValueError as `load`."""
+    """Return diffusers' network with these tensors. Raises ValueError like `load`."""
     net = build_network(BASE_MODELS[family].controlnet_class, config, len(tensors))
     if any(net.config.get(name) for name in ("extra_conditioning_channels", "extra_condition_channels")):
         raise ValueError("reads a mask beside the picture, which a unit does not give")
@@ -193,8 +205,10 @@ def load_network(tensors: Mapping[str, Tensor], config: Mapping[str, Any], famil
 
 
 def build_network(name: str, config: Mapping[str, Any], tensor_count: int) -> Any:
-    """diffusers' network of that name without its weights, which are so many tensors. ValueError when the config makes
-    none."""
+    """Return diffusers' network of that name without its weights, which are `tensor_count` tensors.
+
+    Raises ValueError if the config makes none.
+    """
     import diffusers
 
     if config.get("_class_name") != name:
@@ -210,7 +224,7 @@ def build_network(name: str, config: Mapping[str, Any], tensor_count: int) -> An
 
 
 def _find_base(names: Collection[str]) -> str | None:
-    """The base whose network has such names."""
+    """Return the base model whose networks have such names."""
     found = (
         base for base, its in BASE_MODELS.items() if all(any(n.startswith(m) for n in names) for m in its.key_prefixes)
     )

@@ -1,5 +1,7 @@
-"""ControlNet Union (xinsir, github.com/xinsir6/ControlNetPlus): one ControlNet for several types of map, of which it
-may read several in one call."""
+"""ControlNet Union (xinsir, github.com/xinsir6/ControlNetPlus): one ControlNet for several types of map.
+
+It may read several maps in one call.
+"""
 
 from __future__ import annotations
 
@@ -37,13 +39,14 @@ UNION_PREFIXES = ("task_embedding", "transformer_layes.", "spatial_ch_projs.", "
 
 
 class ControlNetUnion(MapTypeSelection, ControlNetWrapper):
-    """Residuals as of a ControlNet, from maps whose kinds are known: from `ControlMap.kind`, from the preprocessor, or
-    said by `union.with_types("depth")`, `union.with_types("depth", "edges")` for a unit with two images. A unit's
-    images are read in one call, so its weight holds for them together.
+    """A ControlNet for maps whose kinds are known: from `ControlMap.kind`, the preprocessor, or `with_types("depth")`.
 
-    Equals `diffusers.ControlNetUnionModel` at a scale of 1 for each image. That attends over the batch, not over the
-    images (torch's MultiheadAttention without batch_first, in the authors' code too), so that pictures of one batch
-    with different maps would change each other; here each row is alone, which is what one picture is there.
+    `with_types("depth", "edges")` is for a unit with two images. The images of a unit are read in one call, so its
+    weight holds for them together.
+
+    Equals `diffusers.ControlNetUnionModel` at a scale of 1 for each image. That model attends over the batch, not over
+    the images (torch's MultiheadAttention without batch_first, also in the authors' code), so images of one batch with
+    different maps would change each other; here each row is alone, which equals it for one image.
     """
 
     architecture = "controlnet-union"
@@ -69,8 +72,10 @@ class ControlNetUnion(MapTypeSelection, ControlNetWrapper):
         return tuple(kind for kinds in UNION_TYPES[: len(self.task_embedding)] for kind in kinds)
 
     def with_types(self, *kinds: str) -> ControlNetUnion:
-        """This network on the same weights, for units with as many images, of these kinds in this order. ValueError
-        with all kinds when it does not read one."""
+        """Return this network on the same weights, for units with as many images, of these kinds in this order.
+
+        Raises ValueError with all kinds if it does not read one.
+        """
         types = []
         for kind in kinds:
             if kind not in self.kinds:
@@ -83,16 +88,22 @@ class ControlNetUnion(MapTypeSelection, ControlNetWrapper):
         return told
 
     def bind(self, unet: Any) -> None:
-        """As `ControlNet.settle`."""
+        """Bind the network, like `ControlNet.bind`."""
         self.net.bind(unet)
 
     def hint(self, image: np.ndarray | Tensor) -> Tensor:
-        """As `ControlNet.hint`. What is to be repainted, -1 in the tensor, becomes black, as in diffusers' example for
-        this network (0.42, pipeline_controlnet_union_inpaint_sd_xl.py)."""
+        """Return the embedded hint `(B, C, H/8, W/8)` of an image, like `ControlNet.hint`.
+
+        Black replaces -1 where to repaint, as in diffusers' example for this network (0.42,
+        pipeline_controlnet_union_inpaint_sd_xl.py).
+        """
         return self.net.hint(image.clamp(min=0) if isinstance(image, Tensor) else image)
 
     def forward(self, step: Step, hints: Sequence[Tensor]) -> Residuals:
-        """Residuals of weight 1 for a hint of each type that it was told, in their order."""
+        """Return residuals of weight 1 for one hint of each selected type, in their order.
+
+        Raises ValueError for another number of hints.
+        """
         if self.types is None or len(hints) != len(self.types):
             raise ValueError(f"{len(hints)} hints for a ControlNet Union that was told {len(self.types or ())} kinds")
         on = torch.zeros(len(self.task_embedding), device=step.x.device)
@@ -115,7 +126,7 @@ class ControlNetUnion(MapTypeSelection, ControlNetWrapper):
         return self.net.encode(step, read, more)
 
     def config(self) -> dict[str, Any]:
-        """The config of the same network as a `diffusers.ControlNetUnionModel`."""
+        """Return the config of the same `diffusers.ControlNetUnionModel`."""
         types, width = self.task_embedding.shape
         config = {name: value for name, value in self.net.config().items() if name != "mid_block_type"}
         return config | {
@@ -129,11 +140,11 @@ class ControlNetUnion(MapTypeSelection, ControlNetWrapper):
         }
 
     def unstored_config(self) -> dict[str, Any]:
-        """As `ControlNet.unseen`."""
+        """Return the settings that its tensors do not show, in diffusers' words."""
         return self.net.unstored_config()
 
     def details(self) -> dict[str, Any]:
-        """As `ControlNet.details`."""
+        """Return the facts for `controlnet-ext inspect`."""
         return {"reads": ", ".join(self.kinds), **self.net.details()}
 
 
@@ -168,18 +179,20 @@ class SingleTokenAttention(nn.Module):
 
 
 def detect(names: Collection[str]) -> bool:
-    """Whether these are the names of a union's tensors."""
+    """Return True if these are the tensor names of a union."""
     return "task_embedding" in names and "control_add_embedding.linear_1.weight" in names
 
 
 def layout(names: Collection[str]) -> str:
-    """Unions are published in diffusers' layout only, which webui and ComfyUI read too."""
+    """Return "diffusers", the only layout in which unions are published; webui and ComfyUI read it too."""
     return "diffusers"
 
 
 def load(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> ControlNetUnion:
-    """The union with these tensors, which it shares. ValueError as `ControlNet.load`, or where it has more types than
-    are known."""
+    """Return the union with these tensors, which it shares.
+
+    Raises ValueError like `ControlNet.load`, and if it has more types than are known.
+    """
     known = ["task_embedding", "control_add_embedding.linear_1.weight"]
     if any(tensors[name].ndim != 2 for name in known):
         raise ValueError(f"tensors {' and '.join(known)} are no matrices")

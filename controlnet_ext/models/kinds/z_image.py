@@ -1,4 +1,4 @@
-"""ControlNets for Z-Image: diffusers' own network, which borrows the base's embedders, through the same units."""
+"""ControlNets for Z-Image: diffusers' own network, which borrows the base's embedders, as a control model."""
 
 from __future__ import annotations
 
@@ -32,16 +32,19 @@ SHARED_MODULES = (  # by `ZImageControlNetModel.from_transformer`
 
 
 class ZImageControlNet(TransformerControlNet):
-    """A `net` of diffusers for Z-Image. Its residuals are those of the transformer's layers as `skips`, zeros without a
-    size where it has none. They are of weight 1, but a net with control layers beside the noise refiner, as published
-    from 2.0 on, also weighs these inside, by the unit's weight, as the authors' `control_context_scale` does."""
+    """A `net` of diffusers for Z-Image.
+
+    Its residuals are those of the transformer's layers as `skips`, zeros `()` where it has none. They have weight 1,
+    but a network with control layers beside the noise refiner, as published from 2.0 on, also weighs these inside by
+    the unit's weight, like the authors' `control_context_scale`.
+    """
 
     def __init__(self, net: Any):
         super().__init__(net, "z-image")
         self._layer_count = 0  # of the transformer
 
     def bind(self, base: Any) -> None:
-        """ValueError unless it is for that transformer, whose embedders it then uses where they are."""
+        """Bind to a transformer, whose embedders it then uses. Raises ValueError if it is for another one."""
         check_transformer(self.family, TRANSFORMER_CLASS, base)
         theirs, own = base.config["dim"], self.net.config["dim"]
         last = max(self.net.config["control_layers_places"])
@@ -56,14 +59,16 @@ class ZImageControlNet(TransformerControlNet):
         self.net.__dict__.update({name: getattr(base, name) for name in SHARED_MODULES})
 
     def hint(self, latents: Tensor) -> Tensor:
-        """What the network reads of a map's latents `(B, C, h, w)`: `(B, C', 1, h, w)`, zeros for a mask and what it
-        leaves, which the networks from 2.0 on read too."""
+        """Return the network's input `(B, C', 1, h, w)` for a map's latents `(B, C, h, w)`.
+
+        The channels of a mask and a masked image, which networks from 2.0 on read too, are zeros.
+        """
         latents = latents.to(next(self.net.parameters()))
         more = self.net.config["control_in_dim"] - latents.shape[1]
         return nn.functional.pad(latents, (0, 0, 0, 0, 0, more)).unsqueeze(2)
 
     def forward(self, step: TransformerStep, hint: Tensor) -> Residuals:
-        """Residuals of weight 1. A row for each of x's, or one for all, is asked of the hint."""
+        """Return residuals of weight 1; the hint has a row for each of x's, or one for all."""
         like, given = next(self.net.parameters()), dict(step.arguments)
         given.pop("joint_attention_kwargs", None)
         given["x"] = [row.to(like) for row in given["x"]]
@@ -76,19 +81,21 @@ class ZImageControlNet(TransformerControlNet):
         return Residuals(tuple(made[layer] / weight if layer in made else zero for layer in range(self._layer_count)))
 
     def details(self) -> dict[str, Any]:
-        """For `controlnet-ext inspect`."""
+        """Return the facts for `controlnet-ext inspect`."""
         places = self.net.config["control_layers_places"]
         return {**super().details(), "layers": " ".join(map(str, places))}
 
 
 def detect(names: Collection[str]) -> bool:
-    """Whether these are the names of such a network's tensors."""
+    """Return True if these are the tensor names of such a network."""
     return all(any(name.startswith(mark) for name in names) for mark in KEY_PREFIXES)
 
 
 def load(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> ZImageControlNet:
-    """The network with these tensors, which it shares; without diffusers' config with that of the published files.
-    ValueError where it is none of these, and on tensors that are missing, unknown, misshapen or not finite."""
+    """Return the network with these tensors, which it shares; without a config, with that of the published files.
+
+    Raises ValueError if it is none of these, and on tensors that are missing, unknown, misshapen or not finite.
+    """
     settings = dict(config) if config.get("_class_name") == CONTROLNET_CLASS else _infer_config(tensors)
     places = settings.get("control_layers_places")
     if not isinstance(places, list) or not all(type(place) is int and place >= 0 for place in places):
@@ -101,8 +108,11 @@ def load(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> ZImageCont
 
 
 def _infer_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """diffusers' config of the published files, which are single ones without (alibaba-pai; aigc-apps/VideoX-Fun,
-    config/z_image, and diffusers 0.42, single_file_utils.py, which tells them by the same)."""
+    """Return diffusers' config of the published files, which come without one.
+
+    Sources: alibaba-pai; aigc-apps/VideoX-Fun, config/z_image; diffusers 0.42, single_file_utils.py, which tells them
+    apart in the same way.
+    """
     count = len({name.split(".")[1] for name in tensors if name.startswith("control_layers.")})
     embedder, norm = tensors.get(EMBEDDER_KEY), tensors.get(NORM_KEY)
     if count not in (6, 15) or embedder is None or embedder.ndim != 2 or norm is None or not norm.numel():
