@@ -69,6 +69,7 @@ SHAPE = re.compile(r"\([A-Za-z0-9 /*+.-]+(?:, ?[A-Za-z0-9 /*+.…-]*)+\)|any sha
 PENDING = {
     "embedded",
     "generation",
+    "models",  # nn and state_dict
     "preprocessors",
     "sdwebui",
     "webui",
