@@ -230,6 +230,7 @@ class WebuiRequest(GenerationRequest):
     `image_count` images have the seeds `seed`, `seed` + 1, …
     """
 
+    prompt: str
     image_count: int
     batch_size: int
     sampler_name: str
