@@ -11,6 +11,8 @@ from __future__ import annotations
 import importlib
 import os
 import pkgutil
+import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +28,27 @@ if TYPE_CHECKING:
     from ..guidance.contract import ControlModel
 
 CONFIG_METADATA_KEY = "controlnet_ext.config"  # where safetensors' metadata hold a config in diffusers' words
+
+
+@dataclass(frozen=True)
+class KeyMarkers:
+    """Names of tensors by which files of a kind are recognized, as regular expressions for whole names.
+
+    A file is of the kind if each pattern of one tuple of `any_of` matches some of its names, and `none_of` matches
+    none."""
+
+    any_of: tuple[tuple[str, ...], ...]
+    none_of: str | None = None
+
+    def __call__(self, names: Collection[str]) -> bool:
+        """Return True if a file with tensors of these names is of the kind."""
+
+        def is_present(pattern: str) -> bool:
+            return any(map(re.compile(pattern, re.DOTALL).fullmatch, names))
+
+        if not any(all(map(is_present, patterns)) for patterns in self.any_of):
+            return False
+        return self.none_of is None or not is_present(self.none_of)
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,7 +27,10 @@ class ModelCatalog:
         for folder in folders:
             if not Path(folder).is_dir():
                 raise FileNotFoundError(f"the folder of control models {folder!r} does not exist")
-        self._folders, self._embedded_models = tuple(map(Path, folders)), tuple(list_controls(embedded_model).values())
+        self._folders, self._embedded_models = (
+            tuple(map(Path, folders)),
+            tuple(list_controls(embedded_model).values()) if embedded_model else (),
+        )
         self._networks = LRUCache[ControlModel](max_loaded)
         self._probes: dict[str, tuple[Any, Any]] = {}  # models without their numbers, by name
         self.rescan()

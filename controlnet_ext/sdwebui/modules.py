@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
+from ..guidance.hints import PreprocessorCall
+from ..maps.control_map import ControlMap
 from ..preprocessors.cache import LRUCache
 from ..preprocessors.library import Library
 from ..preprocessors.parameters import Parameter
@@ -74,3 +79,24 @@ def create_preprocessor_loader(device: str, library: Library) -> Callable[[str],
     """What gives preprocessors by name, loaded; the last few stay so."""
     kept = LRUCache[LoadedPreprocessor](MAX_LOADED_PREPROCESSORS)
     return lambda name: kept.get_or_create(name, lambda: find(name).load(device, library))
+
+
+def cache_maps(
+    load_preprocessor: Callable[[str], PreprocessorCall], capacity: int
+) -> Callable[[str], PreprocessorCall]:
+    """Wrap a loader of preprocessors by name: the maps of the last `capacity` calls are returned without another run.
+    Calls are equal when preprocessor, pixels, mask and parameters are."""
+    maps = LRUCache[ControlMap](max(capacity, 0))
+
+    def load(name: str) -> PreprocessorCall:
+        def run(image: np.ndarray, mask: np.ndarray | None = None, /, **given: Any) -> ControlMap:
+            key = name, _hash_array(image), _hash_array(mask), *sorted(given.items())
+            return maps.get_or_create(key, lambda: load_preprocessor(name)(image, mask, **given))
+
+        return run
+
+    return load
+
+
+def _hash_array(pixels: np.ndarray | None) -> tuple[Any, ...]:
+    return () if pixels is None else (pixels.shape, hashlib.sha256(pixels.tobytes()).digest())

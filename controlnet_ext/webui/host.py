@@ -8,9 +8,8 @@ from typing import Any
 from ..hosts.ldm.unet_view import LdmUNetView
 from ..preprocessors.library import Library
 from ..sdwebui.build import UnitBuilder
-from ..sdwebui.cache import cache_maps
 from ..sdwebui.catalog import ModelCatalog
-from ..sdwebui.modules import create_preprocessor_loader
+from ..sdwebui.modules import cache_maps, create_preprocessor_loader
 from . import settings
 
 

@@ -529,7 +529,7 @@ def test_models_are_listed_that_fit_the_loaded_checkpoint(host, tmp_path):
 
 
 def test_maps_are_made_once_as_long_as_the_cache_holds_them(host):
-    from controlnet_ext.sdwebui.cache import cache_maps
+    from controlnet_ext.sdwebui.modules import cache_maps
 
     calls, image, other = [], np.zeros((4, 6, 3), np.uint8), np.zeros((6, 4, 3), np.uint8)
 

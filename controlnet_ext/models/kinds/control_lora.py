@@ -5,6 +5,7 @@ The UNet's weights are shared with it, not copied; its own tensors are those of 
 
 from __future__ import annotations
 
+import re
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import copy
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ...guidance.contract import Residuals, Step
+from .. import KeyMarkers
 from .. import base_unet as source
 from ..nn.execution import CompilableBlocks, with_global_average_pooling
 from ..nn.layers import apply_layer, cast_like
@@ -181,9 +183,7 @@ def _check_shapes(name: str, layer: nn.Module, parts: Mapping[str, Tensor]) -> N
                 raise ValueError(f"tensors {name}.up and .down make {found} of {list(wanted.shape)}")
 
 
-def detect(names: Collection[str]) -> bool:
-    """Return True if these are the tensor names of a Control-LoRA."""
-    return MARKER_KEY in names
+detect = KeyMarkers(((re.escape(MARKER_KEY),),))
 
 
 def layout(names: Collection[str]) -> str:

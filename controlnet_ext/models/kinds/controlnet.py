@@ -5,6 +5,7 @@ Also the copy of a UNet with which training begins, and ControlNets stored as th
 
 from __future__ import annotations
 
+import re
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ...guidance.contract import Residuals, Step
+from .. import KeyMarkers
 from .. import base_unet as source
 from ..nn.blocks import BlockDims, EncoderLevel, MiddleBlock
 from ..nn.embeddings import HintEncoder, TimestepEmbedding, get_timestep_embedding
@@ -288,15 +290,16 @@ class ControlNet(CompilableBlocks):
         return replace(self.net_config, global_average_pooling=self.global_average_pooling)
 
 
-def detect(names: Collection[str]) -> bool:
-    """Return True if these are the tensor names of a ControlNet, and of no kind with the same hint encoder."""
-    plain = {name.removeprefix(CONTROL_MODEL_PREFIX) for name in names}
-    others = not plain.isdisjoint(("task_embedding", "lora_controlnet")) or any(".motion_modules." in n for n in plain)
-    return (
-        not plain.isdisjoint((LDM_MARKER_KEY, DIFFUSERS_MARKER_KEY))
-        and not plain.isdisjoint(ZERO_CONV_KEYS)
-        and not others
-    )
+# Control-LoRAs, unions and SparseCtrl have the same hint encoder
+detect = KeyMarkers(
+    (
+        (
+            f"({re.escape(CONTROL_MODEL_PREFIX)})?({re.escape(LDM_MARKER_KEY)}|{re.escape(DIFFUSERS_MARKER_KEY)})",
+            f"({re.escape(CONTROL_MODEL_PREFIX)})?({'|'.join(map(re.escape, ZERO_CONV_KEYS))})",
+        ),
+    ),
+    none_of=rf"({re.escape(CONTROL_MODEL_PREFIX)})?(task_embedding|lora_controlnet)|.*\.motion_modules\..*",
+)
 
 
 def layout(names: Collection[str]) -> str:

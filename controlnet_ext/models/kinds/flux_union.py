@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from copy import copy
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...guidance.contract import Residuals
+from .. import KeyMarkers
 from ..map_types import MapTypeSelection
 from .transformer import UNION_MARKER_KEY, TransformerControlNet, TransformerStep, load_network
 
@@ -60,9 +62,7 @@ class FluxUnion(MapTypeSelection, TransformerControlNet):
         return {**super().details(), "reads": ", ".join(FLUX_MODE_NUMBERS)}
 
 
-def detect(names: Collection[str]) -> bool:
-    """Return True if these are the tensor names of such a union."""
-    return UNION_MARKER_KEY in names
+detect = KeyMarkers(((re.escape(UNION_MARKER_KEY),),))
 
 
 def load(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> FluxUnion:

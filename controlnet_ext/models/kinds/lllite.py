@@ -3,7 +3,7 @@ the UNet's attention, each with its own encoder of the map."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...guidance.contract import Activation, AttentionModel, Host
+from .. import KeyMarkers
 from ..nn.execution import LayerwiseOffload
 from ..nn.hints import to_hint_pixels
 from ..nn.layers import Conv2d, Linear
@@ -141,9 +142,7 @@ class LLLiteHook:
         return (x + more, *args[1:])
 
 
-def detect(names: Collection[str]) -> bool:
-    """Return True if these are the tensor names of a ControlLLLite."""
-    return any(name.startswith(LLLITE_PREFIX) and ".down.0." in name for name in names)
+detect = KeyMarkers(((rf"{LLLITE_PREFIX}.*\.down\.0\..*",),))
 
 
 def load(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> ControlLLLite:

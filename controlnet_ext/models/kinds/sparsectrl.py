@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from ...guidance.contract import Residuals, Step
+from .. import KeyMarkers
 from ..nn.blocks import Attention, FeedForward
 from ..nn.execution import ControlNetWrapper
 from ..nn.hints import check_hint_size, expand_rows, to_hint_pixels
@@ -334,11 +335,9 @@ class SparseCtrl(ControlNetWrapper):
         return {"reads": reads, "frames at most": self._max_frames, **self.net.details()}
 
 
-def detect(names: Collection[str]) -> bool:
-    """Return True if these are the tensor names of a SparseCtrl."""
-    return not {RGB_ENCODER_KEY, DIFFUSERS_MARKER_KEY}.isdisjoint(names) and not set(MOTION_MARKER_KEYS).isdisjoint(
-        names
-    )
+detect = KeyMarkers(
+    ((f"{re.escape(RGB_ENCODER_KEY)}|{re.escape(DIFFUSERS_MARKER_KEY)}", "|".join(map(re.escape, MOTION_MARKER_KEYS))),)
+)
 
 
 def layout(names: Collection[str]) -> str:

@@ -5,7 +5,8 @@ It makes a few tokens of the output of CLIP's vision network for an image, and a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...guidance.contract import Activation, AttentionModel, Host
+from .. import KeyMarkers
 from ..nn.execution import LayerwiseOffload
 from ..nn.hints import expand_rows
 from ..nn.layers import LayerNorm, Linear, cast_like
@@ -156,9 +158,7 @@ class TokenAppendingHook:
         return torch.cat([context, torch.where(positive[:, None, None], style, context[:, -count:])], dim=1)
 
 
-def detect(names: Collection[str]) -> bool:
-    """Return True if these are the tensor names of a style adapter."""
-    return "style_embedding" in {name.removeprefix(STYLE_PREFIX) for name in names}
+detect = KeyMarkers(((rf"({re.escape(STYLE_PREFIX)})?style_embedding",),))
 
 
 def load(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> StyleAdapter:

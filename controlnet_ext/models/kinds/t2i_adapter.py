@@ -9,6 +9,7 @@ What a T2I-Adapter is built from, and how its tensors show it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...guidance.contract import Residuals, Step
+from .. import KeyMarkers
 from ..nn.execution import LayerwiseOffload
 from ..nn.hints import check_hint_size, expand_rows, to_hint_pixels
 from ..nn.layers import Conv2d
@@ -294,14 +296,19 @@ class T2IAdapter(LayerwiseOffload):
         }
 
 
-def detect(names: Collection[str]) -> bool:
-    """Return True if these are the tensor names of a T2I-Adapter; the style adapter is a kind of its own."""
-    plain = {name.removeprefix(T2I_PREFIX) for name in names}
-    full = "conv_in.weight" in plain and not plain.isdisjoint(
-        ("body.0.block1.weight", "body.0.resnets.0.block1.weight")
+# full adapters and light ones; the style adapter is a kind of its own
+detect = KeyMarkers(
+    (
+        (
+            rf"({re.escape(T2I_PREFIX)})?conv_in\.weight",
+            rf"({re.escape(T2I_PREFIX)})?body\.0\.(resnets\.0\.)?block1\.weight",
+        ),
+        (
+            rf"({re.escape(T2I_PREFIX)})?body\.0\.in_conv\.weight",
+            rf"({re.escape(T2I_PREFIX)})?body\.0\.out_conv\.weight",
+        ),
     )
-    light = "body.0.in_conv.weight" in plain and "body.0.out_conv.weight" in plain
-    return full or light
+)
 
 
 def layout(names: Collection[str]) -> str:

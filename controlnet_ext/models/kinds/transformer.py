@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from ...errors import one_line
 from ...guidance.contract import ControlModel, Residuals, Step
+from .. import KeyMarkers
 from ..state_dict.strict import load_strict
 
 
@@ -175,9 +177,10 @@ def pack_latents(latents: Tensor) -> Tensor:
     return tokens.reshape(batch, height * width // 4, 4 * channels)
 
 
-def detect(names: Collection[str]) -> bool:
-    """Return True if these are the tensor names of such a network, and of no union."""
-    return _find_base(names) is not None and UNION_MARKER_KEY not in names
+detect = KeyMarkers(
+    tuple(tuple(f"{re.escape(prefix)}.*" for prefix in spec.key_prefixes) for spec in BASE_MODELS.values()),
+    none_of=re.escape(UNION_MARKER_KEY),
+)
 
 
 def load(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> TransformerControlNet:

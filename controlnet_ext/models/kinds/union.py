@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...guidance.contract import Residuals, Step
+from .. import KeyMarkers
 from ..map_types import MapTypeSelection
 from ..nn.embeddings import TimestepEmbedding, get_timestep_embedding
 from ..nn.execution import ControlNetWrapper
@@ -178,9 +179,7 @@ class SingleTokenAttention(nn.Module):
         return self.out_proj(nn.functional.linear(token, weight, bias))
 
 
-def detect(names: Collection[str]) -> bool:
-    """Return True if these are the tensor names of a union."""
-    return "task_embedding" in names and "control_add_embedding.linear_1.weight" in names
+detect = KeyMarkers((("task_embedding", r"control_add_embedding\.linear_1\.weight"),))
 
 
 def layout(names: Collection[str]) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from ...guidance.contract import Residuals
+from .. import KeyMarkers
 from ..state_dict.strict import load_strict
 from .transformer import TransformerControlNet, TransformerStep, build_network, check_transformer
 
@@ -86,9 +88,7 @@ class ZImageControlNet(TransformerControlNet):
         return {**super().details(), "layers": " ".join(map(str, places))}
 
 
-def detect(names: Collection[str]) -> bool:
-    """Return True if these are the tensor names of such a network."""
-    return all(any(name.startswith(mark) for name in names) for mark in KEY_PREFIXES)
+detect = KeyMarkers((tuple(f"{re.escape(prefix)}.*" for prefix in KEY_PREFIXES),))
 
 
 def load(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> ZImageControlNet:

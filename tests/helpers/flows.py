@@ -1,0 +1,43 @@
+"""The project's files and functions that run while a program does one thing, under sys.setprofile in a process of its
+own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = """
+import inspect, json, os, sys, threading
+root, ran = {root!r}, {{}}
+
+def note(frame, event, _):
+    code = frame.f_code
+    if event == "call" and code.co_flags & inspect.CO_OPTIMIZED and code.co_filename.startswith(root):
+        ran.setdefault(os.path.relpath(os.path.realpath(code.co_filename), root), {{}}).setdefault(code.co_qualname, 0)
+        ran[os.path.relpath(os.path.realpath(code.co_filename), root)][code.co_qualname] += 1
+
+{setup}
+threading.setprofile(note)
+sys.setprofile(note)
+{flow}
+sys.setprofile(None)
+threading.setprofile(None)
+print(json.dumps({{name: calls for name, calls in ran.items() if not name.startswith(("tests", "examples"))}}))
+"""
+
+
+def count_calls(setup: str, flow: str) -> dict[str, dict[str, int]]:
+    """Run `setup`, then `flow`, both Python source, and return the calls of each function by file of the project during
+    `flow`; bodies of modules and classes do not count. Raises AssertionError with the program's words if it fails."""
+    program = PROGRAM.format(root=f"{ROOT}{os.sep}", setup=setup, flow=flow).replace(
+        "code.co_qualname", "getattr(code, 'co_qualname', code.co_name)"
+    )  # Python 3.10 has no co_qualname
+    paths = [str(ROOT), str(ROOT / "tests" / "helpers"), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    return json.loads(ran.stdout.splitlines()[-1])

@@ -1,0 +1,41 @@
+"""A request in the webui passes through few files of the project."""
+
+from flows import count_calls
+
+SETUP = """
+import pathlib, tempfile
+from types import SimpleNamespace
+import numpy as np
+from pytest import MonkeyPatch
+from ldm import UNetModel
+from tiny import control, picture, unet
+from webui_host import Request, install
+
+place = pathlib.Path(tempfile.mkdtemp())
+folder = place / "models" / "ControlNet"
+folder.mkdir(parents=True)
+control().save_pretrained(folder / "net")
+host = install(MonkeyPatch(), place, UNetModel(unet()))
+from controlnet_ext.sdwebui.pictures import encode_png_base64
+from controlnet_ext.webui.script import ControlNetScript
+
+image = encode_png_base64(np.asarray(picture()))
+unit = {"module": "canny", "model": "diffusion_pytorch_model", "image": image, "processor_res": 64}
+request, script, shown = Request(host, host.model.model.diffusion_model, saves=False), ControlNetScript(), SimpleNamespace(images=[])
+"""
+FLOW = """
+script.before_process(request, unit)
+script.process(request, unit)
+request.sample()
+script.postprocess(request, shown)
+assert len(shown.images) == 1
+"""
+MAX_FILES = 45  # measured 67 before the merges
+
+
+def test_a_request_of_the_webui_runs_through_few_files_and_makes_each_thing_once() -> None:
+    calls = count_calls(SETUP, FLOW)
+    assert len(calls) <= MAX_FILES, sorted(calls)
+    assert calls["controlnet_ext/sdwebui/build.py"]["build_unit"] == 1
+    assert calls["controlnet_ext/guidance/unit.py"]["Unit.__post_init__"] == 1
+    assert calls["preprocessors/edges/canny.py"]["canny"] == 1
