@@ -60,6 +60,16 @@ class Traits:
     has_threshold_sliders: bool = True
     is_default_for_kind: bool = False
 
+    @property
+    def acts_after_step(self) -> bool:
+        """True if its units change the latents after each step."""
+        return self.restores_unmasked or self.fixes_colors
+
+    @property
+    def changes_finished_image(self) -> bool:
+        """True if its units process finished images."""
+        return self.restores_unmasked or self.recolors is not None
+
 
 @dataclass(frozen=True, eq=False)
 class Preprocessor:

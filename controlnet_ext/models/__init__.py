@@ -12,7 +12,7 @@ import importlib
 import os
 import pkgutil
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +39,12 @@ class KeyMarkers:
 
     any_of: tuple[tuple[str, ...], ...]
     none_of: str | None = None
+
+    @classmethod
+    def from_prefixes(cls, any_of: Iterable[Sequence[str]], none_of: str | None = None) -> KeyMarkers:
+        """Return markers that are beginnings of names, instead of patterns; `none_of` is a whole name."""
+        patterns = tuple(tuple(f"{re.escape(prefix)}.*" for prefix in prefixes) for prefixes in any_of)
+        return cls(patterns, None if none_of is None else re.escape(none_of))
 
     def __call__(self, names: Collection[str]) -> bool:
         """Return True if a file with tensors of these names is of the kind."""

@@ -184,12 +184,14 @@ def build_unit(
         region=_convert_region(webui_unit.region_mask),
         inpaint=inpaint,
         low_vram=webui_unit.low_vram,
-        after=post_step_for(spec, parameters),
+        after=post_step_for(spec, parameters) if spec is not None and spec.traits.acts_after_step else None,
         **choices,
     )
     if spec is None or (webui_unit.weight == 0 and webui_unit.weight_schedule is None):
         return BuiltUnit(unit, map_image, model_name)
-    finish = postprocess_for(spec, maps[0], inpaint, webui_unit.fit, mask_blur)
+    finish = None
+    if spec.traits.changes_finished_image:
+        finish = postprocess_for(spec, maps[0], inpaint, webui_unit.fit, mask_blur)
     return BuiltUnit(unit, map_image, model_name, finish, map_image if spec.traits.starts_from_map else None)
 
 

@@ -13,9 +13,9 @@ def start() -> Any:
     if forge.is_forge():
         forge.register()
         return None
-    from . import axes, routes, script, settings
+    from . import axes, host, routes, script
 
-    settings.register()
+    host.register()
     routes.register()
     axes.register()
     return script.ControlNetScript

@@ -11,7 +11,7 @@ import numpy as np
 from ..sdwebui.detect import list_modules
 from ..sdwebui.units import CONTROL_MODES, RESIZE_MODES
 from . import host
-from .fields import AXES_ATTRIBUTE
+from .inputs import AXES_ATTRIBUTE
 
 NUMBER_PATTERN = r"([+-]?\d+(?:\.\d+)?)"
 RANGE_PATTERN = re.compile(rf"{NUMBER_PATTERN}-{NUMBER_PATTERN}(?:\({NUMBER_PATTERN}\)|\[(\d{{1,6}})\])?")

@@ -10,8 +10,8 @@ from typing import Any
 from ..maps.resize import compute_fit_resolution
 from ..sdwebui.detect import API_VERSION, list_modules
 from ..sdwebui.pictures import encode_png_base64
-from . import host, settings
-from .fields import parse_unit_arguments
+from . import host
+from .inputs import parse_unit_arguments
 
 TITLE = "controlnet"
 DEFAULTS: dict[str, Any] = {
@@ -100,7 +100,7 @@ def get_modules_detail(alias_names: bool = False) -> dict[str, Any]:
 
 def get_max_models_num() -> int:
     """How many units there are."""
-    return settings.get_unit_count()
+    return host.get_unit_count()
 
 
 def is_cn_script(script: Any) -> bool:
@@ -146,8 +146,8 @@ def update_cn_script(script_runner: Any, script_args: Any, cn_units: Iterable[An
         return script_args
     said = [unit.to_dict() if isinstance(unit, ControlNetUnit) else dict(unit) for unit in cn_units if unit is not None]
     room = script.args_to - script.args_from
-    if len(said) > min(room, settings.get_unit_count()):
-        raise ValueError(f"{len(said)} units, expected up to {settings.get_unit_count()}")
+    if len(said) > min(room, host.get_unit_count()):
+        raise ValueError(f"{len(said)} units, expected up to {host.get_unit_count()}")
     given = list(script_args)
     given[script.args_from : script.args_to] = [*said, *[None] * (room - len(said))]
     return type(script_args)(given)

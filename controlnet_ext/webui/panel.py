@@ -11,9 +11,9 @@ from modules.ui_components import ToolButton
 from ..sdwebui.control_types import list_control_types
 from ..sdwebui.detect import list_modules
 from ..sdwebui.units import CONTROL_MODES, HR_OPTIONS, RESIZE_MODES, UNION_MAP_TYPES
-from . import actions, host, presets, settings
-from .fields import PANEL_UNIT_FIELDS
+from . import actions, host, presets
 from .gradio_images import IS_GRADIO_3
+from .inputs import PANEL_UNIT_FIELDS
 from .paste import create_paste_fields
 
 
@@ -84,7 +84,7 @@ class UnitComponents:
     def _add_model_controls(self) -> None:
         """Preprocessor and model, by control type, and how strongly and when."""
         names = host.list_fitting_models()
-        shown = gr.Dropdown if settings.get_setting("controlnet_control_type_dropdown", False) else gr.Radio
+        shown = gr.Dropdown if host.get_setting("controlnet_control_type_dropdown", False) else gr.Radio
         types = list(list_control_types(names))
         self.components["type"] = shown(types, value="All", label="Control Type", elem_id=self._element_id("type"))
         with gr.Row():

@@ -9,9 +9,9 @@ import gradio as gr
 
 from ..sdwebui.infotext import UNIT_TEXT_FIELDS, parse_unit_text
 from ..sdwebui.modules import find_module
-from . import host, settings
+from . import host
 from .actions import SLIDER_FIELDS, update_sliders, update_with_all_choices
-from .images import INPUT_LABELS, load_saved_input
+from .inputs import INPUT_LABELS, load_saved_input
 
 
 def create_paste_fields(unit_index: int, components: dict[str, Any]) -> list[tuple[Any, Any]]:
@@ -20,7 +20,7 @@ def create_paste_fields(unit_index: int, components: dict[str, Any]) -> list[tup
     key = f"ControlNet {unit_index}"
 
     def wanted(function: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, Any]], Any]:
-        return lambda said: function(said) if settings.get_setting("control_net_sync_field_args", True) else None
+        return lambda said: function(said) if host.get_setting("control_net_sync_field_args", True) else None
 
     def of(name: str) -> Callable[[dict[str, Any]], Any]:
         return lambda said: _read_component_value(name, said, key)

@@ -15,7 +15,7 @@ from typing import Any
 from ..sdwebui.detect import detect_maps
 from ..sdwebui.fields import RequestLimits
 from ..server.worker import RequestWorker
-from . import host, settings
+from . import host
 
 SCHEMA_REF = "#/components/schemas/"
 SCHEMA_PREFIX = "ControlNet"  # of our schemas' names
@@ -91,7 +91,7 @@ def mount_routes(_: Any, app: Any) -> None:
     names = [name for name in (shared.cmd_opts.api_auth or "").split(",") if name]
     routes = create_control_routes(
         host.get_model_catalog(),
-        settings.get_unit_count(),
+        host.get_unit_count(),
         lambda value: detect_maps(value, host.get_preprocessor_loader()),
         HostWorker(MAX_PENDING),
     )
@@ -102,7 +102,7 @@ def mount_routes(_: Any, app: Any) -> None:
         app.router.routes.insert(0, route)
     if hasattr(app, "openapi"):
         ours = make_openapi_document(
-            routes, RequestLimits(max_units=settings.get_unit_count()), host.get_model_catalog().names, bool(names)
+            routes, RequestLimits(max_units=host.get_unit_count()), host.get_model_catalog().names, bool(names)
         )
         app.openapi = merge_openapi(app.openapi, ours, bool(names))
 

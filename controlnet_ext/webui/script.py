@@ -24,9 +24,8 @@ from ..files.image_reader import read_image
 from ..sdwebui.build import BuiltUnit, resolve_model_name
 from ..sdwebui.infotext import format_unit_text
 from ..sdwebui.units import WebuiUnit, parse_webui_unit
-from . import host, settings
-from .fields import read_request_units
-from .images import apply_finishes, get_host_inputs, save_maps, save_unit_inputs
+from . import host
+from .inputs import apply_finishes, get_host_inputs, read_request_units, save_maps, save_unit_inputs
 from .panel import build_panel
 from .sampling import guide_sampling, stop_guiding
 
@@ -96,8 +95,8 @@ class GenerationState:
         self._iteration = -1
         self._error: Exception | None = None
         try:
-            said = read_request_units(args, p, bool(settings.get_setting("control_net_allow_script_control", False)))
-            self.units = parse_webui_units(said, settings.get_unit_count())
+            said = read_request_units(args, p, bool(host.get_setting("control_net_allow_script_control", False)))
+            self.units = parse_webui_units(said, host.get_unit_count())
             self.batch_inputs = BatchInputs.from_units({place: said[place - 1] for place, _ in self.units})
             for number, unit in self.units:
                 with error_prefix(f"unit {number}"):
@@ -142,7 +141,7 @@ class ControlNetScript(scripts.Script):
         return scripts.AlwaysVisible
 
     def ui(self, is_img2img: bool) -> list[Any]:
-        shown = build_panel(self, is_img2img, settings.get_unit_count())
+        shown = build_panel(self, is_img2img, host.get_unit_count())
         self.infotext_fields, self.paste_field_names = (
             shown.paste_fields,
             [name for _, name in shown.paste_fields if name],
@@ -165,9 +164,7 @@ class ControlNetScript(scripts.Script):
         if not request.has_work:
             return
         p.extra_generation_params |= request.infotexts
-        if request.batch_inputs.image_count and not settings.get_setting(
-            "controlnet_increment_seed_during_batch", False
-        ):
+        if request.batch_inputs.image_count and not host.get_setting("controlnet_increment_seed_during_batch", False):
             p.all_seeds = p.all_seeds[: p.batch_size] * p.n_iter
         guide_sampling(p, request.build_units)
 
@@ -190,9 +187,9 @@ class ControlNetScript(scripts.Script):
         request = vars(p).pop("controlnet_ext", None)
         if request is None:
             return
-        if settings.get_setting("control_net_detectmap_autosaving", False):
+        if host.get_setting("control_net_detectmap_autosaving", False):
             save_maps(request.collected_maps)
-        if not settings.get_setting("control_net_no_detectmap", False):
+        if not host.get_setting("control_net_no_detectmap", False):
             processed.images.extend(Image.fromarray(each) for each in request.collected_maps)
 
 

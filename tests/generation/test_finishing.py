@@ -238,12 +238,12 @@ def test_the_webuis_first_noise_holds_the_picture_and_no_other(host: Any) -> Non
 
 
 def test_the_webuis_setting_is_the_border(host: Any) -> None:
-    from controlnet_ext.webui import settings
+    from controlnet_ext.webui import host as ours
 
-    assert settings.get_inpaint_blur() == 7
+    assert ours.get_inpaint_blur() == 7
     for value, meant in ((0, 0), (5.0, 5), (100, 64)):
         host.options["control_net_inpaint_blur_sigma"] = value
-        assert settings.get_inpaint_blur() == meant
+        assert ours.get_inpaint_blur() == meant
 
 
 def test_a_sampling_of_the_webui_begins_with_what_a_unit_wants(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,7 +275,7 @@ def test_a_sampling_of_the_webui_begins_with_what_a_unit_wants(host: Any, monkey
 
 
 def test_in_the_webui_too_inpaint_only_beside_a_mask_is_the_whole_pictures(host: Any) -> None:
-    from controlnet_ext.webui.images import get_host_inputs
+    from controlnet_ext.webui.inputs import get_host_inputs
 
     mask = Image.fromarray(np.zeros((64, 64), np.uint8))
     p = SimpleNamespace(init_images=[Image.fromarray(PHOTO)], image_mask=mask, inpainting_mask_invert=0)

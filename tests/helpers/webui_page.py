@@ -54,7 +54,7 @@ def _pasted(said: dict[str, Any], readers: list[tuple[Any, Any]]) -> list[Any]:
 
 def _told(*values: Any) -> str:
     """What a generation would get: the first unit, with its image's and its mask's size and mean."""
-    from controlnet_ext.webui.fields import parse_unit_arguments
+    from controlnet_ext.webui.inputs import parse_unit_arguments
 
     (unit,) = parse_unit_arguments(values)
     image = unit.pop("image")

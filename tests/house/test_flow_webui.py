@@ -21,7 +21,8 @@ from controlnet_ext.webui.script import ControlNetScript
 
 image = encode_png_base64(np.asarray(picture()))
 unit = {"module": "canny", "model": "diffusion_pytorch_model", "image": image, "processor_res": 64}
-request, script, shown = Request(host, host.model.model.diffusion_model, saves=False), ControlNetScript(), SimpleNamespace(images=[])
+request = Request(host, host.model.model.diffusion_model, saves=False)
+script, shown = ControlNetScript(), SimpleNamespace(images=[])
 """
 FLOW = """
 script.before_process(request, unit)

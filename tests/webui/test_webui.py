@@ -202,7 +202,7 @@ def test_rows_are_those_of_the_denoiser(host):
 
 
 def test_the_panel_has_a_component_for_each_field_and_switched_off_it_does_nothing(host):
-    from controlnet_ext.webui.fields import PANEL_UNIT_FIELDS
+    from controlnet_ext.webui.inputs import PANEL_UNIT_FIELDS
     from controlnet_ext.webui.script import ControlNetScript
 
     script = ControlNetScript()
@@ -318,7 +318,7 @@ def test_a_picture_that_cannot_be_saved_ends_the_generation(host, tmp_path):
 
 
 def test_no_request_names_a_folder_and_the_panel_does(host, tmp_path):
-    from controlnet_ext.webui.fields import read_request_units
+    from controlnet_ext.webui.inputs import read_request_units
     from controlnet_ext.webui.script import BatchInputs
 
     assert "batch_folder" not in read_request_units([api(batch_folder="/etc")], SimpleNamespace(), False)[0]
@@ -331,7 +331,7 @@ def test_no_request_names_a_folder_and_the_panel_does(host, tmp_path):
 
 
 def test_units_keep_their_places_among_nulls_and_other_things_are_refused(host):
-    from controlnet_ext.webui.fields import read_request_units
+    from controlnet_ext.webui.inputs import read_request_units
 
     p, rest = SimpleNamespace(), [None, "none", 1.0]  # what the host leaves of the panel
     assert read_request_units([None, api(weight=0.5), *rest], p, False)[1]["weight"] == 0.5
@@ -374,7 +374,7 @@ def test_other_scripts_read_and_set_units(host):
 
 def test_axes_change_units(host):
     from controlnet_ext.webui.axes import create_axis_options, parse_axis_values
-    from controlnet_ext.webui.fields import read_request_units
+    from controlnet_ext.webui.inputs import read_request_units
 
     axes = {
         axis.label: axis
@@ -390,7 +390,7 @@ def test_axes_change_units(host):
 
 
 def test_requests_attributes_count_only_where_the_settings_say_so(host):
-    from controlnet_ext.webui.fields import read_request_units
+    from controlnet_ext.webui.inputs import read_request_units
 
     p = SimpleNamespace(control_net_weight=0.3, control_net_pthr_a=[7, None])
     assert "threshold_a" not in read_request_units([api()], p, False)[0]
@@ -492,13 +492,13 @@ def test_the_script_loads_ours_beside_another_package_of_our_name(tmp_path, monk
 
 
 def test_settings_have_the_old_keys(host):
-    from controlnet_ext.webui import settings
+    from controlnet_ext.webui import host as ours
 
     host.options["control_net_unit_count"] = 50
-    assert settings.get_unit_count() == 10
+    assert ours.get_unit_count() == 10
     host.options["control_net_models_path"] = "no/such/folder"
-    assert [path.rpartition("models")[2] for path in settings.list_model_folders()] == ["/ControlNet"]
-    assert json.dumps(settings.list_weight_folders()) == "[]"
+    assert [path.rpartition("models")[2] for path in ours.list_model_folders()] == ["/ControlNet"]
+    assert json.dumps(ours.list_weight_folders()) == "[]"
 
 
 def test_models_are_listed_that_fit_the_loaded_checkpoint(host, tmp_path):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
+from operator import attrgetter
 from typing import Any, Literal
 
 import torch
@@ -177,10 +177,7 @@ def pack_latents(latents: Tensor) -> Tensor:
     return tokens.reshape(batch, height * width // 4, 4 * channels)
 
 
-detect = KeyMarkers(
-    tuple(tuple(f"{re.escape(prefix)}.*" for prefix in spec.key_prefixes) for spec in BASE_MODELS.values()),
-    none_of=re.escape(UNION_MARKER_KEY),
-)
+detect = KeyMarkers.from_prefixes(map(attrgetter("key_prefixes"), BASE_MODELS.values()), none_of=UNION_MARKER_KEY)
 
 
 def load(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> TransformerControlNet:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -88,7 +87,7 @@ class ZImageControlNet(TransformerControlNet):
         return {**super().details(), "layers": " ".join(map(str, places))}
 
 
-detect = KeyMarkers((tuple(f"{re.escape(prefix)}.*" for prefix in KEY_PREFIXES),))
+detect = KeyMarkers.from_prefixes([KEY_PREFIXES])
 
 
 def load(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> ZImageControlNet:

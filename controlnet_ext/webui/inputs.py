@@ -1,4 +1,5 @@
-"""Images of a request in the webui: what units take from the host, and the units' own images saved for PNG info.
+"""Inputs of a request's units: units as the panel's components, objects and other scripts give them; img2img's image
+and mask; and the units' own images, saved for PNG info.
 
 Units' own images are saved beside the results that they guided. PNG info names them by their content, and the names are
 looked for in one folder within each of the host's folders of results, so that a text from elsewhere makes nothing else
@@ -9,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,85 @@ from ..generation.inpainting import Postprocess
 from ..sdwebui.build import HostInputs, InpaintCrop
 from ..sdwebui.pictures import ImageMaskPair
 from ..sdwebui.units import RESIZE_MODES, WebuiUnit
-from . import settings
+from . import host
+from .gradio_images import read_canvas
+
+PANEL_UNIT_FIELDS = (
+    *("enabled", "image", "mask", "module", "model", "weight", "weight_schedule", "guidance_start", "guidance_end"),
+    *("control_mode", "resize_mode", "hr_option", "processor_res", "threshold_a", "threshold_b", "pixel_perfect"),
+    *("low_vram", "union_control_type", "advanced_weighting", "effective_region_mask", "save_detected_map"),
+    *("batch_folder", "loopback"),
+)
+PANEL_ONLY_FIELDS = ("batch_folder", "loopback")  # no request's JSON names a folder
+PROCESSING_ATTRIBUTES = {  # of a request, by which scripts of old set a field of all units, or by a list one of each
+    "control_net_input_image": "image",
+    "control_net_image": "image",
+    "control_net_lowvram": "low_vram",
+    "control_net_pres": "processor_res",
+    "control_net_pthr_a": "threshold_a",
+    "control_net_pthr_b": "threshold_b",
+    "control_net_guidance_strength": "guidance_end",
+    **{
+        f"control_net_{name}": name
+        for name in (
+            *("enabled", "module", "model", "weight", "resize_mode", "guidance_start", "guidance_end"),
+            *("control_mode", "pixel_perfect"),
+        )
+    },
+}
+AXES_ATTRIBUTE = "controlnet_axes"  # of a request: what the XYZ script sets
+
+
+def iter_panel_units(args: Sequence[Any]) -> Iterator[dict[str, Any]]:
+    """The units that the components' values say."""
+    for begin in range(0, len(args) - len(PANEL_UNIT_FIELDS) + 1, len(PANEL_UNIT_FIELDS)):
+        said = dict(zip(PANEL_UNIT_FIELDS, args[begin : begin + len(PANEL_UNIT_FIELDS)], strict=True))
+        yield {
+            **said,
+            "image": read_canvas(said["image"]),
+            "advanced_weighting": _parse_layer_weights(said["advanced_weighting"]),
+        }
+
+
+def parse_unit_arguments(args: Sequence[Any]) -> list[dict[str, Any]]:
+    """Units at their places: the panel's values, of which the first is a bool, or objects and nulls, after which the
+    host leaves the panel's own values. ValueError on anything else."""
+    args = list(args)
+    if args and isinstance(args[0], bool):
+        return list(iter_panel_units(args))
+    if args and args[0] is not None and not isinstance(args[0], Mapping):
+        raise ValueError(f"unit 1 is {args[0]!r:.60}, expected an object")
+    said = list(takewhile(lambda each: each is None or isinstance(each, Mapping), args))
+    while said and said[-1] is None:
+        said.pop()
+    return [{key: each[key] for key in each if key not in PANEL_ONLY_FIELDS} if each else {} for each in said]
+
+
+def read_request_units(args: Sequence[Any], p: Any, with_script_control: bool) -> list[dict[str, Any]]:
+    """The units of a request, as the XYZ script, or with `scripted` other scripts, changed them."""
+    units = parse_unit_arguments(args)
+    changes = dict(vars(p).get(AXES_ATTRIBUTE, {}))
+    if with_script_control:
+        changes |= {
+            field: getattr(p, name)
+            for name, field in PROCESSING_ATTRIBUTES.items()
+            if getattr(p, name, None) is not None
+        }
+    for field, value in changes.items():
+        each = value if isinstance(value, list | tuple) else [value] * len(units)
+        for unit, given in zip(units, each, strict=False):
+            if given is not None:
+                unit[field] = given
+    return units
+
+
+def _parse_layer_weights(text: Any) -> list[float] | None:
+    words = str(text or "").replace(",", " ").split()
+    try:
+        return [float(word) for word in words] or None
+    except ValueError as error:
+        raise ValueError(f"layer weights {text!r:.60}: expected numbers, such as 1, 0.8, 0.5") from error
+
 
 INPUT_FOLDER = "controlnet"  # within a folder of results
 INPUT_LABELS = {
@@ -46,7 +126,7 @@ def save_input(pixels: np.ndarray, folder: Path) -> str:
 def save_unit_inputs(unit: WebuiUnit, p: Any) -> str:
     """What PNG info says of a unit's pictures, which are saved beside the results of the request `p`: ", Image File:
     ….png". Nothing where results are not saved, the settings say no, or the unit has several images."""
-    if not settings.get_setting("controlnet_save_unit_images", True) or not p.save_samples() or len(unit.images) > 1:
+    if not host.get_setting("controlnet_save_unit_images", True) or not p.save_samples() or len(unit.images) > 1:
         return ""
     image, mask = unit.images[0] if unit.images else (None, None)
     own = {"image": image, "mask": mask, "effective_region_mask": unit.region_mask}
@@ -62,7 +142,7 @@ def load_saved_input(text: str, field: str) -> np.ndarray | None:
     found = re.search(rf"(?:^|, ){INPUT_LABELS[field]}: ({FILE_NAME_PATTERN})(?:,|$)", text)
     if found is None:
         return None
-    for folder in settings.list_result_folders():
+    for folder in host.list_result_folders():
         path = folder / INPUT_FOLDER / found[1]
         if path.is_file() and not path.is_symlink():
             return _read_image_or_none(path)
@@ -94,8 +174,8 @@ def get_host_inputs(p: Any) -> HostInputs:
         _get_init_fit(p),
         restores_unmasked=mask is not None,
         crop=crop,
-        ignores_stray_masks=bool(settings.get_setting("controlnet_ignore_noninpaint_mask", False)),
-        mask_blur=settings.get_inpaint_blur(),
+        ignores_stray_masks=bool(host.get_setting("controlnet_ignore_noninpaint_mask", False)),
+        mask_blur=host.get_inpaint_blur(),
     )
 
 
@@ -110,9 +190,9 @@ def apply_finishes(images: Any, finishes: Sequence[Postprocess]) -> None:
 
 
 def save_maps(maps: Sequence[np.ndarray]) -> None:
-    """As PNGs in the folder of the settings."""
+    """As PNGs in the folder of the host."""
     for pixels in maps:
-        save_input(pixels, settings.get_map_folder())
+        save_input(pixels, host.get_map_folder())
 
 
 def _get_init_image(p: Any) -> ImageMaskPair | None:
