@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +18,7 @@ from torch import Tensor
 
 from ..errors import error_prefix
 from .after_steps import NoiseLevel
-from .contract import Activation, AttentionModel, Host, Residuals, Step
-from .devices import on_device
+from .contract import Activation, AttentionModel, ControlModel, Host, Residuals, Step
 from .hints import HintImages
 from .schedule import Span
 from .unit import PerSample, Unit
@@ -337,3 +336,23 @@ class GuidanceRun:
         """
         for acting in reversed(self._unit_runs):
             acting.detach()
+
+
+@contextmanager
+def on_device(model: ControlModel, device: torch.device) -> Iterator[None]:
+    """Place the model on this device in this context, and afterwards back where it was.
+
+    Models that accelerate moves, that have no weights, or that stream them to a device stay where they are.
+    """
+    first = None
+    if isinstance(model, torch.nn.Module) and not hasattr(model, "_hf_hook") and model.stream_device is None:
+        first = next(model.parameters(), None)
+    if first is None or first.device == device:
+        yield
+        return
+    home = first.device
+    model.to(device)
+    try:
+        yield
+    finally:
+        model.to(home)

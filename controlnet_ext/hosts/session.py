@@ -26,12 +26,11 @@ from torch import Tensor
 from ..errors import error_prefix
 from ..guidance.after_steps import NoiseLevel
 from ..guidance.contract import AttentionModel, Host, Residuals, Step
-from ..guidance.devices import on_device
 from ..guidance.hints import HintImages
-from ..guidance.run import GuidanceRun
+from ..guidance.run import GuidanceRun, on_device
 from ..guidance.schedule import Span
 from ..guidance.unit import Unit
-from .side_stream import SideStream, open_side_stream
+from .side_stream import SideStream
 
 BUSY_MESSAGE = "the UNet is guided in another thread; wait until that is done, or give each thread a UNet of its own"
 
@@ -240,3 +239,8 @@ def _forget_unguided(unet: object, guided: GuidedUNet) -> None:
     if not guided.sessions:
         del _guided_unets[unet]
         guided.uninstall()
+
+
+def open_side_stream(device: torch.device) -> SideStream | None:
+    """Return a side stream on a CUDA device, None on devices that have no streams."""
+    return SideStream(device, torch.cuda) if device.type == "cuda" else None

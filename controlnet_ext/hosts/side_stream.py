@@ -58,8 +58,3 @@ class LazyResiduals(tuple[Tensor, ...]):
     def __getitem__(self, index: Any) -> Any:
         self._wait()
         return super().__getitem__(index)
-
-
-def open_side_stream(device: torch.device) -> SideStream | None:
-    """Return a side stream, None on a device without streams."""
-    return SideStream(device, torch.cuda) if device.type == "cuda" else None

@@ -21,7 +21,8 @@ from controlnet_ext.guidance.contract import Residuals, Step
 from controlnet_ext.guidance.schedule import Span
 from controlnet_ext.hosts import session
 from controlnet_ext.hosts.ldm import guide as ldm
-from controlnet_ext.hosts.side_stream import LazyResiduals, SideStream, open_side_stream
+from controlnet_ext.hosts.session import open_side_stream
+from controlnet_ext.hosts.side_stream import LazyResiduals, SideStream
 
 GREY = torch.full((8, 8, 3), 128, dtype=torch.uint8).numpy()
 STEP = ["own waits", "own works", "net", "own has all", "encoder", "encoder ends", "caller waits", "middle"]

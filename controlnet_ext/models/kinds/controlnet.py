@@ -19,9 +19,16 @@ from ...guidance.contract import Residuals, Step
 from .. import KeyMarkers
 from .. import base_unet as source
 from ..nn.blocks import BlockDims, EncoderLevel, MiddleBlock
-from ..nn.embeddings import HintEncoder, TimestepEmbedding, get_timestep_embedding
+from ..nn.embeddings import (
+    HintEncoder,
+    TimestepEmbedding,
+    check_hint_size,
+    expand_hint,
+    expand_rows,
+    get_timestep_embedding,
+    to_hint_channels,
+)
 from ..nn.execution import CompilableBlocks, with_global_average_pooling
-from ..nn.hints import check_hint_size, expand_hint, expand_rows, to_hint_channels
 from ..nn.layers import Conv2d
 from ..state_dict import ldm_keys
 from ..state_dict.architecture import ControlNetConfig, apply_unet_heads

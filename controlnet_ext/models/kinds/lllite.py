@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from ...guidance.contract import Activation, AttentionModel, Host
 from .. import KeyMarkers
+from ..nn.embeddings import to_hint_pixels
 from ..nn.execution import LayerwiseOffload
-from ..nn.hints import to_hint_pixels
 from ..nn.layers import Conv2d, Linear
 from ..state_dict.strict import load_strict
 

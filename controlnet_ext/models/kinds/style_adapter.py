@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from ...guidance.contract import Activation, AttentionModel, Host
 from .. import KeyMarkers
+from ..nn.embeddings import expand_rows
 from ..nn.execution import LayerwiseOffload
-from ..nn.hints import expand_rows
 from ..nn.layers import LayerNorm, Linear, cast_like
 from ..state_dict.strict import FLOAT8_DTYPES, load_strict
 

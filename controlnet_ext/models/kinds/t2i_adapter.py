@@ -21,8 +21,8 @@ from torch.nn import functional as F
 
 from ...guidance.contract import Residuals, Step
 from .. import KeyMarkers
+from ..nn.embeddings import check_hint_size, expand_rows, to_hint_pixels
 from ..nn.execution import LayerwiseOffload
-from ..nn.hints import check_hint_size, expand_rows, to_hint_pixels
 from ..nn.layers import Conv2d
 from ..state_dict.ldm_keys import rename_keys
 from ..state_dict.strict import FLOAT8_DTYPES, load_strict

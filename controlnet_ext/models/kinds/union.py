@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from ...guidance.contract import Residuals, Step
 from .. import KeyMarkers
 from ..map_types import MapTypeSelection
-from ..nn.embeddings import TimestepEmbedding, get_timestep_embedding
+from ..nn.embeddings import TimestepEmbedding, expand_hint, get_timestep_embedding
 from ..nn.execution import ControlNetWrapper
-from ..nn.hints import expand_hint
 from ..nn.layers import LayerNorm, Linear, cast_like
 from ..state_dict.architecture import ControlNetConfig
 from ..state_dict.strict import load_strict

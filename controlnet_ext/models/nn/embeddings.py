@@ -1,5 +1,5 @@
-"""What a ControlNet's blocks begin with: the time embedding and the hint's encoder. Names and order of operations as in
-blocks (diffusers 0.42, models/embeddings.py, models/controlnets/controlnet.py)."""
+"""Inputs of a control network as tensors: time embedding, hint encoder, hints. Names and order of operations as in
+diffusers 0.42, models/embeddings.py and models/controlnets/controlnet.py."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...guidance.contract import Step
 from .layers import Conv2d, Linear
 
 
@@ -52,3 +54,67 @@ class HintEncoder(nn.Module):
         for block in self.blocks:
             h = F.silu(block(h))
         return self.conv_out(h)
+
+
+def to_hint_channels(image: np.ndarray | Tensor, count: int) -> Tensor:
+    """A hint as float tensor `(B, count, H, W)`, for a network that reads as many channels. Four are colours, black
+    where to repaint, and a mask, 1 there: made of a tensor with -1 there."""
+    if isinstance(image, Tensor) and count != 3 and image.ndim == 4 and image.shape[1] == count:
+        return image
+    pixels = to_hint_pixels(image)
+    if count == 3:
+        return pixels
+    if count == 4 and isinstance(image, Tensor):
+        return torch.cat([pixels.clamp(min=0), (pixels < 0).all(dim=1, keepdim=True).to(pixels)], dim=1)
+    more = ": give the unit an inpaint mask" if count == 4 else ""
+    raise ValueError(f"the ControlNet takes hints of {count} channels, but a picture has 3{more}")
+
+
+def to_hint_pixels(image: np.ndarray | Tensor) -> Tensor:
+    """A hint as float tensor `(B, 3, H, W)`."""
+    if isinstance(image, Tensor):
+        if image.is_floating_point() and image.ndim == 4 and image.shape[1] == 3:
+            return image
+    elif isinstance(image, np.ndarray):
+        if image.dtype == np.uint8 and image.ndim in (3, 4) and image.shape[-1] == 3:
+            scaled = image.astype(np.float32) / 255  # not on a GPU, which multiplies by 1/255: another last bit
+            pixels = torch.from_numpy(scaled if image.ndim == 4 else scaled[None])
+            return pixels.permute(0, 3, 1, 2).contiguous()
+    else:
+        raise TypeError(f"hint of type {type(image).__name__}, expected an array or a tensor")
+    expected = "an array (H, W, 3) or (B, H, W, 3) of uint8, or a float tensor (B, 3, H, W)"
+    raise ValueError(f"hint of shape {tuple(image.shape)} and type {image.dtype}, expected {expected}")
+
+
+def check_hint_size(pixels: Tensor, scale: int) -> None:
+    """ValueError unless both sides of `(B, C, H, W)` are multiples of `scale`."""
+    height, width = pixels.shape[-2:]
+    if not height or not width or height % scale or width % scale:
+        raise ValueError(f"hint of {width}x{height} pixels: both sides must be multiples of {scale}")
+
+
+def expand_rows(what: str, values: Tensor, step: Step) -> Tensor:
+    """One value for each row of x; given are one for all, one for each picture's frames, or already one for each
+    row."""
+    given, rows = values.shape[0], step.x.shape[0]
+    if given == rows:
+        return values
+    if given == 1:
+        return values.expand(rows, *values.shape[1:])
+    if given * step.frames == rows:
+        return values.repeat_interleave(step.frames, dim=0)
+    raise ValueError(f"{given} {what} for {rows} rows of x and {step.frames} frames")
+
+
+def expand_hint(hint: Tensor, x: Tensor, step: Step) -> Tensor:
+    """An embedded hint with a row for each of the embedded x's, in its dtype."""
+    hint = expand_rows("hints", hint.to(x), step)
+    if hint.shape[1:] != x.shape[1:]:
+        raise ValueError(
+            f"hint of {_describe_size(hint)} for x of {_describe_size(x)}: make it from a picture of the output's size"
+        )
+    return hint
+
+
+def _describe_size(h: Tensor) -> str:
+    return f"{h.shape[1]} channels, {h.shape[3]}x{h.shape[2]}"
