@@ -562,7 +562,7 @@ def test_control_types_can_be_a_dropdown(host):
 
 def test_the_panel_and_the_attributes_of_a_request_name_fields_of_a_unit(host):
     from controlnet_ext.sdwebui.units import UnitFields
-    from controlnet_ext.webui.fields import PANEL_ONLY_FIELDS, PANEL_UNIT_FIELDS, PROCESSING_ATTRIBUTES
+    from controlnet_ext.webui.inputs import PANEL_ONLY_FIELDS, PANEL_UNIT_FIELDS, PROCESSING_ATTRIBUTES
 
     known = UnitFields.list_fields()
     assert {*PANEL_UNIT_FIELDS, *PROCESSING_ATTRIBUTES.values()} <= {*known, *PANEL_ONLY_FIELDS}
