@@ -47,19 +47,22 @@ class DetectFields(JsonObject):
 
 
 def list_modules(use_labels: bool) -> dict[str, Any]:
-    """Names, or with `aliases` labels, and what sliders they have."""
+    """Return the names of preprocessors, or with `use_labels` their labels, and the sliders of each."""
     named = {(entry.label if use_labels else entry.name): describe_sliders(entry) for entry in list_preprocessors()}
     details = {name: {"model_free": False, "sliders": each} for name, each in {"none": [], **named}.items()}
     return {"module_list": list(details), "module_detail": details}
 
 
 def describe_settings(max_units: int) -> dict[str, int]:
-    """How many units a request may have, also under the key that older clients read."""
+    """Return the number of units that a request may have, also under the key that older clients read."""
     return {"control_net_unit_count": max_units, "control_net_max_models_num": max_units}
 
 
 def detect_maps(value: Any, load_preprocessor: Callable[[str], LoadedPreprocessor]) -> dict[str, Any]:
-    """Maps of pictures, and of poses also their JSON; `ready` gives a preprocessor by name."""
+    """Return the maps of images as PNGs in base64, and the JSON of poses; `load_preprocessor` loads one by name.
+
+    Raises ValueError without an image, for what is no image, and for masks that are not as many as the images.
+    """
     fields = DetectFields(value, "the request")
     check_total_pixels(value)
     entry = find_module(fields.controlnet_module)
@@ -73,21 +76,23 @@ def detect_maps(value: Any, load_preprocessor: Callable[[str], LoadedPreprocesso
     masks = masks if isinstance(masks, list) else [masks]
     if masks and len(masks) != len(images):
         raise ValueError(f"controlnet_masks has {len(masks)} masks for {len(images)} images")
-    found = []
+    pairs = []
     for i, image in enumerate(images):
-        ((pixels, own),) = parse_image_mask_pairs(image, None, f"controlnet_input_images[{i}]") or ((None, None),)
+        ((pixels, own_mask),) = parse_image_mask_pairs(image, None, f"controlnet_input_images[{i}]") or ((None, None),)
         if pixels is None:
             raise ValueError("No image selected")
         mask = (
-            decode_base64_image(masks[i], f"controlnet_masks[{i}]") if masks and not is_empty_value(masks[i]) else own
+            decode_base64_image(masks[i], f"controlnet_masks[{i}]")
+            if masks and not is_empty_value(masks[i])
+            else own_mask
         )
-        found.append((pixels, mask))
+        pairs.append((pixels, mask))
     if entry is None:
-        return {"info": "Success", "images": [encode_png_base64(pixels) for pixels, _ in found]}
+        return {"info": "Success", "images": [encode_png_base64(pixels) for pixels, _ in pairs]}
     resolution = fields.controlnet_processor_res
     a, b = fields.controlnet_threshold_a, fields.controlnet_threshold_b
-    run, given = load_preprocessor(entry.name), parameters_from_sliders(entry, resolution, a, b)
-    maps = [run(pixels, mask if entry.needs_mask else None, **given) for pixels, mask in found]
+    run, parameters = load_preprocessor(entry.name), parameters_from_sliders(entry, resolution, a, b)
+    maps = [run(pixels, mask if entry.needs_mask else None, **parameters) for pixels, mask in pairs]
     poses = [encode_poses(each.values) for each in maps if isinstance(each.values, Poses)]
     return {
         "info": "Success",
@@ -97,7 +102,10 @@ def detect_maps(value: Any, load_preprocessor: Callable[[str], LoadedPreprocesso
 
 
 def render_poses(value: Any) -> dict[str, Any]:
-    """Pictures of poses, people and animals, as large as their canvases."""
+    """Return images of poses, people and animals, as large as their canvases, as PNGs in base64.
+
+    Raises ValueError for what is no pose, for too many, and for canvases of over 64 megapixels in all.
+    """
     if value == []:
         return {"info": "No pose data detected."}
     if isinstance(value, list) and len(value) > MAX_REQUEST_IMAGES:
