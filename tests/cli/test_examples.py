@@ -12,8 +12,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from controlnet_ext import load
-
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 
@@ -31,15 +29,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PATH", f"{shim.parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     return work
-
-
-@pytest.fixture
-def embedded_canny() -> None:
-    """The embedded ControlNet by its name, without which most examples cannot run."""
-    try:
-        load("embedded/canny")
-    except FileNotFoundError as error:
-        pytest.skip(f"load() does not know the embedded model: {error}")
 
 
 def read(path: str) -> np.ndarray:
@@ -67,20 +56,17 @@ def test_make_map_writes_three_maps(capsys: pytest.CaptureFixture[str]) -> None:
     assert read("lines.png").shape == (256, 384, 3) and read("tile.png").std() > 10
 
 
-@pytest.mark.usefixtures("embedded_canny")
 def test_guide_writes_an_image_that_differs_from_the_unguided_one() -> None:
     runpy.run_path(str(EXAMPLES / "guide.py"))
     guided, unguided = read("guided.png"), read("unguided.png")
     assert guided.shape == (128, 128, 3) and np.abs(guided - unguided).mean() > 10
 
 
-@pytest.mark.usefixtures("embedded_canny")
 def test_regions_write_an_image() -> None:
     runpy.run_path(str(EXAMPLES / "regions.py"))
     assert read("regions.png").std() > 10
 
 
-@pytest.mark.usefixtures("embedded_canny")
 def test_inpainting_keeps_the_pixels_around_the_mask() -> None:
     made = runpy.run_path(str(EXAMPLES / "inpaint.py"))
     difference = np.abs(read("inpainted.png") - made["photo"]).max(axis=2)

@@ -24,7 +24,6 @@ PAGES = list_pages()
 GUIDES = [page for page in PAGES if page.parent.name == "guides"]
 RUN = [ROOT / "README.md", ROOT / "docs" / "quickstart.md", *GUIDES]  # pages whose untitled blocks run offline
 MEASURED = re.compile(r"\d (?:ms|s|seconds|milliseconds|MiB|GiB|MB|GB|%)(?:\W|$)")
-OUTSIDE = ("diffusers", "transformers", "PIL", "numpy", "torch", "safetensors", "webuiapi")
 
 
 def relative(page: Path) -> str:
@@ -94,21 +93,32 @@ def test_shell_blocks_are_shell_and_use_flags_that_exist(page: Path, block: Bloc
 
 
 def flags_of(name: str, words: list[str]) -> set[str]:
-    """The flags that a command has: those of its help, and the parameters of the preprocessors that it names."""
-    known = set(re.findall(r"--[\w-]+", help_of(name))) | {"--help", "--version"}
-    if name == "preprocess" and words and not words[0].startswith("-") and "two_tone" not in words[0]:
-        for entry in words[0].split(","):
-            with contextlib.suppress(ValueError):  # a preprocessor that CONTRIBUTING.md adds
-                parameters = [parameter.name for parameter in find(entry).parameters]
-                known |= {f"--{p}" for p in parameters} | {f"--{entry}.{p}" for p in parameters}
-    return known | ({"--level"} if "two_tone" in words else set())
+    """The flags in the help of a command, with those of the preprocessors that it names."""
+    named = name == "preprocess" and words[:1] and not words[0].startswith("-")
+    known = set(re.findall(r"--[\w.+-]+", help_of(name, words[0] if named else "")))
+    return known | {"--help", "--version"} | ({"--level"} if "two_tone" in words else set())
 
 
 @functools.cache
-def help_of(name: str) -> str:
+def help_of(name: str, preprocessors: str = "") -> str:
+    """The help of a command; "" for a preprocessor that CONTRIBUTING.md adds."""
+    if preprocessors:
+        with contextlib.suppress(ValueError):
+            return help_of(name) + printed(name, *find_all(preprocessors), "--help")
+    return "" if name.startswith("-") else printed(name, "--help")
+
+
+def find_all(names: str) -> list[str]:
+    """The names as one word. Raises ValueError if a preprocessor is unknown."""
+    for name in names.split(","):
+        find(name)
+    return [names]
+
+
+def printed(*words: str) -> str:
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
-        assert name.startswith("-") or cli.main([name, "--help"]) == 0
+        assert cli.main(list(words)) == 0
     return out.getvalue()
 
 
