@@ -1,5 +1,8 @@
-"""The preprocessors by name. A family of them is one file in this package: `registered` imports every file here, and
-their decorator `preprocessor` enters them, with the parameters that their signatures declare."""
+"""The registry of preprocessors by name.
+
+A family of preprocessors is one file in this package. `list_preprocessors` imports all of them, and their decorator
+`preprocessor` registers them with the parameters that their signatures declare.
+"""
 
 from __future__ import annotations
 
@@ -73,12 +76,15 @@ class Traits:
 
 @dataclass(frozen=True, eq=False)
 class Preprocessor:
-    """One entry: `make` is a function of the image (H, W, 3), or a class of (device, library) whose calls take the
-    image; both give uint8 pixels (H, W) or (H, W, 3), or uint16 (H, W), a pair of these and the map's values, or a
-    function that draws either at the height and width which are kept of the image. With `stacks` calls take images
-    (B, H, W, 3) and give a result for each; with `masked` a mask is the image's fourth channel. `parameters` in the
-    order of the signature: threshold_a, threshold_b where they can be given by position. `resolution` is everyone's and
-    not among them."""
+    """A registered preprocessor.
+
+    `factory` is a function of the image (H, W, 3), or a class of (device, library) whose calls take the image. Both
+    return uint8 pixels (H, W) or (H, W, 3), or uint16 (H, W); a pair of these and the map's values; or a function that
+    renders either at the height and width that are kept of the image. With `batched` calls take images (B, H, W, 3)
+    and return a result for each; with `needs_mask` the mask is the image's fourth channel. `makes` is the kind of its
+    maps. `parameters` are in the order of the signature, which is that of threshold_a and threshold_b; `resolution`
+    belongs to every preprocessor and is not among them.
+    """
 
     name: str
     makes: str
@@ -92,12 +98,12 @@ class Preprocessor:
     traits: Traits = Traits()
 
     def check(self, values: dict[str, Any]) -> dict[str, Any]:
-        """The values of the parameters given by name, as their declared types. Raises ValueError or TypeError in one
-        line: an unknown name with the nearest ones, a value outside its range, another type."""
+        """Return the values of parameters by name as their declared types. Raises ValueError or TypeError in one line:
+        an unknown name with the closest ones, a value outside its range, another type."""
         return {name: self._read_value(name, Parameter.check, value) for name, value in values.items()}
 
     def parse(self, texts: dict[str, str]) -> dict[str, Any]:
-        """`check` for values written as text."""
+        """Return the values of parameters that are written as text, by name. Raises ValueError as `check` does."""
         return {name: self._read_value(name, Parameter.parse, text) for name, text in texts.items()}
 
     def _read_value(self, name: str, read: Callable[[Parameter, Any], Any], value: Any) -> Any:
@@ -110,7 +116,7 @@ class Preprocessor:
             raise type(error)(f"{self.name}: {error}") from None
 
     def load(self, device: str | Device = "cpu", library: Library | None = None) -> LoadedPreprocessor:
-        """`preprocess` of this entry, its weights loaded; they stay loaded while the caller keeps it. Without a
+        """Return the preprocessor with its weights loaded; they stay loaded while the caller holds it. Without a
         library they come from the environment's folders, or are downloaded."""
         if not isinstance(self.factory, type):
             return LoadedPreprocessor(self, self.factory)
@@ -123,7 +129,7 @@ class Preprocessor:
 
 @dataclass(frozen=True, eq=False)
 class LoadedPreprocessor:
-    """A preprocessor that has all it needs: calls take an image and parameters, and give its map."""
+    """A preprocessor with its weights loaded: calls take an image and parameters and return its map."""
 
     spec: Preprocessor
     run: Callable[..., Any]
@@ -197,10 +203,13 @@ def preprocessor(
     aliases: tuple[str, ...] = (),
     traits: Traits = Traits(),
 ) -> Callable[[F], F]:
-    """Enters the function or class below it under `name` (canonical), `label` (sd-webui-controlnet's display name) and
-    other `aliases`. `makes` is the kind of its maps, `weights` the files it loads, `stacks` and `masked` as in
-    `Preprocessor`. Raises ValueError when a name is taken or a kind unknown, TypeError when the signature cannot be
-    read; the registry is then unchanged."""
+    """Register the function or class below under `name` (canonical), `label` (sd-webui-controlnet's display name) and
+    `aliases`.
+
+    `makes` is the kind of its maps, `weights` the files that it loads; the other arguments are fields of
+    `Preprocessor`. Raises ValueError if a name is taken or a kind unknown, TypeError if the signature cannot be read;
+    the registry is then unchanged.
+    """
 
     def enter(make: F) -> F:
         check_choice(f"{name}: map kind", makes, MAP_KINDS)
@@ -220,7 +229,7 @@ def preprocessor(
 
 @cache
 def _list_module_names() -> dict[str, str]:
-    """The modules of the families in this package, by the name of their file."""
+    """The modules of the families in this package, by file name."""
     found = pkgutil.walk_packages([os.path.dirname(__file__)], f"{__package__}.")
     return {module.name.rpartition(".")[2]: module.name for module in found if not module.ispkg}
 
@@ -297,13 +306,14 @@ def preprocess(
     library: Library | None = None,
     **parameters: Any,
 ) -> ControlMap:
-    """The map that the preprocessor `name` (or label, any case) makes of an image: anything `read_image` takes; and of
-    a mask, of the same size, white where to paint, if it fills images.
+    """Return the map that the preprocessor `name` (or a label, in any case) makes of an image, anything that
+    `read_image` takes. `mask`, of the image's size, is white where to paint, for preprocessors that fill images.
 
-    What needs weights loads them anew in each call, on `device`, unless the `library` keeps them.
+    Weights are loaded in each call, on `device`, unless a `library` keeps them.
 
-    `resolution` (64..2048) is the short side in pixels to work at, which is also the map's size; by default the
-    image keeps its own size and is worked on as it is, without the edge pixels that `resized` adds. All other
-    parameters are those of the preprocessor's signature. Raises ValueError or TypeError in one line: unknown names
-    with the nearest ones, values outside their range, an unreadable image."""
+    `resolution` (64..2048) is the short side in pixels at which it works, and the map's; by default the image keeps
+    its size, without the edge pixels that `resize_for_detection` adds. All other parameters are those of the
+    preprocessor's signature. Raises ValueError or TypeError in one line: unknown names with the closest ones, values
+    outside their range, an unreadable image.
+    """
     return find(name).load(device, library)(image, mask, **parameters)

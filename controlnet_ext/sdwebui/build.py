@@ -91,8 +91,8 @@ class BuiltUnit:
 
 
 def find_initial_noise_image(built_units: Sequence[BuiltUnit], has_hires_pass: bool) -> np.ndarray | None:
-    """Return the image that the first pass's noise contains: that of the first unit that acts in this pass and has one;
-    None if none has."""
+    """Return the image (H, W, 3) that the first pass's noise contains: that of the first unit that acts in this pass
+    and has one; None if none has."""
     acting = (each for each in built_units if not (has_hires_pass and each.unit.hires == "high"))
     return next((each.initial_noise_image for each in acting if each.initial_noise_image is not None), None)
 

@@ -20,8 +20,11 @@ MAX_LOADED_NETWORKS = 3  # networks that stay loaded, unless said otherwise
 
 
 class ModelCatalog:
-    """Files of control models in folders and in those within, and the ControlNets that come with `model` (the embedded
-    one). Only these can be named in a request."""
+    """Control models in files of folders and their subfolders, and the ControlNets of an embedded model.
+
+    Only these can be named in a request. `max_loaded` models stay loaded. Raises FileNotFoundError for a folder that
+    does not exist.
+    """
 
     def __init__(self, folders: Sequence[str], embedded_model: str, max_loaded: int = MAX_LOADED_NETWORKS):
         for folder in folders:
@@ -36,7 +39,7 @@ class ModelCatalog:
         self.rescan()
 
     def rescan(self) -> None:
-        """Look through the folders anew."""
+        """Search the folders again."""
         found = {
             _make_listed_name(own, path): path
             for own in self._embedded_models
@@ -49,12 +52,12 @@ class ModelCatalog:
 
     @property
     def names(self) -> list[str]:
-        """As listed: "control_v11p_sd15_canny [d14c016b]"."""
+        """Listed names, such as "control_v11p_sd15_canny [d14c016b]"."""
         return list(self._paths)
 
     def can_guide(self, name: str, unet: Any) -> bool:
-        """Whether the model of a listed name can guide the UNet, by what its file holds; also True of a file that does
-        not load, for then `load` has more to say."""
+        """Return True if the model of a listed name fits the UNet, by the names and shapes of its tensors; also for a
+        file that does not load, since `load` explains why."""
         path = self._paths[name]
         status = path.stat() if path.exists() else None
         stamp = status and (status.st_mtime_ns, status.st_size)
@@ -64,8 +67,8 @@ class ModelCatalog:
         return net is None or _is_compatible(net, unet)
 
     def resolve_name(self, name: str) -> str:
-        """The listed name, of which case and hash, but not both name and hash, may be left out. ValueError with the
-        nearest ones."""
+        """Return the listed name of a model. Case, and either the hash or the name before it, may differ. Raises
+        ValueError with the closest names."""
         stem = re.sub(r"\s*\[[0-9a-fA-F]{4,64}\]\s*$", "", name).strip().casefold()
         whole = name.strip().casefold()
         alike = [listed for listed in self._paths if listed.rpartition(" [")[0].casefold() == stem]
@@ -78,7 +81,8 @@ class ModelCatalog:
         return (exact or alike)[0]
 
     def load(self, name: str, device: str, dtype: Any) -> ControlModel:
-        """The model of a listed name; the last few stay loaded. ValueError or FileNotFoundError in one line."""
+        """Return the model of a listed name on this device; the last few stay loaded. Raises ValueError or
+        FileNotFoundError in one line."""
         from .. import models
 
         path = self._paths[name]
@@ -86,7 +90,7 @@ class ModelCatalog:
 
 
 def _probe(path: Path) -> Any:
-    """The model in a file, on torch's meta device; None where it does not load."""
+    """Load the model of a file on torch's meta device; return None if it does not load."""
     from ..models import ControlFile
 
     try:
@@ -104,7 +108,8 @@ def _is_compatible(net: ControlModel, unet: Any) -> bool:
 
 
 def _make_listed_name(stem: str, path: Path) -> str:
-    """With the webui's old hash: 64 KiB from 1 MiB on (AUTOMATIC1111, modules/sd_models.py, model_hash)."""
+    """Return the stem with the webui's old hash: 64 KiB from 1 MiB on (AUTOMATIC1111, modules/sd_models.py,
+    model_hash)."""
     with open_regular_file(path) as file:
         file.seek(0x100000)
         return f"{stem} [{hashlib.sha256(file.read(0x10000)).hexdigest()[:8]}]"

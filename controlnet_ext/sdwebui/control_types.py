@@ -39,7 +39,8 @@ UNION_CONTROL_TYPES = (
 
 
 def list_control_types(model_names: Sequence[str]) -> dict[str, Any]:
-    """By type: labels of modules, names of models, and the default of each; first "All"."""
+    """Return, by control type, the labels of its preprocessors, the names of its models, and the default of each;
+    "All" is first."""
     entries, listed = list_preprocessors(), ["None", *model_names]
     found = {"All": _describe_type([entry.label for entry in entries], listed, "none", "None")}
     for kind, name in CONTROL_TYPES.items():

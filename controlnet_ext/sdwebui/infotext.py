@@ -1,4 +1,4 @@
-"""What a picture was made from, as the webui writes it beside the pixels."""
+"""Generation parameters as text, as the webui writes them beside the pixels."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ UNIT_TEXT_FIELDS = {  # that a unit's text may set
 def format_infotext(
     request: WebuiRequest, seed: int, sampler_name: str, checkpoint_name: str, model_names: dict[int, str]
 ) -> str:
-    """The text of one picture; `models` are the listed names by the place of their units."""
+    """Return the text of one image. `model_names` are listed names by the number of their unit, from 1."""
     lines = [request.prompt, *([f"Negative prompt: {request.negative_prompt}"] if request.negative_prompt else [])]
     words: dict[str, Any] = {
         "Steps": request.steps,
@@ -65,7 +65,7 @@ def _format_hires_fix(request: WebuiRequest) -> dict[str, Any]:
 
 
 def format_unit_text(unit: WebuiUnit, model_name: str) -> str:
-    """A unit in the order and words of sd-webui-controlnet, and after them what it has no words for."""
+    """Return a unit in the order and words of sd-webui-controlnet, followed by fields that it does not have."""
     words: dict[str, Any] = {
         "Module": unit.module.name if unit.module else "none",
         "Model": model_name,
@@ -92,7 +92,7 @@ def format_unit_text(unit: WebuiUnit, model_name: str) -> str:
 
 
 def parse_unit_text(text: str) -> dict[str, Any]:
-    """The fields of a unit that `unit_text`, or sd-webui-controlnet, wrote; what is no field is passed over."""
+    """Return the fields of a unit in a text of `format_unit_text` or sd-webui-controlnet; other fields are skipped."""
     found: dict[str, Any] = {}
     for part in text.split(","):
         name, colon, said = part.partition(":")
@@ -124,6 +124,6 @@ def _find_word(choices: Sequence[tuple[str, Any]], meaning: Any) -> str:
 
 
 def _quote(value: Any) -> str:
-    """A value that holds what separates values stands in quotes (AUTOMATIC1111, infotext_utils.quote)."""
+    """Quote a value that holds separators (AUTOMATIC1111, infotext_utils.quote)."""
     text = str(value)
     return json.dumps(text, ensure_ascii=False) if any(letter in text for letter in ",\n:") else text

@@ -1,4 +1,5 @@
-"""Preprocessors as the webui's clients know them: modules by name, label or old name, with sliders."""
+"""Preprocessors as clients of the webui know them: modules by name, label or alias, with sliders; and how they are
+loaded and cached."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ MAX_LOADED_PREPROCESSORS = 3  # preprocessors that stay loaded
 
 
 def find_module(name: str | None) -> Preprocessor | None:
-    """The preprocessor, None for none. ValueError with the nearest names."""
+    """Return the preprocessor of a name, label or alias in any case; None for None and "none". Raises ValueError with
+    the closest names."""
     if name is None:
         return None
     key = name.strip().casefold()
@@ -33,8 +35,8 @@ def find_module(name: str | None) -> Preprocessor | None:
 
 
 def get_threshold_parameters(spec: Preprocessor) -> tuple[Parameter, ...]:
-    """The parameters that threshold_a and threshold_b set: its first two numbers, except seeds and those whose default
-    is no number, which no slider can show."""
+    """Return the parameters that threshold_a and threshold_b set: the first two numbers, except seeds and parameters
+    without a numeric default, which no slider can show."""
     if not spec.traits.has_threshold_sliders:
         return ()
     return tuple(p for p in spec.parameters if p.type is not bool and p.name != "seed" and p.default is not None)[:2]
@@ -43,7 +45,8 @@ def get_threshold_parameters(spec: Preprocessor) -> tuple[Parameter, ...]:
 def parameters_from_sliders(
     spec: Preprocessor, resolution: float, threshold_a: float, threshold_b: float
 ) -> dict[str, Any]:
-    """The parameters for these sliders; what lies outside of one, such as -1, means its default."""
+    """Return the values of parameters by name for these sliders; a value outside a slider's range, such as -1, means
+    its default."""
     found: dict[str, Any] = {}
     if spec.traits.has_resolution_slider:
         found["resolution"] = int(resolution) if MIN_RESOLUTION <= resolution <= MAX_RESOLUTION else DEFAULT_RESOLUTION
@@ -55,7 +58,8 @@ def parameters_from_sliders(
 
 
 def describe_sliders(spec: Preprocessor) -> list[Slider]:
-    """Resolution, threshold_a, threshold_b as far as it has them: name, value, min, max, step."""
+    """Return the sliders that a preprocessor has of resolution, threshold_a and threshold_b: name, value, min, max,
+    step."""
     found: list[Slider] = []
     if spec.traits.has_resolution_slider:
         found.append(
@@ -76,7 +80,7 @@ def describe_sliders(spec: Preprocessor) -> list[Slider]:
 
 
 def create_preprocessor_loader(device: str, library: Library) -> Callable[[str], LoadedPreprocessor]:
-    """What gives preprocessors by name, loaded; the last few stay so."""
+    """Return a function that loads a preprocessor by name; the last few stay loaded."""
     kept = LRUCache[LoadedPreprocessor](MAX_LOADED_PREPROCESSORS)
     return lambda name: kept.get_or_create(name, lambda: find(name).load(device, library))
 

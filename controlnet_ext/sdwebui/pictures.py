@@ -1,4 +1,4 @@
-"""Pictures in JSON: base64, plain or as a data URL, and nothing else. Whether a path exists is never looked at."""
+"""Images in JSON: base64, plain or as a data URL, and nothing else. Paths are never opened."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ ImageMaskPair = tuple[np.ndarray, np.ndarray | None]  # image and mask
 
 
 def decode_base64_image(value: Any, name: str) -> np.ndarray:
-    """(H, W, 3) uint8 RGB, also of an array, which no JSON holds. ValueError that begins with `name`, the same for
-    whatever is no picture in base64."""
+    """Decode an image to (H, W, 3) uint8 RGB; arrays (H, W, 3 or 4), which no JSON holds, are read too. Raises
+    ValueError that begins with `name`, with the same sentence for everything that is no image in base64."""
     if isinstance(value, np.ndarray):
         return read_image(value)
     content = _decode_image_bytes(value)
@@ -35,7 +35,8 @@ def decode_base64_image(value: Any, name: str) -> np.ndarray:
 
 
 def check_total_pixels(value: Any) -> None:
-    """ValueError where the pictures in a request's JSON have over 64 megapixels in all, judged by their headers."""
+    """Check the sizes of the images in a request's JSON by their headers. Raises ValueError if they have over 64
+    megapixels in all."""
     total = _count_pixels(value)
     if total > MAX_PIXELS:
         raise ValueError(f"the pictures of the request have {total / 1e6:.0f} megapixels, expected up to 64 in all")
@@ -57,7 +58,7 @@ def _count_pixels(value: Any) -> int:
 
 
 def _decode_image_bytes(value: Any) -> bytes | None:
-    """What text in base64 says that begins as a picture does; of all else None."""
+    """Bytes of base64 text that begins as an image does; None for everything else."""
     if not isinstance(value, str):
         return None
     found = DATA_URL_PREFIX.match(value)
@@ -69,8 +70,11 @@ def _decode_image_bytes(value: Any) -> bytes | None:
 
 
 def parse_image_mask_pairs(value: Any, mask: Any, name: str) -> tuple[ImageMaskPair, ...]:
-    """The images of a unit with their masks: text, {"image", "mask"}, [image, mask], or a list of objects. A `mask` of
-    its own beside them is that of the first."""
+    """Return a unit's images with their masks, all (H, W, 3) uint8 RGB.
+
+    `value` is text, {"image", "mask"}, [image, mask], or a list of objects; `mask` belongs to the first image. Raises
+    ValueError that begins with `name`.
+    """
     if is_empty_value(value):
         found: list[tuple[Any, Any]] = []
     elif isinstance(value, Mapping):
@@ -98,5 +102,5 @@ def _split_image_and_mask(value: Mapping[str, Any]) -> tuple[Any, Any]:
 
 
 def encode_png_base64(pixels: np.ndarray, text_chunks: Mapping[str, str] | None = None) -> str:
-    """A PNG in base64."""
+    """Encode an image (H, W) or (H, W, 3) uint8 RGB as a PNG in base64."""
     return base64.b64encode(encode_image("picture.png", pixels, text_chunks)).decode()

@@ -1,4 +1,4 @@
-"""stable-diffusion-webui's extension: the only place that imports the host's `modules` and gradio."""
+"""The extension of stable-diffusion-webui: the only folder that imports the host's `modules` and gradio."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any
 
 
 def start() -> Any:
-    """The script class, after the host has been told of settings, routes and axes; None in a host that has a ControlNet
-    of its own, to which our preprocessors are added. Once in a load of scripts."""
+    """Register settings, routes and axes with the host and return the script class; called once per load of scripts.
+    In a host with a ControlNet of its own, register our preprocessors with it and return None."""
     from . import forge
 
     if forge.is_forge():

@@ -1,4 +1,4 @@
-"""What the panel's buttons and lists do: each answers with gradio's updates; what is wrong is a sentence."""
+"""Callbacks of the panel's buttons and lists. They return gradio's updates, and errors as sentences."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ SLIDER_FIELDS = ("processor_res", "threshold_a", "threshold_b")  # fields of a u
 
 
 def update_for_control_type(control_type: str) -> list[Any]:
-    """Modules of a control type, its models for the loaded checkpoint, and the sliders. All of them leave the unit as
-    it is: gradio 4 calls this also when a preset or PNG info sets the type."""
+    """Return updates of the modules of a control type, its models for the loaded checkpoint, and the sliders. "All"
+    leaves the unit unchanged, because gradio 4 calls this also when a preset or PNG info sets the type."""
     found = list_control_types(host.list_fitting_models())[control_type]
     if control_type == "All":
         return [*(gr.update(choices=found[f"{field}_list"]) for field in ("module", "model")), *[gr.update()] * 3]
@@ -36,13 +36,13 @@ def update_for_control_type(control_type: str) -> list[Any]:
 
 
 def update_with_all_choices(field: str, value: Any) -> Any:
-    """A module or model with those of all control types to choose from, and itself."""
+    """Return an update of a module or model with the choices of all control types and the value itself."""
     choices = list_control_types(host.list_fitting_models())["All"][f"{field}_list"]
     return gr.update(choices=choices if value in choices else [*choices, value], value=value)
 
 
 def update_sliders(module_name: str, *values: Any) -> list[Any]:
-    """The three sliders as a module has them, at these values, or its defaults where there are none or None."""
+    """Return updates of the three sliders for a module, at these values; None means its default."""
     entry = find_module(module_name)
     shown: list[Any] = list(describe_sliders(entry)) if entry else []
     if not shown or shown[0]["name"] != "Preprocessor Resolution":
@@ -61,7 +61,7 @@ def _update_slider(slider: dict[str, Any] | None, value: Any) -> Any:
 
 
 def refresh_models(control_type: str, chosen: str) -> Any:
-    """The models of a control type for the loaded checkpoint, after another look at the folders."""
+    """Search the folders again and return an update of the models of a control type for the loaded checkpoint."""
     host.get_model_catalog().rescan()
     names = list_control_types(host.list_fitting_models())[control_type]["model_list"]
     return gr.update(choices=names, value=chosen if chosen in names else "None")
@@ -70,7 +70,7 @@ def refresh_models(control_type: str, chosen: str) -> Any:
 def preview_map(
     image: Any, mask: Any, module_name: str, resolution: float, threshold_a: float, threshold_b: float
 ) -> list[Any]:
-    """The map of the image, a sentence, and a pose's JSON with the box that shows it."""
+    """Return the image's map, an error message, a pose's JSON, and an update of the box that shows it."""
     pixels, painted = get_image_and_mask(image)
     if pixels is None:
         return [None, "There is no image.", gr.update(), gr.update()]
@@ -91,7 +91,7 @@ def preview_map(
 
 
 def draw_pose(text: str) -> tuple[Any, str]:
-    """The picture of a pose."""
+    """Return the image of a pose's JSON and an error message."""
     try:
         value = parse_json((text or "").encode(), "the pose")
         answer = render_poses(value if isinstance(value, list) else [value])
@@ -101,12 +101,12 @@ def draw_pose(text: str) -> tuple[Any, str]:
 
 
 def use_map_as_image(pixels: Any) -> list[Any]:
-    """The map as a unit's image, which then needs no preprocessor, and no sliders."""
+    """Return updates that make the map a unit's image, without preprocessor and sliders."""
     return [gr.update()] * 6 if pixels is None else [pixels, "none", True, *update_sliders("none")]
 
 
 def save_preset(name: str, *values: Any) -> tuple[Any, str]:
-    """The presets with one more."""
+    """Store a preset; return an update of the list of presets and an error message."""
     try:
         presets.save(name, dict(zip(presets.PRESET_FIELDS, values, strict=True)))
     except USER_ERRORS as error:
@@ -115,7 +115,7 @@ def save_preset(name: str, *values: Any) -> tuple[Any, str]:
 
 
 def load_preset(name: str) -> list[Any]:
-    """What a preset says of each of its fields, all control types, and a sentence."""
+    """Return updates for each field of a preset, the control type "All", and an error message."""
     try:
         said = presets.load(name)
         slid = update_sliders(str(said.get("module")), *map(said.get, SLIDER_FIELDS))
@@ -128,7 +128,7 @@ def load_preset(name: str) -> list[Any]:
 
 
 def delete_preset(name: str) -> tuple[Any, str]:
-    """The presets without one."""
+    """Delete a preset; return an update of the list of presets and an error message."""
     try:
         presets.delete(name)
     except USER_ERRORS as error:

@@ -20,7 +20,8 @@ XYZ_MODULE_NAMES = ("xyz_grid.py", "scripts.xyz_grid")
 
 
 def register() -> None:
-    """Add them: now, as the host loads its own scripts first, and again before it draws its page, where not."""
+    """Add the axes to the host's XYZ script: at once, since the host loads its own scripts first, and again before it
+    draws its page."""
     from modules import script_callbacks
 
     _add_axes()
@@ -39,8 +40,8 @@ def _add_axes() -> None:
 
 
 def create_axis_options(option_class: Callable[..., Any]) -> list[Any]:
-    """The axes. A value sets all units; "[a, b]" sets a of the first and b of the second, and what is empty stays.
-    Numbers may be ranges, as the host's own: 1-5, 1-5 (+2), 0-1 [5]."""
+    """Return the axes. A value sets all units; "[a, b]" sets a for the first and b for the second, and empty entries
+    leave a unit unchanged. Numbers may be ranges in the host's syntax: 1-5, 1-5 (+2), 0-1 [5]."""
 
     def axis(label: str, field: str, read: Callable[[str], Any], choices: Callable[[], list[str]] | None = None) -> Any:
         more = {} if choices is None else {"choices": choices}
@@ -79,7 +80,7 @@ def _copy_nested(value: Any) -> Any:
 
 
 def parse_axis_values(text: Any, convert: Callable[[str], Any]) -> list[Any]:
-    """The values that a text says, separated by commas outside of brackets."""
+    """Return the values in a text, separated by commas outside of brackets. Raises what `convert` raises."""
     words = text if isinstance(text, list) else re.split(r",(?![^\[]*\])", str(text))
     found: list[Any] = []
     for word in (str(each).strip() for each in words):

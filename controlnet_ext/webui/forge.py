@@ -1,7 +1,9 @@
-"""In Forge and its like, which have a ControlNet of their own: our preprocessors in their list, and no panel.
+"""Integration with Forge and its relatives, which have a ControlNet of their own: our preprocessors in their list,
+without our panel.
 
-Their interface is read off lllyasviel/stable-diffusion-webui-forge, modules_forge/supported_preprocessor.py, and is the
-same in reForge and Forge Classic."""
+Their interface: lllyasviel/stable-diffusion-webui-forge, modules_forge/supported_preprocessor.py, the same in reForge
+and Forge Classic.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +20,12 @@ from . import host
 
 
 def is_forge() -> bool:
-    """Whether this host is one of them."""
+    """Return True if the host is Forge or a relative."""
     return find_spec("modules_forge") is not None
 
 
 def register() -> None:
-    """Add the preprocessors and the kinds of control model that the host has none of."""
+    """Register our preprocessors, and the kinds of control model that the host lacks."""
     from modules_forge import shared, supported_preprocessor
 
     there = {name.casefold() for name in getattr(shared, "supported_preprocessors", {})}

@@ -43,7 +43,7 @@ LOAD_ERRORS = (ValueError, TypeError, FileNotFoundError)
 
 
 def register_control_models() -> None:
-    """Have Forge ask ours first, whether a file is of its kind: its own would take it."""
+    """Register our kinds before Forge's own, which would take their files."""
     from modules_forge import shared
 
     shared.add_supported_control_model(ForgeControlModel)
@@ -52,12 +52,12 @@ def register_control_models() -> None:
 
 
 def is_unsupported_by_forge(names: Collection[str]) -> bool:
-    """Whether tensors of these names are of a kind that Forge lacks."""
+    """Return True if tensors of these names are of a kind that Forge lacks."""
     return (union.detect(names) and not FORGE_READS_UNIONS) or DIFFERENCE_KEY in names
 
 
 def get_forge_dtype() -> torch.dtype:
-    """In which it computes."""
+    """Return the dtype in which Forge computes."""
     if hasattr(memory_management, "get_computation_dtype"):
         return memory_management.get_computation_dtype(FORGE_DEVICE)
     stored = memory_management.unet_dtype()
@@ -65,11 +65,12 @@ def get_forge_dtype() -> torch.dtype:
 
 
 class ForgeControlModel(ControlNetPatcher):  # type: ignore[misc]
-    """A file as Forge knows them. What is wrong with it is told when pictures are sampled, and ends that: Forge only
-    logs what is raised before, and goes on without."""
+    """A file as Forge knows them. Errors are raised when images are sampled, which they end: Forge only logs what is
+    raised before, and goes on without the unit."""
 
     @staticmethod
     def try_build_from_state_dict(state_dict: dict[str, Any], ckpt_path: str) -> Any:
+        """Return a model for a file that Forge cannot read, None for all others."""
         return ForgeControlModel(ckpt_path) if is_unsupported_by_forge(state_dict) else None
 
     def __init__(self, path: str):
@@ -82,6 +83,7 @@ class ForgeControlModel(ControlNetPatcher):  # type: ignore[misc]
             self._error = error
 
     def process_before_every_sampling(self, process: Any, cond: Any, mask: Any, *args: Any, **kwargs: Any) -> None:
+        """Wrap our network for this sampling's UNet, and leave the rest to Forge."""
         unet = process.sd_model.forge_objects.unet.model.diffusion_model
         self.model_patcher = ForgeControl(
             ForgeNetworkAdapter(self._network, find_map_kind(kwargs["params"].preprocessor), unet, self._error)
@@ -90,7 +92,8 @@ class ForgeControlModel(ControlNetPatcher):  # type: ignore[misc]
 
 
 def find_map_kind(forge_preprocessor: Any) -> str | None:
-    """Which kind of map a preprocessor of Forge's list makes, by its name or its control type; None: nobody says."""
+    """Return the kind of map that a preprocessor of Forge's list makes, by its name or its control type; None if
+    unknown."""
     name = forge_preprocessor.name.casefold()
     makes = next((e.makes for e in list_preprocessors() if name in (e.name.casefold(), e.label.casefold())), None)
     types = [kind for kind, tag in CONTROL_TYPES.items() if tag in forge_preprocessor.tags]
@@ -98,7 +101,7 @@ def find_map_kind(forge_preprocessor: Any) -> str | None:
 
 
 class ForgeNetworkAdapter(nn.Module):
-    """A control model of ours, called as Forge calls its own."""
+    """One of our control models with the call of Forge's own."""
 
     def __init__(self, network: Any, map_kind: str | None, unet: Any, error: Exception | None = None):
         super().__init__()
@@ -109,12 +112,12 @@ class ForgeNetworkAdapter(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Which Forge asks for."""
+        """The dtype of its weights, which Forge asks for."""
         return next((p.dtype for p in self.parameters()), torch.float32)
 
     def forward(self, x: Tensor, hint: Tensor, timesteps: Tensor, context: Tensor, y: Tensor | None = None) -> Any:
-        """Residuals, those of the skips and then the middle block's, for x `(B, C, h, w)` and the hint `(B, 3, H, W)`
-        in 0..1. `Refused` where the file is broken, does not fit the UNet, or does not read the map."""
+        """Return residuals, of the skips and then of the middle block, for x `(B, C, h, w)` and the hint `(B, 3, H,
+        W)` in 0..1. Raises GuidanceError if the file is broken, does not fit the UNet, or does not read the map."""
         try:
             made = self._run_network(Step(x, timesteps, context, WHOLE_RUN, added=y), hint)
         except LOAD_ERRORS as error:
@@ -134,28 +137,32 @@ class ForgeNetworkAdapter(nn.Module):
 
 
 class ForgeControl(ControlNet):  # type: ignore[misc]
-    """Forge's ControlNet around ours, on Forge's device while pictures are sampled."""
+    """Forge's ControlNet around ours, on Forge's device while images are sampled."""
 
     def __init__(self, network: ForgeNetworkAdapter):
         super().__init__(network, load_device=FORGE_DEVICE, manual_cast_dtype=get_forge_dtype())
 
     def copy(self) -> ForgeControl:
+        """Return a copy that shares the network."""
         copied = ForgeControl(self.control_model)
         self.copy_to(copied)
         return copied
 
     def get_models(self) -> list[Any]:
-        """Without ours, whose layers Forge's swapping does not know."""
+        """Return the models without ours, whose layers Forge's swapping does not know."""
         return list(ControlBase.get_models(self))
 
     def inference_memory_requirements(self, dtype: torch.dtype) -> int:
+        """Return the bytes that Forge must free before a run."""
         own = sum(p.numel() * p.element_size() for p in self.control_model.parameters())
         return own + int(super().inference_memory_requirements(dtype))
 
     def pre_run(self, model: Any, percent_to_timestep_function: Any) -> None:
+        """Move the network to Forge's device."""
         super().pre_run(model, percent_to_timestep_function)
         self.control_model.to(self.load_device)
 
     def cleanup(self) -> None:
+        """Move the network back to the CPU."""
         self.control_model.to("cpu")
         super().cleanup()

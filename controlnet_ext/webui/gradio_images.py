@@ -1,4 +1,4 @@
-"""What drawing components hold, of gradio 3.41 (stable-diffusion-webui 1.10) and of 4.40."""
+"""Values of drawing components of gradio 3.41 (stable-diffusion-webui 1.10) and 4.40."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ IS_GRADIO_3 = gr.__version__.startswith("3.")
 
 
 def read_canvas(value: Any) -> Any:
-    """{"image", "mask"} of arrays, the mask None where nothing is painted; or the array of a component without a
+    """Return {"image", "mask"} of arrays, the mask None if nothing is painted; or the array of a component without a
     brush."""
     if not isinstance(value, Mapping):
         return value
@@ -29,6 +29,6 @@ def read_canvas(value: Any) -> Any:
 
 
 def get_image_and_mask(value: Any) -> tuple[Any, Any]:
-    """Image and mask, None where there is none."""
+    """Return image and mask of a component's value, None for each that is absent."""
     said = read_canvas(value)
     return (said.get("image"), said.get("mask")) if isinstance(said, Mapping) else (said, None)

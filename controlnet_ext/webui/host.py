@@ -20,7 +20,7 @@ MODEL_FOLDER_NAME = "ControlNet"  # in the host's folder of models
 
 
 def register() -> None:
-    """Have the host show the settings."""
+    """Register the settings with the host."""
     from modules import script_callbacks
 
     script_callbacks.on_ui_settings(_declare_options)
@@ -54,25 +54,25 @@ def _declare_options() -> None:
 
 
 def get_setting(key: str, default: Any) -> Any:
-    """A setting, `default` where the host does not know it (yet). (`opts.data` lacks the host's own that were never
-    changed.)"""
+    """Return a setting, `default` if the host does not know it (yet). (`opts.data` lacks the host's own settings that
+    were never changed.)"""
     from modules import shared
 
     return getattr(shared.opts, key, default)
 
 
 def get_unit_count() -> int:
-    """How many units there are."""
+    """Return the number of units, 1..10."""
     return max(1, min(int(get_setting("control_net_unit_count", 3)), 10))
 
 
 def get_inpaint_blur() -> int:
-    """Pixels of the border in which inpaint_only mixes the picture with the original."""
+    """Return the border in pixels in which inpaint_only mixes the image with the original, 0..64."""
     return max(0, min(int(get_setting("control_net_inpaint_blur_sigma", MASK_BLUR)), 64))
 
 
 def list_model_folders() -> list[str]:
-    """Folders in which control models lie, those that exist: the host's, the extension's, the setting's, the flag's."""
+    """Return the existing folders of control models: the host's, the extension's, the setting's, the flag's."""
     from modules import shared
     from modules.paths import models_path
 
@@ -86,7 +86,7 @@ def list_model_folders() -> list[str]:
 
 
 def list_weight_folders() -> list[str]:
-    """Folders in which preprocessors' weights are looked for, first where one is downloaded to."""
+    """Return the existing folders of preprocessors' weights; downloads go to the first."""
     from modules import shared
 
     flag = getattr(shared.cmd_opts, "controlnet_annotator_models_path", None)
@@ -95,19 +95,19 @@ def list_weight_folders() -> list[str]:
 
 
 def list_result_folders() -> list[Path]:
-    """Where the host saves pictures, one folder or one for txt2img and one for img2img."""
+    """Return the folders of results: one, or one for txt2img and one for img2img."""
     one = get_setting("outdir_samples", "")
     named = [one] if one else [get_setting(f"outdir_{tab}_samples", "") for tab in ("txt2img", "img2img")]
     return [Path(name) for name in named if name]
 
 
 def get_map_folder() -> Path:
-    """Where maps are saved."""
+    """Return the folder of saved maps."""
     return _resolve_path(get_setting("control_net_detectedmap_dir", "") or "detected_maps")
 
 
 def _resolve_path(name: str) -> Path:
-    """A path as a user gives it, from the host's folder of data on."""
+    """Resolve a user's path against the host's folder of data."""
     from modules.paths import data_path
 
     return Path(data_path) / Path(name).expanduser()
@@ -115,18 +115,19 @@ def _resolve_path(name: str) -> Path:
 
 @cache
 def get_model_catalog() -> ModelCatalog:
-    """The control models that the host's folders hold."""
+    """Return the control models in the host's folders; one catalog for the life of the host."""
     return ModelCatalog(list_model_folders(), "", int(get_setting("control_net_model_cache_size", 2)))
 
 
 def list_fitting_models() -> list[str]:
-    """The control models for the checkpoint that is loaded, by what their files hold; all as long as none is."""
+    """Return the names of control models that fit the loaded checkpoint, by their tensors; all names while none is
+    loaded."""
     unet = _get_unet()
     return [name for name in get_model_catalog().names if unet is None or get_model_catalog().can_guide(name, unet)]
 
 
 def _get_unet() -> Any:
-    """The loaded checkpoint's, as control models see it. Asking `shared.sd_model` would load one."""
+    """The loaded checkpoint's UNet in diffusers' words, None without one. `shared.sd_model` would load one."""
     from modules import sd_models
 
     model = sd_models.model_data.sd_model
@@ -138,7 +139,7 @@ def _get_unet() -> Any:
 
 @cache
 def get_preprocessor_loader() -> Any:
-    """What gives preprocessors by name, loaded on the host's device, whose last maps are remembered."""
+    """Return a loader of preprocessors by name, on the host's device, with a cache of maps."""
     from modules import shared
 
     kept = int(getattr(shared.cmd_opts, "controlnet_preprocessor_cache_size", 16))
@@ -151,14 +152,14 @@ def get_unit_builder() -> UnitBuilder:
 
 
 def get_device() -> str:
-    """Of the host's UNet."""
+    """Return the device of the host's UNet."""
     from modules import devices
 
     return str(devices.device)
 
 
 def get_control_dtype() -> Any:
-    """In which control models are loaded: as the host's UNet, or float32 by the flag."""
+    """Return the dtype of control models: the UNet's, or float32 by the host's flag."""
     import torch
     from modules import devices, shared
 

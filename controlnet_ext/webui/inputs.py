@@ -53,7 +53,7 @@ AXES_ATTRIBUTE = "controlnet_axes"  # of a request: what the XYZ script sets
 
 
 def iter_panel_units(args: Sequence[Any]) -> Iterator[dict[str, Any]]:
-    """The units that the components' values say."""
+    """Yield the units in the values of the panel's components."""
     for begin in range(0, len(args) - len(PANEL_UNIT_FIELDS) + 1, len(PANEL_UNIT_FIELDS)):
         said = dict(zip(PANEL_UNIT_FIELDS, args[begin : begin + len(PANEL_UNIT_FIELDS)], strict=True))
         yield {
@@ -64,8 +64,8 @@ def iter_panel_units(args: Sequence[Any]) -> Iterator[dict[str, Any]]:
 
 
 def parse_unit_arguments(args: Sequence[Any]) -> list[dict[str, Any]]:
-    """Units at their places: the panel's values, of which the first is a bool, or objects and nulls, after which the
-    host leaves the panel's own values. ValueError on anything else."""
+    """Return the units at their places. `args` are the panel's values, of which the first is a bool, or objects and
+    nulls, after which the host leaves the panel's own values. Raises ValueError for anything else."""
     args = list(args)
     if args and isinstance(args[0], bool):
         return list(iter_panel_units(args))
@@ -78,7 +78,7 @@ def parse_unit_arguments(args: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 def read_request_units(args: Sequence[Any], p: Any, with_script_control: bool) -> list[dict[str, Any]]:
-    """The units of a request, as the XYZ script, or with `scripted` other scripts, changed them."""
+    """Return the units of a request as the XYZ script, and with `with_script_control` other scripts, changed them."""
     units = parse_unit_arguments(args)
     changes = dict(vars(p).get(AXES_ATTRIBUTE, {}))
     if with_script_control:
@@ -113,8 +113,8 @@ FILE_NAME_PATTERN = r"[0-9a-f]{32}\.png"
 
 
 def save_input(pixels: np.ndarray, folder: Path) -> str:
-    """The name, by its content, of a picture (H, W, 3) uint8 as a PNG in this folder; one that is there already is not
-    written again."""
+    """Save an image (H, W, 3) uint8 as a PNG in this folder and return its file name, a hash of its content. An
+    existing file is not written again."""
     shape = "x".join(map(str, pixels.shape))
     path = folder / f"{hashlib.sha256(shape.encode() + pixels.tobytes()).hexdigest()[:32]}.png"
     if not path.exists():
@@ -124,8 +124,8 @@ def save_input(pixels: np.ndarray, folder: Path) -> str:
 
 
 def save_unit_inputs(unit: WebuiUnit, p: Any) -> str:
-    """What PNG info says of a unit's pictures, which are saved beside the results of the request `p`: ", Image File:
-    ….png". Nothing where results are not saved, the settings say no, or the unit has several images."""
+    """Save a unit's images beside the results of the request `p` and return their part of PNG info: ", Image File:
+    ….png". Nothing is saved where results are not, the settings forbid it, or the unit has several images."""
     if not host.get_setting("controlnet_save_unit_images", True) or not p.save_samples() or len(unit.images) > 1:
         return ""
     image, mask = unit.images[0] if unit.images else (None, None)
@@ -137,8 +137,8 @@ def save_unit_inputs(unit: WebuiUnit, p: Any) -> str:
 
 
 def load_saved_input(text: str, field: str) -> np.ndarray | None:
-    """The picture (H, W, 3) uint8 RGB that a unit's text names for this field; None where it names none, or there is no
-    such picture in the host's folders."""
+    """Return the image (H, W, 3) uint8 RGB that a unit's text names for this field; None if it names none or the file
+    is not in the host's folders."""
     found = re.search(rf"(?:^|, ){INPUT_LABELS[field]}: ({FILE_NAME_PATTERN})(?:,|$)", text)
     if found is None:
         return None
@@ -180,8 +180,8 @@ def get_host_inputs(p: Any) -> HostInputs:
 
 
 def apply_finishes(images: Any, finishes: Sequence[Postprocess]) -> None:
-    """The pictures, a tensor `(B, 3, H, W)` in 0..1, as these finish them, in place. The host cuts 255 times a number
-    to a whole one, so that each stands half a step above its own."""
+    """Apply processing to finished images, a tensor `(B, 3, H, W)` in 0..1, in place. The host truncates 255 times a
+    value to an integer, so each value is set half a step above its own."""
     for image in images:
         pixels = np.rint(image.cpu().permute(1, 2, 0).numpy() * 255).astype(np.uint8)
         for finish in finishes:
@@ -190,7 +190,7 @@ def apply_finishes(images: Any, finishes: Sequence[Postprocess]) -> None:
 
 
 def save_maps(maps: Sequence[np.ndarray]) -> None:
-    """As PNGs in the folder of the host."""
+    """Save maps (H, W, 3) uint8 as PNGs in the folder of the settings."""
     for pixels in maps:
         save_input(pixels, host.get_map_folder())
 

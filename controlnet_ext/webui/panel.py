@@ -19,14 +19,15 @@ from .paste import create_paste_fields
 
 @dataclass
 class Panel:
-    """All components in the order of FIELDS, unit after unit, and what PNG info is pasted to: (component, name)."""
+    """All components in the order of PANEL_UNIT_FIELDS, unit after unit, and the targets of PNG info: (component,
+    name)."""
 
     components: list[Any]
     paste_fields: list[tuple[Any, Any]]
 
 
 def build_panel(script: Any, is_img2img: bool, unit_count: int) -> Panel:
-    """Draw the panel in the host's page."""
+    """Build the panel in the host's page."""
     panel = Panel([], [])
     with gr.Accordion("ControlNet", open=False, elem_id=script.elem_id("panel")), gr.Tabs():
         for i in range(unit_count):
@@ -38,7 +39,7 @@ def build_panel(script: Any, is_img2img: bool, unit_count: int) -> Panel:
 
 
 class UnitComponents:
-    """The components of one unit."""
+    """The gradio components of one unit and their events."""
 
     def __init__(self, script: Any, unit_index: int, is_img2img: bool):
         self._element_id = lambda name: script.elem_id(f"{name}_{unit_index}")
@@ -98,7 +99,7 @@ class UnitComponents:
             self._add_slider("guidance_end", "Ending Control Step", 0, 1, 0.01, 1.0)
 
     def _add_advanced(self) -> None:
-        """What few need."""
+        """Options that few users need."""
         self._add_radio("union_control_type", "Union Type", UNION_MAP_TYPES, "Unknown")
         self._add_textbox(
             "weight_schedule", "Weight over the steps, instead of the weight", placeholder="0.2@0, 1@0.3, 0@0.8"

@@ -1,4 +1,4 @@
-"""From PNG info back to the panel."""
+"""PNG info in the panel: a unit's text becomes values of its components."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from .inputs import INPUT_LABELS, load_saved_input
 
 
 def create_paste_fields(unit_index: int, components: dict[str, Any]) -> list[tuple[Any, Any]]:
-    """What the host pastes to the components of a unit: a function of the parameters of a picture for each, which
-    leaves it as it is where the settings say so."""
+    """Return, for the components of a unit, functions of an image's parameters that the host pastes with; they leave
+    components unchanged where the settings say so."""
     key = f"ControlNet {unit_index}"
 
     def wanted(function: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, Any]], Any]:
@@ -35,13 +35,13 @@ def create_paste_fields(unit_index: int, components: dict[str, Any]) -> list[tup
 
 
 def _update_image(field: str, text: str) -> Any:
-    """The component with the saved picture; without one, an image stays and masks are taken away."""
+    """An update with the saved image; without one, an image stays and masks are removed."""
     pixels = load_saved_input(text, field)
     return None if pixels is None and field == "image" else gr.update(value=pixels)
 
 
 def _read_component_value(name: str, parameters: dict[str, Any], key: str) -> Any:
-    """None leaves a component as it is. A picture made without the unit switches it off."""
+    """A component's value; None leaves it unchanged. Parameters without the unit switch it off."""
     if key not in parameters:
         return False if name == "enabled" and "Steps" in parameters else None
     unit = parse_unit_text(str(parameters[key]))
@@ -64,7 +64,7 @@ def _read_component_value(name: str, parameters: dict[str, Any], key: str) -> An
 
 
 def _update_pasted_slider(name: str, unit: dict[str, Any]) -> Any:
-    """A slider as the module has it, at the value of the text; as it is where nobody knows the module."""
+    """A slider as the module has it, at the value of the text; only the value for an unknown module."""
     try:
         return update_sliders(str(unit["module"]), *map(unit.get, SLIDER_FIELDS))[SLIDER_FIELDS.index(name)]
     except ValueError:

@@ -1,4 +1,4 @@
-"""Units kept under names, in one JSON file of the host's folder of data. Images are not kept."""
+"""Units stored under names, in one JSON file of the host's folder of data. Images are not stored."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PRESET_FIELDS = (
 
 
 def list_preset_names() -> list[str]:
-    """Those there are; none where the file cannot be read."""
+    """Return the names of presets; none if the file cannot be read."""
     try:
         return list(_read_presets())
     except ValueError:
@@ -25,7 +25,7 @@ def list_preset_names() -> list[str]:
 
 
 def load(name: str) -> dict[str, Any]:
-    """The fields of a preset. ValueError when there is none of that name."""
+    """Return the fields of a preset. Raises ValueError if there is none of that name."""
     found = _read_presets()
     if name not in found:
         raise ValueError(f"there is no preset {name!r:.60}")
@@ -33,14 +33,15 @@ def load(name: str) -> dict[str, Any]:
 
 
 def save(name: str, fields: dict[str, Any]) -> None:
-    """Keep these fields, in place of an earlier preset of that name."""
+    """Store these fields, in place of an earlier preset of that name. Raises ValueError for a name that is empty or
+    over 100 letters."""
     if not isinstance(name, str) or not 0 < len(name.strip()) <= 100:
         raise ValueError("a preset needs a name of up to 100 letters")
     _write_presets({**_read_presets(), name.strip(): fields})
 
 
 def delete(name: str) -> None:
-    """ValueError when there is none of that name."""
+    """Delete a preset. Raises ValueError if there is none of that name."""
     load(name)
     _write_presets({key: value for key, value in _read_presets().items() if key != name})
 

@@ -1,7 +1,5 @@
-"""The routes of controlnet_ext.server on the host's own application.
-
-Our routes in the host's OpenAPI document, where FastAPI lists only those that are its own.
-"""
+"""The routes of controlnet_ext.server on the host's own application and in its OpenAPI document, where FastAPI lists
+only its own."""
 
 from __future__ import annotations
 
@@ -23,7 +21,7 @@ AUTH_SCHEME = "HTTPBasic"  # FastAPI's name of the host's `--api-auth`
 
 
 def merge_openapi(host_openapi: Callable[[], Any], document: Mapping[str, Any], needs_auth: bool) -> Callable[[], Any]:
-    """What gives the host's document, which is OpenAPI 3.0.2, with the paths of `ours` and the schemas they need."""
+    """Return a function that makes the host's OpenAPI 3.0.2 document with the paths and schemas of ours."""
     paths = _to_openapi_3_0(document["paths"])
     for operation in (each for path in paths.values() for each in path.values()):
         operation["security"] = [{AUTH_SCHEME: []}] if needs_auth else []
@@ -60,9 +58,10 @@ MAX_PENDING = 16  # requests for maps that wait at most
 
 
 class HostWorker(RequestWorker):
-    """One request for maps at a time, and none while the host makes pictures."""
+    """A worker that runs one request for maps at a time, and none while the host generates images."""
 
     def submit(self, work: Callable[[], Any]) -> Future[Any]:
+        """Queue a request for maps; it waits for the host's own queue."""
         from modules.call_queue import queue_lock
 
         def locked() -> Any:
@@ -73,14 +72,14 @@ class HostWorker(RequestWorker):
 
 
 def register() -> None:
-    """Have the host call `mount`."""
+    """Have the host call `mount_routes` when its application starts."""
     from modules import script_callbacks
 
     script_callbacks.on_app_started(mount_routes)
 
 
 def mount_routes(_: Any, app: Any) -> None:
-    """Add the routes, where the host offers its API, behind the host's own password where it has one."""
+    """Add the routes if the host offers its API, behind the host's own password if it has one."""
     from modules import shared
 
     from ..server.openapi import make_openapi_document
@@ -108,7 +107,8 @@ def mount_routes(_: Any, app: Any) -> None:
 
 
 class PasswordMiddleware:
-    """Lets requests pass that bring one of the host's `--api-auth`, "name:password", by basic authentication."""
+    """Middleware that passes requests with one of the host's `--api-auth` accounts, "name:password", by basic
+    authentication."""
 
     def __init__(self, app: Any, accounts: list[str]):
         self._app, self._credentials = app, [base64.b64encode(name.encode()) for name in accounts]

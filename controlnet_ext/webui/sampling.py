@@ -1,9 +1,8 @@
-"""Units in stable-diffusion-webui's own sampling: a wrapper of one request's `sample`, hooks on the UNet while it runs.
+"""Units in stable-diffusion-webui's own sampling: a wrapper of one request's `sample`, and hooks on the UNet while it
+runs.
 
-The host logs what a script's callback raises and goes on without it, so nothing here relies on a callback to stop a
-generation: what cannot be guided is raised by `sample` itself, or by the UNet's next call.
-
-Where a run begins in stable-diffusion-webui: with a picture in its noise, as inpaint_only+lama wants it.
+The host logs the errors of a script's callback and goes on, so nothing here relies on a callback to stop a generation:
+errors are raised by `sample` itself, or by the UNet's next call.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ from ..sdwebui.build import BuiltUnit, find_initial_noise_image
 
 
 class ImageNoiseRNG:
-    """A request's random numbers (the host's `ImageRNG`), the first of which hold a picture; the others come from the
-    request's own again."""
+    """Random numbers of a request (the host's `ImageRNG`) whose first noise contains an image; the request's own
+    generator makes all others."""
 
     def __init__(self, p: Any, pixels: np.ndarray):
         self._p, self._pixels, self._rng = p, pixels, p.rng
@@ -35,7 +34,7 @@ class ImageNoiseRNG:
         return getattr(self._rng, name)
 
     def next(self) -> Any:
-        """Noise `(B, C, h, w)` with as much of the picture in it as training has at its last timestep."""
+        """Return noise `(B, C, h, w)` with as much of the image in it as training has at its last timestep."""
         self._p.rng = self._rng
         noise = self._rng.next()
         height, width = (side * VAE_SCALE_FACTOR for side in noise.shape[-2:])
@@ -46,7 +45,7 @@ class ImageNoiseRNG:
 
 @contextmanager
 def inject_initial_noise(p: Any, pixels: np.ndarray | None) -> Iterator[None]:
-    """In this context the first noise that the request `p` draws holds the picture (H, W, 3), if there is one."""
+    """Make the first noise of the request `p` contain the image (H, W, 3), in this context; None changes nothing."""
     if pixels is None:
         yield
         return
@@ -59,8 +58,8 @@ def inject_initial_noise(p: Any, pixels: np.ndarray | None) -> Iterator[None]:
 
 
 class GuidanceError(ValueError):
-    """Why there is no picture, in one line. The host shows it, and its HTTP API looks for `status_code` and `detail` in
-    the exception's own attributes."""
+    """The reason why there is no image, in one line. The host shows it, and its HTTP API reads `status_code` and
+    `detail` from the exception's own attributes."""
 
     def __init__(self, message: str):
         super().__init__(message)
@@ -68,7 +67,8 @@ class GuidanceError(ValueError):
 
 
 class GuidedSampler:
-    """`p.sample` of one request, guided by what `made` gives when the sampling begins."""
+    """A replacement of one request's `sample`, guided by the units that `build_units` returns when the sampling
+    begins."""
 
     def __init__(self, p: Any, build_units: Callable[[], Sequence[BuiltUnit]]):
         self.p, self._original_sample, self._build_units = p, p.sample, build_units
@@ -91,14 +91,15 @@ class GuidedSampler:
 
 
 def guide_sampling(p: Any, build_units: Callable[[], Sequence[BuiltUnit]]) -> None:
-    """From now on the samples of the request `p` are guided, by nothing where `made` gives none. What `made` raises,
-    and what cannot be guided, ends the generation: a ValueError, TypeError or FileNotFoundError as `Refused`."""
+    """Guide the samples of the request `p` by the units that `build_units` returns; an empty list guides nothing.
+    Errors end the generation; ValueError, TypeError and FileNotFoundError of this project are raised as GuidanceError.
+    """
     stop_guiding(p)
     p.sample = GuidedSampler(p, build_units)
 
 
 def stop_guiding(p: Any) -> None:
-    """Undo `guide_samples`, also on a copy of its request."""
+    """Undo `guide_sampling`, also on a copy of its request."""
     sample = vars(p).get("sample")
     if isinstance(sample, GuidedSampler):
         sample.restore(p)
@@ -115,7 +116,7 @@ def _wrap_errors() -> Iterator[None]:
 
 
 def _is_own_error(error: BaseException) -> bool:
-    """Whether it was raised in this project, and not by the host's own code."""
+    """True if the error was raised in this project, and not by the host's own code."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -141,7 +142,7 @@ def _guide_units(p: Any, units: Sequence[Unit]) -> Iterator[None]:
 
 
 class _DenoiserBridge:
-    """What the host's denoiser asks of the UNet, told to the guide."""
+    """The connection from the host's denoiser to the guide: it announces each step's rows."""
 
     def __init__(self, p: Any, units: Sequence[Unit], exit_stack: ExitStack):
         self._p, self._units, self._exit_stack = p, units, exit_stack
@@ -157,7 +158,7 @@ class _DenoiserBridge:
         self._denoiser = None
 
     def on_cfg_denoiser(self, params: Any) -> None:
-        """Before each step of the host. An error here would only be logged: the UNet raises it."""
+        """Announce a step of the host. An error here would only be logged, so the UNet raises it."""
         denoiser = params.denoiser
         if denoiser.p is not self._p:
             return
@@ -191,9 +192,10 @@ class _DenoiserBridge:
 
 
 def describe_batch_rows(denoiser: Any, row_count: int, span: Span) -> BatchRows:
-    """The rows of a step: each picture's prompts (several where the prompt has AND), then each picture's negative
-    prompt, which InstructPix2Pix asks for twice. The host may drop the last ones or ask for them in several calls, but
-    keeps their order (AUTOMATIC1111 1.10.1, modules/sd_samplers_cfg_denoiser.py, forward)."""
+    """Return the rows of a step: each image's prompts (several where the prompt has AND), then each image's negative
+    prompt, twice for InstructPix2Pix. The host may drop the last rows or split them over several calls, but keeps
+    their order (AUTOMATIC1111 1.10.1, modules/sd_samplers_cfg_denoiser.py, forward). Raises ValueError for another
+    number of rows."""
     prompts = [len(each) for each in denoiser.sampler.sampler_extra_args["cond"].batch]
     count = len(prompts)
     positive = [i for i, n in enumerate(prompts) for _ in repeat(None, n)]

@@ -1,10 +1,8 @@
 """The always-on script "ControlNet": from the arguments of a request to guided samples, maps and PNG info.
 
-Its arguments are objects, one a unit, with the fields that sdwebui/units.py reads (so the API sends
-them), or the values of the panel's components in the order of `panel.FIELDS`, unit after unit. Images are base64 or
-arrays (H, W, 3 or 4) uint8.
-
-A picture for each image of a folder, or from the picture before.
+Its arguments are objects, one a unit, with the fields of sdwebui/units.py (as the API sends them), or the values of
+the panel's components in the order of `inputs.PANEL_UNIT_FIELDS`, unit after unit. Images are base64 or arrays (H, W,
+3 or 4) uint8.
 """
 
 from __future__ import annotations
@@ -32,14 +30,15 @@ from .sampling import guide_sampling, stop_guiding
 
 @dataclass
 class BatchInputs:
-    """The images of units that have a folder, and which units loop, by place."""
+    """Batch folders and loopback: the image files of units by number, and the numbers of units that take the image
+    before."""
 
     files_by_unit: dict[int, list[Path]] = field(default_factory=dict)
     looping_units: set[int] = field(default_factory=set)
 
     @classmethod
     def from_units(cls, units: Mapping[int, Mapping[str, Any]]) -> BatchInputs:
-        """Of what the panel says; a request's JSON has no say in which folders are read. ValueError on a folder without
+        """Read the panel's batch folders; a request's JSON cannot name folders. Raises ValueError for a folder without
         images."""
         on = {place: unit for place, unit in units.items() if "batch_folder" in unit and unit["enabled"]}
         folders = {place: str(unit["batch_folder"] or "").strip() for place, unit in on.items()}
@@ -48,18 +47,19 @@ class BatchInputs:
 
     @property
     def image_count(self) -> int:
-        """How many pictures, 0 without a folder: as many as the shortest has images."""
+        """Number of images to generate: that of the shortest folder, 0 without a folder."""
         return min(map(len, self.files_by_unit.values()), default=0)
 
     @property
     def has_changing_images(self) -> bool:
-        """Whether the images differ from picture to picture."""
+        """True if units have another image in each iteration."""
         return bool(self.files_by_unit or self.looping_units)
 
     def with_iteration_image(
         self, unit_number: int, unit: WebuiUnit, iteration: int, last_image: np.ndarray | None
     ) -> WebuiUnit:
-        """The unit with the image of this iteration, from 0; `last` is the picture before."""
+        """Return the unit with the image of this iteration, from 0. `last_image` (H, W, 3) uint8 is the result before,
+        None in the first iteration."""
         if unit_number in self.looping_units and last_image is not None:
             return replace(unit, images=((last_image, None),))
         if unit_number in self.files_by_unit:
@@ -82,8 +82,8 @@ NumberedUnit = tuple[int, WebuiUnit]  # with its place, from 1
 
 
 class GenerationState:
-    """The units of one request. Models are looked up at once, for the PNG info; maps are made when the host samples,
-    because only then it knows all sizes, and lets an error be seen."""
+    """The units of one request. Models are looked up at once, for PNG info; maps are made when the host samples,
+    because only then all sizes are known and errors are shown."""
 
     def __init__(self, p: Any, args: Sequence[Any]):
         self._p, self.units = p, list[NumberedUnit]()
@@ -108,11 +108,12 @@ class GenerationState:
 
     @property
     def has_work(self) -> bool:
-        """Whether there is something to do or to refuse."""
+        """True if there are units to apply or an error to raise."""
         return bool(self.units) or self._error is not None
 
     def build_units(self) -> list[BuiltUnit]:
-        """The units at work."""
+        """Return the units for the present iteration. Raises ValueError, TypeError or FileNotFoundError in one line,
+        also those of reading the request."""
         if self._error is not None:
             raise self._error
         iteration = int(getattr(self._p, "iteration", 0))
@@ -132,15 +133,18 @@ class GenerationState:
 
 
 class ControlNetScript(scripts.Script):
-    """One for txt2img, one for img2img."""
+    """The host's script: one instance for txt2img, one for img2img."""
 
     def title(self) -> str:
+        """Return the script's title."""
         return SCRIPT_TITLE
 
     def show(self, is_img2img: bool) -> Any:
+        """Make the script always visible."""
         return scripts.AlwaysVisible
 
     def ui(self, is_img2img: bool) -> list[Any]:
+        """Build the panel and return its components."""
         shown = build_panel(self, is_img2img, host.get_unit_count())
         self.infotext_fields, self.paste_field_names = (
             shown.paste_fields,
@@ -149,7 +153,7 @@ class ControlNetScript(scripts.Script):
         return shown.components
 
     def before_process(self, p: Any, *args: Any) -> None:
-        """A picture for each image of a batch folder, with one seed, unless the settings say otherwise."""
+        """Set the number of iterations to that of a batch folder's images."""
         try:
             count = BatchInputs.from_units(dict(enumerate(read_request_units(args, p, False)))).image_count
         except (ValueError, OSError):
@@ -158,7 +162,8 @@ class ControlNetScript(scripts.Script):
             p.n_iter = count
 
     def process(self, p: Any, *args: Any) -> None:
-        """Read the units, and have the samples guided."""
+        """Read the units and guide the request's sampling; a batch folder has one seed, unless the settings say
+        otherwise."""
         stop_guiding(p)
         p.controlnet_ext = request = GenerationState(p, args)
         if not request.has_work:
@@ -169,20 +174,20 @@ class ControlNetScript(scripts.Script):
         guide_sampling(p, request.build_units)
 
     def postprocess_batch(self, p: Any, *args: Any, images: Any, **_: Any) -> None:
-        """Finish the pictures of a batch, `(B, 3, H, W)` in 0..1, in place."""
+        """Process the finished images of a batch, `(B, 3, H, W)` in 0..1, in place."""
         request = vars(p).get("controlnet_ext")
         finishes = [each.finish for each in request.built_units if each.finish is not None] if request else []
         if finishes:
             apply_finishes(images, finishes)
 
     def postprocess_image(self, p: Any, shown: Any, *args: Any) -> None:
-        """Keep the picture, for units that loop."""
+        """Store the image for units that loop."""
         request = vars(p).get("controlnet_ext")
         if request is not None and request.batch_inputs.looping_units:
             request.last_image = np.asarray(shown.image.convert("RGB"))
 
     def postprocess(self, p: Any, processed: Any, *args: Any) -> None:
-        """Append the maps."""
+        """Append the maps to the results."""
         stop_guiding(p)
         request = vars(p).pop("controlnet_ext", None)
         if request is None:
@@ -194,7 +199,8 @@ class ControlNetScript(scripts.Script):
 
 
 def parse_webui_units(values: Sequence[Mapping[str, Any]], max_units: int) -> list[NumberedUnit]:
-    """The units that are on."""
+    """Return the units that are on, with their numbers from 1. Raises ValueError for a wrong unit and for more than
+    `max_units`."""
     if len(values) > max_units:
         raise ValueError(f"{len(values)} units, expected up to {max_units}")
     units = [(i, parse_webui_unit(value, f"unit {i}")) for i, value in enumerate(values, 1)]
