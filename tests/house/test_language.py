@@ -71,8 +71,6 @@ PENDING = {
     "generation",
     "models",  # nn and state_dict
     "preprocessors",
-    "sdwebui",
-    "webui",
 }
 
 
