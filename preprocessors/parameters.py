@@ -38,7 +38,7 @@ class Parameter:
         """The legal values in words."""
         return {int: f"a whole number {self.range}", float: f"a number {self.range}", bool: "true or false"}[self.type]
 
-    def check(self, value: Any) -> Any:
+    def check(self, value: object) -> Any:
         """Return the value as the declared type.
 
         Raises TypeError for another type (a bool is no number, 1.0 is no whole number), ValueError outside the range.
@@ -73,7 +73,7 @@ def read_parameters(function: Callable[..., Any], skip: int) -> tuple[Parameter,
     )
 
 
-def _parse_parameter(name: str, default: Any, annotation: Any) -> Parameter:
+def _parse_parameter(name: str, default: object, annotation: object) -> Parameter:
     if type(None) in get_args(annotation):
         annotation = get_args(annotation)[0]
     kind, *notes = get_args(annotation) or (annotation,)

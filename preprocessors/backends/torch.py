@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ...errors import check_choice
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
 NETWORK_DTYPES = ("float32", "float16", "bfloat16")
@@ -24,7 +25,7 @@ class Device:
         check_choice("dtype", self.dtype, NETWORK_DTYPES)
 
     @staticmethod
-    def coerce(device: Any) -> Device:
+    def coerce(device: str | torch.device | Device) -> Device:
         """`device` itself, or float32 on the device that it names (text, or a torch.device)."""
         return device if isinstance(device, Device) else Device(str(device))
 
@@ -34,7 +35,7 @@ class Network:
 
     Weights and inputs lie channels last: PiDiNet on one thread of a CPU takes 0.65 of the time."""
 
-    def __init__(self, module: nn.Module, device: Any, dtype: Any, bytes: int):
+    def __init__(self, module: nn.Module, device: torch.device, dtype: torch.dtype, bytes: int):
         self.module, self.device, self.dtype, self.bytes = module, device, dtype, bytes
 
     @staticmethod

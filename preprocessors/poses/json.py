@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any
+from typing import Any, TypeVar
 
 from ...files.disk import open_regular_file, parse_json, write_atomically
 from .key_points import COORDINATE_RANGE, Animal, KeyPoint, KeyPoints, Person, Poses
+
+T = TypeVar("T")
 
 POSE_FILE_LIMIT = 2**24  # bytes of a file
 _JSON_PART_NAMES = {"body": "pose", "left_hand": "hand_left", "right_hand": "hand_right", "face": "face"}
@@ -78,8 +80,8 @@ def _list_confidences(points: KeyPoints) -> list[float]:
     return [float(p.confidence) if p else 0.0 for p in points] if any(p and p.confidence != 1 for p in points) else []
 
 
-def _parse_object(value: Any) -> Poses:
-    _check_type(value, dict, "poses of a picture")
+def _parse_object(json: object) -> Poses:
+    value = _check_type(json, dict, "poses of an image")
     width, height = _get_side(value, "canvas_width"), _get_side(value, "canvas_height")
     people = [_parse_person(person, f"people[{i}]") for i, person in enumerate(_get_list(value, "people"))]
     animals = [_parse_triples(points, f"animals[{i}]") for i, points in enumerate(_get_list(value, "animals"))]
@@ -96,9 +98,9 @@ def _parse_object(value: Any) -> Poses:
     )
 
 
-def _parse_person(value: Any, where: str) -> dict[str, list[list[float]]]:
-    """Triples (x, y, c) by part."""
-    _check_type(value, dict, where)
+def _parse_person(json: object, where: str) -> dict[str, list[list[float]]]:
+    """Return the triples (x, y, c) by part."""
+    value = _check_type(json, dict, where)
     parts = {
         part: _parse_triples(value.get(f"{name}_keypoints_2d"), f"{where}.{name}")
         for part, name in _JSON_PART_NAMES.items()
@@ -111,11 +113,11 @@ def _parse_person(value: Any, where: str) -> dict[str, list[list[float]]]:
     return parts | {"body": body or [[0, 0, 0]] * 18}
 
 
-def _parse_triples(value: Any, where: str) -> list[list[float]]:
+def _parse_triples(json: object, where: str) -> list[list[float]]:
     """The numbers of a part by threes. Of one that is null, none."""
-    if value is None:
+    if json is None:
         return []
-    _check_type(value, list, where)
+    value = _check_type(json, list, where)
     if all(isinstance(point, list) and len(point) == 3 for point in value):
         value = [number for point in value for number in point]
     _check_numbers(value, where)
@@ -124,11 +126,11 @@ def _parse_triples(value: Any, where: str) -> list[list[float]]:
     return [value[i : i + 3] for i in range(0, len(value), 3)]
 
 
-def _set_confidences(triples: list[list[float]], confidences: Any, where: str) -> None:
+def _set_confidences(triples: list[list[float]], json: object, where: str) -> None:
     """Give points with c = 1 the confidence in the list beside them, where there is one."""
-    if not confidences:
+    if not json:
         return
-    _check_type(confidences, list, where)
+    confidences = _check_type(json, list, where)
     _check_numbers(confidences, where)
     if len(confidences) != len(triples):
         raise ValueError(f"{where} has {len(confidences)} numbers for {len(triples)} points")
@@ -142,9 +144,7 @@ def _to_key_points(triples: list[list[float]], size: tuple[int, int]) -> tuple[K
 
 
 def _get_list(value: dict[str, Any], key: str) -> list[Any]:
-    found = value.get(key) or []
-    _check_type(found, list, key)
-    return found
+    return _check_type(value.get(key) or [], list, key)
 
 
 def _get_side(value: dict[str, Any], key: str) -> int:
@@ -154,9 +154,11 @@ def _get_side(value: dict[str, Any], key: str) -> int:
     return side
 
 
-def _check_type(value: Any, expected_type: type, where: str) -> None:
+def _check_type(value: object, expected_type: type[T], where: str) -> T:
+    """Return the value, which must be of the type. Raises ValueError."""
     if not isinstance(value, expected_type):
         raise ValueError(f"{where} is a JSON {value.__class__.__name__}, expected {expected_type.__name__}")
+    return value
 
 
 def _check_numbers(numbers: list[Any], where: str) -> None:

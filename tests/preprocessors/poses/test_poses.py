@@ -221,7 +221,7 @@ FLAT = [0.1, 0.1, 1] * 18
     ("text", "message"),
     [
         ("{", "not valid JSON"),
-        ("3", "poses of a picture is a JSON int, expected dict"),
+        ("3", "poses of an image is a JSON int, expected dict"),
         ("[" * 100000, "nests its JSON too deeply"),
         ({"people": []}, "canvas_width is None, expected pixels"),
         (CANVAS | {"canvas_width": True}, "canvas_width is True"),
