@@ -13,7 +13,7 @@ REFUSED: tuple[tuple[dict[str, Any], str], ...] = (
     ({"model": "absent"}, "unit 1: unknown control model 'absent'"),
     ({"model": None}, "unit 1: it is on and has no model"),
     ({"image": None}, "unit 1: it is on and has no image"),
-    ({"image": "/etc/passwd"}, "unit 1: image is no picture in base64"),
+    ({"image": "/etc/passwd"}, "unit 1: image is no image in base64"),
     ({"module": "cany"}, "unit 1: unknown preprocessor 'cany'"),
     ({"weight": 3}, "unit 1: weight is 3, expected a number 0..2"),
     ({"control_mode": "strict"}, "unit 1: control_mode is 'strict'"),

@@ -27,7 +27,7 @@ def decode_base64_image(value: Any, name: str) -> np.ndarray:
         return read_image(value)
     content = _decode_image_bytes(value)
     if content is None:
-        raise ValueError(f"{name} is no picture in base64; paths and addresses are not read")
+        raise ValueError(f"{name} is no image in base64; paths and URLs are not read")
     try:
         return read_image(content)
     except ValueError as error:
@@ -39,7 +39,7 @@ def check_total_pixels(value: Any) -> None:
     megapixels in all."""
     total = _count_pixels(value)
     if total > MAX_PIXELS:
-        raise ValueError(f"the pictures of the request have {total / 1e6:.0f} megapixels, expected up to 64 in all")
+        raise ValueError(f"the images of the request have {total / 1e6:.0f} megapixels, expected up to 64 in all")
 
 
 def _count_pixels(value: Any) -> int:
@@ -103,4 +103,4 @@ def _split_image_and_mask(value: Mapping[str, Any]) -> tuple[Any, Any]:
 
 def encode_png_base64(pixels: np.ndarray, text_chunks: Mapping[str, str] | None = None) -> str:
     """Encode an image (H, W) or (H, W, 3) uint8 RGB as a PNG in base64."""
-    return base64.b64encode(encode_image("picture.png", pixels, text_chunks)).decode()
+    return base64.b64encode(encode_image("image.png", pixels, text_chunks)).decode()

@@ -166,7 +166,7 @@ def test_paths_and_addresses_are_refused_alike_whether_there_is_something_or_not
         assert status == 422
         answers.add(answer["detail"])
     assert answers == {
-        f"unit 1: {name} is no picture in base64; paths and addresses are not read" for name in ("image", "mask")
+        f"unit 1: {name} is no image in base64; paths and URLs are not read" for name in ("image", "mask")
     }
     for h in hostile:
         assert client.draw(path="img2img", init_images=[h])[0] == 422

@@ -187,7 +187,7 @@ def test_detect_takes_masks_beside_in_and_over_images() -> None:
 def test_pictures_of_a_request_have_64_megapixels_in_all() -> None:
     large = white(6000, 6000)
     units = [{"model": "m", "image": [{"image": large, "mask": large}]}]
-    with pytest.raises(ValueError, match=r"^the pictures of the request have 72 megapixels, expected up to 64 in all$"):
+    with pytest.raises(ValueError, match=r"^the images of the request have 72 megapixels, expected up to 64 in all$"):
         parse_generation_request(
             {"alwayson_scripts": {"ControlNet": {"args": units}}}, (64, 64), RequestLimits(), False
         )

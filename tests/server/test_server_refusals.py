@@ -107,7 +107,7 @@ def test_a_path_is_refused_as_a_missing_one_is(path: str) -> None:
     for hostile, missing in zip(everywhere(path), everywhere(MISSING), strict=True):
         words = asked(hostile)
         assert words == asked(missing)
-        assert words.endswith("no picture in base64; paths and addresses are not read")
+        assert words.endswith("no image in base64; paths and URLs are not read")
 
 
 @pytest.mark.parametrize("url", URLS, ids=range(len(URLS)))
