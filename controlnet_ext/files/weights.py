@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 POPULATE_MIN_BYTES = 2**18  # bytes of a storage that has memory of its own from the system
+HASH_BLOCK_BYTES = 2**24  # bytes that are hashed at once
 CHECKSUM_BLOCK_BYTES = 2**20  # bytes that are looked at again while they are in the processor's cache
 # What training scripts call the part that holds the weights
 STATE_DICT_KEYS = ("state_dict", "model", "params", "params_ema", "depth_model", "controlnet")
@@ -37,13 +38,16 @@ class Weights:
     metadata: dict[str, str]
     format: str
     _file_stamp: tuple[int, ...]
+    _sha256: str | None = None
 
     @cached_property
     def sha256(self) -> str:
-        """SHA-256 of the file in hex, computed on first access.
+        """SHA-256 of the file in hex, computed on first access unless it was taken while the file was read.
 
         Raises ValueError when the file has changed since it was read.
         """
+        if self._sha256 is not None:
+            return self._sha256
         import hashlib  # not at the top, where a canny edge map would pay for it
 
         digest = hashlib.sha256()
@@ -55,12 +59,13 @@ class Weights:
         return digest.hexdigest()
 
 
-def read_weights(path: str | os.PathLike[str], load_values: bool = True) -> Weights:
+def read_weights(path: str | os.PathLike[str], load_values: bool = True, with_sha256: bool = False) -> Weights:
     """Read the weights in a file of safetensors or torch.save, whatever its name.
 
     Without `load_values` tensors are on the meta device, and only the header of the file is read. A dict of torch.save
     without tensors, but with a dict of tensors under one of STATE_DICT_KEYS, gives the latter. Numbers and text beside
-    the tensors become metadata; other containers are left out. Keys stay unchanged.
+    the tensors become metadata; other containers are left out. Keys stay unchanged. `with_sha256` hashes the file while
+    its values are read, so that `Weights.sha256` reads nothing again.
 
     Nothing is executed: a pickle that names anything but tensors, containers and plain scalars is refused. Raises
     FileNotFoundError, or ValueError in one line: cut short, damaged (where the file has checksums), wrong sizes, over
@@ -71,13 +76,49 @@ def read_weights(path: str | os.PathLike[str], load_values: bool = True) -> Weig
         stamp = _read_file_stamp(file)
         try:
             format, plans, metadata, places = _read_contents(file, stamp[0])
-            return Weights(Path(path), _read_tensors(file, plans, places, load_values), metadata, format, stamp)
+            hasher = _FileHasher(file) if with_sha256 and load_values else None
+            tensors = _read_tensors(file, plans, places, load_values, hasher)
+            sha256 = None if hasher is None else hasher.finish(stamp[0])
+            if hasher is not None and _read_file_stamp(file) != stamp:
+                raise ValueError("it changed while it was read")
+            return Weights(Path(path), tensors, metadata, format, stamp, sha256)
         except OSError as error:
             raise ValueError(f"{name} cannot be read: {error.strerror}") from error
         except ValueError as error:
             raise ValueError(f"{name} is refused: {error}") from error
         except (LookupError, TypeError, struct.error) as error:
             raise ValueError(f"{name} is refused: damaged, or no file of weights") from error
+
+
+class _FileHasher:
+    """The sha256 of a file of which parts are read anyway, in the order of their offsets: only the gaps between them
+    are read for the hash."""
+
+    def __init__(self, file: BinaryIO):
+        import hashlib  # not at the top, where a canny edge map would pay for it
+
+        self._file, self._digest, self._position = file, hashlib.sha256(), 0
+
+    def add(self, offset: int, content: memoryview) -> None:
+        """Hash what lies before `offset`, then the bytes of the file from there, as far as they are not hashed yet."""
+        self._skip_to(offset)
+        for start in range(self._position - offset, len(content), HASH_BLOCK_BYTES):  # so that Ctrl-C stops it
+            self._digest.update(content[start : start + HASH_BLOCK_BYTES])
+        self._position = max(self._position, offset + len(content))
+
+    def finish(self, size: int) -> str:
+        """Hash the rest of the file, which has `size` bytes, and return the hash in hex."""
+        self._skip_to(size)
+        return self._digest.hexdigest()
+
+    def _skip_to(self, offset: int) -> None:
+        self._file.seek(self._position)
+        while self._position < offset:
+            block = self._file.read(min(offset - self._position, HASH_BLOCK_BYTES))
+            if not block:
+                raise ValueError("cut short while it was read")
+            self._digest.update(block)
+            self._position += len(block)
 
 
 def _read_file_stamp(file: BinaryIO) -> tuple[int, ...]:
@@ -135,7 +176,11 @@ def _join_keys(keys: Iterable[Any]) -> str:
 
 
 def _read_tensors(
-    file: BinaryIO, views: dict[str, TensorView], byte_ranges: dict[str, ByteRange], load_values: bool
+    file: BinaryIO,
+    views: dict[str, TensorView],
+    byte_ranges: dict[str, ByteRange],
+    load_values: bool,
+    hasher: _FileHasher | None,
 ) -> dict[str, Tensor]:
     """Read each storage once, into the memory that its tensors keep."""
     storages = {plan.storage.key: plan.storage for plan in views.values()}
@@ -149,6 +194,8 @@ def _read_tensors(
                 f"{storage.dtype}"
             )
         contents[key] = _read_range(file, byte_ranges[key]) if load_values else _make_meta_bytes(byte_ranges[key].size)
+        if hasher is not None:
+            hasher.add(byte_ranges[key].offset, contents[key].numpy().data)
     return {name: _view_as_tensor(contents[plan.storage.key], plan) for name, plan in views.items()}
 
 

@@ -1,4 +1,4 @@
-"""A recipe from the options of a command line: anew, or that of a picture with changes."""
+"""Recipes from the options of `generate`: new ones, and those of images with changes."""
 
 from __future__ import annotations
 
@@ -8,78 +8,81 @@ from argparse import Namespace
 from dataclasses import replace
 from typing import Any
 
-from ..embedded import EMBEDDED_NAME, list_controls, resolve_embedded
+from ..embedded import EMBEDDED_NAME, list_controls
 from ..errors import error_prefix
 from .pipeline_folder import PipelineFolder
-from .prepare import fit_unit
+from .prepare import fit_unit, refit_unit
 from .recipe import ATTRIBUTES, NUMBER_FIELDS, GenerationRecipe, RecipeUnit
 from .recipe_png import read_recipe
 from .sources import ModelRef
 from .unit_text import UNIT_SETTINGS, parse_settings, parse_unit, split_unit_text
 
 
-def recipe_from_options(options: Namespace) -> tuple[GenerationRecipe, str]:
-    """The recipe that the options ask for, its maps made, and the device."""
+def recipe_from_options(options: Namespace) -> tuple[GenerationRecipe, str, PipelineFolder]:
+    """Return the recipe that the options of `generate` describe, its maps made, the device, and the model's folder.
+
+    Raises FileNotFoundError, ValueError or TypeError in one line."""
     if options.prompt is None:
         raise ValueError("no PROMPT given, and no recipe (--from)")
-    if options.image is not None and not options.control:
-        raise ValueError(f"--image {options.image!r} without a --control that reads it")
-    if options.mask is not None and not options.control:
-        raise ValueError(f"--mask {options.mask!r} without a --control that reads it")
+    for name in ("image", "mask"):
+        if getattr(options, name) is not None and not options.control:
+            raise ValueError(f"--{name} {getattr(options, name)!r} without a --control that reads it")
+    given, specs = _parse_fields(options), []
     model = EMBEDDED_NAME if options.model is None else options.model
-    resolve_embedded(model)  # that it is installed, before anything else is said of it
-    words, units = _parse_fields(options), []
+    folder = PipelineFolder.find(model)
     for i, text in enumerate(options.control, 1):
         with error_prefix(f"unit {i}"):
-            units.append(parse_unit(text, options.image, list_controls(model), options.mask))
-    if "width" not in words:
-        words["height"], words["width"] = PipelineFolder.find(model).size
+            specs.append(parse_unit(text, options.image, list_controls(model), options.mask))
+    if "width" not in given:
+        given["height"], given["width"] = folder.size
     device = choose_device(options.device)
-    defaults: dict[str, Any] = {
-        ATTRIBUTES.get(name, name): NUMBER_FIELDS[name].default for name in ("steps", "guidance")
-    }
+    defaults: dict[str, Any] = {"steps": NUMBER_FIELDS["steps"].default}
+    defaults |= {"guidance_scale": NUMBER_FIELDS["guidance"].default}
     defaults |= {"negative_prompt": "", "seed": int.from_bytes(os.urandom(4), "big"), "threads": _get_torch_threads()}
     defaults |= {"dtype": "float32" if device == "cpu" else "float16", "device": device.partition(":")[0]}
-    recipe = GenerationRecipe(**{**defaults, **words}, model=ModelRef(model), units=())
-    made = []
-    for i, its in enumerate(units, 1):
+    recipe = GenerationRecipe(**{**defaults, **given}, model=ModelRef(model), units=())
+    units = []
+    for i, spec in enumerate(specs, 1):
         with error_prefix(f"unit {i}"):
-            made.append(fit_unit(RecipeUnit(its, its.preprocessor, its.parameters), recipe.height, recipe.width))
-    return replace(recipe, units=tuple(made)), device
+            units.append(fit_unit(spec, recipe.height, recipe.width))
+    return replace(recipe, units=tuple(units)), device, folder
 
 
-def recipe_from_png(options: Namespace) -> tuple[GenerationRecipe, str]:
-    """The recipe in a picture, with what the options change, and the device."""
+def recipe_from_png(options: Namespace) -> tuple[GenerationRecipe, str, None]:
+    """Return the recipe in a PNG with what the options of `generate` change, and the device. The folder of its model is
+    not looked at yet.
+
+    Raises FileNotFoundError, ValueError or TypeError in one line."""
     for name in ("image", "mask"):
         if getattr(options, name) is not None:
             raise ValueError(f"--{name} with --from: the recipe holds its maps already")
-    old = read_recipe(options.recipe)
-    words, ingredients, moved = _parse_fields(options), list(old.units), set[int]()
+    saved = read_recipe(options.recipe)
+    given, units, renamed = _parse_fields(options), list(saved.units), set[int]()
     for text in options.control:
         number, changes = split_unit_text(text)
-        if number not in map(str, range(1, len(ingredients) + 1)):
-            raise ValueError(f"--control {number!r} with --from: expected a unit of the recipe, 1..{len(ingredients)}")
+        if number not in map(str, range(1, len(units) + 1)):
+            raise ValueError(f"--control {number!r} with --from: expected a unit of the recipe, 1..{len(units)}")
         i = int(number) - 1
         with error_prefix(f"unit {number}"):
-            ingredients[i] = _apply_changes(ingredients[i], changes)
-        moved |= {i} if "model" in changes else set()
+            units[i] = _apply_changes(units[i], changes)
+        renamed |= {i} if "model" in changes else set()
     if options.model is not None:
-        words["model"] = ModelRef(options.model, old.model.sha256)
-    elif _is_network_path(old.model):
-        raise ValueError(f"the recipe's model lies on another machine, {old.model.path!r:.80}: name it with --model")
-    for i, ingredient in enumerate(ingredients):
-        if i not in moved and _is_network_path(ingredient.model_ref):
+        given["model"] = ModelRef(options.model, saved.model.sha256)
+    elif _is_network_path(saved.model):
+        raise ValueError(f"the recipe's model lies on another machine, {saved.model.path!r:.80}: name it with --model")
+    for i, unit in enumerate(units):
+        if i not in renamed and _is_network_path(unit.model):
             raise ValueError(
                 f"the model of unit {i + 1} lies on another machine: name it with --control {i + 1},model=PATH"
             )
-    device = choose_device(options.device or old.device)
-    words["device"] = device.partition(":")[0]
-    if "scheduler" in words:
-        words["scheduler_config"] = {}
-    recipe = replace(old, **words)
-    if (recipe.height, recipe.width) != (old.height, old.width):
-        ingredients = [fit_unit(ingredient, recipe.height, recipe.width) for ingredient in ingredients]
-    return replace(recipe, units=tuple(ingredients)), device
+    device = choose_device(options.device or saved.device)
+    given["device"] = device.partition(":")[0]
+    if "scheduler" in given:
+        given["scheduler_config"] = {}
+    recipe = replace(saved, **given)
+    if (recipe.height, recipe.width) != (saved.height, saved.width):
+        units = [refit_unit(unit, recipe.height, recipe.width) for unit in units]
+    return replace(recipe, units=tuple(units)), device, None
 
 
 def _apply_changes(recipe_unit: RecipeUnit, changes: dict[str, str]) -> RecipeUnit:
@@ -88,12 +91,12 @@ def _apply_changes(recipe_unit: RecipeUnit, changes: dict[str, str]) -> RecipeUn
         raise ValueError(f"{odd[0]!r} cannot change in a recipe, only {', '.join(allowed)}")
     values = parse_settings(changes)
     if "model" in changes:
-        values["model"] = ModelRef(changes["model"], recipe_unit.model_ref.sha256)
-    return replace(recipe_unit, unit=replace(recipe_unit.unit, **values))
+        values["model"] = ModelRef(changes["model"], recipe_unit.model.sha256)
+    return replace(recipe_unit, **values)
 
 
 def _parse_fields(options: Namespace) -> dict[str, Any]:
-    """What of a recipe the options say, checked as far as it goes alone."""
+    """Return the recipe's fields that the options state, each checked by itself."""
     given = {name: getattr(options, name) for name in ("prompt", "negative", "scheduler", "dtype")}
     words: dict[str, Any] = {ATTRIBUTES.get(name, name): word for name, word in given.items() if word is not None}
     for name in ("seed", "steps", "guidance"):
@@ -108,7 +111,7 @@ def _parse_fields(options: Namespace) -> dict[str, Any]:
 
 
 def choose_device(name: str | None) -> str:
-    """The device, by default the fastest there is. ValueError where this machine has none of that name."""
+    """Return the device of this name, by default the fastest one. Raises ValueError where this machine has none."""
     import torch
 
     if name is None:
@@ -129,5 +132,5 @@ def _get_torch_threads() -> int:
 
 
 def _is_network_path(ref: ModelRef) -> bool:
-    """A path that Windows would ask another machine for, and tell it who asks."""
+    """Return True for a path that Windows would ask another machine for, and tell it who asks."""
     return ref.path[:1] in ("\\", "/") and ref.path[1:2] in ("\\", "/")

@@ -1,4 +1,4 @@
-"""From a recipe to all that its picture needs. What can be refused is refused before the large files are loaded."""
+"""From a recipe to all that its image needs, loaded. What can be refused is refused before the pipeline is loaded."""
 
 from __future__ import annotations
 
@@ -6,28 +6,33 @@ import importlib.metadata
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import cv2
 import numpy as np
 
-from ..embedded import resolve_embedded
 from ..errors import error_prefix, one_line
 from ..guidance.hints import HintImages
 from ..guidance.schedule import Span
 from ..guidance.unit import Unit
-from ..guidance.weighting import layer_scales
+from ..guidance.weighting import compute_step_weights, layer_scales
 from ..maps.control_map import ControlMap
 from ..preprocessors.registry import find, find_or_none
 from .inpainting import postprocess_for
 from .pipeline_folder import PipelineFolder, silence_libraries
-from .recipe import GenerationRecipe, RecipeUnit
+from .recipe import GenerationRecipe, RecipeUnit, UnitSpec
 from .recipe_png import encode_recipe
 from .request import GuidanceSetup
 from .sources import NO_MODEL, ModelRef, describe_expected_model, find_control_files, hash_files, verify_hashes
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+    from ..guidance.contract import ControlModel
+
 T = TypeVar("T")
-LoadedNetworks = dict[str, tuple[dict[str, str], Any]]  # control models by path, with the hashes of their files
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,107 +48,134 @@ class LoadedRecipe:
     guidance: GuidanceSetup
 
 
-def fit_unit(recipe_unit: RecipeUnit, height: int, width: int) -> RecipeUnit:
-    """The ingredient with its unit's preprocessor run, and map, mask and region brought to this size."""
-    unit = recipe_unit.unit
-    kind = unit.image.kind if isinstance(unit.image, ControlMap) else "other"
-    kind = find(unit.preprocessor).makes if unit.preprocessor else kind
-    pixels, mask = HintImages(unit).fit_first_map(height, width)
-    region = unit.region
-    if region is not None:
-        way = cv2.INTER_AREA if height * width < region.size else cv2.INTER_LINEAR
-        eight_bits = np.rint(region * 255).astype(np.uint8)  # as the recipe keeps it
-        region = cv2.resize(eight_bits, (width, height), interpolation=way).astype(np.float32) / 255
-    unit = replace(unit, image=ControlMap(pixels, kind), inpaint=mask, region=region, preprocessor=None, parameters={})
-    return replace(recipe_unit, unit=unit)
+def fit_unit(spec: UnitSpec, height: int, width: int) -> RecipeUnit:
+    """Return the unit with its map made by its preprocessor, and map, mask and region brought to this size in pixels.
+
+    Raises FileNotFoundError, ValueError or TypeError in one line where an image cannot be read or preprocessed."""
+    kind = spec.image.kind if isinstance(spec.image, ControlMap) else "other"
+    kind = find(spec.preprocessor).makes if spec.preprocessor else kind
+    pixels, mask = HintImages(spec).fit_first_map(height, width)
+    return RecipeUnit(
+        model=spec.model,
+        control_map=ControlMap(pixels, kind),
+        mask=mask,
+        preprocessor=spec.preprocessor,
+        parameters=spec.parameters,
+        weight=spec.weight,
+        window=spec.window,
+        mode=spec.mode,
+        layers=spec.layers,
+        region=None if spec.region is None else _resize_region(spec.region, height, width),
+        fit=spec.fit,
+    )
 
 
-def load_recipe(recipe: GenerationRecipe, device: str) -> LoadedRecipe:
-    """Load what the recipe names, on a device such as "cpu" or "cuda:1". Hashes that it holds are verified before a
-    file is used; without them they are filled in. FileNotFoundError, ValueError or TypeError in one line."""
+def refit_unit(unit: RecipeUnit, height: int, width: int) -> RecipeUnit:
+    """Return the unit with its map, mask and region brought to another size in pixels."""
+    source = UnitSpec(model=unit.model, image=unit.control_map, inpaint=unit.mask, region=unit.region, fit=unit.fit)
+    fitted = fit_unit(source, height, width)
+    return replace(unit, control_map=fitted.control_map, mask=fitted.mask, region=fitted.region)
+
+
+def _resize_region(region: np.ndarray, height: int, width: int) -> np.ndarray:
+    interpolation = cv2.INTER_AREA if height * width < region.size else cv2.INTER_LINEAR
+    eight_bits = np.rint(region * 255).astype(np.uint8)  # as the recipe stores it
+    return cv2.resize(eight_bits, (width, height), interpolation=interpolation).astype(np.float32) / 255
+
+
+def load_recipe(recipe: GenerationRecipe, device: str, folder: PipelineFolder | None = None) -> LoadedRecipe:
+    """Load what the recipe names on a device such as "cpu" or "cuda:1".
+
+    Hashes in the recipe are verified before a model is built of a file; hashes that it lacks are filled in. `folder` is
+    that of the recipe's model if it was looked at already. Raises FileNotFoundError, ValueError or TypeError in one
+    line."""
     import torch
 
-    from .. import models
     from ..hosts.diffusers.guide import guide
 
     with silence_libraries():
-        folder = _find_model(recipe.model, PipelineFolder.find, "--model")
+        folder = folder or _find_model(recipe.model, PipelineFolder.find, "--model")
         scheduler = folder.make_scheduler(recipe.scheduler)
         config = _read_scheduler_config(scheduler)
         if recipe.scheduler_config and recipe.scheduler_config != config:
             raise ValueError(f"the {type(scheduler).__name__} has other settings here than the recipe's")
         _check_steps(recipe, scheduler)
         dtype = getattr(torch, recipe.dtype)
-        nets: LoadedNetworks = {}
-        unet = folder.make_meta_unet() if recipe.units else None
-        ingredients = tuple(
-            _load_unit(
-                i,
-                ingredient,
-                nets,
-                lambda path: _bind_network(models.load(resolve_embedded(path), device, dtype), unet, path),
-            )
-            for i, ingredient in enumerate(recipe.units, 1)
-        )
+        recipe_units, units = _load_units(recipe.units, folder, device, dtype)
         hashes = hash_files(folder.files())
-        if recipe.model.sha256:
-            verify_hashes(recipe.model, hashes, "--model")
+        verify_hashes(recipe.model, hashes, "--model")
         complete = replace(
             recipe,
             model=ModelRef(recipe.model.path, hashes),
-            units=ingredients,
+            units=recipe_units,
             scheduler=type(scheduler).__name__,
             scheduler_config=config,
             made_with=_describe_versions(device),
         )
-        words = encode_recipe(complete)
+        png_texts = encode_recipe(complete)
         pipe = folder.load(dtype, scheduler).to(device)
     pipe.set_progress_bar_config(disable=None)  # shown on terminals
-    units = tuple(replace(each.unit, model=_get_model(each, nets)) for each in complete.units)
-    guidance = _make_guidance_setup(complete.units, units)
     with guide(pipe, units):
-        pass  # units that cannot act on this model are refused here
-    return LoadedRecipe(complete, words, _compare_versions(recipe, complete), pipe, guidance)
+        pass  # units that cannot act on this pipeline are refused here, not in the run
+    guidance = _make_guidance_setup(recipe_units, units)
+    return LoadedRecipe(complete, png_texts, _compare_versions(recipe, complete), pipe, guidance)
 
 
 def _make_guidance_setup(recipe_units: Sequence[RecipeUnit], units: tuple[Unit, ...]) -> GuidanceSetup:
-    at_work = [(each, find_or_none(each.preprocessor)) for each in recipe_units if each.unit.weight != 0]
-    steps = [postprocess_for(spec, each.pixels, each.mask, each.unit.fit) for each, spec in at_work]
-    initial = next((each.pixels for each, spec in at_work if spec and spec.traits.starts_from_map), None)
+    at_work = [(unit, find_or_none(unit.preprocessor)) for unit in recipe_units if unit.weight != 0]
+    steps = [postprocess_for(spec, unit.control_map.pixels, unit.mask, unit.fit) for unit, spec in at_work]
+    initial = next((unit.control_map.pixels for unit, spec in at_work if spec and spec.traits.starts_from_map), None)
     return GuidanceSetup(units, tuple(step for step in steps if step is not None), initial)
 
 
-def _load_unit(i: int, recipe_unit: RecipeUnit, networks: LoadedNetworks, load: Callable[[str], Any]) -> RecipeUnit:
-    """The ingredient with hashes and architecture; its network is in `nets` then, if it has one."""
-    unit, source, option = recipe_unit.unit, recipe_unit.model_ref, f"--control {i},model=PATH"
-    if source.path == NO_MODEL:
-        if unit.after is None:
-            raise ValueError(f"unit {i}: model={NO_MODEL} is for what acts after each step, such as inpaint_only")
-        return replace(recipe_unit, architecture=unit.after.architecture)
-    known = networks.get(source.path)
-    with error_prefix(f"unit {i}"):
-        hashes = known[0] if known else hash_files(_find_model(source, find_control_files, option))
-        if source.sha256:
-            verify_hashes(source, hashes, option)
-        net = known[1] if known else load(source.path)
-        if unit.layers is not None and net.skip_count is not None:
-            layer_scales(1, unit.mode, unit.layers, net.skip_count, 0)
-    networks[source.path] = hashes, net
-    model: Any = ModelRef(source.path, hashes)
-    return replace(recipe_unit, unit=replace(unit, model=model), architecture=net.architecture)
+def _load_units(
+    recipe_units: Sequence[RecipeUnit], folder: PipelineFolder, device: str, dtype: torch.dtype
+) -> tuple[tuple[RecipeUnit, ...], tuple[Unit, ...]]:
+    """Load the control models, each file once, and return the recipe's units with hashes and architectures, and the
+    units that guide."""
+    models: dict[str, tuple[dict[str, str], ControlModel]] = {}  # with the hashes of their files, by path
+    unet = folder.make_meta_unet() if recipe_units else None
+    complete, units = [], []
+    for i, recipe_unit in enumerate(recipe_units, 1):
+        ref = recipe_unit.model
+        with error_prefix(f"unit {i}"):
+            if ref.path == NO_MODEL:
+                if recipe_unit.after is None:
+                    raise ValueError(f"model={NO_MODEL} is for what acts after each step, such as inpaint_only")
+                hashes, model = {}, recipe_unit.after
+            else:
+                if ref.path not in models:
+                    models[ref.path] = _load_model(ref, f"--control {i},model=PATH", unet, device, dtype)
+                hashes, model = models[ref.path]
+                verify_hashes(ref, hashes, f"--control {i},model=PATH")
+            if recipe_unit.layers is not None and model.skip_count is not None:
+                layer_scales(1, recipe_unit.mode, recipe_unit.layers, model.skip_count, 0)
+            units.append(recipe_unit.make_unit(model))
+        complete.append(replace(recipe_unit, model=ModelRef(ref.path, hashes), architecture=model.architecture))
+    return tuple(complete), tuple(units)
 
 
-def _get_model(recipe_unit: RecipeUnit, networks: LoadedNetworks) -> Any:
-    return recipe_unit.unit.after if recipe_unit.model_ref.path == NO_MODEL else networks[recipe_unit.model_ref.path][1]
+def _load_model(
+    ref: ModelRef, option: str, unet: Any, device: str, dtype: torch.dtype
+) -> tuple[dict[str, str], ControlModel]:
+    """Return the hashes of a control model's files and the model. The weights are read once, for both."""
+    from ..models import ControlFile
 
-
-def _bind_network(net: Any, unet: Any, path: str) -> Any:
-    """The network; ValueError when it does not fit the UNet."""
+    files: dict[str, Path] = _find_model(ref, find_control_files, option)
     try:
-        net.bind(unet)
+        file = ControlFile.read(files["weights"], with_sha256=True)
+    except ValueError:
+        verify_hashes(ref, hash_files(files), option)  # then it is another file than the recipe's, which says more
+        raise
+    hashes = {"weights": file.weights.sha256, **hash_files({k: v for k, v in files.items() if k != "weights"})}
+    verify_hashes(ref, hashes, option)
+    model: Any = file.load()
+    model = model.to(device=device, dtype=dtype)
+    try:
+        model.bind(unet)
     except ValueError as error:
-        raise ValueError(f"{path!r} does not fit the model: {error}") from error
-    return net
+        raise ValueError(f"{ref.path!r} does not fit the model: {error}") from error
+    return hashes, model
 
 
 def _find_model(ref: ModelRef, find: Callable[[str], T], option: str) -> T:
@@ -156,22 +188,20 @@ def _find_model(ref: ModelRef, find: Callable[[str], T], option: str) -> T:
 
 
 def _read_scheduler_config(scheduler: Any) -> dict[str, Any]:
-    """A scheduler's settings, without what diffusers notes down for itself."""
+    """A scheduler's settings, without those that diffusers notes for itself."""
     return {k: v for k, v in json.loads(scheduler.to_json_string()).items() if not k.startswith("_")}
 
 
 def _check_steps(recipe: GenerationRecipe, scheduler: Any) -> None:
-    """That the scheduler makes so many steps, and each unit acts in one of them."""
-    from ..guidance.run import GuidanceRun
-
+    """Raise ValueError unless the scheduler makes so many steps and each unit acts in one of them."""
     try:
         scheduler.set_timesteps(recipe.steps)
     except (ValueError, IndexError) as error:
         raise ValueError(f"{recipe.steps} steps: {one_line(error)}") from error
     n = len(scheduler.timesteps)
-    units = [ingredient.unit for ingredient in recipe.units]
-    host: Any = None  # which a run asks for nothing before its first step
-    GuidanceRun(units, [HintImages(unit) for unit in units], [Span(k / n, (k + 1) / n) for k in range(n)], host)
+    spans = [Span(k / n, (k + 1) / n) for k in range(n)]
+    for i, unit in enumerate(recipe.units, 1):
+        compute_step_weights(f"unit {i}", unit.weight, unit.window, spans)
 
 
 def _describe_versions(device: str) -> dict[str, str]:
@@ -191,7 +221,7 @@ def _compare_versions(saved: GenerationRecipe, here: GenerationRecipe) -> tuple[
     if not saved.made_with:
         return ()
     return tuple(
-        f"made with {name} {saved.made_with.get(name)!r}, here {version!r}: the picture may differ"
+        f"made with {name} {saved.made_with.get(name)!r}, here {version!r}: the image may differ"
         for name, version in here.made_with.items()
         if saved.made_with.get(name) != version
     )

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
 
 from ..errors import check_choice
 from ..files.image_formats import MAX_PIXELS
-from ..guidance.unit import Unit
+from ..guidance.after_steps import PostStep, post_step_for
+from ..guidance.contract import ControlModel
+from ..guidance.unit import Unit, UnitSettings
 from ..maps.control_map import ControlMap
 from ..preprocessors.parameters import Parameter, Range
+from ..preprocessors.registry import find_or_none
 from .request import GenerationRequest
 from .sources import ModelRef
 
@@ -34,32 +37,48 @@ MAX_UNITS = 16  # at most
 MAX_PROMPT_LENGTH = 10_000  # characters of a prompt at most
 
 
-@dataclass(frozen=True, eq=False)
-class RecipeUnit:
-    """A unit whose map (and region) is fitted to the picture and whose model is a `Source`. `preprocessor` and
-    `parameters` tell what made the map, and what that one does after each step; `architecture` the model's kind."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class UnitSpec(UnitSettings):
+    """A unit as `--control` describes it: nothing preprocessed, fitted or loaded yet.
 
-    unit: Unit
-    preprocessor: str | None
-    parameters: Mapping[str, Any]
+    `image` is a path, RGB pixels (H, W, 3) uint8 or a map; `inpaint` is white where to repaint. `preprocessor` is a
+    canonical name, or None for an image that is a map already; `parameters` are its own."""
+
+    model: ModelRef
+    image: str | np.ndarray | ControlMap
+    inpaint: str | np.ndarray | None = None
+    preprocessor: str | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def images(self) -> tuple[str | np.ndarray | ControlMap, ...]:
+        """The image, for `HintImages`."""
+        return (self.image,)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RecipeUnit(UnitSettings):
+    """A unit as a recipe stores it: its map, mask and region have the size of the image.
+
+    `mask` is (H, W, 3) uint8, white where to repaint, or None. `preprocessor` and `parameters` say how the map was made
+    and what happens after each step; `architecture` is the kind of the model, "" until it is known."""
+
+    model: ModelRef
+    control_map: ControlMap
+    mask: np.ndarray | None = None
+    preprocessor: str | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
     architecture: str = ""
 
     @property
-    def model_ref(self) -> ModelRef:
-        assert isinstance(self.unit.model, ModelRef)
-        return self.unit.model
+    def after(self) -> PostStep | None:
+        """The change of the latents after each step that the preprocessor stands for, or None."""
+        return post_step_for(find_or_none(self.preprocessor), self.parameters)
 
-    @property
-    def pixels(self) -> np.ndarray:
-        """Its map (H, W, 3)."""
-        assert isinstance(self.unit.image, ControlMap)
-        return self.unit.image.pixels
-
-    @property
-    def mask(self) -> np.ndarray | None:
-        """Where to repaint, (H, W, 3), if it has a mask."""
-        assert self.unit.inpaint is None or isinstance(self.unit.inpaint, np.ndarray)
-        return self.unit.inpaint
+    def make_unit(self, model: ControlModel) -> Unit:
+        """Return the unit with its loaded model. Raises ValueError or TypeError where it makes no sense."""
+        settings = {each.name: getattr(self, each.name) for each in fields(UnitSettings)}
+        return Unit(model, self.control_map, inpaint=self.mask, after=self.after, **settings)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

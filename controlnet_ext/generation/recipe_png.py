@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -17,12 +17,8 @@ from ..errors import error_prefix
 from ..files.disk import open_regular_file, parse_object
 from ..files.image_reader import read_image
 from ..files.image_writer import PNG_TEXT_LIMIT, PNG_TEXT_TOTAL_LIMIT, encode_image, read_png_text
-from ..guidance.after_steps import post_step_for
-from ..guidance.contract import ControlModel
 from ..guidance.schedule import Window
-from ..guidance.unit import Unit
 from ..maps.control_map import ControlMap
-from ..preprocessors.registry import find_or_none
 from .recipe import ATTRIBUTES, NUMBER_FIELDS, GenerationRecipe, RecipeUnit, check_units
 from .sources import NO_MODEL, ModelRef
 
@@ -54,28 +50,27 @@ def encode_recipe(recipe: GenerationRecipe) -> dict[str, str]:
     """The texts of a PNG by keyword. ValueError when the maps are too large for them."""
     units: list[dict[str, Any]] = []
     pictures: dict[str, str] = {}
-    for i, ingredient in enumerate(recipe.units, 1):
-        unit = ingredient.unit
-        assert isinstance(unit.image, ControlMap) and not callable(unit.weight)
-        pictures |= _encode_image(f"{PNG_KEYWORD} unit {i} map", unit.image.pixels)
+    for i, unit in enumerate(recipe.units, 1):
+        assert not callable(unit.weight)
+        pictures |= _encode_image(f"{PNG_KEYWORD} unit {i} map", unit.control_map.pixels)
         if unit.region is not None:
             pictures |= _encode_image(f"{PNG_KEYWORD} unit {i} region", np.rint(unit.region * 255).astype(np.uint8))
-        if unit.inpaint is not None:
-            pictures |= _encode_image(f"{PNG_KEYWORD} unit {i} mask", cast(np.ndarray, unit.inpaint))
+        if unit.mask is not None:
+            pictures |= _encode_image(f"{PNG_KEYWORD} unit {i} mask", unit.mask)
         units.append(
             {
-                "model": _encode_model(ingredient.model_ref),
+                "model": _encode_model(unit.model),
                 "weight": unit.weight,
                 "window": [unit.window.start, unit.window.end],
                 "mode": unit.mode,
                 "layers": unit.layers and list(unit.layers),
                 "region": unit.region is not None,
                 "fit": unit.fit,
-                "kind": unit.image.kind,
-                "preprocessor": ingredient.preprocessor,
-                "parameters": dict(ingredient.parameters),
-                "architecture": ingredient.architecture,
-                "mask": unit.inpaint is not None,
+                "kind": unit.control_map.kind,
+                "preprocessor": unit.preprocessor,
+                "parameters": dict(unit.parameters),
+                "architecture": unit.architecture,
+                "mask": unit.mask is not None,
             }
         )
     words: dict[str, Any] = {"format": FORMAT_VERSION, "prompt": recipe.prompt, "negative": recipe.negative_prompt}
@@ -146,13 +141,20 @@ def _decode_unit(i: int, fields: Any, texts: Mapping[str, str], height: int, wid
     region = None
     if fields["region"]:
         region = _decode_image(f"{PNG_KEYWORD} unit {i} region", texts, height, width)[..., 0].astype(np.float32) / 255
-    model = cast(ControlModel, _decode_model("model of a unit", fields["model"]))
+    model = _decode_model("model of a unit", fields["model"])
     settings: dict[str, Any] = {name: fields[name] for name in ("weight", "mode", "layers", "fit")}
     if fields["mask"]:
-        settings["inpaint"] = _decode_image(f"{PNG_KEYWORD} unit {i} mask", texts, height, width)
-    settings["after"] = post_step_for(find_or_none(preprocessor), parameters)
-    unit = Unit(model, ControlMap(pixels, fields["kind"]), window=Window(*fields["window"]), region=region, **settings)
-    return RecipeUnit(unit, preprocessor, parameters, fields["architecture"])
+        settings["mask"] = _decode_image(f"{PNG_KEYWORD} unit {i} mask", texts, height, width)
+    return RecipeUnit(
+        model=model,
+        control_map=ControlMap(pixels, fields["kind"]),
+        window=Window(*fields["window"]),
+        region=region,
+        preprocessor=preprocessor,
+        parameters=parameters,
+        architecture=fields["architecture"],
+        **settings,
+    )
 
 
 def _check_fields(name: str, value: Any, types: Mapping[str, Any]) -> None:

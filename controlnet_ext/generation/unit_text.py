@@ -16,11 +16,10 @@ import numpy as np
 from ..errors import suggest_names
 from ..files.image_reader import read_image
 from ..guidance.after_steps import post_step_for
-from ..guidance.contract import ControlModel
 from ..guidance.schedule import Window
-from ..guidance.unit import Unit
 from ..maps.control_map import ControlMap
 from ..preprocessors.registry import RESOLUTION_PARAMETER, Preprocessor, find
+from .recipe import UnitSpec
 from .sources import ModelRef
 
 UNIT_SETTINGS = ("weight", "window", "mode", "layers")  # how a unit acts, whatever its map
@@ -33,7 +32,7 @@ def parse_unit(
     image: str | None = None,
     models: Mapping[str, str] = MappingProxyType({}),
     mask: str | None = None,
-) -> Unit:
+) -> UnitSpec:
     """The unit, its image and region not yet preprocessed and fitted, its model a `Source`. A unit that names none has
     `image` as its image, of `models` that for its preprocessor, and `mask` where it inpaints. ValueError or TypeError
     in one line: an unknown preprocessor, key or parameter with the nearest names, a key given twice, a value that is
@@ -59,9 +58,9 @@ def parse_unit(
         raise ValueError(
             f"{makes.name} needs to know where to paint: give a mask, white there, with mask=PATH or --mask"
         )
-    return Unit(
-        cast(ControlModel, ModelRef(model)),
-        ControlMap(read_image(picture), values["kind"]) if "kind" in values else picture,
+    return UnitSpec(
+        model=ModelRef(model),
+        image=ControlMap(read_image(picture), values["kind"]) if "kind" in values else picture,
         **parse_settings(values),
         inpaint=white,
         region=_read_region(values["region"]) if "region" in values else None,

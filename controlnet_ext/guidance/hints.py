@@ -13,7 +13,7 @@ from ..maps.resize import compute_fit_resolution, fit, fit_for_outpainting
 from ..preprocessors.registry import RESOLUTION_PARAMETER, Preprocessor, find
 from .after_steps import downscale_mask
 from .contract import ControlModel, Host
-from .unit import PerSample, Unit
+from .unit import PerSample
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,11 +66,35 @@ def fit_and_crop(
     return np.ascontiguousarray(fit(pixels, height, width, fit_mode)[top:bottom, left:right])
 
 
+class HintSource(Protocol):
+    """The images of a unit and what makes maps of them: the fields of `Unit` that `HintImages` reads."""
+
+    @property
+    def images(self) -> tuple[Any, ...]:
+        """Images that act together: paths, images or maps."""
+
+    @property
+    def inpaint(self) -> Any:
+        """Mask, white where to repaint, or None."""
+
+    @property
+    def fit(self) -> str:
+        """Resize mode of maps: "crop", "stretch" or "fill"."""
+
+    @property
+    def preprocessor(self) -> str | None:
+        """Name of the preprocessor, None for images that are maps."""
+
+    @property
+    def parameters(self) -> Mapping[str, Any]:
+        """Values of the preprocessor's parameters by name."""
+
+
 class HintImages:
     """The maps of one unit. Images are read, and preprocessed where the size does not matter, at once; then errors come
     before anything runs."""
 
-    def __init__(self, unit: Unit):
+    def __init__(self, unit: HintSource):
         self._unit, self._fit_mode = unit, unit.fit
         self._is_pixel_perfect = unit.parameters.get("resolution") == "match"
         self._parameters = {
@@ -172,7 +196,7 @@ class HintImages:
         return hint.transpose(2, 0, 1)
 
 
-def _infer_kind(image: Any, unit: Unit) -> str | None:
+def _infer_kind(image: Any, unit: HintSource) -> str | None:
     if unit.preprocessor:
         return find(unit.preprocessor).makes
     images = image.images if isinstance(image, PerSample) else (image,)

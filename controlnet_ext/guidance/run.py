@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from .contract import Activation, AttentionModel, ControlModel, Host, Residuals,
 from .hints import HintImages
 from .schedule import Span
 from .unit import PerSample, Unit
-from .weighting import RegionMask, all_finite, apply_weight, make_weight_schedule, scatter_rows, select_rows, total_sum
+from .weighting import RegionMask, all_finite, apply_weight, compute_step_weights, scatter_rows, select_rows, total_sum
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -268,20 +268,9 @@ class UnitRun:
 
 def _compute_weights(name: str, unit: Unit, spans: Sequence[Span], pass_index: int) -> dict[Span, float]:
     """Return the unit's weight in each step."""
-    weights = dict.fromkeys(spans, 0.0)
-    if unit.weight == 0 or unit.hires == ("high" if pass_index == 0 else "low"):
-        return weights
-    held = [span for span in spans if unit.window.contains(span)]
-    if not held:
-        raise ValueError(f"window {unit.window} of {name} holds none of {len(spans)} steps")
-    weight: Callable[[float], float] = make_weight_schedule(unit.weight)
-    try:
-        weights |= {span: weight(span.start) for span in held}
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name}: {error}") from error
-    if not any(weights.values()):
-        raise ValueError(f"the weight of {name} is 0 in all {len(held)} steps that its window {unit.window} holds")
-    return weights
+    if unit.hires == ("high" if pass_index == 0 else "low"):
+        return dict.fromkeys(spans, 0.0)
+    return compute_step_weights(name, unit.weight, unit.window, spans)
 
 
 class GuidanceRun:

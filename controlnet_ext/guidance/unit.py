@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -46,6 +46,33 @@ class PerSample:
             raise ValueError("PerSample of no images")
         for image in self.images:
             _check_image(image)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class UnitSettings:
+    """The fields of `Unit` that say how a unit acts, whatever its model and image; checked as there.
+
+    Raises TypeError or ValueError, with the value, on what makes no sense."""
+
+    weight: float | str | Callable[[float], float] = 1.0
+    window: Window = field(default_factory=Window)
+    mode: Literal["balanced", "prompt", "control"] = "balanced"
+    layers: Sequence[float] | None = None
+    region: np.ndarray | None = None
+    fit: Literal["crop", "stretch", "fill"] = "crop"
+
+    def __post_init__(self) -> None:
+        make_weight_schedule(self.weight)
+        if not isinstance(self.window, Window):
+            raise TypeError(
+                f"window {quote_value(self.window)} is {type(self.window).__name__}, expected Window(start, end)"
+            )
+        check_choice("mode", self.mode, WEIGHT_MODES)
+        check_choice("fit", self.fit, FIT_MODES)
+        if self.layers is not None:
+            object.__setattr__(self, "layers", _parse_layers(self.layers))
+        if self.region is not None:
+            object.__setattr__(self, "region", _parse_region(self.region))
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,19 +124,12 @@ class Unit:
                 _check_image(image)
         if self.inpaint is not None:
             _check_image(self.inpaint)
-        make_weight_schedule(self.weight)
-        if not isinstance(self.window, Window):
-            raise TypeError(
-                f"window {quote_value(self.window)} is {type(self.window).__name__}, expected Window(start, end)"
-            )
-        for name, choices in (("mode", WEIGHT_MODES), ("fit", FIT_MODES), ("hires", HIRES_PASSES)):
-            check_choice(name, getattr(self, name), choices)
+        checked = UnitSettings(**{each.name: getattr(self, each.name) for each in fields(UnitSettings)})
+        object.__setattr__(self, "layers", checked.layers)
+        object.__setattr__(self, "region", checked.region)
+        check_choice("hires", self.hires, HIRES_PASSES)
         if not isinstance(self.low_vram, bool):
             raise TypeError(f"low_vram {self.low_vram!r} is {type(self.low_vram).__name__}, expected true or false")
-        if self.layers is not None:
-            object.__setattr__(self, "layers", _parse_layers(self.layers))
-        if self.region is not None:
-            object.__setattr__(self, "region", _parse_region(self.region))
         self._check_preprocessor()
         self._check_after()
         self._check_reuse()

@@ -9,6 +9,7 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from .contract import Residuals, Step
+from .schedule import Span, Window
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,6 +74,28 @@ def make_weight_schedule(weight: float | str | Callable[[float], float]) -> Call
         return lambda fraction: check_weight(weight(fraction))
     constant = check_weight(weight)
     return lambda _: constant
+
+
+def compute_step_weights(
+    name: str, weight: float | str | Callable[[float], float], window: Window, spans: Sequence[Span]
+) -> dict[Span, float]:
+    """Return the weight of the unit `name` in each step of a run, 0 outside its window.
+
+    Raises ValueError where the weight is not 0 and the unit acts in no step."""
+    weights = dict.fromkeys(spans, 0.0)
+    if weight == 0:
+        return weights
+    held = [span for span in spans if window.contains(span)]
+    if not held:
+        raise ValueError(f"window {window} of {name} holds none of {len(spans)} steps")
+    schedule = make_weight_schedule(weight)
+    try:
+        weights |= {span: schedule(span.start) for span in held}
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: {error}") from error
+    if not any(weights.values()):
+        raise ValueError(f"the weight of {name} is 0 in all {len(held)} steps that its window {window} holds")
+    return weights
 
 
 def layer_scales(

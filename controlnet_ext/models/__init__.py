@@ -70,16 +70,18 @@ class ControlFile:
     config: dict[str, Any]
 
     @classmethod
-    def read(cls, path_or_repo: str | os.PathLike[str], with_values: bool = True) -> ControlFile:
+    def read(
+        cls, path_or_repo: str | os.PathLike[str], with_values: bool = True, with_sha256: bool = False
+    ) -> ControlFile:
         """Read a file, a folder or a cached repository.
 
-        With `with_values` False the model that is loaded of it is on torch's meta device. Raises ValueError or
-        FileNotFoundError in one line that begins with the file.
+        With `with_values` False the model that is loaded of it is on torch's meta device. `with_sha256` hashes the file
+        while it is read. Raises ValueError or FileNotFoundError in one line that begins with the file.
         """
         from ..files.weights import read_weights  # until here nothing needs an image library
 
         path = locate_weights(path_or_repo)
-        weights = read_weights(path, with_values)
+        weights = read_weights(path, with_values, with_sha256)
         name = repr(str(path))
         stated = parse_object(
             weights.metadata.get(CONFIG_METADATA_KEY, "{}").encode(), f"{name}: {CONFIG_METADATA_KEY}"

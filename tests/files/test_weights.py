@@ -152,6 +152,21 @@ def test_weights_are_not_replaced_unasked(tmp_path):
     assert read_weights(tmp_path / "a").tensors["a"].tolist() == [0, 0]
 
 
+@pytest.mark.parametrize("layout", ["safetensors", "zip", "legacy"])
+def test_the_hash_taken_while_reading_is_the_files_and_reads_it_once(layout, tmp_path, monkeypatch):
+    path, made = tmp_path / "weights", tensors()
+    made = {name: tensor for name, tensor in made.items() if layout != "safetensors" or tensor.is_contiguous()}
+    if layout == "safetensors":
+        save_file({name: tensor.clone() for name, tensor in made.items()}, path)
+    else:
+        torch.save(made, path, _use_new_zipfile_serialization=layout == "zip")
+    expected = hashlib.sha256(path.read_bytes()).hexdigest()
+    weights = read_weights(path, with_sha256=True)
+    path.unlink()  # so that nothing can be read again
+    assert weights.sha256 == expected
+    assert {name: tensor.shape for name, tensor in weights.tensors.items()} == {n: t.shape for n, t in made.items()}
+
+
 @pytest.mark.parametrize("zipped", [True, False])
 def test_modules_views_and_shared_storages_come_back(zipped, read):
     net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))

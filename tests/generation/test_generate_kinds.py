@@ -60,7 +60,7 @@ def test_the_user_says_a_unions_type(
     assert "reads no 'other' maps, only pose, depth" in capsys.readouterr().err
     for kind in ("depth", "normals"):
         assert main([*words, f"{control},kind={kind}", "-o", f"{kind}.png"]) == 0
-        image = read_recipe(f"{kind}.png").units[0].unit.image
+        image = read_recipe(f"{kind}.png").units[0].control_map
         assert isinstance(image, ControlMap) and image.kind == kind
     assert Path("depth.png").read_bytes() != Path("normals.png").read_bytes()
     assert main(["generate", "--from", "depth.png", "-o", "again.png"]) == 0
@@ -75,7 +75,7 @@ def test_colours_are_fixed_again_in_a_picture_made_again(tmp_path: Path, monkeyp
     words = ["generate", "a cat", "--steps", "2", "--model", "sd", "--seed", "1", "--image", "photo.png", "--control"]
     for name, control in (("a", "tile_colorfix+sharp,variation=4"), ("b", "none,kind=tile")):
         assert main([*words, f"{control},model=control.safetensors", "-o", f"{name}.png"]) == 0
-    assert read_recipe("a.png").units[0].unit.after == ColorFix(4, 1.0)
+    assert read_recipe("a.png").units[0].after == ColorFix(4, 1.0)
     assert main(["generate", "--from", "a.png", "-o", "again.png"]) == 0
     assert Path("again.png").read_bytes() == Path("a.png").read_bytes()
     assert (read_image("a.png") != read_image("b.png")).any()

@@ -13,9 +13,7 @@ from __future__ import annotations
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
-from typing import Any, cast
-
-import numpy as np
+from typing import Any
 
 from ...embedded import EMBEDDED_NAME, SAMPLE_PHOTO, resolve_embedded
 from ...embedded.contact_sheet import Column, render_sheet
@@ -23,12 +21,11 @@ from ...errors import one_line
 from ...files.image_reader import read_image
 from ...files.image_writer import encode_image
 from ...generation.pipeline_folder import PipelineFolder, silence_libraries
-from ...generation.recipe import NUMBER_FIELDS, check_text
+from ...generation.prepare import fit_unit
+from ...generation.recipe import NUMBER_FIELDS, UnitSpec, check_text
 from ...generation.request import GenerationRequest
 from ...generation.sources import ModelRef
 from ...guidance.contract import ControlModel
-from ...guidance.hints import HintImages
-from ...guidance.unit import Unit
 from ...maps.control_map import ControlMap
 from ...maps.fidelity import canny_f1
 from ..output import add_output_options, resolve_output_path, write_output
@@ -70,13 +67,11 @@ def run(options: Namespace) -> int:
     prompts = _check_prompts(options.prompt or PROMPTS)
     folder, control = PipelineFolder.find(EMBEDDED_NAME), resolve_embedded(CONTROL_NAME)
     photo = read_image(options.image)
-    asked = Unit(
-        cast(ControlModel, ModelRef(CONTROL_NAME)), photo, preprocessor="canny", parameters={"resolution": "match"}
-    )
-    (pixels,) = HintImages(asked).fit_to_size(*folder.size)[0]
-    if not pixels.any():
+    spec = UnitSpec(model=ModelRef(CONTROL_NAME), image=photo, preprocessor="canny", parameters={"resolution": "match"})
+    control_map = fit_unit(spec, *folder.size).control_map
+    if not control_map.pixels.any():
         raise ValueError(f"{options.image!r} has no edges, a picture cannot obey them: name another photo with --image")
-    height, width, _ = pixels.shape
+    height, width, _ = control_map.pixels.shape
     request = GenerationRequest(
         prompt=tuple(prompts),
         negative_prompt="",
@@ -91,11 +86,11 @@ def run(options: Namespace) -> int:
     pipe, net = _load_models(folder, control)
     loaded = time.perf_counter()
     try:
-        columns = _generate_columns(pipe, net, pixels, request)
+        columns = _generate_columns(pipe, net, control_map, request)
         drawn = time.perf_counter()
         times = f"{2 * len(prompts)} pictures in {drawn - loaded:.1f} s, loaded in {loaded - start:.1f} s"
         words = f"seed {seed}, {steps} steps, guidance {GUIDANCE_SCALE:g}; {times}"
-        whole = render_sheet(photo, pixels, columns, f"controlnet-ext's embedded model: {words}")
+        whole = render_sheet(photo, control_map.pixels, columns, f"controlnet-ext's embedded model: {words}")
         write_output(out, encode_image("sheet.png", whole), options.overwrite)
     except (RuntimeError, OSError) as error:
         print_stderr(f"controlnet-ext: {one_line(error, 500)}")
@@ -129,11 +124,13 @@ def _load_models(folder: PipelineFolder, control: str) -> tuple[Any, ControlMode
     return pipe, load(control, dtype=torch.float32)
 
 
-def _generate_columns(pipe: Any, net: ControlModel, edge_map: np.ndarray, request: GenerationRequest) -> list[Column]:
+def _generate_columns(
+    pipe: Any, model: ControlModel, control_map: ControlMap, request: GenerationRequest
+) -> list[Column]:
     from ...generation.pairs import generate_pairs
 
-    unguided, guided = generate_pairs(pipe, net, ControlMap(edge_map, "edges"), request)
+    unguided, guided = generate_pairs(pipe, model, control_map, request)
     return [
-        Column(prompt, a, b, canny_f1(edge_map, a), canny_f1(edge_map, b))
+        Column(prompt, a, b, canny_f1(control_map.pixels, a), canny_f1(control_map.pixels, b))
         for prompt, a, b in zip(request.prompts, unguided, guided, strict=True)
     ]

@@ -77,11 +77,12 @@ def arguments(parser: ArgumentParser, argv: list[str]) -> None:
 
 def run(options: Namespace) -> int:
     """Checks all that can be checked, loads, draws, writes."""
-    recipe, device = recipe_from_options(options) if options.recipe is None else recipe_from_png(options)
+    make_recipe = recipe_from_options if options.recipe is None else recipe_from_png
+    recipe, device, folder = make_recipe(options)
     out = resolve_output_path(options.output, f"{recipe.seed}.png", options.overwrite)
     times = [time.perf_counter()]
     try:
-        prepared = load_recipe(recipe, device)
+        prepared = load_recipe(recipe, device, folder)
         for remark in prepared.warnings:
             print_stderr(f"controlnet-ext: {remark}")
         times.append(time.perf_counter())
