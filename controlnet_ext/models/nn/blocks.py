@@ -19,8 +19,9 @@ from .layers import Conv2d, GroupNorm, LayerNorm, Linear
 
 @dataclass(frozen=True)
 class BlockDims:
-    """What all blocks of a network share: widths of the `time` embedding and the prompt's `context`, `groups` of the
-    normalisations, and whether the transformers' projections are `linear` (SD2.1, SDXL) or 1x1 convolutions."""
+    """Dimensions that all blocks of a network share: widths of the `time` embedding and of the prompt's `context`,
+    groups of the normalizations, and whether the transformers' projections are linear (SD2.1, SDXL) or 1x1
+    convolutions."""
 
     time_width: int
     context_width: int
@@ -68,6 +69,8 @@ class Attention(nn.Module):
 
 
 class GEGLU(nn.Module):
+    """A gated GELU over tokens `(B, T, C)` (Shazeer, arXiv:2002.05202)."""
+
     def __init__(self, width: int, inner: int):
         super().__init__()
         self.proj = Linear(width, 2 * inner)
@@ -78,6 +81,8 @@ class GEGLU(nn.Module):
 
 
 class FeedForward(nn.Module):
+    """The feed-forward layer of a transformer block, over tokens `(B, T, C)`."""
+
     def __init__(self, width: int):
         super().__init__()
         # the Identity stands where diffusers has a dropout, so that the last layer is net.2
@@ -136,6 +141,8 @@ class SpatialTransformer(nn.Module):
 
 
 class Downsample(nn.Module):
+    """A convolution with a stride of 2: `(B, C, h, w)` to `(B, C, h/2, w/2)`."""
+
     def __init__(self, width: int):
         super().__init__()
         self.conv = Conv2d(width, width, 3, stride=2, padding=1)

@@ -57,8 +57,9 @@ class HintEncoder(nn.Module):
 
 
 def to_hint_channels(image: np.ndarray | Tensor, count: int) -> Tensor:
-    """A hint as float tensor `(B, count, H, W)`, for a network that reads as many channels. Four are colours, black
-    where to repaint, and a mask, 1 there: made of a tensor with -1 there."""
+    """Convert a hint to a float tensor `(B, count, H, W)`, for a network that reads that many channels. Four are
+    colors, black where to repaint, and a mask, 1 there; they are made of a tensor with -1 there. ValueError if the
+    hint cannot have that many channels; TypeError and ValueError as `to_hint_pixels`."""
     if isinstance(image, Tensor) and count != 3 and image.ndim == 4 and image.shape[1] == count:
         return image
     pixels = to_hint_pixels(image)
@@ -71,7 +72,9 @@ def to_hint_channels(image: np.ndarray | Tensor, count: int) -> Tensor:
 
 
 def to_hint_pixels(image: np.ndarray | Tensor) -> Tensor:
-    """A hint as float tensor `(B, 3, H, W)`."""
+    """Convert a hint to a float tensor `(B, 3, H, W)`: a uint8 array `(H, W, 3)` or `(B, H, W, 3)` is divided by 255, a
+    float tensor `(B, 3, H, W)` is returned as it is. TypeError for anything but an array or a tensor, ValueError for
+    another shape or dtype."""
     if isinstance(image, Tensor):
         if image.is_floating_point() and image.ndim == 4 and image.shape[1] == 3:
             return image
@@ -94,8 +97,8 @@ def check_hint_size(pixels: Tensor, scale: int) -> None:
 
 
 def expand_rows(what: str, values: Tensor, step: Step) -> Tensor:
-    """One value for each row of x; given are one for all, one for each picture's frames, or already one for each
-    row."""
+    """Return values `(B, …)` with a row for each row of the step's x. Given are one for all, one for each image's
+    frames, or already one for each row; ValueError for another number."""
     given, rows = values.shape[0], step.x.shape[0]
     if given == rows:
         return values
@@ -107,7 +110,8 @@ def expand_rows(what: str, values: Tensor, step: Step) -> Tensor:
 
 
 def expand_hint(hint: Tensor, x: Tensor, step: Step) -> Tensor:
-    """An embedded hint with a row for each of the embedded x's, in its dtype."""
+    """Return an embedded hint `(B, C, h, w)` with a row for each row of the embedded x, in its dtype. ValueError when
+    their sizes differ."""
     hint = expand_rows("hints", hint.to(x), step)
     if hint.shape[1:] != x.shape[1:]:
         raise ValueError(

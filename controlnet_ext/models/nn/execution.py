@@ -1,8 +1,5 @@
-"""How a ControlNet runs: its blocks, which take nearly all of the time, through torch.compile; or all of it on another
-device than its weights are.
-
-Models on the same weights that do something else with them.
-"""
+"""How a ControlNet runs: its blocks, which take nearly all of the time, through torch.compile; or the whole network on
+another device than that of its weights. And base classes of models that wrap a ControlNet."""
 
 from __future__ import annotations
 
@@ -20,7 +17,8 @@ BlockRunner = Callable[[Any, Tensor, Tensor, Tensor, int], list[Tensor]]
 
 
 def run_blocks(net: Any, x: Tensor, time: Tensor, context: Tensor, frames: int) -> list[Tensor]:
-    """What comes out of a ControlNet behind each skip and the middle block for an embedded x with its map."""
+    """Compute a ControlNet's outputs behind each skip and the middle block, `(B, C, h, w)` each, for an embedded x `(B,
+    C, h, w)` to which the map is added, the time embedding `(B, T)` and the prompt `(B, L, D)`."""
     skips = [x]
     for level in net.down_blocks:
         skips += level(skips[-1], time, context, frames)
@@ -45,7 +43,7 @@ class CompiledBlocks:
 
 
 def _rebuild_compiled(args: tuple[Any, ...], kwargs: dict[str, Any]) -> CompiledBlocks:
-    """One that was pickled."""
+    """Rebuild a pickled `CompiledBlocks`."""
     return CompiledBlocks(*args, **kwargs)
 
 
@@ -57,15 +55,15 @@ class LayerwiseOffload(nn.Module, ControlModel):
         self.stream_device: torch.device | None = None
 
     def stream_to(self, device: torch.device) -> Any:
-        """This network computing on `device` with the same weights, which stay where they are: each layer's are copied
-        there when it is called, and forgotten."""
+        """Return this network computing on `device` with the same weights, which stay where they are: each layer's are
+        copied there when it is called, and freed afterwards."""
         streamed = copy(self)
         streamed.stream_device = device
         return streamed
 
 
 class CompilableBlocks(LayerwiseOffload):
-    """What runs `blocks`."""
+    """A network whose `block_runner` computes its blocks, compiled or not."""
 
     global_average_pooling: bool | None = None
 
@@ -91,7 +89,8 @@ class CompilableBlocks(LayerwiseOffload):
         self.block_runner = CompiledBlocks(*args, **kwargs)
 
     def stream_to(self, device: torch.device) -> Any:
-        """ValueError if it is compiled: that would copy all weights at once."""
+        """Return this network computing on `device`, as `LayerwiseOffload.stream_to`. ValueError if it is compiled,
+        which would copy all weights at once."""
         if self.block_runner is not run_blocks:
             raise ValueError("a compiled network cannot have low_vram: its weights would not go layer by layer")
         return super().stream_to(device)
@@ -104,18 +103,18 @@ class ControlNetWrapper(nn.Module, ControlModel):
 
     @property
     def skip_count(self) -> int:
-        """As `CompilableBlocks.skip_count`."""
+        """The number of skips of the UNet that the ControlNet was made for."""
         return int(self.net.skip_count)
 
     def stream_to(self, device: torch.device) -> Any:
-        """As `ControlNet.on`."""
+        """Return this model computing on `device`, as `LayerwiseOffload.stream_to`."""
         moved: Any = copy(self)
         moved.stream_device = device
         moved._modules = {**self._modules, "net": self.net.stream_to(device)}
         return moved
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """As `ControlNet.compile`."""
+        """Compile the ControlNet's blocks, as `CompilableBlocks.compile`."""
         self.net.compile(*args, **kwargs)
 
 

@@ -9,6 +9,8 @@ from torch.nn import functional as F
 
 
 class Linear(nn.Linear):
+    """`nn.Linear` that computes in its input's dtype, on its device."""
+
     def reset_parameters(self) -> None:
         if not self.weight.is_meta:
             super().reset_parameters()
@@ -18,6 +20,8 @@ class Linear(nn.Linear):
 
 
 class Conv2d(nn.Conv2d):
+    """`nn.Conv2d` that computes in its input's dtype, on its device."""
+
     def reset_parameters(self) -> None:
         if not self.weight.is_meta:
             super().reset_parameters()
@@ -27,6 +31,8 @@ class Conv2d(nn.Conv2d):
 
 
 class GroupNorm(nn.GroupNorm):
+    """`nn.GroupNorm` that computes in its input's dtype, on its device."""
+
     def reset_parameters(self) -> None:
         if not self.weight.is_meta:
             super().reset_parameters()
@@ -36,6 +42,8 @@ class GroupNorm(nn.GroupNorm):
 
 
 class LayerNorm(nn.LayerNorm):
+    """`nn.LayerNorm` that computes in its input's dtype, on its device."""
+
     def reset_parameters(self) -> None:
         if not self.weight.is_meta:
             super().reset_parameters()
@@ -45,14 +53,16 @@ class LayerNorm(nn.LayerNorm):
 
 
 def cast_like(tensor: Tensor, x: Tensor) -> Tensor:
-    """The tensor on x's device and in its dtype, which it gets there: float8 travels as float8."""
+    """Return the tensor, of any shape, on x's device and in its dtype; the dtype changes there, so that float8 is
+    copied as float8."""
     if tensor.device != x.device:
         tensor = tensor.to(x.device, non_blocking=True)
     return tensor.to(x.dtype)
 
 
 def apply_layer(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """What the layer computes, with these weights instead of its own."""
+    """Compute the layer on x, of a shape that it takes, with these weights instead of its own. TypeError for a layer of
+    another class."""
     weight, bias = cast_like(weight, x), None if bias is None else cast_like(bias, x)
     match layer:
         case nn.Linear():

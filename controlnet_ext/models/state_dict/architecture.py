@@ -142,13 +142,14 @@ class ControlNetConfig:
 
     @property
     def unet_signature(self) -> UNetSignature:
+        """The numbers of the UNet that this network fits."""
         skips = [self.widths[0]]
         for width, resnets in zip(self.widths, self.resnets_per_level, strict=True):
             skips += [width] * (resnets + 1)
         return UNetSignature(self.in_channels, self.context_width, self.added_width, tuple(skips[:-1]), self.widths[-1])
 
     def unstored_config(self) -> dict[str, Any]:
-        """What is known of this network and not shown by its tensors, in diffusers' words."""
+        """Return what is known of this network and not shown by its tensors, in the words of diffusers' config.json."""
         heads = (
             {} if self.heads is None else {"attention_head_dim": list(self.heads), "norm_num_groups": self.norm_groups}
         )
@@ -192,7 +193,7 @@ class ControlNetConfig:
 
 
 def _count_tensors(pattern: str, tensors: Mapping[str, Tensor]) -> int:
-    """How many of the names that `pattern` gives for 0, 1, 2 … there are before the first that is missing."""
+    """Count the names that `pattern` gives for 0, 1, 2 … up to the first that is missing."""
     return next(n for n in count() if pattern.format(n) not in tensors)
 
 

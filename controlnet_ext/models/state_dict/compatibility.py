@@ -12,9 +12,9 @@ FAMILY_LABELS = {"sd15": "SD1.5", "sd21": "SD2.1", "sdxl": "SDXL"}
 
 @dataclass(frozen=True)
 class UNetSignature:
-    """What of a UNet a control model meets: `channels` of x, width of the prompt's `context` (None: reads no prompt),
-    width of SDXL's `added` vector (None: takes none), channels of each of the encoder's `skips` in order, and of the
-    `middle` block."""
+    """The numbers of a UNet that a control model meets: channels of x, width of the prompt's context (None: reads no
+    prompt), width of SDXL's added vector (None: takes none), channels of each of the encoder's skips in order, and
+    of the middle block."""
 
     in_channels: int
     context_width: int | None
@@ -48,6 +48,7 @@ class UNetSignature:
 
     @property
     def label(self) -> str:
+        """The UNet's family in words, for messages: "SD1.5", or "narrow SD (context 32)"."""
         if self.family in FAMILY_LABELS:
             return FAMILY_LABELS[self.family]
         kind = "SDXL" if self.added_width is not None else "SD"

@@ -37,7 +37,7 @@ OTHER_CHECKPOINTS = {
 
 
 def describe_foreign(names: Collection[str]) -> str:
-    """What the file is, in words, and where there is one a way to use it."""
+    """Describe a file that is no control model in words, and where there is one a way to use it."""
     for base, (marks, network, pipeline) in TRANSFORMER_CONTROLNETS.items():
         if _has_all_marks(marks, names):
             return (

@@ -98,12 +98,13 @@ def build_resnet_table(name: str, ldm: str) -> dict[str, str]:
 
 
 def _count_matches(pattern: str, names: Iterable[str]) -> int:
-    """How many names match."""
+    """Count the names that match a pattern."""
     return sum(re.fullmatch(pattern, name) is not None for name in names)
 
 
 def rename_keys(tensors: Mapping[str, T], table: Mapping[str, str]) -> dict[str, T]:
-    """Tensors under the names that `table` gives the modules above them; others keep theirs."""
+    """Return the tensors under the names that `table` gives the modules above them; others keep theirs. ValueError when
+    two would have the same name."""
     found = {_rename_key(name, table): tensor for name, tensor in tensors.items()}
     if len(found) != len(tensors):
         raise ValueError("holds one tensor twice, under ldm's name and under diffusers'")

@@ -77,5 +77,5 @@ def convert_model(
 
 
 def build_metadata(net: Any) -> dict[str, str]:
-    """What the tensors of a file do not show, as safetensors metadata."""
+    """Build the safetensors metadata that state what the tensors of a file do not show."""
     return {"format": "pt", CONFIG_METADATA_KEY: json.dumps(net.unstored_config())}

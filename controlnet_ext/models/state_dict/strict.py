@@ -42,7 +42,8 @@ def check_names(missing: Sequence[str], unknown: Sequence[str]) -> None:
 
 
 def check_values(name: str, tensor: Tensor) -> None:
-    """ValueError unless the tensor of this name is of floating-point numbers, all of them finite."""
+    """Check a tensor of any shape. ValueError, with its name, unless it holds floating-point numbers, all of them
+    finite."""
     if tensor.dtype not in FLOAT_DTYPES:
         expected = ", ".join(map(_dtype_name, FLOAT_DTYPES))
         raise ValueError(f"tensor {name} is stored as {_dtype_name(tensor.dtype)}, expected one of {expected}")
@@ -51,8 +52,8 @@ def check_values(name: str, tensor: Tensor) -> None:
 
 
 def is_tensor_finite(tensor: Tensor) -> bool:
-    """Whether all values are finite. A sum tells in one pass without a mask in memory; only a sum that overflows is
-    looked at again."""
+    """Return True if all values of a tensor, of any shape, are finite. A sum tells in one pass without a mask in
+    memory; only a sum that overflows is looked at again."""
     bits = FLOAT8_DTYPES.get(tensor.dtype)
     if bits is not None:
         return _is_finite_float8(tensor.cpu().flatten().view(torch.uint8).numpy(), bits)
@@ -60,8 +61,8 @@ def is_tensor_finite(tensor: Tensor) -> bool:
 
 
 def _is_finite_float8(values: np.ndarray, bits: int) -> bool:
-    """Whether no byte has all of these bits, which lie next to each other below the sign: then it is among the largest
-    of its sign. A MiB at a time, which stays in the processor's cache for the second look."""
+    """Return True if no byte has all of these bits, which lie next to each other below the sign: such a byte is among
+    the largest of its sign. A MiB at a time, which stays in the processor's cache for the second look."""
     parts = (values[start : start + 2**20] for start in range(0, len(values), 2**20))
     return not any(part.view(np.int8).max() >= bits or part.max() >= 0x80 + bits for part in parts)
 
