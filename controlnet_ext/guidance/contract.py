@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 
 from .schedule import Span
 
@@ -151,7 +151,7 @@ class ControlModel:
     """`after_step` is called after each step."""
     stream_device: torch.device | None = None
     """The device on which `stream_to` made this copy compute, None where its weights are."""
-    LAYOUTS: Mapping[str, Callable[[Mapping[str, Tensor]], dict[str, Tensor]]] = MappingProxyType({})
+    LAYOUTS: ClassVar[Mapping[str, Callable[[Mapping[str, Tensor]], dict[str, Tensor]]]] = MappingProxyType({})
     """For each layout of files ("diffusers", "ldm"), a function from the state dict to the tensors of such a file."""
 
     @property

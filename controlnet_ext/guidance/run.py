@@ -333,13 +333,13 @@ def on_device(model: ControlModel, device: torch.device) -> Iterator[None]:
 
     Models that accelerate moves, that have no weights, or that stream them to a device stay where they are.
     """
-    first = None
-    if isinstance(model, torch.nn.Module) and not hasattr(model, "_hf_hook") and model.stream_device is None:
-        first = next(model.parameters(), None)
-    if first is None or first.device == device:
+    if not isinstance(model, torch.nn.Module) or hasattr(model, "_hf_hook") or model.stream_device is not None:
         yield
         return
-    home = first.device
+    home = next((parameter.device for parameter in model.parameters()), device)
+    if home == device:
+        yield
+        return
     model.to(device)
     try:
         yield

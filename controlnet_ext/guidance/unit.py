@@ -180,11 +180,11 @@ class Unit:
 
 
 def _check_model(model: object) -> None:
-    compiled = getattr(model, "_orig_mod", None), getattr(model, "_compiled_call_impl", None)  # torch's own
-    if isinstance(compiled[0], ControlModel) or (isinstance(model, ControlModel) and compiled[1] is not None):
-        name = (compiled[0] or model).architecture
-        raise ValueError(f"the {name} is compiled around what a unit calls of it: {COMPILE_ADVICE}")
-    if not isinstance(model, ControlModel):
+    inner = getattr(model, "_orig_mod", model)  # of torch.compile(model)
+    if isinstance(inner, ControlModel):
+        if inner is not model or getattr(model, "_compiled_call_impl", None) is not None:  # of model.compile()
+            raise ValueError(f"the {inner.architecture} is compiled around what a unit calls of it: {COMPILE_ADVICE}")
+    else:
         raise TypeError(f"model {quote_value(model)} is no control model; load(path) gives one")
 
 

@@ -13,10 +13,10 @@ from ...guidance.contract import AttentionModel, Residuals
 from ...guidance.schedule import Span
 from ...guidance.unit import Unit
 from ...models.kinds.transformer import TransformerControlNet
-from .hook import Call, CallSession, UNetHook, is_compiled, unwrap_compiled
+from .hook import CallSession, UNetHook, is_compiled, unwrap_compiled
 from .host import DiffusersHost, read_noise_level
 from .transformer_call import TRANSFORMER_NAMES
-from .unet_call import StepCounter, find_prompted_copies, identify_rows
+from .unet_call import DenoiserCall, StepCounter, find_prompted_copies, identify_rows
 
 # width of its added vector: 1280 of the pooled prompt, 5 x 256 of sizes and score; the base has 6 x 256
 REFINER_ADDED_WIDTH = 2560
@@ -72,14 +72,14 @@ class PipelineSession(CallSession):
         if self._transformer_name is not None:
             _check_for_transformer(unit, self._transformer_name)
 
-    def observe(self, call: Call) -> bool:
+    def observe(self, call: DenoiserCall) -> bool:
         """Take note of a UNet call before anything is computed. Return True if a run begins with it."""
         begins = self._counter is None or self._pipe.scheduler.timesteps is not self._counter.timesteps
         self._last_schedule = self._pipe.scheduler, self._pipe.scheduler.timesteps
         self._host.observe(call, begins)
         return begins
 
-    def guide_call(self, call: Call, is_new_run: bool) -> Iterable[Residuals]:
+    def guide_call(self, call: DenoiserCall, is_new_run: bool) -> Iterable[Residuals]:
         """Return an iterable of the residuals of each unit in this UNet call."""
         if is_new_run or self._counter is None or not self.is_running:
             self._counter = None
@@ -95,7 +95,9 @@ class PipelineSession(CallSession):
         rows = (None, None) if self._counter.has_repeated_steps else self._cached_rows[1]
         residuals = self.compute_residuals(
             call.build_step(self._span, *rows),
-            lambda: read_noise_level(self._pipe.scheduler, call.t.flatten()[0].item()),
+            lambda: read_noise_level(
+                self._pipe.scheduler, call.find_timestep(self._pipe.scheduler).flatten()[0].item()
+            ),
         )
         if not call.shares_residuals:
             return residuals
@@ -104,11 +106,11 @@ class PipelineSession(CallSession):
 
     def apply_post_steps(self, out: Tensor) -> Tensor:
         """Return the UNet's output `(B, C, h, w)`, or `(B, C, F, h, w)` of a video, as units want it."""
-        if out.ndim != 5:
+        if self._post_step is None or out.ndim != 5:  # Z-Image gives a list, which no unit changes
             return super().apply_post_steps(out)
         flat = out.transpose(1, 2).flatten(0, 1)  # as in UNetCall
         changed = super().apply_post_steps(flat)
-        return out if changed is flat else changed.unflatten(0, (len(out), -1)).transpose(1, 2)
+        return out if changed is flat else changed.view(len(out), -1, *changed.shape[1:]).transpose(1, 2)
 
     @property
     def is_last_step(self) -> bool:

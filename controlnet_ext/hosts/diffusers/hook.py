@@ -8,10 +8,8 @@ from typing import Any
 
 from ...guidance.contract import Residuals
 from ..session import GuidedUNet, GuideSession
-from .transformer_call import CALL_TYPES, TransformerCall
-from .unet_call import UNetCall
-
-Call = UNetCall | TransformerCall
+from .transformer_call import CALL_TYPES
+from .unet_call import DenoiserCall, UNetCall
 
 
 class CallSession(GuideSession):
@@ -20,11 +18,11 @@ class CallSession(GuideSession):
     denoiser: Any
     """The UNet or transformer that is called, under torch.compile where it is compiled."""
 
-    def observe(self, call: Call) -> bool:
+    def observe(self, call: DenoiserCall) -> bool:
         """Take note of a UNet call before anything is computed. Return True if a run begins with it."""
         raise NotImplementedError
 
-    def guide_call(self, call: Call, is_new_run: bool) -> Iterable[Residuals]:
+    def guide_call(self, call: DenoiserCall, is_new_run: bool) -> Iterable[Residuals]:
         """Return an iterable of the residuals of each unit in this UNet call."""
         raise NotImplementedError
 
@@ -120,9 +118,9 @@ class UNetHook(GuidedUNet):
         return lambda: setattr(self.unet, "_compiled_call_impl", compiled)
 
 
-def make_call(unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+def make_call(unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> DenoiserCall:
     """Return the call of a UNet or a transformer with these arguments."""
-    kind: type[Call] = CALL_TYPES.get(type(unet).__name__, UNetCall)
+    kind: type[DenoiserCall] = CALL_TYPES.get(type(unet).__name__, UNetCall)
     return kind(unet, args, kwargs)
 
 

@@ -13,7 +13,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
 from ...guidance.after_steps import PREDICTION_TYPES, NoiseLevel
-from .unet_call import UNetCall
+from .unet_call import DenoiserCall
 
 
 class DiffusersHost:
@@ -22,17 +22,17 @@ class DiffusersHost:
     def __init__(self, pipe: Any, unet: Any):
         self.unet = unet
         self._pipe = pipe
-        self._call: UNetCall | None = None
+        self._call: DenoiserCall | None = None
         self._generator: torch.Generator | None = None
 
-    def observe(self, call: UNetCall, is_new_run: bool) -> None:
+    def observe(self, call: DenoiserCall, is_new_run: bool) -> None:
         """Take note of a UNet call, with which a run begins or not."""
         self._call = call
         if is_new_run:
             self._generator = None
 
     @property
-    def call(self) -> UNetCall:
+    def call(self) -> DenoiserCall:
         """The present UNet call. Raises ValueError before the first."""
         if self._call is None:
             raise ValueError("the host has no size, device or numbers before the UNet's first call")

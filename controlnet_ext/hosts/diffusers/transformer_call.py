@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any, ClassVar
 
 import torch
@@ -13,16 +12,15 @@ from ...guidance.contract import Residuals
 from ...guidance.schedule import Span
 from ...models.kinds.transformer import TransformerStep, expand_to_blocks
 from ..side_stream import SideStream
+from .unet_call import DenoiserCall
 
 PATCH_SIZE = 2  # latents of a side of one token
 
 
-class TransformerCall:
+class TransformerCall(DenoiserCall):
     """The arguments of a transformer's call, however they are passed; this class is for SD3."""
 
-    frames = 1
     shares_residuals = True  # several calls of a step have the residuals of the first, as in diffusers: true guidance
-    is_prompt_first = False  # in a batch of rows with the prompt and without
 
     family = "sd3"
     NETWORK_INPUTS: ClassVar[tuple[str, ...]] = (
@@ -34,12 +32,9 @@ class TransformerCall:
     BLOCKS_ARGUMENT, SINGLE_BLOCKS_ARGUMENT = "block_controlnet_hidden_states", ""
     REPEATED_ARGUMENT = ""
 
-    def __init__(self, transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]):
-        self._names = list(inspect.signature(type(transformer).forward).parameters)[1:]
-        self._args, self._kwargs = args, kwargs
-        self.unet = transformer
-        self.arguments = dict(zip(self._names, args, strict=False)) | kwargs
-        self.x: Tensor = self._get_latents()
+    def __init__(self, unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]):
+        super().__init__(unet, args, kwargs)
+        self.x = self._get_latents()
 
     def find_timestep(self, scheduler: Any) -> Tensor:
         """Return the scheduler's timestep `(1,)` of this call."""
@@ -51,11 +46,6 @@ class TransformerCall:
 
     def _get_latents(self) -> Tensor:
         return self.arguments[self.LATENTS_ARGUMENT]
-
-    @property
-    def latent_size(self) -> tuple[int, int]:
-        """Height and width of the latents."""
-        return self.x.shape[-2], self.x.shape[-1]
 
     def build_step(self, span: Span, positive: Tensor | None, samples: Tensor | None) -> TransformerStep:
         """Return the step of this call; `positive` and `samples` are `(B,)` or None."""
@@ -98,13 +88,7 @@ class TransformerCall:
         """Return the arguments of the call with these residuals, which a transformer reads from its first block on."""
         if side_stream is not None:
             side_stream.wait()
-        args, kwargs = list(self._args), dict(self._kwargs)
-        for name, value in self._build_residual_arguments(residuals).items():
-            if name in self._names[: len(args)]:
-                args[self._names.index(name)] = value
-            else:
-                kwargs[name] = value
-        return tuple(args), kwargs
+        return self._replace_arguments(self._build_residual_arguments(residuals))
 
     def _build_residual_arguments(self, residuals: Residuals) -> dict[str, Any]:
         return {self.BLOCKS_ARGUMENT: list(residuals.skips) or None}

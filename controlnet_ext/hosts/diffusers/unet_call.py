@@ -17,17 +17,63 @@ ENCODER_ARGUMENT = "down_intrablock_additional_residuals"
 SHARED_UNET_ADVICE = "another pipeline that shares the UNet needs a guide of its own"
 
 
-class UNetCall:
-    """The arguments of a UNet call, however they are passed."""
+class DenoiserCall:
+    """The arguments of a call of a UNet or transformer, however they are passed."""
 
-    shares_residuals = False  # each call of a step has residuals of its own
-    is_prompt_first = False  # in a batch of rows with the prompt and without
+    shares_residuals: bool = False
+    """Several calls of one step share the residuals of the first."""
+    is_prompt_first: bool = False
+    """In a batch of rows with the prompt and without, the former come first."""
+    frames: int = 1
+    x: Tensor
 
     def __init__(self, unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]):
         self._names = list(inspect.signature(type(unet).forward).parameters)[1:]
         self._args, self._kwargs = args, kwargs
         self.unet = unet
-        given = self.arguments = dict(zip(self._names, args, strict=False)) | kwargs
+        self.arguments = dict(zip(self._names, args, strict=False)) | kwargs
+
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """Height and width of the latents."""
+        return self.x.shape[-2], self.x.shape[-1]
+
+    @property
+    def pipeline_residuals(self) -> Residuals | None:
+        """The residuals that the pipeline passes itself, None without any."""
+        raise NotImplementedError
+
+    def find_timestep(self, scheduler: Any) -> Tensor:
+        """Return the scheduler's timestep `(1,)` or `(B,)` of this call."""
+        raise NotImplementedError
+
+    def build_step(self, span: Span, positive: Tensor | None, samples: Tensor | None) -> Step:
+        """Return the step of this call; `positive` and `samples` are `(B,)` or None."""
+        raise NotImplementedError
+
+    def add_residuals(
+        self, residuals: Residuals, side_stream: SideStream | None = None
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments of the call with these residuals, for which `side_stream` must be waited for."""
+        raise NotImplementedError
+
+    def _replace_arguments(self, changed: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments as they were passed, with these values by name."""
+        args, kwargs = list(self._args), dict(self._kwargs)
+        for name, value in changed.items():
+            if name in self._names[: len(args)]:
+                args[self._names.index(name)] = value
+            else:
+                kwargs[name] = value
+        return tuple(args), kwargs
+
+
+class UNetCall(DenoiserCall):
+    """The arguments of a UNet call."""
+
+    def __init__(self, unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]):
+        super().__init__(unet, args, kwargs)
+        given = self.arguments
         x, t, context = given["sample"], given["timestep"], given["encoder_hidden_states"]
         self.frames = x.shape[2] if x.ndim == 5 else 1
         self.x = x.transpose(1, 2).flatten(0, 1) if x.ndim == 5 else x  # (B, C, F, h, w) to (B F, C, h, w)
@@ -37,11 +83,6 @@ class UNetCall:
     def find_timestep(self, scheduler: Any) -> Tensor:
         """Return the scheduler's timestep `(1,)` or `(B,)` of this call."""
         return self.t
-
-    @property
-    def latent_size(self) -> tuple[int, int]:
-        """Height and width of the latents."""
-        return self.x.shape[-2], self.x.shape[-1]
 
     def build_step(self, span: Span, positive: Tensor | None, samples: Tensor | None) -> Step:
         """Return the step of this call; `positive` and `samples` are `(B,)` or None."""
@@ -88,7 +129,6 @@ class UNetCall:
         then waits for `side_stream`. Raises ValueError if their number does not fit the UNet, or it takes none inside
         the encoder.
         """
-        args, kwargs = list(self._args), dict(self._kwargs)
         zero, count = self.x.new_zeros(()), _count_skips(self.unet)
         if residuals.skips and len(residuals.skips) != count:
             raise ValueError(f"residuals for {len(residuals.skips)} skips, but the UNet has {count}")
@@ -101,12 +141,7 @@ class UNetCall:
             changed[MIDDLE_ARGUMENT] = zero if residuals.middle is None else residuals.middle
         elif residuals.encoder:
             changed[SKIPS_ARGUMENT] = None
-        for name, value in changed.items():
-            if name in self._names[: len(args)]:
-                args[self._names.index(name)] = value
-            else:
-                kwargs[name] = value
-        return tuple(args), kwargs
+        return self._replace_arguments(changed)
 
 
 class StepCounter:
@@ -195,7 +230,7 @@ def find_prompted_copies(pipe: Any) -> tuple[bool, ...] | None:
     return (False,) * bool(guidance) + (True,) + (True,) * bool(getattr(pipe, "do_perturbed_attention_guidance", False))
 
 
-def identify_rows(copies: tuple[bool, ...] | None, call: UNetCall) -> tuple[Tensor | None, Tensor | None]:
+def identify_rows(copies: tuple[bool, ...] | None, call: DenoiserCall) -> tuple[Tensor | None, Tensor | None]:
     """Return `Step.positive` and `Step.samples`, both `(B,)`, for a batch of such copies.
 
     Both are None if the copies are unknown, or the batch does not consist of them.

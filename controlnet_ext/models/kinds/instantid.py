@@ -5,7 +5,6 @@ Its file does not state that, so the caller wraps it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -62,7 +61,7 @@ class InstantID(ControlNetWrapper):
             context = torch.where(step.positive[:, None, None], context, self.absent.to(step.x))
         return self.net(replace(step, context=context), hint)
 
-    def details(self) -> Mapping[str, Any]:
+    def details(self) -> dict[str, Any]:
         """Return the facts for `controlnet-ext inspect`."""
         return self.net.details()
 

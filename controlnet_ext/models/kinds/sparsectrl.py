@@ -91,7 +91,7 @@ class MotionModule(nn.Module):
         self.proj_out = Linear(width, width)
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
-        h = self.norm(x.unflatten(0, (-1, frames)).transpose(1, 2))  # (B, C, frames, h, w)
+        h = self.norm(x.view(-1, frames, *x.shape[1:]).transpose(1, 2))  # (B, C, frames, h, w)
         h = h.permute(0, 3, 4, 2, 1)
         places = h.shape[:3]
         h = self.proj_in(h.flatten(0, 2))  # (B h w, frames, C)
@@ -331,7 +331,7 @@ class SparseCtrl(ControlNetWrapper):
 
     def details(self) -> dict[str, Any]:
         """Return the facts for `controlnet-ext inspect`."""
-        reads = "latents of some frames (rgb)" if self.reads_latents else "pictures of some frames (scribble)"
+        reads = "latents of some frames (rgb)" if self.hint_input == "latents" else "pictures of some frames (scribble)"
         return {"reads": reads, "frames at most": self._max_frames, **self.net.details()}
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -37,7 +38,7 @@ class StyleAttention(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         inside = F.linear(h, cast_like(self.in_proj_weight, h), cast_like(self.in_proj_bias, h))
-        q, k, v = (y.unflatten(-1, (STYLE_HEADS, -1)).transpose(1, 2) for y in inside.chunk(3, dim=-1))
+        q, k, v = (y.view(*y.shape[:2], STYLE_HEADS, -1).transpose(1, 2) for y in inside.chunk(3, dim=-1))
         return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
@@ -85,14 +86,15 @@ class StyleAdapter(LayerwiseOffload, AttentionModel):
                 f"the style adapter makes tokens of width {self.proj.shape[1]}, but the model has {theirs}"
             )
 
-    def hint(self, states: Tensor) -> Tensor:
+    def hint(self, image: np.ndarray | Tensor) -> Tensor:
         """Return the style's tokens `(B, tokens, context)` of hidden states `(B, N, width)`.
 
         Raises ValueError on other shapes.
         """
         _, tokens, width = self.style_embedding.shape
+        states = image
         if not isinstance(states, Tensor) or states.ndim != 3 or states.shape[2] != width or not states.shape[1]:
-            shape = tuple(getattr(states, "shape", ())) or type(states).__name__
+            shape = tuple(states.shape) if isinstance(states, Tensor) else type(states).__name__
             raise ValueError(f"a style adapter reads hidden states (B, N, {width}) of a vision network, not {shape}")
         dtype = torch.float32 if self.proj.dtype in FLOAT8_DTYPES else self.proj.dtype
         if bool((states == states[:1]).all()):

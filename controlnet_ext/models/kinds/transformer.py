@@ -8,6 +8,7 @@ from math import ceil
 from operator import attrgetter
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -101,10 +102,10 @@ class TransformerControlNet(nn.Module, ControlModel):
         if self.family == "sd3" and self.net.pos_embed is None:  # SD3.5's large ones have the base's
             self.net.pos_embed = self.net._get_pos_embed_from_transformer(base).to(self.device, self.net.dtype)
 
-    def hint(self, latents: Tensor) -> Tensor:
+    def hint(self, image: np.ndarray | Tensor) -> Tensor:
         """Return the network's input for a map's latents `(B, C, h, w)`; packed as tokens, `(B, h w / 4, 4 C)`."""
         like = next(self.net.parameters())
-        latents = latents.to(like)
+        latents = torch.as_tensor(image).to(like)
         return pack_latents(latents) if BASE_MODELS[self.family].has_packed_latents else latents
 
     def forward(self, step: TransformerStep, hint: Tensor) -> Residuals:

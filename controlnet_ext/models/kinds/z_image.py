@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from ...guidance.contract import Residuals
@@ -59,12 +61,12 @@ class ZImageControlNet(TransformerControlNet):
         # not as modules: they are the base's, and do not move with this network
         self.net.__dict__.update({name: getattr(base, name) for name in SHARED_MODULES})
 
-    def hint(self, latents: Tensor) -> Tensor:
+    def hint(self, image: np.ndarray | Tensor) -> Tensor:
         """Return the network's input `(B, C', 1, h, w)` for a map's latents `(B, C, h, w)`.
 
         The channels of a mask and a masked image, which networks from 2.0 on read too, are zeros.
         """
-        latents = latents.to(next(self.net.parameters()))
+        latents = torch.as_tensor(image).to(next(self.net.parameters()))
         more = self.net.config["control_in_dim"] - latents.shape[1]
         return nn.functional.pad(latents, (0, 0, 0, 0, 0, more)).unsqueeze(2)
 
