@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import StableDiffusionPipeline
 from fakes import GREY, Plus, Pushes, run, state
-from networks import randomised
 from peft import LoraConfig
+from test_guide_histories import SKIPS, pipeline
 
 from controlnet_ext import ControlModel, Unit, Window, guide
 from controlnet_ext.hosts import session
@@ -57,7 +57,9 @@ class Broken(RuntimeError):
 
 @pytest.mark.parametrize("k", range(4))
 @pytest.mark.parametrize("where", ["model", "unet", "middle of the unet", "callback"])
-def test_an_exception_at_any_call_leaves_nothing(pipe: Any, where: str, k: int) -> None:
+def test_an_exception_at_any_call_leaves_nothing(where: str, k: int) -> None:
+    pipe = pipeline()
+    run(pipe)  # which gives it attributes of its own
     before, plain = state(pipe), run(pipe)
     calls = 0
 
@@ -71,7 +73,7 @@ def test_an_exception_at_any_call_leaves_nothing(pipe: Any, where: str, k: int) 
     module = {"unet": pipe.unet, "middle of the unet": pipe.unet.mid_block.attentions[0]}.get(where)
     handle = module.register_forward_hook(fails) if module else None
     given = {"callback_on_step_end": fails} if where == "callback" else {}
-    model = Pushes(fails_at=k if where == "model" else None)
+    model = Pushes(fails_at=k if where == "model" else None, skips=SKIPS)
     with (
         pytest.raises((Broken, KeyError)),
         guide(pipe, [Unit(Plus(), GREY)]),
@@ -146,11 +148,8 @@ def test_another_thread_is_refused_in_one_line(pipe: Any) -> None:
 
 @pytest.mark.parametrize("way", ["compile(unet)", "unet.compile()"])
 def test_a_compiled_unet_is_guided_and_as_before(way: str) -> None:
-    config = {"block_out_channels": (32, 32), "layers_per_block": 1, "cross_attention_dim": 32}
-    down, up = ("CrossAttnDownBlock2D", "DownBlock2D"), ("UpBlock2D", "CrossAttnUpBlock2D")
-    unet = randomised(UNet2DConditionModel(down_block_types=down, up_block_types=up, **config))
-    pipe = tiny.pipeline(StableDiffusionPipeline, unet=unet)
-    unit = Unit(Pushes(skips=4), GREY)
+    pipe = pipeline()
+    unet, unit = pipe.unet, Unit(Pushes(skips=SKIPS), GREY)
     with guide(pipe, [unit]):
         expected = run(pipe, steps=2)
     if way == "unet.compile()":
