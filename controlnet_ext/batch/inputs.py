@@ -65,7 +65,7 @@ def _list_images(folder: str, recursive: bool) -> list[InputFile]:
     names = (name for name in _walk_files(folder, recursive) if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES)
     files = [InputFile(os.path.join(folder, name), _key_from_path(name)) for name in sorted(names)]
     if not files:
-        raise ValueError(f"{folder!r} holds no pictures{'' if recursive else ' (--recursive looks into its folders)'}")
+        raise ValueError(f"{folder!r} holds no images{'' if recursive else ' (--recursive looks into its folders)'}")
     return files
 
 
@@ -116,6 +116,6 @@ def attach_masks(files: Sequence[InputFile], folder: str) -> list[InputFile]:
     masks: dict[str, str] = {}
     for path, key, _ in find_inputs([folder], recursive=True):
         if key in masks:
-            raise ValueError(f"{masks[key]!r} and {path!r} are masks of the same pictures: remove one")
+            raise ValueError(f"{masks[key]!r} and {path!r} are masks of the same images: remove one")
         masks[key] = path
     return [file._replace(mask=masks.get(file.key, os.path.join(folder, f"{file.key}.png"))) for file in files]

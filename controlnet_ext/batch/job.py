@@ -101,7 +101,7 @@ def run_stages(
     encode, keep = EncodeStage(recipe.spec_names, recipe.json, recipe.sixteen_bit), WriteStage(sink.store)
     if recipe.networks is None or engine.runs_networks:
         maps = recipe.read_stage if recipe.networks is None else Chain(recipe.read_stage, recipe.networks)
-        made = engine.map(Chain(maps, encode), chunks, lambda picture: encode([crashed_item(picture)])[0])
+        made = engine.map(Chain(maps, encode), chunks, lambda image: encode([crashed_item(image)])[0])
         kept = map_in_threads(WRITER_THREADS, keep, made)
     else:
         items = map(recipe.networks, engine.map(recipe.read_stage, chunks, crashed_item))
@@ -114,12 +114,12 @@ def _iter_chunks(
     source: ImageSource, sink: Sink, recipe: MapRecipe, shard: tuple[int, int]
 ) -> Iterator[list[InputImage]]:
     first = sink.start_index // recipe.chunk_size
-    pictures = source.iter_images(first * recipe.chunk_size)
+    images = source.iter_images(first * recipe.chunk_size)
     for i in count(first):
-        chunk = list(islice(pictures, recipe.chunk_size))
+        chunk = list(islice(images, recipe.chunk_size))
         if not chunk:
             return
-        left = [picture for picture in chunk if not sink.is_done(picture)]
+        left = [image for image in chunk if not sink.is_done(image)]
         if left and is_in_shard(i, shard):
             yield left if recipe.networks is None else chunk
 
@@ -235,7 +235,7 @@ def run_job(
                 if not sink.is_finished:
                     sink.finish()
                     stream.on_finish()
-        log(f"{done - errors.failed_count} of {done} pictures done")
+        log(f"{done - errors.failed_count} of {done} images done")
         if errors.failed_count:
             log(f"{errors.failed_count} failed: see {record.folder / ERRORS_FILE}")
         close_state(

@@ -78,8 +78,8 @@ def plan_output(request: MapRequest, file: InputFile, is_only_result: bool) -> C
 
 def _check_source(output: ContainerOutput, is_only_result: bool) -> ContainerOutput:
     if is_only_result:
-        with closing(output.source.iter_images(0)) as pictures:
-            first = next(pictures, None)
+        with closing(output.source.iter_images(0)) as images:
+            first = next(images, None)
         if first and not first.key and isinstance(first.content, ValueError):
             raise first.content
     return output
@@ -118,7 +118,7 @@ def _output_path(
     return os.path.join(request.out, f"{stem}{stem_suffix}{suffixes[0]}")
 
 
-MODEL_FREE_CHUNK_SIZE = 4  # pictures that a process is given at once where no network takes a batch
+MODEL_FREE_CHUNK_SIZE = 4  # images that a process is given at once where no network takes a batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +142,7 @@ def plan_job(
     holds several images is not divided: shards take every n-th of these files. Raises ValueError, FileNotFoundError or
     FileExistsError before anything is written.
     """
-    pictures, lists, boxes = split_by_kind(files)
+    images, lists, boxes = split_by_kind(files)
     single = len(files) == len(boxes) == 1 and shard is None
     if not single:
         request.resolve_single_output(max(2, len(files)) * len(request.specs))
@@ -151,20 +151,20 @@ def plan_job(
     )
     draft = _StreamPlanner(request, record, shard or (0, 1), chunk_size)
     if record.is_resumed or shard is not None:
-        pictures = exclude_results(pictures, draft.file_endings, request.out)
+        images = exclude_results(images, draft.file_endings, request.out)
     rows = [read_list(file.path, request.needs_mask) for file in lists]
     outputs = [plan_output(request, file, single) for file in boxes]
     wanted = chain(
-        *(draft.iter_targets(some) for some in (pictures, *rows)),
+        *(draft.iter_targets(some) for some in (images, *rows)),
         ((file.path, [draft.list_path(file)], draft.may_exist or shard is not None) for file in lists),
         (
             (f.path, made.paths, draft.chunk_may_exist(i))
             for i, (f, made) in enumerate(zip(boxes, outputs, strict=True))
         ),
-        ((file.mask, [], True) for some in (pictures, *rows) for file in some if file.mask),
+        ((file.mask, [], True) for some in (images, *rows) for file in some if file.mask),
     )
     check_targets(wanted, may_replace_source=False)
-    streams = [draft.make_stream(pictures)] if pictures else []
+    streams = [draft.make_stream(images)] if images else []
     streams += [draft.make_stream(some, draft.list_writer(file)) for file, some in zip(lists, rows, strict=True)]
     streams += [make_output_stream(made, i, record) for i, made in enumerate(outputs) if is_in_shard(i, draft.shard)]
     return JobPlan(tuple(streams), record)

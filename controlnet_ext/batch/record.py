@@ -137,7 +137,7 @@ class ErrorLog:
         if not result.errors:
             return
         self.failed_count += 1
-        picture = result.image
-        rows = [{"path": picture.name, "key": picture.key, "error": error} for error in result.errors]
+        image = result.image
+        rows = [{"path": image.name, "key": image.key, "error": error} for error in result.errors]
         with open(self._path, "a", encoding="utf-8", newline="\n") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)

@@ -82,18 +82,18 @@ def check_targets(targets: Iterable[tuple[str, Sequence[str], bool]], may_replac
     """
     targets = list(targets)
     place = _make_path_normalizer()
-    pictures = {place(picture): picture for picture, *_ in targets}
+    images = {place(image): image for image, *_ in targets}
     makers: dict[str, str] = {}
-    for picture, paths, may_exist in targets:
+    for image, paths, may_exist in targets:
         for path in paths:
             here = place(path)
             if here in makers:
-                raise ValueError(f"{path!r} would be made twice, of {makers[here]!r} and {picture!r}")
-            if here in pictures and not (may_replace_source and pictures[here] == picture):
-                raise ValueError(f"{path!r} would replace a picture that is still to be read")
+                raise ValueError(f"{path!r} would be made twice, of {makers[here]!r} and {image!r}")
+            if here in images and not (may_replace_source and images[here] == image):
+                raise ValueError(f"{path!r} would replace an image that is still to be read")
             if not may_exist and os.path.lexists(path):
                 raise FileExistsError(f"{path!r} exists; --overwrite replaces it")
-            makers[here] = picture
+            makers[here] = image
 
 
 def exclude_results(files: Sequence[InputFile], endings: Sequence[str], folder: str) -> list[InputFile]:

@@ -73,7 +73,7 @@ IMAGE_ERRORS = (
     RuntimeError,
     MemoryError,
     cv2.error,
-)  # what a picture can do to a preprocessor; torch
+)  # what an image can do to a preprocessor; torch
 # raises RuntimeError, also for want of memory
 NAME_ERRNOS = {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.EISDIR}  # other errors of writing stop the job
 
@@ -99,7 +99,7 @@ class ReadStage:
     keep_pixels: bool
 
     def __call__(self, images: Sequence[InputImage]) -> list[WorkItem]:
-        return [self._process(picture) for picture in images]
+        return [self._process(image) for image in images]
 
     def _process(self, image: InputImage) -> WorkItem:
         bare = replace(image, content=None, mask=None)

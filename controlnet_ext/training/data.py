@@ -23,7 +23,7 @@ from ..maps.resize import fit
 
 METADATA_FILES = ("metadata.jsonl", "captions.jsonl")
 CAPTION_LIMIT = 2**16  # bytes
-MapFunction = Callable[[np.ndarray], np.ndarray]  # (H, W, 3) uint8 RGB of a picture and of its map
+MapFunction = Callable[[np.ndarray], np.ndarray]  # (H, W, 3) uint8 RGB of an image and of its map
 
 
 @dataclass(frozen=True)
@@ -117,18 +117,18 @@ def read_examples(folder: Path) -> tuple[Example, ...]:
     image.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"{str(folder)!r} is not a folder; expected one with pictures, or the word scenes")
+        raise FileNotFoundError(f"{str(folder)!r} is not a folder; expected one with images, or the word scenes")
     lists = [folder / name for name in METADATA_FILES if (folder / name).exists()]
     if len(lists) > 1:
         raise ValueError(f"{str(folder)!r} holds both {' and '.join(METADATA_FILES)}: remove one")
     rows = _read_metadata(lists[0]) if lists else _list_captioned_images(folder)
     if not rows:
-        raise ValueError(f"{str(lists[0] if lists else folder)!r} holds no pictures")
+        raise ValueError(f"{str(lists[0] if lists else folder)!r} holds no images")
     found = []
-    for picture, caption, control in rows:
+    for image, caption, control in rows:
         if control is not None:
             hash_image_file(control)
-        found.append(Example(picture, caption, control, hash_image_file(picture)))
+        found.append(Example(image, caption, control, hash_image_file(image)))
     return tuple(found)
 
 
@@ -141,7 +141,7 @@ def split_examples(examples: tuple[Example, ...], share: float) -> tuple[tuple[E
     different = sorted({example.sha256 for example in examples})
     count = max(1, round(share * len(different)))
     if not 0 < share < 1 or count >= len(different):
-        raise ValueError(f"validation {share:g} of {len(different)} different pictures leaves none on one side")
+        raise ValueError(f"validation {share:g} of {len(different)} different images leaves none on one side")
     held = set(different[:count])
     return tuple(e for e in examples if e.sha256 not in held), tuple(e for e in examples if e.sha256 in held)
 
@@ -164,26 +164,24 @@ def hash_image_file(path: Path) -> str:
     with open_regular_file(path) as file:
         content = file.read(IMAGE_FILE_LIMIT + 1)
     if len(content) > IMAGE_FILE_LIMIT:
-        raise ValueError(f"{name} is over 1 GiB, too large for a picture")
+        raise ValueError(f"{name} is over 1 GiB, too large for an image")
     format = sniff_format(content[:16])
     if format is None or not is_complete(content, format):
-        raise ValueError(f"{name} is {'no picture' if format is None else f'a {format} that is cut short or damaged'}")
+        raise ValueError(f"{name} is {'no image' if format is None else f'a {format} that is cut short or damaged'}")
     image = image_reader.open_image_header(io.BytesIO(content), format, name)
     check_pixels(image.height, image.width, name)
     return hashlib.sha256(content).hexdigest()
 
 
 def _list_captioned_images(folder: Path) -> list[tuple[Path, str, Path | None]]:
-    pictures = [
-        p for p in sorted(folder.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")
-    ]
-    without = [picture for picture in pictures if not picture.with_suffix(".txt").exists()]
+    images = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
+    without = [image for image in images if not image.with_suffix(".txt").exists()]
     if without:
         raise ValueError(
-            f"{len(without)} of {len(pictures)} pictures have no caption, such as {str(without[0])!r}: write one to "
+            f"{len(without)} of {len(images)} images have no caption, such as {str(without[0])!r}: write one to "
             f"{without[0].with_suffix('.txt').name!r} beside it, or list all in {METADATA_FILES[0]}"
         )
-    return [(picture, _read_caption(picture.with_suffix(".txt")), None) for picture in pictures]
+    return [(image, _read_caption(image.with_suffix(".txt")), None) for image in images]
 
 
 def _read_caption(path: Path) -> str:

@@ -93,7 +93,7 @@ EVALUATION_DRAWS = 128  # examples with noise of one measurement
 SIGNIFICANT_CHANGE, MIN_SHARED_GAIN = (
     0.02,
     0.5,
-)  # what the verdict calls a change, and how much of the gain must hold for other pictures
+)  # what the verdict calls a change, and how much of the gain must hold for other images
 
 
 class FrozenBase:
@@ -252,12 +252,10 @@ def describe_fit(rows: Sequence[dict[str, float]]) -> str:
     )
     if last["held_out"] > (1 + SIGNIFICANT_CHANGE) * lowest["held_out"]:
         where = f"the held-out loss was lowest, {lowest['held_out']:.4g}, after {lowest['step']:.0f} steps"
-        return f"overfits: {where}; {figures}: more pictures, or fewer steps"
+        return f"overfits: {where}; {figures}: more images, or fewer steps"
     if gained["training"] > 0 and gained["held_out"] < MIN_SHARED_GAIN * gained["training"]:
         share = math.floor(100 * gained["held_out"] / gained["training"])
-        return (
-            f"overfits: {share} % of what control gains on training pictures holds for others; {figures}: more pictures"
-        )
+        return f"overfits: {share} % of what control gains on training images holds for others; {figures}: more images"
     if gained["held_out"] <= 0 or last["held_out"] < (1 - SIGNIFICANT_CHANGE) * earlier["held_out"]:
         return f"underfits: the held-out loss still falls, or control does not help yet; {figures}: more steps"
     return f"fits: neither over- nor underfits; {figures}"

@@ -247,7 +247,7 @@ def test_a_file_that_holds_pictures_becomes_one_of_its_kind(capsys):
     for words, reason in (
         ("canny a.tar -o x.png", "expected a folder, or for one result a .tar"),
         ("canny a.tar -o -", "does not go to stdout"),
-        ("canny a.tar -o ./ --overwrite", "would replace a picture that is still to be read"),
+        ("canny a.tar -o ./ --overwrite", "would replace an image that is still to be read"),
         ("canny a.tar a.tar -o maps", "would be made twice"),
     ):
         assert run(words) == 2

@@ -149,8 +149,8 @@ def test_what_cannot_have_masks_is_refused_before_any_work(capsys):
     for words, refusal in (
         (f"{NAME} in -o out", f"{NAME} needs --mask FILE, or of several images --mask FOLDER"),
         (f"{NAME} in -o out --mask masks/0.png", "--mask 'masks/0.png' is for one image; for several give a folder"),
-        (f"{NAME} in -o out --mask none", "'none' holds no pictures"),
-        (f"{NAME} in -o out --mask two", "are masks of the same pictures: remove one"),
+        (f"{NAME} in -o out --mask none", "'none' holds no images"),
+        (f"{NAME} in -o out --mask two", "are masks of the same images: remove one"),
         (f"{NAME} a.jsonl -o out", "line 1 of 'a.jsonl' names no mask"),
         (f"{NAME} a.jsonl -o out --mask masks", "--mask is for images; 'a.jsonl' has masks of its own"),
         (f"{NAME} a.mp4 -o out/", "'a.mp4' is a video, which has no masks"),
@@ -166,4 +166,4 @@ def test_a_mask_is_not_replaced_by_a_map(capsys):
     Path(f"masks/1_{NAME}.png").write_bytes(Path("masks/1.png").read_bytes())
     write_image(f"in/1_{NAME}.png", PICTURES[1])
     assert run(f"{NAME} in -o masks --mask masks --overwrite") == 2
-    assert "would replace a picture that is still to be read" in capsys.readouterr().err
+    assert "would replace an image that is still to be read" in capsys.readouterr().err

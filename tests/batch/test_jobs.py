@@ -91,7 +91,7 @@ def test_bad_pictures_are_in_the_errors_file_and_tried_again_by_the_same_command
         assert [(row["path"], row["key"]) for row in rows] == [("in/3.png", "3"), ("in/deeper/8.png", "deeper/8")]
         assert all(repr(row["path"]) in row["error"] and "\n" not in row["error"] for row in rows)
         assert len(contents("maps")) == 16
-    assert "8 of 10 pictures done\n2 failed" in capsys.readouterr().err
+    assert "8 of 10 images done\n2 failed" in capsys.readouterr().err
     Path("in/3.png").write_bytes(good)
     Path("in/deeper/8.png").write_bytes(good)
     before = {path: os.stat(path).st_mtime_ns for path in Path("maps").rglob("*.png")}
@@ -198,7 +198,7 @@ def test_a_job_is_on_record_until_there_is_nothing_left_to_do(monkeypatch):
         pass
 
     def kill(words):
-        if "pictures done" in words:  # the last words
+        if "images done" in words:  # the last words
             raise Killed
 
     words = "canny,invert in -o maps --overwrite"  # of which the record alone says that all is done

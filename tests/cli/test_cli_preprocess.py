@@ -152,7 +152,7 @@ def test_an_empty_out_and_a_folder_without_pictures_are_refused(capsys):
     assert cli.main(["preprocess", "canny", "a.png", "-o", ""]) == 2
     assert "OUT is empty" in capsys.readouterr().err
     Path("empty/deeper").mkdir(parents=True)
-    assert "'empty' holds no pictures (--recursive" in refused("canny empty -o maps/", capsys)
+    assert "'empty' holds no images (--recursive" in refused("canny empty -o maps/", capsys)
 
 
 def test_nothing_is_replaced_without_overwrite(capsys):

@@ -22,7 +22,7 @@ from networks import randomised
 from controlnet_ext import Unit, guide, load
 from controlnet_ext.cli import main
 from controlnet_ext.files.weights import read_weights
-from controlnet_ext.training import config, objective
+from controlnet_ext.training import job, objective
 from controlnet_ext.training.data import Example, check_disjoint, read_examples, split_examples
 from controlnet_ext.training.loop import LOG_FILE
 from controlnet_ext.training.objective import DiffusionLoss, FrozenBase, describe_fit, make_generator
@@ -129,7 +129,7 @@ def test_the_model_stays_as_it_is_to_the_bit(monkeypatch):
             seen.append((pipe, digest(pipe)))
             super().__init__(pipe, device)
 
-    monkeypatch.setattr(config, "FrozenBase", Spied)
+    monkeypatch.setattr(job, "FrozenBase", Spied)
     assert main(words("out.safetensors", steps=3)) == 0
     ((pipe, before),) = seen
     assert digest(pipe) == before
@@ -152,7 +152,7 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(sigint, monkeypat
         return loss(*given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(config, "compute_control_loss", interrupting)
+        patch.setattr(job, "compute_control_loss", interrupting)
         assert main(words("cut.safetensors", "--accumulate", "2", steps=3)) == 130
     assert not Path("cut.safetensors").exists() and len(calls) == 4
     assert read_weights("cut.safetensors.training/checkpoint.safetensors").metadata == {"step": "2"}
@@ -228,7 +228,7 @@ def test_scenes_are_drawn_where_no_pictures_are_needed():
         (["--data", "nowhere"], "'nowhere' is not a folder"),
         (["--data", "scenes"], "held-out ones of their own"),
         (["--data", "scenes:0"], "at least one scene"),
-        (["--data", "sd"], "'sd' holds no pictures"),
+        (["--data", "sd"], "'sd' holds no images"),
         (["--model", "pictures"], "holds no model_index.json"),
         (["--work", "sd"], "no folder of a training"),
         (["-o", "out.bin"], "does not end in .safetensors"),
@@ -285,17 +285,17 @@ def test_captions_lie_beside_pictures_or_in_a_list(tmp_path):
 def test_folders_that_cannot_be_learnt_from_are_refused(tmp_path):
     folder = tmp_path / "some"
     folder.mkdir()
-    with pytest.raises(ValueError, match="holds no pictures"):
+    with pytest.raises(ValueError, match="holds no images"):
         read_examples(folder)
     tiny.picture().save(folder / "a.png")
-    with pytest.raises(ValueError, match=r"1 of 1 pictures have no caption, such as .*a\.png"):
+    with pytest.raises(ValueError, match=r"1 of 1 images have no caption, such as .*a\.png"):
         read_examples(folder)
     (folder / "a.txt").write_bytes(b"\xff")
     with pytest.raises(ValueError, match=r"a\.txt' is not UTF-8"):
         read_examples(folder)
     (folder / "a.txt").write_text("a")
     whole = (folder / "a.png").read_bytes()
-    for content, says in ((whole[:-20], "cut short"), (b"text", "no picture")):
+    for content, says in ((whole[:-20], "cut short"), (b"text", "no image")):
         (folder / "a.png").write_bytes(content)
         with pytest.raises(ValueError, match=rf"a\.png' is .*{says}"):
             read_examples(folder)

@@ -51,7 +51,7 @@ class FolderStore:
 
     def fsync(self, images: Iterable[InputImage]) -> None:
         """Flush the names of the files of these images to the disk."""
-        for folder in {os.path.dirname(result_path(self.folder, picture.key, "")) or "." for picture in images}:
+        for folder in {os.path.dirname(result_path(self.folder, image.key, "")) or "." for image in images}:
             fsync_dir(folder)
 
     def remove_leftovers(self, keys: Collection[str]) -> None:

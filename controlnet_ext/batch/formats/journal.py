@@ -118,14 +118,14 @@ class JournaledOutput:
 
     def add(self, result: ImageResult) -> None:
         """Append the members of a result."""
-        picture = result.image
+        image = result.image
         for ending, content in result.files.items():
-            written = memoryview(encode_member(self._format.member_name(picture, ending), content))
+            written = memoryview(encode_member(self._format.member_name(image, ending), content))
             self._crc = zlib.crc32(written, self._crc)
             self._end += len(written)
             while written:
                 written = written[self._file.write(written) :]
-        row = {"end": self._end, "crc": self._crc, "name": picture.name, "key": picture.key, "errors": result.errors}
+        row = {"end": self._end, "crc": self._crc, "name": image.name, "key": image.key, "errors": result.errors}
         self._journal.write(json.dumps(row) + "\n")
 
     def finish(self) -> None:

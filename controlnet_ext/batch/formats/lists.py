@@ -57,16 +57,14 @@ def get_row_key(row: Mapping[str, Any], image_path: str, where: str) -> str:
 
 
 def _parse_row(row: dict[str, Any], path: str, needs_mask: bool, where: str) -> InputFile:
-    picture = next((row[name] for name in PATH_COLUMNS if isinstance(row.get(name), str) and row[name]), None)
-    if picture is None:
-        raise ValueError(f"{where} names no picture, expected one of {', '.join(PATH_COLUMNS)}")
+    image = next((row[name] for name in PATH_COLUMNS if isinstance(row.get(name), str) and row[name]), None)
+    if image is None:
+        raise ValueError(f"{where} names no image, expected one of {', '.join(PATH_COLUMNS)}")
     mask = row.get(MASK_COLUMN) if needs_mask else None
     if needs_mask and not (isinstance(mask, str) and mask):
         raise ValueError(f"{where} names no {MASK_COLUMN}")
     folder = os.path.dirname(path)
-    return InputFile(
-        os.path.join(folder, picture), get_row_key(row, picture, where), mask and os.path.join(folder, mask)
-    )
+    return InputFile(os.path.join(folder, image), get_row_key(row, image, where), mask and os.path.join(folder, mask))
 
 
 def _read_rows(path: str) -> Iterator[dict[str, Any]]:

@@ -69,7 +69,7 @@ class ParquetSource:
             value = value.get("bytes") or value.get("path")
         if isinstance(value, str):
             return os.path.join(os.path.dirname(self.path), value)
-        return value if isinstance(value, bytes) else ValueError("the row has no picture")
+        return value if isinstance(value, bytes) else ValueError("the row has no image")
 
 
 def find_image_column(names: list[str], path: str) -> str:
@@ -77,7 +77,7 @@ def find_image_column(names: list[str], path: str) -> str:
     for name in (*PATH_COLUMNS, *sorted(SAMPLE_IMAGE_FIELDS)):
         if name in names:
             return name
-    raise ValueError(f"{path!r} has no column of pictures: expected image, file_name, path, jpg, png, ...")
+    raise ValueError(f"{path!r} has no column of images: expected image, file_name, path, jpg, png, ...")
 
 
 def select_kept_columns(file: Any, path: str) -> list[str]:

@@ -89,12 +89,12 @@ def _read_sample(
             found[begin] = _read_member(tar, info)
         if "" in found and (MASK_COLUMN in found or not needs_mask):
             break
-    return found.get("", ValueError(f"no picture among the fields {', '.join(fields)}")), found.get(MASK_COLUMN)
+    return found.get("", ValueError(f"no image among the fields {', '.join(fields)}")), found.get(MASK_COLUMN)
 
 
 def _read_member(tar: tarfile.TarFile, info: tarfile.TarInfo) -> Any:
     if info.size > IMAGE_FILE_LIMIT:
-        return ValueError(f"a picture of {info.size / 2**30:.1f} GiB, over the limit of 1 GiB")
+        return ValueError(f"an image of {info.size / 2**30:.1f} GiB, over the limit of 1 GiB")
     file = tar.extractfile(info)
     return b"" if file is None else file.read()
 

@@ -55,7 +55,7 @@ class VideoSource:
 
 @contextmanager
 def _open_video(path: str) -> Iterator[cv2.VideoCapture]:
-    video = cv2.VideoCapture(path, cv2.CAP_FFMPEG)  # others take `%d` for a sequence of pictures
+    video = cv2.VideoCapture(path, cv2.CAP_FFMPEG)  # others take `%d` for a sequence of images
     try:
         yield video
     finally:
