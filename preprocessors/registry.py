@@ -158,8 +158,8 @@ class LoadedPreprocessor:
             alike.setdefault(pixels.shape if self.spec.batched else (i,), []).append(i)
         maps: dict[int, ControlMap] = {}
         for group in alike.values():
-            pictures = [inputs[i][0] for i in group]
-            results = self.run(np.stack(pictures), **values) if self.spec.batched else [self.run(*pictures, **values)]
+            stack = [inputs[i][0] for i in group]
+            results = self.run(np.stack(stack), **values) if self.spec.batched else [self.run(*stack, **values)]
             for i, result in zip(group, results, strict=True):
                 maps[i] = _build_map(result, self.spec.makes, *inputs[i])
         return [maps[i] for i in range(len(images))]

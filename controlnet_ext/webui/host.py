@@ -41,11 +41,11 @@ def _declare_options() -> None:
     option("control_net_unit_count", 3, "Number of ControlNet units (requires restart)", gr.Slider, units)
     option("control_net_model_cache_size", 2, "Control models that stay loaded (requires restart)", gr.Slider, units)
     blurs: dict[str, Any] = {"minimum": 0, "maximum": 64, "step": 1}
-    words = "Border in which inpaint_only mixes the picture with the original, in pixels"
+    words = "Border in which inpaint_only mixes the image with the original, in pixels"
     option("control_net_inpaint_blur_sigma", MASK_BLUR, words, gr.Slider, blurs)
-    option("control_net_no_detectmap", False, "Do not append control maps to the pictures")
+    option("control_net_no_detectmap", False, "Do not append control maps to the results")
     option("control_net_detectmap_autosaving", False, "Save control maps")
-    option("controlnet_save_unit_images", True, "Save units' images beside the pictures, for PNG info to bring back")
+    option("controlnet_save_unit_images", True, "Save units' images beside the results, for PNG info to bring back")
     option("control_net_allow_script_control", False, "Allow other scripts to control this extension")
     option("control_net_sync_field_args", True, "PNG info brings units back")
     option("controlnet_increment_seed_during_batch", False, "In a batch of images, another seed for each")

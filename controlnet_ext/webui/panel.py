@@ -109,8 +109,8 @@ class UnitComponents:
         with gr.Row():
             self._add_image_upload("mask", "Mask, where none is painted on the image")
             self._add_image_upload("effective_region_mask", "Effective Region Mask")
-        self._add_textbox("batch_folder", "Batch folder: a picture for each image in it")
-        self._add_checkbox("loopback", "Loopback: from the second picture on, its image is the one before", False)
+        self._add_textbox("batch_folder", "Batch folder: a result for each image in it")
+        self._add_checkbox("loopback", "Loopback: from the second result on, its image is the one before", False)
 
     def _add_textbox(self, name: str, label: str, **more: Any) -> None:
         self.components[name] = gr.Textbox("", label=label, elem_id=self._element_id(name), **more)

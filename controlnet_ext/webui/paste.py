@@ -25,12 +25,12 @@ def create_paste_fields(unit_index: int, components: dict[str, Any]) -> list[tup
     def of(name: str) -> Callable[[dict[str, Any]], Any]:
         return lambda said: _read_component_value(name, said, key)
 
-    def pictured(name: str) -> Callable[[dict[str, Any]], Any]:
+    def image_reader(name: str) -> Callable[[dict[str, Any]], Any]:
         return lambda said: _update_image(name, str(said[key])) if key in said else None
 
     texts = [(components[name], of(name)) for name in sorted(UNIT_TEXT_FIELDS)]
     types = [(components["type"], lambda said: "All" if key in said else None)]
-    found = types + texts + [(components[name], pictured(name)) for name in INPUT_LABELS]
+    found = types + texts + [(components[name], image_reader(name)) for name in INPUT_LABELS]
     return [(component, wanted(function)) for component, function in found]
 
 

@@ -38,9 +38,9 @@ class ImageNoiseRNG:
         self._p.rng = self._rng
         noise = self._rng.next()
         height, width = (side * VAE_SCALE_FACTOR for side in noise.shape[-2:])
-        picture = encode_ldm_image(self._p.sd_model, fit(self._pixels, height, width, "crop"), noise.device).to(noise)
+        latents = encode_ldm_image(self._p.sd_model, fit(self._pixels, height, width, "crop"), noise.device).to(noise)
         signal = float(self._p.sd_model.alphas_cumprod[-1]) ** 0.5
-        return NoiseLevel("epsilon", signal, (1 - signal**2) ** 0.5).add_noise(picture, noise)
+        return NoiseLevel("epsilon", signal, (1 - signal**2) ** 0.5).add_noise(latents, noise)
 
 
 @contextmanager
@@ -201,6 +201,6 @@ def describe_batch_rows(denoiser: Any, row_count: int, span: Span) -> BatchRows:
     positive = [i for i, n in enumerate(prompts) for _ in repeat(None, n)]
     negative, odd = divmod(row_count - len(positive), count)
     if odd or negative not in (1, 2):
-        raise ValueError(f"the host asks for {row_count} rows for {len(positive)} prompts of {count} pictures")
-    pictures = [*positive, *[*range(count)] * negative]
-    return BatchRows(span, pictures, [i < len(positive) for i in range(row_count)])
+        raise ValueError(f"the host asks for {row_count} rows for {len(positive)} prompts of {count} images")
+    images = [*positive, *[*range(count)] * negative]
+    return BatchRows(span, images, [i < len(positive) for i in range(row_count)])

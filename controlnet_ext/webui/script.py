@@ -89,7 +89,7 @@ class GenerationState:
         self._p, self.units = p, list[NumberedUnit]()
         self.infotexts: dict[str, str] = {}  # for PNG info
         self.built_units: list[BuiltUnit] = []
-        self.last_image: np.ndarray | None = None  # the picture before
+        self.last_image: np.ndarray | None = None  # the result before
         self.batch_inputs = BatchInputs()
         self.collected_maps: list[np.ndarray] = []  # maps of all iterations
         self._iteration = -1

@@ -197,7 +197,7 @@ def test_rows_are_those_of_the_denoiser(host):
     assert list(rows.image_indices) == [0, 0, 1, 0, 1] and list(rows.has_prompt) == [True] * 3 + [False] * 2
     rows = describe_batch_rows(denoiser(1), 3, SPAN)  # InstructPix2Pix
     assert list(rows.image_indices) == [0, 0, 0] and list(rows.has_prompt) == [True, False, False]
-    with pytest.raises(ValueError, match="4 rows for 3 prompts of 2 pictures"):
+    with pytest.raises(ValueError, match="4 rows for 3 prompts of 2 images"):
         describe_batch_rows(denoiser(2, 1), 4, SPAN)
 
 
