@@ -1,5 +1,5 @@
-"""A Stable Diffusion in diffusers' folder layout, looked at before it is loaded. Code in the folder is never run, and
-weights are read from .safetensors only."""
+"""Folders of Stable Diffusion as diffusers saves them, checked before they are loaded. Code in a folder is never
+run, and weights are read from .safetensors only."""
 
 from __future__ import annotations
 
@@ -43,9 +43,10 @@ TEXT_SUFFIXES = (".json", ".txt", ".model")  # what tokenizers and configuration
 
 @dataclass(frozen=True)
 class PipelineFolder:
-    """A folder with a model_index.json that names one of `KINDS`. `parts` are the names of its parts and the classes
-    in diffusers or transformers that read them; `missing` are optional ones that it names and does not hold.
-    `variant` is "fp16" where it holds the UNet in that variant only."""
+    """A folder with a model_index.json that names one of `PIPELINE_CLASSES`.
+
+    `parts` are the names of its parts and their classes in diffusers or transformers; `missing_parts` are optional ones
+    that it names and does not hold. `variant` is "fp16" where it holds the UNet in that variant only."""
 
     path: Path
     class_name: str
@@ -55,8 +56,8 @@ class PipelineFolder:
 
     @classmethod
     def find(cls, path_or_repo: str) -> PipelineFolder:
-        """The folder, or that of `embedded` or a Hub repository `owner/name` in the local cache; nothing is downloaded.
-        FileNotFoundError or ValueError in one line says why it is none."""
+        """Return the folder of a path, of `embedded`, or of a Hub repository `owner/name` in the local cache. Nothing
+        is downloaded. Raises FileNotFoundError or ValueError in one line where it is not such a folder."""
         path = _locate_folder(path_or_repo)
         index = read_json(path / "model_index.json")
         name, kind = repr(str(path)), index.get("_class_name")
@@ -86,7 +87,7 @@ class PipelineFolder:
         return found
 
     def files(self) -> dict[str, Path]:
-        """The files that decide on a picture, by their names in the folder."""
+        """Return the files on which an image depends, by their names in the folder."""
         found = {"model_index.json": self.path / "model_index.json"}
         for part in sorted(self.parts):
             for file in sorted((self.path / part).iterdir()):
@@ -96,7 +97,7 @@ class PipelineFolder:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width in pixels that the model was trained for."""
+        """Height and width in pixels that the model was trained for. Raises ValueError if its configs state none."""
         side = read_json(self.path / "unet" / "config.json").get("sample_size")
         levels = read_json(self.path / "vae" / "config.json").get("block_out_channels")
         if type(side) is not int or not isinstance(levels, list):
@@ -104,7 +105,7 @@ class PipelineFolder:
         return (side * 2 ** (len(levels) - 1),) * 2
 
     def make_meta_unet(self) -> Any:
-        """Its UNet without weights, on torch's meta device, to see what fits it."""
+        """Return its UNet without weights, on torch's meta device, to check control models against."""
         import torch
         from diffusers import UNet2DConditionModel
 
@@ -112,8 +113,8 @@ class PipelineFolder:
             return UNet2DConditionModel.from_config(read_json(self.path / "unet" / "config.json"))
 
     def make_scheduler(self, name: str | None) -> Any:
-        """Its own scheduler, or with its settings the one of that name in `SCHEDULERS`, or of that class. ValueError
-        with the nearest names."""
+        """Return its own scheduler, or with the same settings the one of a name or class in `SCHEDULER_CLASSES`. Raises
+        ValueError with the nearest names."""
         import diffusers
 
         own = self.parts["scheduler"]
@@ -129,14 +130,14 @@ class PipelineFolder:
             return getattr(diffusers, wanted).from_config(scheduler.config, **more)
 
     def load(self, dtype: Any, scheduler: Any) -> Any:
-        """The pipeline on the CPU. ValueError in one line where diffusers cannot load it."""
+        """Return the pipeline on the CPU. Raises ValueError in one line where diffusers cannot load it."""
         import diffusers
 
         given: dict[str, Any] = dict.fromkeys(self.missing_parts)
         if "safety_checker" in self.missing_parts:
             given["requires_safety_checker"] = False
         if self.class_name == "StableDiffusionXLPipeline":
-            given["add_watermarker"] = False  # or the picture depends on what else is installed
+            given["add_watermarker"] = False  # or the image depends on what else is installed
         with _wrap_load_errors(repr(str(self.path))):
             return getattr(diffusers, self.class_name).from_pretrained(
                 str(self.path),
@@ -154,7 +155,7 @@ class PipelineFolder:
         return [file for file in (self.path / part).iterdir() if re.fullmatch(pattern, file.name)]
 
     def _check_weights(self, part: str) -> None:
-        """That there are any, in files that are whole, by their headers."""
+        """Raise FileNotFoundError or ValueError unless the part has weights, in files with valid headers."""
         weights = self._list_weights(part)
         if not weights:
             raise FileNotFoundError(
@@ -171,7 +172,7 @@ class PipelineFolder:
 
 @contextmanager
 def silence_libraries() -> Iterator[None]:
-    """Without progress bars and remarks of diffusers and transformers."""
+    """Switch off progress bars and warnings of diffusers and transformers."""
     import transformers
 
     transformers.utils.logging.set_verbosity_error()  # before diffusers is imported, which makes it remark
@@ -215,7 +216,7 @@ def _locate_folder(path_or_repo: str) -> Path:
 
 @contextmanager
 def _wrap_load_errors(name: str) -> Iterator[None]:
-    """Where diffusers and transformers read files: whatever they raise becomes one line."""
+    """Turn whatever diffusers and transformers raise while they read files into a ValueError in one line."""
     from safetensors import SafetensorError
 
     foreign = OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, ImportError

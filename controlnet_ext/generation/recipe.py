@@ -1,4 +1,4 @@
-"""Everything that a picture is made from, so that it can be made again to the bit."""
+"""All that an image is made from, so that it can be made again to the bit."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class UnitSpec(UnitSettings):
 
     @property
     def images(self) -> tuple[str | np.ndarray | ControlMap, ...]:
-        """The image, for `HintImages`."""
+        """The image, of any shape, as `HintImages` reads it."""
         return (self.image,)
 
 
@@ -115,7 +115,7 @@ class GenerationRecipe(GenerationRequest):
 
 
 def check_units(count: int, width: int, height: int) -> None:
-    """ValueError when there are over 16 units, or their maps over 64 megapixels in all."""
+    """Raise ValueError when there are over 16 units, or their maps have over 64 megapixels in all."""
     if count > MAX_UNITS or count * width * height > MAX_PIXELS:
         raise ValueError(
             f"{count} units of {width}x{height} pixels: expected up to {MAX_UNITS}, and 64 megapixels in all"
@@ -123,7 +123,7 @@ def check_units(count: int, width: int, height: int) -> None:
 
 
 def check_text(name: str, text: Any) -> None:
-    """TypeError or ValueError unless it can be a prompt."""
+    """Raise TypeError or ValueError unless `text` can be a prompt."""
     if not isinstance(text, str):
         raise TypeError(f"{name} is {type(text).__name__}, expected text")
     if len(text) > MAX_PROMPT_LENGTH:

@@ -1,4 +1,4 @@
-"""A recipe as the text of a PNG, and back. What comes back may be hostile: all of it is checked, nothing is run."""
+"""Recipes as text in a PNG. A recipe that is read may be hostile: all of it is checked, and nothing is run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ..maps.control_map import ControlMap
 from .recipe import ATTRIBUTES, NUMBER_FIELDS, GenerationRecipe, RecipeUnit, check_units
 from .sources import NO_MODEL, ModelRef
 
-PNG_KEYWORD = "controlnet-ext"  # of the text; pictures in it have keywords that begin so
+PNG_KEYWORD = "controlnet-ext"  # of the text; images in it have keywords that begin so
 FORMAT_VERSION = 1
 RECIPE_FILE_LIMIT = 2**28  # bytes of a picture: 4096x4096 pixels and 64 MiB of text are half of it
 MAX_WORD_LENGTH = 300  # characters of a name, a path, a version
@@ -47,7 +47,7 @@ UNIT_FIELDS = {
 
 
 def encode_recipe(recipe: GenerationRecipe) -> dict[str, str]:
-    """The texts of a PNG by keyword. ValueError when the maps are too large for them."""
+    """Return the texts of a PNG by keyword. Raises ValueError when the maps are too large for them."""
     units: list[dict[str, Any]] = []
     pictures: dict[str, str] = {}
     for i, unit in enumerate(recipe.units, 1):
@@ -87,8 +87,10 @@ def encode_recipe(recipe: GenerationRecipe) -> dict[str, str]:
 
 
 def read_recipe(path: str | os.PathLike[str]) -> GenerationRecipe:
-    """The recipe in a PNG. FileNotFoundError, or ValueError in one line that begins with the file: not a PNG, damaged,
-    no recipe in it, one of another format, or any field that is not what `texts` writes."""
+    """Return the recipe in a PNG.
+
+    Raises FileNotFoundError, or ValueError in one line that begins with the file: not a PNG, damaged, without a recipe,
+    of another format, or with a field that `encode_recipe` would not write."""
     name = repr(os.fspath(path))
     with open_regular_file(path) as file:
         if file.seek(0, os.SEEK_END) > RECIPE_FILE_LIMIT:
@@ -192,7 +194,7 @@ def _encode_model(ref: ModelRef) -> dict[str, Any]:
 
 
 def _encode_image(keyword: str, pixels: np.ndarray) -> dict[str, str]:
-    """A picture (H, W, 3) RGB or (H, W) grey, uint8, as PNG in base64, in as many texts as it takes."""
+    """Return an image (H, W, 3) RGB or (H, W) gray, uint8, as PNG in base64, in as many texts as it takes."""
     if pixels.ndim == 3 and (pixels == pixels[..., :1]).all():
         pixels = pixels[..., 0]
     text = base64.b64encode(encode_image("map.png", pixels)).decode()
@@ -202,7 +204,7 @@ def _encode_image(keyword: str, pixels: np.ndarray) -> dict[str, str]:
 
 
 def _decode_image(keyword: str, texts: Mapping[str, str], height: int, width: int) -> np.ndarray:
-    """Such a picture of that size, (H, W, 3) RGB uint8."""
+    """Return an image of this size that `_encode_image` wrote, (H, W, 3) RGB uint8."""
     pieces: list[str] = []
     while (piece := texts.get(f"{keyword} {len(pieces) + 1}")) is not None:
         pieces.append(piece)

@@ -1,7 +1,7 @@
 """Units as text: `canny,model=control.safetensors,weight=.8,window=0..0.6,low=50`.
 
-First the name of a preprocessor, or `none` where the image is a map already, whose `kind` may be said. Then key=value:
-what `KEYS` names, all else are the preprocessor's parameters. A value with commas stands in quotes, "…" or '…'."""
+The name of a preprocessor comes first, or `none` where the image is a map already, whose `kind` may be given. Then
+key=value: keys of `UNIT_KEYS`, and the preprocessor's parameters. A value with commas stands in quotes, "…" or '…'."""
 
 from __future__ import annotations
 
@@ -33,10 +33,11 @@ def parse_unit(
     models: Mapping[str, str] = MappingProxyType({}),
     mask: str | None = None,
 ) -> UnitSpec:
-    """The unit, its image and region not yet preprocessed and fitted, its model a `Source`. A unit that names none has
-    `image` as its image, of `models` that for its preprocessor, and `mask` where it inpaints. ValueError or TypeError
-    in one line: an unknown preprocessor, key or parameter with the nearest names, a key given twice, a value that is
-    none."""
+    """Return the unit that a text describes.
+
+    Where the text names none, `image` is the image, `models` has the model by preprocessor, and `mask` is the mask of
+    units that inpaint. Raises ValueError or TypeError in one line: an unknown preprocessor, key or parameter with the
+    nearest names, a key given twice, an invalid value."""
     name, values = split_unit_text(text)
     makes = None if name.casefold() == "none" else find(name)
     own = [] if makes is None else [p.name for p in (*makes.parameters, RESOLUTION_PARAMETER)]
@@ -71,7 +72,7 @@ def parse_unit(
 
 
 def split_unit_text(text: str) -> tuple[str, dict[str, str]]:
-    """The first word, and the values by key. ValueError says which part is not as it should be."""
+    """Return the first word, and the values by key. Raises ValueError with the part that is malformed."""
     found, at = [], 0
     while at <= len(text):
         match = _PART_PATTERN.match(text, at)
@@ -94,7 +95,8 @@ def split_unit_text(text: str) -> tuple[str, dict[str, str]]:
 
 
 def parse_settings(values: dict[str, str]) -> dict[str, Any]:
-    """Those of `SETTINGS` that are given, as `Unit` takes them. ValueError or TypeError on what is none."""
+    """Return the values of `UNIT_SETTINGS` that are given, as `Unit` takes them. Raises ValueError or TypeError on
+    invalid ones."""
     found: dict[str, Any] = {key: values[key] for key in UNIT_SETTINGS if key in values}
     if "weight" in found and "@" not in found["weight"]:
         found["weight"] = _parse_number("weight", found["weight"])

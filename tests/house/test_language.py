@@ -69,7 +69,6 @@ SHAPE = re.compile(r"\([A-Za-z0-9 /*+.-]+(?:, ?[A-Za-z0-9 /*+.…-]*)+\)|any sha
 # Rooms whose sentences are not rewritten yet; none may be added.
 PENDING = {
     "embedded",
-    "generation",
 }
 
 

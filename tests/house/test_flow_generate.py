@@ -1,0 +1,41 @@
+"""What `controlnet-ext generate` does once, and in how many files of the project it runs."""
+
+import json
+
+from flows import count_calls
+
+SETUP = """
+import collections, pathlib, tempfile
+import torch, transformers
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from controlnet_ext.cli import main
+from controlnet_ext.embedded import SAMPLE_PHOTO
+
+out = pathlib.Path(tempfile.mkdtemp()) / "image.png"
+opened = collections.Counter()
+
+
+def count_opened(event, arguments):
+    if event == "open" and str(arguments[0]).endswith(".safetensors"):
+        opened["/".join(pathlib.Path(arguments[0]).parts[-2:])] += 1
+
+
+sys.addaudithook(count_opened)
+"""
+FLOW = """
+control = ["--image", str(SAMPLE_PHOTO), "--control", "canny,resolution=match"]
+assert main(["generate", "a red circle", *control, "--seed", "3", "--steps", "1", "-o", str(out)]) == 0
+ran["opened"] = dict(opened)
+"""
+MAX_FILES = 50  # 63 before the house was rebuilt
+
+
+def test_generate_builds_and_reads_each_thing_once() -> None:
+    calls = count_calls(SETUP, FLOW)
+    opened = calls.pop("opened")
+    assert len(calls) <= MAX_FILES, sorted(calls)
+    assert calls["controlnet_ext/guidance/unit.py"]["Unit.__post_init__"] == 1
+    assert calls["controlnet_ext/embedded/__init__.py"]["resolve_embedded"] == 2  # the model, and its ControlNet
+    assert calls["controlnet_ext/generation/pipeline_folder.py"]["PipelineFolder.find"] == 1
+    assert opened.pop("controlnet_canny/diffusion_pytorch_model.safetensors") == 1
+    assert set(opened.values()) == {2}, json.dumps(opened)  # parts of the pipeline: once the header, once the hash
