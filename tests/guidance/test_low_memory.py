@@ -100,7 +100,7 @@ def test_so_do_adapters_and_what_acts_inside_the_attention() -> None:
     states = torch.from_numpy(test_style.states())[None]
     assert style.stream_to(META).hint(states).device == META and style.hint(states).device.type == "cpu"
     lite = next(iter(lllite.load(test_lllite.weights(), {}).lites.values()))
-    look = lite.look(torch.zeros(1, 3, 64, 64, device=META))
+    look = lite.encode_map(torch.zeros(1, 3, 64, 64, device=META))
     assert lite(torch.zeros(2, look[0, 0].numel(), lite.width, device=META), look.expand(2, -1, -1, -1)).device == META
     assert all(p.device.type == "cpu" for net in (adapter, style, lite) for p in net.parameters())
 

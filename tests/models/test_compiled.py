@@ -171,7 +171,7 @@ def test_a_pickled_net_is_compiled_the_same_way() -> None:
     net.compile(backend="eager")
     step = step_for(net)
     again = pickle.loads(pickle.dumps(net))
-    assert type(again.blocks) is type(net.block_runner)
+    assert type(again.block_runner) is type(net.block_runner)
     assert equal(all_of(again(step, again.hint(picture()))), all_of(net(step, net.hint(picture()))))
 
 
