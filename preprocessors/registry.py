@@ -106,7 +106,7 @@ class Preprocessor:
         """Return the values of parameters that are written as text, by name. Raises ValueError as `check` does."""
         return {name: self._read_value(name, Parameter.parse, text) for name, text in texts.items()}
 
-    def _read_value(self, name: str, read: Callable[[Parameter, Any], Any], value: Any) -> Any:
+    def _read_value(self, name: str, read: Callable[[Parameter, Any], Any], value: object) -> Any:
         known = {p.name: p for p in (*self.parameters, RESOLUTION_PARAMETER)}
         if name not in known:
             raise ValueError(suggest_names(f"{self.name} has no parameter {name!r:.80}", name, known))
@@ -134,7 +134,7 @@ class LoadedPreprocessor:
     spec: Preprocessor
     run: Callable[..., Any]
 
-    def __call__(self, image: Any, /, mask: Any = None, **given: Any) -> ControlMap:
+    def __call__(self, image: object, /, mask: object = None, **given: Any) -> ControlMap:
         """Return the map of an image; see `preprocess`."""
         return self.run_batch([image], masks=None if mask is None else [mask], **given)[0]
 
@@ -177,7 +177,7 @@ def _append_mask(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return np.dstack([pixels, mask[..., 0]])
 
 
-def _build_map(result: Any, kind: str, work_image: np.ndarray, height: int, width: int) -> ControlMap:
+def _build_map(result: object, kind: str, work_image: np.ndarray, height: int, width: int) -> ControlMap:
     if callable(result):
         result = result(height, width)
     pixels, values = result if isinstance(result, tuple) else (result, None)
@@ -299,9 +299,9 @@ def find_or_none(name: str | None) -> Preprocessor | None:
 
 def preprocess(
     name: str,
-    image: Any,
+    image: object,
     *,
-    mask: Any = None,
+    mask: object = None,
     device: str | Device = "cpu",
     library: Library | None = None,
     **parameters: Any,

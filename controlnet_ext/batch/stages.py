@@ -211,7 +211,7 @@ class Chain:
     first: Callable[[Any], Any]
     second: Callable[[Any], Any]
 
-    def __call__(self, chunk: Any) -> Any:
+    def __call__(self, chunk: object) -> Any:
         return self.second(self.first(chunk))
 
 

@@ -15,7 +15,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import cv2
 import numpy as np
@@ -47,7 +47,7 @@ _EXIF_TRANSFORMS = {  # by EXIF's orientation, tag 274
 _pillow_lock = threading.Lock()
 
 
-def is_pil_image(value: Any) -> TypeGuard[Image]:
+def is_pil_image(value: object) -> TypeGuard[Image]:
     """Return True if the value is a PIL image, without importing Pillow."""
     return "PIL.Image" in sys.modules and isinstance(value, sys.modules["PIL.Image"].Image)
 

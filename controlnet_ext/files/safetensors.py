@@ -112,7 +112,7 @@ def read_safetensors_contents(
     return plans, metadata, places
 
 
-def _parse_entry(name: str, entry: Any, start: int) -> tuple[TensorView, ByteRange]:
+def _parse_entry(name: str, entry: object, start: int) -> tuple[TensorView, ByteRange]:
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"the entry of {name[:99]!r} is not of dtype, shape and data_offsets")
     code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]

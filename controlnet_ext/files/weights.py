@@ -141,7 +141,7 @@ def _read_contents(
     return "pickle", *_extract_state(value), places
 
 
-def _extract_state(value: Any) -> tuple[dict[str, TensorView], dict[str, str]]:
+def _extract_state(value: object) -> tuple[dict[str, TensorView], dict[str, str]]:
     """Return the tensor views by name, and numbers and text beside them as metadata."""
     if not isinstance(value, dict):
         found = "tensor" if isinstance(value, TensorView) else type(value).__name__

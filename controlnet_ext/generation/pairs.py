@@ -27,7 +27,7 @@ class _EveryOtherImage(ControlModel):
     def bind(self, unet: Any) -> None:
         self._model.bind(unet)
 
-    def hint(self, image: Any) -> Any:
+    def hint(self, image: object) -> Any:
         return self._model.hint(image)
 
     def __call__(self, step: Step, hint: Tensor) -> Residuals:

@@ -122,7 +122,7 @@ def check_units(count: int, width: int, height: int) -> None:
         )
 
 
-def check_text(name: str, text: Any) -> None:
+def check_text(name: str, text: object) -> None:
     """Raise TypeError or ValueError unless `text` can be a prompt."""
     if not isinstance(text, str):
         raise TypeError(f"{name} is {type(text).__name__}, expected text")

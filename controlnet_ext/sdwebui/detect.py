@@ -58,7 +58,7 @@ def describe_settings(max_units: int) -> dict[str, int]:
     return {"control_net_unit_count": max_units, "control_net_max_models_num": max_units}
 
 
-def detect_maps(value: Any, load_preprocessor: Callable[[str], LoadedPreprocessor]) -> dict[str, Any]:
+def detect_maps(value: object, load_preprocessor: Callable[[str], LoadedPreprocessor]) -> dict[str, Any]:
     """Return the maps of images as PNGs in base64, and the JSON of poses; `load_preprocessor` loads one by name.
 
     Raises ValueError without an image, for what is no image, and for masks that are not as many as the images.
@@ -101,7 +101,7 @@ def detect_maps(value: Any, load_preprocessor: Callable[[str], LoadedPreprocesso
     }
 
 
-def render_poses(value: Any) -> dict[str, Any]:
+def render_poses(value: object) -> dict[str, Any]:
     """Return images of poses, people and animals, as large as their canvases, as PNGs in base64.
 
     Raises ValueError for what is no pose, for too many, and for canvases of over 64 megapixels in all.

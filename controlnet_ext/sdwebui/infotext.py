@@ -119,11 +119,11 @@ def _is_number(text: str) -> bool:
     return re.fullmatch(r"-?\d{1,12}(\.\d{1,20})?", text, re.ASCII) is not None
 
 
-def _find_word(choices: Sequence[tuple[str, Any]], meaning: Any) -> str:
+def _find_word(choices: Sequence[tuple[str, Any]], meaning: object) -> str:
     return next(word for word, value in choices if value == meaning)
 
 
-def _quote(value: Any) -> str:
+def _quote(value: object) -> str:
     """Quote a value that holds separators (AUTOMATIC1111, infotext_utils.quote)."""
     text = str(value)
     return json.dumps(text, ensure_ascii=False) if any(letter in text for letter in ",\n:") else text

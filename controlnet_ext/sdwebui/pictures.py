@@ -20,7 +20,7 @@ MAX_UNIT_IMAGES = 8  # of a unit at most
 ImageMaskPair = tuple[np.ndarray, np.ndarray | None]  # image and mask
 
 
-def decode_base64_image(value: Any, name: str) -> np.ndarray:
+def decode_base64_image(value: object, name: str) -> np.ndarray:
     """Decode an image to (H, W, 3) uint8 RGB; arrays (H, W, 3 or 4), which no JSON holds, are read too. Raises
     ValueError that begins with `name`, with the same sentence for everything that is no image in base64."""
     if isinstance(value, np.ndarray):
@@ -34,7 +34,7 @@ def decode_base64_image(value: Any, name: str) -> np.ndarray:
         raise ValueError(f"{name}: {error}") from error
 
 
-def check_total_pixels(value: Any) -> None:
+def check_total_pixels(value: object) -> None:
     """Check the sizes of the images in a request's JSON by their headers. Raises ValueError if they have over 64
     megapixels in all."""
     total = _count_pixels(value)
@@ -42,7 +42,7 @@ def check_total_pixels(value: Any) -> None:
         raise ValueError(f"the images of the request have {total / 1e6:.0f} megapixels, expected up to 64 in all")
 
 
-def _count_pixels(value: Any) -> int:
+def _count_pixels(value: object) -> int:
     if isinstance(value, Mapping):
         return sum(_count_pixels(each) for each in value.values())
     if isinstance(value, list):
@@ -57,7 +57,7 @@ def _count_pixels(value: Any) -> int:
     return image.width * image.height
 
 
-def _decode_image_bytes(value: Any) -> bytes | None:
+def _decode_image_bytes(value: object) -> bytes | None:
     """Bytes of base64 text that begins as an image does; None for everything else."""
     if not isinstance(value, str):
         return None
@@ -69,7 +69,7 @@ def _decode_image_bytes(value: Any) -> bytes | None:
     return None if sniff_format(content[:16]) is None else content  # a path may happen to be base64
 
 
-def parse_image_mask_pairs(value: Any, mask: Any, name: str) -> tuple[ImageMaskPair, ...]:
+def parse_image_mask_pairs(value: object, mask: object, name: str) -> tuple[ImageMaskPair, ...]:
     """Return a unit's images with their masks, all (H, W, 3) uint8 RGB.
 
     `value` is text, {"image", "mask"}, [image, mask], or a list of objects; `mask` belongs to the first image. Raises

@@ -95,7 +95,7 @@ def _make_guidance_setup(built_units: Sequence[BuiltUnit], has_hires_pass: bool)
 
 
 def _observe_step(
-    progress: GenerationProgress, pipe: Any, step: int, timestep: Any, values: dict[str, Any]
+    progress: GenerationProgress, pipe: Any, step: int, timestep: object, values: dict[str, Any]
 ) -> dict[str, Any]:
     """Count the step, render a preview if one is requested, and stop the run if that is requested: diffusers'
     `callback_on_step_end`."""

@@ -41,14 +41,14 @@ IMAGE_FIELDS = frozenset(
 Resolver = Callable[[str, int], Sequence[tuple[str, int]]]
 
 
-def replace_urls(value: Any, fetch: Callable[[str], bytes]) -> Any:
+def replace_urls(value: object, fetch: Callable[[str], bytes]) -> Any:
     """Return the JSON of a request with base64 instead of URLs in its image fields; `fetch` returns the content of one.
 
     Raises ValueError with the field's name, in the same words for what cannot be fetched and for what is no image.
     """
     count = 0
 
-    def replace(value: Any, field: str) -> Any:
+    def replace(value: object, field: str) -> Any:
         nonlocal count
         if isinstance(value, Mapping):
             return {key: replace(each, key if key in IMAGE_FIELDS else field) for key, each in value.items()}

@@ -34,7 +34,7 @@ class Service:
         self._fetch = fetch
         self.engine, self.catalog, self.limits, self._load_preprocessor = engine, catalog, limits, load_preprocessor
 
-    def generate(self, value: Any, from_image: bool) -> dict[str, Any]:
+    def generate(self, value: object, from_image: bool) -> dict[str, Any]:
         """Return the answer to a request for images: img2img with `from_image`, else txt2img.
 
         Raises ValueError, TypeError or FileNotFoundError for the client, RuntimeError for what failed on the way.
@@ -43,11 +43,11 @@ class Service:
         request = parse_generation_request(self._replace_urls(value), self.engine.size, self.limits, from_image)
         return {**self.engine.generate(request), "parameters": parameters}
 
-    def detect_maps(self, value: Any) -> dict[str, Any]:
+    def detect_maps(self, value: object) -> dict[str, Any]:
         """Return the answer to a request for maps. Raises ValueError for the client."""
         return detect_maps(self._replace_urls(value), self._load_preprocessor)
 
-    def _replace_urls(self, value: Any) -> Any:
+    def _replace_urls(self, value: object) -> Any:
         return value if self._fetch is None else replace_urls(value, self._fetch)
 
     def list_checkpoints(self) -> list[dict[str, Any]]:
@@ -59,7 +59,7 @@ class Service:
         """Return the settings of the webui that this server has."""
         return {"sd_model_checkpoint": self.engine.checkpoint_name, "control_net_unit_count": self.limits.max_units}
 
-    def set_options(self, value: Any) -> None:
+    def set_options(self, value: object) -> None:
         """Accept settings that are those of the server. Raises ValueError for others."""
         own = self.get_options()
         if not isinstance(value, dict):
@@ -105,7 +105,7 @@ class Service:
         return {"txt2img": list(SCRIPT_TITLES), "img2img": list(SCRIPT_TITLES)}
 
 
-def _select_scalars(value: Any) -> dict[str, Any]:
+def _select_scalars(value: object) -> dict[str, Any]:
     """Return the numbers, booleans and texts of a request, which the answer repeats. Raises ValueError for values that
     no JSON can hold, before any work is done."""
     items = value.items() if isinstance(value, dict) else ()

@@ -67,7 +67,7 @@ class Network:
             return _to_cpu(self.module(*map(there, inputs)))
 
 
-def _to_cpu(result: Any) -> Any:
+def _to_cpu(result: object) -> Any:
     import torch
 
     if isinstance(result, torch.Tensor):

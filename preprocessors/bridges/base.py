@@ -141,7 +141,7 @@ def bridge_detector(name: str, detector: Detector, *, makes: str, label: str | N
     preprocessor(name, makes=makes, label=label, weights=detector.files)(Bridged)
 
 
-def _make_annotation(value: Any) -> Any:
+def _make_annotation(value: object) -> Any:
     return bool if isinstance(value, bool) else Annotated[type(value), _UNKNOWN_RANGE]
 
 

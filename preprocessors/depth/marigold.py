@@ -135,7 +135,7 @@ def _preprocess_in_float32(preprocess: Callable[..., Any]) -> Callable[..., Any]
     """Marigold's preparation of an image in float32, for torch shrinks none in bfloat16 on a CPU."""
     import torch
 
-    def prepared(image: Any, processing: int, way: str, device: Any, dtype: Any) -> tuple[Any, ...]:
+    def prepared(image: object, processing: int, way: str, device: object, dtype: object) -> tuple[Any, ...]:
         pixels, *sizes = preprocess(image, processing, way, device, torch.float32)
         return pixels.to(dtype), *sizes
 
