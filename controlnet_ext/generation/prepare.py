@@ -142,7 +142,8 @@ def _load_units(
             if ref.path == NO_MODEL:
                 if recipe_unit.after is None:
                     raise ValueError(f"model={NO_MODEL} is for what acts after each step, such as inpaint_only")
-                hashes, model = {}, recipe_unit.after
+                hashes: dict[str, str] = {}
+                model: ControlModel = recipe_unit.after
             else:
                 if ref.path not in models:
                     models[ref.path] = _load_model(ref, f"--control {i},model=PATH", unet, device, dtype)
