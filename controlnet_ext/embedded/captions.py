@@ -37,11 +37,13 @@ def write_vocabulary(folder: Path) -> None:
 
 
 def make_tokenizer(folder: Path) -> CLIPTokenizer:
+    """Return the tokenizer of the vocabulary in a folder."""
     write_vocabulary(folder)
     return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=MAX_TOKENS)
 
 
 def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """Return an untrained text encoder for the tokenizer\'s words."""
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=TEXT_WIDTH,

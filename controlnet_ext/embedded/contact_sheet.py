@@ -27,7 +27,7 @@ FONT, FONT_SCALE, FONT_THICKNESS = cv2.FONT_HERSHEY_SIMPLEX, 0.46 * TEXT_SUPERSA
 
 @dataclass(frozen=True, eq=False)
 class Column:
-    """What one prompt gave: pictures (H, W, 3) RGB uint8 of the map's size, and how well each obeys the map."""
+    """The results of one prompt: images (H, W, 3) RGB uint8 of the map's size, and how well each obeys the map."""
 
     prompt: str
     unguided: np.ndarray
@@ -83,6 +83,7 @@ def overlay_edges(edge_map: np.ndarray, image: np.ndarray) -> np.ndarray:
 
 
 def enlarge(image: np.ndarray, scale: int, interpolation: int) -> np.ndarray:
+    """Return an image (H, W, 3) uint8 `scale` times as large; `interpolation` is one of cv2."""
     return cv2.resize(image, None, fx=scale, fy=scale, interpolation=interpolation)
 
 
@@ -118,7 +119,7 @@ def _format_score(score: EdgeScore) -> str:
 
 
 def _draw_legend(paper: np.ndarray, x: int, y: int, width: int) -> None:
-    """How to read the last row, and the scores."""
+    """Draw the legend of the last row and of the scores."""
     for i, (colour, text) in enumerate(
         ((HIT_COLOR, "edges that the picture has"), (MISS_COLOR, "edges that it misses"))
     ):

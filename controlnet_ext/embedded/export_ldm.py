@@ -248,6 +248,7 @@ def _cast_tensors(dtype: torch.dtype, tensors: dict[str, Tensor]) -> dict[str, T
 
 
 def main() -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path, metavar="FOLDER")
     parser.add_argument("--model", default=EMBEDDED, help="a diffusers folder (default: %(default)s)")

@@ -41,18 +41,22 @@ def outline_stroke(path: np.ndarray, width: float) -> np.ndarray:
 
 
 def circle(rng: Rng) -> Outline:
+    """Return the outline of the unit circle."""
     return [_polar_curve(1.0) * [1, rng.uniform(0.85, 1)]]
 
 
 def square(rng: Rng) -> Outline:
+    """Return the outline of a square."""
     return [_rotate(_rotate(_regular_polygon(4), np.pi / 4) * [1, rng.uniform(0.8, 1.2)], rng.uniform(-0.35, 0.35))]
 
 
 def triangle(rng: Rng) -> Outline:
+    """Return the outline of a triangle."""
     return [_rotate(_regular_polygon(3) * [1, rng.uniform(0.85, 1.15)], rng.uniform(-np.pi, np.pi))]
 
 
 def star(rng: Rng) -> Outline:
+    """Return the outline of a star."""
     return [_rotate(_regular_polygon(10, (1.0, rng.uniform(0.42, 0.5))), rng.uniform(-0.6, 0.6))]
 
 
@@ -64,6 +68,7 @@ def heart(rng: Rng) -> Outline:
 
 
 def ring(rng: Rng) -> Outline:
+    """Return the outline of a ring."""
     return [_polar_curve(1.0), _polar_curve(rng.uniform(0.42, 0.58))]
 
 
@@ -78,12 +83,14 @@ def moon(rng: Rng) -> Outline:
 
 
 def cross(rng: Rng) -> Outline:
+    """Return the outline of a cross."""
     a = rng.uniform(0.28, 0.36)
     quarter = np.array([[-a, -1], [a, -1], [a, -a]])
     return [_rotate(np.concatenate([_rotate(quarter, k * np.pi / 2) for k in range(4)]), rng.uniform(-0.7, 0.7))]
 
 
 def blob(rng: Rng) -> Outline:
+    """Return the outline of a random blob."""
     angle = np.linspace(0, 2 * np.pi, 72, endpoint=False)
     radius = 0.72 + sum(
         rng.uniform(0.07, 0.22) / (k / 2) * np.cos(k * angle + rng.uniform(0, 2 * np.pi)) for k in (2, 3, 4, 5)
@@ -92,6 +99,7 @@ def blob(rng: Rng) -> Outline:
 
 
 def curve(rng: Rng) -> Outline:
+    """Return the outline of a thick random curve."""
     t = np.linspace(-1, 1, 40)
     bend = rng.uniform(0.25, 0.5) * np.sin(t * rng.uniform(2.2, 4.5) + rng.uniform(0, 2 * np.pi))
     return [_rotate(outline_stroke(np.stack([t, bend], 1), rng.uniform(0.22, 0.3)), rng.uniform(-np.pi, np.pi))]

@@ -44,7 +44,8 @@ def _to_scaled_lab(rgb: np.ndarray) -> np.ndarray:
 
 
 def find_majority_color(pixels: np.ndarray, mask: np.ndarray) -> str:
-    """The name in THING_COLOURS nearest to most of the pixels (H, W, 3) RGB uint8 inside the mask (H, W) bool."""
+    """Return the name in THING_COLOURS nearest to most pixels (H, W, 3) RGB uint8 inside the mask (H, W) bool. Raises
+    ValueError for an empty mask."""
     if not mask.any():
         raise ValueError("an empty mask has no colour: give a mask with at least one pixel")
     named = _to_scaled_lab(np.array([PALETTE[name] for name in THING_COLORS]))

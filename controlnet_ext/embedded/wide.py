@@ -37,7 +37,9 @@ CHANNEL_RULES = (
 
 
 def compute_width_factor(groups: int) -> int:
-    """How many times wider the network of the same function is. ValueError when 32 groups cannot stand for `groups`."""
+    """Return how many times wider the network of the same function is.
+
+    Raises ValueError when 32 groups cannot stand for `groups`."""
     if LDM_GROUPS % groups:
         raise ValueError(f"{groups} groups: expected a divisor of the {LDM_GROUPS} that ldm's code has")
     return LDM_GROUPS // groups
