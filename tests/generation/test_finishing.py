@@ -120,7 +120,7 @@ def test_colours_of_a_second_pass_come_from_larger_boxes() -> None:
     its = {"module": "tile_colorfix+sharp", "threshold_a": 4, "threshold_b": 0.5}
     for said, expected in {
         "Both": [("low", 4), ("high", 8)],
-        "Low res only": [("first", 4)],
+        "Low res only": [("low", 4)],
         "High res only": [("high", 8)],
     }.items():
         made = build_unit(unit(**its, hr_option=said), "m", Pushes(), lambda name: find(name).load(), (64, 64))
