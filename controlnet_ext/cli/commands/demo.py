@@ -38,7 +38,7 @@ PROMPTS = (
     "a red triangle, a cyan square and a blue person on a mottled brown ground",
 )
 MAX_PROMPTS = 6
-GUIDANCE_SCALE = 2.0  # as in the figures of docs/embedded.md
+GUIDANCE_SCALE = 2.0  # as in the figures of docs/evidence/embedded.md
 
 
 def arguments(parser: ArgumentParser, argv: list[str]) -> None:
