@@ -157,7 +157,9 @@ class Unit:
         if self.after is None and isinstance(self.model, PostStep):
             object.__setattr__(self, "after", self.model)
         elif self.after is None and self.preprocessor is not None:
-            object.__setattr__(self, "after", post_step_for(find(self.preprocessor), self.parameters))
+            spec = find(self.preprocessor)
+            if spec.traits.acts_after_step:
+                object.__setattr__(self, "after", post_step_for(spec, self.parameters))
         if self.after is None:
             return
         if not isinstance(self.after, PostStep):

@@ -24,7 +24,7 @@ from controlnet_ext.guidance.contract import Step
 from controlnet_ext.models.kinds import control_lora, lllite, t2i_adapter
 from controlnet_ext.models.kinds.controlnet import ControlNet
 from controlnet_ext.models.kinds.instantid import InstantID
-from controlnet_ext.models.nn.layers import cast_like
+from controlnet_ext.models.nn.blocks import cast_like
 
 META = torch.device("meta")
 

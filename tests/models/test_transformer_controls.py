@@ -26,8 +26,8 @@ from networks import randomised
 from safetensors.torch import save_file
 
 from controlnet_ext import ControlMap, PerSample, Unit, Window, guide, load
+from controlnet_ext.hosts.diffusers.host import identify_rows
 from controlnet_ext.hosts.diffusers.transformer_call import ZImageCall
-from controlnet_ext.hosts.diffusers.unet_call import identify_rows
 from controlnet_ext.models import ControlFile
 from controlnet_ext.models.inspection import inspect
 from controlnet_ext.models.kinds import z_image

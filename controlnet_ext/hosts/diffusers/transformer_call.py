@@ -1,4 +1,4 @@
-"""One call of a diffusers transformer, with the interface of `unet_call.UNetCall`."""
+"""One call of a diffusers transformer, with the interface of `host.UNetCall`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ...guidance.contract import Residuals
 from ...guidance.schedule import Span
 from ...models.kinds.transformer import TransformerStep, expand_to_blocks
 from ..side_stream import SideStream
-from .unet_call import DenoiserCall
+from .host import DenoiserCall
 
 PATCH_SIZE = 2  # latents of a side of one token
 

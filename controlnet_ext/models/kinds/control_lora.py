@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from ...guidance.contract import Residuals, Step
 from .. import KeyMarkers
 from .. import base_unet as source
+from ..nn.blocks import apply_layer, cast_like
 from ..nn.execution import CompilableBlocks, with_global_average_pooling
-from ..nn.layers import apply_layer, cast_like
 from ..state_dict import ldm_keys
 from ..state_dict.architecture import ControlNetConfig
 from ..state_dict.compatibility import UNetSignature, incompatibility

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ...guidance.contract import Residuals, Step
 from .. import KeyMarkers
 from .. import base_unet as source
-from ..nn.blocks import BlockDims, EncoderLevel, MiddleBlock
+from ..nn.blocks import BlockDims, Conv2d, EncoderLevel, MiddleBlock
 from ..nn.embeddings import (
     HintEncoder,
     TimestepEmbedding,
@@ -29,7 +29,6 @@ from ..nn.embeddings import (
     to_hint_channels,
 )
 from ..nn.execution import CompilableBlocks, with_global_average_pooling
-from ..nn.layers import Conv2d
 from ..state_dict import ldm_keys
 from ..state_dict.architecture import ControlNetConfig, apply_unet_heads
 from ..state_dict.compatibility import UNetSignature, incompatibility

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 
 from ...guidance.contract import Activation, AttentionModel, Host
 from .. import KeyMarkers
+from ..nn.blocks import Conv2d, Linear
 from ..nn.embeddings import to_hint_pixels
 from ..nn.execution import LayerwiseOffload
-from ..nn.layers import Conv2d, Linear
 from ..state_dict.strict import load_strict
 
 LLLITE_PREFIX = "lllite_unet_"

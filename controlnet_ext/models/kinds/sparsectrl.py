@@ -25,10 +25,9 @@ from torch import Tensor, nn
 
 from ...guidance.contract import Residuals, Step
 from .. import KeyMarkers
-from ..nn.blocks import Attention, FeedForward
+from ..nn.blocks import Attention, Conv2d, FeedForward, GroupNorm, LayerNorm, Linear, cast_like
 from ..nn.embeddings import check_hint_size, expand_rows, to_hint_pixels
 from ..nn.execution import ControlNetWrapper
-from ..nn.layers import Conv2d, GroupNorm, LayerNorm, Linear, cast_like
 from ..state_dict.architecture import MAX_WIDTH, ControlNetConfig
 from ..state_dict.ldm_keys import DIFFUSERS_MARKER_KEY
 from ..state_dict.strict import FLOAT8_DTYPES, load_strict

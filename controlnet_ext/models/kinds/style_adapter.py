@@ -17,9 +17,9 @@ from torch.nn import functional as F
 
 from ...guidance.contract import Activation, AttentionModel, Host
 from .. import KeyMarkers
+from ..nn.blocks import LayerNorm, Linear, cast_like
 from ..nn.embeddings import expand_rows
 from ..nn.execution import LayerwiseOffload
-from ..nn.layers import LayerNorm, Linear, cast_like
 from ..state_dict.strict import FLOAT8_DTYPES, load_strict
 
 STYLE_PREFIX = "adapter."

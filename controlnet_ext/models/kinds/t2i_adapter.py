@@ -21,9 +21,9 @@ from torch.nn import functional as F
 
 from ...guidance.contract import Residuals, Step
 from .. import KeyMarkers
+from ..nn.blocks import Conv2d
 from ..nn.embeddings import check_hint_size, expand_rows, to_hint_pixels
 from ..nn.execution import LayerwiseOffload
-from ..nn.layers import Conv2d
 from ..state_dict.ldm_keys import rename_keys
 from ..state_dict.strict import FLOAT8_DTYPES, load_strict
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from ...guidance.contract import Residuals, Step
 from .. import KeyMarkers
 from ..map_types import MapTypeSelection
+from ..nn.blocks import LayerNorm, Linear, cast_like
 from ..nn.embeddings import TimestepEmbedding, expand_hint, get_timestep_embedding
 from ..nn.execution import ControlNetWrapper
-from ..nn.layers import LayerNorm, Linear, cast_like
 from ..state_dict.architecture import ControlNetConfig
 from ..state_dict.strict import load_strict
 from .controlnet import ControlNet

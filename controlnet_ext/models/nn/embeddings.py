@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...guidance.contract import Step
-from .layers import Conv2d, Linear
+from .blocks import Conv2d, Linear
 
 
 def get_timestep_embedding(t: Tensor, width: int) -> Tensor:
