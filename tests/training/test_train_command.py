@@ -27,7 +27,7 @@ from controlnet_ext.training.data import Example, check_disjoint, read_examples,
 from controlnet_ext.training.loop import LOG_FILE
 from controlnet_ext.training.objective import DiffusionLoss, FrozenBase, describe_fit, make_generator
 
-STEPS = 60
+STEPS = 24
 
 
 def unet() -> UNet2DConditionModel:
@@ -72,7 +72,18 @@ def at_the_shelf(shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def words(out: str, *more: str, data: str = "pictures", steps: int = STEPS) -> list[str]:
     """A command line; of an option that is given twice the last holds."""
-    options = ["--map", "canny,low=50", "--steps", str(steps), "--batch", "2", "--rate", "1e-3", "--every", "30"]
+    options = [
+        "--map",
+        "canny,low=50",
+        "--steps",
+        str(steps),
+        "--batch",
+        "2",
+        "--rate",
+        "3e-3",
+        "--every",
+        str(STEPS // 2),
+    ]
     return ["train", "--model", "sd", "--data", data, *options, "--validation", "0.3", *more, "-o", out]
 
 
@@ -89,7 +100,7 @@ def log(folder: Path) -> list[dict[str, float]]:
 
 def test_training_lowers_the_loss_below_that_of_the_model_without_control(shelf):
     rows = log(shelf / "out.safetensors.training")
-    assert [row["step"] for row in rows] == [30, 60]
+    assert [row["step"] for row in rows] == [STEPS // 2, STEPS]
     assert rows[1]["training"] < rows[0]["training"] < rows[0]["training_unguided"]
     assert len({row["held_out_unguided"] for row in rows}) == 1
 
@@ -110,7 +121,7 @@ def test_what_was_trained_loads_and_guides(shelf):
 def test_the_file_says_what_it_was_trained_for(shelf):
     stated = read_weights(shelf / "out.safetensors").metadata
     unet = (shelf / "sd/unet/diffusion_pytorch_model.safetensors").read_bytes()
-    assert (stated["controlnet_ext.map"], stated["controlnet_ext.steps"]) == ("edges", "60")
+    assert (stated["controlnet_ext.map"], stated["controlnet_ext.steps"]) == ("edges", str(STEPS))
     assert hashlib.sha256(unet).hexdigest() in json.loads(stated["controlnet_ext.base"]).values()
     assert stated["controlnet_ext.preprocessor"] == "canny,low=50"
 
@@ -191,7 +202,7 @@ def test_other_arguments_than_the_checkpoints_are_refused(capsys):
     assert main(words("out.safetensors", "--minutes", "1e-9", steps=3)) == 1
     capsys.readouterr()
     assert main(words("out.safetensors", "--rate", "2e-3", steps=3)) == 2
-    assert "another rate (0.001, now 0.002)" in line(capsys)
+    assert "another rate (0.003, now 0.002)" in line(capsys)
 
 
 def test_a_picture_that_changes_is_another_training(tmp_path, capsys):
