@@ -247,7 +247,7 @@ def test_the_embedded_model_obeys_the_photo(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(embedded, "EMBEDDED_FOLDER", INSTALLED)
-    assert main(["demo"]) == 0
+    assert main(["demo", "--steps", "10"]) == 0
     *lines, _ = capsys.readouterr().err.splitlines()
     found = [SCORES.fullmatch(line) for line in lines]
     assert len(found) == len(PROMPTS)

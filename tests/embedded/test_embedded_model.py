@@ -15,7 +15,7 @@ from controlnet_ext.embedded.scenes import HELD_OUT_SEEDS, draw_scene, find_majo
 from controlnet_ext.maps.fidelity import canny_f1
 
 MOST = {"unet": 5.5e6, "vae": 1.2e6, "text_encoder": 1e6}  # parameters
-SETTINGS = {"num_inference_steps": 15, "guidance_scale": 4.0, "output_type": "np"}
+SETTINGS = {"num_inference_steps": 8, "guidance_scale": 4.0, "output_type": "np"}
 
 
 @pytest.fixture(scope="module")
