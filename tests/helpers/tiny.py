@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
-from networks import randomised
+from networks import copy_module, randomised
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -49,6 +49,11 @@ UP = {"DownBlock2D": "UpBlock2D", "CrossAttnDownBlock2D": "CrossAttnUpBlock2D"}
 
 
 def unet(shape: str = "SD1.5", channels: int = 4) -> UNet2DConditionModel:
+    return copy_module(_unet(shape, channels))
+
+
+@functools.cache
+def _unet(shape: str, channels: int) -> UNet2DConditionModel:
     config = SHAPES[shape]
     down = config.get("down_block_types")
     up = {} if down is None else {"up_block_types": tuple(UP[name] for name in reversed(down))}
@@ -57,8 +62,13 @@ def unet(shape: str = "SD1.5", channels: int = 4) -> UNet2DConditionModel:
 
 def control(shape: str = "SD1.5", seed: int = 2, **changes: Any) -> ControlNetModel:
     """diffusers' ControlNet for that UNet; every tensor random, zero convolutions too."""
-    net = ControlNetModel(**SHAPES[shape] | changes, conditioning_embedding_out_channels=(8, 8, 8, 8))
-    return randomised(net, seed)
+    return copy_module(_control(shape, seed, tuple(changes.items())))
+
+
+@functools.cache
+def _control(shape: str, seed: int, changes: tuple[tuple[str, Any], ...]) -> ControlNetModel:
+    config = SHAPES[shape] | dict(changes)
+    return randomised(ControlNetModel(**config, conditioning_embedding_out_channels=(8, 8, 8, 8)), seed)
 
 
 @functools.cache
