@@ -26,7 +26,7 @@ from controlnet_ext import load
 from controlnet_ext.files.disk import read_json, write_atomically
 from controlnet_ext.files.image_writer import write_image
 from controlnet_ext.generation.pipeline_folder import PipelineFolder, silence_libraries
-from controlnet_ext.generation.sources import find_control_files, hash_files
+from controlnet_ext.generation.recipe import find_control_files, hash_files
 
 from .arms import GROUPS, Asked, Figures, examples
 from .losses import losses

@@ -17,6 +17,7 @@ from typing import NoReturn
 from .. import __version__
 from ..errors import suggest_names
 from . import commands
+from .output import print_stderr
 
 HELP_WIDTH = 120  # columns; argparse would ask the terminal, for which it imports shutil: 3 ms
 FLAG_COLUMNS = 24  # columns of a flag and its value, before its help
@@ -55,10 +56,10 @@ def main(argv: list[str] | None = None) -> int:
         command = _load_command(name)
         return command.run(_parse_options(command, f"controlnet-ext {name}", words[1:]))
     except (ValueError, TypeError, OSError) as error:
-        commands.print_stderr(f"controlnet-ext: {error}")
+        print_stderr(f"controlnet-ext: {error}")
         return 2
     except KeyboardInterrupt:
-        commands.print_stderr("controlnet-ext: interrupted")
+        print_stderr("controlnet-ext: interrupted")
         return 130
 
 
@@ -73,7 +74,7 @@ def program() -> NoReturn:
         if sys.stdout is not None:  # None where it was closed
             sys.stdout.flush()
     except OSError as error:
-        commands.print_stderr(f"controlnet-ext: {error}")
+        print_stderr(f"controlnet-ext: {error}")
         code = 1
     if sys.stderr is not None:
         sys.stderr.flush()

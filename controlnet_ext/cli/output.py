@@ -47,3 +47,8 @@ def write_output(path: Path | None, content: bytes, overwrite: bool) -> None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, content, overwrite)
+
+
+def print_stderr(message: object) -> None:
+    """Print a line to stderr."""
+    print(message, file=sys.stderr)

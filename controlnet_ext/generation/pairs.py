@@ -13,8 +13,8 @@ from ..guidance.contract import ControlModel, Residuals, Step
 from ..guidance.unit import Unit
 from ..guidance.weighting import scatter_rows, select_rows
 from ..maps.control_map import ControlMap
+from .recipe import GenerationRequest, GuidanceSetup
 from .render import render
-from .request import GenerationRequest, GuidanceSetup
 
 
 class _EveryOtherImage(ControlModel):

@@ -20,10 +20,19 @@ from ..maps.control_map import ControlMap
 from ..preprocessors.registry import find, find_or_none
 from .inpainting import postprocess_for
 from .pipeline_folder import PipelineFolder, silence_libraries
-from .recipe import GenerationRecipe, RecipeUnit, UnitSpec
+from .recipe import (
+    NO_MODEL,
+    GenerationRecipe,
+    GuidanceSetup,
+    ModelRef,
+    RecipeUnit,
+    UnitSpec,
+    describe_expected_model,
+    find_control_files,
+    hash_files,
+    verify_hashes,
+)
 from .recipe_png import encode_recipe
-from .request import GuidanceSetup
-from .sources import NO_MODEL, ModelRef, describe_expected_model, find_control_files, hash_files, verify_hashes
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,23 +1,164 @@
-"""All that an image is made from, so that it can be made again to the bit."""
+"""All that an image is made from: the request that every front end builds and `render` runs, the recipe by which it can
+be made again to the bit, and references to models with the sha256 of their files. No HTTP, no networks."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..embedded import resolve_embedded
 from ..errors import check_choice
+from ..files.disk import open_regular_file
 from ..files.image_formats import MAX_PIXELS
 from ..guidance.after_steps import PostStep, post_step_for
 from ..guidance.contract import ControlModel
 from ..guidance.unit import Unit, UnitSettings
 from ..maps.control_map import ControlMap
+from ..models import locate_weights, read_config
 from ..preprocessors.parameters import Parameter, Range
 from ..preprocessors.registry import find_or_none
-from .request import GenerationRequest
-from .sources import ModelRef
+from .inpainting import InpaintArea, Postprocess
+
+LATENT_UPSCALERS = {  # name in the webui: torch's interpolation mode of the latents, and antialias
+    "Latent": ("bilinear", False),
+    "Latent (antialiased)": ("bilinear", True),
+    "Latent (bicubic)": ("bicubic", False),
+    "Latent (bicubic antialiased)": ("bicubic", True),
+    "Latent (nearest)": ("nearest", False),
+    "Latent (nearest-exact)": ("nearest-exact", False),
+}
+PIXEL_UPSCALERS = {"None": "lanczos", "Lanczos": "lanczos", "Nearest": "nearest"}  # interpolation of the image
+UPSCALERS = (*LATENT_UPSCALERS, *PIXEL_UPSCALERS)
+
+
+@dataclass(frozen=True)
+class HiresFix:
+    """A second pass over an enlarged first image, as the webui's hires fix.
+
+    The image of the first pass is enlarged to `canvas_size`, (height, width) in pixels that cover `size`, cut to `size`
+    about its middle, and denoised again in `steps` at `strength`, 0..1. `upscaler` is one of `UPSCALERS`."""
+
+    size: tuple[int, int]
+    canvas_size: tuple[int, int]
+    upscaler: str
+    steps: int
+    strength: float
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class GenerationRequest:
+    """Text, numbers and initial images of one generation, for any Stable Diffusion pipeline of diffusers.
+
+    `prompt` is a text, or a tuple of texts: then all images come out of one batch and begin with the same noise, each
+    prompt `images_per_prompt` times in a row. `width` and `height` are in pixels, multiples of 8. `clip_skip` is the
+    number of last text encoder layers to skip. With `init_image`, (H, W, 3) uint8 RGB of that size, the run is
+    image-to-image at `strength`, 0..1; with `inpaint_area` it repaints the area's masked part; `hires_fix` adds a
+    second pass to text-to-image.
+
+    A recipe in a PNG (`GenerationRecipe`) and a webui client's request (`WebuiRequest`) extend it by what they store
+    beside it."""
+
+    prompt: str | tuple[str, ...]
+    negative_prompt: str
+    seed: int
+    steps: int
+    width: int
+    height: int
+    guidance_scale: float
+    images_per_prompt: int = 1
+    clip_skip: int = 0
+    init_image: np.ndarray | None = None
+    strength: float = 1.0
+    inpaint_area: InpaintArea | None = None
+    hires_fix: HiresFix | None = None
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The prompt of each image, in the order of the images."""
+        texts = (self.prompt,) if isinstance(self.prompt, str) else self.prompt
+        return tuple(text for text in texts for _ in range(self.images_per_prompt))
+
+    @property
+    def denoising_strength(self) -> float | None:
+        """The strength of the pass that begins with an image, or None."""
+        return self.hires_fix.strength if self.hires_fix else None if self.init_image is None else self.strength
+
+
+@dataclass(frozen=True, eq=False)
+class GuidanceSetup:
+    """Units with loaded models, and what their preprocessors do before and after the run.
+
+    `postprocess` is applied to each image in order. `initial_noise_image`, (H, W, 3) uint8 RGB, is mixed into the
+    noise that a text-to-image run begins with (inpaint_only+lama)."""
+
+    units: tuple[Unit, ...] = ()
+    postprocess: tuple[Postprocess, ...] = ()
+    initial_noise_image: np.ndarray | None = None
+
+
+NO_MODEL = "none"  # the path of the model of a unit that has no network
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """The name of a model that is not loaded: a file, folder or repository, and the sha256 of its files in hex by their
+    names, empty where they are not known yet."""
+
+    path: str
+    sha256: Mapping[str, str] = field(default_factory=dict)
+
+
+def find_control_files(path: str) -> dict[str, Path]:
+    """Return the files of a control model by name: "weights", whatever the file is called, and its "config.json".
+    Raises FileNotFoundError or ValueError when there is none."""
+    weights = locate_weights(resolve_embedded(path))
+    config = {"config.json": weights.parent / "config.json"} if read_config(weights) else {}
+    return {"weights": weights, **config}
+
+
+def hash_files(files: Mapping[str, Path]) -> dict[str, str]:
+    """Return the sha256 of each file in hex by name.
+
+    One after the other (1.1 GB/s with SHA instructions), so that Ctrl-C stops it."""
+    return {name: hash_file(file) for name, file in files.items()}
+
+
+def hash_file(path: Path) -> str:
+    """Return the sha256 of a file in hex. Raises FileNotFoundError or ValueError when it cannot be read."""
+    digest = hashlib.sha256()
+    with open_regular_file(path) as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def verify_hashes(ref: ModelRef, hashes: Mapping[str, str], option: str) -> None:
+    """Raise ValueError unless `hashes`, those found here, are those of `ref` or it has none. `option` is the flag that
+    names another place."""
+    if not ref.sha256:
+        return
+    for name, digest in ref.sha256.items():
+        if name not in hashes:
+            raise ValueError(f"the model {ref.path!r} has no {name!r}; {describe_expected_model(ref, option)}")
+        if hashes[name] != digest:
+            raise ValueError(
+                f"{name!r} of the model {ref.path!r} has sha256 {hashes[name]}, the recipe was made with {digest}; "
+                f"name the right model with {option}"
+            )
+    if more := sorted(hashes.keys() - ref.sha256.keys()):
+        raise ValueError(f"the model {ref.path!r} has {more[0]!r}, which the recipe's did not have")
+
+
+def describe_expected_model(ref: ModelRef, option: str) -> str:
+    """Return a sentence on the model that a recipe was made with, by its most telling file, and the flag to give it."""
+    name = min(ref.sha256, key=lambda name: (name.endswith((".json", ".txt")), not name.startswith("unet/"), name))
+    return f"the recipe was made with one whose {name!r} has sha256 {ref.sha256[name]}: name it with {option}"
+
 
 NUMBER_FIELDS = {
     number.name: number
@@ -73,7 +214,8 @@ class RecipeUnit(UnitSettings):
     @property
     def after(self) -> PostStep | None:
         """The change of the latents after each step that the preprocessor stands for, or None."""
-        return post_step_for(find_or_none(self.preprocessor), self.parameters)
+        spec = find_or_none(self.preprocessor)
+        return post_step_for(spec, self.parameters) if spec is not None and spec.traits.acts_after_step else None
 
     def make_unit(self, model: ControlModel) -> Unit:
         """Return the unit with its loaded model. Raises ValueError or TypeError where it makes no sense."""

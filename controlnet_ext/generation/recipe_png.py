@@ -19,8 +19,7 @@ from ..files.image_reader import read_image
 from ..files.image_writer import PNG_TEXT_LIMIT, PNG_TEXT_TOTAL_LIMIT, encode_image, read_png_text
 from ..guidance.schedule import Window
 from ..maps.control_map import ControlMap
-from .recipe import ATTRIBUTES, NUMBER_FIELDS, GenerationRecipe, RecipeUnit, check_units
-from .sources import NO_MODEL, ModelRef
+from .recipe import ATTRIBUTES, NO_MODEL, NUMBER_FIELDS, GenerationRecipe, ModelRef, RecipeUnit, check_units
 
 PNG_KEYWORD = "controlnet-ext"  # of the text; images in it have keywords that begin so
 FORMAT_VERSION = 1

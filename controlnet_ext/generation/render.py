@@ -18,7 +18,7 @@ from ..errors import one_line
 from ..guidance.unit import Unit
 from .inpainting import InpaintArea, make_initial_latents
 from .pipeline_folder import silence_libraries
-from .request import LATENT_UPSCALERS, PIXEL_UPSCALERS, GenerationRequest, GuidanceSetup, HiresFix
+from .recipe import LATENT_UPSCALERS, PIXEL_UPSCALERS, GenerationRequest, GuidanceSetup, HiresFix
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,9 +11,9 @@ from typing import Any
 from ..embedded import list_controls
 from ..errors import suggest_names
 from ..files.disk import open_regular_file
-from ..generation.sources import find_control_files
+from ..generation.recipe import find_control_files
 from ..guidance.contract import ControlModel
-from ..models.state_dict.location import WEIGHTS_SUFFIXES
+from ..models import WEIGHTS_SUFFIXES
 from ..preprocessors.cache import LRUCache
 
 MAX_LOADED_NETWORKS = 3  # networks that stay loaded, unless said otherwise

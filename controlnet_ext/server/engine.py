@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 
 from ..generation.pipeline_folder import PipelineFolder, silence_libraries
+from ..generation.recipe import GuidanceSetup
 from ..generation.render import count_steps, render
-from ..generation.request import GuidanceSetup
 from ..sdwebui.build import BuiltUnit, HostInputs, InpaintCrop, Loader, UnitBuilder, find_initial_noise_image
 from ..sdwebui.catalog import ModelCatalog
 from ..sdwebui.infotext import format_infotext
 from ..sdwebui.pictures import encode_png_base64
-from ..sdwebui.requests import WebuiRequest
-from ..sdwebui.samplers import create_scheduler
+from ..sdwebui.requests import WebuiRequest, create_scheduler
 from .worker import GenerationProgress
 
 PREVIEW_LATENT_SIDE = 32  # latents on a side at most, of which a preview is decoded

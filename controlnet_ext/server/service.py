@@ -10,8 +10,7 @@ from ..preprocessors.registry import LoadedPreprocessor
 from ..sdwebui.catalog import ModelCatalog
 from ..sdwebui.detect import detect_maps
 from ..sdwebui.fields import RequestLimits
-from ..sdwebui.requests import SCRIPT_TITLES, parse_generation_request
-from ..sdwebui.samplers import NOISE_SCHEDULES, SAMPLERS
+from ..sdwebui.requests import NOISE_SCHEDULES, SAMPLERS, SCRIPT_TITLES, parse_generation_request
 from .engine import GenerationEngine
 from .fetch import replace_urls
 

@@ -18,7 +18,7 @@ from ..files import image_reader
 from ..files.disk import open_regular_file, parse_object
 from ..files.image_formats import check_pixels, is_complete, sniff_format
 from ..files.image_reader import IMAGE_FILE_LIMIT, read_image
-from ..generation.sources import hash_file
+from ..generation.recipe import hash_file
 from ..maps.resize import fit
 
 METADATA_FILES = ("metadata.jsonl", "captions.jsonl")

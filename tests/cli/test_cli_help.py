@@ -8,7 +8,7 @@ import pytest
 
 import controlnet_ext
 from controlnet_ext import cli
-from controlnet_ext.generation.unit_text import UNIT_KEYS
+from controlnet_ext.generation.options import UNIT_KEYS
 from controlnet_ext.training.config import MAX_LAYOUT_FACTOR, TrainingSchedule
 
 COMMANDS = cli._list_commands()

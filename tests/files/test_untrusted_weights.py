@@ -13,7 +13,7 @@ from test_weights import formats
 
 from controlnet_ext import models
 from controlnet_ext.files.weights import read_weights
-from controlnet_ext.generation.sources import ModelRef, find_control_files, hash_files, verify_hashes
+from controlnet_ext.generation.recipe import ModelRef, find_control_files, hash_files, verify_hashes
 
 
 def corruptions(content: bytes) -> list[bytes]:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from controlnet_ext import ControlMap, Window
-from controlnet_ext.generation.sources import ModelRef
-from controlnet_ext.generation.unit_text import parse_settings, parse_unit, split_unit_text
+from controlnet_ext.generation.options import parse_settings, parse_unit, split_unit_text
+from controlnet_ext.generation.recipe import ModelRef
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,8 @@ from controlnet_ext import embedded
 from controlnet_ext.cli import main
 from controlnet_ext.files.image_reader import read_image
 from controlnet_ext.files.image_writer import encode_image, read_png_text
+from controlnet_ext.generation.options import parse_unit
 from controlnet_ext.generation.pipeline_folder import PipelineFolder
-from controlnet_ext.generation.unit_text import parse_unit
 from controlnet_ext.maps.control_map import ControlMap
 from controlnet_ext.maps.resize import fit
 

@@ -16,7 +16,7 @@ from serving import CANNY, Client, photo, white
 
 from controlnet_ext.files.image_writer import read_png_text
 from controlnet_ext.generation.inpainting import InpaintArea, fill_from_surroundings
-from controlnet_ext.generation.request import UPSCALERS
+from controlnet_ext.generation.recipe import UPSCALERS
 from controlnet_ext.guidance.hints import fit_and_crop
 from controlnet_ext.sdwebui.requests import HiresFields, InpaintFields, parse_hires_fix, parse_inpaint_area
 from controlnet_ext.server.service import Service

@@ -19,8 +19,7 @@ from controlnet_ext.embedded import EMBEDDED_FOLDER, export_ldm
 from controlnet_ext.embedded.captions import encode_text_files
 from controlnet_ext.files.disk import read_json, write_atomically
 from controlnet_ext.files.safetensors import write_weights
-from controlnet_ext.models import ControlFile
-from controlnet_ext.models.state_dict.location import DIFFUSERS_STEM
+from controlnet_ext.models import DIFFUSERS_STEM, ControlFile
 from controlnet_ext.models.state_dict.saving import METADATA_PREFIX, save_diffusers
 
 CONFIG_FILE = "config.json"

@@ -6,10 +6,3 @@ does the work and returns the exit code: 0 done, 1 something failed during work,
 TypeError and OSError from `run` mean that the command was refused before any work. `controlnet-ext --help` imports
 every file, so torch and its like are imported in `run`.
 """
-
-import sys
-
-
-def print_stderr(message: object) -> None:
-    """Print a line to stderr."""
-    print(message, file=sys.stderr)

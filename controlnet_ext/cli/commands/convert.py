@@ -12,7 +12,7 @@ from argparse import ArgumentParser, Namespace
 
 from ...errors import check_choice
 from ...maps.control_map import MAP_KINDS
-from . import print_stderr
+from ..output import print_stderr
 
 LAYOUTS = ("diffusers", "ldm")
 

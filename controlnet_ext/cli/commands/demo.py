@@ -22,14 +22,11 @@ from ...files.image_reader import read_image
 from ...files.image_writer import encode_image
 from ...generation.pipeline_folder import PipelineFolder, silence_libraries
 from ...generation.prepare import fit_unit
-from ...generation.recipe import NUMBER_FIELDS, UnitSpec, check_text
-from ...generation.request import GenerationRequest
-from ...generation.sources import ModelRef
+from ...generation.recipe import NUMBER_FIELDS, GenerationRequest, ModelRef, UnitSpec, check_text
 from ...guidance.contract import ControlModel
 from ...maps.control_map import ControlMap
 from ...maps.fidelity import canny_f1
-from ..output import add_output_options, resolve_output_path, write_output
-from . import print_stderr
+from ..output import add_output_options, print_stderr, resolve_output_path, write_output
 
 CONTROL_NAME = f"{EMBEDDED_NAME}/canny"
 PROMPTS = (

@@ -35,8 +35,7 @@ from ...generation.prepare import load_recipe
 from ...generation.recipe import NUMBER_FIELDS
 from ...generation.render import render_recipe
 from ..generation_options import DEVICE_HELP, DTYPE_HELP, MODEL_HELP
-from ..output import add_output_options, resolve_output_path, write_output
-from . import print_stderr
+from ..output import add_output_options, print_stderr, resolve_output_path, write_output
 
 
 def arguments(parser: ArgumentParser, argv: list[str]) -> None:

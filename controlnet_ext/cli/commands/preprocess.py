@@ -21,7 +21,7 @@ from ...batch.inputs import InputFile, find_inputs, is_container
 from ...batch.request import MapRequest
 from ...preprocessors.registry import RESOLUTION_PARAMETER, Preprocessor, find, list_preprocessors
 from .. import weights_options
-from . import print_stderr
+from ..output import print_stderr
 
 if TYPE_CHECKING:
     from ...batch.engines import StageEngine

@@ -20,8 +20,8 @@ from ...generation.recipe import DTYPES, MAX_UNITS
 from ...preprocessors.library import Library
 from ...sdwebui.fields import RequestLimits
 from ..generation_options import DEVICE_HELP, DTYPE_HELP, MODEL_HELP
+from ..output import print_stderr
 from ..weights_options import add_library_options
-from . import print_stderr
 
 DEFAULT_LIMITS = RequestLimits()
 

@@ -20,14 +20,14 @@ import numpy as np
 
 from ...errors import one_line
 from ...files.disk import read_json, write_atomically
+from ...generation.options import split_unit_text
 from ...generation.pipeline_folder import PipelineFolder, silence_libraries
-from ...generation.sources import hash_file, hash_files
-from ...generation.unit_text import split_unit_text
+from ...generation.recipe import hash_file, hash_files
 from ...maps.control_map import MAP_KINDS
-from ...models.state_dict.location import locate_weights
+from ...models import locate_weights
 from ...preprocessors.registry import find
 from ...training.config import MAX_LAYOUT_FACTOR, WEIGHTINGS, TrainingSchedule
-from . import print_stderr
+from ..output import print_stderr
 
 if TYPE_CHECKING:
     from ...training.data import ControlDataset, MapFunction

@@ -10,10 +10,9 @@ from typing import Any
 
 from ...files.disk import write_atomically
 from ...files.safetensors import write_weights
-from .. import CONFIG_METADATA_KEY, ControlFile
+from .. import CONFIG_METADATA_KEY, DIFFUSERS_STEM, ControlFile
 from ..inspection import MAP_METADATA_KEY, find_map_type
 from ..nn.execution import CompilableBlocks
-from .location import DIFFUSERS_STEM
 
 METADATA_PREFIX = "controlnet_ext."  # what of a file's metadata goes along when it is converted
 
