@@ -42,7 +42,7 @@ sys.setprofile(None)
 """
 
 
-@pytest.mark.parametrize(("flow", "limit"), [(GUIDE, 22), (LOAD, 16)], ids=["guide and one call", "load"])
+@pytest.mark.parametrize(("flow", "limit"), [(GUIDE, 22), (LOAD, 14)], ids=["guide and one call", "load"])
 def test_files_on_the_flow_are_few(flow: str, limit: int) -> None:
     code = COUNT.format(root=str(ROOT)) + flow + "print(*sorted(files), sep='\\n')"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
