@@ -57,23 +57,12 @@ VERBS = frozenset(
 
 # Names that each module of a family defines with one meaning: contracts, and names that a host prescribes.
 CONTRACTS = frozenset({"T", "arguments", "detect", "guide", "layout", "load", "register", "run", "main", "save"})
-PENDING_NAMES = frozenset({"NET_PREFIX"})  # to become one definition each
 
 VAGUE = ("What ", "Whether ", "Who ", "Where ", "How ", "That ", "As ")
 OVERRIDDEN = frozenset({"forward", "close", "reset_parameters"})  # the class or the library says what they do
 STATE_DICT = re.compile(r"(Mapping|dict)\[str, Tensor\]")  # has many shapes
 ARRAYS = re.compile(r"\b(ndarray|Tensor)\b")
 SHAPE = re.compile(r"\([A-Za-z0-9 /*+.-]+(?:, ?[A-Za-z0-9 /*+.…-]*)+\)|any shape|shape")
-
-
-# Rooms whose sentences are not rewritten yet; none may be added.
-PENDING = {}
-
-
-def room(path):
-    """The room of a file: a top-level folder, or one of controlnet_ext."""
-    parts = path.split("/")
-    return parts[1] if parts[0] == "controlnet_ext" and len(parts) > 2 else parts[0]
 
 
 def is_participle(name):
@@ -94,8 +83,8 @@ def definitions(tree, owner=""):
 
 
 def everything():
-    """(path, qualified name, node, is public) of everything that is defined in the rooms that are done."""
-    return [(path, *entry) for path, tree in TREES.items() if room(path) not in PENDING for entry in definitions(tree)]
+    """(path, qualified name, node, is public) of everything that is defined."""
+    return [(path, *entry) for path, tree in TREES.items() for entry in definitions(tree)]
 
 
 def is_property(node):
@@ -149,7 +138,7 @@ def test_no_exported_name_has_two_meanings():
             elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
                 names = [node.target.id]
             for name in names:
-                if not name.startswith("_") and name not in CONTRACTS | PENDING_NAMES:
+                if not name.startswith("_") and name not in CONTRACTS:
                     places[name].add(path)
     assert {name: sorted(paths) for name, paths in places.items() if len(paths) > 1} == {}
 

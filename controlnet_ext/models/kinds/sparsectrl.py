@@ -27,7 +27,7 @@ from ...guidance.contract import Residuals, Step
 from .. import KeyMarkers
 from ..nn.blocks import Attention, Conv2d, FeedForward, GroupNorm, LayerNorm, Linear, cast_like
 from ..nn.embeddings import check_hint_size, expand_rows, to_hint_pixels
-from ..nn.execution import ControlNetWrapper
+from ..nn.execution import NET_PREFIX, ControlNetWrapper
 from ..state_dict.architecture import MAX_WIDTH, ControlNetConfig
 from ..state_dict.ldm_keys import DIFFUSERS_MARKER_KEY
 from ..state_dict.strict import FLOAT8_DTYPES, load_strict
@@ -160,7 +160,6 @@ MOTION_MARKER_KEYS = (
     f"down_blocks.0.motion_modules.0.{ANIMATEDIFF_PREFIX}norm.weight",
 )
 MOTION_HEADS = 8  # of the motion modules in the published files
-NET_PREFIX = "net."
 LATENT_CHANNELS, IMAGE_CHANNELS = 4, 3  # channels; one more is a mask, 1 where there is a picture
 
 

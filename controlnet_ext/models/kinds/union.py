@@ -18,7 +18,7 @@ from .. import KeyMarkers
 from ..map_types import MapTypeSelection
 from ..nn.blocks import LayerNorm, Linear, cast_like
 from ..nn.embeddings import TimestepEmbedding, expand_hint, get_timestep_embedding
-from ..nn.execution import ControlNetWrapper
+from ..nn.execution import NET_PREFIX, ControlNetWrapper
 from ..state_dict.architecture import ControlNetConfig
 from ..state_dict.strict import load_strict
 from .controlnet import ControlNet
@@ -34,7 +34,6 @@ UNION_TYPES = (
     ("tile",),
     ("inpaint",),
 )
-NET_PREFIX = "net."
 UNION_PREFIXES = ("task_embedding", "transformer_layes.", "spatial_ch_projs.", "control_add_embedding.")
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ...guidance.contract import ControlModel
 from ..state_dict.compatibility import UNetSignature
 
+NET_PREFIX = "net."  # of the tensors of the ControlNet in the state dict of a `ControlNetWrapper`
 BlockRunner = Callable[[Any, Tensor, Tensor, Tensor, int], list[Tensor]]
 
 
