@@ -645,9 +645,9 @@ for name in ("small", "a.safetensors", "a.pth", "old.pth"):
     run = subprocess.run(
         [sys.executable, "-c", program, tmp_path], capture_output=True, text=True, check=True, env=returning
     )
-    for line in run.stdout.splitlines()[1:]:
+    for line in run.stdout.splitlines()[1:]:  # Linux counts pages in batches per CPU: a peak is right to about 1 MiB
         reading, both = map(float, line.split())
-        assert mebibytes - 1 < reading <= both < 1.1 * mebibytes + 2, run.stdout
+        assert max(reading, both) < 1.1 * mebibytes + 2 and reading > mebibytes - 2, run.stdout
     assert (tmp_path / "copy of old.pth").read_bytes() == (tmp_path / "a.safetensors").read_bytes()
 
 
