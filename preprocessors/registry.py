@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 
 from ..errors import check_choice, one_line, suggest_names
-from ..files.image_reader import read_image  # not from files, which brings the readers of weights: 10 ms
+from ..files.image_reader import read_image, read_mask  # not from files, which brings the readers of weights: 10 ms
 from ..maps.control_map import MAP_KINDS, ControlMap
 from ..maps.resize import resize_for_detection
 from .parameters import Parameter, Range, read_parameters
@@ -151,7 +151,7 @@ class LoadedPreprocessor:
         resolution = values.pop("resolution", None)
         read = [read_image(image) for image in images]
         if masks is not None:
-            read = [_append_mask(pixels, read_image(mask)) for pixels, mask in zip(read, masks, strict=True)]
+            read = [_append_mask(pixels, read_mask(mask)) for pixels, mask in zip(read, masks, strict=True)]
         inputs = [_prepare_input(pixels, resolution) for pixels in read]
         alike: dict[tuple[int, ...], list[int]] = {}
         for i, (pixels, *_) in enumerate(inputs):

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from ..errors import one_line
-from ..files.image_reader import read_image
+from ..files.image_reader import read_image, read_mask
 from ..files.image_writer import encode_image
 from ..maps.control_map import ControlMap
 from ..preprocessors.poses.json import encode_poses
@@ -103,7 +103,8 @@ class ReadStage:
 
     def _process(self, image: InputImage) -> WorkItem:
         bare = replace(image, content=None, mask=None)
-        pixels, mask = _read_or_error(image.content), None if image.mask is None else _read_or_error(image.mask)
+        pixels = _read_or_error(image.content)
+        mask = None if image.mask is None else _read_or_error(image.mask, read_mask)
         if isinstance(pixels, ValueError):
             return WorkItem(bare, errors={"": format_error(pixels, image.name)})
         item = WorkItem(bare, pixels, mask)
@@ -112,9 +113,9 @@ class ReadStage:
         return item if self.keep_pixels else replace(item, pixels=None, mask=None)
 
 
-def _read_or_error(content: Any) -> np.ndarray | ValueError:
+def _read_or_error(content: Any, read: Callable[[Any], np.ndarray] = read_image) -> np.ndarray | ValueError:
     try:
-        return content if isinstance(content, ValueError) else read_image(content)
+        return content if isinstance(content, ValueError) else read(content)
     except IMAGE_ERRORS as error:
         return ValueError(one_line(error))
 

@@ -13,9 +13,9 @@ import sys
 import threading
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import cv2
 import numpy as np
@@ -88,6 +88,17 @@ def decode_pixels(image: Image, name: str) -> np.ndarray:
     return np.ascontiguousarray(_EXIF_TRANSFORMS[turn](array) if turn in _EXIF_TRANSFORMS else array)
 
 
+def _decode_mask(image: Image, name: str) -> np.ndarray:
+    """Decode to (H, W, 3) uint8, upright: alpha where a pixel is not opaque, else the pixels of `decode_pixels`."""
+    with _strict_decoding(name):
+        image.load()
+        alpha, turn = _read_alpha(image), _read_orientation(image)
+    if alpha is None or alpha.min() == 255:
+        return decode_pixels(image, name)
+    array = np.repeat(alpha[..., None], 3, axis=2)
+    return np.ascontiguousarray(_EXIF_TRANSFORMS[turn](array) if turn in _EXIF_TRANSFORMS else array)
+
+
 @contextmanager
 def _strict_decoding(name: str) -> Iterator[None]:
     """Run Pillow without warnings and without leniency, and raise its errors as ValueError of one line.
@@ -119,12 +130,26 @@ def _read_orientation(image: Image) -> int:
         return 1
 
 
+def _has_alpha(image: Image) -> bool:
+    return image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
+
+
+def _read_alpha(image: Image) -> np.ndarray | None:
+    """Return the opacity (H, W) uint8 of a decoded image, None without any."""
+    if not _has_alpha(image):
+        return None
+    if image.mode[0] in "IF":
+        hidden = image.info["transparency"]
+        return np.where(np.asarray(image) == hidden, np.uint8(0), np.uint8(255)) if isinstance(hidden, int) else None
+    return np.asarray(image.convert("LA" if image.mode == "La" else "RGBA").getchannel("A"))
+
+
 def _composite_over_white(image: Image) -> Image:
     """Return the image in RGB, its alpha composed over white."""
     from PIL import Image
 
     colours = _convert_to_srgb(image)
-    if image.mode not in ("LA", "La", "PA", "RGBA", "RGBa") and "transparency" not in image.info:
+    if not _has_alpha(image):
         return colours
     canvas = Image.new("RGB", image.size, "white")
     canvas.paste(colours, mask=image.convert("RGBA").getchannel("A"))
@@ -178,20 +203,38 @@ def read_image(source: str | os.PathLike[str] | bytes | np.ndarray | Image) -> n
     Raises FileNotFoundError, TypeError, or ValueError in one line: over 64 megapixels (checked before decoding), cut
     short, not an image, NaN. Damaged compressed data in a complete JPEG cannot be detected, and is decoded.
     """
+    return _read_source(source, decode_pixels, _convert_image_array)
+
+
+def read_mask(source: str | os.PathLike[str] | bytes | np.ndarray | Image) -> np.ndarray:
+    """Read a mask as a new array, (H, W, 3) uint8 with three equal channels, white where it selects.
+
+    Where any pixel is transparent, the alpha channel is the mask, and its colors do not count; otherwise the luminance
+    (0.299 R + 0.587 G + 0.114 B) is. That is the rule of stable-diffusion-webui 1.10.1 (modules/processing.py,
+    `create_binary_mask`), here for every format with transparency. Takes what `read_image` takes, and arrays (H, W, 2)
+    of gray and alpha. Raises what `read_image` raises.
+    """
+    pixels = _read_source(source, _decode_mask, _convert_mask_array)
+    return np.repeat(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2)
+
+
+def _read_source(
+    source: Any, decode: Callable[[Image, str], np.ndarray], convert_array: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
     if isinstance(source, np.ndarray):
-        return _convert_image_array(source)
+        return convert_array(source)
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return _read_image_file(io.BytesIO(source), "the image")
+        return _read_image_file(io.BytesIO(source), "the image", decode)
     if isinstance(source, (str, os.PathLike)):
         with open_regular_file(source) as file:
-            return _read_image_file(file, repr(os.fspath(source)))
+            return _read_image_file(file, repr(os.fspath(source)), decode)
     if is_pil_image(source):
         check_pixels(source.height, source.width, "the image")
-        return decode_pixels(source, "the image")
+        return decode(source, "the image")
     raise TypeError(f"an image is a path, bytes, a PIL image or an array, not {type(source).__name__}")
 
 
-def _read_image_file(file: BinaryIO, name: str) -> np.ndarray:
+def _read_image_file(file: BinaryIO, name: str, decode: Callable[[Image, str], np.ndarray]) -> np.ndarray:
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
     head = file.read(16)
@@ -218,7 +261,7 @@ def _read_image_file(file: BinaryIO, name: str) -> np.ndarray:
     if format == "PNG" and content[24:26] == b"\x10\2" and "transparency" in image.info:
         # RGB of 16 bits: Pillow keeps the upper 8, and would compare them with all 16 of the transparent colour
         image.info["transparency"] = tuple(channel >> 8 for channel in image.info["transparency"])
-    return decode_pixels(image, name)
+    return decode(image, name)
 
 
 def _read_plain_jpeg_size(content: bytes) -> tuple[int, int] | None:
@@ -250,11 +293,29 @@ def _decode_plain_jpeg(content: bytes, name: str) -> np.ndarray:
 
 
 def _convert_image_array(array: np.ndarray) -> np.ndarray:
+    x = _convert_to_bytes(array)
+    if x.shape[2] == 4:
+        alpha = x[..., 3:].astype(np.uint16)
+        x = ((x[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+    return np.repeat(x, 3, axis=2) if x.shape[2] == 1 else np.array(x, order="C")
+
+
+def _convert_mask_array(array: np.ndarray) -> np.ndarray:
+    x = _convert_to_bytes(array, (1, 2, 3, 4))
+    if x.shape[2] in (2, 4):
+        alpha = x[..., -1:]
+        x = x[..., :-1] if alpha.min() == 255 else alpha
+    return np.repeat(x, 3, axis=2) if x.shape[2] == 1 else np.ascontiguousarray(x)
+
+
+def _convert_to_bytes(array: np.ndarray, channels: tuple[int, ...] = (1, 3, 4)) -> np.ndarray:
+    """Return an image array as (H, W, channels) uint8."""
     x = np.asarray(array)  # a matrix or masked array behaves otherwise
     if x.ndim == 2:
         x = x[..., None]
-    if x.ndim != 3 or x.shape[2] not in (1, 3, 4):
-        raise ValueError(f"an image array of shape {array.shape}, expected (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)")
+    if x.ndim != 3 or x.shape[2] not in channels:
+        shapes = ["(H, W)", *(f"(H, W, {n})" for n in channels)]
+        raise ValueError(f"an image array of shape {array.shape}, expected {', '.join(shapes[:-1])} or {shapes[-1]}")
     check_pixels(x.shape[0], x.shape[1], "the image array")
     if x.dtype.kind == "f":
         low, high = x.min(), x.max()
@@ -265,7 +326,4 @@ def _convert_image_array(array: np.ndarray) -> np.ndarray:
         x = x.astype(np.uint8) * 255
     elif x.dtype != np.uint8:
         raise ValueError(f"an image array of {x.dtype}, expected uint8, bool or floats 0..1")
-    if x.shape[2] == 4:
-        alpha = x[..., 3:].astype(np.uint16)
-        x = ((x[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
-    return np.repeat(x, 3, axis=2) if x.shape[2] == 1 else np.array(x, order="C")
+    return x

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from ..files.image_reader import read_image
+from ..files.image_reader import read_image, read_mask
 from ..guidance.after_steps import NoiseLevel
 from ..maps.resize import fit as fit_image
 
@@ -55,11 +55,11 @@ def composite(image: Any, original: Any, mask: Any, blur: int = MASK_BLUR, fit: 
     """Return the image (H, W, 3) uint8 RGB with the original's pixels where the mask is black.
 
     The two are mixed over a border of `blur` pixels, 0..64, outside the mask's edge. Original and mask have one size
-    and come to the image's by `fit`, as in `Unit`. All three are anything that `read_image` takes. Raises ValueError
-    on other sizes and blurs."""
+    and come to the image's by `fit`, as in `Unit`. Images are anything that `read_image` takes, the mask anything that
+    `read_mask` takes. Raises ValueError on other sizes and blurs."""
     if not isinstance(blur, int) or not 0 <= blur <= 64:
         raise ValueError(f"blur {blur!r}, expected a whole number 0..64")
-    made, own, white = read_image(image), read_image(original), read_image(mask)
+    made, own, white = read_image(image), read_image(original), read_mask(mask)
     if own.shape != white.shape:
         sizes = [f"{width}x{height}" for height, width, _ in (white.shape, own.shape)]
         raise ValueError(f"the mask is {sizes[0]} pixels, but the image {sizes[1]}")

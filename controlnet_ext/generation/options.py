@@ -16,12 +16,9 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, cast
 
-import cv2
-import numpy as np
-
 from ..embedded import EMBEDDED_NAME, list_controls
 from ..errors import error_prefix, suggest_names
-from ..files.image_reader import read_image
+from ..files.image_reader import read_image, read_mask
 from ..guidance.schedule import Window
 from ..maps.control_map import ControlMap
 from ..preprocessors.registry import RESOLUTION_PARAMETER, Preprocessor, find
@@ -71,7 +68,7 @@ def parse_unit(
         image=ControlMap(read_image(picture), values["kind"]) if "kind" in values else picture,
         **parse_settings(values),
         inpaint=white,
-        region=_read_region(values["region"]) if "region" in values else None,
+        region=read_mask(values["region"]) if "region" in values else None,
         fit=cast(Any, values.get("fit", "crop")),
         preprocessor=None if makes is None else makes.name,
         parameters=_parse_parameters(makes, {key: value for key, value in values.items() if key in own}),
@@ -129,10 +126,6 @@ def _parse_parameters(spec: Preprocessor | None, texts: dict[str, str]) -> dict[
         return {}
     match = {"resolution": "match"} if texts.get("resolution") == "match" else {}
     return {**spec.parse({key: text for key, text in texts.items() if key not in match}), **match}
-
-
-def _read_region(path: str) -> np.ndarray:
-    return cv2.cvtColor(read_image(path), cv2.COLOR_RGB2GRAY).astype(np.float32) / 255
 
 
 def recipe_from_options(options: Namespace) -> tuple[GenerationRecipe, str, PipelineFolder]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ..files.image_reader import read_image
+from ..files.image_reader import read_image, read_mask
 from ..maps.control_map import ControlMap
 from ..maps.resize import compute_fit_resolution, fit, fit_for_outpainting
 from ..preprocessors.registry import RESOLUTION_PARAMETER, Preprocessor, find
@@ -105,7 +105,7 @@ class HintImages:
             [self._read_image(image) for image in (a.images if isinstance(a, PerSample) else (a,))] for a in unit.images
         ]
         self.kinds = tuple(_infer_kind(a, unit) for a in unit.images)  # of maps, None where nobody says it
-        self._mask = None if unit.inpaint is None else self._check_mask(self._read_image(unit.inpaint))
+        self._mask = None if unit.inpaint is None else self._check_mask(_read_mask(unit.inpaint))
         # what is added around is painted too, so that LaMa has to see it
         self._is_outpainting = (
             self._preprocessor is not None
@@ -194,6 +194,10 @@ class HintImages:
         hint = fitted[..., :3].astype(np.float32) / 255
         hint[fitted[..., 3] > 127] = -1
         return hint.transpose(2, 0, 1)
+
+
+def _read_mask(mask: Any) -> np.ndarray:
+    return read_mask(mask.pixels if isinstance(mask, ControlMap) else mask)
 
 
 def _infer_kind(image: Any, unit: HintSource) -> str | None:

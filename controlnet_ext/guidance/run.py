@@ -101,8 +101,9 @@ class UnitRun:
         weight = self._weights[step.span]
         if weight == 0:
             return None
-        if self._unit.region is not None and self._region is None:
-            self._region = RegionMask(torch.from_numpy(self._unit.region)[None, None].to(step.x.device))
+        region = self._unit.region
+        if isinstance(region, np.ndarray) and self._region is None:  # which Unit makes of every mask
+            self._region = RegionMask(torch.from_numpy(region)[None, None].to(step.x.device))
         if self._unit.after is not None:
             self._get_latents()  # now: under offload the VAE would push the UNet out that is at work
         if self._unit.low_vram and self._model.stream_device != step.x.device:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ..errors import check_choice, quote_value
+from ..files.image_reader import read_mask
 from ..maps.control_map import ControlMap
 from ..maps.resize import FIT_MODES
 from ..preprocessors.registry import find
@@ -86,8 +87,9 @@ class Unit:
     `mode`: "balanced"; "prompt", soft weights, which fall by 0.825 a layer outwards from the middle block; "control",
     soft weights on the prompt's rows only, so that guidance multiplies them.
     `layers`: factors for the skips and the middle block (SD1.5: 13, SDXL: 10), on top of weight and mode.
-    `region`: (H, W) of bools or 0..1, any size, stretched over the picture: where the residuals act.
-    `inpaint`: a picture as large as the image, white where to repaint; the hint is -1 there.
+    `region`: (H, W) of bools or 0..1, or a mask as `read_mask` reads it, any size, stretched over the image: where the
+    residuals act. It becomes an array (H, W) of float32.
+    `inpaint`: a mask as `read_mask` reads it, as large as the image, white where to repaint; the hint is -1 there.
     `fit`: how the map comes to the picture's size, "crop", "stretch" or "fill".
     `preprocessor` with `parameters` makes the map; `resolution` "match" makes it as fine as the picture needs.
     `hires`: the runs of a host in which it acts: "low" (the first), "high" (all after it) or "both".
@@ -104,7 +106,7 @@ class Unit:
     window: Window = field(default_factory=Window)
     mode: Literal["balanced", "prompt", "control"] = "balanced"
     layers: Sequence[float] | None = None
-    region: np.ndarray | None = None
+    region: ImageInput | None = None
     inpaint: ImageInput | None = None
     fit: Literal["crop", "stretch", "fill"] = "crop"
     preprocessor: str | None = None
@@ -211,8 +213,12 @@ def _parse_layers(layers: Any) -> tuple[float, ...]:
 
 
 def _parse_region(region: Any) -> np.ndarray:
-    if not isinstance(region, np.ndarray):
-        raise TypeError(f"region is {type(region).__name__}, expected an array (H, W) of 0..1")
+    if isinstance(region, list | tuple):
+        raise TypeError(f"region is {type(region).__name__}, expected an array (H, W) of 0..1, or a mask")
+    is_array = isinstance(region, np.ndarray)
+    if not is_array or region.ndim == 3 or (region.dtype == np.uint8 and region.max(initial=0) > 1):
+        pixels = read_mask(region.pixels if isinstance(region, ControlMap) else region)
+        return pixels[..., 0].astype(np.float32) / 255
     if region.ndim != 2 or 0 in region.shape or region.dtype.kind not in "bfiu":
         raise ValueError(f"region has shape {region.shape} and type {region.dtype}, expected (H, W) of 0..1")
     if not (region.min() >= 0 and region.max() <= 1):  # NaN neither

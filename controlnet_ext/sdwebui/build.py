@@ -181,7 +181,7 @@ def build_unit(
         weight,
         webui_unit.window,
         layers=layers,
-        region=_convert_region(webui_unit.region_mask),
+        region=webui_unit.region_mask,
         inpaint=inpaint,
         low_vram=webui_unit.low_vram,
         after=post_step_for(spec, parameters) if spec is not None and spec.traits.acts_after_step else None,
@@ -252,13 +252,6 @@ def _select_map_type(model: ControlModel, kind: str, count: int) -> ControlModel
     """A union that reads `count` maps of this kind; other models as they are."""
 
     return model.with_types(*[kind] * count) if isinstance(model, MapTypeSelection) else model
-
-
-def _convert_region(region_mask: np.ndarray | None) -> np.ndarray | None:
-    """(H, W) float32 in 0..1 of an RGB mask."""
-    if region_mask is None:
-        return None
-    return cv2.cvtColor(region_mask, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255
 
 
 def _override_layer_scales(mode: str, factors: tuple[float, ...]) -> tuple[str, tuple[float, ...]]:

@@ -13,7 +13,7 @@ from ..preprocessors.poses.key_points import Poses
 from ..preprocessors.registry import LoadedPreprocessor, list_preprocessors
 from .fields import IMAGE_REF, ImageField, JsonObject, NumberField, TextField, is_empty_value
 from .modules import describe_sliders, find_module, parameters_from_sliders
-from .pictures import check_total_pixels, decode_base64_image, encode_png_base64, parse_image_mask_pairs
+from .pictures import check_total_pixels, decode_base64_mask, encode_png_base64, parse_image_mask_pairs
 from .units import SLIDER_BOUND, SLIDER_RULE
 
 API_VERSION = 3
@@ -82,7 +82,7 @@ def detect_maps(value: object, load_preprocessor: Callable[[str], LoadedPreproce
         if pixels is None:
             raise ValueError("No image selected")
         mask = (
-            decode_base64_image(masks[i], f"controlnet_masks[{i}]")
+            decode_base64_mask(masks[i], f"controlnet_masks[{i}]")
             if masks and not is_empty_value(masks[i])
             else own_mask
         )

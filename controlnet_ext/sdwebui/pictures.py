@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from ..files.image_formats import MAX_PIXELS, sniff_format
-from ..files.image_reader import open_image_header, read_image
+from ..files.image_reader import open_image_header, read_image, read_mask
 from ..files.image_writer import encode_image
 from .fields import is_empty_value
 
@@ -23,13 +23,21 @@ ImageMaskPair = tuple[np.ndarray, np.ndarray | None]  # image and mask
 def decode_base64_image(value: object, name: str) -> np.ndarray:
     """Decode an image to (H, W, 3) uint8 RGB; arrays (H, W, 3 or 4), which no JSON holds, are read too. Raises
     ValueError that begins with `name`, with the same sentence for everything that is no image in base64."""
-    if isinstance(value, np.ndarray):
-        return read_image(value)
-    content = _decode_image_bytes(value)
+    return _decode_base64(value, name, read_image)
+
+
+def decode_base64_mask(value: object, name: str) -> np.ndarray:
+    """Decode a mask to (H, W, 3) uint8, as `read_mask` does: alpha where a pixel is transparent, else luminance. Takes
+    and raises what `decode_base64_image` does."""
+    return _decode_base64(value, name, read_mask)
+
+
+def _decode_base64(value: object, name: str, read: Callable[[np.ndarray | bytes], np.ndarray]) -> np.ndarray:
+    content = value if isinstance(value, np.ndarray) else _decode_image_bytes(value)
     if content is None:
         raise ValueError(f"{name} is no image in base64; paths and URLs are not read")
     try:
-        return read_image(content)
+        return read(content)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
 
@@ -70,7 +78,7 @@ def _decode_image_bytes(value: object) -> bytes | None:
 
 
 def parse_image_mask_pairs(value: object, mask: object, name: str) -> tuple[ImageMaskPair, ...]:
-    """Return a unit's images with their masks, all (H, W, 3) uint8 RGB.
+    """Return a unit's images with their masks, all (H, W, 3) uint8; masks are read by `read_mask`.
 
     `value` is text, {"image", "mask"}, [image, mask], or a list of objects; `mask` belongs to the first image. Raises
     ValueError that begins with `name`.
@@ -92,7 +100,7 @@ def parse_image_mask_pairs(value: object, mask: object, name: str) -> tuple[Imag
         found[0] = found[0][0], mask
     masked = name.replace("image", "mask")
     return tuple(
-        (decode_base64_image(image, name), None if is_empty_value(its) else decode_base64_image(its, masked))
+        (decode_base64_image(image, name), None if is_empty_value(its) else decode_base64_mask(its, masked))
         for image, its in found
     )
 

@@ -35,7 +35,7 @@ from .fields import (
     TextField,
     UnsupportedField,
 )
-from .pictures import ImageMaskPair, check_total_pixels, decode_base64_image
+from .pictures import ImageMaskPair, check_total_pixels, decode_base64_image, decode_base64_mask
 from .units import RESIZE_MODES, UnitFields, WebuiUnit, parse_webui_unit
 
 SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {  # a name in `SCHEDULERS`, and settings of the scheduler
@@ -97,7 +97,7 @@ UNIT_REF: Schema = {"$ref": f"#/components/schemas/{UnitFields.schema_name}"}
 class InpaintFields(JsonObject):
     """The fields of img2img that say what is repainted."""
 
-    mask = ImageField("White where to repaint; opaque, alpha lies over white")
+    mask = ImageField("Where to repaint: opaque if any pixel is transparent, else white")
     mask_blur = NumberField(
         "Standard deviation of the mask's blur in pixels, in both directions", None, 0, MAX_MASK_BLUR
     )
@@ -350,7 +350,7 @@ def _parse_init_image(fields: ImageToImageFields, height: int, width: int) -> di
         "strength": fields.denoising_strength,
     }
     if mask is not None:
-        white = prepare_inpaint_mask(fields, decode_base64_image(mask, "mask"), image)
+        white = prepare_inpaint_mask(fields, decode_base64_mask(mask, "mask"), image)
         arguments["init_source"] = image, white
         arguments["inpaint_area"] = parse_inpaint_area(fields, image, white, height, width, fit_mode)
     return arguments

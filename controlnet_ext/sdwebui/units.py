@@ -24,7 +24,7 @@ from .fields import (
     is_empty_value,
 )
 from .modules import find_module
-from .pictures import MAX_UNIT_IMAGES, ImageMaskPair, decode_base64_image, parse_image_mask_pairs
+from .pictures import MAX_UNIT_IMAGES, ImageMaskPair, decode_base64_mask, parse_image_mask_pairs
 
 RESIZE_MODES = (
     *(("Just Resize", "stretch"), ("Crop and Resize", "crop"), ("Resize and Fill", "fill")),
@@ -72,7 +72,7 @@ class UnitFields(JsonObject):
         aliases=("input_image",),
     )
     mask = ImageField(
-        "White where a module that inpaints repaints; for other modules a partly painted mask is the map",
+        "White, or opaque, where a module that inpaints repaints; for other modules a partly painted mask is the map",
         aliases=("mask_image",),
     )
     weight = NumberField("Scale of all residuals", 1, 0, 2)
@@ -92,7 +92,7 @@ class UnitFields(JsonObject):
     advanced_weighting = NumberListField(
         "A scale per layer, instead of weight and soft weights", -10, 10, MAX_LAYER_SCALES
     )
-    effective_region_mask = ImageField("White where the unit acts")
+    effective_region_mask = ImageField("White, or opaque, where the unit acts")
     save_detected_map = BoolField("Return the map after the images", True)
     inpaint_crop_input_image = BoolField("Crop the control image to the area that is repainted", True)
     input_mode = TextField("'simple' only: other modes read folders", "simple")
@@ -164,7 +164,7 @@ def parse_webui_unit(value: object, name: str) -> WebuiUnit | None:
         low_vram=fields.low_vram,
         union_type=fields.union_control_type,
         layer_scales=fields.advanced_weighting,
-        region_mask=None if region is None else decode_base64_image(region, f"{name}: effective_region_mask"),
+        region_mask=None if region is None else decode_base64_mask(region, f"{name}: effective_region_mask"),
         returns_map=fields.save_detected_map,
         crops_to_inpaint_area=fields.inpaint_crop_input_image,
     )

@@ -8,6 +8,8 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
+from ..files.image_reader import read_mask
+
 IS_GRADIO_3 = gr.__version__.startswith("3.")
 
 
@@ -18,7 +20,8 @@ def read_canvas(value: Any) -> Any:
         return value
     if "background" not in value:
         mask = value.get("mask")
-        return {**value, "mask": mask if np.any(mask) else None}
+        is_painted = mask is not None and read_mask(mask).any()  # an opaque black mask has an alpha of 255
+        return {**value, "mask": mask if is_painted else None}
     layers = [layer for layer in value.get("layers") or () if layer is not None]
     painted = [np.where(layer[..., 3:] > 0, np.uint8(255), np.uint8(0)).repeat(3, 2) for layer in layers]
     mask = np.maximum.reduce(painted) if painted else None

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ..files.image_reader import read_image
+from ..files.image_reader import read_image, read_mask
 from ..files.image_writer import write_image
 from ..generation.inpainting import Postprocess
 from ..sdwebui.build import HostInputs, InpaintCrop
@@ -203,7 +203,7 @@ def _get_init_image(p: Any) -> ImageMaskPair | None:
     image, mask = np.asarray(images[0].convert("RGB")), getattr(p, "image_mask", None)
     if mask is None:
         return image, None
-    painted = np.asarray(mask.convert("RGB"))
+    painted = read_mask(mask)
     return image, 255 - painted if p.inpainting_mask_invert else painted
 
 

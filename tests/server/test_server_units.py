@@ -171,10 +171,10 @@ def test_what_a_module_does_after_each_step_is_the_units() -> None:
         after(module="inpaint_only")
 
 
-def test_alpha_lies_over_white_in_an_image_and_in_its_mask() -> None:
+def test_alpha_lies_over_white_in_an_image_and_is_a_mask_by_itself() -> None:
     painted = np.zeros((4, 4, 4), np.uint8)
     painted[:2] = 9, 9, 9, 255
     ((image, mask),) = unit(image={"image": painted, "mask": painted}).images
     assert mask is not None
-    for pixels in (image, mask):
-        assert (pixels[:2] == 9).all() and (pixels[2:] == 255).all()
+    assert (image[:2] == 9).all() and (image[2:] == 255).all()
+    assert (mask[:2] == 255).all() and (mask[2:] == 0).all()

@@ -353,6 +353,26 @@ def test_a_mask_of_img2img_is_no_scribble(host):
     assert (np.asarray(shown) == np.asarray(expected)).all()
 
 
+def test_strokes_on_a_transparent_canvas_are_a_mask_of_img2img(host):
+    from PIL import Image
+
+    from controlnet_ext.webui.gradio_images import get_image_and_mask
+    from controlnet_ext.webui.inputs import get_host_inputs
+
+    strokes = np.zeros((64, 64, 4), np.uint8)
+    strokes[10:30, 10:30, 3] = 255  # black, so that over white they would be the only part that is not repainted
+    p = SimpleNamespace(
+        init_images=[picture()], image_mask=Image.fromarray(strokes), inpainting_mask_invert=0, height=64, width=64
+    )
+    for inverted in (0, 1):
+        p.inpainting_mask_invert = inverted
+        mask = get_host_inputs(p).init_image[1]
+        assert ((mask[..., 0] > 127) == ((strokes[..., 3] > 127) != inverted)).all()
+    assert get_image_and_mask({"image": np.zeros((64, 64, 3), np.uint8), "mask": strokes})[1] is strokes
+    opaque = np.dstack([np.zeros((64, 64, 3), np.uint8), np.full((64, 64), 255, np.uint8)])
+    assert get_image_and_mask({"image": np.zeros((64, 64, 3), np.uint8), "mask": opaque})[1] is None
+
+
 def test_other_scripts_read_and_set_units(host):
     from controlnet_ext.webui import external_code as theirs
     from controlnet_ext.webui.script import ControlNetScript

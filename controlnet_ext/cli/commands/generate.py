@@ -11,8 +11,8 @@ map already; then, joined by commas,
   window=0..1    part of the run in which the unit acts
   mode=balanced  or prompt, control: whether the prompt or the map prevails
   layers=        factors for the skip connections and the middle block, "1,1,.5,..."
-  mask=IMG       where to inpaint: white; as large as the image
-  region=IMG     where the unit acts: white; stretched over the generated image
+  mask=IMG       where to inpaint: opaque if any pixel is transparent, else white; as large as the image
+  region=IMG     where the unit acts: read as mask; stretched over the generated image
   fit=crop       or stretch, fill: how the map is brought to the generated size
 
 and parameters of the preprocessor. A value with commas stands in quotes. With --from, --control N,KEY=VALUE changes
