@@ -1,9 +1,7 @@
 """Control models: loading by the content of a file. Each kind is one module of `kinds/`, found by being there.
 
-A module of a kind defines `detect(names) -> bool`, True if tensors of these names are of its kind; `load(tensors,
-config) -> ControlModel`, which shares the tensors and raises ValueError on missing or unknown ones; and, if files come
-in more than one layout, `layout(names) -> str`. The members of a model are those of
-`controlnet_ext.guidance.contract.ControlModel`.
+A module of a kind defines `KIND`, a `ModelKind`, or None if no file is recognized as of its kind. The members of a
+model are those of `controlnet_ext.guidance.contract.ControlModel`.
 
 `locate_weights` finds the file that a path or the name of a cached repository means, `read_config` the config that
 belongs to it. Nothing is downloaded.
@@ -15,7 +13,7 @@ import importlib
 import os
 import pkgutil
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +23,7 @@ from .state_dict.foreign import describe_foreign
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     from ..files.weights import Weights
     from ..guidance.contract import ControlModel
@@ -129,15 +128,30 @@ class KeyMarkers:
 
 
 @dataclass(frozen=True, eq=False)
+class ModelKind:
+    """A kind of control model: how its files are recognized and loaded.
+
+    `name` is for messages. `detect(names)` is True if tensors of these names are of this kind; at most one kind may
+    claim a file. `load(tensors, config)` returns the model, which shares the tensors; it raises ValueError on missing
+    or unknown ones. `layout(names)` names the layout of a file, as in "diffusers"; None if all files have the same.
+    """
+
+    name: str
+    detect: Callable[[Collection[str]], bool]
+    load: Callable[[Mapping[str, Tensor], Mapping[str, Any]], ControlModel]
+    layout: Callable[[Collection[str]], str] | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class ControlFile:
     """A file of weights, with the kind of control model that it holds and the config beside or inside it.
 
-    `kind` is a module of `kinds/`, None if the file holds no control model.
+    `kind` is None if the file holds no control model.
     """
 
     path: Path
     weights: Weights
-    kind: Any
+    kind: ModelKind | None
     config: dict[str, Any]
 
     @classmethod
@@ -159,7 +173,7 @@ class ControlFile:
         )
         kinds = [kind for kind in iter_kinds() if kind.detect(weights.tensors)]
         if len(kinds) > 1:
-            both = " and ".join(kind.__name__ for kind in kinds)
+            both = " and ".join(kind.name for kind in kinds)
             raise ValueError(f"{name} is claimed by two kinds of control model: {both}")
         return cls(path, weights, kinds[0] if kinds else None, {**stated, **read_config(path)})
 
@@ -191,11 +205,11 @@ def load(
     return net.to(device=device, dtype=dtype)
 
 
-def iter_kinds() -> list[Any]:
-    """Return the modules of all kinds."""
+def iter_kinds() -> Iterator[ModelKind]:
+    """Yield all kinds, one of each module of `kinds/` that has one."""
     from . import kinds
 
-    modules = (
-        importlib.import_module(f"{kinds.__name__}.{file.name}") for file in pkgutil.iter_modules(kinds.__path__)
-    )
-    return [module for module in modules if hasattr(module, "detect")]
+    for file in pkgutil.iter_modules(kinds.__path__):
+        kind: ModelKind | None = importlib.import_module(f"{kinds.__name__}.{file.name}").KIND
+        if kind is not None:
+            yield kind

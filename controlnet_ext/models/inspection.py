@@ -166,7 +166,6 @@ def inspect(path_or_repo: str | os.PathLike[str]) -> Inspection:
         except ValueError as error:
             problem = str(error).removeprefix(f"{str(file.path)!r}: ")
     own = list(tensors.values()) if net is None else list(net.parameters())
-    layout = getattr(file.kind, "layout", None)
     kind, source = find_map_type(file)
     return Inspection(
         file=str(file.path),
@@ -177,9 +176,9 @@ def inspect(path_or_repo: str | os.PathLike[str]) -> Inspection:
         dtype=_describe_dtypes(own),
         parameters=sum(prod(tensor.shape) for tensor in own),
         what=describe_foreign(tensors) if file.kind is None else None,
-        architecture=net.architecture if net is not None else file.kind and file.kind.__name__.rpartition(".")[2],
+        architecture=net.architecture if net is not None else file.kind.name if file.kind is not None else None,
         family=None if net is None else net.family,
-        layout=layout(tensors) if layout else None,
+        layout=file.kind.layout(tensors) if file.kind and file.kind.layout else None,
         details={} if net is None else net.details(),
         map=kind,
         map_source=source,

@@ -56,7 +56,9 @@ VERBS = frozenset(
 )  # not participles
 
 # Names that each module of a family defines with one meaning: contracts, and names that a host prescribes.
-CONTRACTS = frozenset({"T", "arguments", "detect", "guide", "layout", "load", "register", "run", "main", "save"})
+CONTRACTS = frozenset(
+    {"KIND", "T", "arguments", "detect", "guide", "layout", "load", "register", "run", "main", "save"}
+)
 
 VAGUE = ("What ", "Whether ", "Who ", "Where ", "How ", "That ", "As ")
 OVERRIDDEN = frozenset({"forward", "close", "reset_parameters"})  # the class or the library says what they do

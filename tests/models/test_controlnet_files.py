@@ -147,7 +147,7 @@ def test_a_control_lora_of_the_published_sdxl_is_of_its_family() -> None:
         stem = name.removesuffix(".weight")
         file[f"{stem}.up"] = torch.zeros(()).expand(tensor.shape[0], 128, *[1] * (tensor.ndim - 2))
         file[f"{stem}.down"] = torch.zeros(()).expand(128, *tensor.shape[1:])
-    assert [kind for kind in models.iter_kinds() if kind.detect(file)] == [control_lora]
+    assert [kind for kind in models.iter_kinds() if kind.detect(file)] == [control_lora.KIND]
     lora = control_lora.load(file, {})
     assert (lora.family, lora.unet_signature) == ("sdxl", ControlNet.load(published_sdxl()).unet_signature)
 
@@ -522,7 +522,9 @@ def test_finding_models_loads_no_torch() -> None:
 def test_two_kinds_that_claim_one_file_are_an_error_that_names_both(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "greedy.py").write_text("def detect(names):\n    return True\n")
+    (tmp_path / "greedy.py").write_text(
+        "from .. import ModelKind\nKIND = ModelKind('greedy', lambda names: True, lambda tensors, config: None)\n"
+    )
     monkeypatch.setattr(kinds, "__path__", [*kinds.__path__, str(tmp_path)])
     save_file(reference("SD1.5").state_dict(), tmp_path / "net.safetensors")
     with pytest.raises(ValueError, match=r"by two kinds of control model: .*controlnet and .*greedy"):

@@ -183,6 +183,4 @@ def test_networks_for_newer_bases_are_named(base: str, tmp_path: Path) -> None:
 def test_the_shapes_of_all_published_layouts_are_of_one_kind_each() -> None:
     for shape in SHAPES:
         for names in (reference(shape).state_dict(), to_ldm_keys(reference(shape).state_dict())):
-            assert [kind.__name__.rpartition(".")[2] for kind in models.iter_kinds() if kind.detect(names)] == [
-                "controlnet"
-            ]
+            assert [kind.name for kind in models.iter_kinds() if kind.detect(names)] == ["controlnet"]

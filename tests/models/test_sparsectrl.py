@@ -181,7 +181,7 @@ def test_both_layouts_go_there_and_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_other_kind_claims_its_tensors(kind: str) -> None:
     for tensors in (theirs(kind).state_dict(), to_animatediff_keys(theirs(kind).state_dict())):
-        assert [each.__name__.rpartition(".")[2] for each in iter_kinds() if each.detect(tensors)] == ["sparsectrl"]
+        assert [each.name for each in iter_kinds() if each.detect(tensors)] == ["sparsectrl"]
 
 
 def refusal(act: Any) -> str:

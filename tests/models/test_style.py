@@ -139,7 +139,7 @@ def test_the_authors_file_loads_and_says_what_it_is(tmp_path: Path) -> None:
         assert (told.architecture, told.problem, told.details["tokens"]) == ("t2i-style-adapter", None, TOKENS)
         assert told.parameters == sum(p.numel() for p in theirs().parameters())
         assert load(file).hint(torch.zeros(1, 4, WIDTH)).shape == (1, TOKENS, CONTEXT)
-    assert [kind for kind in iter_kinds() if kind.detect(theirs().state_dict())] == [style_adapter]
+    assert [kind for kind in iter_kinds() if kind.detect(theirs().state_dict())] == [style_adapter.KIND]
 
 
 @pytest.mark.parametrize(

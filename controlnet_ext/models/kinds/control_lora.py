@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ...guidance.contract import Residuals, Step
-from .. import KeyMarkers
+from .. import KeyMarkers, ModelKind
 from .. import base_unet as source
 from ..nn.blocks import apply_layer, cast_like
 from ..nn.execution import CompilableBlocks, with_global_average_pooling
@@ -212,6 +212,9 @@ def load(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> ControlLor
         if up.ndim < 2 or down.ndim < 2 or up[0].numel() != down.shape[0]:
             raise ValueError(f"tensors {stem}.up {list(up.shape)} and .down {list(down.shape)} are no factors")
     return ControlLora(tensors, config).eval()
+
+
+KIND = ModelKind("control_lora", detect, load, layout)
 
 
 def _infer_signature(tensors: Mapping[str, Tensor]) -> UNetSignature:

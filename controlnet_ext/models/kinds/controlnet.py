@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ...guidance.contract import Residuals, Step
-from .. import KeyMarkers
+from .. import KeyMarkers, ModelKind
 from .. import base_unet as source
 from ..nn.blocks import BlockDims, Conv2d, EncoderLevel, MiddleBlock
 from ..nn.embeddings import (
@@ -314,3 +314,4 @@ def layout(names: Collection[str]) -> str:
 
 
 load = ControlNet.load
+KIND = ModelKind("controlnet", detect, load, layout)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...guidance.contract import Residuals
-from .. import KeyMarkers
+from .. import KeyMarkers, ModelKind
 from ..map_types import MapTypeSelection
 from .transformer import UNION_MARKER_KEY, TransformerControlNet, TransformerStep, load_network
 
@@ -68,3 +68,6 @@ detect = KeyMarkers(((re.escape(UNION_MARKER_KEY),),))
 def load(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> FluxUnion:
     """Return the union with these tensors, which it shares. Raises ValueError like `transformer.load`."""
     return FluxUnion(load_network(tensors, config, "flux"))
+
+
+KIND = ModelKind("flux_union", detect, load)

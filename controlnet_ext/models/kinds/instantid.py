@@ -76,3 +76,6 @@ class InstantID(ControlNetWrapper):
         if not bool(tokens.isfinite().all()):
             raise ValueError(f"{name} holds values that are not finite")
         return tokens
+
+
+KIND = None  # its file cannot be told from that of a ControlNet

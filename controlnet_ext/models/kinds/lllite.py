@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...guidance.contract import Activation, AttentionModel, Host
-from .. import KeyMarkers
+from .. import KeyMarkers, ModelKind
 from ..nn.blocks import Conv2d, Linear
 from ..nn.embeddings import to_hint_pixels
 from ..nn.execution import LayerwiseOffload
@@ -157,6 +157,9 @@ def load(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> ControlLLL
     called = {f"lites.{name}": name for name in tensors}
     load_strict(net, {ours: tensors[name] for ours, name in called.items()}, called)
     return net.eval()
+
+
+KIND = ModelKind("lllite", detect, load)
 
 
 def _build_module(name: str, tensors: Mapping[str, Tensor]) -> LLLiteModule:

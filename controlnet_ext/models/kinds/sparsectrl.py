@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from ...guidance.contract import Residuals, Step
-from .. import KeyMarkers
+from .. import KeyMarkers, ModelKind
 from ..nn.blocks import Attention, Conv2d, FeedForward, GroupNorm, LayerNorm, Linear, cast_like
 from ..nn.embeddings import check_hint_size, expand_rows, to_hint_pixels
 from ..nn.execution import NET_PREFIX, ControlNetWrapper
@@ -376,3 +376,6 @@ def load(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> SparseCtrl
     own = {NET_PREFIX + name: tensor for name, tensor in {**computed, **tensors}.items()}
     load_strict(net, own, {NET_PREFIX + name: own for name, own in called.items()})
     return net.eval()
+
+
+KIND = ModelKind("sparsectrl", detect, load, layout)

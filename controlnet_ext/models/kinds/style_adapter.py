@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...guidance.contract import Activation, AttentionModel, Host
-from .. import KeyMarkers
+from .. import KeyMarkers, ModelKind
 from ..nn.blocks import LayerNorm, Linear, cast_like
 from ..nn.embeddings import expand_rows
 from ..nn.execution import LayerwiseOffload
@@ -182,3 +182,6 @@ def load(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> StyleAdapt
         net = StyleAdapter(proj.shape[0], proj.shape[1], layers, embedding.shape[1])
     load_strict(net, plain, called)
     return net.eval()
+
+
+KIND = ModelKind("style_adapter", detect, load)

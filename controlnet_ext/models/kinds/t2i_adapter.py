@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...guidance.contract import Residuals, Step
-from .. import KeyMarkers
+from .. import KeyMarkers, ModelKind
 from ..nn.blocks import Conv2d
 from ..nn.embeddings import check_hint_size, expand_rows, to_hint_pixels
 from ..nn.execution import LayerwiseOffload
@@ -335,3 +335,6 @@ def load(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> T2IAdapter
         net = T2IAdapter(read_t2i_config(plain, config))
     load_strict(net, plain, called)
     return net.eval()
+
+
+KIND = ModelKind("t2i_adapter", detect, load, layout)

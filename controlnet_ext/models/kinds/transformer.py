@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ...errors import one_line
 from ...guidance.contract import ControlModel, Residuals, Step
-from .. import KeyMarkers
+from .. import KeyMarkers, ModelKind
 from ..state_dict.strict import load_strict
 
 
@@ -189,6 +189,9 @@ def load(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Transforme
     family = _find_base(tensors)
     assert family is not None
     return TransformerControlNet(load_network(tensors, config, family), family)
+
+
+KIND = ModelKind("transformer", detect, load)
 
 
 def load_network(tensors: Mapping[str, Tensor], config: Mapping[str, Any], family: str) -> Any:

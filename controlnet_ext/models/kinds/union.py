@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...guidance.contract import Residuals, Step
-from .. import KeyMarkers
+from .. import KeyMarkers, ModelKind
 from ..map_types import MapTypeSelection
 from ..nn.blocks import LayerNorm, Linear, cast_like
 from ..nn.embeddings import TimestepEmbedding, expand_hint, get_timestep_embedding
@@ -207,3 +207,6 @@ def load(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> ControlNet
     called = {name: name.removeprefix(NET_PREFIX) for name in union.state_dict()}
     load_strict(union, {**{NET_PREFIX + name: tensor for name, tensor in inner.items()}, **own}, called)
     return union.eval()
+
+
+KIND = ModelKind("union", detect, load, layout)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...guidance.contract import Residuals
-from .. import KeyMarkers
+from .. import KeyMarkers, ModelKind
 from ..state_dict.strict import load_strict
 from .transformer import TransformerControlNet, TransformerStep, build_network, check_transformer
 
@@ -106,6 +106,9 @@ def load(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> ZImageCont
         tensors = {name: t for name, t in tensors.items() if not name.startswith(REFINER_PREFIX)}
     load_strict(net, tensors)
     return ZImageControlNet(net.eval())
+
+
+KIND = ModelKind("z_image", detect, load)
 
 
 def _infer_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
