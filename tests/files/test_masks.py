@@ -168,6 +168,3 @@ def test_a_colored_opaque_mask_counts_by_its_luminance():
     assert read_mask(colors)[0, :, 0].tolist() == [76, 150, 29, 226]  # ITU-R 601, as PIL's convert("L")
     pil = Image.fromarray(colors)
     assert (read_mask(pil)[..., 0] == np.asarray(pil.convert("L"))).all()
-        read_mask(Image.fromarray(colors))[0, :, 0].tolist()
-        == np.asarray(Image.fromarray(colors).convert("L"))[0].tolist()
-    )
