@@ -15,7 +15,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from ..sdwebui.fields import Schema
 from .http import error_response
 from .openapi import make_openapi_document
-from .routes import ApiRoute, create_control_routes, create_document_route, create_generation_routes
+from .routes import CONTROL_ROUTES, SERVER_ROUTES, ApiRoute, ControlContext, ServerContext, create_document_route
 from .service import Service
 from .worker import RequestWorker
 
@@ -42,8 +42,8 @@ def create_routes(service: Service, worker: RequestWorker, needs_token: bool) ->
         return make_openapi_document(routes, service.limits, service.catalog.names, needs_token)
 
     routes = [
-        *create_control_routes(service.catalog, service.limits.max_units, service.detect_maps, worker),
-        *create_generation_routes(service, worker),
+        *CONTROL_ROUTES.create(ControlContext(service.catalog, service.limits.max_units, service.detect_maps, worker)),
+        *SERVER_ROUTES.create(ServerContext(service, worker)),
         create_document_route(make_document),
     ]
     return routes

@@ -13,7 +13,15 @@ from ..sdwebui.detect import API_VERSION
 from ..sdwebui.fields import JsonObject, RequestLimits, Schema
 from ..sdwebui.units import UnitFields
 from .http import MAX_BODY_BYTES
-from .routes import ApiRoute, NamedSchema, create_control_routes, create_document_route, create_generation_routes
+from .routes import (
+    CONTROL_ROUTES,
+    SERVER_ROUTES,
+    ApiRoute,
+    ControlContext,
+    NamedSchema,
+    ServerContext,
+    create_document_route,
+)
 
 IMAGE_SCHEMA = NamedSchema(
     "Image",
@@ -126,8 +134,8 @@ def make_default_document() -> Schema:
     unused: Any = None  # no answer is called
     limits = RequestLimits()
     routes = [
-        *create_control_routes(unused, limits.max_units, unused, unused),
-        *create_generation_routes(unused, unused),
+        *CONTROL_ROUTES.create(ControlContext(unused, limits.max_units, unused, unused)),
+        *SERVER_ROUTES.create(ServerContext(unused, unused)),
         create_document_route(unused),
     ]
     return make_openapi_document(routes, limits, ("embedded/canny",), True)

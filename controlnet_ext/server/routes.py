@@ -1,13 +1,15 @@
-"""The routes: each with its path, its answer, and the schemas of its request and its response.
+"""The routes: each is a function that answers, under a decorator with its path and the schemas of request and response.
 
-Adding a route means adding an `ApiRoute` here; the application and the OpenAPI document follow from it.
+Adding a route means adding such a function here; the application and the OpenAPI document follow from it. `http` reads
+bodies and answers errors, `service` does the work.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from starlette.requests import Request
 from starlette.routing import Route
@@ -54,6 +56,63 @@ class ApiRoute:
     def to_starlette(self) -> Route:
         """Return the route as starlette has it."""
         return Route(self.path, self.endpoint, methods=[self.method])
+
+
+class RouteContext(Protocol):
+    """The least that an answer is given."""
+
+    @property
+    def worker(self) -> RequestWorker:
+        """The worker that queued answers are handed to."""
+        ...
+
+
+ContextT = TypeVar("ContextT", bound=RouteContext)
+Answer = TypeVar("Answer", bound=Callable[..., Any])
+
+
+class RouteTable(Generic[ContextT]):
+    """Routes in the order in which they are added, whose answers are given a context of one type."""
+
+    def __init__(self) -> None:
+        self._factories: list[Callable[[ContextT], ApiRoute]] = []
+
+    def add(
+        self,
+        method: Literal["GET", "POST"],
+        path: str,
+        summary: str,
+        response: NamedSchema,
+        *,
+        request: type[JsonObject] | NamedSchema | None = None,
+        query_flags: tuple[str, ...] = (),
+        is_open: bool = False,
+        is_queued: bool = False,
+    ) -> Callable[[Answer], Answer]:
+        """Return a decorator that adds a route, fields as in `ApiRoute`.
+
+        The decorated function is called with the context and the JSON of the body, or with the context and the
+        `Request` where no `request` is declared, and returns JSON. With `is_queued` the worker calls it, else it is
+        called at once.
+        """
+
+        def register(answer: Answer) -> Answer:
+            def create(context: ContextT) -> ApiRoute:
+                bound = partial(answer, context)
+                if request is None:
+                    endpoint = get_endpoint(bound)
+                else:
+                    endpoint = queued_endpoint(bound, context.worker) if is_queued else json_endpoint(bound)
+                return ApiRoute(method, path, summary, endpoint, response, request, query_flags, is_open)
+
+            self._factories.append(create)
+            return answer
+
+        return register
+
+    def create(self, context: ContextT) -> list[ApiRoute]:
+        """Return all routes, their answers bound to `context`."""
+        return [create(context) for create in self._factories]
 
 
 # Parts of the schemas
@@ -127,209 +186,262 @@ GENERATED = NamedSchema(
 NOTHING = NamedSchema("Nothing", _make_nullable_schema("object"))
 
 
-def create_control_routes(
-    catalog: ModelCatalog, max_units: int, detect_maps: Callable[[Any], Any], worker: RequestWorker
-) -> list[ApiRoute]:
-    """Return the routes of sd-webui-controlnet; `detect_maps` answers a request for maps, called by `worker`."""
-
-    def list_models(request: Request) -> dict[str, list[str]]:
-        if _read_flag(request, "update", "true"):
-            catalog.rescan()
-        return {"model_list": catalog.names}
-
-    return [
-        ApiRoute(
-            "GET",
-            "/controlnet/version",
-            "The version of this API",
-            get_endpoint(lambda _: {"version": API_VERSION}),
-            NamedSchema("Version", make_object_schema({"version": COUNT})),
-        ),
-        ApiRoute(
-            "GET",
-            "/controlnet/model_list",
-            "Names of control models",
-            get_endpoint(list_models),
-            NamedSchema("ModelList", make_object_schema({"model_list": NAMES})),
-            query_flags=("update",),
-        ),
-        ApiRoute(
-            "GET",
-            "/controlnet/module_list",
-            "Names of preprocessors, and their sliders",
-            get_endpoint(lambda request: list_modules(_read_flag(request, "alias_names", "false"))),
-            NamedSchema(
-                "ModuleList",
-                make_object_schema(
-                    {"module_list": NAMES, "module_detail": {"type": "object", "additionalProperties": MODULE}}
-                ),
-            ),
-            query_flags=("alias_names",),
-        ),
-        ApiRoute(
-            "GET",
-            "/controlnet/control_types",
-            "Preprocessors and control models by type",
-            get_endpoint(lambda _: {"control_types": list_control_types(catalog.names)}),
-            NamedSchema(
-                "ControlTypes",
-                make_object_schema({"control_types": {"type": "object", "additionalProperties": CONTROL_TYPE}}),
-            ),
-        ),
-        ApiRoute(
-            "GET",
-            "/controlnet/settings",
-            "The number of units that a request may have",
-            get_endpoint(lambda _: describe_settings(max_units)),
-            NamedSchema(
-                "Settings",
-                make_object_schema({"control_net_unit_count": COUNT, "control_net_max_models_num": COUNT}),
-            ),
-        ),
-        ApiRoute(
-            "POST",
-            "/controlnet/detect",
-            "Maps of images, and the JSON of poses",
-            queued_endpoint(detect_maps, worker),
-            NamedSchema(
-                "Maps",
-                make_object_schema(
-                    {"info": TEXT, "images": IMAGES, "poses": _make_list_schema({"type": "object"})}, "poses"
-                ),
-            ),
-            request=DetectFields,
-        ),
-        ApiRoute(
-            "POST",
-            "/controlnet/render_openpose_json",
-            "Images of people and animals from the JSON of their poses",
-            queued_endpoint(render_poses, worker),
-            NamedSchema("RenderedPoses", make_object_schema({"info": TEXT, "images": IMAGES}, "images")),
-            request=POSES,
-        ),
-    ]
+# The routes of sd-webui-controlnet
 
 
-def create_generation_routes(service: Service, worker: RequestWorker) -> list[ApiRoute]:
-    """Return the routes of the webui that its clients need, and /health."""
+@dataclass(frozen=True)
+class ControlContext:
+    """Context of the routes of sd-webui-controlnet; `detect_maps` answers a request for maps."""
 
-    def interrupt(_: Request) -> dict[str, Any]:
-        service.engine.progress.stop_requested.set()
-        return {}
+    catalog: ModelCatalog
+    max_units: int
+    detect_maps: Callable[[Any], Any]
+    worker: RequestWorker
 
-    return [
-        ApiRoute(
-            "POST",
-            "/sdapi/v1/txt2img",
-            "Images of a prompt, then the map of each unit",
-            queued_endpoint(lambda value: service.generate(value, False), worker),
-            GENERATED,
-            request=TextToImageFields,
+
+CONTROL_ROUTES: RouteTable[ControlContext] = RouteTable()
+
+
+@CONTROL_ROUTES.add(
+    "GET",
+    "/controlnet/version",
+    "The version of this API",
+    NamedSchema("Version", make_object_schema({"version": COUNT})),
+)
+def _get_version(_: ControlContext, __: Request) -> dict[str, int]:
+    return {"version": API_VERSION}
+
+
+@CONTROL_ROUTES.add(
+    "GET",
+    "/controlnet/model_list",
+    "Names of control models",
+    NamedSchema("ModelList", make_object_schema({"model_list": NAMES})),
+    query_flags=("update",),
+)
+def _list_models(context: ControlContext, request: Request) -> dict[str, list[str]]:
+    if _read_flag(request, "update", "true"):
+        context.catalog.rescan()
+    return {"model_list": context.catalog.names}
+
+
+@CONTROL_ROUTES.add(
+    "GET",
+    "/controlnet/module_list",
+    "Names of preprocessors, and their sliders",
+    NamedSchema(
+        "ModuleList",
+        make_object_schema({"module_list": NAMES, "module_detail": {"type": "object", "additionalProperties": MODULE}}),
+    ),
+    query_flags=("alias_names",),
+)
+def _list_modules(_: ControlContext, request: Request) -> dict[str, Any]:
+    return list_modules(_read_flag(request, "alias_names", "false"))
+
+
+@CONTROL_ROUTES.add(
+    "GET",
+    "/controlnet/control_types",
+    "Preprocessors and control models by type",
+    NamedSchema(
+        "ControlTypes",
+        make_object_schema({"control_types": {"type": "object", "additionalProperties": CONTROL_TYPE}}),
+    ),
+)
+def _list_control_types(context: ControlContext, _: Request) -> dict[str, Any]:
+    return {"control_types": list_control_types(context.catalog.names)}
+
+
+@CONTROL_ROUTES.add(
+    "GET",
+    "/controlnet/settings",
+    "The number of units that a request may have",
+    NamedSchema("Settings", make_object_schema({"control_net_unit_count": COUNT, "control_net_max_models_num": COUNT})),
+)
+def _get_settings(context: ControlContext, _: Request) -> dict[str, int]:
+    return describe_settings(context.max_units)
+
+
+@CONTROL_ROUTES.add(
+    "POST",
+    "/controlnet/detect",
+    "Maps of images, and the JSON of poses",
+    NamedSchema(
+        "Maps",
+        make_object_schema({"info": TEXT, "images": IMAGES, "poses": _make_list_schema({"type": "object"})}, "poses"),
+    ),
+    request=DetectFields,
+    is_queued=True,
+)
+def _detect_maps(context: ControlContext, value: Any) -> Any:
+    return context.detect_maps(value)
+
+
+@CONTROL_ROUTES.add(
+    "POST",
+    "/controlnet/render_openpose_json",
+    "Images of people and animals from the JSON of their poses",
+    NamedSchema("RenderedPoses", make_object_schema({"info": TEXT, "images": IMAGES}, "images")),
+    request=POSES,
+    is_queued=True,
+)
+def _render_poses(_: ControlContext, value: Any) -> Any:
+    return render_poses(value)
+
+
+# The routes of the webui that its clients need, and /health
+
+
+@dataclass(frozen=True)
+class ServerContext:
+    """Context of the routes of the webui."""
+
+    service: Service
+    worker: RequestWorker
+
+
+SERVER_ROUTES: RouteTable[ServerContext] = RouteTable()
+
+
+@SERVER_ROUTES.add(
+    "POST",
+    "/sdapi/v1/txt2img",
+    "Images of a prompt, then the map of each unit",
+    GENERATED,
+    request=TextToImageFields,
+    is_queued=True,
+)
+def _generate_from_text(context: ServerContext, value: Any) -> dict[str, Any]:
+    return context.service.generate(value, from_image=False)
+
+
+@SERVER_ROUTES.add(
+    "POST",
+    "/sdapi/v1/img2img",
+    "Images of a prompt and an image, then the map of each unit",
+    GENERATED,
+    request=ImageToImageFields,
+    is_queued=True,
+)
+def _generate_from_image(context: ServerContext, value: Any) -> dict[str, Any]:
+    return context.service.generate(value, from_image=True)
+
+
+@SERVER_ROUTES.add(
+    "GET",
+    "/sdapi/v1/options",
+    "The settings",
+    NamedSchema("CurrentOptions", make_object_schema({"sd_model_checkpoint": TEXT, "control_net_unit_count": COUNT})),
+)
+def _get_options(context: ServerContext, _: Request) -> dict[str, Any]:
+    return context.service.get_options()
+
+
+@SERVER_ROUTES.add(
+    "POST", "/sdapi/v1/options", "Accept settings as they are, and refuse others", NOTHING, request=OPTIONS
+)
+def _set_options(context: ServerContext, value: Any) -> None:
+    context.service.set_options(value)
+
+
+@SERVER_ROUTES.add("POST", "/sdapi/v1/interrupt", "End the request at work after its step", NOTHING)
+def _interrupt(context: ServerContext, _: Request) -> dict[str, Any]:
+    context.service.engine.progress.stop_requested.set()
+    return {}
+
+
+@SERVER_ROUTES.add(
+    "GET",
+    "/sdapi/v1/progress",
+    "Progress of the request at work, with the image as it is",
+    NamedSchema(
+        "Progress",
+        make_object_schema(
+            {
+                "progress": {"type": "number", "minimum": 0, "maximum": 1},
+                "eta_relative": NUMBER,
+                "state": JOB_STATE,
+                "current_image": _make_nullable_schema("string"),
+                "textinfo": _make_nullable_schema("string"),
+            }
         ),
-        ApiRoute(
-            "POST",
-            "/sdapi/v1/img2img",
-            "Images of a prompt and an image, then the map of each unit",
-            queued_endpoint(lambda value: service.generate(value, True), worker),
-            GENERATED,
-            request=ImageToImageFields,
+    ),
+    query_flags=("skip_current_image",),
+)
+def _get_progress(context: ServerContext, request: Request) -> dict[str, Any]:
+    return context.service.get_progress(not _read_flag(request, "skip_current_image", "false"))
+
+
+@SERVER_ROUTES.add(
+    "GET",
+    "/sdapi/v1/sd-models",
+    "The checkpoint",
+    NamedSchema(
+        "Checkpoints",
+        _make_list_schema(
+            make_object_schema(
+                {
+                    **dict.fromkeys(("title", "model_name", "filename"), TEXT),
+                    **{name: _make_nullable_schema("string") for name in ("hash", "sha256", "config")},
+                }
+            )
         ),
-        ApiRoute(
-            "GET",
-            "/sdapi/v1/options",
-            "The settings",
-            get_endpoint(lambda _: service.get_options()),
-            NamedSchema(
-                "CurrentOptions", make_object_schema({"sd_model_checkpoint": TEXT, "control_net_unit_count": COUNT})
-            ),
+    ),
+)
+def _list_checkpoints(context: ServerContext, _: Request) -> list[dict[str, Any]]:
+    return context.service.list_checkpoints()
+
+
+@SERVER_ROUTES.add(
+    "GET",
+    "/sdapi/v1/samplers",
+    "Names of samplers",
+    NamedSchema(
+        "Samplers",
+        _make_list_schema(make_object_schema({"name": TEXT, "aliases": NAMES, "options": {"type": "object"}})),
+    ),
+)
+def _list_samplers(context: ServerContext, _: Request) -> list[dict[str, Any]]:
+    return context.service.list_samplers()
+
+
+@SERVER_ROUTES.add(
+    "GET",
+    "/sdapi/v1/schedulers",
+    "Names of noise schedules",
+    NamedSchema(
+        "Schedulers",
+        _make_list_schema(
+            make_object_schema({"name": TEXT, "label": TEXT, "aliases": {"type": ["array", "null"], "items": TEXT}})
         ),
-        ApiRoute(
-            "POST",
-            "/sdapi/v1/options",
-            "Accept settings as they are, and refuse others",
-            json_endpoint(lambda value: service.set_options(value)),
-            NOTHING,
-            request=OPTIONS,
-        ),
-        ApiRoute(
-            "POST", "/sdapi/v1/interrupt", "End the request at work after its step", get_endpoint(interrupt), NOTHING
-        ),
-        ApiRoute(
-            "GET",
-            "/sdapi/v1/progress",
-            "Progress of the request at work, with the image as it is",
-            get_endpoint(lambda request: service.get_progress(not _read_flag(request, "skip_current_image", "false"))),
-            NamedSchema(
-                "Progress",
-                make_object_schema(
-                    {
-                        "progress": {"type": "number", "minimum": 0, "maximum": 1},
-                        "eta_relative": NUMBER,
-                        "state": JOB_STATE,
-                        "current_image": _make_nullable_schema("string"),
-                        "textinfo": _make_nullable_schema("string"),
-                    }
-                ),
-            ),
-            query_flags=("skip_current_image",),
-        ),
-        ApiRoute(
-            "GET",
-            "/sdapi/v1/sd-models",
-            "The checkpoint",
-            get_endpoint(lambda _: service.list_checkpoints()),
-            NamedSchema(
-                "Checkpoints",
-                _make_list_schema(
-                    make_object_schema(
-                        {
-                            **dict.fromkeys(("title", "model_name", "filename"), TEXT),
-                            **{name: _make_nullable_schema("string") for name in ("hash", "sha256", "config")},
-                        }
-                    )
-                ),
-            ),
-        ),
-        ApiRoute(
-            "GET",
-            "/sdapi/v1/samplers",
-            "Names of samplers",
-            get_endpoint(lambda _: service.list_samplers()),
-            NamedSchema(
-                "Samplers",
-                _make_list_schema(make_object_schema({"name": TEXT, "aliases": NAMES, "options": {"type": "object"}})),
-            ),
-        ),
-        ApiRoute(
-            "GET",
-            "/sdapi/v1/schedulers",
-            "Names of noise schedules",
-            get_endpoint(lambda _: service.list_schedulers()),
-            NamedSchema(
-                "Schedulers",
-                _make_list_schema(
-                    make_object_schema(
-                        {"name": TEXT, "label": TEXT, "aliases": {"type": ["array", "null"], "items": TEXT}}
-                    )
-                ),
-            ),
-        ),
-        ApiRoute(
-            "GET",
-            "/sdapi/v1/scripts",
-            "Names of scripts",
-            get_endpoint(lambda _: service.list_scripts()),
-            NamedSchema("Scripts", make_object_schema({"txt2img": NAMES, "img2img": NAMES})),
-        ),
-        ApiRoute(
-            "GET",
-            "/health",
-            "The number of requests that wait or are at work",
-            get_endpoint(lambda _: {"status": "ok", "waiting": worker.pending_count}),
-            NamedSchema("Health", make_object_schema({"status": {"const": "ok"}, "waiting": COUNT})),
-            is_open=True,
-        ),
-    ]
+    ),
+)
+def _list_schedulers(context: ServerContext, _: Request) -> list[dict[str, Any]]:
+    return context.service.list_schedulers()
+
+
+@SERVER_ROUTES.add(
+    "GET",
+    "/sdapi/v1/scripts",
+    "Names of scripts",
+    NamedSchema("Scripts", make_object_schema({"txt2img": NAMES, "img2img": NAMES})),
+)
+def _list_scripts(context: ServerContext, _: Request) -> dict[str, list[str]]:
+    return context.service.list_scripts()
+
+
+@SERVER_ROUTES.add(
+    "GET",
+    "/health",
+    "The number of requests that wait or are at work",
+    NamedSchema("Health", make_object_schema({"status": {"const": "ok"}, "waiting": COUNT})),
+    is_open=True,
+)
+def _get_health(context: ServerContext, _: Request) -> dict[str, Any]:
+    return {"status": "ok", "waiting": context.worker.pending_count}
+
+
+# The route of the document, which needs all others
 
 
 def create_document_route(make_document: Callable[[], Schema]) -> ApiRoute:

@@ -83,16 +83,18 @@ def mount_routes(_: Any, app: Any) -> None:
     from modules import shared
 
     from ..server.openapi import make_openapi_document
-    from ..server.routes import create_control_routes
+    from ..server.routes import CONTROL_ROUTES, ControlContext
 
     if not (shared.cmd_opts.api or shared.cmd_opts.nowebui):
         return
     names = [name for name in (shared.cmd_opts.api_auth or "").split(",") if name]
-    routes = create_control_routes(
-        host.get_model_catalog(),
-        host.get_unit_count(),
-        lambda value: detect_maps(value, host.get_preprocessor_loader()),
-        HostWorker(MAX_PENDING),
+    routes = CONTROL_ROUTES.create(
+        ControlContext(
+            host.get_model_catalog(),
+            host.get_unit_count(),
+            lambda value: detect_maps(value, host.get_preprocessor_loader()),
+            HostWorker(MAX_PENDING),
+        )
     )
     for each in routes:
         route = each.to_starlette()
