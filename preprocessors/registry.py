@@ -10,16 +10,20 @@ import importlib
 import logging
 import os
 import pkgutil
+import re
+import sys
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import cv2
 import numpy as np
 
-from ..errors import check_choice, one_line, suggest_names
+from ..errors import check_choice, one_line, quote_value, suggest_names
 from ..files.image_reader import read_image, read_mask  # not from files, which brings the readers of weights: 10 ms
 from ..maps.control_map import MAP_KINDS, ControlMap
 from ..maps.resize import resize_for_detection
@@ -99,12 +103,21 @@ class Preprocessor:
 
     def check(self, values: dict[str, Any]) -> dict[str, Any]:
         """Return the values of parameters by name as their declared types. Raises ValueError or TypeError in one line:
-        an unknown name with the closest ones, a value outside its range, another type."""
-        return {name: self._read_value(name, Parameter.check, value) for name, value in values.items()}
+        an unknown name with the closest ones, a value outside its range, another type, a `low` above its `high`."""
+        return self._check_order({name: self._read_value(name, Parameter.check, v) for name, v in values.items()})
 
     def parse(self, texts: dict[str, str]) -> dict[str, Any]:
         """Return the values of parameters that are written as text, by name. Raises ValueError as `check` does."""
-        return {name: self._read_value(name, Parameter.parse, text) for name, text in texts.items()}
+        return self._check_order({name: self._read_value(name, Parameter.parse, text) for name, text in texts.items()})
+
+    def _check_order(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Return `values`. Raises ValueError where a parameter `low…` is above the one that is called `high…`."""
+        everything = {parameter.name: parameter.default for parameter in self.parameters} | values
+        for name, low in everything.items():
+            high = everything.get(f"high{name[3:]}") if name.startswith("low") else None
+            if low is not None and high is not None and low > high:
+                raise ValueError(f"{self.name}: {name} {low:g} is above high{name[3:]} {high:g}, expected at most that")
+        return values
 
     def _read_value(self, name: str, read: Callable[[Parameter, Any], Any], value: object) -> Any:
         known = {p.name: p for p in (*self.parameters, RESOLUTION_PARAMETER)}
@@ -161,7 +174,7 @@ class LoadedPreprocessor:
             stack = [inputs[i][0] for i in group]
             results = self.run(np.stack(stack), **values) if self.spec.batched else [self.run(*stack, **values)]
             for i, result in zip(group, results, strict=True):
-                maps[i] = _build_map(result, self.spec.makes, *inputs[i])
+                maps[i] = _build_map(result, self.spec, *inputs[i])
         return [maps[i] for i in range(len(images))]
 
 
@@ -177,19 +190,45 @@ def _append_mask(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return np.dstack([pixels, mask[..., 0]])
 
 
-def _build_map(result: object, kind: str, work_image: np.ndarray, height: int, width: int) -> ControlMap:
+def _build_map(result: object, spec: Preprocessor, work_image: np.ndarray, height: int, width: int) -> ControlMap:
+    """Return the map of what a preprocessor returned, cut to `height` and `width`.
+
+    Raises TypeError or ValueError in one line for what `Preprocessor` does not allow.
+    """
+    is_rendered = callable(result)
     if callable(result):
         result = result(height, width)
-    pixels, values = result if isinstance(result, tuple) else (result, None)
+    pixels, values = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
+    _check_pixels(pixels, spec.name)
     if isinstance(values, np.ndarray) and values.shape[:2] == work_image.shape[:2]:
         values = np.ascontiguousarray(values[:height, :width])
-    pixels = np.ascontiguousarray(pixels[:height, :width])
+    if not is_rendered:  # of a map of another size, as tile_resample's, the same part
+        rows = round(height * pixels.shape[0] / work_image.shape[0])
+        columns = round(width * pixels.shape[1] / work_image.shape[1])
+        pixels = pixels[: max(rows, 1), : max(columns, 1)]
+    pixels = np.ascontiguousarray(pixels)
     fine = pixels if pixels.dtype == np.uint16 else None
     if fine is not None:
         pixels = (fine // 257).astype(np.uint8)  # cut to whole numbers twice is cut once: trunc(255 x)
     if pixels.ndim == 2:
         pixels = cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)
-    return ControlMap(pixels, kind, values, fine)
+    return ControlMap(pixels, spec.makes, values, fine)
+
+
+def _check_pixels(pixels: Any, name: str) -> None:
+    """Raise TypeError or ValueError unless a preprocessor returned the pixels of a map."""
+    expected = "expected an array (H, W) or (H, W, 3) of uint8, or (H, W) of uint16"
+    if not isinstance(pixels, np.ndarray):
+        given = "nothing" if pixels is None else f"{type(pixels).__name__} {quote_value(pixels)}"
+        raise TypeError(f"{name} returned {given}, {expected}")
+    is_map = pixels.dtype == np.uint8 and (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3))
+    if not is_map and not (pixels.dtype == np.uint16 and pixels.ndim == 2):
+        advice = {"f": "; of floats 0..1: (255 * x).astype(np.uint8)", "b": "; of bools: x.astype(np.uint8) * 255"}
+        raise ValueError(
+            f"{name} returned {pixels.dtype} of shape {pixels.shape}, {expected}{advice.get(pixels.dtype.kind, '')}"
+        )
+    if 0 in pixels.shape:
+        raise ValueError(f"{name} returned an array of shape {pixels.shape}, which has no pixels")
 
 
 def preprocessor(
@@ -202,13 +241,15 @@ def preprocessor(
     needs_mask: bool = False,
     aliases: tuple[str, ...] = (),
     traits: Traits = Traits(),
+    replace: bool = False,
 ) -> Callable[[F], F]:
     """Register the function or class below under `name` (canonical), `label` (sd-webui-controlnet's display name) and
     `aliases`.
 
     `makes` is the kind of its maps, `weights` the files that it loads; the other arguments are fields of
-    `Preprocessor`. Raises ValueError if a name is taken or a kind unknown, TypeError if the signature cannot be read;
-    the registry is then unchanged.
+    `Preprocessor`. With `replace` it takes the place of an earlier one of this name, as where a cell of a notebook runs
+    again; those of this package are never replaced. Raises ValueError if a name is taken, cannot stand in a file name
+    or a kind is unknown, TypeError if the signature cannot be read; the registry is then unchanged.
     """
 
     def enter(make: F) -> F:
@@ -217,14 +258,41 @@ def preprocessor(
         files = weights if isinstance(weights, tuple) else (weights,)
         entry = Preprocessor(name, makes, label or name, make, declared, files, batched, needs_mask, aliases, traits)
         keys = {key.casefold() for key in (entry.name, entry.label, *entry.aliases)}
+        if not _is_own(entry):
+            _import_own_modules()  # whose names are taken too, and would be found after this one
+        there = None
         if taken := sorted(keys & _specs_by_name.keys()):
-            raise ValueError(
-                f"preprocessor {taken[0]!r} is entered already, by {_specs_by_name[taken[0]].factory.__module__}"
-            )
+            there = _specs_by_name[taken[0]]
+            if not replace or _is_own(there) or there.name != entry.name:
+                advice = "" if _is_own(there) else ", or replace it with replace=True"
+                raise ValueError(
+                    f"preprocessor {taken[0]!r} is entered already, by {there.factory.__module__}: "
+                    f"give this one another name{advice}"
+                )
+        if not _is_own(entry):
+            _check_name(entry)
+        for key in [key for key, other in _specs_by_name.items() if other is there]:
+            del _specs_by_name[key]
         _specs_by_name.update(dict.fromkeys(keys, entry))
         return make
 
     return enter
+
+
+def _is_own(entry: Preprocessor) -> bool:
+    """Return True for a preprocessor of this package."""
+    return entry.factory.__module__.startswith(f"{__package__}.")
+
+
+def _check_name(entry: Preprocessor) -> None:
+    """Raise ValueError for a name or a parameter that the command could not be given."""
+    if not re.fullmatch(r"[\w+.-]*\w[\w+.-]*", entry.name) or entry.name.casefold() == "none":
+        raise ValueError(
+            f"a preprocessor called {quote_value(entry.name)}: expected letters, digits and _ + . - (and not 'none'), "
+            "because files are named after it"
+        )
+    if RESOLUTION_PARAMETER.name in {parameter.name for parameter in entry.parameters}:
+        raise ValueError(f"{entry.name}: every preprocessor has a resolution of its own: call the parameter otherwise")
 
 
 @cache
@@ -262,10 +330,57 @@ def _load_entry_points() -> None:
                 logger.warning("controlnet-ext: no preprocessors of %s (%s): %s", entry.name, entry.value, reason)
 
 
-def list_preprocessors() -> tuple[Preprocessor, ...]:
-    """Return every preprocessor by name, those of other installed packages too."""
+_loaded_files: dict[str, str] = {}  # sha256 in hex by absolute path
+
+
+def load_file(path: str | os.PathLike[str]) -> None:
+    """Run a Python file that registers preprocessors of one's own, once in each process.
+
+    Its folder is added to the end of `sys.path`, so that it can import what lies beside it. Raises FileNotFoundError,
+    or ValueError in one line for a file that fails or registers nothing.
+    """
+    import hashlib
+
+    from ..files.disk import open_regular_file
+
+    full = os.path.abspath(path)
+    if full in _loaded_files:
+        return
+    name = repr(os.fspath(path))
+    with open_regular_file(path) as file:
+        content = file.read()
+    module = ModuleType(f"controlnet_ext_loaded_{len(_loaded_files)}")
+    module.__file__ = full
+    folder = os.path.dirname(full)
+    if folder not in sys.path:
+        sys.path.append(folder)
+    sys.modules[module.__name__] = module  # where type hints are looked up
+    before = set(_specs_by_name.values())
+    try:
+        exec(compile(content, full, "exec"), module.__dict__)
+    except (Exception, SystemExit) as error:  # foreign code
+        del sys.modules[module.__name__]
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == full]
+        at = f" in line {lines[-1]}" if lines else ""
+        raise ValueError(f"{name} cannot be loaded: {type(error).__name__}{at}: {one_line(error, 300)}") from error
+    if set(_specs_by_name.values()) <= before:
+        raise ValueError(f"{name} registers no preprocessor: expected a function under @preprocessor(...)")
+    _loaded_files[full] = hashlib.sha256(content).hexdigest()
+
+
+def get_loaded_files() -> dict[str, str]:
+    """Return the files that `load_file` ran: the sha256 of each in hex by its absolute path."""
+    return dict(_loaded_files)
+
+
+def _import_own_modules() -> None:
     for module in sorted(_list_module_names().values()):
         importlib.import_module(module)
+
+
+def list_preprocessors() -> tuple[Preprocessor, ...]:
+    """Return every preprocessor by name, those of other installed packages too."""
+    _import_own_modules()
     _load_entry_points()
     return tuple(sorted(set(_specs_by_name.values()), key=lambda entry: entry.name))
 

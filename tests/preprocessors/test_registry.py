@@ -5,6 +5,7 @@ import sys
 from typing import Annotated
 
 import numpy as np
+import PIL.Image
 import pytest
 from controlnet_ext.preprocessors import ControlMap, Range, find, list_preprocessors, preprocess, preprocessor, registry
 
@@ -250,7 +251,7 @@ def test_anything_but_a_map_is_refused():
     def fake(image):
         return image.astype(np.float32)
 
-    with pytest.raises(ValueError, match="float32 are no map"):
+    with pytest.raises(ValueError, match="fake returned float32 of shape"):
         preprocess("fake", IMAGE)
 
 
@@ -281,3 +282,116 @@ print(sorted({"torch", "diffusers", "transformers", "PIL"} & sys.modules.keys())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+RESULTS = {
+    "floats": (lambda image: image[..., 0] / 255, "fake returned float64 of shape (4, 6), expected an array (H, W)"),
+    "float32": (lambda image: image.astype(np.float32), "fake returned float32 of shape (4, 6, 3), expected an array"),
+    "bools": (lambda image: image[..., 0] > 9, "of bools: x.astype(np.uint8) * 255"),
+    "integers": (lambda image: image.astype(np.int64), "fake returned int64 of shape (4, 6, 3), expected"),
+    "nothing": (lambda image: None, "fake returned nothing, expected an array (H, W) or (H, W, 3) of uint8"),
+    "PIL": (lambda image: PIL.Image.fromarray(image), "fake returned Image <PIL.Image.Image image mode=RGB size"),
+    "a list": (lambda image: image.tolist(), "fake returned list [[[0, 0, 0], [0, 0, 0]"),
+    "three": (lambda image: (image, 1, 2), "fake returned tuple (array("),
+    "alpha": (lambda image: np.zeros((4, 6, 4), np.uint8), "fake returned uint8 of shape (4, 6, 4), expected"),
+    "one channel": (lambda image: image[..., :1], "fake returned uint8 of shape (4, 6, 1), expected"),
+    "a stack": (lambda image: image[None], "fake returned uint8 of shape (1, 4, 6, 3), expected"),
+    "16 bit color": (lambda image: image.astype(np.uint16), "fake returned uint16 of shape (4, 6, 3), expected"),
+    "a number": (lambda image: 5, "fake returned int 5, expected"),
+    "no pixels": (lambda image: image[:, :0], "fake returned an array of shape (4, 0, 3), which has no pixels"),
+    "a rendering": (lambda image: lambda height, width: image / 255, "fake returned float64 of shape (4, 6, 3)"),
+}
+
+
+@pytest.mark.parametrize("kind", RESULTS)
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_result_that_is_no_map_is_named_in_one_sentence(kind, batched):
+    result, reason = RESULTS[kind]
+
+    def make(images):
+        return [result(image) for image in images] if batched else result(images)
+
+    preprocessor("fake", makes="other", batched=batched)(make)
+    with pytest.raises((TypeError, ValueError)) as caught:
+        preprocess("fake", IMAGE)
+    assert reason in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 250
+
+
+def test_a_map_of_another_size_is_cut_where_its_image_is():
+    @preprocessor("fake", makes="tile")
+    def fake(image, shrink: bool = False):
+        image[:, 96:] = 255  # what a resolution adds
+        return image[::4, ::4] if shrink else np.repeat(np.repeat(image, 2, 0), 2, 1)
+
+    assert preprocess("fake", IMAGE).pixels.shape == (8, 12, 3)
+    for shrink, shape in ((False, (128, 192, 3)), (True, (16, 24, 3))):
+        made = preprocess("fake", IMAGE, resolution=64, shrink=shrink).pixels
+        assert made.shape == shape and not made.any()
+
+
+@pytest.mark.parametrize("name", ["two words", "a/b", "a,b", "", "..", "none", "canny\n"])
+def test_a_name_that_no_file_or_command_could_have_is_refused(name):
+    before = list_preprocessors()
+    with pytest.raises(ValueError, match=r"a preprocessor called .*: expected letters, digits"):
+        preprocessor(name, makes="edges")(lambda image: image)
+    assert list_preprocessors() == before
+
+
+def test_a_parameter_that_every_preprocessor_has_is_refused():
+    def sized(image, resolution: Annotated[int, Range(1, 9)] = 3): ...
+
+    with pytest.raises(ValueError, match="fake: every preprocessor has a resolution of its own"):
+        preprocessor("fake", makes="edges")(sized)
+
+
+def test_a_preprocessor_of_ones_own_is_replaced_only_when_it_is_asked_for():
+    preprocessor("fake", makes="other", aliases=("false",))(lambda image: image + 1)
+    with pytest.raises(ValueError, match=r"'fake' is entered already, by test_registry: .* replace=True"):
+        preprocessor("fake", makes="other")(lambda image: image + 2)
+    assert preprocess("false", IMAGE).pixels.max() == 1
+    preprocessor("fake", makes="other", replace=True)(lambda image: image + 2)
+    assert preprocess("FAKE", IMAGE).pixels.max() == 2
+    with pytest.raises(ValueError, match="unknown preprocessor 'false'"):
+        find("false")
+    with pytest.raises(ValueError, match=r"'canny' is entered already, .*: give this one another name$"):
+        preprocessor("canny", makes="edges", replace=True)(lambda image: image)
+    with pytest.raises(ValueError, match="'fake' is entered already"):
+        preprocessor("other", makes="other", aliases=("fake",), replace=True)(lambda image: image)
+
+
+def test_a_script_that_takes_a_built_in_name_first_is_refused_too():
+    code = """
+from controlnet_ext.preprocessors import preprocessor
+preprocessor("canny", makes="edges")(lambda image: image)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1].startswith("ValueError: preprocessor 'canny' is entered already, by controlnet")
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"low": 200, "high": 100}, "canny: low 200 is above high 100"),
+        ({"low": 201}, "canny: low 201 is above high 200"),
+        ({"high": 99}, "canny: low 100 is above high 99"),
+    ],
+)
+def test_a_low_threshold_above_the_high_one_is_refused(given, reason):
+    with pytest.raises(ValueError, match=reason):
+        preprocess("canny", IMAGE, **given)
+    with pytest.raises(ValueError, match=reason):
+        find("canny").parse({name: str(value) for name, value in given.items()})
+    with pytest.raises(ValueError, match=reason):
+        find("canny").check(given)
+    assert preprocess("canny", IMAGE, low=7, high=7).kind == "edges"
+
+
+def test_thresholds_of_ones_own_are_compared_too():
+    @preprocessor("fake", makes="other")
+    def fake(
+        image, low_cut: Annotated[float, Range(0, 9)] = 1, high_cut: Annotated[float, Range(0, 9)] | None = None
+    ): ...
+
+    find("fake").check({"low_cut": 5})
+    with pytest.raises(ValueError, match=r"fake: low_cut 5.5 is above high_cut 5"):
+        find("fake").check({"low_cut": 5.5, "high_cut": 5})
