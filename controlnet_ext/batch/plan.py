@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import cv2
 
 from ..files.disk import STDOUT
-from ..preprocessors.registry import LoadedPreprocessor
+from ..preprocessors.registry import LoadedPreprocessor, get_loaded_files
 from .formats.folder import FileSource, FolderSink, FolderStore
 from .formats.journal import OutputFormat, open_journaled_output
 from .formats.lists import read_list, write_list
@@ -256,9 +256,8 @@ def build_recipe(request: MapRequest, networks: NetworkStage | LazyNetworks | No
     made = zip(request.specs, request.parameters, strict=True)
     quick = tuple((spec.name, values) for spec, values in made if not isinstance(spec.factory, type))
     names = tuple(spec.name for spec in request.specs)
-    return MapRecipe(
-        names, ReadStage(quick, networks is not None), networks, chunk_size, request.json, request.sixteen_bit
-    )
+    read_stage = ReadStage(quick, networks is not None, tuple(get_loaded_files()))
+    return MapRecipe(names, read_stage, networks, chunk_size, request.json, request.sixteen_bit)
 
 
 def build_network_stage(

@@ -11,7 +11,7 @@ from ..files.image_writer import encode_image
 from ..preprocessors.registry import LoadedPreprocessor
 from .inputs import InputFile
 from .request import MapRequest, check_targets, result_path
-from .stages import encode_pose_json, select_output_pixels
+from .stages import encode_pose_json, format_error, select_output_pixels
 
 
 def output_paths(request: MapRequest, file: InputFile) -> list[str]:
@@ -50,10 +50,10 @@ def run_single(
                 log,
             )
             written += 1
-    except (ValueError, OSError) as error:
+    except Exception as error:  # of a preprocessor of the user's own it may be anything
         if not written and isinstance(error, (ValueError, FileNotFoundError)):
             raise
-        log(f"controlnet-ext: {error}")
+        log(f"controlnet-ext: {error if isinstance(error, (ValueError, OSError)) else format_error(error, file.path)}")
         return 1
     return 0
 

@@ -18,7 +18,7 @@ from ..files.image_writer import encode_image
 from ..maps.control_map import ControlMap
 from ..preprocessors.poses.json import encode_poses
 from ..preprocessors.poses.key_points import Poses
-from ..preprocessors.registry import LoadedPreprocessor, find
+from ..preprocessors.registry import LoadedPreprocessor, find, load_file
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,12 +93,16 @@ class ReadStage:
 
     model_free: names of preprocessors with their parameters.
     keep_pixels: keep the pixels for networks.
+    load: Python files with preprocessors of the user's own, which a process runs before its first image.
     """
 
     model_free: tuple[tuple[str, dict[str, Any]], ...]
     keep_pixels: bool
+    load: tuple[str, ...] = ()
 
     def __call__(self, images: Sequence[InputImage]) -> list[WorkItem]:
+        for file in self.load:
+            load_file(file)
         return [self._process(image) for image in images]
 
     def _process(self, image: InputImage) -> WorkItem:
@@ -135,7 +139,7 @@ class NetworkStage:
         for make, values in self.preprocessors:
             try:
                 maps = _compute_maps(make, [items[i] for i in there], values) if len(there) > 1 else []
-            except IMAGE_ERRORS:
+            except Exception:
                 maps = []
             for i, made in zip(there, maps, strict=False):
                 done[i] = replace(done[i], maps={**done[i].maps, make.spec.name: made})
@@ -247,7 +251,7 @@ def crashed_item(image: InputImage) -> WorkItem:
 
 def format_error(error: BaseException, name: str) -> str:
     """Return one line with the reason of the failure and the name of the image."""
-    reason = one_line(error)
+    reason = one_line(error) if isinstance(error, IMAGE_ERRORS) else f"{type(error).__name__}: {one_line(error)}"
     return reason if repr(name) in reason else f"{name!r}: {reason}"
 
 
@@ -255,7 +259,7 @@ def _add_map(item: WorkItem, preprocessor: LoadedPreprocessor, parameters: dict[
     name = preprocessor.spec.name
     try:
         return replace(item, maps={**item.maps, name: _compute_maps(preprocessor, [item], parameters)[0]})
-    except IMAGE_ERRORS as error:
+    except Exception as error:  # of a preprocessor of the user's own it may be anything
         return replace(item, errors={**item.errors, name: format_error(error, item.image.name)})
 
 

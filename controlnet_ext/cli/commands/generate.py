@@ -34,7 +34,7 @@ from ...generation.pipeline_folder import SCHEDULER_CLASSES
 from ...generation.prepare import load_recipe
 from ...generation.recipe import NUMBER_FIELDS
 from ...generation.render import render_recipe
-from ..generation_options import DEVICE_HELP, DTYPE_HELP, MODEL_HELP
+from ..generation_options import DEVICE_HELP, DTYPE_HELP, MODEL_HELP, add_load_option
 from ..output import add_output_options, print_stderr, resolve_output_path, write_output
 
 
@@ -72,6 +72,7 @@ def arguments(parser: ArgumentParser, argv: list[str]) -> None:
     parser.add_argument("--device", metavar="D", help=DEVICE_HELP)
     parser.add_argument("--dtype", metavar="T", help=DTYPE_HELP)
     parser.add_argument("--from", metavar="PNG", dest="recipe", help="image whose recipe is repeated; flags change it")
+    add_load_option(parser, argv)
 
 
 def run(options: Namespace) -> int:

@@ -19,8 +19,16 @@ from typing import TYPE_CHECKING, Any
 
 from ...batch.inputs import InputFile, find_inputs, is_container
 from ...batch.request import MapRequest
-from ...preprocessors.registry import RESOLUTION_PARAMETER, Preprocessor, find, list_preprocessors
+from ...preprocessors.registry import (
+    RESOLUTION_PARAMETER,
+    Preprocessor,
+    find,
+    get_loaded_files,
+    list_preprocessors,
+    load_file,
+)
 from .. import weights_options
+from ..generation_options import add_load_option
 from ..output import print_stderr
 
 if TYPE_CHECKING:
@@ -68,11 +76,13 @@ def arguments(parser: ArgumentParser, argv: list[str]) -> None:
         default="local",
         help="where --jobs run; ray: on workers of a Ray cluster, networks too",
     )
+    add_load_option(parser, argv)
     weights_options.add_options(parser)
     is_named = bool(argv) and not argv[0].startswith("-")
     specs = _find_specs(argv[0]) if is_named else list_preprocessors()
     group = parser.add_argument_group(f"parameters of {argv[0]}") if is_named else parser
-    for flag in {flag: None for spec in specs for flag in _list_flags(spec)}:
+    taken = parser._option_string_actions  # a parameter of one's own may be called as a flag: --NAME.PARAMETER is left
+    for flag in {flag: None for spec in specs for flag in _list_flags(spec) if f"--{flag}" not in taken}:
         help = _describe_flag(flag, specs) if is_named and "." not in flag else SUPPRESS
         group.add_argument(f"--{flag}", dest=f"--{flag}", metavar="VALUE", default=SUPPRESS, help=help)
 
@@ -125,6 +135,8 @@ def _run_many(
     engines.keep_heap()
     inputs = [os.path.abspath(word) for word in options.inputs]
     places = {name: getattr(options, name) for name in ("recursive", *weights_options.OPTION_NAMES)}
+    if options.load:
+        places["load"] = list(get_loaded_files().items())
     size = plan.choose_chunk_size(request, options.batch)
     masks = None if options.mask is None else os.path.abspath(options.mask)
     planned = plan.plan_job(request, files, shard, size, {"inputs": inputs, "mask": masks, "shard": shard, **places})
@@ -158,6 +170,8 @@ def _load_networks(names: str, parameters: tuple[dict[str, Any], ...], options: 
     """Load the networks of the named preprocessors, in the process that calls this."""
     from ...batch.plan import build_network_stage
 
+    for file in options.load:
+        load_file(file)
     return build_network_stage(weights_options.load_preprocessors(_find_specs(names), options), parameters)
 
 

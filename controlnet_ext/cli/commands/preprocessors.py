@@ -17,12 +17,14 @@ from ...files.hub import WeightsFile
 from ...maps.control_map import MODEL_NAME_WORDS
 from ...preprocessors.parameters import Parameter
 from ...preprocessors.registry import RESOLUTION_PARAMETER, Preprocessor, list_preprocessors
+from ..generation_options import add_load_option
 
 COLUMNS = ("name", "alias", "map", "feeds", "weights", "size", "licence", "hash", "parameters")
 
 
 def arguments(parser: ArgumentParser, argv: list[str]) -> None:
-    """Declare --json."""
+    """Declare the flags."""
+    add_load_option(parser, argv)
     parser.add_argument(
         "--json", action="store_true", help="print JSON objects, with the repository, path and hash of each file too"
     )

@@ -19,7 +19,7 @@ from ...generation.options import choose_device
 from ...generation.recipe import DTYPES, MAX_UNITS
 from ...preprocessors.library import Library
 from ...sdwebui.fields import RequestLimits
-from ..generation_options import DEVICE_HELP, DTYPE_HELP, MODEL_HELP
+from ..generation_options import DEVICE_HELP, DTYPE_HELP, MODEL_HELP, add_load_option
 from ..output import print_stderr
 from ..weights_options import add_library_options
 
@@ -78,6 +78,7 @@ def arguments(parser: ArgumentParser, argv: list[str]) -> None:
         parser.add_argument(f"--{name}", metavar="N", type=int, default=option.default, help=help)
     parser.add_argument("--device", metavar="D", help=DEVICE_HELP)
     parser.add_argument("--dtype", metavar="T", help=DTYPE_HELP)
+    add_load_option(parser, argv)
 
 
 def run(options: Namespace) -> int:

@@ -27,6 +27,7 @@ from ...maps.control_map import MAP_KINDS
 from ...models import locate_weights
 from ...preprocessors.registry import find
 from ...training.config import MAX_LAYOUT_FACTOR, WEIGHTINGS, TrainingSchedule
+from ..generation_options import add_load_option
 from ..output import print_stderr
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ def arguments(parser: ArgumentParser, argv: list[str]) -> None:
     )
     parser.add_argument("--work", metavar="FOLDER", type=Path, help="checkpoint and log (default: OUT.training)")
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="seed of noise and order")
+    add_load_option(parser, argv)
 
 
 @dataclass(frozen=True, eq=False)
