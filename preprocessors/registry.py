@@ -333,7 +333,7 @@ def _load_entry_points() -> None:
 _loaded_files: dict[str, str] = {}  # sha256 in hex by absolute path
 
 
-def load_file(path: str | os.PathLike[str]) -> None:
+def register_file(path: str | os.PathLike[str]) -> None:
     """Run a Python file that registers preprocessors of one's own, once in each process.
 
     Its folder is added to the end of `sys.path`, so that it can import what lies beside it. Raises FileNotFoundError,
@@ -369,7 +369,7 @@ def load_file(path: str | os.PathLike[str]) -> None:
 
 
 def get_loaded_files() -> dict[str, str]:
-    """Return the files that `load_file` ran: the sha256 of each in hex by its absolute path."""
+    """Return the files that `register_file` ran: the sha256 of each in hex by its absolute path."""
     return dict(_loaded_files)
 
 

@@ -18,7 +18,7 @@ from ..files.image_writer import encode_image
 from ..maps.control_map import ControlMap
 from ..preprocessors.poses.json import encode_poses
 from ..preprocessors.poses.key_points import Poses
-from ..preprocessors.registry import LoadedPreprocessor, find, load_file
+from ..preprocessors.registry import LoadedPreprocessor, find, register_file
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +102,7 @@ class ReadStage:
 
     def __call__(self, images: Sequence[InputImage]) -> list[WorkItem]:
         for file in self.load:
-            load_file(file)
+            register_file(file)
         return [self._process(image) for image in images]
 
     def _process(self, image: InputImage) -> WorkItem:

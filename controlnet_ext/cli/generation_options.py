@@ -4,7 +4,7 @@ from argparse import ArgumentError, ArgumentParser
 from collections.abc import Sequence
 
 from ..generation.recipe import DEVICES, DTYPES
-from ..preprocessors.registry import load_file
+from ..preprocessors.registry import register_file
 
 DEVICE_HELP = f"one of: {', '.join(DEVICES)}, or cuda:N (default: the fastest one present)"
 DTYPE_HELP = f"one of: {', '.join(DTYPES)} (default: float32 on a CPU, float16 elsewhere)"
@@ -14,7 +14,7 @@ MODEL_HELP = "folder saved by diffusers (SD1.5, SD2.1, SDXL), or owner/name in t
 def add_load_option(parser: ArgumentParser, argv: Sequence[str]) -> None:
     """Add --load FILE.py, and run the files that the command line names: other flags depend on what they register.
 
-    Raises what `load_file` raises.
+    Raises what `register_file` raises.
     """
     load = {
         "metavar": "FILE.py",
@@ -30,4 +30,4 @@ def add_load_option(parser: ArgumentParser, argv: Sequence[str]) -> None:
     except ArgumentError:
         return  # a flag without its value, which the parser itself says
     for file in files:
-        load_file(file)
+        register_file(file)

@@ -25,7 +25,7 @@ from ...preprocessors.registry import (
     find,
     get_loaded_files,
     list_preprocessors,
-    load_file,
+    register_file,
 )
 from .. import weights_options
 from ..generation_options import add_load_option
@@ -171,7 +171,7 @@ def _load_networks(names: str, parameters: tuple[dict[str, Any], ...], options: 
     from ...batch.plan import build_network_stage
 
     for file in options.load:
-        load_file(file)
+        register_file(file)
     return build_network_stage(weights_options.load_preprocessors(_find_specs(names), options), parameters)
 
 
