@@ -1,14 +1,11 @@
 """The embedded model in ldm's layout, for stable-diffusion-webui:
 `python -m controlnet_ext.embedded.export_ldm FOLDER`.
 
-Writes shapes.safetensors and shapes.yaml, the folder shapes_text (tokenizer and text encoder) that the yaml names, and
-shapes_<map>.safetensors with its yaml for each ControlNet. ldm's code has 32 groups written into it and the embedded
-networks have 8, so they are laid into ones four times as wide (`wide`).
-
-Names of a Stable Diffusion's tensors in ldm's layout: one file for UNet, VAE and text encoder.
-
-The yaml beside a file in ldm's layout: what ldm builds the wider networks (`wide`) from. Names, and values that are
-not the model's, are those of v1-inference.yaml (CompVis/stable-diffusion) and cldm_v15.yaml (lllyasviel/ControlNet).
+Writes shapes.safetensors (UNet, VAE and text encoder under ldm's names) and shapes.yaml, the folder shapes_text
+(tokenizer and text encoder) that the yaml names, and shapes_<map>.safetensors with its yaml for each ControlNet. ldm's
+code has 32 groups written into it and the embedded networks have 8, so `wide` lays them into networks four times as
+wide. Names in the yaml, and values that are not the model's, are those of v1-inference.yaml (CompVis/stable-diffusion)
+and cldm_v15.yaml (lllyasviel/ControlNet).
 """
 
 from __future__ import annotations

@@ -1,11 +1,8 @@
-"""Scenes drawn by code: what the embedded model learns and is measured on.
+"""Scenes drawn by code, with captions: the data that the embedded model is trained and measured on.
 
-Frozen: a change here makes every figure in docs/ and the trained weights incomparable. `TRAINING` and `HELD_OUT` seeds
-are disjoint.
-
-The colours that captions name, and which of them a picture shows.
-
-Stick people: 18 key points in OpenPose's COCO order, and the outline drawn around them.
+Frozen: a change here makes every figure in docs/ and the trained weights incomparable. `TRAINING_SEEDS` and
+`HELD_OUT_SEEDS` are disjoint. Here are colors, stick people, light and composition; the outlines of other things are in
+`figures`, the patterns of grounds in `grounds`.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
-"""Maps are not photos: resizing one softly makes half-edges and classes that do not exist. This keeps what marks
-are.
+"""Sizes of maps: resize without changing what marks mean, fit to the size of an image, and the sizes of detectors.
 
-A map brought to the size of the image that it is to guide.
-
-The size a detector works at, as sd-webui-controlnet does it, so that the same resolution gives the same map.
+Soft resizing, as for photos, would make half-edges and classes that do not exist. The size at which a detector works is
+sd-webui-controlnet's, so that the same resolution gives the same map.
 """
 
 from __future__ import annotations

@@ -1,12 +1,9 @@
-"""Networks of transformers, in folders like the Hub's: config.json, preprocessor_config.json, weights.
+"""Networks of transformers, from folders like the Hub's: config.json, preprocessor_config.json and weights.
 
-How much a configuration may ask for: nobody has looked at its numbers, and a network of a million layers or widths
-takes hours and all memory before it turns out not to be the one whose weights lie beside it.
-
-Images as networks that begin with weights of ImageNet read them.
-
-Images as the networks of transformers read them: what a preprocessor_config.json says, typed out. transformers'
-own classes for it change their names between versions, some of them need torchvision, OneFormer's a download.
+Three subjects: limits for the numbers of a config, since a network of a million layers takes hours and all memory
+before it turns out not to be the one of the weights; loading; and images as the networks read them. The last is typed
+out here from preprocessor_config.json, because transformers' own image processors change their names between versions,
+some need torchvision, and OneFormer's needs a download.
 """
 
 from __future__ import annotations

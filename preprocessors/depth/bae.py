@@ -1,3 +1,5 @@
+"""Normals by NormalBae (Bae et al., ICCV 2021), whose network is in annotators/normal_bae.py."""
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING

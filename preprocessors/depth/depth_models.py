@@ -1,14 +1,13 @@
-"""Depth Anything (Yang et al., arXiv 2401.10891 and 2406.09414): inverse depth, of the networks called indoor and
-outdoor depth in metres, by transformers 4.38 or later. The names without a size are of the largest, as
-sd-webui-controlnet's are.
+"""Depth by networks of transformers: one registration for each published model.
 
-MiDaS (Ranftl et al., arXiv 1907.01341) as DPT (arXiv 2103.13413): inverse depth, by transformers. The names without
-a size are of the hybrid network, as sd-webui-controlnet's are.
+How such a network runs is in `transformers_depth`. A name without a size is the model that sd-webui-controlnet runs
+under this name.
 
-Depth Pro (Bochkovskii et al., arXiv 2410.02073): depth in metres with sharp borders, by transformers 4.49 or
-later.
-
-ZoeDepth (Bhat et al., arXiv 2302.12288): depth in metres, of rooms, by transformers 4.44 or later.
+- MiDaS (Ranftl et al., arXiv 1907.01341) as DPT (arXiv 2103.13413): inverse depth.
+- Depth Anything (Yang et al., arXiv 2401.10891 and 2406.09414), transformers 4.38 or later: inverse depth, and in the
+  models called indoor and outdoor depth in meters.
+- Depth Pro (Bochkovskii et al., arXiv 2410.02073), transformers 4.49 or later: depth in meters with sharp borders.
+- ZoeDepth (Bhat et al., arXiv 2302.12288), transformers 4.44 or later: depth in meters, of rooms.
 """
 
 from __future__ import annotations

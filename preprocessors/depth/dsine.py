@@ -1,3 +1,5 @@
+"""Normals by DSINE (Bae and Davison, CVPR 2024), whose network is in annotators/dsine.py."""
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated

@@ -1,8 +1,8 @@
-"""Depth at more detail than its network has: estimates of the whole and of its parts at several sizes, merged by a
-second network (Miangoleh et al., Boosting Monocular Depth Estimation Models to High-Resolution via Content-Adaptive
-Multi-Resolution Merging, CVPR 2021; sections 5 and 6).
+"""Depth by LeReS, and by LeReS with boosted detail. The networks are annotators/leres.py and depth_merge.py.
 
-Written after the paper and controlnet_aux 0.0.10 (Apache-2.0), and gives what that gives.
+Boosting merges estimates of the whole and of its parts at several sizes by a second network (Miangoleh et al., Boosting
+Monocular Depth Estimation Models to High-Resolution via Content-Adaptive Multi-Resolution Merging, CVPR 2021; sections
+5 and 6). It is written after the paper and controlnet_aux 0.0.10 (Apache-2.0), and its depth equals controlnet_aux's.
 """
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+"""Canny's edges, by OpenCV."""
+
 from __future__ import annotations
 
 from typing import Annotated

@@ -1,3 +1,5 @@
+"""Soft edges and scribbles by HED, whose network is in annotators/hed.py."""
+
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -1,4 +1,7 @@
-""""""
+"""Line drawings of photographs: by a network (annotators/lineart.py), and without one by a blurred image's difference.
+
+Those of anime are in `lineart_anime`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-""""""
+"""Line drawings of anime and manga, by the networks in annotators/lineart_anime.py and annotators/manga_line.py.
+
+Those of photographs are in `lineart`.
+"""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""Straight lines by M-LSD, whose network is in annotators/mlsd.py."""
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated

@@ -1,3 +1,5 @@
+"""Soft edges, scribbles and sketches by PiDiNet, whose network is in annotators/pidinet.py."""
+
 from __future__ import annotations
 
 from collections.abc import Callable

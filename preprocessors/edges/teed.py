@@ -1,3 +1,5 @@
+"""Soft edges by TEED, and Anyline, which adds fine lines to them; the network is in annotators/teed.py."""
+
 from __future__ import annotations
 
 from collections.abc import Callable

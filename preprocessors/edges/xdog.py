@@ -1,3 +1,5 @@
+"""Scribbles by a difference of two Gaussians, without a network."""
+
 from __future__ import annotations
 
 from typing import Annotated

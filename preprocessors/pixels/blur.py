@@ -1,3 +1,5 @@
+"""A blurred image, for tile and blur models."""
+
 from __future__ import annotations
 
 from collections.abc import Callable

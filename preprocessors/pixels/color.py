@@ -1,3 +1,5 @@
+"""A coarse grid of colors, for T2I-Adapter's color model."""
+
 from __future__ import annotations
 
 import cv2

@@ -1,5 +1,8 @@
-"""Maps for inpainting are the image itself. Where to repaint is the unit's `inpaint` mask: the hint is -1 there, as
-the inpainting ControlNet was trained."""
+"""Maps for inpainting: the image itself, and with LaMa the image with its masked part filled in.
+
+The hint of a repainted pixel is -1, as the inpainting ControlNet was trained; it is made of the unit's mask
+(guidance/hints.py), not here. Restoring the rest after each step is in guidance/after_steps.py.
+"""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""The negative of an image, for drawings in black on white."""
+
 from __future__ import annotations
 
 import numpy as np

@@ -1,3 +1,8 @@
+"""Maps for coloring an image: its lightness or its intensity.
+
+The colors that a network gives are put under the image's own lightness in generation/inpainting.py.
+"""
+
 from __future__ import annotations
 
 from typing import Annotated

@@ -1,3 +1,5 @@
+"""An image with its places shuffled, for the shuffle model."""
+
 from __future__ import annotations
 
 from typing import Annotated

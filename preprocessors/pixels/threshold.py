@@ -1,3 +1,5 @@
+"""An image in black and white, by a threshold."""
+
 from __future__ import annotations
 
 from typing import Annotated

@@ -1,4 +1,7 @@
-""""""
+"""Poses of people by DWPose and RTMPose, and of animals by RTMPose: boxes, then key points, by ONNX networks.
+
+The networks' inputs and outputs are read in `rtmpose`; `drawing` draws the poses.
+"""
 
 from __future__ import annotations
 

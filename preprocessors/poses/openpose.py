@@ -1,7 +1,8 @@
-"""Hands and faces: where in an image a body says they are, and their points out of heat maps.
+"""Poses by OpenPose: bodies, then hands and faces where a body says they are.
 
-After controlnet_aux 0.0.10, open_pose (hand.py, face.py, util.py), where a hand's box is CMU's own
-(src/openpose/hand/handDetector.cpp).
+Hands and faces follow controlnet_aux 0.0.10, open_pose (hand.py, face.py, util.py); a hand's box is CMU's own
+(src/openpose/hand/handDetector.cpp). Bodies are put together in `openpose_grouping`, the networks are in
+annotators/openpose.py, and `drawing` draws the poses.
 """
 
 from __future__ import annotations

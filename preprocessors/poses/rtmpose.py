@@ -1,7 +1,8 @@
-"""Boxes of people and animals by YOLOX (Ge et al., arXiv 2107.08430) trained on COCO.
+"""Inputs and outputs of the ONNX networks of DWPose and RTMPose; the preprocessors are in `dwpose`.
 
-Key points in boxes by the RTMPose family (Jiang et al., arXiv 2303.07399; DWPose: Yang et al., arXiv 2307.15880),
-which says for each point how likely each column and each row is (SimCC).
+YOLOX (Ge et al., arXiv 2107.08430), trained on COCO, gives boxes of people and animals. In each box the RTMPose family
+(Jiang et al., arXiv 2303.07399; DWPose: Yang et al., arXiv 2307.15880) gives for each key point a distribution over
+columns and one over rows (SimCC).
 """
 
 from __future__ import annotations

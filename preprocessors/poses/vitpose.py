@@ -1,3 +1,5 @@
+"""Poses of people by ViTPose, in boxes of RT-DETR; both networks are those of transformers."""
+
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -1,3 +1,5 @@
+"""Parts of anime faces, by the network in annotators/anime_face.py."""
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING

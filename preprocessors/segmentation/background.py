@@ -1,3 +1,5 @@
+"""Foreground and background, by IS-Net, BiRefNet and networks of their layouts (annotators/isnet.py, birefnet.py)."""
+
 from __future__ import annotations
 
 import importlib

@@ -1,3 +1,5 @@
+"""Surfaces of people by DensePose, from a TorchScript file."""
+
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -1,10 +1,9 @@
-"""OneFormer (Jain et al., arXiv 2211.06220) on Swin-L, by transformers 4.26 or later: what sd-webui-controlnet's two
-preprocessors run, whose file is another layout of the same weights.
+"""Segmentation by networks of transformers: one registration for each published model.
 
-SegFormer (Xie et al., arXiv 2105.15203), by transformers: its largest network and its smallest.
-
-UperNet (Xiao et al., arXiv 1807.10221) on ConvNeXt, by transformers 4.26 or later: what diffusers' documents of
-ControlNet take for segmentation.
+How such a network runs is in `transformers_segmentation`. OneFormer (Jain et al., arXiv 2211.06220) on Swin-L,
+transformers 4.26 or later, is the network of sd-webui-controlnet's two preprocessors, whose file is another layout of
+the same weights. Of SegFormer (Xie et al., arXiv 2105.15203) there are the largest and the smallest. UperNet (Xiao et
+al., arXiv 1807.10221) on ConvNeXt, transformers 4.26 or later, is the one that diffusers' documents use.
 """
 
 from __future__ import annotations

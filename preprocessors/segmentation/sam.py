@@ -1,8 +1,9 @@
-"""Segment Anything (Kirillov et al., arXiv 2304.02643) by transformers 4.30 or later, and SAM2 (Ravi et al., arXiv
-2408.00714) by 4.56 or later.
+"""Segment Anything: masks of everything in an image, by networks of transformers.
 
-Everything in an image as masks, by the Segment Anything networks of transformers: at points on a grid, then what is
-sure, stable and no duplicate (facebookresearch/segment-anything, automatic_mask_generator.py, on whole images).
+SAM (Kirillov et al., arXiv 2304.02643) needs transformers 4.30 or later, SAM2 (Ravi et al., arXiv 2408.00714) 4.56.
+The network is asked at the points of a grid; masks that are sure, stable and no duplicates stay
+(facebookresearch/segment-anything, automatic_mask_generator.py, on whole images). `masks` finds the duplicates and
+draws.
 """
 
 from __future__ import annotations

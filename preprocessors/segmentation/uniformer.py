@@ -1,3 +1,5 @@
+"""Classes of ADE20K by UniFormer, whose network is in annotators/uniformer.py."""
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING

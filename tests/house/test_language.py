@@ -89,6 +89,10 @@ def everything():
     return [(path, *entry) for path, tree in TREES.items() for entry in definitions(tree)]
 
 
+def has_docstring(node):
+    return bool((ast.get_docstring(node) or "").strip())
+
+
 def is_property(node):
     decorators = {ast.unparse(each) for each in node.decorator_list}
     return bool(decorators & {"property", "cached_property"}) or any(d.endswith(".setter") for d in decorators)
@@ -145,12 +149,16 @@ def test_no_exported_name_has_two_meanings():
     assert {name: sorted(paths) for name, paths in places.items() if len(paths) > 1} == {}
 
 
+def test_every_module_with_code_has_a_docstring():
+    assert [path for path, tree in TREES.items() if tree.body and not has_docstring(tree)] == []
+
+
 def test_every_public_name_has_a_docstring():
     wrong = [
         f"{path}: {name}"
         for path, name, node, public in everything()
         if public
-        and not ast.get_docstring(node)
+        and not has_docstring(node)
         and not is_overload(node)
         and node.name not in ("forward", "close", "reset_parameters")
     ]
@@ -200,4 +208,5 @@ def drawn(image: np.ndarray) -> Tensor:
         ast.get_docstring(node).startswith(VAGUE) and not SHAPE.search("an image") and SHAPE.search("RGB `(H, W, 3)`")
     )
     assert ARRAYS.search(annotations(node)[0])
+    assert [has_docstring(ast.parse(text)) for text in ("import x", '""""""', '"""Maps."""')] == [False, False, True]
     assert [is_participle(name) for name in ("resize_map", "found", "_made", "embed", "resized")] == [0, 1, 1, 0, 1]

@@ -1,10 +1,8 @@
 """T2I-Adapter (Mou et al., arXiv:2302.08453): features of a map, added inside the UNet's encoder where a level ends.
-They do not depend on the step, so that the network runs once a run. Full, light and SDXL adapters are one network here;
-the colour adapter is a light one.
 
-Names of a T2I-Adapter's tensors in TencentARC's layout and in diffusers'.
-
-What a T2I-Adapter is built from, and how its tensors show it.
+They do not depend on the step, so the network runs once a run. Full, light and SDXL adapters are one network here; the
+color adapter is a light one. Also here: its tensors' names in TencentARC's layout and in diffusers', and the
+configuration that the tensors show. The style adapter is another kind (style_adapter.py).
 """
 
 from __future__ import annotations

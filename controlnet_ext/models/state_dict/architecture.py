@@ -1,7 +1,7 @@
-"""What a ControlNet is built from. Nearly all of it shows in the tensors; the rest comes from a config in diffusers'
-words.
+"""The configuration of a ControlNet, from its tensors, from a config in diffusers' words and from its UNet.
 
-What a ControlNet's weights do not show and the UNet does: attention heads, and the groups of normalisations.
+Nearly everything shows in the tensors. Attention heads and the groups of normalizations do not: these come from a
+config or from the UNet. `strict` loads the tensors, `ldm_keys` renames them.
 """
 
 from __future__ import annotations
