@@ -58,9 +58,11 @@ def parse_object(text: bytes, name: str) -> dict[str, Any]:
 
 
 def parse_json(text: bytes, name: str) -> Any:
-    """Parse a JSON value. Raises ValueError, beginning with `name`: broken JSON, a key given twice, deep nesting."""
+    """Parse a JSON value, of UTF-8 with or without a byte order mark, or of UTF-16 or UTF-32, as Windows writes them.
+
+    Raises ValueError, beginning with `name`: broken JSON, a key given twice, deep nesting."""
     try:
-        return json.loads(text.decode(), object_pairs_hook=_reject_duplicate_keys)
+        return json.loads(text.decode(json.detect_encoding(text)), object_pairs_hook=_reject_duplicate_keys)
     except RecursionError:
         raise ValueError(f"{name} nests its JSON too deeply") from None
     except ValueError as error:  # broken JSON or UTF-8, a number of thousands of digits, a key given twice

@@ -69,6 +69,15 @@ def open_image_header(file: BinaryIO, format: str, name: str) -> Image:
             raise ValueError(f"this Pillow does not read {format}") from None
 
 
+def read_upright_size(image: Image) -> tuple[int, int]:
+    """Return (height, width) that a header's image has when it is upright by EXIF."""
+    try:
+        is_turned = image.getexif().get(274, 1) in (5, 6, 7, 8)
+    except _DECODE_ERRORS:
+        is_turned = False
+    return (image.width, image.height) if is_turned else (image.height, image.width)
+
+
 def decode_pixels(image: Image, name: str) -> np.ndarray:
     """Decode to (H, W, 3) uint8 RGB, upright, alpha over white, in sRGB.
 

@@ -123,14 +123,54 @@ def fit(pixels: np.ndarray, height: int, width: int, mode: str = "crop") -> np.n
     megapixels would be needed, as when a strip is to cover a square."""
     if pixels.ndim != 3 or pixels.shape[2] not in (3, 4) or 0 in pixels.shape or pixels.dtype != np.uint8:
         raise ValueError(f"a map to fit is (H, W, 3) or (H, W, 4) of uint8, not {pixels.shape} of {pixels.dtype}")
-    k = _fit_scale(pixels.shape[0], pixels.shape[1], height, width, mode)
+    return _fit_as(pixels, pixels.shape[:2], height, width, mode)
+
+
+def fit_map_of_image(
+    pixels: np.ndarray, image_size: tuple[int, int], height: int, width: int, mode: str = "crop"
+) -> np.ndarray:
+    """Return a map (H, W, 3) uint8 at (height, width), of the same part of the image as `fit` leaves of an image of
+    `image_size` (height, width).
+
+    Raises ValueError as `fit` does, and where `check_same_aspect` does."""
+    check_same_aspect(pixels.shape[:2], image_size)
+    return _fit_as(pixels, image_size, height, width, mode)
+
+
+# Sides are rounded to multiples of: controlnet_aux 64 (util.py, resize_image), MiDaS 32, DINOv2's patches 14, a VAE 8
+SIDE_STEPS = (64, 32, 14, 8)
+MIN_COARSE_SIDE = 256  # pixels: below, steps over 8 would allow nearly every shape
+
+
+def check_same_aspect(map_size: tuple[int, int], image_size: tuple[int, int]) -> None:
+    """Raise ValueError unless a map of this size (height, width) can show a whole image of that size.
+
+    Its sides are those of the image times one factor, rounded to whole pixels or to multiples of one of `SIDE_STEPS`:
+    controlnet_aux's maps of 640x480 are 704x512."""
+    steps = [step for step in SIDE_STEPS if step == 8 or min(map_size) >= MIN_COARSE_SIDE]
+    steps = [step for step in steps if not any(side % step for side in map_size)]
+    is_cut_to_steps = any(max(abs(a - b) for a, b in zip(map_size, image_size, strict=True)) < step for step in steps)
+    slack = max(1, *(step / 2 for step in steps)) if steps else 1
+    lowest = max((side - slack) / own for side, own in zip(map_size, image_size, strict=True))
+    highest = min((side + slack) / own for side, own in zip(map_size, image_size, strict=True))
+    if lowest > highest and not is_cut_to_steps:
+        sizes = [f"{width}x{height}" for height, width in (map_size, image_size)]
+        raise ValueError(
+            f"the map is {sizes[0]} pixels and its image {sizes[1]}, of another aspect ratio: "
+            "make the map of the whole image"
+        )
+
+
+def _fit_as(pixels: np.ndarray, image_size: tuple[int, ...], height: int, width: int, mode: str) -> np.ndarray:
+    """Fit a map to (height, width) as an image of `image_size` (height, width) is fitted."""
+    k = _fit_scale(image_size[0], image_size[1], height, width, mode)
     check_pixels(height, width, "the size to fit")
-    if pixels.shape[:2] == (height, width):
+    if pixels.shape[:2] == image_size == (height, width):
         return pixels
     if mode == "stretch":
         return resize_map(pixels, height, width)
-    rows, columns = (max(1, round(side * k)) for side in pixels.shape[:2])
-    check_pixels(rows, columns, f"a map of {pixels.shape[1]}x{pixels.shape[0]} scaled to {mode} {width}x{height}")
+    rows, columns = (max(1, round(side * k)) for side in image_size)
+    check_pixels(rows, columns, f"a map of {image_size[1]}x{image_size[0]} scaled to {mode} {width}x{height}")
     scaled = resize_map(pixels, rows, columns)
     top, left = abs(rows - height) // 2, abs(columns - width) // 2
     if mode == "crop":

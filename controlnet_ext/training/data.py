@@ -8,20 +8,23 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from ..batch.inputs import IMAGE_SUFFIXES
 from ..embedded.scenes import draw_scene
+from ..errors import error_prefix
 from ..files import image_reader
 from ..files.disk import open_regular_file, parse_object
 from ..files.image_formats import check_pixels, is_complete, sniff_format
 from ..files.image_reader import IMAGE_FILE_LIMIT, read_image
 from ..generation.recipe import hash_file
-from ..maps.resize import fit
+from ..maps.resize import check_same_aspect, fit, fit_map_of_image
 
 METADATA_FILES = ("metadata.jsonl", "captions.jsonl")
+# The second is what the training scripts of diffusers read, the third what a Hugging Face image folder calls it
+MAP_COLUMNS = ("map", "conditioning_image", "conditioning_image_file_name")
 CAPTION_LIMIT = 2**16  # bytes
 MapFunction = Callable[[np.ndarray], np.ndarray]  # (H, W, 3) uint8 RGB of an image and of its map
 
@@ -76,13 +79,14 @@ class FolderDataset:
     def read(self, i: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray, str]:
         """Return example i: image and map, (height, width, 3) uint8 RGB, and caption."""
         example = self.examples[i]
-        pixels = fit(read_image(example.image), height, width, "crop")
+        photo = read_image(example.image)
+        pixels = fit(photo, height, width, "crop")
         if example.map is not None:
-            control = read_image(example.map)
+            control = fit_map_of_image(read_image(example.map), photo.shape[:2], height, width)
         else:
             assert self.make_map is not None
-            control = self.make_map(pixels)
-        return pixels, fit(control, height, width, "crop"), example.caption
+            control = fit(self.make_map(pixels), height, width, "stretch")
+        return pixels, control, example.caption
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,9 +116,9 @@ def read_examples(folder: Path) -> tuple[Example, ...]:
     """Read the examples of a folder.
 
     They are the lines of its metadata.jsonl or captions.jsonl, `{"file_name": .., "text": .., "map": ..}` (the map is
-    optional), or all images with the caption `<stem>.txt` beside each. Files are read and hashed; their pixels are not
-    decoded. Raises FileNotFoundError or ValueError in one line: no images, no captions, a file that is no complete
-    image.
+    optional, its column one of `MAP_COLUMNS`), or all images with the caption `<stem>.txt` beside each. Files are read
+    and hashed; their pixels are not decoded. Raises FileNotFoundError or ValueError in one line: no images, no
+    captions, a file that is no complete image, a map that `check_same_aspect` refuses.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{str(folder)!r} is not a folder; expected one with images, or the word scenes")
@@ -126,9 +130,12 @@ def read_examples(folder: Path) -> tuple[Example, ...]:
         raise ValueError(f"{str(lists[0] if lists else folder)!r} holds no images")
     found = []
     for image, caption, control in rows:
+        sha256, size = _hash_and_measure(image)
         if control is not None:
-            hash_image_file(control)
-        found.append(Example(image, caption, control, hash_image_file(image)))
+            map_size = _hash_and_measure(control)[1]
+            with error_prefix(repr(str(control))):
+                check_same_aspect(map_size, size)
+        found.append(Example(image, caption, control, sha256))
     return tuple(found)
 
 
@@ -160,6 +167,11 @@ def hash_image_file(path: Path) -> str:
 
     Raises FileNotFoundError or ValueError when it is missing, cut short, too large, or no image.
     """
+    return _hash_and_measure(path)[0]
+
+
+def _hash_and_measure(path: Path) -> tuple[str, tuple[int, int]]:
+    """Return the sha256 of the file of an image, and its height and width."""
     name = repr(str(path))
     with open_regular_file(path) as file:
         content = file.read(IMAGE_FILE_LIMIT + 1)
@@ -170,7 +182,7 @@ def hash_image_file(path: Path) -> str:
         raise ValueError(f"{name} is {'no image' if format is None else f'a {format} that is cut short or damaged'}")
     image = image_reader.open_image_header(io.BytesIO(content), format, name)
     check_pixels(image.height, image.width, name)
-    return hashlib.sha256(content).hexdigest()
+    return hashlib.sha256(content).hexdigest(), image_reader.read_upright_size(image)
 
 
 def _list_captioned_images(folder: Path) -> list[tuple[Path, str, Path | None]]:
@@ -205,9 +217,19 @@ def _read_metadata(path: Path) -> list[tuple[Path, str, Path | None]]:
             row = parse_object(line, where)
             if not isinstance(row.get("file_name"), str) or not isinstance(row.get("text"), str):
                 raise ValueError(f'{where}: expected {{"file_name": "a.png", "text": "a caption"}}')
-            control = None if row.get("map") is None else _resolve_inside(path.parent, row["map"], where)
-            rows.append((_resolve_inside(path.parent, row["file_name"], where), row["text"], control))
+            control = _find_map(row, where)
+            inside = None if control is None else _resolve_inside(path.parent, control, where)
+            rows.append((_resolve_inside(path.parent, row["file_name"], where), row["text"], inside))
     return rows
+
+
+def _find_map(row: dict[str, Any], where: str) -> object:
+    """Return the file of the map that a row names, None if it names none."""
+    given = {name: row[name] for name in MAP_COLUMNS if row.get(name) is not None}
+    first, *others = given or [None]
+    if any(given[other] != given[first] for other in others):
+        raise ValueError(f"{where}: {first} and {others[0]} name different maps: remove one")
+    return given[first] if given else None
 
 
 def _resolve_inside(folder: Path, name: object, where: str) -> Path:
