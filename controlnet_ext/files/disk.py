@@ -6,6 +6,7 @@ Names stand in messages as `repr` writes them, so that an error is one line what
 from __future__ import annotations
 
 import json
+import math
 import os
 import stat
 from collections.abc import Iterable, Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 JSON_LIMIT = 2**20  # bytes
+MAX_JSON_DEPTH = 100  # levels of objects and lists; functions that walk a value recurse
 STDOUT = "-"  # the name of an output that is not a file
 
 
@@ -57,16 +59,38 @@ def parse_object(text: bytes, name: str) -> dict[str, Any]:
     return value
 
 
-def parse_json(text: bytes, name: str) -> Any:
+def parse_json(text: bytes | bytearray, name: str, allow_nan: bool = True) -> Any:
     """Parse a JSON value, of UTF-8 with or without a byte order mark, or of UTF-16 or UTF-32, as Windows writes them.
 
-    Raises ValueError, beginning with `name`: broken JSON, a key given twice, deep nesting."""
+    Raises ValueError, beginning with `name`: broken JSON, a key given twice, over `MAX_JSON_DEPTH` levels; without
+    `allow_nan` also NaN and numbers beyond the range of floats.
+    """
+    hooks: dict[str, Any] = {} if allow_nan else {"parse_constant": _parse_finite, "parse_float": _parse_finite}
     try:
-        return json.loads(text.decode(json.detect_encoding(text)), object_pairs_hook=_reject_duplicate_keys)
+        decoded = text.decode(json.detect_encoding(text))
+        value = json.loads(decoded, object_pairs_hook=_reject_duplicate_keys, **hooks)
     except RecursionError:
-        raise ValueError(f"{name} nests its JSON too deeply") from None
+        raise ValueError(f"{name} nests its JSON too deeply, expected up to {MAX_JSON_DEPTH} levels") from None
     except ValueError as error:  # broken JSON or UTF-8, a number of thousands of digits, a key given twice
         raise ValueError(f"{name} is not valid JSON: {error}") from error
+    level, depth = _list_containers([value]), 0
+    while level:
+        level, depth = [inner for each in level for inner in _list_containers(each)], depth + 1
+        if depth > MAX_JSON_DEPTH:
+            raise ValueError(f"{name} nests its JSON too deeply, expected up to {MAX_JSON_DEPTH} levels")
+    return value
+
+
+def _list_containers(value: dict[str, Any] | list[Any]) -> list[Any]:
+    items = value.values() if isinstance(value, dict) else value
+    return [each for each in items if isinstance(each, dict | list)]
+
+
+def _parse_finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:20]} is no finite number")
+    return number
 
 
 def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
