@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -18,7 +19,7 @@ from ..sdwebui.catalog import ModelCatalog
 from ..sdwebui.infotext import format_infotext
 from ..sdwebui.pictures import encode_png_base64
 from ..sdwebui.requests import WebuiRequest, create_scheduler
-from .worker import GenerationProgress
+from .worker import GenerationProgress, check_abandoned
 
 PREVIEW_LATENT_SIDE = 32  # latents on a side at most, of which a preview is decoded
 
@@ -45,9 +46,22 @@ class GenerationEngine:
         self.size = self._folder.size
         self.unit_builder = UnitBuilder(catalog, load_preprocessor, device, torch_dtype, self._pipe.unet)
 
-    def generate(self, request: WebuiRequest) -> dict[str, Any]:
-        """The webui's answer: pictures, then the maps of their units, as PNGs in base64, and `info` about them.
-        ValueError, TypeError or FileNotFoundError: the request cannot be; RuntimeError: it failed on the way."""
+    def generate(self, request: WebuiRequest, abandoned: threading.Event | None = None) -> dict[str, Any]:
+        """Return the webui's answer: images, then the maps of their units, as PNGs in base64, and `info` about them.
+
+        Raises ValueError, TypeError or FileNotFoundError where the request cannot be, RuntimeError where it failed on
+        the way, RequestAbandoned at the next step once `abandoned` is set.
+        """
+        progress = GenerationProgress(request.image_count)
+        self.progress = progress
+        try:
+            return self._generate(request, progress, abandoned)
+        finally:
+            self.progress = GenerationProgress()
+
+    def _generate(
+        self, request: WebuiRequest, progress: GenerationProgress, abandoned: threading.Event | None
+    ) -> dict[str, Any]:
         if request.checkpoint is not None and request.checkpoint.rpartition(" [")[0].casefold() not in (
             "",
             self.checkpoint_name.casefold(),
@@ -59,23 +73,23 @@ class GenerationEngine:
         with silence_libraries():
             scheduler, sampled = create_scheduler(self._folder, request.sampler_name, request.noise_schedule)
         inputs = _get_host_inputs(request)
-        units = [self.unit_builder.build(number, unit, inputs) for number, unit in request.units]
-        progress = GenerationProgress(request.image_count)
+        units = []
+        for number, unit in request.units:
+            check_abandoned(abandoned)
+            units.append(self.unit_builder.build(number, unit, inputs))
         guidance = _make_guidance_setup(units, request.hires_fix is not None)
         models = {place: each.model_name for (place, _), each in zip(request.units, units, strict=True)}
-        progress.total_steps, self.progress = count_steps(request), progress
+        progress.total_steps = count_steps(request)
         images, texts = [], []
-        try:
-            for k in range(request.image_count):
-                if progress.stop_requested.is_set():
-                    break
-                progress.begin_image(k)
-                one = replace(request, seed=request.seed + k)
-                (pixels,) = render(self._pipe, one, guidance, scheduler, partial(_observe_step, progress))
-                texts.append(format_infotext(request, request.seed + k, sampled, self.checkpoint_name, models))
-                images.append(encode_png_base64(pixels, {"parameters": texts[-1]}))
-        finally:
-            self.progress = GenerationProgress()
+        for k in range(request.image_count):
+            if progress.stop_requested.is_set():
+                break
+            check_abandoned(abandoned)
+            progress.begin_image(k)
+            one = replace(request, seed=request.seed + k)
+            (pixels,) = render(self._pipe, one, guidance, scheduler, partial(_observe_step, progress, abandoned))
+            texts.append(format_infotext(request, request.seed + k, sampled, self.checkpoint_name, models))
+            images.append(encode_png_base64(pixels, {"parameters": texts[-1]}))
         maps = [
             encode_png_base64(g.map_image)
             for (_, unit), g in zip(request.units, units, strict=True)
@@ -94,15 +108,22 @@ def _make_guidance_setup(built_units: Sequence[BuiltUnit], has_hires_pass: bool)
 
 
 def _observe_step(
-    progress: GenerationProgress, pipe: Any, step: int, timestep: object, values: dict[str, Any]
+    progress: GenerationProgress,
+    abandoned: threading.Event | None,
+    pipe: Any,
+    step: int,
+    timestep: object,
+    values: dict[str, Any],
 ) -> dict[str, Any]:
     """Count the step, render a preview if one is requested, and stop the run if that is requested: diffusers'
-    `callback_on_step_end`."""
+    `callback_on_step_end`. Raises RequestAbandoned where nobody waits for the images."""
+    check_abandoned(abandoned)
     progress.step += 1
     if progress.preview_requested.is_set():
         progress.preview_requested.clear()
         progress.preview = _render_preview(pipe, values["latents"])
-    pipe._interrupt = progress.stop_requested.is_set()  # diffusers' flag: the remaining steps do nothing
+    stops = progress.stop_requested.is_set() or progress.skip_requested.is_set()
+    pipe._interrupt = stops  # diffusers' flag: the remaining steps do nothing
     return values
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from threading import Event
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from starlette.requests import Request
@@ -92,8 +93,8 @@ class RouteTable(Generic[ContextT]):
         """Return a decorator that adds a route, fields as in `ApiRoute`.
 
         The decorated function is called with the context and the JSON of the body, or with the context and the
-        `Request` where no `request` is declared, and returns JSON. With `is_queued` the worker calls it, else it is
-        called at once.
+        `Request` where no `request` is declared, and returns JSON. With `is_queued` the worker calls it, with a third
+        argument: the event that is set when nobody waits for the answer any more. Else it is called at once.
         """
 
         def register(answer: Answer) -> Answer:
@@ -273,7 +274,7 @@ def _get_settings(context: ControlContext, _: Request) -> dict[str, int]:
     request=DetectFields,
     is_queued=True,
 )
-def _detect_maps(context: ControlContext, value: Any) -> Any:
+def _detect_maps(context: ControlContext, value: Any, _: Event) -> Any:
     return context.detect_maps(value)
 
 
@@ -285,7 +286,7 @@ def _detect_maps(context: ControlContext, value: Any) -> Any:
     request=POSES,
     is_queued=True,
 )
-def _render_poses(_: ControlContext, value: Any) -> Any:
+def _render_poses(_: ControlContext, value: Any, __: Event) -> Any:
     return render_poses(value)
 
 
@@ -311,8 +312,8 @@ SERVER_ROUTES: RouteTable[ServerContext] = RouteTable()
     request=TextToImageFields,
     is_queued=True,
 )
-def _generate_from_text(context: ServerContext, value: Any) -> dict[str, Any]:
-    return context.service.generate(value, from_image=False)
+def _generate_from_text(context: ServerContext, value: Any, abandoned: Event) -> dict[str, Any]:
+    return context.service.generate(value, from_image=False, abandoned=abandoned)
 
 
 @SERVER_ROUTES.add(
@@ -323,8 +324,8 @@ def _generate_from_text(context: ServerContext, value: Any) -> dict[str, Any]:
     request=ImageToImageFields,
     is_queued=True,
 )
-def _generate_from_image(context: ServerContext, value: Any) -> dict[str, Any]:
-    return context.service.generate(value, from_image=True)
+def _generate_from_image(context: ServerContext, value: Any, abandoned: Event) -> dict[str, Any]:
+    return context.service.generate(value, from_image=True, abandoned=abandoned)
 
 
 @SERVER_ROUTES.add(

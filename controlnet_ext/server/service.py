@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -33,14 +34,15 @@ class Service:
         self._fetch = fetch
         self.engine, self.catalog, self.limits, self._load_preprocessor = engine, catalog, limits, load_preprocessor
 
-    def generate(self, value: object, from_image: bool) -> dict[str, Any]:
+    def generate(self, value: object, from_image: bool, abandoned: threading.Event | None = None) -> dict[str, Any]:
         """Return the answer to a request for images: img2img with `from_image`, else txt2img.
 
-        Raises ValueError, TypeError or FileNotFoundError for the client, RuntimeError for what failed on the way.
+        Raises ValueError, TypeError or FileNotFoundError for the client, RuntimeError for what failed on the way,
+        RequestAbandoned between two steps once `abandoned` is set.
         """
         parameters = _select_scalars(value)
         request = parse_generation_request(self._replace_urls(value), self.engine.size, self.limits, from_image)
-        return {**self.engine.generate(request), "parameters": parameters}
+        return {**self.engine.generate(request, abandoned), "parameters": parameters}
 
     def detect_maps(self, value: object) -> dict[str, Any]:
         """Return the answer to a request for maps. Raises ValueError for the client."""

@@ -7,7 +7,6 @@ import base64
 import hmac
 import json
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from typing import Any
 
 from ..sdwebui.detect import detect_maps
@@ -60,15 +59,12 @@ MAX_PENDING = 16  # requests for maps that wait at most
 class HostWorker(RequestWorker):
     """A worker that runs one request for maps at a time, and none while the host generates images."""
 
-    def submit(self, work: Callable[[], Any]) -> Future[Any]:
-        """Queue a request for maps; it waits for the host's own queue."""
+    def run_work(self, work: Callable[[], Any]) -> Any:
+        """Run a request for maps, after those of the host's own queue."""
         from modules.call_queue import queue_lock
 
-        def locked() -> Any:
-            with queue_lock:
-                return work()
-
-        return super().submit(locked)
+        with queue_lock:
+            return work()
 
 
 def register() -> None:

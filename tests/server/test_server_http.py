@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Iterable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from controlnet_ext.sdwebui.fields import RequestLimits
 from controlnet_ext.sdwebui.modules import create_preprocessor_loader
 from controlnet_ext.sdwebui.requests import parse_generation_request
 from controlnet_ext.server.service import Service
-from controlnet_ext.server.worker import QueueFull, RequestWorker
+from controlnet_ext.server.worker import GenerationProgress, QueueFull, RequestWorker
 
 pytest.importorskip("starlette", reason="needs controlnet-ext[serve]")
 NOTHING: Any = None
@@ -48,14 +49,12 @@ def asked(app: Any, path: str, chunks: Iterable[bytes] = (), **headers: str) -> 
     return sent[0]["status"], json.loads(content) if content.startswith(b"{") else content.decode(), answered
 
 
-def application(worker: RequestWorker, token: str | None = None) -> Any:
-    """One whose engine is never asked."""
+def application(worker: RequestWorker, token: str | None = None, engine: Any = NOTHING) -> Any:
+    """One without a model."""
     from controlnet_ext.server.app import create_app
 
     ready = create_preprocessor_loader("cpu", Library(download=False))
-    return create_app(
-        Service(NOTHING, ModelCatalog([], "other"), ready, RequestLimits()), worker, token, ("127.0.0.1",)
-    )
+    return create_app(Service(engine, ModelCatalog([], "other"), ready, RequestLimits()), worker, token, ("127.0.0.1",))
 
 
 def body(value: Any) -> list[bytes]:
@@ -199,8 +198,79 @@ def test_pictures_of_a_request_have_64_megapixels_in_all() -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"[" * 10**6, b'{"seed": 1' + b"0" * 5000 + b"}", b'{"a": NaN}', b'{"a": "\\ud800"}', b'{"a": 1, "a": 2}'],
+    [
+        b"[" * 10**6,
+        b'{"prompt": ' + b"[" * 500 + b"]" * 500 + b"}",
+        b'{"a": ' * 101 + b"1" + b"}" * 101,
+        b'{"seed": 1' + b"0" * 10**5 + b"}",
+        b'{"a": NaN}',
+        b'{"a": [{"b": -Infinity}]}',
+        b'{"a": [1e400]}',
+        b'{"a": "\\ud800"}',
+        b'{"alwayson_scripts": {"\\uDFFF": 1}}',
+        b'{"a": 1, "a": 2}',
+        b'{"a": "\xff"}',
+        b"",
+        b"null",
+        b"[]",
+        b'{"width": 1e308, "seed": 1' + b"0" * 4000 + b"}",
+    ],
+    ids=range(15),
 )
-def test_json_that_no_answer_can_hold_is_refused_before_the_work(content: bytes) -> None:
-    status, answer, _ = asked(application(RequestWorker(1)), "/sdapi/v1/txt2img", [content])
-    assert status == 422 and answer["detail"].startswith("the request ")
+@pytest.mark.parametrize("path", ["/sdapi/v1/txt2img", "/sdapi/v1/options", DETECT])
+def test_json_that_no_answer_can_hold_is_refused_before_the_work(content: bytes, path: str) -> None:
+    engine = SimpleNamespace(size=(64, 64), checkpoint_name="other")
+    status, answer, _ = asked(application(RequestWorker(1), engine=engine), path, [content])
+    assert status == 422 and len(answer["detail"]) <= 500 and "\n" not in answer["detail"]
+
+
+def test_json_of_100_levels_and_whole_letters_is_read() -> None:
+    from controlnet_ext.server.http import parse_request_json
+
+    value = parse_request_json(b"[" * 100 + b'"\\ud83d\\ude00"' + b"]" * 100)
+    for _ in range(100):
+        (value,) = value
+    assert value == "\N{GRINNING FACE}"
+
+
+def list_changing_routes() -> list[str]:
+    from controlnet_ext.server.app import create_routes
+
+    service = Service(NOTHING, ModelCatalog([], "other"), NOTHING, RequestLimits())
+    return sorted({each.path for each in create_routes(service, NOTHING, False) if each.method != "GET"})
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"origin": "http://evil.example"},
+        {"origin": "http://127.0.0.1:3000"},
+        {"origin": "null"},
+        {"origin": "http://127.0.0.1:7860.evil.example"},
+        {"sec_fetch_site": "cross-site"},
+        {"sec_fetch_site": "same-site"},
+    ],
+)
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])
+def test_a_page_of_another_site_changes_nothing(headers: dict[str, str], kind: str) -> None:
+    app = application(RequestWorker(1))
+    for path in list_changing_routes():
+        status, answer, answered = asked(app, path, [b"{}"], host="127.0.0.1:7860", content_type=kind, **headers)
+        assert status == 403 and "another site" in answer["detail"]
+        assert not any("access-control" in name for name in answered)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"content_type": ""},
+        {"content_type": "text/plain", "origin": "http://127.0.0.1:7860"},
+        {"content_type": "", "origin": "HTTP://127.0.0.1:7860", "sec_fetch_site": "same-origin"},
+        {"content_type": "application/json; charset=utf-8", "origin": "file://"},
+    ],
+)
+def test_clients_and_the_servers_own_page_interrupt(headers: dict[str, str]) -> None:
+    engine = SimpleNamespace(progress=GenerationProgress())
+    app = application(RequestWorker(1), engine=engine)
+    assert asked(app, "/sdapi/v1/interrupt", [b""], host="127.0.0.1:7860", **headers)[:2] == (200, {})
+    assert engine.progress.stop_requested.is_set()
