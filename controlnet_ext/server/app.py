@@ -1,17 +1,25 @@
-"""The ASGI application of the routes, behind a token and for given host names only."""
+"""The ASGI application of the routes, behind a token and for given host names only, with a line in the log for each
+request."""
 
 from __future__ import annotations
 
 import base64
 import binascii
 import hmac
-from collections.abc import Sequence
+import re
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
+from urllib.parse import quote
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
 
+from ..errors import suggest_names
 from ..sdwebui.fields import Schema
 from .http import error_response
 from .openapi import make_openapi_document
@@ -19,20 +27,34 @@ from .routes import CONTROL_ROUTES, SERVER_ROUTES, ApiRoute, ControlContext, Ser
 from .service import Service
 from .worker import RequestWorker
 
+MAX_LOGGED_PATH = 200  # characters
+PORT_SUFFIX = re.compile(r":\d*\Z")
 
-def create_app(service: Service, worker: RequestWorker, token: str | None, allowed_hosts: Sequence[str]) -> Starlette:
+
+def create_app(
+    service: Service,
+    worker: RequestWorker,
+    token: str | None,
+    allowed_hosts: Sequence[str],
+    report: Callable[[str], object] | None = None,
+) -> Starlette:
     """Return the ASGI application of all routes.
 
     With a `token` every request but those of open routes must bring it, as bearer or as the password of basic
     authentication. `allowed_hosts` are the names in the Host header that are served, "*" for any, so that a page of
-    another site cannot reach the server under a name of its own.
+    another site cannot reach the server under a name of its own. `report` is called with a line for each request.
     """
     routes = create_routes(service, worker, bool(token))
-    middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=list(allowed_hosts))]
+    middleware = [] if report is None else [Middleware(RequestLogMiddleware, report=report)]
+    middleware.append(Middleware(HostMiddleware, allowed_hosts=allowed_hosts))
     if token is not None:
         open_paths = frozenset(route.path for route in routes if route.is_open)
         middleware.append(Middleware(TokenMiddleware, token=token, open_paths=open_paths))
-    return Starlette(routes=[route.to_starlette() for route in routes], middleware=middleware)
+    return Starlette(
+        routes=[route.to_starlette() for route in routes],
+        middleware=middleware,
+        exception_handlers={HTTPException: _answer_http_exception, Exception: _answer_exception},
+    )
 
 
 def create_routes(service: Service, worker: RequestWorker, needs_token: bool) -> list[ApiRoute]:
@@ -47,6 +69,70 @@ def create_routes(service: Service, worker: RequestWorker, needs_token: bool) ->
         create_document_route(make_document),
     ]
     return routes
+
+
+def _answer_http_exception(request: Request, error: Exception) -> Response:
+    """Answer a path or a method that no route has."""
+    if not isinstance(error, HTTPException):
+        raise error
+    what = f"{request.method} {request.url.path!r:.200}"
+    if error.status_code == 404:
+        paths = [route.path for route in request.app.routes]
+        response = error_response(404, suggest_names(f"this server has no {what}", request.url.path, paths))
+    else:
+        response = error_response(error.status_code, f"{what}: {error.detail}")
+    response.headers.update(error.headers or {})
+    return response
+
+
+def _answer_exception(_: Request, error: Exception) -> Response:
+    """Answer a fault of the server's own; starlette raises it again, for the log."""
+    return error_response(500, f"{type(error).__name__}: {error}")
+
+
+class RequestLogMiddleware:
+    """Call `report` with a line for each request: method, path, status and milliseconds. The path stands as it came,
+    percent-encoded, without the query."""
+
+    def __init__(self, app: Any, report: Callable[[str], object]):
+        self._app, self._report = app, report
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began, status = time.monotonic(), 500
+
+        async def note_status(message: Any) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, note_status)
+        finally:
+            path = (scope.get("raw_path") or quote(scope["path"]).encode()).decode("ascii", "backslashreplace")
+            with suppress(OSError, ValueError):  # stderr was closed: the requests of others go on
+                milliseconds = (time.monotonic() - began) * 1000
+                self._report(f"{scope['method']} {path:.{MAX_LOGGED_PATH}} {status} {milliseconds:.0f} ms")
+
+
+class HostMiddleware:
+    """Pass on requests to the given host names, "*" for any; answer others with status 400."""
+
+    def __init__(self, app: Any, allowed_hosts: Sequence[str]):
+        self._app, self._allowed_hosts = app, frozenset(allowed_hosts)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        host = dict(scope.get("headers", ())).get(b"host", b"").decode("latin-1")
+        name = PORT_SUFFIX.sub("", host).casefold()
+        if scope["type"] == "http" and not self._allowed_hosts & {name, "*"}:
+            names = ", ".join(sorted(self._allowed_hosts))
+            message = f"this server does not answer to the host name {name!r:.80}, only to: {names}"
+            await error_response(400, message)(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
 
 
 class TokenMiddleware:

@@ -39,6 +39,12 @@ def white(height: int, width: int, painted: slice = slice(0)) -> str:
     return base64.b64encode(cv2.imencode(".png", pixels)[1].tobytes()).decode()
 
 
+def noise(side: int) -> str:
+    """A PNG that does not compress."""
+    pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+    return base64.b64encode(cv2.imencode(".png", pixels)[1].tobytes()).decode()
+
+
 def pixels(picture: str) -> np.ndarray:
     return read_image(base64.b64decode(picture))
 
@@ -77,10 +83,6 @@ class Client:
 def served(
     units: int = 3, queue: int = 16, token: str | None = None, fetch: Any = None
 ) -> Iterator[tuple[Client, Service]]:
-    import uvicorn
-
-    from controlnet_ext.server.app import create_app
-
     shelf = ModelCatalog((), "embedded")
     ready = create_preprocessor_loader("cpu", Library(download=False))
     desk = Service(
@@ -90,15 +92,26 @@ def served(
         RequestLimits(max_units=units),
         fetch,
     )
-    worker = RequestWorker(queue)
-    served = create_app(desk, worker, token, ("127.0.0.1",))
-    config = uvicorn.Config(served, port=0, log_level="warning", lifespan="off")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
+    with listening(desk, RequestWorker(queue), token) as (client, _):
+        yield client, desk
+
+
+@contextmanager
+def listening(
+    service: Service, worker: RequestWorker, token: str | None = None, report: Any = None
+) -> Iterator[tuple[Client, Any]]:
+    """A client of a server with this service, and the server."""
+    from controlnet_ext.server.app import create_app
+    from controlnet_ext.server.listening import ApiServer, bind_sockets
+
+    sockets = bind_sockets("127.0.0.1", 0)
+    port = sockets[0].getsockname()[1]
+    server = ApiServer(create_app(service, worker, token, ("127.0.0.1",), report), worker)
+    thread = threading.Thread(target=server.run, args=(sockets,))
     thread.start()
     wait_until(lambda: server.started)
     try:
-        yield Client(server.servers[0].sockets[0].getsockname()[1]), desk
+        yield Client(port), server
     finally:
         server.should_exit = True
         thread.join()

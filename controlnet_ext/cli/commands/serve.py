@@ -2,7 +2,10 @@
 
 Needs controlnet-ext[serve]. Requests bring the token as bearer or as password.
 
-Exit code 0: stopped by Ctrl-C; 2: refused.
+The first Ctrl-C ends the work at its next step, the second at once. Each request is a line on stderr: method, path,
+status (499: the client left), milliseconds.
+
+Exit code 0: stopped by Ctrl-C or SIGTERM; 130: by the second; 2: refused.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import os
 import re
 from argparse import ArgumentParser, Namespace
-from contextlib import closing, suppress
+from contextlib import ExitStack
 from typing import NamedTuple
 
 from ...embedded import EMBEDDED_NAME
@@ -36,7 +39,7 @@ class NumberOption(NamedTuple):
 
 
 NUMBER_OPTIONS = {
-    "port": NumberOption(7860, 0, 65535, "port to listen on, 0 for a free one"),
+    "port": NumberOption(7860, 0, 65535, "port to listen on, 0 for a free one, which is printed"),
     "queue": NumberOption(16, 1, 1000, "most requests that may wait"),
     "units": NumberOption(DEFAULT_LIMITS.max_units, 1, MAX_UNITS, "most units of a request"),
     "side": NumberOption(DEFAULT_LIMITS.max_side, 64, 8192, "largest width and height of an image in pixels"),
@@ -76,6 +79,7 @@ def arguments(parser: ArgumentParser, argv: list[str]) -> None:
     for name, option in NUMBER_OPTIONS.items():
         help = f"{option.help}, {option.low}..{option.high}"
         parser.add_argument(f"--{name}", metavar="N", type=int, default=option.default, help=help)
+    parser.add_argument("--quiet", action="store_true", help="print no line for each request")
     parser.add_argument("--device", metavar="D", help=DEVICE_HELP)
     parser.add_argument("--dtype", metavar="T", help=DTYPE_HELP)
     add_load_option(parser, argv)
@@ -90,9 +94,8 @@ def run(options: Namespace) -> int:
     if options.host not in LOOPBACK_HOSTS and token is None:
         raise ValueError(f"--host {options.host} lets other machines in: give a --token")
     try:
-        import uvicorn
-
         from ...server.app import create_app
+        from ...server.listening import ApiServer, bind_sockets, format_url
     except ModuleNotFoundError as error:
         raise ValueError(f"{error.name} is not installed: pip install controlnet-ext[serve]") from error
     from ...sdwebui.catalog import ModelCatalog
@@ -107,20 +110,21 @@ def run(options: Namespace) -> int:
     check_choice("dtype", dtype, DTYPES)
     library = Library(options.library, download=not options.no_download)
     catalog = ModelCatalog(options.controls or (), options.model)
-    loader = create_preprocessor_loader(device, library)
-    engine = GenerationEngine(options.model, catalog, loader, device, dtype)
-    service = Service(
-        engine,
-        catalog,
-        loader,
-        RequestLimits(options.units, options.side, options.steps, options.pictures),
-        SafeFetcher() if options.fetch else None,
-    )
-    worker = RequestWorker(options.queue)
-    application = create_app(service, worker, token, ALLOWED_HOST_NAMES if options.host in LOOPBACK_HOSTS else ("*",))
-    print_stderr(
-        f"controlnet-ext: {engine.checkpoint_name} on {device}, http://{options.host}:{options.port}, Ctrl-C stops it"
-    )
-    with suppress(KeyboardInterrupt), closing(worker):
-        uvicorn.run(application, host=options.host, port=options.port, log_level="warning", lifespan="off")
+    limits = RequestLimits(options.units, options.side, options.steps, options.pictures)
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(each) for each in bind_sockets(options.host, options.port)]
+        loader = create_preprocessor_loader(device, library)
+        engine = GenerationEngine(options.model, catalog, loader, device, dtype)
+        service = Service(engine, catalog, loader, limits, SafeFetcher() if options.fetch else None)
+        worker = RequestWorker(options.queue)
+        hosts = ALLOWED_HOST_NAMES if options.host in LOOPBACK_HOSTS else ("*",)
+        application = create_app(service, worker, token, hosts, None if options.quiet else print_stderr)
+        ready = f"{engine.checkpoint_name} on {device}, {format_url(options.host, sockets)}, Ctrl-C stops it"
+        server = ApiServer(application, worker, lambda: print_stderr(f"controlnet-ext: {ready}"), _report_stop)
+        server.run(sockets)
     return 0
+
+
+def _report_stop(pending_count: int) -> None:
+    if pending_count:
+        print_stderr("controlnet-ext: stopping at the next step; a second Ctrl-C stops at once")
