@@ -208,6 +208,7 @@ def test_pictures_of_a_request_have_64_megapixels_in_all() -> None:
         b'{"a": [1e400]}',
         b'{"a": "\\ud800"}',
         b'{"alwayson_scripts": {"\\uDFFF": 1}}',
+        '{"prompt": "\\uD800"}'.encode("utf-16"),
         b'{"a": 1, "a": 2}',
         b'{"a": "\xff"}',
         b"",
@@ -215,7 +216,7 @@ def test_pictures_of_a_request_have_64_megapixels_in_all() -> None:
         b"[]",
         b'{"width": 1e308, "seed": 1' + b"0" * 4000 + b"}",
     ],
-    ids=range(15),
+    ids=range(16),
 )
 @pytest.mark.parametrize("path", ["/sdapi/v1/txt2img", "/sdapi/v1/options", DETECT])
 def test_json_that_no_answer_can_hold_is_refused_before_the_work(content: bytes, path: str) -> None:
