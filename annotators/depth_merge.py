@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 class DepthMergeNetwork(nn.Module):
     """Depth (B, 1, H, W) of the coarse and the detailed (B, 2, H, W), all in -1..1; H and W are 1024, which ten
-    halvings make 1, or more generally multiples of 2 ** `halvings`."""
+    downsamplings make 1, or more generally multiples of 2 ** `downsamplings`."""
 
     def __init__(self, downsamplings: int = 10, width: int = 64):
         super().__init__()

@@ -75,7 +75,7 @@ def render_sheet(photo: np.ndarray, edge_map: np.ndarray, columns: Sequence[Colu
 
 
 def overlay_edges(edge_map: np.ndarray, image: np.ndarray) -> np.ndarray:
-    """The picture (H, W, 3) RGB uint8, darkened, and on it the edges asked for in `HIT` or `MISSED`."""
+    """The picture (H, W, 3) RGB uint8, darkened, and on it the edges of the map in `HIT_COLOR` or `MISS_COLOR`."""
     near = cv2.dilate(cv2.Canny(np.ascontiguousarray(image), 100, 200), np.ones((3, 3), np.uint8)) > 0
     edges, shown = edge_map.max(2) > 127, image // 2
     shown[edges & near], shown[edges & ~near] = HIT_COLOR, MISS_COLOR

@@ -94,9 +94,9 @@ class Unit:
     `preprocessor` with `parameters` makes the map; `resolution` "match" makes it as fine as the picture needs.
     `hires`: the runs of a host in which it acts: "low" (the first), "high" (all after it) or "both".
     `low_vram`: the model's weights stay on the CPU, and each layer's are copied to the device when it is called.
-    `after`: what is done to the latents after each step, `Restore()` or `Colours(8)` of `after_steps`, which may be the
-    model too; by default what the preprocessor is for: inpaint_only keeps the image where `inpaint` is black,
-    tile_colorfix its colours. Weights count as 0..1 there; mode and layers do not.
+    `after`: what is done to the latents after each step, `InpaintRestore()` or `ColorFix(8)` of `after_steps`, which
+    may be the model too; by default what the preprocessor is for: inpaint_only keeps the image where `inpaint` is
+    black, tile_colorfix its colors. Weights count as 0..1 there; mode and layers do not.
     `reuse`: for how many steps the network's residuals serve, 1 for no reuse. `reuse_tolerance`: only while
     the latents have changed by no more than this part of their norm since. Faster, and less exact."""
 

@@ -212,7 +212,7 @@ def _fill_border(pixels: np.ndarray, height: int, width: int, top: int, left: in
 def resize_for_detection(pixels: np.ndarray, resolution: int) -> tuple[np.ndarray, int, int]:
     """Resize an image `(H, W, 3)` so that its short side is `resolution` pixels (cubic when enlarged, by area when
     shrunk), and extend it on the right and below with its edge pixels to multiples of 64. Return the image, and the
-    height and width before the extension. Raises ValueError as `working_size` does."""
+    height and width before the extension. Raises ValueError as `compute_working_size` does."""
     height, width = compute_working_size(pixels.shape[0], pixels.shape[1], resolution)
     enlarging = height * width > pixels.shape[0] * pixels.shape[1]
     if (height, width) != pixels.shape[:2]:

@@ -163,7 +163,7 @@ def read_architecture(path: Path) -> str:
 
 def load_transformers_module(path: Path, weights_name: str, class_name: str) -> nn.Module:
     """The network of transformers' class `name` in a folder with config.json and a file of weights, which are all of
-    its. Raises ValueError as `transformers_network` does."""
+    its. Raises ValueError as `load_transformers_network` does."""
     from ...files.weights import read_weights
 
     kind = import_transformers_class(class_name)

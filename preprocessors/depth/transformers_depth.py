@@ -33,7 +33,7 @@ DepthFunction = Callable[[np.ndarray], "Tensor"]
 
 class TransformersDepth:
     """Depth by the network in a folder of transformers, whichever of DPT, Depth Anything, ZoeDepth and Depth Pro
-    its config.json names. `metric` says whether it gives metres. Raises what `transformers_network` does."""
+    its config.json names. `metric` says whether it gives metres. Raises what `load_transformers_network` does."""
 
     def __init__(self, device: str | Device, library: Library, files: ModelFiles):
         where = fetch_model_folder(library, files)

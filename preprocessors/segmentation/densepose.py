@@ -92,7 +92,7 @@ def make_densepose_preprocessor(get_colors: Callable[[], np.ndarray]) -> type:
     """Make a class for `preprocessor` whose maps show surfaces in these colors, `(parts, 3)` uint8."""
 
     class DensePose:
-        """The parts of people's surfaces, each in its colour, by DensePose. Needs torchvision. Values: a Surface."""
+        """The parts of people's surfaces, each in its color. Needs torchvision. Values: `DensePoseSurfaces`."""
 
         def __init__(self, device: str | Device, library: Library):
             self.network = load_torchscript_network(library, DENSEPOSE_WEIGHTS, device)

@@ -45,7 +45,7 @@ _MAX_BOX_IOU = 0.7  # of two boxes that are one thing's
 
 class TransformersSam:
     """Masks by the network in a folder of transformers, SAM or SAM2 as its config.json says. Raises what
-    `transformers_network` does."""
+    `load_transformers_network` does."""
 
     def __init__(self, device: str | Device, library: Library, files: ModelFiles):
         where = fetch_model_folder(library, files)
@@ -152,7 +152,7 @@ def make_sam_preprocessor(files: ModelFiles) -> type:
     """A class for `preprocessor` whose maps are the masks of everything, by the network of these files."""
 
     class Masks:
-        """Everything in its own colour, the small on the large, on black. Values: a tuple of Mask, the largest first,
+        """Everything in its own colour, the small on the large, on black. Values: `ObjectMask`s, the largest first,
         which may overlap."""
 
         def __init__(self, device: str | Device, library: Library):

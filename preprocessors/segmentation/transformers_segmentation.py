@@ -33,8 +33,8 @@ _SCORES_PER_BATCH = 2**24  # scores that are enlarged at once: 64 MiB
 
 class TransformersSegmentation:
     """The class of every pixel by the network in a folder of transformers, whichever of OneFormer, UperNet and
-    SegFormer its config.json names. Raises what `transformers_network` does, and ValueError when its classes are not
-    as many as the palette's."""
+    SegFormer its config.json names. Raises what `load_transformers_network` does, and ValueError when its classes are
+    not as many as the palette's."""
 
     def __init__(self, device: str | Device, library: Library, files: ModelFiles, palette: Palette):
         where = fetch_model_folder(library, files)

@@ -66,6 +66,36 @@ STATE_DICT = re.compile(r"(Mapping|dict)\[str, Tensor\]")  # has many shapes
 ARRAYS = re.compile(r"\b(ndarray|Tensor)\b")
 SHAPE = re.compile(r"\([A-Za-z0-9 /*+.-]+(?:, ?[A-Za-z0-9 /*+.…-]*)+\)|any shape|shape")
 
+QUOTED_NAME = re.compile(r"`([A-Za-z_][\w.]*)(?:\([^`]*\))?`")
+COMMENT = re.compile(r"(^| )# .*")
+WORD = re.compile(r"[A-Za-z_]\w*")
+# In docstrings and comments, but of other packages, or names of columns that others see.
+FOREIGN = frozenset(
+    [
+        "create_binary_mask",
+        "weights_only",
+        "_metadata",
+        "controlnet_keep",
+        "from_transformer",
+        "control_context_scale",
+        "ImageRNG",
+        "pose_confidences",
+        "openpose_json",
+    ]
+)
+
+
+def split_prose(source, tree):
+    """The docstrings and comments of a module, and the set of words in the rest of it."""
+    lines = source.splitlines()
+    prose = [COMMENT.search(line)[0] for line in lines if COMMENT.search(line)]
+    for node in ast.walk(tree):
+        if isinstance(node, (*FUNCTION, ast.ClassDef, ast.Module)) and ast.get_docstring(node):
+            prose.append(ast.get_docstring(node))
+            first, last = node.body[0].lineno - 1, node.body[0].end_lineno
+            lines[first:last] = [""] * (last - first)
+    return prose, set(WORD.findall("\n".join(COMMENT.sub("", line) for line in lines)))
+
 
 def is_participle(name):
     """Whether a name is one bare past participle."""
@@ -196,6 +226,20 @@ def test_public_functions_name_what_they_raise():
     assert wrong == []
 
 
+def test_names_quoted_in_prose_exist():
+    modules = {path: split_prose((ROOT / path).read_text(), tree) for path, tree in TREES.items()}
+    known = FOREIGN.union(*(words for _, words in modules.values()))
+    known = known.union(*(path.removesuffix(".py").split("/") for path in TREES))
+    wrong = [
+        f"{path}: `{name}`"
+        for path, (prose, _) in modules.items()
+        for text in prose
+        for name in QUOTED_NAME.findall(text)
+        if not known.issuperset(WORD.findall(name))
+    ]
+    assert wrong == []
+
+
 def test_the_checks_see_what_they_look_for():
     code = '''
 def drawn(image: np.ndarray) -> Tensor:
@@ -210,3 +254,7 @@ def drawn(image: np.ndarray) -> Tensor:
     assert ARRAYS.search(annotations(node)[0])
     assert [has_docstring(ast.parse(text)) for text in ("import x", '""""""', '"""Maps."""')] == [False, False, True]
     assert [is_participle(name) for name in ("resize_map", "found", "_made", "embed", "resized")] == [0, 1, 1, 0, 1]
+    code = '"""See `gone.name(2)`."""\nname = "x"  # `y`\n'
+    prose, words = split_prose(code, ast.parse(code))
+    assert prose == [" # `y`", "See `gone.name(2)`."] and words == {"name", "x"}
+    assert QUOTED_NAME.findall(prose[1]) == ["gone.name"]
