@@ -5,7 +5,7 @@ Importing this module does not load torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -16,7 +16,7 @@ from .schedule import Span
 if TYPE_CHECKING:
     import numpy as np
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
     from typing_extensions import Self
 
 Hint: TypeAlias = Any  # made by a model's `hint()`, and read by the same model's call only
@@ -98,12 +98,40 @@ class Activation:
     pass_index: int
 
 
+class UNet(Protocol):
+    """A UNet, as control models read it: the members that it has in diffusers' UNet2DConditionModel.
+
+    Where a unit guides a transformer, it is that transformer, which has the first four.
+    """
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The settings, by diffusers' names."""
+
+    def get_submodule(self, target: str) -> Any:
+        """Return the module of this name."""
+
+    def state_dict(self) -> Mapping[str, Tensor]:
+        """Return the tensors by name."""
+
+    def named_modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """Yield (name, module) in the order in which they run."""
+
+    @property
+    def down_blocks(self) -> Sequence[Any]:
+        """The levels of the encoder: `resnets`, `downsamplers`, and `attentions` where a level has them."""
+
+    @property
+    def mid_block(self) -> Any:
+        """The middle block, None without one."""
+
+
 class Host(Protocol):
     """The services of a host that a control model may use during a run."""
 
     @property
-    def unet(self) -> Any:
-        """The UNet, in diffusers' words: `config`, `down_blocks`, `named_modules()`."""
+    def unet(self) -> UNet:
+        """The UNet that is guided."""
 
     @property
     def pixel_size(self) -> tuple[int, int]:
@@ -164,10 +192,10 @@ class ControlModel:
         """The number of skips that it makes residuals for, None if it depends on the UNet."""
         return None
 
-    def bind(self, unet: Any) -> None:
+    def bind(self, unet: UNet) -> None:
         """Prepare for a UNet, given in diffusers' words. Raises ValueError if the model does not fit it."""
 
-    def check_compatible(self, unet: Any) -> None:
+    def check_compatible(self, unet: UNet) -> None:
         """Check that the model fits a UNet, keeping nothing of it. Raises ValueError if it does not."""
         self.bind(unet)
 

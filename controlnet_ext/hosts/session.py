@@ -18,14 +18,13 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import chain
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import error_prefix
 from ..guidance.after_steps import NoiseLevel
-from ..guidance.contract import AttentionModel, Host, Residuals, Step
+from ..guidance.contract import AttentionModel, Host, Residuals, Step, UNet
 from ..guidance.hints import HintImages
 from ..guidance.run import GuidanceRun, on_device
 from ..guidance.schedule import Span
@@ -42,7 +41,7 @@ class GuideSession:
     or ValueError, which name the unit by its place from 1, for a unit that cannot act.
     """
 
-    def __init__(self, units: Iterable[Unit], unet: Any):
+    def __init__(self, units: Iterable[Unit], unet: UNet):
         if isinstance(units, Unit):
             raise TypeError("units is one Unit, expected a list of them")
         self.units = list(units)
@@ -59,7 +58,7 @@ class GuideSession:
     def check_unit(self, unit: Unit) -> None:
         """Check that the host can run a unit. Raises ValueError if it cannot. Hosts override it."""
 
-    def _prepare_unit(self, unit: object, unet: Any) -> HintImages:
+    def _prepare_unit(self, unit: object, unet: UNet) -> HintImages:
         if not isinstance(unit, Unit):
             raise TypeError(f"a {type(unit).__name__}, expected a Unit")
         self.check_unit(unit)
@@ -157,7 +156,7 @@ class GuidedUNet:
     Hosts that install hooks subclass it and undo them in `uninstall`.
     """
 
-    def __init__(self, unet: Any):
+    def __init__(self, unet: nn.Module):
         self.unet = unet
         self.thread = threading.get_ident()
         self.sessions: list[GuideSession] = []

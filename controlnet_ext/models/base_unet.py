@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..guidance.contract import UNet
+
 ENCODER_PREFIXES = ("conv_in.", "time_embedding.", "add_embedding.", "class_embedding.", "down_blocks.", "mid_block.")
 
 
-def get_encoder_tensors(unet: Any) -> dict[str, Tensor]:
+def get_encoder_tensors(unet: UNet) -> dict[str, Tensor]:
     """Return the UNet's own tensors up to its middle block.
 
     LoRA layers (peft keeps the weights below them as `base_layer`), motion modules and attention processors are left
@@ -34,30 +36,30 @@ def get_encoder_tensors(unet: Any) -> dict[str, Tensor]:
     return tensors
 
 
-def get_layer(unet: Any, name: str) -> Any:
+def get_layer(unet: UNet, name: str) -> Any:
     """Return the layer of this name, below any LoRA."""
     module = unet.get_submodule(name)
     return getattr(module, "base_layer", module)
 
 
-def is_empty(unet: Any) -> bool:
+def is_empty(unet: UNet) -> bool:
     """Return True if the UNet has no weights at all: on the meta device, and not offloaded by accelerate."""
     first = get_layer(unet, "conv_in")
     return bool(first.weight.is_meta) and not hasattr(first, "_hf_hook")
 
 
-def get_heads(unet: Any) -> tuple[int, ...]:
+def get_heads(unet: UNet) -> tuple[int, ...]:
     """Return the attention heads of each level, the middle block's in place of the last; 1 without attention."""
     levels = [_get_block_heads(block) for block in unet.down_blocks]
     levels[-1] = _get_block_heads(unet.mid_block) or levels[-1]
     return tuple(n or 1 for n in levels)
 
 
-def get_unet_config(unet: Any) -> dict[str, Any]:
+def get_unet_config(unet: UNet) -> dict[str, Any]:
     """Return the UNet's config, with its heads under the name that diffusers gives their number."""
     return {**unet.config, "num_attention_heads": None, "attention_head_dim": get_heads(unet)}
 
 
-def _get_block_heads(block: Any) -> int | None:
+def _get_block_heads(block: object) -> int | None:
     transformers = getattr(block, "attentions", ())
     return next((b.attn1.heads for t in transformers for b in getattr(t, "transformer_blocks", ())), None)

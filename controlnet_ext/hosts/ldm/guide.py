@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...guidance.contract import Residuals, Step
 from ...guidance.schedule import Span
@@ -43,7 +43,7 @@ class BatchRows:
 
 
 @contextmanager
-def guide_ldm(unet: Any, units: Iterable[Unit], model: Any = None) -> Iterator[LdmGuide]:
+def guide_ldm(unet: nn.Module, units: Iterable[Unit], model: nn.Module | None = None) -> Iterator[LdmGuide]:
     """Guide the UNet by `units` in this context; afterwards it is as before, to the bit.
 
     `model` is the LatentDiffusion of the UNet: units that act after a step need its alphas_cumprod, its
@@ -61,7 +61,7 @@ def guide_ldm(unet: Any, units: Iterable[Unit], model: Any = None) -> Iterator[L
 class LdmGuide(GuideSession):
     """The units of one guided UNet, and the run that they are in."""
 
-    def __init__(self, unet: Any, units: Iterable[Unit], model: Any = None):
+    def __init__(self, unet: nn.Module, units: Iterable[Unit], model: nn.Module | None = None):
         self._unet_view, self._model = LdmUNetView(unet), model
         super().__init__(units, self._unet_view)
         self.guided_calls = 0
@@ -94,7 +94,9 @@ class LdmGuide(GuideSession):
         self.guided_calls += 1
         return self.compute_residuals(step, self._host.compute_noise_level)
 
-    def build_step(self, x: Tensor, timesteps: Any = None, context: Any = None, y: Any = None, **_: Any) -> Step:
+    def build_step(
+        self, x: Tensor, timesteps: Tensor | float, context: Any = None, y: Tensor | None = None, **_: object
+    ) -> Step:
         """Return the step of a UNet call, given the arguments of ldm's `UNetModel.forward`: x `(B, C, h, w)` first."""
         assert self._rows is not None
         rows, begin = self._rows, self._seen_row_count
@@ -117,7 +119,7 @@ class LdmGuide(GuideSession):
 class LdmHooks(GuidedUNet):
     """The hooks on an ldm UNet, and the residuals of the present call."""
 
-    def __init__(self, unet: Any, guide: LdmGuide):
+    def __init__(self, unet: nn.Module, guide: LdmGuide):
         super().__init__(unet)
         self._guide = guide
         self._residuals: Residuals | None = None
@@ -131,17 +133,18 @@ class LdmHooks(GuidedUNet):
         self._handles.close()
 
     def _install(self) -> Iterator[Any]:
-        blocks = list(self.unet.input_blocks)
-        yield self.unet.register_forward_pre_hook(self._before_call, with_kwargs=True)
-        yield self.unet.register_forward_hook(lambda *call: self._after_call(call[-1]), always_call=True)
+        unet: Any = self.unet  # has ldm's attributes
+        blocks = list(unet.input_blocks)
+        yield unet.register_forward_pre_hook(self._before_call, with_kwargs=True)
+        yield unet.register_forward_hook(lambda *call: self._after_call(call[-1]), always_call=True)
         for place, end in enumerate(self._adapter_blocks):
             yield blocks[end].register_forward_hook(lambda _, __, h, place=place: self._add_to_encoder(h, place))
-        yield self.unet.middle_block.register_forward_hook(lambda _, __, h: self._add_to_middle(h))
-        for i, block in enumerate(self.unet.output_blocks):
+        yield unet.middle_block.register_forward_hook(lambda _, __, h: self._add_to_middle(h))
+        for i, block in enumerate(unet.output_blocks):
             place = len(blocks) - 1 - i
             yield block.register_forward_pre_hook(lambda _, args, place=place: self._add_to_skip(args, place))
 
-    def _before_call(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _before_call(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.check_thread()
         if not self._guide.is_step_announced:
             raise RuntimeError("the UNet is called outside of a step that the host announced; no unit can act there")

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...guidance.contract import Residuals, Step
+from ...guidance.contract import Residuals, Step, UNet
 from .. import KeyMarkers, ModelKind
 from .. import base_unet as source
 from ..nn.blocks import apply_layer, cast_like
@@ -57,7 +57,7 @@ class ControlLora(CompilableBlocks):
         self.global_average_pooling = config.get("global_pool_conditions")
         self._built: tuple[Callable[[], Any], ControlNet] | None = None  # for which UNet
 
-    def bind(self, unet: Any) -> None:
+    def bind(self, unet: UNet) -> None:
         """Build the network on this diffusers UNet's weights, unless that is done or the UNet has none.
 
         Raises ValueError if it does not fit, or tensors of the file are missing or unknown.
@@ -73,12 +73,12 @@ class ControlLora(CompilableBlocks):
         if self._built is None or self._built[0]() is not first:
             self._built = weakref.ref(first), self._build(unet, shared)
 
-    def check_compatible(self, unet: Any) -> None:
+    def check_compatible(self, unet: UNet) -> None:
         """Check that this network fits a UNet, building nothing. Raises ValueError if it does not."""
         if reason := incompatibility(self.unet_signature, UNetSignature.from_unet(unet)):
             raise ValueError(reason)
 
-    def _build(self, unet: Any, shared: dict[str, Tensor]) -> ControlNet:
+    def _build(self, unet: UNet, shared: dict[str, Tensor]) -> ControlNet:
         own = {name: self.tensors[key] for name, key in self._parameter_keys.items()}
         shared["conv_in.weight"] = shared["conv_in.weight"][
             :, : self.unet_signature.in_channels

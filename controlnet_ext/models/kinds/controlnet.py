@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...guidance.contract import Residuals, Step
+from ...guidance.contract import Residuals, Step, UNet
 from .. import KeyMarkers, ModelKind
 from .. import base_unet as source
 from ..nn.blocks import BlockDims, Conv2d, EncoderLevel, MiddleBlock
@@ -36,7 +36,7 @@ from ..state_dict.ldm_keys import CONTROL_MODEL_PREFIX, DIFFUSERS_MARKER_KEY, LD
 from ..state_dict.strict import FLOAT8_DTYPES, load_strict
 
 
-def copy_encoder_tensors(unet: Any, dtype: torch.dtype | None) -> dict[str, Tensor]:
+def copy_encoder_tensors(unet: UNet, dtype: torch.dtype | None) -> dict[str, Tensor]:
     """Return copies of the encoder's tensors in `dtype` (None: their own), and those of a new hint encoder.
 
     The hint encoder is drawn from torch's global generator, its last layer is zero.
@@ -66,7 +66,7 @@ class WeightDifference:
             raise ValueError("holds a ControlNet minus a UNet; the weights of the UNet it was made from are missing")
 
     @torch.no_grad()
-    def bind(self, net: Any, unet: Any) -> None:
+    def bind(self, net: ControlNet, unet: UNet) -> None:
         """Add the UNet's weights to those of the network with the same names, in float32.
 
         Raises ValueError if another UNet's are added already.
@@ -160,7 +160,7 @@ class ControlNet(CompilableBlocks):
         return net.eval()
 
     @classmethod
-    def from_unet(cls, unet: Any, dtype: torch.dtype | None = None) -> ControlNet:
+    def from_unet(cls, unet: UNet, dtype: torch.dtype | None = None) -> ControlNet:
         """Return the ControlNet to train beside a diffusers UNet.
 
         It is a copy of the encoder, with a hint encoder drawn from torch's global generator and zero convolutions, so
@@ -187,7 +187,7 @@ class ControlNet(CompilableBlocks):
         """The dtype of its weights."""
         return self.controlnet_mid_block.weight.dtype
 
-    def bind(self, unet: Any) -> None:
+    def bind(self, unet: UNet) -> None:
         """Check that this network fits a diffusers UNet, and take from it what the file does not state.
 
         That is heads and groups without a config, and the weights of a difference file. Binding again to a UNet of the
@@ -202,7 +202,7 @@ class ControlNet(CompilableBlocks):
         if self.difference is not None and not source.is_empty(unet):
             self.difference.bind(self, getattr(unet, "_orig_mod", unet))
 
-    def check_compatible(self, unet: Any) -> None:
+    def check_compatible(self, unet: UNet) -> None:
         """Check that this network fits a UNet, adding nothing to the weights. Raises ValueError if it does not."""
         if self.difference is None:
             self.bind(unet)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from copy import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from ...guidance.contract import Residuals
 from .. import KeyMarkers, ModelKind
 from ..map_types import MapTypeSelection
 from .transformer import UNION_MARKER_KEY, TransformerControlNet, TransformerStep, load_network
+
+if TYPE_CHECKING:
+    from diffusers.models.modeling_utils import ModelMixin
 
 # Kinds of map by number (the README of Shakker-Labs' and InstantX's FLUX.1-dev-ControlNet-Union-Pro); 3 and 6, for
 # blurred and poor pictures, are no kinds of ours
@@ -29,7 +32,7 @@ class FluxUnion(MapTypeSelection, TransformerControlNet):
     architecture = "controlnet-union"
     multi_hint = True
 
-    def __init__(self, net: Any):
+    def __init__(self, net: ModelMixin):
         super().__init__(net, "flux")
 
     def with_types(self, *kinds: str | int) -> FluxUnion:

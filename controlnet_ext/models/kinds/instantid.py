@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...guidance.contract import Residuals, Step
+from ...guidance.contract import Residuals, Step, UNet
 from ..nn.execution import ControlNetWrapper
 from .controlnet import ControlNet
 
@@ -41,7 +41,7 @@ class InstantID(ControlNetWrapper):
         if self.absent is not None and self.absent.shape != self.face.shape:
             raise ValueError(f"absent has {self.absent.shape[1]} tokens, but face has {self.face.shape[1]}")
 
-    def bind(self, unet: Any) -> None:
+    def bind(self, unet: UNet) -> None:
         """Bind the network, like `ControlNet.bind`."""
         self.net.bind(unet)
 
@@ -65,7 +65,7 @@ class InstantID(ControlNetWrapper):
         """Return the facts for `controlnet-ext inspect`."""
         return self.net.details()
 
-    def _check_tokens(self, name: str, tokens: Any) -> Tensor:
+    def _check_tokens(self, name: str, tokens: object) -> Tensor:
         """Return tokens `(1, T, D)` that the network can read."""
         if not isinstance(tokens, Tensor) or not tokens.is_floating_point():
             raise TypeError(f"{name} is {type(tokens).__name__}, expected a tensor of floats (T, D)")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...guidance.contract import Activation, AttentionModel, Host
+from ...guidance.contract import Activation, AttentionModel, Host, UNet
 from .. import KeyMarkers, ModelKind
 from ..nn.blocks import Conv2d, Linear
 from ..nn.embeddings import to_hint_pixels
@@ -67,9 +67,9 @@ class ControlLLLite(LayerwiseOffload, AttentionModel):
 
     def __init__(self, lites: Mapping[str, LLLiteModule]):
         super().__init__()
-        self.lites = nn.ModuleDict(lites)
+        self.lites: Mapping[str, LLLiteModule] = nn.ModuleDict(lites)  # type: ignore[assignment]
 
-    def bind(self, unet: Any) -> None:
+    def bind(self, unet: UNet) -> None:
         """Check that the UNet has all layers that the file names, of their widths. Raises ValueError if not."""
         found = _find_linear_layers(unet)
         for name, lite in self.lites.items():
@@ -112,11 +112,11 @@ class ControlLLLite(LayerwiseOffload, AttentionModel):
 class LLLiteHook:
     """The hook in front of one layer."""
 
-    def __init__(self, name: str, module: Any, hint: Tensor, get_activation: Callable[[], Activation | None]):
+    def __init__(self, name: str, module: LLLiteModule, hint: Tensor, get_activation: Callable[[], Activation | None]):
         self._name, self._module, self._hint, self._get_activation = name, module, hint, get_activation
         self._encoded_map: Tensor | None = None  # the same in all steps
 
-    def __call__(self, _: Any, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    def __call__(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         now = self._get_activation()
         if now is None:
             return None
@@ -190,7 +190,7 @@ def _get_matrix(name: str, tensors: Mapping[str, Tensor]) -> Tensor:
     return tensors[name]
 
 
-def _find_linear_layers(unet: Any) -> dict[str, Any]:
+def _find_linear_layers(unet: UNet) -> dict[str, Any]:
     """Return the linear layers of the UNet's attention by ControlLLLite's names for ldm's modules and for diffusers'.
 
     Raises ValueError if queries, keys and values are fused.
@@ -209,7 +209,7 @@ def _find_linear_layers(unet: Any) -> dict[str, Any]:
     return found
 
 
-def _unwrap_lora(module: Any) -> Any:
+def _unwrap_lora(module: nn.Module) -> Any:
     """Return the layer itself, below any LoRA."""
     return getattr(module, "base_layer", module)
 

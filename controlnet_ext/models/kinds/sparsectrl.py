@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...guidance.contract import Residuals, Step
+from ...guidance.contract import Residuals, Step, UNet
 from .. import KeyMarkers, ModelKind
 from ..nn.blocks import Attention, Conv2d, FeedForward, GroupNorm, LayerNorm, Linear, cast_like
 from ..nn.embeddings import check_hint_size, expand_rows, to_hint_pixels
@@ -223,7 +223,7 @@ class SparseCtrl(ControlNetWrapper):
         placed.frames = frames
         return placed
 
-    def bind(self, unet: Any) -> None:
+    def bind(self, unet: UNet) -> None:
         """Bind the network, like `ControlNet.bind`. Raises ValueError on a UNet without motion modules."""
         if "motion_max_seq_length" not in unet.config:
             raise ValueError("SparseCtrl guides videos, and the UNet has no motion modules, as a UNetMotionModel has")

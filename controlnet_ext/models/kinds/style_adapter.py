@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...guidance.contract import Activation, AttentionModel, Host
+from ...guidance.contract import Activation, AttentionModel, Host, UNet
 from .. import KeyMarkers, ModelKind
 from ..nn.blocks import LayerNorm, Linear, cast_like
 from ..nn.embeddings import expand_rows
@@ -78,7 +78,7 @@ class StyleAdapter(LayerwiseOffload, AttentionModel):
         self.ln_pre, self.ln_post = LayerNorm(width), LayerNorm(width)
         self.proj = nn.Parameter(torch.empty(width, context))
 
-    def bind(self, unet: Any) -> None:
+    def bind(self, unet: UNet) -> None:
         """Check that the UNet's prompts are as wide as the tokens. Raises ValueError if not."""
         theirs = unet.config["cross_attention_dim"]
         if theirs != self.proj.shape[1]:
@@ -128,7 +128,7 @@ class TokenAppendingHook:
         self._hint, self._get_activation = hint, get_activation
         self._last_append: tuple[Any, Any, Tensor | None] = (None, None, None)  # prompt, now, and what came of them
 
-    def __call__(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
+    def __call__(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
         now = self._get_activation()
         if now is None:
             return None

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...guidance.contract import Residuals, Step
+from ...guidance.contract import Residuals, Step, UNet
 from .. import KeyMarkers, ModelKind
 from ..nn.blocks import Conv2d
 from ..nn.embeddings import check_hint_size, expand_rows, to_hint_pixels
@@ -210,7 +210,7 @@ class T2IAdapter(LayerwiseOffload):
         inputs = (pixels if adapter_config.is_light else adapter_config.widths[0], *adapter_config.widths[:-1])
         self.body = nn.ModuleList(AdapterLevel(adapter_config, i, width) for i, width in enumerate(inputs))
 
-    def bind(self, unet: Any) -> None:
+    def bind(self, unet: UNet) -> None:
         """Check that it fits a diffusers UNet. Raises ValueError if not.
 
         Its levels must have the UNet's widths, and the first must end at the size of the first features (the first

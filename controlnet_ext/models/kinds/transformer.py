@@ -6,16 +6,19 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 from operator import attrgetter
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ...errors import one_line
-from ...guidance.contract import ControlModel, Residuals, Step
+from ...guidance.contract import ControlModel, Residuals, Step, UNet
 from .. import KeyMarkers, ModelKind
 from ..state_dict.strict import load_strict
+
+if TYPE_CHECKING:
+    from diffusers.models.modeling_utils import ModelMixin
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class TransformerControlNet(nn.Module, ControlModel):
     architecture = "controlnet"
     hint_input: Literal["latents"] = "latents"
 
-    def __init__(self, net: Any, family: str):
+    def __init__(self, net: ModelMixin, family: str):
         super().__init__()
         self.net, self.family = net, family
         self._is_net_compiled = False
@@ -89,18 +92,21 @@ class TransformerControlNet(nn.Module, ControlModel):
         """The device on which it computes."""
         return next(self.net.parameters()).device
 
-    def bind(self, base: Any) -> None:
+    def bind(self, base: UNet) -> None:
         """Bind to a transformer. Raises ValueError if the network is for another one."""
-        check_transformer(self.family, BASE_MODELS[self.family].transformer_class, base)
-        theirs, own = base.config["joint_attention_dim"], self.net.config["joint_attention_dim"]
+        transformer = check_transformer(self.family, BASE_MODELS[self.family].transformer_class, base)
+        theirs, own = transformer.config["joint_attention_dim"], self.net.config["joint_attention_dim"]
         if own is not None and theirs != own:
             raise ValueError(f"the ControlNet reads prompts of width {own}, but the model's have {theirs}")
-        theirs, own = _get_width(base), _get_width(self.net)
+        theirs, own = _get_width(transformer), _get_width(self.net)
         if theirs != own:
             raise ValueError(f"the ControlNet is {own} numbers wide, but the model {theirs}")
-        self._block_counts = len(base.transformer_blocks), len(getattr(base, "single_transformer_blocks", ()))
+        self._block_counts = (
+            len(transformer.transformer_blocks),
+            len(getattr(transformer, "single_transformer_blocks", ())),
+        )
         if self.family == "sd3" and self.net.pos_embed is None:  # SD3.5's large ones have the base's
-            self.net.pos_embed = self.net._get_pos_embed_from_transformer(base).to(self.device, self.net.dtype)
+            self.net.pos_embed = self.net._get_pos_embed_from_transformer(transformer).to(self.device, self.net.dtype)
 
     def hint(self, image: np.ndarray | Tensor) -> Tensor:
         """Return the network's input for a map's latents `(B, C, h, w)`; packed as tokens, `(B, h w / 4, 4 C)`."""
@@ -150,11 +156,12 @@ class TransformerControlNet(nn.Module, ControlModel):
         return {"network": f"diffusers.{type(self.net).__name__}"}
 
 
-def check_transformer(family: str, expected: str, base: Any) -> None:
-    """Raise ValueError unless `base` is the transformer of that family's networks."""
+def check_transformer(family: str, expected: str, base: UNet) -> ModelMixin:
+    """Return `base`, the transformer of that family's networks. Raises ValueError if it is none."""
     kind = type(base).__name__
     if kind != expected:
         raise ValueError(f"a ControlNet for {family} guides a {expected}, but the model is a {kind}")
+    return cast("ModelMixin", base)
 
 
 def expand_to_blocks(samples: Sequence[Tensor], blocks: int, family: str) -> tuple[Tensor, ...]:
@@ -235,9 +242,9 @@ def _find_base(names: Collection[str]) -> str | None:
     return next(found, None)
 
 
-def _get_width(net: Any) -> int:
+def _get_width(net: ModelMixin) -> int:
     return net.config["num_attention_heads"] * net.config["attention_head_dim"]
 
 
-def _is_float_tensor(value: Any) -> bool:
+def _is_float_tensor(value: object) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...guidance.contract import Residuals, Step
+from ...guidance.contract import Residuals, Step, UNet
 from .. import KeyMarkers, ModelKind
 from ..map_types import MapTypeSelection
 from ..nn.blocks import LayerNorm, Linear, cast_like
@@ -86,7 +86,7 @@ class ControlNetUnion(MapTypeSelection, ControlNetWrapper):
         told.types = tuple(types)
         return told
 
-    def bind(self, unet: Any) -> None:
+    def bind(self, unet: UNet) -> None:
         """Bind the network, like `ControlNet.bind`."""
         self.net.bind(unet)
 

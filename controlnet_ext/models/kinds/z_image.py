@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...guidance.contract import Residuals
+from ...guidance.contract import Residuals, UNet
 from .. import KeyMarkers, ModelKind
 from ..state_dict.strict import load_strict
 from .transformer import TransformerControlNet, TransformerStep, build_network, check_transformer
+
+if TYPE_CHECKING:
+    from diffusers.models.modeling_utils import ModelMixin
 
 CONTROLNET_CLASS, TRANSFORMER_CLASS = "ZImageControlNetModel", "ZImageTransformer2DModel"
 KEY_PREFIXES = ("control_layers.", "control_all_x_embedder.")
@@ -42,24 +45,26 @@ class ZImageControlNet(TransformerControlNet):
     the unit's weight, like the authors' `control_context_scale`.
     """
 
-    def __init__(self, net: Any):
+    def __init__(self, net: ModelMixin):
         super().__init__(net, "z-image")
         self._layer_count = 0  # of the transformer
 
-    def bind(self, base: Any) -> None:
+    def bind(self, base: UNet) -> None:
         """Bind to a transformer, whose embedders it then uses. Raises ValueError if it is for another one."""
-        check_transformer(self.family, TRANSFORMER_CLASS, base)
-        theirs, own = base.config["dim"], self.net.config["dim"]
+        transformer = check_transformer(self.family, TRANSFORMER_CLASS, base)
+        theirs, own = transformer.config["dim"], self.net.config["dim"]
+        self._layer_count = len(transformer.layers)
         last = max(self.net.config["control_layers_places"])
-        if theirs != own or last >= len(base.layers):
-            sizes = f"{own} numbers wide for {last + 1} layers or more, but the model {theirs} with {len(base.layers)}"
+        if theirs != own or last >= self._layer_count:
+            sizes = f"{own} numbers wide for {last + 1} layers or more, but the model {theirs} with {self._layer_count}"
             raise ValueError(f"the ControlNet is {sizes}")
-        if self.net.config["control_in_dim"] < base.in_channels:
+        if self.net.config["control_in_dim"] < transformer.in_channels:
             read = self.net.config["control_in_dim"]
-            raise ValueError(f"the ControlNet reads {read} channels, but the model's latents have {base.in_channels}")
-        self._layer_count = len(base.layers)
+            raise ValueError(
+                f"the ControlNet reads {read} channels, but the model's latents have {transformer.in_channels}"
+            )
         # not as modules: they are the base's, and do not move with this network
-        self.net.__dict__.update({name: getattr(base, name) for name in SHARED_MODULES})
+        self.net.__dict__.update({name: getattr(transformer, name) for name in SHARED_MODULES})
 
     def hint(self, image: np.ndarray | Tensor) -> Tensor:
         """Return the network's input `(B, C', 1, h, w)` for a map's latents `(B, C, h, w)`.

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ...guidance.contract import UNet
 
 SD_SKIPS = (320, 320, 320, 320, 640, 640, 640, 1280, 1280, 1280, 1280, 1280)
 SDXL_SKIPS = (320, 320, 320, 320, 640, 640, 640, 1280, 1280)
@@ -23,7 +27,7 @@ class UNetSignature:
     middle_channels: int
 
     @classmethod
-    def from_unet(cls, unet: Any) -> UNetSignature:
+    def from_unet(cls, unet: UNet) -> UNetSignature:
         """The layout of a diffusers UNet2DConditionModel or UNetMotionModel, with or without LoRA layers on it."""
         config = unet.config
         skips = [config["block_out_channels"][0]]
@@ -79,7 +83,7 @@ def incompatibility(net: UNetSignature, unet: UNetSignature) -> str | None:
     return f"the ControlNet has {what} {_format_number(a)}, but the model has {_format_number(b)}"
 
 
-def _get_prompt_width(config: Any) -> int | None:
+def _get_prompt_width(config: Mapping[str, Any]) -> int | None:
     """Width of the prompt embeddings a pipeline passes; Kolors' UNet projects them to its own width first."""
     if config["encoder_hid_dim_type"] == "text_proj":
         return config["encoder_hid_dim"]
