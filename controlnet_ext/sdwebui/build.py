@@ -24,8 +24,8 @@ from ..maps.control_map import ControlMap
 from ..maps.resize import fit
 from ..models.map_types import MapTypeSelection
 from .catalog import ModelCatalog
+from .images import ImageMaskPair
 from .modules import find_module, parameters_from_sliders
-from .pictures import ImageMaskPair
 from .units import WebuiUnit
 
 Loader = Callable[[str], PreprocessorCall]  # gives a preprocessor by its canonical name

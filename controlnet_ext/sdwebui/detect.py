@@ -12,8 +12,8 @@ from ..preprocessors.poses.json import encode_poses, parse_poses
 from ..preprocessors.poses.key_points import Poses
 from ..preprocessors.registry import LoadedPreprocessor, list_preprocessors
 from .fields import IMAGE_REF, ImageField, JsonObject, NumberField, TextField, is_empty_value
+from .images import check_total_pixels, decode_base64_mask, encode_png_base64, parse_image_mask_pairs
 from .modules import describe_sliders, find_module, parameters_from_sliders
-from .pictures import check_total_pixels, decode_base64_mask, encode_png_base64, parse_image_mask_pairs
 from .units import SLIDER_BOUND, SLIDER_RULE
 
 API_VERSION = 3

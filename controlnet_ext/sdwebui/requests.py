@@ -35,7 +35,7 @@ from .fields import (
     TextField,
     UnsupportedField,
 )
-from .pictures import ImageMaskPair, check_total_pixels, decode_base64_image, decode_base64_mask
+from .images import ImageMaskPair, check_total_pixels, decode_base64_image, decode_base64_mask
 from .units import RESIZE_MODES, UnitFields, WebuiUnit, parse_webui_unit
 
 SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {  # a name in `SCHEDULER_CLASSES`, and settings of the scheduler

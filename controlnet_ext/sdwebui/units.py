@@ -23,8 +23,8 @@ from .fields import (
     UnsupportedField,
     is_empty_value,
 )
+from .images import MAX_UNIT_IMAGES, ImageMaskPair, decode_base64_mask, parse_image_mask_pairs
 from .modules import find_module
-from .pictures import MAX_UNIT_IMAGES, ImageMaskPair, decode_base64_mask, parse_image_mask_pairs
 
 RESIZE_MODES = (
     *(("Just Resize", "stretch"), ("Crop and Resize", "crop"), ("Resize and Fill", "fill")),

@@ -16,8 +16,8 @@ from ..generation.recipe import GuidanceSetup
 from ..generation.render import count_steps, render
 from ..sdwebui.build import BuiltUnit, HostInputs, InpaintCrop, Loader, UnitBuilder, find_initial_noise_image
 from ..sdwebui.catalog import ModelCatalog
+from ..sdwebui.images import encode_png_base64
 from ..sdwebui.infotext import format_infotext
-from ..sdwebui.pictures import encode_png_base64
 from ..sdwebui.requests import WebuiRequest, create_scheduler
 from .worker import GenerationProgress, check_abandoned
 

@@ -11,8 +11,8 @@ import gradio as gr
 from ..files.disk import parse_json
 from ..sdwebui.control_types import list_control_types
 from ..sdwebui.detect import detect_maps, render_poses
+from ..sdwebui.images import decode_base64_image
 from ..sdwebui.modules import describe_sliders, find_module
-from ..sdwebui.pictures import decode_base64_image
 from . import host, presets
 from .gradio_images import get_image_and_mask
 

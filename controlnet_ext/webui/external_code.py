@@ -9,7 +9,7 @@ from typing import Any
 
 from ..maps.resize import compute_fit_resolution
 from ..sdwebui.detect import API_VERSION, list_modules
-from ..sdwebui.pictures import encode_png_base64
+from ..sdwebui.images import encode_png_base64
 from . import host
 from .inputs import parse_unit_arguments
 

@@ -21,7 +21,7 @@ from ..files.image_reader import read_image, read_mask
 from ..files.image_writer import write_image
 from ..generation.inpainting import Postprocess
 from ..sdwebui.build import HostInputs, InpaintCrop
-from ..sdwebui.pictures import ImageMaskPair
+from ..sdwebui.images import ImageMaskPair
 from ..sdwebui.units import RESIZE_MODES, WebuiUnit
 from . import host
 from .gradio_images import read_canvas

@@ -16,7 +16,7 @@ folder = place / "models" / "ControlNet"
 folder.mkdir(parents=True)
 control().save_pretrained(folder / "net")
 host = install(MonkeyPatch(), place, UNetModel(unet()))
-from controlnet_ext.sdwebui.pictures import encode_png_base64
+from controlnet_ext.sdwebui.images import encode_png_base64
 from controlnet_ext.webui.script import ControlNetScript
 
 image = encode_png_base64(np.asarray(picture()))

@@ -33,7 +33,7 @@ def network(host):
 
 
 def encoded():
-    from controlnet_ext.sdwebui.pictures import encode_png_base64
+    from controlnet_ext.sdwebui.images import encode_png_base64
 
     return encode_png_base64(np.asarray(picture()))
 
@@ -261,7 +261,7 @@ def test_the_settings_say_whether_png_info_brings_units_back(host):
 
 
 def test_a_units_pictures_are_saved_beside_the_results_and_come_back(host, tmp_path):
-    from controlnet_ext.sdwebui.pictures import encode_png_base64 as base64_of
+    from controlnet_ext.sdwebui.images import encode_png_base64 as base64_of
     from controlnet_ext.webui.script import ControlNetScript
 
     results, script = tmp_path / "results", ControlNetScript()
