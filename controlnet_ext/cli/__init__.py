@@ -81,14 +81,6 @@ def program() -> NoReturn:
     os._exit(code)
 
 
-def build_parser(name: str, argv: list[str]) -> ArgumentParser:
-    """Build the parser of the command `name`; `argv` is its command line, on which some flags depend.
-
-    Raises ValueError for an unknown command, and what the command raises for `argv`.
-    """
-    return _build_parser(_load_command(name), f"controlnet-ext {name}", argv)
-
-
 def _build_parser(command: ModuleType, prog: str, argv: list[str]) -> ArgumentParser:
     description = (command.__doc__ or "").strip()
     parser = _CommandParser(prog, description=description, allow_abbrev=False, formatter_class=_HelpFormatter)

@@ -9,6 +9,7 @@ import pytest
 import controlnet_ext
 from controlnet_ext import cli
 from controlnet_ext.generation.options import UNIT_KEYS
+from controlnet_ext.sdwebui.fields import RequestLimits
 from controlnet_ext.training.config import MAX_LAYOUT_FACTOR, TrainingSchedule
 
 COMMANDS = cli._list_commands()
@@ -26,13 +27,20 @@ def help_of(capsys, *words):
 @pytest.mark.parametrize("name", COMMANDS)
 def test_each_flag_of_a_command_has_a_help(name, capsys):
     out = help_of(capsys, name)
-    for action in cli.build_parser(name, [])._actions:
+    for action in cli._build_parser(cli._load_command(name), "", [])._actions:
         assert action.help, action.dest
         if action.help is not SUPPRESS:
             word = action.option_strings[-1] if action.option_strings else action.metavar
             assert word in out
     assert (out.startswith(f"usage: controlnet-ext {name} ") and "Exit code 0" in out) or name == "preprocessors"
     assert max(map(len, out.splitlines())) <= 120
+
+
+@pytest.mark.parametrize("flag", ["--images", "--pictures"])
+def test_the_old_name_of_a_flag_is_read_but_not_listed(flag, capsys):
+    parser = cli._build_parser(cli._load_command("serve"), "", [])
+    assert parser.parse_args([flag, "7"]).images == 7 and parser.parse_args([]).images == RequestLimits.max_images
+    assert (flag in help_of(capsys, "serve")) == (flag == "--images")
 
 
 def test_the_overview_lists_all_commands_with_a_sentence(capsys):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import re
-from argparse import ArgumentParser, Namespace
+from argparse import SUPPRESS, ArgumentParser, Namespace
 from contextlib import ExitStack
 from typing import NamedTuple
 
@@ -44,7 +44,7 @@ NUMBER_OPTIONS = {
     "units": NumberOption(DEFAULT_LIMITS.max_units, 1, MAX_UNITS, "most units of a request"),
     "side": NumberOption(DEFAULT_LIMITS.max_side, 64, 8192, "largest width and height of an image in pixels"),
     "steps": NumberOption(DEFAULT_LIMITS.max_steps, 1, 1000, "most steps of an image"),
-    "pictures": NumberOption(DEFAULT_LIMITS.max_images, 1, 100, "most images of a request"),
+    "images": NumberOption(DEFAULT_LIMITS.max_images, 1, 100, "most images of a request"),
 }
 TOKEN_VARIABLE = "CONTROLNET_EXT_TOKEN"
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
@@ -79,6 +79,7 @@ def arguments(parser: ArgumentParser, argv: list[str]) -> None:
     for name, option in NUMBER_OPTIONS.items():
         help = f"{option.help}, {option.low}..{option.high}"
         parser.add_argument(f"--{name}", metavar="N", type=int, default=option.default, help=help)
+    parser.add_argument("--pictures", dest="images", type=int, default=SUPPRESS, help=SUPPRESS)  # its name in 0.1.0
     parser.add_argument("--quiet", action="store_true", help="print no line for each request")
     parser.add_argument("--device", metavar="D", help=DEVICE_HELP)
     parser.add_argument("--dtype", metavar="T", help=DTYPE_HELP)
@@ -110,7 +111,7 @@ def run(options: Namespace) -> int:
     check_choice("dtype", dtype, DTYPES)
     library = Library(options.library, download=not options.no_download)
     catalog = ModelCatalog(options.controls or (), options.model)
-    limits = RequestLimits(options.units, options.side, options.steps, options.pictures)
+    limits = RequestLimits(options.units, options.side, options.steps, options.images)
     with ExitStack() as stack:
         sockets = [stack.enter_context(each) for each in bind_sockets(options.host, options.port)]
         loader = create_preprocessor_loader(device, library)
