@@ -198,8 +198,8 @@ def _build_map(result: object, spec: Preprocessor, work_image: np.ndarray, heigh
     is_rendered = callable(result)
     if callable(result):
         result = result(height, width)
-    pixels, values = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
-    _check_pixels(pixels, spec.name)
+    given, values = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
+    pixels = _check_pixels(given, spec.name)
     if isinstance(values, np.ndarray) and values.shape[:2] == work_image.shape[:2]:
         values = np.ascontiguousarray(values[:height, :width])
     if not is_rendered:  # of a map of another size, as tile_resample's, the same part
@@ -215,8 +215,8 @@ def _build_map(result: object, spec: Preprocessor, work_image: np.ndarray, heigh
     return ControlMap(pixels, spec.makes, values, fine)
 
 
-def _check_pixels(pixels: Any, name: str) -> None:
-    """Raise TypeError or ValueError unless a preprocessor returned the pixels of a map."""
+def _check_pixels(pixels: object, name: str) -> np.ndarray:
+    """Return the pixels of a map that a preprocessor returned. Raises TypeError or ValueError where it did not."""
     expected = "expected an array (H, W) or (H, W, 3) of uint8, or (H, W) of uint16"
     if not isinstance(pixels, np.ndarray):
         given = "nothing" if pixels is None else f"{type(pixels).__name__} {quote_value(pixels)}"
@@ -229,6 +229,7 @@ def _check_pixels(pixels: Any, name: str) -> None:
         )
     if 0 in pixels.shape:
         raise ValueError(f"{name} returned an array of shape {pixels.shape}, which has no pixels")
+    return pixels
 
 
 def preprocessor(

@@ -192,7 +192,7 @@ def _check_model(model: object) -> None:
         raise TypeError(f"model {quote_value(model)} is no control model; load(path) gives one")
 
 
-def _check_image(image: Any) -> None:
+def _check_image(image: object) -> None:
     if isinstance(image, list):
         raise TypeError(
             "a list of images: PerSample([...]) has one for each picture, a tuple has images that act together"
@@ -203,7 +203,7 @@ def _check_image(image: Any) -> None:
         )
 
 
-def _parse_layers(layers: Any) -> tuple[float, ...]:
+def _parse_layers(layers: object) -> tuple[float, ...]:
     if isinstance(layers, str) or not isinstance(layers, Sequence | np.ndarray) or not len(layers):
         raise TypeError(f"layers {quote_value(layers)}, expected a list of numbers")
     for factor in layers:

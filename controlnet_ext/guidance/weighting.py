@@ -54,7 +54,7 @@ class WeightSchedule:
         return self.points[-1][1]
 
 
-def check_weight(weight: Any) -> float:
+def check_weight(weight: object) -> float:
     """Return the weight as a float. Raises TypeError if it is no number, ValueError if it is outside -2..2."""
     if not isinstance(weight, Real) or isinstance(weight, bool):
         raise TypeError(f"weight {weight!r} is {type(weight).__name__}, expected a number -{MAX_WEIGHT}..{MAX_WEIGHT}")

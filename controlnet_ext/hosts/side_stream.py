@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from types import ModuleType
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ class SideStream:
     recorded.
     """
 
-    def __init__(self, device: torch.device, cuda: Any):
+    def __init__(self, device: torch.device, cuda: ModuleType):
         self._device, self._cuda = device, cuda
         self._stream = cuda.Stream(device)
         self._has_work = False
@@ -55,6 +56,6 @@ class LazyResiduals(tuple[Tensor, ...]):
         self._wait()
         return super().__iter__()
 
-    def __getitem__(self, index: Any) -> Any:
+    def __getitem__(self, index: SupportsIndex | slice[Any, Any, Any]) -> Any:
         self._wait()
         return super().__getitem__(index)

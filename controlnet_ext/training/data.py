@@ -226,10 +226,12 @@ def _read_metadata(path: Path) -> list[tuple[Path, str, Path | None]]:
 def _find_map(row: dict[str, Any], where: str) -> object:
     """Return the file of the map that a row names, None if it names none."""
     given = {name: row[name] for name in MAP_COLUMNS if row.get(name) is not None}
-    first, *others = given or [None]
+    if not given:
+        return None
+    first, *others = given
     if any(given[other] != given[first] for other in others):
         raise ValueError(f"{where}: {first} and {others[0]} name different maps: remove one")
-    return given[first] if given else None
+    return given[first]
 
 
 def _resolve_inside(folder: Path, name: object, where: str) -> Path:

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diffusers import UNet2DConditionModel, UNetMotionModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...guidance.contract import AttentionModel, Residuals
 from ...guidance.schedule import Span
@@ -18,6 +18,7 @@ from ..session import GuidedUNet, GuideSession
 from .host import (
     DenoiserCall,
     DiffusersHost,
+    Pipeline,
     StepCounter,
     UNetCall,
     find_prompted_copies,
@@ -26,13 +27,16 @@ from .host import (
 )
 from .transformer_call import CALL_TYPES, TRANSFORMER_NAMES
 
+if TYPE_CHECKING:
+    from diffusers.models.modeling_utils import ModelMixin
+
 
 class UNetHook(GuidedUNet):
     """A UNet or transformer with a hook before and one after each call; guides nest in one thread."""
 
     sessions: list[PipelineSession]  # type: ignore[assignment]
 
-    def __init__(self, unet: Any):
+    def __init__(self, unet: nn.Module):
         super().__init__(unet)
         self._uninstall = self._install()
 
@@ -113,19 +117,19 @@ class UNetHook(GuidedUNet):
         return lambda: setattr(self.unet, "_compiled_call_impl", compiled)
 
 
-def make_call(unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> DenoiserCall:
+def make_call(unet: ModelMixin, args: tuple[Any, ...], kwargs: dict[str, Any]) -> DenoiserCall:
     """Return the call of a UNet or a transformer with these arguments."""
     kind: type[DenoiserCall] = CALL_TYPES.get(type(unet).__name__, UNetCall)
     return kind(unet, args, kwargs)
 
 
-def is_compiled(unet: Any) -> bool:
+def is_compiled(unet: nn.Module) -> bool:
     """Return True if torch.compile has the UNet, or blocks of it."""
     compiled = (getattr(module, "_compiled_call_impl", None) for module in unwrap_compiled(unet).modules())
     return unwrap_compiled(unet) is not unet or any(call is not None for call in compiled)
 
 
-def unwrap_compiled(unet: Any) -> Any:
+def unwrap_compiled(unet: nn.Module) -> Any:
     """Return the UNet inside of `torch.compile(unet)`, or `unet` itself."""
     return getattr(unet, "_orig_mod", unet)
 
@@ -163,7 +167,7 @@ class PipelineSession(GuideSession):
     The hook on the UNet calls `observe` and `guide_call` before each UNet call, and `apply_post_steps` after it.
     """
 
-    def __init__(self, pipe: Any, unet: Any, units: Iterable[Unit]):
+    def __init__(self, pipe: Pipeline, unet: ModelMixin, units: Iterable[Unit]):
         self.denoiser = get_denoiser(pipe)
         self._transformer_name = type(unet).__name__ if type(unet).__name__ in TRANSFORMER_NAMES else None
         super().__init__(units, unet)
@@ -255,13 +259,13 @@ def _check_for_transformer(unit: Unit, kind: str) -> None:
             raise ValueError(f"{name} of a unit acts on UNets only, but the model is a {kind}")
 
 
-def get_denoiser(pipe: Any) -> Any:
+def get_denoiser(pipe: Pipeline) -> Any:
     """Return the UNet of a pipeline, or its transformer if it has none."""
     unet = getattr(pipe, "unet", None)
     return getattr(pipe, "transformer", None) if unet is None else unet
 
 
-def _get_guidable_unet(pipe: Any) -> Any:
+def _get_guidable_unet(pipe: Pipeline) -> Any:
     """The UNet of a pipeline that can be guided."""
     name, unet = type(pipe).__name__, unwrap_compiled(get_denoiser(pipe))
     if unet is None:

@@ -7,7 +7,7 @@ import inspect
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -15,13 +15,31 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
 from ...guidance.after_steps import PREDICTION_TYPES, NoiseLevel
-from ...guidance.contract import Residuals, Step
+from ...guidance.contract import Residuals, Step, UNet
 from ...guidance.schedule import Span
 from ..side_stream import LazyResiduals, SideStream
 
+if TYPE_CHECKING:
+    from diffusers.models.modeling_utils import ModelMixin
+    from diffusers.modular_pipelines.modular_pipeline import ModularPipeline
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+Pipeline: TypeAlias = "DiffusionPipeline | ModularPipeline"
 SKIPS_ARGUMENT, MIDDLE_ARGUMENT = "down_block_additional_residuals", "mid_block_additional_residual"
 ENCODER_ARGUMENT = "down_intrablock_additional_residuals"
 SHARED_UNET_ADVICE = "another pipeline that shares the UNet needs a guide of its own"
+
+
+class Scheduler(Protocol):
+    """A scheduler of diffusers. Its other members differ from class to class."""
+
+    timesteps: Tensor
+
+    @property
+    def config(self) -> Any:
+        """The settings by name."""
+
+    def __getattr__(self, name: str) -> Any: ...
 
 
 class DenoiserCall:
@@ -34,7 +52,7 @@ class DenoiserCall:
     frames: int = 1
     x: Tensor
 
-    def __init__(self, unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]):
+    def __init__(self, unet: ModelMixin, args: tuple[Any, ...], kwargs: dict[str, Any]):
         self._names = list(inspect.signature(type(unet).forward).parameters)[1:]
         self._args, self._kwargs = args, kwargs
         self.unet = unet
@@ -50,7 +68,7 @@ class DenoiserCall:
         """The residuals that the pipeline passes itself, None without any."""
         raise NotImplementedError
 
-    def find_timestep(self, scheduler: Any) -> Tensor:
+    def find_timestep(self, scheduler: Scheduler) -> Tensor:
         """Return the scheduler's timestep `(1,)` or `(B,)` of this call."""
         raise NotImplementedError
 
@@ -78,7 +96,7 @@ class DenoiserCall:
 class UNetCall(DenoiserCall):
     """The arguments of a UNet call."""
 
-    def __init__(self, unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]):
+    def __init__(self, unet: ModelMixin, args: tuple[Any, ...], kwargs: dict[str, Any]):
         super().__init__(unet, args, kwargs)
         given = self.arguments
         x, t, context = given["sample"], given["timestep"], given["encoder_hidden_states"]
@@ -87,7 +105,7 @@ class UNetCall(DenoiserCall):
         self.t = torch.as_tensor(t, device=x.device).reshape(-1)
         self.context = context
 
-    def find_timestep(self, scheduler: Any) -> Tensor:
+    def find_timestep(self, scheduler: Scheduler) -> Tensor:
         """Return the scheduler's timestep `(1,)` or `(B,)` of this call."""
         return self.t
 
@@ -158,7 +176,7 @@ class StepCounter:
     apart.
     """
 
-    def __init__(self, pipe: Any, t: Tensor):
+    def __init__(self, pipe: Pipeline, t: Tensor):
         self.scheduler, self.timesteps = pipe.scheduler, pipe.scheduler.timesteps
         self.is_last_step = self.has_repeated_steps = False
         self._pipe, self._call_count, self._index = pipe, 0, -1
@@ -195,7 +213,7 @@ class StepCounter:
         return self.spans[index]
 
 
-def _count_steps(pipe: Any, t: float, timesteps: list[float]) -> int:
+def _count_steps(pipe: Pipeline, t: float, timesteps: list[float]) -> int:
     """Return the number of steps of the run that begins at `t`."""
     places = [place for place, value in enumerate(timesteps) if value == t]
     if not places:
@@ -211,7 +229,7 @@ def _count_steps(pipe: Any, t: float, timesteps: list[float]) -> int:
     return count
 
 
-def get_guider_state(pipe: Any) -> dict[str, Any] | None:
+def get_guider_state(pipe: Pipeline) -> dict[str, Any] | None:
     """Return the state of a modular pipeline's guider (diffusers 0.42, guider_utils.py).
 
     None without a guider, or while it prepares no call.
@@ -221,7 +239,7 @@ def get_guider_state(pipe: Any) -> dict[str, Any] | None:
     return state if state is not None and state.get("step") is not None and state["count_prepared"] else None
 
 
-def find_prompted_copies(pipe: Any) -> tuple[bool, ...] | None:
+def find_prompted_copies(pipe: Pipeline) -> tuple[bool, ...] | None:
     """Return for each copy of the images that the pipeline stacks in a batch, True if it has the prompt.
 
     With guidance the first copy has not; with perturbed attention guidance there is one more that has (diffusers 0.42,
@@ -255,14 +273,14 @@ def identify_rows(copies: tuple[bool, ...] | None, call: DenoiserCall) -> tuple[
     return positive, samples
 
 
-def _count_skips(unet: Any) -> int:
+def _count_skips(unet: UNet) -> int:
     return 1 + sum(len(level.resnets) + bool(level.downsamplers) for level in unet.down_blocks)
 
 
 class DiffusersHost:
     """The pipeline and its UNet during one run; the `Host` of `controlnet_ext.guidance.contract`."""
 
-    def __init__(self, pipe: Any, unet: Any):
+    def __init__(self, pipe: Pipeline, unet: UNet):
         self.unet = unet
         self._pipe = pipe
         self._call: DenoiserCall | None = None
@@ -311,7 +329,7 @@ class DiffusersHost:
 
 
 @torch.no_grad()
-def encode_vae_image(vae: Any, image: np.ndarray, device: torch.device, apply_vae_shift: bool = True) -> Tensor:
+def encode_vae_image(vae: ModelMixin, image: np.ndarray, device: torch.device, apply_vae_shift: bool = True) -> Tensor:
     """Return the VAE's mode `(B, C, h, w)`, scaled as the UNet sees it, of RGB uint8 `(H, W, 3)` or `(B, H, W, 3)`."""
     pixels = torch.from_numpy(image.reshape(-1, *image.shape[-3:])).permute(0, 3, 1, 2).to(device)
     video = "temperal_downsample" in vae.config  # Qwen-Image's VAE is one of videos; a picture is a frame
@@ -339,7 +357,7 @@ def _upcast_vae(vae: Any) -> Iterator[None]:
         vae.to(torch.float16)
 
 
-def read_noise_level(scheduler: Any, t: float) -> NoiseLevel:
+def read_noise_level(scheduler: Scheduler, t: float) -> NoiseLevel:
     """Return the noise level of the UNet call at timestep `t`. Raises ValueError for other models of noise."""
     name, config = type(scheduler).__name__, scheduler.config
     if config.get("prediction_type", "epsilon") not in PREDICTION_TYPES:
@@ -353,7 +371,7 @@ def read_noise_level(scheduler: Any, t: float) -> NoiseLevel:
     return NoiseLevel(config.get("prediction_type", "epsilon"), signal, max(1 - signal**2, 0.0) ** 0.5)
 
 
-def _compute_signal(scheduler: Any, t: float) -> float:
+def _compute_signal(scheduler: Scheduler, t: float) -> float:
     scale = float(scheduler.scale_model_input(torch.ones(()), t))  # 1 / sqrt(1 + sigma^2) where it scales at all
     if scale != 1:
         return scale

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,7 +12,10 @@ from ...guidance.contract import Residuals
 from ...guidance.schedule import Span
 from ...models.kinds.transformer import TransformerStep, expand_to_blocks
 from ..side_stream import SideStream
-from .host import DenoiserCall
+from .host import DenoiserCall, Scheduler
+
+if TYPE_CHECKING:
+    from diffusers.models.modeling_utils import ModelMixin
 
 PATCH_SIZE = 2  # latents of a side of one token
 
@@ -32,11 +35,11 @@ class TransformerCall(DenoiserCall):
     BLOCKS_ARGUMENT, SINGLE_BLOCKS_ARGUMENT = "block_controlnet_hidden_states", ""
     REPEATED_ARGUMENT = ""
 
-    def __init__(self, unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]):
+    def __init__(self, unet: ModelMixin, args: tuple[Any, ...], kwargs: dict[str, Any]):
         super().__init__(unet, args, kwargs)
         self.x = self._get_latents()
 
-    def find_timestep(self, scheduler: Any) -> Tensor:
+    def find_timestep(self, scheduler: Scheduler) -> Tensor:
         """Return the scheduler's timestep `(1,)` of this call."""
         return self._timestep.float().to(scheduler.timesteps.device)
 
@@ -109,7 +112,7 @@ class FluxCall(TransformerCall):
     BLOCKS_ARGUMENT, SINGLE_BLOCKS_ARGUMENT = "controlnet_block_samples", "controlnet_single_block_samples"
     REPEATED_ARGUMENT = "controlnet_blocks_repeat"
 
-    def find_timestep(self, scheduler: Any) -> Tensor:
+    def find_timestep(self, scheduler: Scheduler) -> Tensor:
         """Return the scheduler's timestep `(1,)`; the call has a thousandth of it, in the dtype of the latents."""
         return _find_closest_timestep(scheduler, 1000 * self._timestep)
 
@@ -161,7 +164,7 @@ class ZImageCall(TransformerCall):
     LATENTS_ARGUMENT, TIMESTEP_ARGUMENT = "x", "t"
     BLOCKS_ARGUMENT = "controlnet_block_samples"
 
-    def find_timestep(self, scheduler: Any) -> Tensor:
+    def find_timestep(self, scheduler: Scheduler) -> Tensor:
         """Return the scheduler's timestep `(1,)`; the call has 1 - t / 1000."""
         return _find_closest_timestep(scheduler, 1000 * (1 - self._timestep))
 
@@ -183,7 +186,7 @@ class ZImageCall(TransformerCall):
         return {self.BLOCKS_ARGUMENT: {layer: h for layer, h in enumerate(residuals.skips) if h.ndim} or None}
 
 
-def _find_closest_timestep(scheduler: Any, t: Tensor) -> Tensor:
+def _find_closest_timestep(scheduler: Scheduler, t: Tensor) -> Tensor:
     """Return the scheduler's timestep that is closest to t."""
     near = (scheduler.timesteps - t.float().to(scheduler.timesteps.device)).abs().argmin()
     return scheduler.timesteps[near].reshape(1)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -123,7 +123,7 @@ class LdmHooks(GuidedUNet):
         super().__init__(unet)
         self._guide = guide
         self._residuals: Residuals | None = None
-        self._adapter_blocks = adapter_block_indices(unet.input_blocks)
+        self._adapter_blocks = adapter_block_indices(cast(Any, unet).input_blocks)
         self._handles = ExitStack()
         for handle in self._install():
             self._handles.callback(handle.remove)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...guidance.after_steps import NoiseLevel
 from ...guidance.contract import Step
@@ -22,7 +22,7 @@ LDM_PREDICTION_TYPES = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}  
 class LdmHost:
     """The `Host` of `controlnet_ext.guidance.contract` for ldm. `step` is the present step of the UNet."""
 
-    def __init__(self, unet: LdmUNetView, model: Any):
+    def __init__(self, unet: LdmUNetView, model: nn.Module | None):
         self.unet, self._model = unet, model
         self.step: Step | None = None
         self._generator: tuple[Tensor, torch.Generator] | None = None

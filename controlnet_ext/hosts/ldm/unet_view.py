@@ -5,10 +5,10 @@ Control models read shapes, settings and weights of a UNet through these names.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -24,15 +24,15 @@ class LdmUNetView:
     on a module that is no such UNet.
     """
 
-    def __init__(self, unet: Any):
+    def __init__(self, unet: nn.Module):
         missing = [name for name in UNET_PARTS if not hasattr(unet, name)]
         if missing:
             raise ValueError(f"a {type(unet).__name__} without {missing[0]}, expected ldm's UNetModel")
-        self.unet = unet
-        self.down_blocks = list(_iter_levels(unet.input_blocks))
+        self.unet = cast(Any, unet)  # has ldm's attributes
+        self.down_blocks = list(_iter_levels(self.unet.input_blocks))
         self._ldm_names = ldm_keys.build_key_table([len(level.resnets) for level in self.down_blocks], 1)
         self.mid_block = _BlockView(
-            [part for part in unet.middle_block if _is_resnet(part)], list(unet.middle_block), None
+            [part for part in self.unet.middle_block if _is_resnet(part)], list(self.unet.middle_block), None
         )
         self.config = self._build_config()
 
@@ -85,13 +85,13 @@ class LdmUNetView:
 class _BlockView:
     """A level or the middle block: its resnets, its transformers, and its downsampler."""
 
-    def __init__(self, resnets: list[Any], parts: list[Any], downsampler: Any):
+    def __init__(self, resnets: list[Any], parts: list[Any], downsampler: nn.Module | None):
         self.resnets, self.downsamplers = resnets, [] if downsampler is None else [downsampler]
         self.attentions = [part for part in parts if hasattr(part, "transformer_blocks")]
         self.has_cross_attention = bool(self.attentions)
 
 
-def _iter_levels(blocks: Any) -> Iterator[_BlockView]:
+def _iter_levels(blocks: Iterable[Any]) -> Iterator[_BlockView]:
     resnets: list[Any] = []
     parts: list[Any] = []
     for block in list(blocks)[1:]:
@@ -104,11 +104,11 @@ def _iter_levels(blocks: Any) -> Iterator[_BlockView]:
     yield _BlockView(resnets, parts, None)
 
 
-def _is_resnet(part: Any) -> bool:
+def _is_resnet(part: nn.Module) -> bool:
     return hasattr(part, "in_layers")
 
 
-def adapter_block_indices(blocks: Any) -> list[int]:
+def adapter_block_indices(blocks: Sequence[Any]) -> list[int]:
     """Return the indices of the encoder blocks to whose outputs a T2I-Adapter's residuals are added.
 
     In each level that is the last block with attention; in a level without attention the downsampling block. An

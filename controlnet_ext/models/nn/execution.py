@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import copy
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +14,25 @@ from ...guidance.contract import ControlModel
 from ..state_dict.compatibility import UNetSignature
 
 NET_PREFIX = "net."  # of the tensors of the ControlNet in the state dict of a `ControlNetWrapper`
-BlockRunner = Callable[[Any, Tensor, Tensor, Tensor, int], list[Tensor]]
+BlockRunner = Callable[["ControlNetBlocks", Tensor, Tensor, Tensor, int], list[Tensor]]
 
 
-def run_blocks(net: Any, x: Tensor, time: Tensor, context: Tensor, frames: int) -> list[Tensor]:
+class ControlNetBlocks(Protocol):
+    """The blocks of a ControlNet, all but those that read the map, the timestep and x."""
+
+    down_blocks: nn.ModuleList
+    controlnet_down_blocks: nn.ModuleList
+
+    @property
+    def mid_block(self) -> nn.Module:
+        """The middle block."""
+
+    @property
+    def controlnet_mid_block(self) -> nn.Module:
+        """The zero convolution behind the middle block."""
+
+
+def run_blocks(net: ControlNetBlocks, x: Tensor, time: Tensor, context: Tensor, frames: int) -> list[Tensor]:
     """Compute a ControlNet's outputs behind each skip and the middle block, `(B, C, h, w)` each, for an embedded x `(B,
     C, h, w)` to which the map is added, the time embedding `(B, T)` and the prompt `(B, L, D)`."""
     skips = [x]
@@ -36,7 +51,7 @@ class CompiledBlocks:
         self._compile_arguments = args, kwargs
         self._compiled_blocks = torch.compile(run_blocks, *args, **kwargs)
 
-    def __call__(self, net: Any, x: Tensor, time: Tensor, context: Tensor, frames: int) -> list[Tensor]:
+    def __call__(self, net: ControlNetBlocks, x: Tensor, time: Tensor, context: Tensor, frames: int) -> list[Tensor]:
         return [output.clone() for output in self._compiled_blocks(net, x, time, context, frames)]
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -119,7 +134,10 @@ class ControlNetWrapper(nn.Module, ControlModel):
         self.net.compile(*args, **kwargs)
 
 
-def with_global_average_pooling(model: Any) -> Any:
+Pooled = TypeVar("Pooled", bound=CompilableBlocks)
+
+
+def with_global_average_pooling(model: Pooled) -> Pooled:
     """The model with its residuals averaged over the picture."""
     pooled = copy(model)
     pooled.global_average_pooling = True
