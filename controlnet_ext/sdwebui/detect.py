@@ -24,6 +24,7 @@ class DetectFields(JsonObject):
     """The fields of a request for maps."""
 
     schema_name = "Detection"
+    ignored_names = frozenset(["low_vram"])
 
     controlnet_module = TextField(
         "Preprocessor, by name, label or older name",
@@ -58,9 +59,15 @@ def describe_settings(max_units: int) -> dict[str, int]:
     return {"control_net_unit_count": max_units, "control_net_max_models_num": max_units}
 
 
-def detect_maps(value: object, load_preprocessor: Callable[[str], LoadedPreprocessor]) -> dict[str, Any]:
+def detect_maps(
+    value: object,
+    load_preprocessor: Callable[[str], LoadedPreprocessor],
+    before_each: Callable[[], object] = lambda: None,
+) -> dict[str, Any]:
     """Return the maps of images as PNGs in base64, and the JSON of poses; `load_preprocessor` loads one by name.
 
+    `before_each` is called before each map is made, and may raise to end the work. Members that are no field are named
+    under `warnings`.
     Raises ValueError without an image, for what is no image, and for masks that are not as many as the images.
     """
     fields = DetectFields(value, "the request")
@@ -87,15 +94,20 @@ def detect_maps(value: object, load_preprocessor: Callable[[str], LoadedPreproce
             else own_mask
         )
         pairs.append((pixels, mask))
+    warnings = fields.describe_unknown_members()
+    answer: dict[str, Any] = {"info": "Success", **({"warnings": warnings} if warnings else {})}
     if entry is None:
-        return {"info": "Success", "images": [encode_png_base64(pixels) for pixels, _ in pairs]}
+        return {**answer, "images": [encode_png_base64(pixels) for pixels, _ in pairs]}
     resolution = fields.controlnet_processor_res
     a, b = fields.controlnet_threshold_a, fields.controlnet_threshold_b
     run, parameters = load_preprocessor(entry.name), parameters_from_sliders(entry, resolution, a, b)
-    maps = [run(pixels, mask if entry.needs_mask else None, **parameters) for pixels, mask in pairs]
+    maps = []
+    for pixels, mask in pairs:
+        before_each()
+        maps.append(run(pixels, mask if entry.needs_mask else None, **parameters))
     poses = [encode_poses(each.values) for each in maps if isinstance(each.values, Poses)]
     return {
-        "info": "Success",
+        **answer,
         "images": [encode_png_base64(each.pixels) for each in maps],
         **({"poses": poses} if poses else {}),
     }

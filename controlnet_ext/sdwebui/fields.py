@@ -10,7 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, ClassVar, Generic, TypeVar, overload
+
+from ..errors import quote_value, suggest_names
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -19,6 +22,7 @@ Schema = dict[str, Any]
 
 TRUE_WORDS, FALSE_WORDS = ("true", "1", "1.0", "on", "yes"), ("false", "0", "0.0", "off", "no")
 EMPTY_WORDS = ("", "none", "null")  # text that means no value, in any case
+MAX_WARNINGS = 8  # of one object
 IMAGE_REF: Schema = {"$ref": "#/components/schemas/Image"}
 
 
@@ -56,6 +60,7 @@ class JsonObject:
     """
 
     schema_name: ClassVar[str] = ""  # name of the schema in an OpenAPI document
+    ignored_names: ClassVar[frozenset[str]] = frozenset()  # members that clients send and that mean nothing here
 
     def __init__(self, values: object, owner: str, limits: RequestLimits = RequestLimits()):
         if not isinstance(values, Mapping):
@@ -101,6 +106,16 @@ class JsonObject:
     def make_error(self, name: str, value: object, expected: str) -> ValueError:
         """Return the error for a field's value, in one line."""
         return ValueError(f"{self.owner}: {name} is {format_value(value)}, expected {expected}")
+
+    def describe_unknown_members(self) -> list[str]:
+        """Return a sentence for each member that is no field and none of `ignored_names`, with the nearest fields; for
+        the first `MAX_WARNINGS` of them."""
+        known = [name for field in self.list_fields().values() for name in (field.name, *field.aliases)]
+        unknown = (name for name in self.values if name not in known and name not in self.ignored_names)
+        return [
+            suggest_names(f"{self.owner}: {quote_value(name, 80)} is no field and was ignored", name, known)
+            for name in islice(unknown, MAX_WARNINGS)
+        ]
 
     def check_unsupported(self, table: type[JsonObject]) -> None:
         """Raise ValueError where an unsupported field that `table` itself declares has a value."""

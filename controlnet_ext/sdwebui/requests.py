@@ -250,16 +250,32 @@ class GenerationFields(JsonObject):
     refiner_checkpoint = UnsupportedField()
 
 
+WEBUI_NAMES = frozenset(  # members of both requests that mean nothing here
+    [
+        *("subseed", "seed_resize_from_h", "seed_resize_from_w", "do_not_save_samples", "do_not_save_grid", "eta"),
+        *("s_min_uncond", "s_churn", "s_tmax", "s_tmin", "s_noise", "override_settings_restore_afterwards"),
+        *("refiner_switch_at", "disable_extra_networks", "firstpass_image", "comments", "force_task_id"),
+        *("script_args", "save_images", "infotext"),
+    ]
+)
+TEXT_NAMES = frozenset(["firstphase_width", "firstphase_height"])
+IMAGE_NAMES = frozenset(
+    ["image_cfg_scale", "mask_round", "initial_noise_multiplier", "latent_mask", "include_init_images"]
+)
+
+
 class TextToImageFields(HiresFields, GenerationFields):
     """The fields of txt2img."""
 
     schema_name = "TextToImage"
+    ignored_names = WEBUI_NAMES | TEXT_NAMES
 
 
 class ImageToImageFields(InpaintFields, GenerationFields):
     """The fields of img2img."""
 
     schema_name = "ImageToImage"
+    ignored_names = WEBUI_NAMES | IMAGE_NAMES
 
     init_images = ImageField(
         "The initial image", {"type": "array", "items": IMAGE_REF, "minItems": 1, "maxItems": 1}, is_required=True
@@ -274,7 +290,7 @@ class WebuiRequest(GenerationRequest):
 
     `units` are the units that are on, with their places in the request, from 1. `init_source` is the initial image
     `(H, W, 3)` with its mask, which units without an image take; `fit` is how it came to the size of `init_image`.
-    `image_count` images have the seeds `seed`, `seed` + 1, …
+    `image_count` images have the seeds `seed`, `seed` + 1, … `warnings` are sentences about members that were ignored.
     """
 
     prompt: str
@@ -287,6 +303,7 @@ class WebuiRequest(GenerationRequest):
     fit: str = "stretch"
     returns_images: bool = True
     checkpoint: str | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def parse_generation_request(
@@ -328,6 +345,7 @@ def parse_generation_request(
         units=_parse_units(fields),
         returns_images=fields.send_images,
         checkpoint=override.sd_model_checkpoint or None,
+        warnings=tuple(_list_warnings(fields)),
         **(
             _parse_init_image(fields, height, width)
             if isinstance(fields, ImageToImageFields)
@@ -356,8 +374,26 @@ def _parse_init_image(fields: ImageToImageFields, height: int, width: int) -> di
     return arguments
 
 
+def _list_warnings(fields: GenerationFields) -> list[str]:
+    """Return a sentence for each member of the request, its settings and its units that is no field."""
+    objects: list[JsonObject] = [fields, fields.override_settings]
+    objects += [
+        UnitFields(unit, f"unit {i}") for i, unit in enumerate(_list_units(fields), 1) if isinstance(unit, dict)
+    ]
+    return [text for each in objects for text in each.describe_unknown_members()]
+
+
 def _parse_units(fields: GenerationFields) -> tuple[tuple[int, WebuiUnit], ...]:
     """Return the units that are on with their places, from alwayson_scripts, else from the older controlnet_units."""
+    listed = _list_units(fields)
+    if len(listed) > fields.limits.max_units:
+        raise ValueError(f"{len(listed)} units, expected up to {fields.limits.max_units}")
+    units = [(i, parse_webui_unit(unit, f"unit {i}")) for i, unit in enumerate(listed, 1)]
+    return tuple((i, unit) for i, unit in units if unit is not None)
+
+
+def _list_units(fields: GenerationFields) -> list[Any]:
+    """Return the units as they stand in the request."""
     listed: list[Any] = []
     for title, script in JsonObject(fields.alwayson_scripts or {}, "alwayson_scripts").values.items():
         if title.casefold() not in SCRIPT_TITLES:
@@ -371,7 +407,4 @@ def _parse_units(fields: GenerationFields) -> tuple[tuple[int, WebuiUnit], ...]:
         if not isinstance(older, list):
             raise fields.make_error("controlnet_units", older, "a list of units")
         listed = older
-    if len(listed) > fields.limits.max_units:
-        raise ValueError(f"{len(listed)} units, expected up to {fields.limits.max_units}")
-    units = [(i, parse_webui_unit(unit, f"unit {i}")) for i, unit in enumerate(listed, 1)]
-    return tuple((i, unit) for i, unit in units if unit is not None)
+    return listed

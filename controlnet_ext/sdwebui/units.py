@@ -55,6 +55,13 @@ class UnitFields(JsonObject):
     """The fields of a unit, in the spelling of sd-webui-controlnet 1.1."""
 
     schema_name = "Unit"
+    ignored_names = frozenset(
+        [
+            *("is_ui", "batch_images", "output_dir", "loopback", "pulid_mode", "generated_image"),
+            *("use_preview_as_input", "batch_mask_dir", "animatediff_batch", "batch_modifiers", "batch_image_files"),
+            "batch_keyframe_idx",
+        ]
+    )
 
     enabled = BoolField("By default true where there is a model, a module or an image", None)
     module = TextField(

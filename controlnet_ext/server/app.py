@@ -23,6 +23,7 @@ from ..errors import suggest_names
 from ..sdwebui.fields import Schema
 from .http import error_response
 from .openapi import make_openapi_document
+from .page import create_page_routes
 from .routes import CONTROL_ROUTES, SERVER_ROUTES, ApiRoute, ControlContext, ServerContext, create_document_route
 from .service import Service
 from .worker import RequestWorker
@@ -51,7 +52,10 @@ def create_app(
         open_paths = frozenset(route.path for route in routes if route.is_open)
         middleware.append(Middleware(TokenMiddleware, token=token, open_paths=open_paths))
     return Starlette(
-        routes=[route.to_starlette() for route in routes],
+        routes=[
+            *(route.to_starlette() for route in routes),
+            *create_page_routes(routes, lambda: service.engine.checkpoint_name),
+        ],
         middleware=middleware,
         exception_handlers={HTTPException: _answer_http_exception, Exception: _answer_exception},
     )

@@ -174,4 +174,5 @@ def _build_info(request: WebuiRequest, infotexts: list[str], sampler_name: str, 
         "clip_skip": request.clip_skip + 1,
         "index_of_first_image": 0,
         "infotexts": infotexts,
+        **({"warnings": list(request.warnings)} if request.warnings else {}),
     }

@@ -42,12 +42,14 @@ ERROR_SCHEMA = NamedSchema(
 )
 ERROR_DESCRIPTIONS = {
     401: "The request has no valid token",
+    403: "The request comes from a page of another site",
+    408: "The request came too slowly",
     413: "The request is too large",
     415: "The request is not application/json",
     422: "The request asks for something impossible",
     429: "Too many requests wait",
     500: "The work failed",
-    503: "The server is stopping",
+    503: "The server is stopping, or the memory for requests is full",
 }
 
 
@@ -78,7 +80,7 @@ def make_openapi_document(
 
 def _make_operation(route: ApiRoute) -> Schema:
     name = "_".join(route.path.strip("/").replace(".", "_").replace("-", "_").split("/"))
-    statuses = tuple(ERROR_DESCRIPTIONS) if route.request else (401, 500)
+    statuses = tuple(ERROR_DESCRIPTIONS) if route.request else (401, 500) if route.method == "GET" else (401, 403, 500)
     operation: Schema = {
         "operationId": f"{route.method.lower()}_{name}",
         "summary": route.summary,

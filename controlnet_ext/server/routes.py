@@ -28,7 +28,7 @@ from ..sdwebui.detect import (
 from ..sdwebui.fields import JsonObject, Schema
 from ..sdwebui.requests import ImageToImageFields, TextToImageFields
 from .http import Endpoint, get_endpoint, json_endpoint, queued_endpoint
-from .service import Service
+from .service import Service, measure_memory
 from .worker import RequestWorker
 
 
@@ -180,11 +180,15 @@ GENERATED = NamedSchema(
         {
             "images": IMAGES,
             "parameters": {"type": "object"},
-            "info": {**TEXT, "description": "JSON: seeds, sizes, and the text that each PNG holds"},
+            "info": {
+                **TEXT,
+                "description": "JSON: seeds, sizes, the text that each PNG holds, and warnings about ignored fields",
+            },
         }
     ),
 )
 NOTHING = NamedSchema("Nothing", _make_nullable_schema("object"))
+EMPTY_LIST = NamedSchema("EmptyList", {"type": "array", "maxItems": 0})
 
 
 # The routes of sd-webui-controlnet
@@ -192,11 +196,12 @@ NOTHING = NamedSchema("Nothing", _make_nullable_schema("object"))
 
 @dataclass(frozen=True)
 class ControlContext:
-    """Context of the routes of sd-webui-controlnet; `detect_maps` answers a request for maps."""
+    """Context of the routes of sd-webui-controlnet; `detect_maps` answers a request for maps, and ends
+    early once its event is set."""
 
     catalog: ModelCatalog
     max_units: int
-    detect_maps: Callable[[Any], Any]
+    detect_maps: Callable[[Any, Event], Any]
     worker: RequestWorker
 
 
@@ -269,13 +274,17 @@ def _get_settings(context: ControlContext, _: Request) -> dict[str, int]:
     "Maps of images, and the JSON of poses",
     NamedSchema(
         "Maps",
-        make_object_schema({"info": TEXT, "images": IMAGES, "poses": _make_list_schema({"type": "object"})}, "poses"),
+        make_object_schema(
+            {"info": TEXT, "images": IMAGES, "poses": _make_list_schema({"type": "object"}), "warnings": NAMES},
+            "poses",
+            "warnings",
+        ),
     ),
     request=DetectFields,
     is_queued=True,
 )
-def _detect_maps(context: ControlContext, value: Any, _: Event) -> Any:
-    return context.detect_maps(value)
+def _detect_maps(context: ControlContext, value: Any, abandoned: Event) -> Any:
+    return context.detect_maps(value, abandoned)
 
 
 @CONTROL_ROUTES.add(
@@ -349,6 +358,17 @@ def _set_options(context: ServerContext, value: Any) -> None:
 def _interrupt(context: ServerContext, _: Request) -> dict[str, Any]:
     context.service.engine.progress.stop_requested.set()
     return {}
+
+
+@SERVER_ROUTES.add("POST", "/sdapi/v1/skip", "End the image at work after its step, and go on to the next", NOTHING)
+def _skip(context: ServerContext, _: Request) -> dict[str, Any]:
+    context.service.engine.progress.skip_requested.set()
+    return {}
+
+
+@SERVER_ROUTES.add("POST", "/sdapi/v1/refresh-checkpoints", "Look for control models anew", NOTHING)
+def _refresh_models(context: ServerContext, _: Request) -> None:
+    context.service.catalog.rescan()
 
 
 @SERVER_ROUTES.add(
@@ -429,6 +449,101 @@ def _list_schedulers(context: ServerContext, _: Request) -> list[dict[str, Any]]
 )
 def _list_scripts(context: ServerContext, _: Request) -> dict[str, list[str]]:
     return context.service.list_scripts()
+
+
+@SERVER_ROUTES.add(
+    "GET",
+    "/sdapi/v1/script-info",
+    "Scripts, without the arguments of an interface",
+    NamedSchema(
+        "ScriptInfo",
+        _make_list_schema(
+            make_object_schema(
+                {
+                    "name": TEXT,
+                    **dict.fromkeys(("is_alwayson", "is_img2img"), BOOLEAN),
+                    "args": _make_list_schema({"type": "object"}),
+                }
+            )
+        ),
+    ),
+)
+def _describe_scripts(context: ServerContext, _: Request) -> list[dict[str, Any]]:
+    return context.service.describe_scripts()
+
+
+@SERVER_ROUTES.add(
+    "GET",
+    "/sdapi/v1/upscalers",
+    "Upscalers of hires fix that enlarge pixels",
+    NamedSchema(
+        "Upscalers",
+        _make_list_schema(
+            make_object_schema(
+                {
+                    "name": TEXT,
+                    **{name: _make_nullable_schema("string") for name in ("model_name", "model_path", "model_url")},
+                    "scale": NUMBER,
+                }
+            )
+        ),
+    ),
+)
+def _list_upscalers(context: ServerContext, _: Request) -> list[dict[str, Any]]:
+    return context.service.list_upscalers()
+
+
+@SERVER_ROUTES.add(
+    "GET",
+    "/sdapi/v1/latent-upscale-modes",
+    "Upscalers of hires fix that enlarge latents",
+    NamedSchema("LatentUpscalers", _make_list_schema(make_object_schema({"name": TEXT}))),
+)
+def _list_latent_upscalers(context: ServerContext, _: Request) -> list[dict[str, str]]:
+    return context.service.list_latent_upscalers()
+
+
+@SERVER_ROUTES.add(
+    "GET",
+    "/sdapi/v1/memory",
+    "Bytes of memory",
+    NamedSchema("Memory", make_object_schema({"ram": {"type": "object"}, "cuda": {"type": "object"}})),
+)
+def _get_memory(_: ServerContext, __: Request) -> dict[str, Any]:
+    return measure_memory()
+
+
+@SERVER_ROUTES.add(
+    "GET",
+    "/sdapi/v1/embeddings",
+    "Textual inversions: none",
+    NamedSchema("Embeddings", make_object_schema({"loaded": {"type": "object"}, "skipped": {"type": "object"}})),
+)
+def _list_embeddings(_: ServerContext, __: Request) -> dict[str, Any]:
+    return {"loaded": {}, "skipped": {}}
+
+
+@SERVER_ROUTES.add("GET", "/sdapi/v1/cmd-flags", "Flags of the webui: none", NamedSchema("Flags", {"type": "object"}))
+def _get_flags(_: ServerContext, __: Request) -> dict[str, Any]:
+    return {}
+
+
+def _list_nothing(_: ServerContext, __: Request) -> list[Any]:
+    return []
+
+
+for _path, _summary in {  # what the webui has and this server does not
+    "loras": "LoRAs",
+    "hypernetworks": "Hypernetworks",
+    "face-restorers": "Face restorers",
+    "realesrgan-models": "RealESRGAN models",
+    "prompt-styles": "Prompt styles",
+    "sd-vae": "VAEs beside the checkpoint's own",
+    "extensions": "Extensions",
+    "artists": "Artists",
+    "artist-categories": "Categories of artists",
+}.items():
+    SERVER_ROUTES.add("GET", f"/sdapi/v1/{_path}", f"{_summary}: none", EMPTY_LIST)(_list_nothing)
 
 
 @SERVER_ROUTES.add(

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import json
+import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+from ..generation.recipe import LATENT_UPSCALERS, PIXEL_UPSCALERS
 from ..preprocessors.registry import LoadedPreprocessor
 from ..sdwebui.catalog import ModelCatalog
 from ..sdwebui.detect import detect_maps
 from ..sdwebui.fields import RequestLimits
-from ..sdwebui.requests import NOISE_SCHEDULES, SAMPLERS, SCRIPT_TITLES, parse_generation_request
+from ..sdwebui.requests import MAX_HIRES_SCALE, NOISE_SCHEDULES, SAMPLERS, SCRIPT_TITLES, parse_generation_request
 from .engine import GenerationEngine
 from .fetch import replace_urls
+from .worker import check_abandoned
 
 
 class Service:
@@ -41,15 +46,27 @@ class Service:
         RequestAbandoned between two steps once `abandoned` is set.
         """
         parameters = _select_scalars(value)
-        request = parse_generation_request(self._replace_urls(value), self.engine.size, self.limits, from_image)
+        request = parse_generation_request(
+            self._replace_urls(value, abandoned), self.engine.size, self.limits, from_image
+        )
         return {**self.engine.generate(request, abandoned), "parameters": parameters}
 
-    def detect_maps(self, value: object) -> dict[str, Any]:
-        """Return the answer to a request for maps. Raises ValueError for the client."""
-        return detect_maps(self._replace_urls(value), self._load_preprocessor)
+    def detect_maps(self, value: object, abandoned: threading.Event | None = None) -> dict[str, Any]:
+        """Return the answer to a request for maps. Raises ValueError for the client, RequestAbandoned between two
+        images once `abandoned` is set."""
+        value = self._replace_urls(value, abandoned)
+        return detect_maps(value, self._load_preprocessor, partial(check_abandoned, abandoned))
 
-    def _replace_urls(self, value: object) -> Any:
-        return value if self._fetch is None else replace_urls(value, self._fetch)
+    def _replace_urls(self, value: object, abandoned: threading.Event | None) -> Any:
+        fetch = self._fetch
+        if fetch is None:
+            return value
+
+        def fetch_next(url: str) -> bytes:
+            check_abandoned(abandoned)
+            return fetch(url)
+
+        return replace_urls(value, fetch_next)
 
     def list_checkpoints(self) -> list[dict[str, Any]]:
         """Return the one checkpoint, as the webui lists its own."""
@@ -59,6 +76,15 @@ class Service:
     def get_options(self) -> dict[str, Any]:
         """Return the settings of the webui that this server has."""
         return {"sd_model_checkpoint": self.engine.checkpoint_name, "control_net_unit_count": self.limits.max_units}
+
+    def list_upscalers(self) -> list[dict[str, Any]]:
+        """Return the upscalers of hires fix that enlarge pixels, as the webui lists them."""
+        more = dict.fromkeys(("model_name", "model_path", "model_url"))
+        return [{"name": name, **more, "scale": MAX_HIRES_SCALE} for name in PIXEL_UPSCALERS]
+
+    def list_latent_upscalers(self) -> list[dict[str, str]]:
+        """Return the upscalers of hires fix that enlarge latents."""
+        return [{"name": name} for name in LATENT_UPSCALERS]
 
     def set_options(self, value: object) -> None:
         """Accept settings that are those of the server. Raises ValueError for others."""
@@ -76,7 +102,7 @@ class Service:
         if with_preview and now.image_count:
             now.preview_requested.set()
         state = {
-            "skipped": False,
+            "skipped": now.skip_requested.is_set(),
             "interrupted": now.stop_requested.is_set(),
             "job": f"image {now.image_index + 1} of {now.image_count}" if now.image_count else "",
             "job_count": now.image_count,
@@ -105,14 +131,32 @@ class Service:
         """Return the always-on scripts that a request may name."""
         return {"txt2img": list(SCRIPT_TITLES), "img2img": list(SCRIPT_TITLES)}
 
+    def describe_scripts(self) -> list[dict[str, Any]]:
+        """Return these scripts as the webui describes its own, without the arguments of their interface."""
+        return [
+            {"name": title, "is_alwayson": True, "is_img2img": is_img2img, "args": []}
+            for title in SCRIPT_TITLES
+            for is_img2img in (False, True)
+        ]
+
 
 def _select_scalars(value: object) -> dict[str, Any]:
-    """Return the numbers, booleans and texts of a request, which the answer repeats. Raises ValueError for values that
-    no JSON can hold, before any work is done."""
+    """Return the numbers, booleans and texts of a request, which the answer repeats."""
     items = value.items() if isinstance(value, dict) else ()
-    scalars = {k: v for k, v in items if isinstance(v, bool | int | float | str) and k != "mask"}
-    try:
-        json.dumps(scalars, ensure_ascii=False, allow_nan=False).encode()
-    except ValueError as error:
-        raise ValueError("the request holds NaN, an infinite number, or half a letter") from error
-    return scalars
+    return {k: v for k, v in items if isinstance(v, bool | int | float | str) and k != "mask"}
+
+
+def measure_memory() -> dict[str, Any]:
+    """Return the bytes of main memory and of the GPU, free, used by this process (on the GPU by all) and in all; an
+    error where they cannot be told."""
+    import torch
+
+    memory: dict[str, Any] = {"ram": {"error": "unavailable"}, "cuda": {"error": "unavailable"}}
+    with suppress(OSError, ValueError, AttributeError):  # Windows has no sysconf, macOS no /proc
+        page = os.sysconf("SC_PAGE_SIZE")
+        total, used = page * os.sysconf("SC_PHYS_PAGES"), page * int(Path("/proc/self/statm").read_text().split()[1])
+        memory["ram"] = {"free": total - used, "used": used, "total": total}
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        memory["cuda"] = {"system": {"free": free, "used": total - free, "total": total}}
+    return memory

@@ -7,11 +7,12 @@ import base64
 import hmac
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from ..sdwebui.detect import detect_maps
 from ..sdwebui.fields import RequestLimits
-from ..server.worker import RequestWorker
+from ..server.worker import RequestWorker, check_abandoned
 from . import host
 
 SCHEMA_REF = "#/components/schemas/"
@@ -88,7 +89,9 @@ def mount_routes(_: Any, app: Any) -> None:
         ControlContext(
             host.get_model_catalog(),
             host.get_unit_count(),
-            lambda value: detect_maps(value, host.get_preprocessor_loader()),
+            lambda value, abandoned: detect_maps(
+                value, host.get_preprocessor_loader(), partial(check_abandoned, abandoned)
+            ),
             HostWorker(MAX_PENDING),
         )
     )

@@ -61,7 +61,9 @@ class Client:
         request = Request(f"http://127.0.0.1:{self.port}{path}", content, names)
         try:
             with urlopen(request, timeout=HANG) as answer:
-                return answer.status, json.load(answer)
+                content = answer.read()
+                is_json = answer.headers.get_content_type() == "application/json"
+                return answer.status, json.loads(content) if is_json else content.decode()
         except HTTPError as error:
             with error:
                 content = error.read()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -261,3 +262,46 @@ def test_a_full_queue_and_a_missing_token_are_turned_away() -> None:
             assert draw() == 429
             wait_until(lambda: client("/sdapi/v1/interrupt", {}, Authorization="Bearer secret") and first.done())
             assert first.result() == 200
+
+
+def test_a_field_that_is_none_is_named_with_the_nearest_in_info(client: Client) -> None:
+    unit = {**UNIT, "wieght": 0.3, "is_ui": False}
+    more = {"promt": "a cat", "override_settings": {"CLIP_stop_at_last_layer": 2}, "subseed": 3, "eta": 0}
+    status, answer = client.draw(unit, **more, steps=1)
+    assert status == 200
+    first, settings, third = json.loads(answer["info"])["warnings"]
+    assert first.startswith("the request: 'promt' is no field and was ignored, the nearest are: prompt, ")
+    assert settings.startswith(
+        "override_settings: 'CLIP_stop_at_last_layer' is no field and was ignored, the nearest a"
+    )
+    assert third.startswith("unit 1: 'wieght' is no field and was ignored, the nearest are: weight, ")
+    _, answer = client.draw(UNIT, steps=1)
+    assert "warnings" not in json.loads(answer["info"])
+    detected = client("/controlnet/detect", {"controlnet_module": "canny", "controlnet_images": [photo()], "module": 1})
+    assert detected[1]["warnings"][0].startswith("the request: 'module' is no field")
+
+
+def test_a_run_whose_client_leaves_ends_at_its_next_step(client: Client, server: tuple[Client, Service]) -> None:
+    engine = server[1].engine
+    body = json.dumps({"prompt": "a red circle", "steps": 150}).encode()
+    head = f"POST /sdapi/v1/txt2img HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n"
+    with socket.create_connection(("127.0.0.1", client.port)) as leaving:
+        leaving.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
+        wait_until(lambda: engine.progress.step)
+        progress = engine.progress
+    wait_until(lambda: client("/health")[1]["waiting"] == 0)
+    assert 0 < progress.step < 150
+    assert client.draw(steps=1)[0] == 200
+
+
+def test_skip_ends_an_image_and_the_next_is_made(client: Client, server: tuple[Client, Service]) -> None:
+    engine, answers = server[1].engine, list[Any]()
+    thread = threading.Thread(target=lambda: answers.append(client.draw(steps=150, batch_size=2)))
+    thread.start()
+    wait_until(lambda: engine.progress.step)
+    progress = engine.progress
+    assert client("/sdapi/v1/skip", b"")[:2] == (200, {})
+    wait_until(lambda: progress.image_index == 1)
+    assert client("/sdapi/v1/interrupt", b"")[:2] == (200, {})
+    thread.join()
+    assert len(answers[0][1]["images"]) == 2

@@ -4,6 +4,7 @@ loopback."""
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -85,6 +86,7 @@ def test_the_requests_of_clients_give_guided_pictures(client: Client, sent: Any)
     for asked in (more, plain):
         status, answer = client(f"/sdapi/v1/{path}", {**HOME, **asked})
         assert status == 200, answer
+        assert "warnings" not in json.loads(answer["info"])
         pictures.append([serving.pixels(picture) for picture in answer["images"]])
     (guided, shown), (unguided,) = pictures
     assert np.abs(guided.astype(int) - unguided).max() > 5
@@ -105,6 +107,7 @@ def test_webuiapi_makes_pictures_of_text_and_images_with_one_unit_and_with_two(c
     size = {"width": 128, "height": 128, "seed": 3}
     made = [api.txt2img(prompt="a red circle", controlnet_units=[unit] * n, **size) for n in range(3)]
     assert [len(result.images) for result in made] == [1, 2, 3]
+    assert not any("warnings" in result.info for result in made)
     for one, other in itertools.combinations([read_image(result.image) for result in made], 2):
         assert np.abs(one.astype(int) - other).max() > 5
     changed = api.img2img(images=[image], prompt="a red circle", denoising_strength=1, controlnet_units=[unit], **size)
@@ -115,3 +118,99 @@ def test_webuiapi_makes_pictures_of_text_and_images_with_one_unit_and_with_two(c
     assert api.util_get_current_model() == "embedded"
     assert "Euler a" in api.util_get_sampler_names()
     api.util_set_model("embedded")
+
+
+EMPTY_LISTS = ("sd_vae", "loras", "hypernetworks", "face_restorers", "realesrgan_models", "prompt_styles", "artists")
+ANSWERED = {  # methods of webuiapi without arguments, and what they return
+    **{f"get_{name}": [] for name in (*EMPTY_LISTS, "artist_categories")},
+    "get_embeddings": {"loaded": {}, "skipped": {}},
+    "get_cmd_flags": {},
+    "refresh_checkpoints": None,
+    "interrupt": {},
+    "skip": {},
+    "controlnet_version": 3,
+}
+LISTED = {"get_samplers", "get_schedulers", "get_upscalers", "get_latent_upscale_modes", "get_sd_models"}
+LISTED |= {"controlnet_model_list", "controlnet_module_list", "util_get_model_names", "util_get_sampler_names"}
+LISTED |= {"util_get_scheduler_names"}
+OTHERS = {"txt2img", "img2img", "controlnet_detect", "get_progress", "get_options", "set_options", "get_scripts"}
+OTHERS |= {"util_get_current_model", "util_set_model", "util_wait_for_ready", "get_memory", "check_extensions"}
+OTHERS |= {"set_auth", "get_endpoint", "custom_get", "custom_post", "post_and_get_api_result", "async_post"}
+REFUSED = {
+    "extra_single_image",
+    "extra_batch_images",
+    "png_info",
+    "interrogate",
+    "list_prompt_gen_models",
+    "prompt_gen",
+}
+
+
+@pytest.fixture(scope="module")
+def api(client: Client) -> Any:
+    webuiapi = pytest.importorskip("webuiapi", reason="needs webuiapi from PyPI")
+    return webuiapi.WebUIApi(host="127.0.0.1", port=client.port, steps=1)
+
+
+def test_every_method_of_webuiapi_is_tried(api: Any) -> None:
+    methods = {name for name in dir(type(api)) if not name.startswith("_") and callable(getattr(api, name))}
+    assert methods == set(ANSWERED) | LISTED | OTHERS | REFUSED
+
+
+@pytest.mark.parametrize("name", sorted(ANSWERED))
+def test_what_the_server_has_none_of_is_an_empty_answer(api: Any, name: str) -> None:
+    assert getattr(api, name)() == ANSWERED[name]
+
+
+@pytest.mark.parametrize("name", sorted(LISTED))
+def test_what_the_server_has_is_a_list_with_entries(api: Any, name: str) -> None:
+    found = getattr(api, name)()
+    assert isinstance(found, list) and found
+
+
+def test_other_methods_of_webuiapi_answer_as_with_the_webui(api: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert set(api.get_memory()) == {"ram", "cuda"}
+    assert api.get_scripts()["txt2img"] == ["controlnet", "controlnet m2m"]
+    assert api.get_options()["sd_model_checkpoint"] == api.util_get_current_model() == "embedded"
+    assert api.set_options({"sd_model_checkpoint": "embedded"}) is None
+    api.util_set_model("embeded")
+    assert "model changed to embedded" in capsys.readouterr().out
+    api.util_wait_for_ready()
+    api.set_auth("any", "secret")
+    assert {each["name"] for each in api.custom_get("script-info", baseurl=True)} == {"controlnet", "controlnet m2m"}
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_what_the_server_does_not_do_is_said_in_json(api: Any, name: str) -> None:
+    from PIL import Image
+
+    image = Image.new("RGB", (8, 8))
+    given = {"extra_batch_images": [[image]], "list_prompt_gen_models": [], "prompt_gen": []}.get(name, [image])
+    if name == "list_prompt_gen_models":
+        assert api.custom_get("promptgen/list_models")["detail"].startswith("this server has no GET ")
+        return
+    with pytest.raises(RuntimeError) as caught:
+        getattr(api, name)(*given)
+    status, text = caught.value.args
+    assert status == 404 and text.startswith('{"detail":"this server has no POST ')
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("model_keyword/get_keywords", "instruct-pix2pix/img2img", "rembg", "controlnet/txt2img", "sam/heartbeat"),
+        *("sam/sam-predict", "tagger/v1/interrogate", "tagger/v1/interrogators", "favicon.ico", "sdapi/v1", "x" * 999),
+    ],
+)
+def test_every_other_path_is_answered_in_json(client: Client, path: str) -> None:
+    for body in (None, {}):
+        status, answer = client(f"/{path}", body)
+        assert status == 404 and ", the nearest are: /" in answer["detail"] and len(answer["detail"]) <= 500
+
+
+@pytest.mark.parametrize("path", ["/", "/docs"])
+def test_a_browser_finds_a_page_with_every_route(client: Client, path: str) -> None:
+    status, page = client(path)
+    assert status == 200 and page.startswith("<!DOCTYPE html>") and "<script" not in page
+    paths = client("/openapi.json")[1]["paths"]
+    assert all(f"<code>{each}</code>" in page for each in paths)
