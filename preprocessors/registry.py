@@ -122,11 +122,19 @@ class Preprocessor:
     def _read_value(self, name: str, read: Callable[[Parameter, Any], Any], value: object) -> Any:
         known = {p.name: p for p in (*self.parameters, RESOLUTION_PARAMETER)}
         if name not in known:
-            raise ValueError(suggest_names(f"{self.name} has no parameter {name!r:.80}", name, known))
+            raise ValueError(self.suggest_parameter(f"{self.name} has no parameter {name!r:.80}", name))
         try:
             return read(known[name], value)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{self.name}: {error}") from None
+
+    def suggest_parameter(self, message: str, name: str, more_names: Sequence[str] = ()) -> str:
+        """Return `message` with the parameters that `name` may mean, or others of `more_names`; sd-webui-controlnet's
+        threshold_a and threshold_b are the first and the second."""
+        position = {"threshold_a": 0, "threshold_b": 1}.get(name.casefold().lstrip("-").replace("-", "_"))
+        if position is not None and position < len(self.parameters):
+            return f"{message}; it is called {self.parameters[position].name} here"
+        return suggest_names(message, name, [*more_names, *(p.name for p in (*self.parameters, RESOLUTION_PARAMETER))])
 
     def load(self, device: str | Device = "cpu", library: Library | None = None) -> LoadedPreprocessor:
         """Return the preprocessor with its weights loaded; they stay loaded while the caller holds it. Without a

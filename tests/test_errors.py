@@ -5,7 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from controlnet_ext.errors import check_choice, closest_names, error_prefix, one_line, quote_value, suggest_names
+from controlnet_ext.errors import (
+    PEER_NAMES,
+    check_choice,
+    closest_names,
+    error_prefix,
+    one_line,
+    quote_value,
+    suggest_names,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,6 +51,21 @@ def test_a_value_that_is_no_choice_is_refused_with_the_choices():
 def test_the_names_that_contain_the_word_come_first_then_those_most_like_it():
     assert closest_names("depth", ["canny", "dept", "depth_midas", "xdepth"]) == "xdepth, depth_midas, dept"
     assert suggest_names("unknown 'cany'", "cany", ["canny"]) == "unknown 'cany', the nearest are: canny"
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [("--lr", "--rate"), ("Learning Rate", "--rate"), ("--num-inference_steps", "--steps"), ("--STEPS", "--steps")],
+)
+def test_the_name_that_a_peer_gives_a_thing_is_answered_with_the_one_it_has_here(given, meant):
+    assert suggest_names("no", given, ["--rate", "--steps"]) == f"no; it is called {meant} here"
+    assert suggest_names("no", given, ["--other"]) == "no, the nearest are: --other"
+
+
+def test_names_of_peers_are_written_in_one_form_and_mean_something_else():
+    for name, meant in PEER_NAMES.items():
+        assert name == name.casefold().replace("-", "_").replace(" ", "_") and name not in meant
+    assert list(PEER_NAMES) == sorted(PEER_NAMES)
 
 
 def test_no_other_file_words_refusals_by_itself():

@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from ..preprocessors.registry import find_or_none
+
 IMAGE_SUFFIXES = (
     ".png",
     ".jpg",
@@ -58,7 +60,9 @@ def _expand_pattern(pattern: str, recursive: bool) -> Iterator[InputFile]:
     elif glob.has_magic(pattern):
         yield from _expand_glob(pattern)
     else:
-        raise FileNotFoundError(f"{pattern!r} does not exist")
+        name = find_or_none(pattern)
+        hint = f": {name.name} is a preprocessor, join several by commas, NAME,{name.name}" if name else ""
+        raise FileNotFoundError(f"{pattern!r} does not exist{hint}")
 
 
 def _list_images(folder: str, recursive: bool) -> list[InputFile]:

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..files.disk import STDOUT
+from ..files.disk import STDOUT, check_stdout, check_target_folder, is_folder_name
 from ..preprocessors.registry import Preprocessor
 from .inputs import InputFile
 
@@ -49,23 +49,24 @@ class MapRequest:
     def resolve_single_output(self, result_count: int) -> str | None:
         """Return the file, or STDOUT, for OUT; None where OUT is a folder for the results.
 
-        Raises ValueError or FileNotFoundError where it can be neither.
+        Raises ValueError where it can be neither.
         """
         if self.out == STDOUT:
             if result_count > 1:
                 raise ValueError(f"{result_count} results do not go to stdout: name a folder")
+            check_stdout()
             if self.json:
                 raise ValueError("--json writes a file beside the map, which goes to stdout: name a file or folder")
             return STDOUT
         folder = Path(self.out)
-        if result_count == 1 and not self.out.endswith(("/", os.sep)) and not folder.is_dir():
-            if not folder.parent.is_dir():
-                raise FileNotFoundError(f"the folder {str(folder.parent)!r} does not exist")
+        if result_count == 1 and not is_folder_name(self.out):
+            check_target_folder(folder.parent)
             if self.sixteen_bit and folder.suffix.lower() not in (".png", ""):
                 raise ValueError(f"--sixteen-bit is for PNG, not for {self.out!r}")
             return str(folder)
         if os.path.lexists(folder) and not folder.is_dir():
             raise ValueError(f"{self.out!r} is a file, expected a folder for {result_count} results")
+        check_target_folder(folder)
         return None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..files.disk import STDOUT, write_atomically
+from ..files.disk import STDOUT, write_atomically, write_stdout
 from ..files.image_reader import read_image
 from ..files.image_writer import encode_image
 from ..preprocessors.registry import LoadedPreprocessor
@@ -50,6 +50,8 @@ def run_single(
                 log,
             )
             written += 1
+    except BrokenPipeError:
+        raise
     except Exception as error:  # of a preprocessor of the user's own it may be anything
         if not written and isinstance(error, (ValueError, FileNotFoundError)):
             raise
@@ -64,8 +66,7 @@ def _encoder_name(path: str) -> str:
 
 def _write_output(path: str, content: bytes, overwrite: bool, log: Callable[[str], None]) -> None:
     if path == STDOUT:
-        with open(1, "wb", closefd=False) as stdout:
-            stdout.write(content)
+        write_stdout(content)
         return
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, content, overwrite)

@@ -1,7 +1,7 @@
 """The command `controlnet-ext`; each of its subcommands is a file in commands/.
 
-Exit codes: 0 done; 1 something failed during work; 2 refused before any work; 130 interrupted. Results go to files or
-stdout, messages and progress to stderr.
+Exit codes: 0 done; 1 something failed during work; 2 refused before any work; 130 interrupted; 141 whoever reads stdout
+has closed it, as `| head` does. Results go to files or stdout, messages and progress to stderr.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from .output import print_stderr
 
 HELP_WIDTH = 120  # columns; argparse would ask the terminal, for which it imports shutil: 3 ms
 FLAG_COLUMNS = 24  # columns of a flag and its value, before its help
+READER_GONE = 141  # exit code, that of other commands, which SIGPIPE ends
 
 
 class _CommandParser(ArgumentParser):
@@ -55,6 +56,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         command = _load_command(name)
         return command.run(_parse_options(command, f"controlnet-ext {name}", words[1:]))
+    except BrokenPipeError:
+        return READER_GONE
     except (ValueError, TypeError, OSError) as error:
         print_stderr(f"controlnet-ext: {error}")
         return 2
@@ -69,10 +72,24 @@ def program() -> NoReturn:
     Python's own shutdown takes 0.2 s, with torch seconds; after a kill -9 in that time the next run could not tell that
     the job was complete, because its record is deleted already.
     """
-    code = main()
+    for descriptor in range(3):  # closed ones, or the files that are opened next would get their numbers
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  until the process ends
+    try:
+        code = main()
+    except SystemExit as done:  # after --help
+        code = int(done.code or 0)
+    except BrokenPipeError:
+        code = READER_GONE
     try:
         if sys.stdout is not None:  # None where it was closed
             sys.stdout.flush()
+    except BrokenPipeError:
+        code = READER_GONE
     except OSError as error:
         print_stderr(f"controlnet-ext: {error}")
         code = 1
@@ -100,11 +117,19 @@ def _load_command(name: str) -> ModuleType:
 
 def _parse_options(command: ModuleType, prog: str, argv: list[str]) -> Namespace:
     parser = _build_parser(command, prog, argv)
+    words = argv[: argv.index("--")] if "--" in argv else argv
+    for word in words:  # first: without one that was meant, argparse may only say that it is missing
+        if word.startswith("--") and word.partition("=")[0] not in parser._option_string_actions:
+            raise _make_unknown_argument_error(parser, word)
     options, rest = parser.parse_known_intermixed_args(argv)
     if rest:
-        flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
-        raise ValueError(suggest_names(f"unknown argument {rest[0]!r:.80}", rest[0].split("=")[0], flags))
+        raise _make_unknown_argument_error(parser, rest[0])
     return options
+
+
+def _make_unknown_argument_error(parser: ArgumentParser, word: str) -> ValueError:
+    flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
+    return ValueError(suggest_names(f"unknown argument {word!r:.80}", word.partition("=")[0], flags))
 
 
 def _format_overview() -> str:

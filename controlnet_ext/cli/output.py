@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from argparse import ArgumentParser
+from contextlib import suppress
 from pathlib import Path
 
-from ..files.disk import STDOUT, write_atomically
+from ..files.disk import STDOUT, check_stdout, check_target_folder, is_folder_name, write_atomically, write_stdout
 
 
 def add_output_options(parser: ArgumentParser, help: str, default: str | None = None) -> None:
@@ -19,21 +20,15 @@ def add_output_options(parser: ArgumentParser, help: str, default: str | None = 
 def resolve_output_path(out: str, name: str, overwrite: bool) -> Path | None:
     """Return the file for `-o OUT`: OUT itself, `name` in the folder OUT, None for stdout.
 
-    Raises ValueError, FileNotFoundError or FileExistsError where no PNG can be written there.
+    Folders on the way need not exist. Raises ValueError or FileExistsError where no PNG can be written there.
     """
     if out == STDOUT:
+        check_stdout()
         return None
-    path = Path(out)
-    if out.endswith(("/", os.sep)) or path.is_dir():
-        path = path / name
-        if path.parent.exists() and not path.parent.is_dir():
-            raise ValueError(f"{out!r} is a file, expected a folder")
-    elif not path.parent.is_dir():
-        raise FileNotFoundError(f"the folder {str(path.parent)!r} does not exist")
+    path = Path(out) / name if is_folder_name(out) else Path(out)
     if path.suffix.lower() != ".png":
         raise ValueError(f"{out!r} does not end in .png, the only format it can have")
-    if path.parent.is_dir() and not os.access(path.parent, os.W_OK):
-        raise ValueError(f"the folder {str(path.parent)!r} may not be written to")
+    check_target_folder(path.parent)
     if os.path.lexists(path) and not overwrite:
         raise FileExistsError(f"{str(path)!r} exists; --overwrite replaces it")
     return path
@@ -42,13 +37,14 @@ def resolve_output_path(out: str, name: str, overwrite: bool) -> Path | None:
 def write_output(path: Path | None, content: bytes, overwrite: bool) -> None:
     """Write `content` to `path`, complete or not at all, with its folder made if need be; None means stdout."""
     if path is None:
-        with open(sys.stdout.fileno(), "wb", closefd=False) as stdout:
-            stdout.write(content)
+        write_stdout(content)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, content, overwrite)
 
 
 def print_stderr(message: object) -> None:
-    """Print a line to stderr."""
-    print(message, file=sys.stderr)
+    """Print a line to stderr, if it is open: a result does not fail for want of a reader of messages."""
+    if sys.stderr is not None:  # None would be stdout
+        with suppress(OSError):
+            print(message, file=sys.stderr)

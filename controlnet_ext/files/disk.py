@@ -9,6 +9,7 @@ import json
 import math
 import os
 import stat
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -98,6 +99,36 @@ def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(value) < len(pairs):
         raise ValueError("a key is given twice")
     return value
+
+
+def is_folder_name(out: str) -> bool:
+    """Return True if the argument OUT means a folder: it ends in a slash, or there is one."""
+    return out.endswith(("/", os.sep)) or os.path.isdir(out)
+
+
+def check_target_folder(folder: str | os.PathLike[str]) -> None:
+    """Raise ValueError unless the folder can be written to, or made with the folders on the way to it."""
+    path = Path(folder)
+    while not os.path.lexists(path) and path != path.parent:
+        path = path.parent
+    if not path.is_dir():
+        raise ValueError(f"{str(path)!r} is a file, expected a folder")
+    if not os.access(path, os.W_OK):
+        raise ValueError(f"the folder {str(path)!r} may not be written to")
+
+
+def check_stdout() -> None:
+    """Raise ValueError where this process was started with stdout closed."""
+    if sys.stdout is None:
+        raise ValueError("stdout is closed: name a file to write to")
+
+
+def write_stdout(content: bytes) -> None:
+    """Write a file's bytes to stdout. Raises BrokenPipeError when its reader is gone."""
+    check_stdout()
+    sys.stdout.flush()
+    with open(1, "wb", closefd=False) as stdout:
+        stdout.write(content)
 
 
 def write_atomically(

@@ -48,7 +48,12 @@ def parse_unit(
     own = [] if makes is None else [p.name for p in (*makes.parameters, RESOLUTION_PARAMETER)]
     for key in values:
         if key not in UNIT_KEYS and key not in own:
-            raise ValueError(suggest_names(f"{key!r} is unknown to {name}", key, [*UNIT_KEYS, *own]))
+            message = f"{key!r} is unknown to {name}"
+            raise ValueError(
+                suggest_names(message, key, UNIT_KEYS)
+                if makes is None
+                else makes.suggest_parameter(message, key, UNIT_KEYS)
+            )
     model = values.get("model", models.get(makes.name) if makes else None)
     if model is None:
         known = f" (the embedded model has its own for {', '.join(models)})" if models else ""

@@ -59,8 +59,8 @@ def test_a_glob_is_the_files_it_matches_with_the_folders_below_its_plain_part():
     assert run("invert nowhere/*.png -o none") == 2
 
 
-@pytest.mark.parametrize("shards", [("0/3", "1/3", "2/3"), ("1/3", "2/3", "3/3")])
-def test_shards_together_are_the_whole(shards):
+def test_shards_together_are_the_whole():
+    shards = ("1/3", "2/3", "3/3")
     assert run("canny in -o whole --recursive") == 0
     assert all(run(f"canny in -o parts --recursive --shard {shard}") == 0 for shard in shards)
     assert contents("parts") == contents("whole")

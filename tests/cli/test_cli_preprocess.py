@@ -13,6 +13,7 @@ from controlnet_ext.preprocessors import preprocess
 from limits import wait_until
 
 from controlnet_ext import cli
+from controlnet_ext.batch import single
 from controlnet_ext.files.image_reader import read_image
 from controlnet_ext.files.image_writer import write_image
 
@@ -118,8 +119,25 @@ def test_flags_stand_anywhere(words):
         ("canny, a.png -o maps/", "unknown preprocessor ''"),
         ("canny a.png -o x.png --lo 3", "unknown argument '--lo', the nearest are: --low, "),
         ("canny a.png -o x.png --hihg=3", "unknown argument '--hihg=3', the nearest are: --high, "),
-        ("canny a.png -o x.png --jobs 0", "--jobs 0 is below 1"),
+        ("canny a.png -o x.png --jobs 0", "--jobs 0 is outside 1.."),
+        ("canny a.png -o x.png --jobs 99999", "this machine has"),
+        ("canny a.png -o x/ --engine ray --jobs 5000", "--jobs 5000 is outside 1..4096"),
         ("canny a.png -o x/ --shard 3/2", "--shard '3/2': expected i/n"),
+        ("canny a.png -o x/ --shard 0/4", "--shard '0/4': expected i/n with i from 1 to n, such as 1/8 to 8/8"),
+        ("canny a.png -o x/ --shard ²/4", "--shard '²/4': expected i/n"),
+        (
+            "in canny -o maps/",
+            "'in' is a folder, and the name of a preprocessor comes first: controlnet-ext preprocess",
+        ),
+        ("a.png canny -o maps/", "'a.png' is a file, and the name of a preprocessor comes first"),
+        ("canny invert a.png -o maps/", "'invert' does not exist: invert is a preprocessor, join several by commas"),
+        ("canny a.png -o x.png --threshold_a 3", "unknown argument '--threshold_a'; it is called low here"),
+        ("canny a.png -o x.png --threshold-b=3", "unknown argument '--threshold-b=3'; it is called high here"),
+        ("invert a.png -o x.png --threshold_a 3", "unknown argument '--threshold_a', the nearest are: "),
+        ("canny a.png -o x.png --low_threshold 3", "unknown argument '--low_threshold'; it is called --low here"),
+        ("canny a.png -o x.png --detect-resolution 3", "it is called --resolution here"),
+        ("canny a.png --output_dir maps", "unknown argument '--output_dir'; it is called --output here"),
+        ("canny a.png -o x.png --sixteen_bit", "unknown argument '--sixteen_bit'; it is called --sixteen-bit here"),
         ("invert a.png -o x.png --low 3", "unknown argument '--low'"),
         ("--low 3 invert a.png -o x.png", "--low is for none of the preprocessors named: invert"),
         ("invert a.png -o x.png --canny.low 3", "unknown argument '--canny.low'"),
@@ -135,7 +153,9 @@ def test_flags_stand_anywhere(words):
         ("canny a.png no.png -o maps", "'no.png' does not exist"),
         ("canny in/notes.txt -o x.png", "'in/notes.txt' is none of JPEG, PNG"),
         ("canny in/deeper in/notes.txt -o a.png", "'a.png' is a file, expected a folder for 2 results"),
-        ("canny a.png -o maps/x.png", "the folder 'maps' does not exist"),
+        ("canny a.png -o a.png/x.png", "'a.png' is a file, expected a folder"),
+        ("canny a.png -o a.png/deep/er/x.png", "'a.png' is a file, expected a folder"),
+        ("canny a.png b.jpg -o a.png/maps", "'a.png' is a file, expected a folder"),
         ("canny a.png -o x.gif", "'x.gif' ends in '.gif', expected one of .png"),
         ("canny a.png -o b.jpg", "'b.jpg' exists; --overwrite replaces it"),
         ("canny a.png -o a.png/", "'a.png/' is a file, expected a folder"),
@@ -195,11 +215,18 @@ def test_the_only_picture_bad_for_one_preprocessor_is_a_failure_on_the_way(capsy
     assert "over the limit of 64 megapixels" in capsys.readouterr().err
 
 
-def test_a_failure_to_write_is_a_failure_on_the_way(capsys):
-    Path("maps").write_text("a file")
-    assert run("canny a.png -o maps/deeper/") == 1
-    assert capsys.readouterr().err.startswith("controlnet-ext: ")
-    assert Path("maps").read_text() == "a file"
+def test_a_failure_to_write_is_a_failure_on_the_way(capsys, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(28, "No space left on device", "x.png")
+
+    monkeypatch.setattr(single, "write_atomically", fail)
+    assert run("canny a.png -o x.png") == 1
+    assert capsys.readouterr().err == "controlnet-ext: [Errno 28] No space left on device: 'x.png'\n"
+
+
+def test_folders_on_the_way_to_a_file_are_made():
+    assert run("canny a.png -o new/sub/out.png") == 0
+    assert files("new") == ["sub/out.png"]
 
 
 def command(*words, **options):
@@ -216,12 +243,36 @@ def test_a_map_goes_to_stdout_and_nothing_else_does():
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
-def test_a_closed_stdout_is_one_line_and_code_1():
+def test_a_closed_stdout_is_refused_in_one_line():
     words = [sys.executable, "-m", "controlnet_ext.cli", "preprocess", "invert", "a.png", "-o", "-"]
     environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])}
     done = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *words], env=environment, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr.startswith("controlnet-ext: ") and done.stderr.count("\n") == 1
+    assert (done.returncode, done.stderr) == (2, "controlnet-ext: stdout is closed: name a file to write to\n")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
+@pytest.mark.parametrize(
+    "words", ["preprocess invert a.png -o -", "preprocessors", "preprocess canny --help", "--help"]
+)
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_is_gone_ends_the_command_without_a_word(words, unbuffered):
+    root = str(Path(cli.__file__).parents[2])
+    environment = {**os.environ, "PYTHONPATH": root, "PYTHONUNBUFFERED": unbuffered}
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "controlnet_ext.cli", *words.split()]
+    done = subprocess.run(command, env=environment, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    told = unbuffered and words.endswith("canny --help")  # argparse swallows the error
+    assert (done.returncode, done.stderr) == (0 if told else 141, "")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
+def test_messages_without_a_reader_harm_no_result():
+    words = [sys.executable, "-m", "controlnet_ext.cli", "preprocess", "invert", "in/c.png", "b.jpg", "-o", "maps"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])}
+    done = subprocess.run(["sh", "-c", '"$@" 2>&-', "sh", *words], env=environment, capture_output=True)
+    assert (done.returncode, done.stdout) == (0, b"") and files("maps") == ["b_invert.png", "c_invert.png"]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

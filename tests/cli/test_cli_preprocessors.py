@@ -95,3 +95,36 @@ def test_non_commercial_weights_say_so(capsys, table):
         assert "non-commercial" in table[name]["licence"]
     for name in ("hed", "mlsd", "softedge_teed", "normal_bae", "depth_anything_v2_small"):
         assert not any(file["non_commercial"] for file in objects[name]["weights"]), name
+
+
+def listed(capsys, *words):
+    assert cli.main(["preprocessors", *words]) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_words_choose_what_is_listed(capsys):
+    depth = [line.split("  ")[0] for line in listed(capsys, "depth")[1:-2]]
+    assert "depth_zoe" in depth and "normal_depth" in depth and "canny" not in depth
+    assert [line.split("  ")[0] for line in listed(capsys, "ZOE", "depth")[1:-2]] == ["depth_zoe", "depth_zoe_outdoor"]
+    assert "softedge_teed" in "\n".join(listed(capsys, "soft edges"))  # the kind of map
+    cli.main(["preprocessors", "canny", "--json"])
+    assert "canny" in [each["name"] for each in json.loads(capsys.readouterr().out)]
+    assert cli.main(["preprocessors", "cany"]) == 2
+    assert "no preprocessor matches 'cany', the nearest are: canny" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("columns", [60, 80, 100, 160])
+def test_the_table_is_as_wide_as_the_terminal(columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = listed(capsys, "canny") + listed(capsys, "depth_midas") + listed(capsys, "sam")
+    assert max(map(len, lines)) <= max(columns, 80)  # the names alone may need more than 60
+    assert lines[0].startswith("name") and lines[0].endswith("parameters")
+    assert any(line.startswith("Not shown, for want of room:") for line in lines) is (columns < 160)
+    whole = " ".join(" ".join(lines).split())
+    assert "low 0..255 (100), high 0..255 (200)" in whole
+
+
+def test_a_wide_terminal_shows_what_a_file_gets(capsys, monkeypatch):
+    whole = listed(capsys)
+    monkeypatch.setenv("COLUMNS", str(max(map(len, whole))))
+    assert listed(capsys) == whole

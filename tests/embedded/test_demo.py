@@ -153,7 +153,7 @@ def test_a_photo_of_ones_own_and_any_words_are_taken() -> None:
 BAD: dict[str, tuple[list[str], str]] = {
     "a sheet that is there": (["-o", "there.png"], "'there.png' exists; --overwrite replaces it"),
     "a JPEG to write": (["-o", "sheet.jpg"], "does not end in .png"),
-    "a folder that is not there": (["-o", "absent/sheet.png"], "the folder 'absent' does not exist"),
+    "a folder that is not there": (["-o", "there.png/sheet.png"], "'there.png' is a file, expected a folder"),
     "no steps": (["--steps", "0"], "steps 0 is outside 1..1000"),
     "a seed in words": (["--seed", "one"], "seed 'one': expected a whole number"),
     "too many prompts": (["--prompt", "a"] * 7, "7 prompts, expected up to 6"),

@@ -61,6 +61,9 @@ def test_the_kind_of_a_map_may_be_said(tmp_path) -> None:
     for text, message in (
         (f"none,model=m,image={tmp_path / 'map.png'},kind=canny", "map kind 'canny' is none of: edges"),
         ("canny,model=m,image=i,kind=depth", "kind 'depth' of a map that canny makes, whose maps are 'edges'"),
+        ("canny,model=m,image=i.png,strength=.5", "'strength' is unknown to canny; it is called weight here"),
+        ("canny,model=m,image=i.png,threshold_a=5", "'threshold_a' is unknown to canny; it is called low here"),
+        ("canny,model=m,image=i.png,guidance_end=.5", "'guidance_end' is unknown to canny; it is called window here"),
         ("none,model=m,image=missing.png,kind=depth", "'missing.png' does not exist"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=message):

@@ -72,6 +72,12 @@ def test_an_unknown_name_is_refused_with_the_nearest(name, meant):
         preprocess(name, IMAGE)
 
 
+def test_the_parameter_of_a_peer_is_named_as_it_is_called_here():
+    for name, meant in {"low_threshold": "low", "threshold_a": "low", "threshold_b": "high"}.items():
+        with pytest.raises(ValueError, match=f"^canny has no parameter '{name}'; it is called {meant} here$"):
+            preprocess("canny", IMAGE, **{name: 5})
+
+
 def test_an_unknown_parameter_is_refused_with_the_nearest():
     with pytest.raises(ValueError, match=r"^canny has no parameter 'lo', the nearest are: low, "):
         preprocess("canny", IMAGE, lo=50)

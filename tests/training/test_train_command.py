@@ -243,7 +243,9 @@ def test_scenes_are_drawn_where_no_pictures_are_needed():
         (["--model", "pictures"], "holds no model_index.json"),
         (["--work", "sd"], "no folder of a training"),
         (["-o", "out.bin"], "does not end in .safetensors"),
-        (["-o", "no/out.safetensors"], "the folder 'no' does not exist"),
+        (["-o", "sd/model_index.json/out.safetensors"], "'sd/model_index.json' is a file, expected a folder"),
+        (["--lr", "1e-3"], "unknown argument '--lr'; it is called --rate here"),
+        (["--train_batch_size=4"], "unknown argument '--train_batch_size=4'; it is called --batch here"),
     ],
 )
 def test_nonsense_is_refused_in_one_line_before_any_work(more, says, capsys, tmp_path):

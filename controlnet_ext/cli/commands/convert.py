@@ -8,9 +8,12 @@ Exit code 0: done; 2: refused: IN cannot be read, its kind has no such layout, o
 
 from __future__ import annotations
 
+import os
 from argparse import ArgumentParser, Namespace
+from pathlib import Path
 
 from ...errors import check_choice
+from ...files.disk import check_target_folder
 from ...maps.control_map import MAP_KINDS
 from ..output import print_stderr
 
@@ -37,9 +40,12 @@ def arguments(parser: ArgumentParser, argv: list[str]) -> None:
 
 
 def run(options: Namespace) -> int:
-    """Read, rename the tensors, write."""
+    """Read, rename the tensors, write. Raises FileExistsError where OUT is there already."""
     if options.map is not None:
         check_choice("--map", options.map, MAP_KINDS)
+    check_target_folder(Path(options.target).parent)
+    if options.to == "ldm" and os.path.lexists(options.target) and not options.overwrite:
+        raise FileExistsError(f"{options.target!r} exists; --overwrite replaces it")
     from ...models.state_dict.saving import convert_model
 
     convert_model(options.source, options.target, options.to, options.map, options.pooled, options.overwrite)

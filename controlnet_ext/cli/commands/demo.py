@@ -89,6 +89,8 @@ def run(options: Namespace) -> int:
         words = f"seed {seed}, {steps} steps, guidance {GUIDANCE_SCALE:g}; {times}"
         whole = render_sheet(photo, control_map.pixels, columns, f"controlnet-ext's embedded model: {words}")
         write_output(out, encode_image("sheet.png", whole), options.overwrite)
+    except BrokenPipeError:
+        raise
     except (RuntimeError, OSError) as error:
         print_stderr(f"controlnet-ext: {one_line(error, 500)}")
         return 1

@@ -12,6 +12,7 @@ import os
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+from ...files.disk import check_target_folder, is_folder_name
 from ...files.image_formats import compute_working_size
 from ...files.image_writer import write_image
 from ...preprocessors.poses.drawing import render_pose
@@ -49,6 +50,7 @@ def run(options: Namespace) -> int:
     pictures = {path: read_poses(path) for path in options.inputs}
     targets = _output_paths(options.output, pictures)
     for target in targets:
+        check_target_folder(target.parent)
         if os.path.lexists(target) and not options.overwrite:
             raise FileExistsError(f"{str(target)!r} exists; --overwrite replaces it")
     parts = {name: getattr(options, name) for name in ("body", "hands", "face", "scale_sticks")}
@@ -70,7 +72,7 @@ def _output_paths(out: str, poses_by_file: dict[str, tuple[Poses, ...]]) -> dict
         for i, poses in enumerate(several, start=1)
     ]
     folder = Path(out)
-    if len(found) == 1 and not out.endswith(("/", os.sep)) and not folder.is_dir():
+    if len(found) == 1 and not is_folder_name(out):
         return {folder: found[0][1]}
     targets = {folder / f"{name}.png": poses for name, poses in found}
     if len(targets) < len(found):

@@ -89,6 +89,8 @@ def run(options: Namespace) -> int:
         pixels = render_recipe(prepared)
         times.append(time.perf_counter())
         write_output(out, encode_image("picture.png", pixels, prepared.png_texts), options.overwrite)
+    except BrokenPipeError:
+        raise
     except (RuntimeError, OSError) as error:
         if len(times) == 1 and isinstance(error, OSError):
             raise

@@ -12,6 +12,8 @@ Exit code 0: done; 1: some images failed, or the disk is full; 2: refused, nothi
 from __future__ import annotations
 
 import os
+import re
+import shlex
 from argparse import SUPPRESS, ArgumentParser, Namespace
 from collections.abc import Sequence
 from functools import partial
@@ -34,6 +36,10 @@ from ..output import print_stderr
 if TYPE_CHECKING:
     from ...batch.engines import StageEngine
     from ...batch.stages import NetworkStage
+
+
+MAX_JOBS_PER_CORE = 4  # processes; more only take memory
+MAX_CLUSTER_JOBS = 4096
 
 
 def arguments(parser: ArgumentParser, argv: list[str]) -> None:
@@ -82,6 +88,9 @@ def arguments(parser: ArgumentParser, argv: list[str]) -> None:
     specs = _find_specs(argv[0]) if is_named else list_preprocessors()
     group = parser.add_argument_group(f"parameters of {argv[0]}") if is_named else parser
     taken = parser._option_string_actions  # a parameter of one's own may be called as a flag: --NAME.PARAMETER is left
+    for word in argv if is_named else ():
+        if word.startswith("--threshold"):  # as sd-webui-controlnet numbers them
+            _check_flag(word, specs)
     for flag in {flag: None for spec in specs for flag in _list_flags(spec) if f"--{flag}" not in taken}:
         help = _describe_flag(flag, specs) if is_named and "." not in flag else SUPPRESS
         group.add_argument(f"--{flag}", dest=f"--{flag}", metavar="VALUE", default=SUPPRESS, help=help)
@@ -94,7 +103,7 @@ def run(options: Namespace) -> int:
     request = MapRequest(
         tuple(specs), tuple(values), options.json, options.sixteen_bit, options.output, options.overwrite
     )
-    shard, jobs = _parse_shard(options.shard), _check_jobs(options.jobs)
+    shard, jobs = _parse_shard(options.shard), _check_jobs(options.jobs, options.engine)
     files = _assign_masks(request, find_inputs(options.inputs, options.recursive), options.mask)
     if len(files) == 1 and shard is None and not is_container(files[0].path):
         from ...batch import single
@@ -175,24 +184,45 @@ def _load_networks(names: str, parameters: tuple[dict[str, Any], ...], options: 
     return build_network_stage(weights_options.load_preprocessors(_find_specs(names), options), parameters)
 
 
+def _check_flag(word: str, specs: Sequence[Preprocessor]) -> None:
+    """Raise ValueError for --threshold_a and --threshold_b, with the parameter's own name."""
+    flag = word.partition("=")[0]
+    if flag[2:] not in {name for spec in specs for name in _list_flags(spec)}:
+        raise ValueError(specs[0].suggest_parameter(f"unknown argument {word!r:.80}", flag))
+
+
 def _parse_shard(text: str | None) -> tuple[int, int] | None:
-    """Return (i, n) of "i/n", i counted from 0 or from 1: n/n is the same as 0/n."""
+    """Return (i, n) of "i/n" with i counted from 1 to n; n becomes 0."""
     if text is None:
         return None
     i, slash, n = text.partition("/")
-    if not (slash and i.isdecimal() and n.isdecimal() and int(n) >= 1 and int(i) <= int(n)):
-        raise ValueError(f"--shard {text!r:.40}: expected i/n, such as 1/8 to 8/8")
+    if not (slash and re.fullmatch("[0-9]{1,9}", i) and re.fullmatch("[0-9]{1,9}", n) and 1 <= int(i) <= int(n)):
+        raise ValueError(f"--shard {text!r:.40}: expected i/n with i from 1 to n, such as 1/8 to 8/8")
     return int(i) % int(n), int(n)
 
 
-def _check_jobs(jobs: int) -> int:
-    if jobs < 1:
-        raise ValueError(f"--jobs {jobs} is below 1")
+def _check_jobs(jobs: int, engine: str) -> int:
+    """Return the number of jobs. Raises ValueError for one that this machine, or a cluster, cannot mean."""
+    cores = os.cpu_count() or 1
+    most = MAX_CLUSTER_JOBS if engine == "ray" else max(MAX_JOBS_PER_CORE * cores, 16)
+    if not 1 <= jobs <= most:
+        where = "" if engine == "ray" else f"; this machine has {cores} cores"
+        raise ValueError(f"--jobs {jobs} is outside 1..{most}{where}")
     return jobs
 
 
 def _find_specs(names: str) -> list[Preprocessor]:
-    return [find(name.strip()) for name in names.split(",")]
+    """Return the named preprocessors. Raises ValueError, also for an input in their place."""
+    try:
+        return [find(name.strip()) for name in names.split(",")]
+    except ValueError:
+        if os.path.exists(names):
+            kind = "folder" if os.path.isdir(names) else "file"
+            raise ValueError(
+                f"{names!r} is a {kind}, and the name of a preprocessor comes first: "
+                f"controlnet-ext preprocess NAME {shlex.quote(names)} -o OUT"
+            ) from None
+        raise
 
 
 def _describe_flag(flag: str, specs: Sequence[Preprocessor]) -> str:

@@ -1,5 +1,6 @@
-"""List the preprocessors, one line each.
+"""List the preprocessors, one line each: all, or those that match a word.
 
+On a terminal that is too narrow for all columns the first ones to go are hash, feeds, weights, alias and licence.
 Columns: name; aliases in stable-diffusion-webui; map kind; words in the names of control models that read such maps;
 weights, their size (without configuration files of some kilobytes; "about" is to three digits, as the Hub lists it) and
 license; whether their sha256 is pinned in this package (otherwise the Hub states it at the download); parameters with
@@ -9,10 +10,16 @@ range and default.
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import sys
+import textwrap
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from ...errors import suggest_names
+from ...files.disk import check_stdout
 from ...files.hub import WeightsFile
 from ...maps.control_map import MODEL_NAME_WORDS
 from ...preprocessors.parameters import Parameter
@@ -20,30 +27,89 @@ from ...preprocessors.registry import RESOLUTION_PARAMETER, Preprocessor, list_p
 from ..generation_options import add_load_option
 
 COLUMNS = ("name", "alias", "map", "feeds", "weights", "size", "licence", "hash", "parameters")
+LEAST_NEEDED = ("hash", "feeds", "weights", "alias", "licence", "size")  # the first to be left out first
+MIN_LAST_WIDTH = 28  # columns of the parameters, which are wrapped
 
 
 def arguments(parser: ArgumentParser, argv: list[str]) -> None:
     """Declare the flags."""
     add_load_option(parser, argv)
     parser.add_argument(
+        "words",
+        metavar="WORD",
+        nargs="*",
+        help="list those alone whose name, alias, map or feeds holds every WORD, such as depth",
+    )
+    parser.add_argument(
         "--json", action="store_true", help="print JSON objects, with the repository, path and hash of each file too"
     )
 
 
 def run(options: Namespace) -> int:
-    """Print the table, or the JSON."""
+    """Print the table, or the JSON. Raises ValueError where no preprocessor matches."""
+    check_stdout()
+    specs = [spec for spec in list_preprocessors() if _matches(spec, options.words)]
+    if not specs:
+        words = " ".join(options.words)
+        raise ValueError(
+            suggest_names(f"no preprocessor matches {words!r:.80}", words, map(_get_name, list_preprocessors()))
+        )
     if options.json:
-        print(json.dumps([describe_spec(entry) for entry in list_preprocessors()], indent=1))
+        print(json.dumps([describe_spec(entry) for entry in specs], indent=1))
         return 0
-    rows = [COLUMNS, *(_format_row(entry) for entry in list_preprocessors())]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    print(
-        f"\nEach takes resolution {RESOLUTION_PARAMETER.range} too: the short side in pixels, by default "
-        "that of the image."
-    )
+    width = _get_terminal_width()
+    print("\n".join(_format_table([COLUMNS, *map(_format_row, specs)], width)))
+    bounds = RESOLUTION_PARAMETER.range
+    words = f"Each takes resolution {bounds} too: the short side in pixels, by default that of the image."
+    print("", *textwrap.wrap(words, width or len(words)), sep="\n")
     return 0
+
+
+def _get_name(spec: Preprocessor) -> str:
+    return spec.name
+
+
+def _matches(spec: Preprocessor, words: Iterable[str]) -> bool:
+    """Return True if each word is part of a name, of the map kind, or of the words of control models."""
+    text = " ".join((spec.name, *_list_aliases(spec), spec.makes, *MODEL_NAME_WORDS[spec.makes])).casefold()
+    return all(word.casefold() in text for word in words)
+
+
+def _get_terminal_width() -> int | None:
+    """Return the columns of the terminal, or of the variable COLUMNS; None where stdout goes elsewhere."""
+    if not (os.environ.get("COLUMNS", "").isdecimal() or sys.stdout.isatty()):
+        return None
+    return shutil.get_terminal_size().columns
+
+
+def _format_table(rows: Sequence[Sequence[str]], width: int | None) -> list[str]:
+    """Return the lines of a table, its first row the heads, in at most `width` columns where that is possible.
+
+    Columns are left out as the list `LEAST_NEEDED` has them; then the last one, the parameters, is wrapped.
+    """
+    widths = {name: max(map(len, column)) for name, column in zip(COLUMNS, zip(*rows, strict=True), strict=True)}
+    shown = list(COLUMNS)
+    *_, last = COLUMNS
+    narrow = min(widths[last], MIN_LAST_WIDTH)
+    for name in LEAST_NEEDED:
+        if width is None or sum(widths[each] + 2 for each in shown if each != last) + narrow <= width:
+            break
+        shown.remove(name)
+    before = sum(widths[name] + 2 for name in shown if name != last)
+    room = None if width is None else max(width - before, narrow)
+    lines = []
+    for row in rows:
+        cells = dict(zip(COLUMNS, row, strict=True))
+        parts = [cells[last]] if room is None else textwrap.wrap(cells[last], room) or [""]
+        lines.append("".join(cells[name].ljust(widths[name] + 2) for name in shown if name != last) + parts[0])
+        lines += [" " * before + part for part in parts[1:]]
+    if len(shown) < len(COLUMNS):
+        gone = ", ".join(name for name in COLUMNS if name not in shown)
+        lines += [
+            "",
+            *textwrap.wrap(f"Not shown, for want of room: {gone} (--json, or a wider terminal).", width or 80),
+        ]
+    return [line.rstrip() for line in lines]
 
 
 def describe_spec(spec: Preprocessor) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...errors import one_line
-from ...files.disk import read_json, write_atomically
+from ...files.disk import check_target_folder, read_json, write_atomically
 from ...generation.options import split_unit_text
 from ...generation.pipeline_folder import PipelineFolder, silence_libraries
 from ...generation.recipe import hash_file, hash_files
@@ -177,8 +177,7 @@ def run(options: Namespace) -> int:
 def _check_output(path: Path, overwrite: bool) -> None:
     if path.suffix != ".safetensors":
         raise ValueError(f"{str(path)!r} does not end in .safetensors")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"the folder {str(path.parent)!r} does not exist")
+    check_target_folder(path.parent)
     if os.path.lexists(path) and (path.is_dir() or not overwrite):
         raise FileExistsError(f"{str(path)!r} exists; --overwrite replaces a file")
 

@@ -39,6 +39,7 @@ def save_ldm(
     """Write one .safetensors file under ldm's names without a prefix, in the network's dtype. What tensors do not
     show is in its metadata, under `controlnet_ext.config`, with `more` beside it. An existing file raises
     FileExistsError unless `overwrite`."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     tensors = net.LAYOUTS["ldm"](net.state_dict())
     write_weights(path, tensors, {**(extra_metadata or {}), **build_metadata(net)}, overwrite=overwrite)
 
