@@ -1,6 +1,7 @@
-"""Image formats by their bytes: detection, completeness, and limits of size.
+"""Image formats by their bytes: detection, completeness, and the budgets of their readers.
 
-Decoders accept incomplete files; the functions here do not. Limits keep what a few header bytes ask for within memory.
+Decoders accept incomplete files; the functions here do not. Budgets bound the time and memory of a decoder by the bytes
+of the file, whatever its structure asks for: pixels, sides, scans, parts, and decoded bytes for each byte of the file.
 """
 
 from __future__ import annotations
@@ -8,7 +9,9 @@ from __future__ import annotations
 import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
 
 import numpy as np
 
@@ -23,8 +26,17 @@ _SIGNATURES = {
     "PPM": rb"P[1-6]\s",
 }
 IMAGE_FORMATS = tuple(_SIGNATURES)
-_NEXT_MARKER = re.compile(rb"\xff\xff*([^\x00\xd0-\xd7\xff])", re.DOTALL)  # not a stuffed zero, not a restart; an
-# `\xff+` is searched for byte by byte, 10 times slower than a literal
+_NEXT_MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])", re.DOTALL)  # not a stuffed zero, a restart or a fill byte
+
+MAX_PIXELS = 2**26  # 64 megapixels, 192 MiB as RGB
+MAX_SIDE = 65535  # of what is computed: a JPEG's
+MAX_FILE_SIDE = 10**6  # of a file, as its writer has it; a row of pixels takes 8 bytes beside them
+MAX_SCAN_PIXELS = 2**30  # pixels times scans of a progressive JPEG: 64 megapixels in 16 scans; encoders write about 10
+FREE_PARTS = 4096  # segments, chunks or blocks of any file; beyond them, one for each
+BYTES_PER_PART = {"JPEG": 256, "PNG": 256, "WEBP": 256, "GIF": 32}  # bytes of the file; a GIF's have up to 255
+FREE_BYTES = {"PNG": 160 * 2**20, "interlaced PNG": 100 * 2**20, "TIFF": 100 * 2**20, "JPEG": 200 * 2**20}
+DECODED_PER_BYTE = 64  # bytes that a byte of the file may become, beyond FREE_BYTES
+MAX_PPM_HEADER = 2**16  # bytes, with comments
 
 
 def sniff_format(head: bytes) -> str | None:
@@ -43,7 +55,7 @@ def is_complete(content: bytes, format: str) -> bool:
         if format == "PNG":
             return any(name == b"IEND" for name, _ in iter_png_chunks(content))
         if format == "GIF":
-            return _is_gif_complete(content)
+            return any(block == 0x3B for block in _iter_gif_blocks(content))
         if format == "WEBP":
             return struct.unpack_from("<I", content, 4)[0] + 8 <= len(content)
         if format == "BMP":
@@ -95,22 +107,34 @@ def iter_png_chunks(content: bytes) -> Iterator[tuple[bytes, memoryview]]:
         at += 12 + size
 
 
-def _is_gif_complete(content: bytes) -> bool:
+def _iter_gif_blocks(content: bytes) -> Iterator[int]:
+    """Yield the first byte of each frame (0x2C) and extension (0x21), 0 for each block within, and the end, 0x3B.
+
+    Ends before the first block of another kind. Raises IndexError where the file is cut short.
+    """
+
     def table(flags: int) -> int:
         return 3 << (flags & 7) + 1 if flags & 0x80 else 0
 
     at = 13 + table(content[10])
-    while content[at] != 0x3B:  # trailer
-        if content[at] == 0x2C:  # a frame: its place, flags, colours, then the code size before the blocks
-            at += 11 + table(content[at + 9])
-        elif content[at] == 0x21:
-            at += 2
-        else:
-            return False
+    while content[at] in (0x21, 0x2C):
+        yield content[at]
+        # a frame: its place, flags, colors, then the code size before the blocks
+        at += 11 + table(content[at + 9]) if content[at] == 0x2C else 2
         while size := content[at]:
+            yield 0
             at += 1 + size
         at += 1
-    return True
+    yield content[at]
+
+
+def _iter_webp_chunks(content: bytes) -> Iterator[bytes]:
+    """Yield the name of each chunk in a RIFF file."""
+    at = 12
+    while at + 8 <= len(content):
+        name, size = struct.unpack_from("<4sI", content, at)
+        yield name
+        at += 8 + size + size % 2
 
 
 def _is_avif_complete(content: bytes) -> bool:
@@ -183,16 +207,177 @@ def _is_tiff_complete(content: bytes) -> bool:
     return True
 
 
-MAX_PIXELS = 2**26  # 64 megapixels, 192 MiB as RGB
-MAX_SIDE = 65535  # a JPEG's
+def check_budget(content: bytes, format: str, name: str) -> None:
+    """Raise ValueError, beginning with `name`, where the structure of a file asks for more than its bytes pay for.
+
+    Looks at no more parts than the budget has. What cannot be parsed is left to the decoder.
+    """
+    try:
+        if format == "PNG":
+            _check_png_size(content, name)
+            _check_parts(_iter_png_chunk_places(content), content, format, name)
+        elif format == "JPEG":
+            _check_jpeg_scans(content, name)
+        elif format == "GIF":
+            _check_parts(_iter_gif_blocks(content), content, format, name)
+        elif format == "WEBP":
+            _check_parts(_iter_webp_chunks(content), content, format, name)
+        elif format == "TIFF":
+            _check_tiff_strips(content, name)
+    except (struct.error, IndexError):  # the file ends in the middle of a field
+        pass
+
+
+def _check_parts(parts: Iterable[Any], content: bytes, format: str, name: str) -> None:
+    limit = FREE_PARTS + len(content) // BYTES_PER_PART[format]
+    if next(islice(parts, limit, None), None) is not None:
+        raise ValueError(f"{name} is a {format} of over {limit} parts, too many for a file of {len(content)} bytes")
+
+
+def _iter_png_chunk_places(content: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield (offset, name) of each chunk, up to IEND or the end of the bytes, whatever its checksum."""
+    at, name = 8, b""
+    while at + 8 <= len(content) and name != b"IEND":
+        size, name = struct.unpack_from(">I4s", content, at)
+        yield at, name
+        at += 12 + size
+
+
+def _check_png_size(content: bytes, name: str) -> None:
+    if len(content) < 29 or content[12:16] != b"IHDR":
+        return
+    width, height, depth, color = struct.unpack_from(">IIBB", content, 16)
+    check_pixels(height, width, name)
+    bits = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(color, 4) * depth
+    kind = "interlaced PNG" if content[28] else "PNG"
+    _check_decoded_bytes(height * (1 + width * bits // 8), len(content), kind, name)
+
+
+def _check_decoded_bytes(decoded: int, size: int, kind: str, name: str) -> None:
+    if decoded > FREE_BYTES[kind] + DECODED_PER_BYTE * size:
+        raise ValueError(
+            f"{name} is a {kind} of {size} bytes that would take {decoded >> 20} MiB, over the limit of "
+            f"{FREE_BYTES[kind] + DECODED_PER_BYTE * size >> 20} MiB for its size"
+        )
+
+
+def _check_jpeg_scans(content: bytes, name: str) -> None:
+    scans = pixels = values = 0
+    is_progressive = False
+    segments = list(islice(iter_jpeg_segments(content), FREE_PARTS + len(content) // BYTES_PER_PART["JPEG"] + 1))
+    _check_parts(segments, content, "JPEG", name)
+    for marker, payload in segments:
+        if marker == 0xDA:
+            scans += 1
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and len(payload) >= 6:
+            height, width, channels = struct.unpack_from(">HHB", payload, 1)
+            factors = [(payload[i] >> 4) * (payload[i] & 15) for i in range(7, min(len(payload), 6 + 3 * channels), 3)]
+            pixels = max(pixels, height * width)
+            values = max(values, height * width * sum(factors) // max(factors, default=1) if any(factors) else 0)
+            is_progressive |= marker not in (0xC0, 0xC1)
+    if scans > 1 and scans * pixels > MAX_SCAN_PIXELS:
+        raise ValueError(
+            f"{name} is a JPEG of {scans} scans of {pixels} pixels each, over the limit of "
+            f"{MAX_SCAN_PIXELS // max(pixels, 1)} scans"
+        )
+    if is_progressive or scans > 1:  # all coefficients are kept, of two bytes each
+        _check_decoded_bytes(2 * values, len(content), "JPEG", name)
+
+
+def _check_tiff_strips(content: bytes, name: str) -> None:
+    """Check the first directory, which is the one that is decoded."""
+    tags = _read_tiff_numbers(content)
+    for counts in (279, 325):
+        if (total := sum(float(numbers.sum()) for numbers in tags.get(counts, ()))) > 2 * len(content):
+            raise ValueError(f"{name} is a TIFF whose strips have {total:.0f} bytes, in a file of {len(content)}")
+
+    def largest(tag: int) -> int:
+        return max((int(numbers.max()) for numbers in tags.get(tag, ()) if len(numbers)), default=1)
+
+    check_pixels(largest(323), largest(322), f"a tile of {name}")
+    if largest(259) != 1:  # compressed
+        bits = max(largest(258) * largest(277), 1)
+        pixels = max(largest(256) * largest(257), largest(322) * largest(323))
+        _check_decoded_bytes(pixels * bits // 8, len(content), "TIFF", name)
+
+
+_TIFF_CHECKED_TAGS = (256, 257, 258, 259, 277, 279, 322, 323, 325)
+
+
+def _read_tiff_numbers(content: bytes) -> dict[int, list[np.ndarray]]:
+    """Return whole numbers of the first directory by tag, those of `_TIFF_CHECKED_TAGS`, up to the size of the file."""
+    order = "<" if content[:2] == b"II" else ">"
+    word, count, entry_size = ("Q", "Q", 20) if b"+" in content[2:4] else ("I", "H", 12)  # BigTIFF, TIFF
+    wide = struct.calcsize(word)
+    (at,) = struct.unpack_from(order + word, content, 8 if wide == 8 else 4)
+    (entries,) = struct.unpack_from(order + count, content, at)
+    at += struct.calcsize(count)
+    found: dict[int, list[np.ndarray]] = {}
+    looked_at = 0
+    for place in range(at, at + min(entries, len(content) // entry_size) * entry_size, entry_size):
+        tag, type, length = struct.unpack_from(order + "HH" + word, content, place)
+        if tag not in _TIFF_CHECKED_TAGS or type not in _TIFF_INTEGER_DTYPES:
+            continue
+        value, size = place + 4 + wide, _TIFF_TYPE_SIZES[type] * length
+        if size > wide:
+            (value,) = struct.unpack_from(order + word, content, value)
+        looked_at += size
+        if value + size > len(content) or looked_at > len(content):
+            break
+        found.setdefault(tag, []).append(np.frombuffer(content, order + _TIFF_INTEGER_DTYPES[type], length, value))
+    return found
+
+
+def keep_needed_png_chunks(content: bytes) -> bytes:
+    """Return the PNG without the chunks that its pixels do not need: texts, further frames, a second profile.
+
+    Its decoder would unpack them all. Kept are the first profile, the first EXIF, and texts with the orientation.
+    """
+    kept, seen = [content[:8]], set[bytes]()
+    for at, name in _iter_png_chunk_places(content):
+        size = 12 + int.from_bytes(content[at : at + 4], "big")
+        what = name
+        if name in (b"tEXt", b"zTXt", b"iTXt"):
+            what = content[at + 8 : at + 33].partition(b"\0")[0]
+            is_needed = what.startswith((b"XML:com.adobe.xmp", b"Raw profile type ")) and what not in seen
+        else:
+            is_needed = name in (b"IDAT", b"IEND") or (name in _PNG_SINGLE_CHUNKS and name not in seen)
+        if is_needed:
+            kept.append(content[at : at + size])
+        seen.add(what)
+    return b"".join(kept)
+
+
+_PNG_SINGLE_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"iCCP", b"eXIf", b"sRGB", b"gAMA", b"cHRM")
+
+
+def remove_ppm_comments(content: bytes, name: str) -> bytes:
+    """Return a PPM, PGM or PBM without comments: in its header, and in the numbers of one that is written as text.
+
+    Pillow takes quadratic time for them. Raises ValueError for a header of over 64 KiB.
+    """
+    if content[1:2] in b"123":
+        return re.sub(rb"#[^\r\n]*", b"", content) if b"#" in content else content
+    head = content[2:MAX_PPM_HEADER]
+    numbers: list[bytes] = []
+    for found in re.finditer(rb"#[^\r\n]*|[^\s#]+", head):
+        if not found[0].startswith(b"#"):
+            numbers.append(found[0][:20])  # Pillow refuses one of over 10 digits
+        if len(numbers) == (2 if content[1:2] == b"4" else 3) and found.end() < len(head):
+            if b"#" not in head[: found.end()]:
+                return content
+            return b" ".join([content[:2], *numbers]) + content[2 + found.end() :]
+    raise ValueError(f"{name} is a PPM without its size in the first {MAX_PPM_HEADER >> 10} KiB")
 
 
 def check_pixels(height: int, width: int, name: str) -> None:
-    """Raise ValueError unless there are 1 to 64 megapixels (2**26)."""
+    """Raise ValueError unless there are 1 to 64 megapixels (2**26), and at most a million pixels a side."""
     if height < 1 or width < 1:
         raise ValueError(f"{name} is {width}x{height}: it has no pixels")
     if height * width > MAX_PIXELS:
         raise ValueError(f"{name} is {width}x{height}, {height * width / 1e6:.0f} megapixels, over the limit of 64")
+    if max(height, width) > MAX_FILE_SIDE:
+        raise ValueError(f"{name} is {width}x{height}, over the limit of {MAX_FILE_SIDE} pixels a side")
 
 
 def compute_working_size(height: int, width: int, resolution: int) -> tuple[int, int]:

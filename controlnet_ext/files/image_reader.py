@@ -22,7 +22,16 @@ import numpy as np
 
 from ..errors import one_line
 from .disk import open_regular_file
-from .image_formats import IMAGE_FORMATS, check_pixels, is_complete, iter_jpeg_segments, sniff_format
+from .image_formats import (
+    IMAGE_FORMATS,
+    check_budget,
+    check_pixels,
+    is_complete,
+    iter_jpeg_segments,
+    keep_needed_png_chunks,
+    remove_ppm_comments,
+    sniff_format,
+)
 
 if TYPE_CHECKING:
     from typing import TypeGuard
@@ -44,6 +53,7 @@ _EXIF_TRANSFORMS = {  # by EXIF's orientation, tag 274
     7: lambda x: x[::-1, ::-1].swapaxes(0, 1),
     8: lambda x: x[:, ::-1].swapaxes(0, 1),
 }
+BAND_PIXELS = 2**22  # that are converted at once
 _pillow_lock = threading.Lock()
 
 
@@ -52,17 +62,23 @@ def is_pil_image(value: object) -> TypeGuard[Image]:
     return "PIL.Image" in sys.modules and isinstance(value, sys.modules["PIL.Image"].Image)
 
 
-def open_image_header(file: BinaryIO, format: str, name: str) -> Image:
+def open_image_header(content: bytes, format: str, name: str) -> Image:
     """Open an image of the format (Pillow's name) without decoding it.
 
-    Raises ValueError, beginning with `name`, for a broken file or a format that this Pillow does not read.
+    Raises ValueError, beginning with `name`, for a broken file, one over a budget (`check_budget`), or a format that
+    this Pillow does not read.
     """
     from PIL import Image
 
+    check_budget(content, format, name)
+    if format == "PNG":
+        content = keep_needed_png_chunks(content)
+    elif format == "PPM":
+        content = remove_ppm_comments(content, name)
     with _strict_decoding(name):
         try:
             importlib.import_module(f"PIL.{_PLUGIN_NAMES.get(format, format.capitalize())}ImagePlugin")
-            return Image.open(file, formats=[format])
+            return Image.open(io.BytesIO(content), formats=[format])
         except Image.UnidentifiedImageError:
             raise ValueError(f"a broken {format}, or of a kind that this Pillow does not read") from None
         except ModuleNotFoundError:
@@ -87,7 +103,7 @@ def decode_pixels(image: Image, name: str) -> np.ndarray:
         image.load()
         turn = _read_orientation(image)
         deep = image.mode[0] in "IF"  # I, I;16, I;16B, F
-        array = np.array(image if deep else _composite_over_white(image))
+        array = np.array(image) if deep else _render_bands(image)
         hidden = image.info.get("transparency")
     if deep:
         grey = _to_uint8(array, name)
@@ -151,6 +167,18 @@ def _read_alpha(image: Image) -> np.ndarray | None:
         hidden = image.info["transparency"]
         return np.where(np.asarray(image) == hidden, np.uint8(0), np.uint8(255)) if isinstance(hidden, int) else None
     return np.asarray(image.convert("LA" if image.mode == "La" else "RGBA").getchannel("A"))
+
+
+def _render_bands(image: Image) -> np.ndarray:
+    """Return the image in RGB over white, (H, W, 3) uint8, rendered in bands of rows that need little memory."""
+    rows = max(BAND_PIXELS // image.width, 1)
+    if rows >= image.height:
+        return np.array(_composite_over_white(image))
+    array = np.empty((image.height, image.width, 3), np.uint8)
+    for top in range(0, image.height, rows):
+        band = image.crop((0, top, image.width, min(top + rows, image.height)))
+        array[top : top + band.height] = np.asarray(_composite_over_white(band))
+    return array
 
 
 def _composite_over_white(image: Image) -> Image:
@@ -255,16 +283,14 @@ def _read_image_file(file: BinaryIO, name: str, decode: Callable[[Image, str], n
     if size > IMAGE_FILE_LIMIT:
         raise ValueError(f"{name} is a file of {size / 2**30:.1f} GiB, over the limit of 1 GiB for images")
     file.seek(0)
+    content = file.read()
     if format == "JPEG":
-        content = file.read()
+        check_budget(content, format, name)
         if plain := _read_plain_jpeg_size(content):
             check_pixels(*plain, name)
             return _decode_plain_jpeg(content, name)
-        file.seek(0)
-    image = open_image_header(file, format, name)
+    image = open_image_header(content, format, name)
     check_pixels(image.height, image.width, name)
-    file.seek(0)
-    content = file.read()
     if not is_complete(content, format):
         raise ValueError(f"{name} is a {format} that is cut short or damaged")
     if format == "PNG" and content[24:26] == b"\x10\2" and "transparency" in image.info:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -59,7 +58,7 @@ def _count_pixels(value: object) -> int:
     if content is None:
         return 0
     try:
-        image = open_image_header(io.BytesIO(content), str(sniff_format(content[:16])), "the image")
+        image = open_image_header(content, str(sniff_format(content[:16])), "the image")
     except ValueError:  # which its reader says better
         return 0
     return image.width * image.height

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -180,7 +179,7 @@ def _hash_and_measure(path: Path) -> tuple[str, tuple[int, int]]:
     format = sniff_format(content[:16])
     if format is None or not is_complete(content, format):
         raise ValueError(f"{name} is {'no image' if format is None else f'a {format} that is cut short or damaged'}")
-    image = image_reader.open_image_header(io.BytesIO(content), format, name)
+    image = image_reader.open_image_header(content, format, name)
     check_pixels(image.height, image.width, name)
     return hashlib.sha256(content).hexdigest(), image_reader.read_upright_size(image)
 

@@ -244,7 +244,7 @@ def test_what_is_not_an_image_is_refused_in_one_line(tmp_path):
         ("ps.png", b"%!PS-Adobe-3.0 EPSF-3.0", "none of JPEG"),
         ("bm.png", b"BM, a text beginning so", "cannot be read"),
         ("two\nlines.png", b"?", "begins with b'?'"),
-        ("none.png", png([], 8, 2, (0, 0)), "broken PNG"),
+        ("none.png", png([], 8, 2, (0, 0)), "it has no pixels"),
     ):
         (tmp_path / name).write_bytes(content)
         message = refusal(tmp_path / name)
