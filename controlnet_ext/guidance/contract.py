@@ -1,4 +1,5 @@
-"""The values of one guided step, and the base classes that connect control models, hosts and units.
+"""The values of one guided step, the base classes that connect control models, hosts and units, and what undoes their
+changes of a UNet.
 
 Importing this module does not load torch.
 """
@@ -8,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
+from inspect import GEN_SUSPENDED, getgeneratorstate
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 
@@ -245,7 +248,8 @@ class ControlModel:
 class AttentionModel(ControlModel):
     """A control model that acts inside the attention of the UNet.
 
-    It wraps attention processors or hooks modules, and never replaces anything for good.
+    It wraps attention processors or hooks modules, and never replaces anything for good. `UndoStack` undoes that, also
+    where it is interrupted.
     """
 
     makes_residuals = False
@@ -258,6 +262,99 @@ class AttentionModel(ControlModel):
         `get_activation()` returns None while the unit does not act; then the UNet must compute as without it.
         """
         raise NotImplementedError(f"{type(self).__name__} has no attach()")
+
+
+class UndoStack:
+    """Functions that undo changes of somebody else's objects, the last change first.
+
+    A function is recorded before the change is made, so that an interrupt between the two leaves nothing behind. So it
+    must also be right where the change was not made, or is undone already. In a generator:
+
+        undo = UndoStack()
+        try:
+            try:
+                undo.register_forward_hook(module, hook)
+                yield
+            finally:
+                undo.close()
+        finally:
+            undo.close()  # goes on where an interrupt broke it off
+    """
+
+    def __init__(self) -> None:
+        self._undos: list[Callable[[], object]] = []
+
+    def __len__(self) -> int:
+        return len(self._undos)
+
+    def push(self, undo: Callable[[], object]) -> None:
+        """Record the function that undoes the change which the caller is about to make."""
+        self._undos.append(undo)
+
+    def close(self, keep: int = 0) -> None:
+        """Undo all changes but the first `keep`; after an interrupt, a further call continues with the same change.
+
+        Raises the first error that a function raises, after all have been called.
+        """
+        error: Exception | None = None
+        while len(self._undos) > keep:
+            try:
+                self._undos[-1]()
+            except Exception as failed:  # an interrupt is none, and leaves the function where it is
+                error = error or failed
+            self._undos.pop()
+        if error is not None:
+            raise error
+
+    def enter_context(self, context: AbstractContextManager[Any]) -> None:
+        """Enter a context that `close` leaves without an exception."""
+        entered: list[bool] = []
+
+        def leave() -> None:
+            generator = getattr(context, "gen", None)  # of a function under contextlib.contextmanager
+            if entered if generator is None else getgeneratorstate(generator) == GEN_SUSPENDED:
+                context.__exit__(None, None, None)
+
+        self.push(leave)
+        context.__enter__()
+        entered.append(True)
+
+    def register_forward_pre_hook(self, module: Any, hook: Callable[..., Any], **options: Any) -> None:
+        """Register a hook in front of a torch module's calls, with torch's options."""
+        self._register(module.register_forward_pre_hook, module, hook, options)
+
+    def register_forward_hook(self, module: Any, hook: Callable[..., Any], **options: Any) -> None:
+        """Register a hook behind a torch module's calls, with torch's options."""
+        self._register(module.register_forward_hook, module, hook, options)
+
+    def _register(self, register: Any, module: Any, hook: Callable[..., Any], options: Mapping[str, Any]) -> None:
+        marked = ModuleHook(hook)
+        self.push(partial(_remove_hook, module, marked))
+        register(marked, **options)
+
+
+class ModuleHook:
+    """A forward hook on a torch module, to be told apart from hooks of others."""
+
+    def __init__(self, hook: Callable[..., Any]):
+        self._hook = hook
+
+    def __call__(self, *args: Any) -> Any:
+        return self._hook(*args)
+
+
+# torch's tables of a module's hooks by number (torch 2.1 to 2.14); those of options hold some of the same numbers
+HOOK_OPTION_TABLES = "_forward_pre_hooks_with_kwargs", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"
+HOOK_TABLES = "_forward_pre_hooks", "_forward_hooks"
+
+
+def _remove_hook(module: Any, hook: ModuleHook) -> None:
+    """Remove a hook without its handle, which torch returns only after it has registered the hook."""
+    tables = vars(module)
+    numbers = [number for name in HOOK_TABLES for number, found in tables[name].items() if found is hook]
+    for name in (*HOOK_OPTION_TABLES, *HOOK_TABLES):
+        for number in numbers:
+            tables.get(name, {}).pop(number, None)
 
 
 def _add_optional(a: Tensor | None, b: Tensor | None) -> Tensor | None:

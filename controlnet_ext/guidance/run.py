@@ -1,14 +1,15 @@
 """One run of a host, from noise to image: units and a step in, residuals out.
 
 `GuidanceRun` has all units of a guide; `UnitRun` brings together the weights, rows, hints and model of one of them;
-`ResidualCache` reuses residuals in several steps (figures in docs/evidence).
+`AttachmentStack` has the units that are attached to the attention of one UNet; `ResidualCache` reuses residuals in
+several steps (figures in docs/evidence).
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from ..errors import error_prefix
 from .after_steps import NoiseLevel
-from .contract import Activation, AttentionModel, ControlModel, Host, Residuals, Step
+from .contract import Activation, AttentionModel, ControlModel, Host, Residuals, Step, UndoStack
 from .hints import HintImages
 from .schedule import Span
 from .unit import PerSample, Unit
@@ -65,6 +66,41 @@ def _is_equal(a: Tensor | None, b: Tensor | None) -> bool:
     return a is b if a is None or b is None else torch.equal(a, b)
 
 
+class AttachmentStack:
+    """The units that are attached to the attention of one UNet, of all its guides, and how to detach them.
+
+    A place is (number of the guide, number of the unit). Units are attached in the order of places, and detached in
+    reverse: each wraps what those before it made of the attention. So before a unit attaches that begins later, those
+    behind it are detached; they attach again when they act next, which is in the same step.
+    """
+
+    def __init__(self) -> None:
+        self._undo = UndoStack()
+        self._heights: dict[tuple[int, int], int] = {}  # of the undo stack below each unit
+
+    def __contains__(self, place: tuple[int, int]) -> bool:
+        return place in self._heights
+
+    def attach(self, place: tuple[int, int], contexts: Iterable[AbstractContextManager[None]]) -> None:
+        """Attach a unit, by entering these contexts in turn."""
+        self.detach_from(place)
+        height = len(self._undo)
+        self._undo.push(lambda: self._heights.pop(place, None))
+        self._heights[place] = height
+        for context in contexts:
+            self._undo.enter_context(context)
+
+    def detach_from(self, place: tuple[int, int]) -> None:
+        """Detach the units from this place on."""
+        heights = [height for other, height in self._heights.items() if other >= place]
+        if heights:
+            self._undo.close(keep=min(heights))
+
+    def close(self) -> None:
+        """Detach all units. After an interrupt a further call detaches the others."""
+        self._undo.close()
+
+
 class UnitRun:
     """One unit in one run: its weight in each step, its hints for each size, and the calls of its model.
 
@@ -72,7 +108,15 @@ class UnitRun:
     """
 
     def __init__(
-        self, name: str, unit: Unit, hint_images: HintImages, spans: Sequence[Span], host: Host, pass_index: int
+        self,
+        name: str,
+        unit: Unit,
+        hint_images: HintImages,
+        spans: Sequence[Span],
+        host: Host,
+        pass_index: int,
+        attachments: AttachmentStack,
+        place: tuple[int, int],
     ):
         self.name, self._unit, self._hint_images, self._host, self._pass_index = (
             name,
@@ -81,6 +125,7 @@ class UnitRun:
             host,
             pass_index,
         )
+        self._attachments, self._place = attachments, place
         self._model = hint_images.configure_model(unit.model)
         self._weights = _compute_weights(name, unit, spans, pass_index)
         self._is_prompt_only = unit.mode == "control" or self._model.prompt_rows_only
@@ -89,8 +134,6 @@ class UnitRun:
         self._cached_rows: tuple[Tensor | None, Tensor | None] = (None, None)  # step.positive, and what follows from it
         self._residual_cache = None if unit.reuse == 1 else ResidualCache(unit.reuse, unit.reuse_tolerance)
         self._latents: dict[tuple[int, ...], tuple[Tensor, Tensor | None]] = {}
-        self._attach_stack = ExitStack()
-        self._is_attached = False
         self._activation: Activation | None = None
         self._unconfirmed: list[tuple[Sequence[Tensor], Tensor, str]] = []  # what was made in this step, sums, where
 
@@ -163,11 +206,6 @@ class UnitRun:
     def _describe_step(self, step: Step) -> str:
         steps = list(self._weights)
         return f"step {steps.index(step.span) + 1} of {len(steps)}"
-
-    def detach(self) -> None:
-        """Undo the changes of the UNet's attention."""
-        self._is_attached = False
-        self._attach_stack.close()
 
     def _reuse_or_call(self, step: Step, cache: ResidualCache) -> list[Residuals]:
         index = list(self._weights).index(step.span)
@@ -255,16 +293,14 @@ class UnitRun:
             strength = torch.zeros_like(strength).index_copy(0, rows, strength[rows])
         region = None if self._region is None else self._region.mask
         self._activation = Activation(step, strength, self._unit.layers, region, self._pass_index)
-        if not self._is_attached:
-            self._is_attached = True
+        if self._place not in self._attachments:
             own = threading.get_ident()
 
             def now() -> Activation | None:
                 """None to another thread too, whose call was under way when this one attached."""
                 return self._activation if threading.get_ident() == own else None
 
-            for hint in hints:
-                self._attach_stack.enter_context(model.attach(self._host, hint, now))
+            self._attachments.attach(self._place, (model.attach(self._host, hint, now) for hint in hints))
 
 
 def _compute_weights(name: str, unit: Unit, spans: Sequence[Span], pass_index: int) -> dict[Span, float]:
@@ -278,7 +314,8 @@ class GuidanceRun:
     """All units of a guide in one run whose steps are `spans`.
 
     `hint_images` belong to `units`; `pass_index` counts the runs of a host from 0. Units are named by their place,
-    from 1. Raises ValueError if a unit of a weight other than 0 would act in no step.
+    from 1. `attachments` is what all guides of the UNet share; `guide_number` is the place of this one among them.
+    Raises ValueError if a unit of a weight other than 0 would act in no step.
     """
 
     def __init__(
@@ -288,9 +325,12 @@ class GuidanceRun:
         spans: Sequence[Span],
         host: Host,
         pass_index: int = 0,
+        attachments: AttachmentStack | None = None,
+        guide_number: int = 0,
     ):
+        attachments = AttachmentStack() if attachments is None else attachments
         self._unit_runs = [
-            UnitRun(f"unit {i}", unit, its, spans, host, pass_index)
+            UnitRun(f"unit {i}", unit, its, spans, host, pass_index, attachments, (guide_number, i))
             for i, (unit, its) in enumerate(zip(units, hint_images, strict=True), 1)
         ]
 
@@ -319,30 +359,30 @@ class GuidanceRun:
                 x0 = acting.apply_post_step(x0, step)
         return noise_level.output_for_x0_shift(outs, x0 - before).to(out)
 
-    def detach(self) -> None:
-        """Undo the changes of the UNet's attention, the last unit first; the next step makes them again.
-
-        For a host whose batch or size changes, and before the next run.
-        """
-        for acting in reversed(self._unit_runs):
-            acting.detach()
-
 
 @contextmanager
 def on_device(model: ControlModel, device: torch.device) -> Iterator[None]:
-    """Place the model on this device in this context, and afterwards back where it was.
+    """Place the model on this device in this context, and afterwards back where it was."""
+    undo = UndoStack()
+    try:
+        try:
+            move_to_device(model, device, undo)
+            yield
+        finally:
+            undo.close()
+    finally:
+        undo.close()
+
+
+def move_to_device(model: ControlModel, device: torch.device, undo: UndoStack) -> None:
+    """Move the model to this device; `undo` moves it back where it was.
 
     Models that accelerate moves, that have no weights, or that stream them to a device stay where they are.
     """
     if not isinstance(model, torch.nn.Module) or hasattr(model, "_hf_hook") or model.stream_device is not None:
-        yield
         return
-    home = next((parameter.device for parameter in model.parameters()), device)
-    if home == device:
-        yield
-        return
-    model.to(device)
-    try:
-        yield
-    finally:
-        model.to(home)
+    module: torch.nn.Module = model
+    home = next((parameter.device for parameter in module.parameters()), device)
+    if home != device:
+        undo.push(lambda: module.to(home))
+        module.to(device)

@@ -2,7 +2,7 @@
 
 A host subclasses `GuideSession`, or uses it as it is. For each UNet call it builds a `Step` in its own way and then:
 
-    guided.check_thread()
+    guided.claim_call()
     guided.start_call(x, is_new_run)
     total = guided.sum_residuals([session.compute_residuals(step, read_noise_level)], x.device)
     out = ...                    # the UNet's output with `total` added, after guided.wait()
@@ -15,23 +15,28 @@ inside `with session.enter(unet, GuidedUNet(unet))`, and calls `session.begin_ru
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
-from itertools import chain
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from itertools import chain, count
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import error_prefix
 from ..guidance.after_steps import NoiseLevel
-from ..guidance.contract import AttentionModel, Host, Residuals, Step, UNet
+from ..guidance.contract import AttentionModel, Host, Residuals, Step, UndoStack, UNet
 from ..guidance.hints import HintImages
-from ..guidance.run import GuidanceRun, on_device
+from ..guidance.run import AttachmentStack, GuidanceRun, move_to_device
 from ..guidance.schedule import Span
 from ..guidance.unit import Unit
 from .side_stream import SideStream
 
-BUSY_MESSAGE = "the UNet is guided in another thread; wait until that is done, or give each thread a UNet of its own"
+BUSY_MESSAGE = (
+    "the UNet is guided in another thread or task; wait until that is done, or give each one a UNet of its own "
+    "(asyncio.to_thread takes the guide of its task along)"
+)
 
 
 class GuideSession:
@@ -50,7 +55,8 @@ class GuideSession:
         for i, unit in enumerate(self.units, 1):
             with error_prefix(f"unit {i}"):
                 self._hint_images.append(self._prepare_unit(unit, unet))
-        self._moved_models = ExitStack()
+        self._moved_models = UndoStack()
+        self._attachments, self._number = AttachmentStack(), 0
         self._run: GuidanceRun | None = None
         self._are_models_placed = False
         self._post_step: tuple[Step, NoiseLevel] | None = None  # of the present call, if a unit acts after it
@@ -79,27 +85,47 @@ class GuideSession:
 
     @contextmanager
     def enter(self, unet: object, create: Callable[[], GuidedUNet]) -> Iterator[GuidedUNet]:
-        """Guide `unet`, which `create()` prepares unless it is guided already; afterwards everything is as before.
+        """Guide `unet`, for which `create()` makes the object unless it is guided already; afterwards everything is as
+        before, also where entering or leaving is interrupted.
 
         On leaving, attention is restored first, then hooks are removed, then models return to their devices. Raises
-        RuntimeError if the UNet is guided in another thread, or by a host that does not nest.
+        RuntimeError if the UNet is guided in another thread or task, or by a host that does not nest.
         """
-        with self._moved_models:
-            with _guided_lock:
-                guided = _guided_unets.get(unet)
-                if guided is None:
-                    guided = _guided_unets[unet] = create()
-                else:
-                    guided.check_nesting(self)
-                guided.sessions.append(self)
+        undo = UndoStack()
+        try:
             try:
-                yield guided
+                yield self._enter(unet, create(), undo)
             finally:
-                with _guided_lock, ExitStack() as leaving:
-                    leaving.callback(_forget_unguided, unet, guided)
-                    leaving.callback(guided.sessions.remove, self)
-                    leaving.callback(self.end_run)
-                    leaving.callback(guided.detach)
+                undo.close()
+        finally:
+            undo.close()  # goes on where an interrupt broke it off
+
+    def _enter(self, unet: object, created: GuidedUNet, undo: UndoStack) -> GuidedUNet:
+        undo.push(self._moved_models.close)
+        undo.push(lambda: self._leave(unet))
+        created.sessions.append(self)  # before others see it: a guided UNet without sessions belongs to nobody
+        guided = _guided_unets.setdefault(unet, created)
+        if guided is not created:
+            guided.check_nesting(self)
+            guided.sessions.append(self)
+        self._attachments, self._number = guided.attachments, next(guided.session_numbers)
+        undo.push(lambda: _entered_sessions.set(tuple(ref for ref in _entered_sessions.get() if ref() is not self)))
+        _entered_sessions.set((*_entered_sessions.get(), weakref.ref(self)))
+        guided.check_owner()  # another thread of a copied context may have entered at the same time
+        if guided is created:
+            guided.install()
+        return guided
+
+    def _leave(self, unet: object) -> None:
+        guided = _guided_unets.get(unet)
+        if guided is None or self not in guided.sessions:
+            return
+        guided.detach()
+        self.end_run()
+        if guided.sessions == [self]:
+            guided.uninstall()
+            _guided_unets.pop(unet, None)  # before its sessions are none
+        guided.sessions.remove(self)
 
     def begin_run(self, spans: Sequence[Span], host: Host, pass_index: int | None = None) -> None:
         """Begin a run of these steps; `pass_index` counts runs from 0, by default those of this session.
@@ -108,7 +134,7 @@ class GuideSession:
         """
         self.end_run()
         index = self.run_count if pass_index is None else pass_index
-        self._run = GuidanceRun(self.units, self._hint_images, spans, host, index)
+        self._run = GuidanceRun(self.units, self._hint_images, spans, host, index, self._attachments, self._number)
         self.run_count += 1
 
     def end_run(self) -> None:
@@ -128,7 +154,7 @@ class GuideSession:
             self._are_models_placed = True
             for unit in self.units:
                 device = torch.device("cpu") if unit.low_vram else step.x.device
-                self._moved_models.enter_context(on_device(unit.model, device))
+                move_to_device(unit.model, device, self._moved_models)
         self._post_step = (step, read_noise_level()) if self._run.has_post_step(step) else None
         return self._run.compute_residuals(step)
 
@@ -145,41 +171,59 @@ class GuideSession:
         return self._run.apply_post_steps(step, out, noise_level)
 
     def detach(self) -> None:
-        """Restore the UNet's attention; the next step attaches again."""
-        if self._run is not None:
-            self._run.detach()
+        """Restore the UNet's attention from this session's units on; the next step attaches again."""
+        self._attachments.detach_from((self._number, 0))
 
 
 class GuidedUNet:
-    """A UNet while it is guided: its sessions in order of entry, the one thread they belong to, its side stream.
+    """A UNet while it is guided: its sessions in order of entry, what is attached to it, its side stream.
 
-    Hosts that install hooks subclass it and undo them in `uninstall`.
+    It belongs to the thread and task that entered the sessions, and to threads to which `asyncio.to_thread` takes their
+    context; the calls of one run come from one thread. Hosts that install hooks subclass it: `install` records in
+    `undo` what `uninstall` undoes.
     """
 
     def __init__(self, unet: nn.Module):
         self.unet = unet
-        self.thread = threading.get_ident()
         self.sessions: list[GuideSession] = []
+        self.session_numbers = count()
+        self.attachments = AttachmentStack()
+        self.undo = UndoStack()
         self.side_stream: SideStream | None = None
+        self._run_thread: int | None = None
+        self._call_thread: int | None = None  # of the present call
         self._shape: tuple[int, ...] | None = None
 
     @property
-    def is_own_thread(self) -> bool:
-        """True in the thread of the sessions; a call of another thread may have begun before the guide did."""
-        return threading.get_ident() == self.thread
+    def is_in_call(self) -> bool:
+        """True in the thread of the present call; a call of another thread may have begun before the guide did."""
+        return threading.get_ident() == self._call_thread
 
-    def check_thread(self) -> None:
-        """Raise RuntimeError in another thread than the sessions'."""
-        if not self.is_own_thread:
+    def check_owner(self) -> None:
+        """Raise RuntimeError unless all sessions were entered in this thread and task, and no other thread calls."""
+        entered = [session for ref in _entered_sessions.get() if (session := ref()) in self.sessions]
+        if entered != self.sessions or self._call_thread not in (None, threading.get_ident()):
             raise RuntimeError(BUSY_MESSAGE)
 
     def check_nesting(self, session: GuideSession) -> None:
         """Check that one more session may enter. Raises RuntimeError if not; hosts that nest override it."""
-        self.check_thread()
+        self.check_owner()
         raise RuntimeError("the UNet is guided already; put all units into one guide")
 
+    def claim_call(self) -> None:
+        """Begin a UNet call in this thread. Raises RuntimeError in another thread or task than the sessions'."""
+        self.check_owner()
+        self._call_thread = threading.get_ident()
+
     def start_call(self, x: Tensor, is_new_run: bool) -> None:
-        """Begin a UNet call with `x`. Attention is restored when the shape of `x` changes, or a run begins."""
+        """Continue a claimed call with its `x`. Attention is restored when the shape of `x` changes, or a run begins.
+
+        Raises RuntimeError in another thread than that in which the run began.
+        """
+        if is_new_run:
+            self._run_thread = self._call_thread
+        elif self._run_thread not in (None, self._call_thread):
+            raise RuntimeError(BUSY_MESSAGE)
         if is_new_run or tuple(x.shape) != self._shape:
             self.detach()
             self._shape = tuple(x.shape)
@@ -219,25 +263,29 @@ class GuidedUNet:
             session.check_finite()
         for session in self.sessions:
             out = session.apply_post_steps(out)
+        self.end_call()
         return out
 
+    def end_call(self) -> None:
+        """End the present call, also one that failed."""
+        self._call_thread = None
+
     def detach(self) -> None:
-        """Restore the UNet's attention, the last session first."""
-        for session in reversed(self.sessions):
-            session.detach()
+        """Restore the UNet's attention; units attach again when they act next."""
+        self.attachments.close()
+
+    def install(self) -> None:
+        """Install the hooks of the host, when the first session enters."""
 
     def uninstall(self) -> None:
         """Undo the hooks of the host, when the last session leaves."""
+        self.undo.close()
 
 
+# Without a lock, which an interrupt could leave locked: dict.setdefault is one operation to other threads.
 _guided_unets: dict[object, GuidedUNet] = {}
-_guided_lock = threading.Lock()
-
-
-def _forget_unguided(unet: object, guided: GuidedUNet) -> None:
-    if not guided.sessions:
-        del _guided_unets[unet]
-        guided.uninstall()
+# Contexts are copied for tasks and by asyncio.to_thread, but what they enter afterwards is their own.
+_entered_sessions: ContextVar[tuple[weakref.ref[GuideSession], ...]] = ContextVar("entered_sessions", default=())
 
 
 def open_side_stream(device: torch.device) -> SideStream | None:

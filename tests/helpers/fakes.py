@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from controlnet_ext import ControlModel, Residuals, Step
-from controlnet_ext.guidance.contract import Activation, AttentionModel, Host
+from controlnet_ext.guidance.contract import Activation, AttentionModel, Host, UndoStack
 
 
 class Pushes(ControlModel):
@@ -45,23 +46,27 @@ class Plus(Pushes, AttentionModel):
         self.seen = [host.pixel_size, tuple(host.encode(np.zeros((*host.pixel_size, 3), np.uint8)).shape)]
         self.noise = torch.randn(3, generator=host.generator).tolist()
         self.nows: list[Activation | None] = []
-        wrapped = []
-        for _, module, place in host.iter_attentions():
-            before = module.processor
 
-            def after(*args: Any, before: Any = before, **kwargs: Any) -> Tensor:
+        def wrap(before: Any) -> Any:
+            def after(*args: Any, **kwargs: Any) -> Tensor:
                 h, here = before(*args, **kwargs), now()
                 self.nows.append(here)
                 return h if here is None else h + self.value * here.strength[:, None, None].to(h)
 
-            if place != "middle":
-                module.processor = after
-                wrapped.append((module, before))
+            return after
+
+        undo = UndoStack()
         try:
-            yield
+            try:
+                for _, module, place in host.iter_attentions():
+                    if place != "middle":
+                        undo.push(partial(setattr, module, "processor", module.processor))
+                        module.processor = wrap(module.processor)
+                yield
+            finally:
+                undo.close()
         finally:
-            for module, before in reversed(wrapped):
-                module.processor = before
+            undo.close()
 
 
 GREY = np.full((tiny.SIZE, tiny.SIZE, 3), 128, np.uint8)

@@ -21,7 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_s
 from networks import randomised
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from controlnet_ext import Residuals, Step, Unit, guide
+from controlnet_ext import Residuals, Step, Unit, Window, guide
 from controlnet_ext.hosts.session import BUSY_MESSAGE
 
 STEPS = 2
@@ -44,11 +44,22 @@ class After(Pushes):
         return x0 * 0.75
 
 
-KINDS = {"residuals": Pushes, "attention": Plus, "encoder": Encoder, "after": After}
+KINDS = {
+    "residuals": Pushes,
+    "attention": Plus,
+    "encoder": Encoder,
+    "after": After,
+    "late attention": Plus,
+    "early attention": Plus,
+    "late residuals": Pushes,
+}
+WINDOWS = {"late": Window(0.5, 1), "early": Window(0, 0.5)}
 
 
 def units(kinds: tuple[str, ...]) -> list[Unit]:
-    return [Unit(KINDS[kind](skips=SKIPS), GREY) for kind in kinds]
+    return [
+        Unit(KINDS[kind](skips=SKIPS), GREY, window=WINDOWS.get(kind.partition(" ")[0], Window(0, 1))) for kind in kinds
+    ]
 
 
 def pipeline() -> Any:
@@ -231,7 +242,7 @@ def test_random_histories_leave_the_unet_as_it_was() -> None:
 def test_a_failure_at_every_eleventh_module_call_leaves_the_unet_as_it_was() -> None:
     """The thousand histories draw the others."""
     before()
-    kinds = ("residuals", "attention", "after")
+    kinds = ("residuals", "late attention", "attention", "after")
     for k in range(0, module_calls(), 11):
         history = Histories()
         history.enter(kinds)

@@ -65,7 +65,7 @@ def sample(unet: Any, vae: Any, units: Iterable[Unit], latents: Tensor, context:
                 samples=torch.zeros(2, dtype=torch.long),
             )
             level = NoiseLevel("epsilon", float(alpha) ** 0.5, float(1 - alpha) ** 0.5)
-            guided.check_thread()
+            guided.claim_call()
             guided.start_call(x, is_new_run=i == 0)
             total = guided.sum_residuals([session.compute_residuals(step, lambda level=level: level)], x.device)
             guided.wait()

@@ -3,8 +3,8 @@ not notice."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from diffusers import UNet2DConditionModel, UNetMotionModel
@@ -36,28 +36,20 @@ class UNetHook(GuidedUNet):
 
     sessions: list[PipelineSession]  # type: ignore[assignment]
 
-    def __init__(self, unet: nn.Module):
-        super().__init__(unet)
-        self._uninstall = self._install()
-
     def check_nesting(self, session: GuideSession) -> None:
-        """Check that one more session may enter. Raises RuntimeError in another thread."""
-        self.check_thread()
+        """Check that one more session may enter. Raises RuntimeError in another thread or task."""
+        self.check_owner()
         if not isinstance(session, PipelineSession) or session.denoiser is not self.unet:
             raise RuntimeError(
                 "the UNet is guided already, but compiled otherwise; nested guides need the same pipeline"
             )
 
-    def uninstall(self) -> None:
-        """Remove the hooks."""
-        self._uninstall()
-
     def add_residuals(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
         """Return the arguments of a call with residuals, as forward pre-hooks give them; None to change nothing.
 
-        Raises RuntimeError in another thread than the sessions'.
+        Raises RuntimeError in another thread or task than the sessions'.
         """
-        self.check_thread()
+        self.claim_call()
         call = make_call(unwrap_compiled(self.unet), args, kwargs)
         begins = [session.observe(call) for session in self.sessions]
         self.start_call(call.x, any(begins))
@@ -77,7 +69,7 @@ class UNetHook(GuidedUNet):
         Attention is restored when a run ends: the pipeline may then put back processors of its own, as those for
         perturbed attention guidance do.
         """
-        if not self.is_own_thread:
+        if not self.is_in_call:
             return result  # of a refused call
         is_failed = True
         try:
@@ -88,33 +80,33 @@ class UNetHook(GuidedUNet):
                     result = (changed, *result[1:]) if isinstance(result, tuple) else type(result)(sample=changed)
                 is_failed = False
         finally:
+            self.end_call()
             if is_failed or any(session.is_last_step for session in self.sessions):
                 self.detach()
         return result
 
-    def _install(self) -> Callable[[], None]:
-        """Install the hooks. Return a function that removes them."""
+    def install(self) -> None:
+        """Install the hooks."""
         compiled = getattr(self.unet, "_compiled_call_impl", None)
         if compiled is None:
-            handles = ExitStack()
-            before = self.unet.register_forward_pre_hook(lambda _, *given: self.add_residuals(*given), with_kwargs=True)
-            handles.callback(before.remove)
-            after = self.unet.register_forward_hook(lambda *given: self.handle_result(given[-1]), always_call=True)
-            handles.callback(after.remove)
-            return handles.close
+            self.undo.register_forward_pre_hook(
+                self.unet, lambda _, *given: self.add_residuals(*given), with_kwargs=True
+            )
+            self.undo.register_forward_hook(self.unet, lambda *given: self.handle_result(given[-1]), always_call=True)
+            return
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            args, kwargs = self.add_residuals(args, kwargs) or (args, kwargs)
             result = None
             try:
+                args, kwargs = self.add_residuals(args, kwargs) or (args, kwargs)
                 result = compiled(*args, **kwargs)
             finally:
                 result = self.handle_result(result)
             return result
 
         # unet.compile() compiles a module's hooks with it, and does not notice those that come later
+        self.undo.push(lambda: setattr(self.unet, "_compiled_call_impl", compiled))
         self.unet._compiled_call_impl = call
-        return lambda: setattr(self.unet, "_compiled_call_impl", compiled)
 
 
 def make_call(unet: ModelMixin, args: tuple[Any, ...], kwargs: dict[str, Any]) -> DenoiserCall:
@@ -150,9 +142,9 @@ def guide(pipe: Any, units: Iterable[Unit]) -> Iterator[None]:
 
     Raises ValueError, TypeError or FileNotFoundError for what cannot act: a model that does not fit the UNet, a
     pipeline without a UNet, a window that holds no step (in the first step of the run), a hint or residuals that are
-    not finite (in that step). Raises RuntimeError when another thread guides or calls the UNet; or, at the end of the
-    block, when a run of the pipe's scheduler did not pass through this UNet, or when there was no run in which a unit
-    may act. A block without any run is legal.
+    not finite (in that step). Raises RuntimeError when another thread or task guides or calls the UNet; or, at the end
+    of the block, when a run of the pipe's scheduler did not pass through this UNet, or when there was no run in which a
+    unit may act. A block without any run is legal.
     """
     unet = _get_guidable_unet(pipe)
     session = PipelineSession(pipe, unet, units)

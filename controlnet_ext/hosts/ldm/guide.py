@@ -8,7 +8,7 @@ T2I-Adapters to the output of the encoder block that ends each level.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -51,7 +51,7 @@ def guide_ldm(unet: nn.Module, units: Iterable[Unit], model: nn.Module | None = 
     each step.
 
     Raises ValueError, TypeError or FileNotFoundError for what cannot act, as `controlnet_ext.guide`; RuntimeError when
-    the UNet is called in another thread or outside of an announced step, or is guided already.
+    the UNet is called in another thread or task or outside of an announced step, or is guided already.
     """
     guide = LdmGuide(unet, units, model)
     with guide.enter(unet, lambda: LdmHooks(unet, guide)):
@@ -124,28 +124,22 @@ class LdmHooks(GuidedUNet):
         self._guide = guide
         self._residuals: Residuals | None = None
         self._adapter_blocks = adapter_block_indices(cast(Any, unet).input_blocks)
-        self._handles = ExitStack()
-        for handle in self._install():
-            self._handles.callback(handle.remove)
 
-    def uninstall(self) -> None:
-        """Remove the hooks."""
-        self._handles.close()
-
-    def _install(self) -> Iterator[Any]:
+    def install(self) -> None:
+        """Install the hooks."""
         unet: Any = self.unet  # has ldm's attributes
-        blocks = list(unet.input_blocks)
-        yield unet.register_forward_pre_hook(self._before_call, with_kwargs=True)
-        yield unet.register_forward_hook(lambda *call: self._after_call(call[-1]), always_call=True)
+        undo, blocks = self.undo, list(unet.input_blocks)
+        undo.register_forward_pre_hook(unet, self._before_call, with_kwargs=True)
+        undo.register_forward_hook(unet, lambda *call: self._after_call(call[-1]), always_call=True)
         for place, end in enumerate(self._adapter_blocks):
-            yield blocks[end].register_forward_hook(lambda _, __, h, place=place: self._add_to_encoder(h, place))
-        yield unet.middle_block.register_forward_hook(lambda _, __, h: self._add_to_middle(h))
+            undo.register_forward_hook(blocks[end], lambda _, __, h, place=place: self._add_to_encoder(h, place))
+        undo.register_forward_hook(unet.middle_block, lambda _, __, h: self._add_to_middle(h))
         for i, block in enumerate(unet.output_blocks):
             place = len(blocks) - 1 - i
-            yield block.register_forward_pre_hook(lambda _, args, place=place: self._add_to_skip(args, place))
+            undo.register_forward_pre_hook(block, lambda _, args, place=place: self._add_to_skip(args, place))
 
     def _before_call(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.check_thread()
+        self.claim_call()
         if not self._guide.is_step_announced:
             raise RuntimeError("the UNet is called outside of a step that the host announced; no unit can act there")
         step = self._guide.build_step(*args, **kwargs)
@@ -154,27 +148,30 @@ class LdmHooks(GuidedUNet):
 
     def _after_call(self, out: Tensor | None) -> Tensor | None:
         """Return the output as the units want it; `out` is None if the call failed."""
-        if not self.is_own_thread:
+        if not self.is_in_call:
             return out  # of a refused call
         self._residuals = None
-        self.wait()
-        return None if out is None else self.finish_call(out)
+        try:
+            self.wait()
+            return None if out is None else self.finish_call(out)
+        finally:
+            self.end_call()
 
     def _add_to_encoder(self, h: Tensor, index: int) -> Tensor | None:
-        if self._residuals is None or index >= len(self._residuals.encoder) or not self.is_own_thread:
+        if self._residuals is None or index >= len(self._residuals.encoder) or not self.is_in_call:
             return None
         self.wait()
         return h + self._residuals.encoder[index]
 
     def _add_to_middle(self, h: Tensor) -> Tensor | None:
         last = self._add_to_encoder(h, len(self._adapter_blocks))
-        if self._residuals is None or self._residuals.middle is None or not self.is_own_thread:
+        if self._residuals is None or self._residuals.middle is None or not self.is_in_call:
             return last
         self.wait()
         return (h if last is None else last) + self._residuals.middle
 
     def _add_to_skip(self, args: tuple[Any, ...], index: int) -> tuple[Any, ...] | None:
-        if self._residuals is None or not self._residuals.skips or not self.is_own_thread:
+        if self._residuals is None or not self._residuals.skips or not self.is_in_call:
             return None
         self.wait()
         added, h = self._residuals.skips[index], args[0].clone()

@@ -4,7 +4,7 @@ the UNet's attention, each with its own encoder of the map."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...guidance.contract import Activation, AttentionModel, Host, UNet
+from ...guidance.contract import Activation, AttentionModel, Host, UndoStack, UNet
 from .. import KeyMarkers, ModelKind
 from ..nn.blocks import Conv2d, Linear
 from ..nn.embeddings import to_hint_pixels
@@ -98,11 +98,16 @@ class ControlLLLite(LayerwiseOffload, AttentionModel):
         """Change the inputs of the layers within this context; `hint` is `(B, 3, H, W)`."""
         found = _find_linear_layers(host.unet)
         self.bind(host.unet)
-        with ExitStack() as hooks:
-            for name, lite in self.lites.items():
-                reader = LLLiteHook(name, lite, hint, get_activation)
-                hooks.callback(found[name].register_forward_pre_hook(reader).remove)
-            yield
+        undo = UndoStack()
+        try:
+            try:
+                for name, lite in self.lites.items():
+                    undo.register_forward_pre_hook(found[name], LLLiteHook(name, lite, hint, get_activation))
+                yield
+            finally:
+                undo.close()
+        finally:
+            undo.close()
 
     def details(self) -> dict[str, Any]:
         """Return the facts for `controlnet-ext inspect`."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...guidance.contract import Activation, AttentionModel, Host, UNet
+from ...guidance.contract import Activation, AttentionModel, Host, UndoStack, UNet
 from .. import KeyMarkers, ModelKind
 from ..nn.blocks import LayerNorm, Linear, cast_like
 from ..nn.embeddings import expand_rows
@@ -109,11 +109,17 @@ class StyleAdapter(LayerwiseOffload, AttentionModel):
         """Append the tokens `hint` `(B, tokens, context)` to the prompt in front of each attention, within this
         context."""
         appending = TokenAppendingHook(hint, get_activation)
-        with ExitStack() as hooks:
-            for name, module, _ in host.iter_attentions():
-                if name.endswith(".attn2"):
-                    hooks.callback(module.register_forward_pre_hook(appending, with_kwargs=True).remove)
-            yield
+        undo = UndoStack()
+        try:
+            try:
+                for name, module, _ in host.iter_attentions():
+                    if name.endswith(".attn2"):
+                        undo.register_forward_pre_hook(module, appending, with_kwargs=True)
+                yield
+            finally:
+                undo.close()
+        finally:
+            undo.close()
 
     def details(self) -> dict[str, Any]:
         """Return the facts for `controlnet-ext inspect`."""
