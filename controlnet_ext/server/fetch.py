@@ -12,7 +12,9 @@ import re
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from typing import Any
 from urllib.parse import SplitResult, urljoin, urlsplit
@@ -43,28 +45,36 @@ Resolver = Callable[[str, int], Sequence[tuple[str, int]]]
 
 def replace_urls(value: object, fetch: Callable[[str], bytes]) -> Any:
     """Return the JSON of a request with base64 instead of URLs in its image fields; `fetch` returns the content of one.
+    It is called from several threads at once, so that all take as long as one.
 
     Raises ValueError with the field's name, in the same words for what cannot be fetched and for what is no image.
     """
-    count = 0
+    found: list[tuple[str, str]] = []  # URL and field
+    _map_urls(value, "", lambda url, field: found.append((url, field)))
+    if len(found) > MAX_URLS:
+        raise ValueError(f"the request has over {MAX_URLS} URLs of images")
+    if not found:
+        return value
+    contents: dict[str, str] = {}
+    with ThreadPoolExecutor(len(found)) as executor:
+        fetching = [(url, field, executor.submit(fetch, url)) for url, field in found]
+        for url, field, future in fetching:
+            try:
+                contents[url] = base64.b64encode(future.result()).decode()
+            except ValueError as error:
+                raise ValueError(f"{field}: {FETCH_ERROR}") from error
+    return _map_urls(value, "", lambda url, _: contents[url])
 
-    def replace(value: object, field: str) -> Any:
-        nonlocal count
-        if isinstance(value, Mapping):
-            return {key: replace(each, key if key in IMAGE_FIELDS else field) for key, each in value.items()}
-        if isinstance(value, list):
-            return [replace(each, field) for each in value]
-        if not field or not isinstance(value, str) or not re.match(r"\s*https?:", value[:40], re.IGNORECASE):
-            return value
-        count += 1
-        if count > MAX_URLS:
-            raise ValueError(f"the request has over {MAX_URLS} URLs of images")
-        try:
-            return base64.b64encode(fetch(value.strip())).decode()
-        except ValueError as error:
-            raise ValueError(f"{field}: {FETCH_ERROR}") from error
 
-    return replace(value, "")
+def _map_urls(value: object, field: str, replace: Callable[[str, str], Any]) -> Any:
+    """Return a JSON value with `replace(URL, name of the field)` for each URL in an image field."""
+    if isinstance(value, Mapping):
+        return {key: _map_urls(each, key if key in IMAGE_FIELDS else field, replace) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_map_urls(each, field, replace) for each in value]
+    if not field or not isinstance(value, str) or not re.match(r"\s*https?:", value[:40], re.IGNORECASE):
+        return value
+    return replace(value.strip(), field)
 
 
 def resolve_public(host: str, port: int) -> list[tuple[str, int]]:
@@ -102,9 +112,10 @@ class SafeFetcher:
 
     def __call__(self, url: str) -> bytes:
         """Return the content of the image at `url`. Raises ValueError."""
+        deadline = time.monotonic() + TIMEOUT_SECONDS  # redirects included
         try:
             for _ in range(MAX_REDIRECTS + 1):
-                content, url = self._request(urlsplit(url), url)
+                content, url = self._request(urlsplit(url), url, deadline)
                 if content is not None:
                     break
         except (OSError, http.client.HTTPException) as error:
@@ -113,7 +124,7 @@ class SafeFetcher:
             raise ValueError("redirected too often, too large, or no image")
         return content
 
-    def _request(self, parts: SplitResult, url: str) -> tuple[bytes | None, str]:
+    def _request(self, parts: SplitResult, url: str, deadline: float) -> tuple[bytes | None, str]:
         """Return the content and the URL, or None and the URL of a redirect."""
         port = PORTS_BY_SCHEME.get(parts.scheme)
         if port is None or parts.port not in (None, port) or not parts.hostname or parts.username is not None:
@@ -124,13 +135,16 @@ class SafeFetcher:
         if not target.isascii() or not target.isprintable():
             raise ValueError("not a printable ASCII path")
         (address, *_) = self._resolve(parts.hostname, port)
-        connection_socket = socket.create_connection(address, TIMEOUT_SECONDS)
+        seconds = deadline - time.monotonic()
+        if seconds <= 0:
+            raise ValueError("too slow")
+        connection_socket = socket.create_connection(address, seconds)
         if parts.scheme == "https":
             context = ssl.create_default_context()
             connection_socket = context.wrap_socket(
                 connection_socket, server_hostname=parts.hostname, do_handshake_on_connect=False
             )  # the first write does the handshake, within the time limit
-        with closing(connection_socket), _close_after_timeout(connection_socket):
+        with closing(connection_socket), _close_at(deadline, connection_socket):
             connection = http.client.HTTPConnection(parts.hostname, port)
             connection.sock = connection_socket
             connection.request("GET", target, headers={"Accept": "image/*", "Accept-Encoding": "identity"})
@@ -143,14 +157,14 @@ class SafeFetcher:
 
 
 @contextmanager
-def _close_after_timeout(sock: socket.socket) -> Iterator[None]:
-    """Shut the socket down after `TIMEOUT_SECONDS`, also during an answer that comes byte by byte."""
+def _close_at(deadline: float, sock: socket.socket) -> Iterator[None]:
+    """Shut the socket down at a time of `time.monotonic`, also during an answer that comes byte by byte."""
 
     def shut_down() -> None:
         with suppress(OSError):  # already closed
             socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
-    timer = threading.Timer(TIMEOUT_SECONDS, shut_down)
+    timer = threading.Timer(max(deadline - time.monotonic(), 0), shut_down)
     timer.daemon = True
     timer.start()
     try:

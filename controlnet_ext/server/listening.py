@@ -143,9 +143,10 @@ class ApiServer(uvicorn.Server):
         worker: RequestWorker,
         on_ready: Callable[[], None] = lambda: None,
         on_stop: Callable[[int], None] = lambda _: None,
+        log_level: str = "warning",
     ):
         config = uvicorn.Config(
-            application, http=BoundedProtocol, ws="none", log_level="warning", access_log=False, lifespan="off"
+            application, http=BoundedProtocol, ws="none", log_level=log_level, access_log=False, lifespan="off"
         )
         super().__init__(config)
         self._worker, self._on_ready, self._on_stop = worker, on_ready, on_stop

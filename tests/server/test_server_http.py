@@ -118,6 +118,21 @@ def test_a_page_of_another_site_is_not_served() -> None:
     assert "access-control-allow-origin" not in asked(app, "/controlnet/version", origin="https://evil.example")[2]
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1:7860", "LocalHost", "[::1]:7860", "localhost:", "evil.example", "::1", ""])
+def test_the_names_of_this_machine_are_answered_to(host: str) -> None:
+    from controlnet_ext.cli.commands.serve import ALLOWED_HOST_NAMES
+    from controlnet_ext.server.app import create_app
+
+    app = create_app(
+        Service(NOTHING, ModelCatalog([], "other"), NOTHING, RequestLimits()), NOTHING, None, ALLOWED_HOST_NAMES
+    )
+    status, answer, _ = asked(app, "/controlnet/version", host=host)
+    if host in ("evil.example", "::1", ""):
+        assert status == 400 and answer["detail"].endswith(", only to: 127.0.0.1, [::1], localhost")
+    else:
+        assert (status, answer) == (200, {"version": 3})
+
+
 def test_the_document_is_served() -> None:
     status, answer, _ = asked(application(RequestWorker(1)), "/openapi.json")
     assert status == 200 and "/sdapi/v1/txt2img" in answer["paths"] and "/openapi.json" in answer["paths"]

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from limits import wait_until
 from serving import Client
 
 from controlnet_ext import cli
+from controlnet_ext.cli.output import print_stderr
 
 pytest.importorskip("starlette", reason="needs controlnet-ext[serve]")
 pytest.importorskip("uvicorn", reason="needs controlnet-ext[serve]")
@@ -160,3 +162,29 @@ def test_a_port_that_is_taken_is_refused_before_the_model_is_loaded(
     words = f"controlnet-ext: Address already in use: '127.0.0.1', port {port}; choose another --host or --port"
     assert capsys.readouterr().err == words + "\n"
     assert cli.main(["serve", "--device", "cpu", "--host", "no such host.example", "--token", "t"]) == 2
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_quiet_prints_no_line_for_a_request(quiet: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from controlnet_ext.server import app, engine, listening
+
+    reports: list[Any] = []
+    monkeypatch.setattr(engine, "GenerationEngine", lambda *_: SimpleNamespace(checkpoint_name="other"))
+    monkeypatch.setattr(app, "create_app", lambda *given: reports.append(given[-1]))
+    monkeypatch.setattr(listening.ApiServer, "run", lambda *_: None)
+    assert cli.main(["serve", "--device", "cpu", "--port", "0", *(["--quiet"] if quiet else [])]) == 0
+    assert reports == [None if quiet else print_stderr]
+
+
+@pytest.mark.parametrize(("host", "shown"), [("127.0.0.1", "127.0.0.1"), ("::1", "[::1]"), ("localhost", "localhost")])
+def test_every_address_of_a_host_is_bound_to_one_port(host: str, shown: str) -> None:
+    from controlnet_ext.server.listening import bind_sockets, format_url
+
+    try:
+        sockets = bind_sockets(host, 0)
+    except ValueError as error:
+        pytest.skip(f"needs the address: {error}")
+    ports = {each.getsockname()[1] for each in sockets}
+    assert len(ports) == 1 and format_url(host, sockets) == f"http://{shown}:{ports.pop()}"
+    for each in sockets:
+        each.close()

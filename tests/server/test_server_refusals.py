@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import socket
 import threading
@@ -142,6 +143,9 @@ class Pictures(BaseHTTPRequestHandler):
         content, status, headers = SAMPLE_PHOTO.read_bytes(), 200, {}
         if self.path.startswith("/to?"):
             status, headers, content = 302, {"Location": self.path[4:]}, b""
+        elif self.path.startswith("/later?"):
+            time.sleep(0.3)
+            status, headers, content = 302, {"Location": self.path[7:]}, b""
         elif self.path == "/missing":
             status, content = 404, b""
         elif self.path == "/text":
@@ -206,6 +210,23 @@ def test_what_is_missing_no_picture_too_large_or_too_slow_is_refused_alike(
         assert (
             asked(lambda path=path: replace_urls({"image": f"http://a.example/{path}"}, web)) == f"image: {FETCH_ERROR}"
         )
+
+
+def test_redirects_have_one_time_limit_together(web: SafeFetcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "TIMEOUT_SECONDS", 0.5)  # each redirect takes 0.3 s
+    words = asked(lambda: replace_urls({"image": "http://a.example/later?/later?/later?/p"}, web))
+    assert words == f"image: {FETCH_ERROR}"
+
+
+def test_addresses_are_fetched_side_by_side() -> None:
+    together = threading.Barrier(8)  # none passes before all have come
+
+    def wait(url: str) -> bytes:
+        together.wait(HANG)
+        return url.encode()
+
+    found = replace_urls([{"image": f"http://a.example/{k}"} for k in range(8)], wait)
+    assert found[7] == {"image": base64.b64encode(b"http://a.example/7").decode()}
 
 
 def test_a_request_has_only_so_many_addresses(web: SafeFetcher) -> None:

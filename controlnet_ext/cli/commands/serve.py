@@ -14,6 +14,7 @@ import os
 import re
 from argparse import SUPPRESS, ArgumentParser, Namespace
 from contextlib import ExitStack
+from functools import partial
 from typing import NamedTuple
 
 from ...embedded import EMBEDDED_NAME
@@ -121,8 +122,9 @@ def run(options: Namespace) -> int:
         hosts = ALLOWED_HOST_NAMES if options.host in LOOPBACK_HOSTS else ("*",)
         application = create_app(service, worker, token, hosts, None if options.quiet else print_stderr)
         ready = f"{engine.checkpoint_name} on {device}, {format_url(options.host, sockets)}, Ctrl-C stops it"
-        server = ApiServer(application, worker, lambda: print_stderr(f"controlnet-ext: {ready}"), _report_stop)
-        server.run(sockets)
+        log_level = "error" if options.quiet else "warning"
+        report_ready = partial(print_stderr, f"controlnet-ext: {ready}")
+        ApiServer(application, worker, report_ready, _report_stop, log_level).run(sockets)
     return 0
 
 
