@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -76,6 +77,20 @@ class Library:
         cached = try_to_load_from_cache(file.repo, file.path)
         return Path(cached) if isinstance(cached, str) else None
 
+    def describe_missing(self, files: Iterable[WeightsFile]) -> str:
+        """Return how many of several files are missing and the command that brings them; "" for one or none."""
+        missing = [file for file in files if self.find_local(file) is None]
+        if len(missing) < 2:
+            return ""
+        by_repo: dict[str, list[str]] = {}
+        for file in missing:
+            if not file.url:
+                by_repo.setdefault(file.repo, []).append(shlex.quote(file.path))
+        commands = [" ".join(("hf download", repo, *paths)) for repo, paths in by_repo.items()]
+        others = [file.describe_manual_download(self._get_target(file)) for file in missing if file.url]
+        ways = [" && ".join(commands), *others] if commands else others
+        return f"{len(missing)} files are missing in all; this brings them: {'; '.join(ways)}"
+
     def load_network(
         self,
         file: WeightsFile,
@@ -110,8 +125,12 @@ class Library:
 
         return Path(HF_HOME) / "controlnet-ext"
 
+    def _get_target(self, file: WeightsFile) -> Path:
+        """Return the path that a download gives the file."""
+        return (self.folders[0] if self.folders else self._get_default_folder()) / file.webui_folder / file.name
+
     def _download(self, file: WeightsFile) -> Path:
-        target = (self.folders[0] if self.folders else self._get_default_folder()) / file.webui_folder / file.name
+        target = self._get_target(file)
         if not self.download:
             raise FileNotFoundError(
                 f"{file.name} is not there and downloads are off: {file.describe_manual_download(target)}"

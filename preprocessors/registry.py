@@ -138,14 +138,21 @@ class Preprocessor:
 
     def load(self, device: str | Device = "cpu", library: Library | None = None) -> LoadedPreprocessor:
         """Return the preprocessor with its weights loaded; they stay loaded while the caller holds it. Without a
-        library they come from the environment's folders, or are downloaded."""
+        library they come from the environment's folders, or are downloaded. Raises FileNotFoundError, which names all
+        files that are missing and the command that brings them."""
         if not isinstance(self.factory, type):
             return LoadedPreprocessor(self, self.factory)
         if library is None:
             from .library import Library  # 10 ms
 
             library = Library()
-        return LoadedPreprocessor(self, self.factory(device, library))
+        try:
+            return LoadedPreprocessor(self, self.factory(device, library))
+        except FileNotFoundError as error:
+            missing = library.describe_missing(self.weights)
+            if not missing:
+                raise
+            raise FileNotFoundError(f"{error}. Of {self.name}, {missing}") from error
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,12 +18,13 @@ from typing import Any, cast
 
 from ..embedded import EMBEDDED_NAME, list_controls
 from ..errors import error_prefix, suggest_names
+from ..files.disk import open_regular_file
 from ..files.image_reader import read_image, read_mask
 from ..guidance.schedule import Window
 from ..maps.control_map import ControlMap
 from ..preprocessors.registry import RESOLUTION_PARAMETER, Preprocessor, find
 from .pipeline_folder import PipelineFolder
-from .prepare import fit_unit, refit_unit
+from .prepare import check_control_model, fit_unit, refit_unit
 from .recipe import ATTRIBUTES, NUMBER_FIELDS, GenerationRecipe, ModelRef, RecipeUnit, UnitSpec
 from .recipe_png import read_recipe
 
@@ -148,6 +149,8 @@ def recipe_from_options(options: Namespace) -> tuple[GenerationRecipe, str, Pipe
     for i, text in enumerate(options.control, 1):
         with error_prefix(f"unit {i}"):
             specs.append(parse_unit(text, options.image, list_controls(model), options.mask))
+            _check_files(specs[-1])
+        check_control_model(specs[-1].model, i)
     if "width" not in given:
         given["height"], given["width"] = folder.size
     device = choose_device(options.device)
@@ -161,6 +164,15 @@ def recipe_from_options(options: Namespace) -> tuple[GenerationRecipe, str, Pipe
         with error_prefix(f"unit {i}"):
             units.append(fit_unit(spec, recipe.height, recipe.width))
     return replace(recipe, units=tuple(units)), device, folder
+
+
+def _check_files(spec: UnitSpec) -> None:
+    """Raise FileNotFoundError or ValueError unless the images that a unit names are files: before torch is imported,
+    which takes seconds."""
+    for image in (spec.image, spec.inpaint):
+        if isinstance(image, str):
+            with open_regular_file(image):
+                pass
 
 
 def recipe_from_png(options: Namespace) -> tuple[GenerationRecipe, str, None]:

@@ -92,18 +92,35 @@ def _resize_region(region: np.ndarray, height: int, width: int) -> np.ndarray:
     return cv2.resize(eight_bits, (width, height), interpolation=interpolation).astype(np.float32) / 255
 
 
+def check_models(recipe: GenerationRecipe) -> PipelineFolder:
+    """Return the folder of the recipe's model. Raises FileNotFoundError or ValueError in one line where a model that it
+    names is not there; nothing is loaded."""
+    folder = _find_model(recipe.model, PipelineFolder.find, "--model")
+    for i, unit in enumerate(recipe.units, 1):
+        check_control_model(unit.model, i)
+    return folder
+
+
+def check_control_model(ref: ModelRef, number: int) -> None:
+    """Raise FileNotFoundError or ValueError in one line unless the control model of unit `number` is there."""
+    if ref.path != NO_MODEL:
+        with error_prefix(f"unit {number}"):
+            _find_model(ref, find_control_files, f"--control {number},model=PATH")
+
+
 def load_recipe(recipe: GenerationRecipe, device: str, folder: PipelineFolder | None = None) -> LoadedRecipe:
     """Load what the recipe names on a device such as "cpu" or "cuda:1".
 
     Hashes in the recipe are verified before a model is built of a file; hashes that it lacks are filled in. `folder` is
     that of the recipe's model if it was looked at already. Raises FileNotFoundError, ValueError or TypeError in one
     line."""
+    found = check_models(recipe)
+    folder = folder or found
     import torch
 
     from ..hosts.diffusers.guide import guide
 
     with silence_libraries():
-        folder = folder or _find_model(recipe.model, PipelineFolder.find, "--model")
         scheduler = folder.make_scheduler(recipe.scheduler)
         config = _read_scheduler_config(scheduler)
         if recipe.scheduler_config and recipe.scheduler_config != config:

@@ -111,6 +111,12 @@ class SceneDataset:
         return drawn.pixels, fit(self.make_map(drawn.pixels), height, width), drawn.caption
 
 
+def check_data_folder(folder: Path) -> None:
+    """Raise FileNotFoundError unless the folder exists."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{str(folder)!r} is not a folder; expected one with images, or the word scenes")
+
+
 def read_examples(folder: Path) -> tuple[Example, ...]:
     """Read the examples of a folder.
 
@@ -119,8 +125,7 @@ def read_examples(folder: Path) -> tuple[Example, ...]:
     and hashed; their pixels are not decoded. Raises FileNotFoundError or ValueError in one line: no images, no
     captions, a file that is no complete image, a map that `check_same_aspect` refuses.
     """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{str(folder)!r} is not a folder; expected one with images, or the word scenes")
+    check_data_folder(folder)
     lists = [folder / name for name in METADATA_FILES if (folder / name).exists()]
     if len(lists) > 1:
         raise ValueError(f"{str(folder)!r} holds both {' and '.join(METADATA_FILES)}: remove one")

@@ -19,6 +19,7 @@ import torch
 from controlnet_ext.preprocessors.backends.torch import Device
 from controlnet_ext.preprocessors.cache import LRUCache
 from controlnet_ext.preprocessors.library import Library
+from controlnet_ext.preprocessors.registry import find
 from hub import Hub, file, honest, serving
 from huggingface_hub import constants
 from limits import HANG, wait_until
@@ -75,6 +76,22 @@ def test_a_missing_file_says_what_to_put_where(tmp_path):
         Library([tmp_path], download=False).fetch(file())
     line = f"put https://huggingface.co/some/repo/resolve/main/sub/net.pth at '{tmp_path}/field/net.pth'"
     assert str(caught.value) == f"net.pth is not there and downloads are off: {line}"
+
+
+def test_all_missing_files_of_a_preprocessor_are_named_with_the_command_that_brings_them(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught:
+        find("depth_anything_v2_small").load(library=Library([tmp_path], download=False))
+    repo = "depth-anything/Depth-Anything-V2-Small-hf"
+    files = [file.path for file in find("depth_anything_v2_small").weights]
+    assert len(files) == 3 and "config.json is not there and downloads are off" in str(caught.value)
+    command = f"3 files are missing in all; this brings them: hf download {repo} {' '.join(files)}"
+    assert str(caught.value).endswith(f". Of depth_anything_v2_small, {command}")
+    with pytest.raises(
+        FileNotFoundError, match=r"^ControlNetHED\.pth is not there and downloads are off: put \S+ at \S+$"
+    ):
+        find("hed").load(library=Library([tmp_path], download=False))
+    two = Library([tmp_path], download=False).describe_missing(find("rtmpose").weights)
+    assert "hf download yzd-v/DWPose yolox_l.onnx && hf download " in two
 
 
 def test_offline_it_says_so(tmp_path, monkeypatch):

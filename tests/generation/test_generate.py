@@ -27,6 +27,7 @@ from controlnet_ext import Unit, Window, guide, load
 from controlnet_ext.cli import main
 from controlnet_ext.files.image_reader import read_image
 from controlnet_ext.files.image_writer import encode_image, read_png_text
+from controlnet_ext.generation import options, prepare
 from controlnet_ext.generation.pipeline_folder import SCHEDULER_CLASSES, PipelineFolder
 from controlnet_ext.generation.prepare import load_recipe
 from controlnet_ext.generation.recipe_png import read_recipe
@@ -115,6 +116,34 @@ def test_guided_differs_from_unguided_and_weight_0_does_not() -> None:
     guided, plain, off = (read_image(name).astype(int) for name in ("made.png", "plain.png", "off.png"))
     assert np.abs(guided - plain).max() > 2
     assert np.array_equal(plain, off)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (
+            words("out.png", control=CONTROL.replace("control.s", "absent.s")),
+            "unit 1: 'absent.safetensors' does not exist",
+        ),
+        (words("out.png", "--control", "canny,model=absent"), "unit 2: 'absent' does not exist"),
+        (words("out.png", "--control", "canny,model=other,image=absent.png"), "unit 2: 'absent.png' does not exist"),
+        (words("photo.png"), "'photo.png' exists; --overwrite replaces it"),
+        (words("out.jpg"), "does not end in .png"),
+        (words("out.png", model="absent"), "'absent' does not exist"),
+        (["generate", "--from", "made.png", "--control", "1,model=absent", "-o", "out.png"], "'absent' does not exist"),
+        (["generate", "--from", "made.png", "--model", "absent", "-o", "out.png"], "'absent' does not exist"),
+    ],
+)
+def test_what_is_named_and_not_there_is_found_out_before_anything_is_made_or_loaded(
+    arguments: list[str], reason: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("a map was made, or a model loaded")
+
+    monkeypatch.setattr(options, "fit_unit", fail)
+    monkeypatch.setattr(prepare, "_load_units", fail)
+    monkeypatch.setattr(options, "choose_device", fail if "--from" not in arguments else options.choose_device)
+    assert reason in refused(capsys, arguments)
 
 
 def test_from_repeats_the_file_bit_for_bit_without_the_control_picture() -> None:

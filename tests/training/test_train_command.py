@@ -22,7 +22,7 @@ from networks import randomised
 from controlnet_ext import Unit, guide, load
 from controlnet_ext.cli import main
 from controlnet_ext.files.weights import read_weights
-from controlnet_ext.training import job, objective
+from controlnet_ext.training import data, job, objective
 from controlnet_ext.training.data import Example, check_disjoint, read_examples, split_examples
 from controlnet_ext.training.loop import LOG_FILE
 from controlnet_ext.training.objective import DiffusionLoss, FrozenBase, describe_fit, make_generator
@@ -256,6 +256,20 @@ def test_nonsense_is_refused_in_one_line_before_any_work(more, says, capsys, tmp
     assert main(command) == 2
     assert says in line(capsys)
     assert sorted(os.listdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--control", "absent.pth"], "'absent.pth' does not exist"),
+        (["--data", "absent"], "'absent' is not a folder"),
+        (["--validation", "absent"], "'absent' is not a folder"),
+    ],
+)
+def test_what_is_named_and_not_there_is_found_out_before_the_images_are_read(more, says, monkeypatch, capsys):
+    monkeypatch.setattr(data, "read_examples", lambda *_: pytest.fail("images were read"))
+    assert main(words("out.safetensors", *more)) == 2
+    assert says in line(capsys)
 
 
 def test_an_existing_output_is_not_replaced(capsys):

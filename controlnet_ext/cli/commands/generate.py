@@ -77,6 +77,7 @@ def arguments(parser: ArgumentParser, argv: list[str]) -> None:
 
 def run(options: Namespace) -> int:
     """Checks all that can be checked, loads, draws, writes."""
+    resolve_output_path(options.output, f"{options.seed}.png", options.overwrite)  # before maps are made
     make_recipe = recipe_from_options if options.recipe is None else recipe_from_png
     recipe, device, folder = make_recipe(options)
     out = resolve_output_path(options.output, f"{recipe.seed}.png", options.overwrite)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 ARGUMENTS_FILE = "arguments.json"
 VALIDATION_SHARE = "0.1"
+SCENES_PATTERN = re.compile(r"scenes(?::(\d{1,8}))?")
 RESUME_KEYS = ("steps", "batch", "accumulate", "rate", "weighting", "seed", "map")
 
 
@@ -119,6 +120,7 @@ def run(options: Namespace) -> int:
     if options.batch < 1 or options.seed < 0:
         raise ValueError(f"batch {options.batch}, seed {options.seed}: expected at least 1 and 0")
     _check_output(options.output, options.overwrite)
+    init_from = _check_names(options)
     maps = _parse_map(options.map)
     with silence_libraries():
         folder = PipelineFolder.find(options.model)
@@ -139,7 +141,6 @@ def run(options: Namespace) -> int:
             max_minutes=options.minutes,
         )
         hashes = hash_files(folder.files())
-        init_from = None if options.control is None else locate_weights(options.control)
         work = options.work or options.output.with_name(f"{options.output.name}.training")
         settings = {
             **{name: getattr(options, name) for name in RESUME_KEYS},
@@ -172,6 +173,29 @@ def run(options: Namespace) -> int:
     save_ldm(net, options.output, options.overwrite, {f"controlnet_ext.{key}": text for key, text in metadata.items()})
     print_stderr(f"{options.output}: {options.steps} steps; {sentence}")
     return 0
+
+
+def _check_names(options: Namespace) -> Path | None:
+    """Return the file of --control, None without one.
+
+    Raises FileNotFoundError or ValueError where a file or folder that is named is not there: it takes long to read
+    those that are.
+    """
+    from ...training.data import check_data_folder
+
+    if not SCENES_PATTERN.fullmatch(options.data):
+        check_data_folder(Path(options.data))
+    if options.validation is not None and _parse_share(options.validation) is None:
+        check_data_folder(Path(options.validation))
+    return None if options.control is None else locate_weights(options.control)
+
+
+def _parse_share(text: str) -> float | None:
+    """Return the number of a text, None where it is no number."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def _check_output(path: Path, overwrite: bool) -> None:
@@ -222,7 +246,7 @@ def _load_datasets(
     from ...embedded.scenes import HELD_OUT_SEEDS, TRAINING_SEEDS
     from ...training.data import FolderDataset, SceneDataset, check_disjoint, read_examples, split_examples
 
-    if match := re.fullmatch(r"scenes(?::(\d{1,8}))?", options.data):
+    if match := SCENES_PATTERN.fullmatch(options.data):
         seeds = TRAINING_SEEDS if match[1] is None else TRAINING_SEEDS[: int(match[1])]
         if not seeds:
             raise ValueError(f"--data {options.data!r}: expected at least one scene")
@@ -231,9 +255,8 @@ def _load_datasets(
         return SceneDataset(seeds, make_map), SceneDataset(HELD_OUT_SEEDS, make_map)
     examples = read_examples(Path(options.data))
     validation = options.validation or VALIDATION_SHARE
-    try:
-        share = float(validation)
-    except ValueError:
+    share = _parse_share(validation)
+    if share is None:
         held_out = read_examples(Path(validation))
         check_disjoint(examples, held_out)
     else:
