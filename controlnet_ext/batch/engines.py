@@ -18,7 +18,7 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPool
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.connection import wait
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -172,7 +172,7 @@ def _make_pool(process_count: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(process_count, context, _initialize_process)
 
 
-def _submit(pool: Any, stage: Stage[In, Out], chunk: list[In]) -> Future[list[Out]]:
+def _submit(pool: Executor, stage: Stage[In, Out], chunk: list[In]) -> Future[list[Out]]:
     with _block_sigint():  # a process may start, which is not to be interrupted but stopped
         return pool.submit(stage, chunk)
 

@@ -117,7 +117,7 @@ class ReadStage:
         return item if self.keep_pixels else replace(item, pixels=None, mask=None)
 
 
-def _read_or_error(content: Any, read: Callable[[Any], np.ndarray] = read_image) -> np.ndarray | ValueError:
+def _read_or_error(content: object, read: Callable[[Any], np.ndarray] = read_image) -> np.ndarray | ValueError:
     try:
         return content if isinstance(content, ValueError) else read(content)
     except IMAGE_ERRORS as error:

@@ -59,7 +59,7 @@ def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     return CLIPTextModel(config)
 
 
-def encode_text_files(tokenizer: Any, encoder: Any) -> dict[str, str]:
+def encode_text_files(tokenizer: Any, encoder: CLIPTextModel) -> dict[str, str]:
     """The files from which transformers before 5, which webui has, make a CLIPTokenizer and a CLIPTextModel; later ones
     read them too but write others. `words` is a fast tokenizer, one with a `backend_tokenizer`."""
     bpe = json.loads(tokenizer.backend_tokenizer.to_str())["model"]

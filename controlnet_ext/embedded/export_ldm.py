@@ -17,12 +17,12 @@ from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
 from diffusers import StableDiffusionPipeline
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 from .. import models
@@ -40,6 +40,13 @@ from . import EMBEDDED_NAME as EMBEDDED
 from . import resolve_embedded
 from .captions import encode_text_files
 from .wide import LDM_GROUPS, compute_width_factor, widen_state_dict
+
+if TYPE_CHECKING:
+    from diffusers.models.modeling_utils import ModelMixin
+
+    from ..guidance.contract import UNet
+    from ..hosts.diffusers.host import Scheduler
+    from ..models.kinds.controlnet import ControlNet
 
 UNET_PREFIX, VAE_PREFIX, TEXT_PREFIX = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
 VAE_RENAMES = (
@@ -93,7 +100,7 @@ def rename_text_encoder(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found | {"text_model.embeddings.position_ids": torch.arange(positions)[None]}
 
 
-def get_width_and_heads(unet: Any) -> tuple[int, int]:
+def get_width_and_heads(unet: UNet) -> tuple[int, int]:
     """The one width and the one number of attention heads of all levels. ValueError when they differ."""
     widths, heads = set(unet.config["block_out_channels"]), set(heads_of(unet))
     if len(widths) > 1 or len(heads) > 1:
@@ -101,7 +108,7 @@ def get_width_and_heads(unet: Any) -> tuple[int, int]:
     return widths.pop(), heads.pop()
 
 
-def build_model_yaml(unet: Any, vae: Any, scheduler: Any, text_folder: Path) -> dict[str, Any]:
+def build_model_yaml(unet: UNet, vae: ModelMixin, scheduler: Scheduler, text_folder: Path) -> dict[str, Any]:
     """For the file of a whole model; `text` is the folder of tokenizer and text encoder, as absolute path."""
     width, heads = get_width_and_heads(unet)
     levels, vae_widths = len(unet.config["block_out_channels"]), vae.config["block_out_channels"]
@@ -185,7 +192,7 @@ FILE_PREFIX = "shapes"
 METADATA = {"format": "pt"}  # transformers before 5 refuses a file without it
 
 
-def build_checkpoint(unet: Any, vae: Any, text_encoder: Any) -> dict[str, Tensor]:
+def build_checkpoint(unet: UNet, vae: ModelMixin, text_encoder: nn.Module) -> dict[str, Tensor]:
     """The tensors of one file in ldm's layout, from the parts of a diffusers pipeline of SD1.5's topology. ValueError
     when the UNet's levels differ in width or heads, or 32 is not a multiple of the groups."""
     _, heads = get_width_and_heads(unet)
@@ -199,10 +206,12 @@ def build_checkpoint(unet: Any, vae: Any, text_encoder: Any) -> dict[str, Tensor
     }
 
 
-def build_control_file(net: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
+def build_control_file(net: ControlNet) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and the metadata of a ControlNet's file in ldm's layout, for the UNet of `checkpoint`."""
     times = compute_width_factor(net.net_config.norm_groups)
-    tensors = to_ldm_keys(widen_state_dict(net.state_dict(), times, net.net_config.heads[0]))
+    tensors = to_ldm_keys(
+        widen_state_dict(net.state_dict(), times, (net.net_config.heads or net.net_config.default_heads)[0])
+    )
     plan = replace(
         net.net_config, widths=tuple(times * width for width in net.net_config.widths), norm_groups=LDM_GROUPS
     )

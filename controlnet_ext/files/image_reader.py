@@ -15,7 +15,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 import cv2
 import numpy as np
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
+ImageLike: TypeAlias = "str | os.PathLike[str] | bytes | np.ndarray | Image"
 
 _PLUGIN_NAMES = {"WEBP": "WebP"}  # the others are capitalized
 _DECODE_ERRORS = (  # what Pillow raises on hostile files
@@ -229,7 +230,7 @@ def _to_uint8(gray: np.ndarray, name: str) -> np.ndarray:
 IMAGE_FILE_LIMIT = 2**30  # bytes: 64 megapixels of four 32-bit channels
 
 
-def read_image(source: str | os.PathLike[str] | bytes | np.ndarray | Image) -> np.ndarray:
+def read_image(source: ImageLike) -> np.ndarray:
     """Read an image as a new array, (H, W, 3) uint8 RGB, as a viewer shows it.
 
     A path or the bytes of a JPEG, PNG, WebP, GIF, BMP, TIFF, PPM or (Pillow 11.3) AVIF file: upright by EXIF, alpha
@@ -243,7 +244,7 @@ def read_image(source: str | os.PathLike[str] | bytes | np.ndarray | Image) -> n
     return _read_source(source, decode_pixels, _convert_image_array)
 
 
-def read_mask(source: str | os.PathLike[str] | bytes | np.ndarray | Image) -> np.ndarray:
+def read_mask(source: ImageLike) -> np.ndarray:
     """Read a mask as a new array, (H, W, 3) uint8 with three equal channels, white where it selects.
 
     Where any pixel is transparent, the alpha channel is the mask, and its colors do not count; otherwise the luminance

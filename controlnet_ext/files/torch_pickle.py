@@ -14,7 +14,7 @@ import io
 import struct
 import sys
 from collections.abc import Callable, Iterable
-from typing import Any, BinaryIO, NamedTuple, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
 
 from .safetensors import ITEMSIZE, MAX_TENSORS, ByteRange, Storage, TensorView, create_tensor_view
 
@@ -72,7 +72,7 @@ class _PickleMachine:
         items, self.stack = self.stack, self.outer_stacks.pop()
         return items
 
-    def push(self, value: Any) -> None:
+    def push(self, value: object) -> None:
         self.stack.append(value)
 
     def memoize(self, index: int) -> None:
@@ -128,10 +128,10 @@ class _PickleMachine:
         _expect_type(self.stack[-1], dict)
 
 
-def _expect_type(value: Any, type_: type[T]) -> T:
+def _expect_type(value: object, type_: type[T]) -> T:
     if type(value) is not type_:
         raise ValueError(f"its pickle has a {type(value).__name__} where a {type_.__name__.lstrip('_')} is needed")
-    return value
+    return cast(T, value)
 
 
 def _update_dict(target: dict[Any, Any], pairs: Iterable[Any]) -> None:
@@ -141,10 +141,11 @@ def _update_dict(target: dict[Any, Any], pairs: Iterable[Any]) -> None:
         target[key] = value
 
 
-def _expect_size(value: Any) -> int:
-    if _expect_type(value, int) < 0 or value >= 2**63:
-        raise ValueError(f"its pickle has a size of {value}")
-    return value
+def _expect_size(value: object) -> int:
+    size = _expect_type(value, int)
+    if not 0 <= size < 2**63:
+        raise ValueError(f"its pickle has a size of {size}")
+    return size
 
 
 def _dtype_from_global(name: str) -> str | None:
@@ -152,7 +153,7 @@ def _dtype_from_global(name: str) -> str | None:
     return dtype if package == "torch" and dtype in ITEMSIZE else None
 
 
-def _rebuild_tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_rest: Any) -> TensorView:
+def _rebuild_tensor(storage: object, offset: object, shape: object, stride: object, *_rest: object) -> TensorView:
     """Build a view with the arguments of torch._utils._rebuild_tensor_v2; the rest is about gradients and hooks."""
     storage, shape, stride = _expect_type(storage, Storage), _expect_type(shape, tuple), _expect_type(stride, tuple)
     return create_tensor_view(
@@ -161,7 +162,14 @@ def _rebuild_tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_rest: 
 
 
 def _rebuild_tensor_v3(
-    storage: Any, offset: Any, shape: Any, stride: Any, _grad: Any, _hooks: Any, dtype: Any, *_: Any
+    storage: object,
+    offset: object,
+    shape: object,
+    stride: object,
+    _grad: object,
+    _hooks: object,
+    dtype: object,
+    *_: object,
 ) -> TensorView:
     """Build a view with the arguments of torch._utils._rebuild_tensor_v3, for dtypes without a storage type."""
     storage, shape, stride = _expect_type(storage, Storage), _expect_type(shape, tuple), _expect_type(stride, tuple)
@@ -173,7 +181,7 @@ def _rebuild_tensor_v3(
     )
 
 
-def _rebuild_parameter(tensor: Any, *_rest: Any) -> TensorView:
+def _rebuild_parameter(tensor: object, *_rest: object) -> TensorView:
     return _expect_type(tensor, TensorView)
 
 

@@ -8,18 +8,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
-from ..files.image_reader import read_image, read_mask
+from ..files.image_reader import ImageLike, read_image, read_mask
 from ..guidance.after_steps import NoiseLevel
 from ..maps.resize import fit as fit_image
 
 if TYPE_CHECKING:
     import torch
 
+    from ..hosts.diffusers.host import Pipeline
     from ..preprocessors.registry import Preprocessor
 
 
@@ -30,7 +31,12 @@ CropBox = tuple[int, int, int, int]  # left, top, right, bottom
 
 
 def make_initial_latents(
-    pipe: Any, image: Any, height: int, width: int, generator: torch.Generator | None = None, fit: str = "crop"
+    pipe: Pipeline,
+    image: ImageLike,
+    height: int,
+    width: int,
+    generator: torch.Generator | None = None,
+    fit: str = "crop",
 ) -> torch.Tensor:
     """Return latents (1, C, h, w) for `pipe(..., latents=…)` of a diffusers text-to-image pipeline: noise from the
     generator, mixed with as much of the image as training has at its last timestep.
@@ -51,7 +57,9 @@ def make_initial_latents(
     return NoiseLevel("epsilon", signal, (1 - signal**2) ** 0.5).add_noise(latents.to(gauss), gauss)
 
 
-def composite(image: Any, original: Any, mask: Any, blur: int = MASK_BLUR, fit: str = "crop") -> np.ndarray:
+def composite(
+    image: ImageLike, original: ImageLike, mask: ImageLike, blur: int = MASK_BLUR, fit: str = "crop"
+) -> np.ndarray:
     """Return the image (H, W, 3) uint8 RGB with the original's pixels where the mask is black.
 
     The two are mixed over a border of `blur` pixels, 0..64, outside the mask's edge. Original and mask have one size

@@ -4,30 +4,33 @@ image, each with all of them in its batch."""
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
 
-from ..guidance.contract import ControlModel, Residuals, Step
+from ..guidance.contract import ControlModel, Residuals, Step, UNet
 from ..guidance.unit import Unit
 from ..guidance.weighting import scatter_rows, select_rows
 from ..maps.control_map import ControlMap
 from .recipe import GenerationRequest, GuidanceSetup
 from .render import render
 
+if TYPE_CHECKING:
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
 
 class _EveryOtherImage(ControlModel):
     """A control model that acts on the second image of each pair only."""
 
-    def __init__(self, model: Any):
+    def __init__(self, model: ControlModel):
         self._model = model
         self.architecture, self.family = model.architecture, model.family
 
-    def bind(self, unet: Any) -> None:
+    def bind(self, unet: UNet) -> None:
         self._model.bind(unet)
 
-    def hint(self, image: object) -> Any:
+    def hint(self, image: np.ndarray | Tensor) -> Any:
         return self._model.hint(image)
 
     def __call__(self, step: Step, hint: Tensor) -> Residuals:
@@ -37,7 +40,7 @@ class _EveryOtherImage(ControlModel):
 
 
 def generate_pairs(
-    pipe: Any, model: ControlModel, control_map: ControlMap, request: GenerationRequest
+    pipe: DiffusionPipeline, model: ControlModel, control_map: ControlMap, request: GenerationRequest
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Return unguided and guided images, each (H, W, 3) uint8 RGB, one of each for every prompt of `request`.
 

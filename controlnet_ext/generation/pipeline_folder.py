@@ -9,12 +9,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..embedded import resolve_embedded
 from ..errors import one_line, suggest_names
 from ..files.disk import open_regular_file, read_json
 from ..files.safetensors import read_safetensors_contents
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..hosts.diffusers.host import Scheduler
 
 PIPELINE_CLASSES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 REQUIRED_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
@@ -129,7 +134,7 @@ class PipelineFolder:
             more = {"skip_prk_steps": True} if wanted == "PNDMScheduler" else {}  # as Stable Diffusion has it
             return getattr(diffusers, wanted).from_config(scheduler.config, **more)
 
-    def load(self, dtype: Any, scheduler: Any) -> Any:
+    def load(self, dtype: torch.dtype, scheduler: Scheduler) -> Any:
         """Return the pipeline on the CPU. Raises ValueError in one line where diffusers cannot load it."""
         import diffusers
 

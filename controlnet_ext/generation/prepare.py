@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 
     import torch
 
-    from ..guidance.contract import ControlModel
+    from ..guidance.contract import ControlModel, UNet
+    from ..hosts.diffusers.host import Scheduler
 
 T = TypeVar("T")
 
@@ -160,7 +161,7 @@ def _load_units(
     """Load the control models, each file once, and return the recipe's units with hashes and architectures, and the
     units that guide."""
     models: dict[str, tuple[dict[str, str], ControlModel]] = {}  # with the hashes of their files, by path
-    unet = folder.make_meta_unet() if recipe_units else None
+    unet: Any = folder.make_meta_unet() if recipe_units else None
     complete, units = [], []
     for i, recipe_unit in enumerate(recipe_units, 1):
         ref = recipe_unit.model
@@ -183,7 +184,7 @@ def _load_units(
 
 
 def _load_model(
-    ref: ModelRef, option: str, unet: Any, device: str, dtype: torch.dtype
+    ref: ModelRef, option: str, unet: UNet, device: str, dtype: torch.dtype
 ) -> tuple[dict[str, str], ControlModel]:
     """Return the hashes of a control model's files and the model. The weights are read once, for both."""
     from ..models import ControlFile
@@ -214,12 +215,12 @@ def _find_model(ref: ModelRef, find: Callable[[str], T], option: str) -> T:
         ) from error
 
 
-def _read_scheduler_config(scheduler: Any) -> dict[str, Any]:
+def _read_scheduler_config(scheduler: Scheduler) -> dict[str, Any]:
     """A scheduler's settings, without those that diffusers notes for itself."""
     return {k: v for k, v in json.loads(scheduler.to_json_string()).items() if not k.startswith("_")}
 
 
-def _check_steps(recipe: GenerationRecipe, scheduler: Any) -> None:
+def _check_steps(recipe: GenerationRecipe, scheduler: Scheduler) -> None:
     """Raise ValueError unless the scheduler makes so many steps and each unit acts in one of them."""
     try:
         scheduler.set_timesteps(recipe.steps)

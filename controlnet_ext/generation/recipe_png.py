@@ -158,7 +158,7 @@ def _decode_unit(i: int, fields: Any, texts: Mapping[str, str], height: int, wid
     )
 
 
-def _check_fields(name: str, value: Any, types: Mapping[str, Any]) -> None:
+def _check_fields(name: str, value: object, types: Mapping[str, Any]) -> None:
     if not isinstance(value, dict):
         raise ValueError(f"{name} is {type(value).__name__}, expected an object")
     if value.keys() != types.keys():

@@ -21,8 +21,10 @@ from .pipeline_folder import silence_libraries
 from .recipe import LATENT_UPSCALERS, PIXEL_UPSCALERS, GenerationRequest, GuidanceSetup, HiresFix
 
 if TYPE_CHECKING:
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
     from torch import Tensor
 
+    from ..hosts.diffusers.host import Scheduler
     from .prepare import LoadedRecipe
 
 StepCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]  # diffusers' `callback_on_step_end`
@@ -41,10 +43,10 @@ def render_recipe(loaded: LoadedRecipe) -> np.ndarray:
 
 
 def render(
-    pipe: Any,
+    pipe: DiffusionPipeline,
     request: GenerationRequest,
     guidance: GuidanceSetup,
-    scheduler: Any = None,
+    scheduler: Scheduler | None = None,
     on_step_end: StepCallback | None = None,
 ) -> list[np.ndarray]:
     """Return the images of a request, each (H, W, 3) uint8 RGB.
@@ -73,7 +75,13 @@ def count_steps(request: GenerationRequest) -> int:
 class _PipelineRunner:
     """Calls pipelines of several kinds on the same networks with the arguments that all passes of a request share."""
 
-    def __init__(self, pipe: Any, scheduler: Any, request: GenerationRequest, on_step_end: StepCallback | None):
+    def __init__(
+        self,
+        pipe: DiffusionPipeline,
+        scheduler: Scheduler | None,
+        request: GenerationRequest,
+        on_step_end: StepCallback | None,
+    ):
         self.pipe, self._scheduler = pipe, pipe.scheduler if scheduler is None else scheduler
         self.seed = request.seed % 2**63
         self._arguments = {**_encode_prompts(pipe, request), "guidance_scale": request.guidance_scale}
@@ -182,7 +190,7 @@ def _make_inpaint_arguments(runner: _PipelineRunner, request: GenerationRequest,
     return arguments
 
 
-def _encode_prompts(pipe: Any, request: GenerationRequest) -> dict[str, Any]:
+def _encode_prompts(pipe: DiffusionPipeline, request: GenerationRequest) -> dict[str, Any]:
     """Return the pipeline's arguments for the prompts: text, or embeddings where layers of a single text encoder are
     skipped (diffusers 0.42 looks for a norm where transformers 5 has none)."""
     import torch
@@ -210,7 +218,7 @@ def _encode_prompts(pipe: Any, request: GenerationRequest) -> dict[str, Any]:
     return embeddings
 
 
-def _upscale(images: Any, hires: HiresFix, pipe: Any) -> Tensor:
+def _upscale(images: Any, hires: HiresFix, pipe: DiffusionPipeline) -> Tensor:
     """Return latents (1, C, h, w), or pixels (1, 3, H, W) in 0..1, cut to the size of the second pass."""
     import torch
 
@@ -229,7 +237,7 @@ def _upscale(images: Any, hires: HiresFix, pipe: Any) -> Tensor:
     return _to_image_tensor(np.ascontiguousarray(pixels[top : top + height, left : left + width]))
 
 
-def _to_uint8(image: np.ndarray, pipe: Any) -> np.ndarray:
+def _to_uint8(image: np.ndarray, pipe: DiffusionPipeline) -> np.ndarray:
     if not np.isfinite(image).all():
         dtype = str(pipe.dtype).removeprefix("torch.")
         raise RuntimeError(f"the image holds NaN: the model overflows in {dtype}, try --dtype float32")

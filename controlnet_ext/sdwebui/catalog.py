@@ -6,15 +6,18 @@ import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..embedded import list_controls
 from ..errors import suggest_names
 from ..files.disk import open_regular_file
 from ..generation.recipe import find_control_files
-from ..guidance.contract import ControlModel
+from ..guidance.contract import ControlModel, UNet
 from ..models import WEIGHTS_SUFFIXES
 from ..preprocessors.cache import LRUCache
+
+if TYPE_CHECKING:
+    import torch
 
 MAX_LOADED_NETWORKS = 3  # networks that stay loaded, unless said otherwise
 
@@ -55,7 +58,7 @@ class ModelCatalog:
         """Listed names, such as "control_v11p_sd15_canny [d14c016b]"."""
         return list(self._paths)
 
-    def can_guide(self, name: str, unet: Any) -> bool:
+    def can_guide(self, name: str, unet: UNet) -> bool:
         """Return True if the model of a listed name fits the UNet, by the names and shapes of its tensors; also for a
         file that does not load, since `load` explains why."""
         path = self._paths[name]
@@ -80,7 +83,7 @@ class ModelCatalog:
             )
         return (exact or alike)[0]
 
-    def load(self, name: str, device: str, dtype: Any) -> ControlModel:
+    def load(self, name: str, device: str, dtype: torch.dtype) -> ControlModel:
         """Return the model of a listed name on this device; the last few stay loaded. Raises ValueError or
         FileNotFoundError in one line."""
         from .. import models
@@ -99,7 +102,7 @@ def _probe(path: Path) -> Any:
         return None
 
 
-def _is_compatible(net: ControlModel, unet: Any) -> bool:
+def _is_compatible(net: ControlModel, unet: UNet) -> bool:
     try:
         net.check_compatible(unet)
     except ValueError:

@@ -224,7 +224,7 @@ class TextField(Field[str]):
         self.max_length, self.list_names = max_length, list_names
         super().__init__(description, {}, default=default, **options)
 
-    def parse(self, value: Any, record: JsonObject) -> str:
+    def parse(self, value: object, record: JsonObject) -> str:
         """Return the text. Raises ValueError for all else."""
         if not isinstance(value, str):
             raise record.make_error(self.name, value, "text")
@@ -247,7 +247,7 @@ class BoolField(Field[bool | D], Generic[D]):
             schema["default"] = int(bool(default)) if as_int else default
         super().__init__(description, schema, default=default, **options)
 
-    def parse(self, value: Any, record: JsonObject) -> bool | D:
+    def parse(self, value: object, record: JsonObject) -> bool | D:
         """Return the boolean. Raises ValueError for other values."""
         key = str(value).strip().casefold()
         if isinstance(value, list | dict) or key not in (*TRUE_WORDS, *FALSE_WORDS):
@@ -273,7 +273,7 @@ class NumberField(Field[float | D], Generic[D]):
         low, high = self.get_bounds(limits)
         return None if self.default is None else min(max(self.default, low), high)
 
-    def parse(self, value: Any, record: JsonObject) -> float | D:
+    def parse(self, value: object, record: JsonObject) -> float | D:
         """Return the number. Raises ValueError for what is none, and outside the bounds."""
         low, high = self.get_bounds(record.limits)
         return _parse_number(self.name, value, record, low, high)
@@ -299,7 +299,7 @@ class IntField(Field[int | D], Generic[D]):
         """Return the default within the bounds, or None."""
         return self._number.get_default(limits)
 
-    def parse(self, value: Any, record: JsonObject) -> int | D:
+    def parse(self, value: object, record: JsonObject) -> int | D:
         """Return the integer. Raises ValueError for other numbers, and outside the bounds."""
         low, high = self._number.get_bounds(record.limits)
         if type(value) is int and low <= value <= high:
@@ -323,7 +323,7 @@ class NumberListField(Field[tuple[float, ...] | None]):
         items = {"type": "number", "minimum": low, "maximum": high}
         super().__init__(description, {"type": "array", "items": items, "maxItems": max_items})
 
-    def parse(self, value: Any, record: JsonObject) -> tuple[float, ...]:
+    def parse(self, value: object, record: JsonObject) -> tuple[float, ...]:
         """Return the numbers. Raises ValueError for what is no list of them, with the place in the list, from 0."""
         if not isinstance(value, list) or len(value) > self._max_items:
             raise record.make_error(self.name, value, "a list of numbers")
@@ -355,7 +355,7 @@ class ChoiceField(Field[T | D], Generic[T, D]):
         value = record.values.get(self.name)
         return self.parse(value, record) if self._literal_none and value else super().read(record)
 
-    def parse(self, value: Any, record: JsonObject) -> T | D:
+    def parse(self, value: object, record: JsonObject) -> T | D:
         """Return the meaning of the word. Raises ValueError with the words that there are."""
         key = str(value).strip().casefold().removesuffix(".0")
         for i, (word, meaning) in enumerate(self.choices):
@@ -383,7 +383,7 @@ class UnsupportedField(Field[None]):
         self._same_as = same_as
         super().__init__(message, {})
 
-    def parse(self, value: Any, record: JsonObject) -> None:
+    def parse(self, value: object, record: JsonObject) -> None:
         """Raise ValueError unless the value is false, 0, or that of the field `same_as`."""
         is_zero = isinstance(value, bool | int | float) and value == 0
         if not is_zero and (self._same_as is None or value != record.find_value(self._same_as)):

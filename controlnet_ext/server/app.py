@@ -10,7 +10,6 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any
 from urllib.parse import quote
 
 from starlette.applications import Starlette
@@ -18,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import suggest_names
 from ..sdwebui.fields import Schema
@@ -98,16 +98,16 @@ class RequestLogMiddleware:
     """Call `report` with a line for each request: method, path, status and milliseconds. The path stands as it came,
     percent-encoded, without the query."""
 
-    def __init__(self, app: Any, report: Callable[[str], object]):
+    def __init__(self, app: ASGIApp, report: Callable[[str], object]):
         self._app, self._report = app, report
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         began, status = time.monotonic(), 500
 
-        async def note_status(message: Any) -> None:
+        async def note_status(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -125,10 +125,10 @@ class RequestLogMiddleware:
 class HostMiddleware:
     """Pass on requests to the given host names, "*" for any; answer others with status 400."""
 
-    def __init__(self, app: Any, allowed_hosts: Sequence[str]):
+    def __init__(self, app: ASGIApp, allowed_hosts: Sequence[str]):
         self._app, self._allowed_hosts = app, frozenset(allowed_hosts)
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         host = dict(scope.get("headers", ())).get(b"host", b"").decode("latin-1")
         name = PORT_SUFFIX.sub("", host).casefold()
         if scope["type"] == "http" and not self._allowed_hosts & {name, "*"}:
@@ -142,10 +142,10 @@ class HostMiddleware:
 class TokenMiddleware:
     """Pass on requests with the token, and those to open paths; answer others with status 401."""
 
-    def __init__(self, app: Any, token: str, open_paths: frozenset[str]):
+    def __init__(self, app: ASGIApp, token: str, open_paths: frozenset[str]):
         self._app, self._token, self._open_paths = app, token.encode(), open_paths
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in self._open_paths:
             brought = _extract_token(dict(scope["headers"]).get(b"authorization", b""))
             if not hmac.compare_digest(brought, self._token):

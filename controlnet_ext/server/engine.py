@@ -7,7 +7,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +20,10 @@ from ..sdwebui.images import encode_png_base64
 from ..sdwebui.infotext import format_infotext
 from ..sdwebui.requests import WebuiRequest, create_scheduler
 from .worker import GenerationProgress, check_abandoned
+
+if TYPE_CHECKING:
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+    from torch import Tensor
 
 PREVIEW_LATENT_SIDE = 32  # latents on a side at most, of which a preview is decoded
 
@@ -110,7 +114,7 @@ def _make_guidance_setup(built_units: Sequence[BuiltUnit], has_hires_pass: bool)
 def _observe_step(
     progress: GenerationProgress,
     abandoned: threading.Event | None,
-    pipe: Any,
+    pipe: DiffusionPipeline,
     step: int,
     timestep: object,
     values: dict[str, Any],
@@ -127,7 +131,7 @@ def _observe_step(
     return values
 
 
-def _render_preview(pipe: Any, latents: Any) -> str:
+def _render_preview(pipe: DiffusionPipeline, latents: Tensor) -> str:
     """Return a small preview of noisy latents (B, C, h, w), scaled to unit variance, as PNG in base64."""
     import torch
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -17,6 +17,11 @@ from ..guidance.schedule import Span
 from ..models.kinds.controlnet import ControlNet
 from .config import MAX_LAYOUT_FACTOR, WEIGHTINGS
 from .data import ControlDataset
+
+if TYPE_CHECKING:
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+    from ..hosts.diffusers.host import Scheduler
 
 SNR_LIMIT = 5.0
 
@@ -32,7 +37,7 @@ class DiffusionLoss:
     Raises ValueError for another type of prediction or weighting.
     """
 
-    def __init__(self, scheduler: Any, weighting: str = "min-snr"):
+    def __init__(self, scheduler: Scheduler, weighting: str = "min-snr"):
         if weighting not in WEIGHTINGS:
             raise ValueError(f"weighting {weighting!r} of the losses, expected one of {', '.join(WEIGHTINGS)}")
         kind = scheduler.config.get("prediction_type", "epsilon")
@@ -102,7 +107,7 @@ class FrozenBase:
     Raises ValueError for an inpainting UNet or an SDXL.
     """
 
-    def __init__(self, pipe: Any, device: str):
+    def __init__(self, pipe: DiffusionPipeline, device: str):
         if getattr(pipe, "text_encoder_2", None) is not None:
             raise ValueError("the model is an SDXL; ControlNets are trained for SD1.5's and SD2.1's kind only")
         if pipe.unet.config["in_channels"] != pipe.vae.config["latent_channels"]:

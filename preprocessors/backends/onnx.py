@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,6 +12,8 @@ from ...files.hub import WeightsFile
 from .torch import Device
 
 if TYPE_CHECKING:
+    import onnxruntime
+
     from ..library import Library
 
 _PROVIDERS = {  # by kind of device, the first that this onnxruntime has
@@ -25,7 +27,7 @@ class OnnxNetwork:
     """A network of one input (B, 3, H, W) in its file's own numbers, ready on a device. `height` and `width` are those
     of the input; `bytes` is its file's size, for the pool that keeps it."""
 
-    def __init__(self, session: Any, bytes: int):
+    def __init__(self, session: onnxruntime.InferenceSession, bytes: int):
         self._session, self.bytes = session, bytes
         (input,) = session.get_inputs()
         if len(input.shape) != 4 or not all(isinstance(side, int) and side > 0 for side in input.shape[2:]):

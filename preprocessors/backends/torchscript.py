@@ -15,6 +15,7 @@ from .torch import Device
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
 
     from ..library import Library
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 class TorchscriptNetwork:
     """A program on its device, in its own kind of numbers. `bytes` is its file's size, for the pool that keeps it."""
 
-    def __init__(self, program: Any, device: str, bytes: int):
+    def __init__(self, program: torch.jit.ScriptModule, device: str, bytes: int):
         self._program, self._device, self.bytes = program, device, bytes
 
     def __call__(self, image: np.ndarray) -> tuple[Any, ...]:

@@ -51,7 +51,7 @@ class DensePoseSurfaces:
     names: tuple[str, ...] = BODY_PARTS
 
 
-def _detect_surfaces(network: Any, image: np.ndarray) -> DensePoseSurfaces:
+def _detect_surfaces(network: Callable[[np.ndarray], tuple[Any, ...]], image: np.ndarray) -> DensePoseSurfaces:
     """The surfaces of all people in an image (H, W, 3) uint8, RGB, of whom the later found hide the others."""
     height, width = image.shape[:2]
     boxes, coarse, fine, u, v = network(pad_to_multiple(image[None], 1, -(-max(height, width) // _MAX_ASPECT_RATIO))[0])

@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...embedded import EMBEDDED_NAME, SAMPLE_PHOTO, resolve_embedded
 from ...embedded.contact_sheet import Column, render_sheet
@@ -27,6 +27,9 @@ from ...guidance.contract import ControlModel
 from ...maps.control_map import ControlMap
 from ...maps.fidelity import canny_f1
 from ..output import add_output_options, print_stderr, resolve_output_path, write_output
+
+if TYPE_CHECKING:
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 CONTROL_NAME = f"{EMBEDDED_NAME}/canny"
 PROMPTS = (
@@ -124,7 +127,7 @@ def _load_models(folder: PipelineFolder, control: str) -> tuple[Any, ControlMode
 
 
 def _generate_columns(
-    pipe: Any, model: ControlModel, control_map: ControlMap, request: GenerationRequest
+    pipe: DiffusionPipeline, model: ControlModel, control_map: ControlMap, request: GenerationRequest
 ) -> list[Column]:
     from ...generation.pairs import generate_pairs
 
