@@ -327,14 +327,24 @@ class UndoStack:
         """Register a hook behind a torch module's calls, with torch's options."""
         self._register(module.register_forward_hook, module, hook, options)
 
+    def make_copies_plain(self, module: Any, prepare: Callable[[], None] = lambda: None) -> None:
+        """Leave this project's hooks out of copies and pickles of a torch module; `prepare` is called before each.
+
+        copy and pickle ask an object for `__getstate__`, also one of its own.
+        """
+        if "__getstate__" not in vars(module):
+            self.push(partial(vars(module).pop, "__getstate__", None))
+            vars(module)["__getstate__"] = partial(_get_plain_state, module, prepare)
+
     def _register(self, register: Any, module: Any, hook: Callable[..., Any], options: Mapping[str, Any]) -> None:
+        self.make_copies_plain(module)
         marked = ModuleHook(hook)
         self.push(partial(_remove_hook, module, marked))
         register(marked, **options)
 
 
 class ModuleHook:
-    """A forward hook on a torch module, to be told apart from hooks of others."""
+    """A forward hook on a torch module, which tells it apart from hooks of others."""
 
     def __init__(self, hook: Callable[..., Any]):
         self._hook = hook
@@ -355,6 +365,22 @@ def _remove_hook(module: Any, hook: ModuleHook) -> None:
     for name in (*HOOK_OPTION_TABLES, *HOOK_TABLES):
         for number in numbers:
             tables.get(name, {}).pop(number, None)
+
+
+def _get_plain_state(module: Any, prepare: Callable[[], None]) -> dict[str, Any]:
+    """Return the state of a torch module for a copy without this project's hooks."""
+    prepare()
+    get_state = getattr(type(module), "__getstate__", None)  # Python 3.10 has none for objects in general
+    state = dict(vars(module) if get_state is None else get_state(module))
+    state.pop("__getstate__", None)
+    for name in (*HOOK_OPTION_TABLES, *HOOK_TABLES):
+        if name in state:
+            state[name] = state[name].copy()
+    for name in HOOK_TABLES:
+        for number in [number for number, hook in state[name].items() if isinstance(hook, ModuleHook)]:
+            for table in (*HOOK_OPTION_TABLES, *HOOK_TABLES):
+                state.get(table, {}).pop(number, None)
+    return state
 
 
 def _add_optional(a: Tensor | None, b: Tensor | None) -> Tensor | None:

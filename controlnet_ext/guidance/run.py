@@ -81,6 +81,9 @@ class AttachmentStack:
     def __contains__(self, place: tuple[int, int]) -> bool:
         return place in self._heights
 
+    def __len__(self) -> int:
+        return len(self._heights)
+
     def attach(self, place: tuple[int, int], contexts: Iterable[AbstractContextManager[None]]) -> None:
         """Attach a unit, by entering these contexts in turn."""
         self.detach_from(place)
@@ -328,7 +331,7 @@ class GuidanceRun:
         attachments: AttachmentStack | None = None,
         guide_number: int = 0,
     ):
-        attachments = AttachmentStack() if attachments is None else attachments
+        attachments = AttachmentStack() if attachments is None else attachments  # an empty one is false
         self._unit_runs = [
             UnitRun(f"unit {i}", unit, its, spans, host, pass_index, attachments, (guide_number, i))
             for i, (unit, its) in enumerate(zip(units, hint_images, strict=True), 1)

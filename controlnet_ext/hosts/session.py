@@ -192,6 +192,7 @@ class GuidedUNet:
         self.side_stream: SideStream | None = None
         self._run_thread: int | None = None
         self._call_thread: int | None = None  # of the present call
+        self._is_copied_in_call = False
         self._shape: tuple[int, ...] | None = None
 
     @property
@@ -213,7 +214,7 @@ class GuidedUNet:
     def claim_call(self) -> None:
         """Begin a UNet call in this thread. Raises RuntimeError in another thread or task than the sessions'."""
         self.check_owner()
-        self._call_thread = threading.get_ident()
+        self._call_thread, self._is_copied_in_call = threading.get_ident(), False
 
     def start_call(self, x: Tensor, is_new_run: bool) -> None:
         """Continue a claimed call with its `x`. Attention is restored when the shape of `x` changes, or a run begins.
@@ -256,9 +257,14 @@ class GuidedUNet:
     def finish_call(self, out: Tensor) -> Tensor:
         """Return the UNet's output `(B, C, h, w)` of the present call, changed by units that act after the step.
 
-        Raises ValueError if residuals of the call are not finite, which waits for the device.
+        Raises ValueError if residuals of the call are not finite, which waits for the device; RuntimeError if the UNet
+        was copied during the call.
         """
         self.wait()
+        if self._is_copied_in_call:
+            raise RuntimeError(
+                "the UNet was copied during its call, which takes units out of it; copy it between calls"
+            )
         for session in self.sessions:
             session.check_finite()
         for session in self.sessions:
@@ -275,7 +281,18 @@ class GuidedUNet:
         self.attachments.close()
 
     def install(self) -> None:
-        """Install the hooks of the host, when the first session enters."""
+        """Install the hooks of the host, when the first session enters; hosts that have any override it.
+
+        Copies and pickles of the UNet are plain from here on.
+        """
+        self.undo.make_copies_plain(self.unet, self._prepare_copy)
+
+    def _prepare_copy(self) -> None:
+        """Restore the attention before the UNet is copied. Raises RuntimeError in another thread or task."""
+        if self.attachments:
+            self.check_owner()
+            self._is_copied_in_call = self.is_in_call
+            self.detach()
 
     def uninstall(self) -> None:
         """Undo the hooks of the host, when the last session leaves."""

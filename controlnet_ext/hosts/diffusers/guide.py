@@ -87,6 +87,7 @@ class UNetHook(GuidedUNet):
 
     def install(self) -> None:
         """Install the hooks."""
+        super().install()
         compiled = getattr(self.unet, "_compiled_call_impl", None)
         if compiled is None:
             self.undo.register_forward_pre_hook(

@@ -127,6 +127,7 @@ class LdmHooks(GuidedUNet):
 
     def install(self) -> None:
         """Install the hooks."""
+        super().install()
         unet: Any = self.unet  # has ldm's attributes
         undo, blocks = self.undo, list(unet.input_blocks)
         undo.register_forward_pre_hook(unet, self._before_call, with_kwargs=True)
