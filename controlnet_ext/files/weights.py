@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
 import struct
 import zlib
 from collections.abc import Iterable
@@ -12,8 +13,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from .disk import open_regular_file
-from .safetensors import ITEMSIZE, ByteRange, TensorView, read_safetensors_contents
+from .disk import open_regular_file, parse_object
+from .safetensors import (
+    ITEMSIZE,
+    MAX_TENSORS,
+    SAFETENSORS_HEADER_LIMIT,
+    ByteRange,
+    TensorView,
+    read_safetensors_contents,
+)
 from .torch_pickle import read_legacy_contents, read_zip_contents
 
 if TYPE_CHECKING:
@@ -42,7 +50,8 @@ class Weights:
 
     @cached_property
     def sha256(self) -> str:
-        """SHA-256 of the file in hex, computed on first access unless it was taken while the file was read.
+        """SHA-256 of the file in hex, computed on first access unless it was taken while the file was read; of weights
+        in parts that of their index.
 
         Raises ValueError when the file has changed since it was read.
         """
@@ -59,8 +68,58 @@ class Weights:
         return digest.hexdigest()
 
 
+INDEX_PATTERN = re.compile(r".+\.index(\.[\w-]+)?\.json")  # names of indexes, as diffusers and transformers write them
+PART_PATTERN = re.compile(r".+-(\d{1,6})-of-(\d{1,6})(\.[^.]+)+")  # of the files that they name
+
+
+def list_parts(path: Path) -> list[Path]:
+    """Return the files that hold the tensors of a weights file: those that an index names, else the file itself.
+
+    Raises FileNotFoundError or ValueError where the index cannot be read.
+    """
+    if not INDEX_PATTERN.fullmatch(path.name):
+        return [path]
+    return [path.parent / name for name in sorted(set(_read_index(path).values()))]
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    """Return the file name of each tensor. Raises ValueError for another content, and for files in other folders."""
+    with open_regular_file(path) as file:
+        content = file.read(SAFETENSORS_HEADER_LIMIT + 1)
+    name = repr(str(path))
+    if len(content) > SAFETENSORS_HEADER_LIMIT:
+        raise ValueError(f"{name} is over {SAFETENSORS_HEADER_LIMIT} bytes, too large for an index of weights")
+    files = parse_object(content, name).get("weight_map")
+    if not isinstance(files, dict) or not files or len(files) > MAX_TENSORS:
+        raise ValueError(f"{name} is no index of weights: expected up to {MAX_TENSORS} tensors in its weight_map")
+    for file_name in set(map(str, files.values())):
+        if file_name in ("", ".", "..") or any(mark in file_name for mark in "/\\:\0") or len(file_name) > 255:
+            raise ValueError(f"{name} names {file_name!r:.80}, which is no file beside it")
+    return {tensor: str(file_name) for tensor, file_name in files.items()}
+
+
+def _read_parts(path: Path, load_values: bool) -> Weights:
+    places = _read_index(path)
+    with open_regular_file(path) as file:
+        stamp = _read_file_stamp(file)
+    tensors: dict[str, Tensor] = {}
+    metadata: dict[str, str] = {}
+    name, format = repr(str(path)), ""
+    for part in list_parts(path):
+        if not os.path.lexists(part):
+            raise FileNotFoundError(f"{name} names {part.name!r}, which is not beside it")
+        weights = read_weights(part, load_values)
+        wanted = {tensor for tensor, file_name in places.items() if file_name == part.name}
+        if odd := sorted(weights.tensors.keys() ^ wanted):
+            raise ValueError(f"{name} is not the index of {part.name!r}: {odd[0]!r:.80} is in one of them only")
+        tensors |= weights.tensors
+        metadata |= weights.metadata
+        format = weights.format
+    return Weights(path, tensors, metadata, format, stamp)
+
+
 def read_weights(path: str | os.PathLike[str], load_values: bool = True, with_sha256: bool = False) -> Weights:
-    """Read the weights in a file of safetensors or torch.save, whatever its name.
+    """Read the weights in a file of safetensors or torch.save, whatever its name, or in all parts that an index names.
 
     Without `load_values` tensors are on the meta device, and only the header of the file is read. A dict of torch.save
     without tensors, but with a dict of tensors under one of STATE_DICT_KEYS, gives the latter. Numbers and text beside
@@ -71,6 +130,8 @@ def read_weights(path: str | os.PathLike[str], load_values: bool = True, with_sh
     FileNotFoundError, or ValueError in one line: cut short, damaged (where the file has checksums), wrong sizes, over
     20,000 tensors. Values are not checked: the loader of the network checks that they are finite.
     """
+    if INDEX_PATTERN.fullmatch(os.path.basename(path)):
+        return _read_parts(Path(path), load_values)
     name = repr(os.fspath(path))
     with open_regular_file(path) as file:
         stamp = _read_file_stamp(file)

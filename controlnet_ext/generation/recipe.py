@@ -15,6 +15,7 @@ from ..embedded import resolve_embedded
 from ..errors import check_choice
 from ..files.disk import open_regular_file
 from ..files.image_formats import MAX_PIXELS
+from ..files.weights import list_parts
 from ..guidance.after_steps import PostStep, post_step_for
 from ..guidance.contract import ControlModel
 from ..guidance.unit import Unit, UnitSettings
@@ -114,11 +115,12 @@ class ModelRef:
 
 
 def find_control_files(path: str) -> dict[str, Path]:
-    """Return the files of a control model by name: "weights", whatever the file is called, and its "config.json".
-    Raises FileNotFoundError or ValueError when there is none."""
+    """Return the files of a control model by name: "weights", whatever the file is called, and its "config.json". If
+    the weights are an index, its parts too. Raises FileNotFoundError or ValueError when there is none."""
     weights = locate_weights(resolve_embedded(path))
     config = {"config.json": weights.parent / "config.json"} if read_config(weights) else {}
-    return {"weights": weights, **config}
+    parts = {part.name: part for part in list_parts(weights) if part != weights}
+    return {"weights": weights, **parts, **config}
 
 
 def hash_files(files: Mapping[str, Path]) -> dict[str, str]:

@@ -14,18 +14,18 @@ import os
 import pkgutil
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files.disk import parse_object, read_json
+from ..files.weights import INDEX_PATTERN, PART_PATTERN, Weights, list_parts, read_weights
 from .state_dict.foreign import describe_foreign
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from ..files.weights import Weights
     from ..guidance.contract import ControlModel
 
 
@@ -39,25 +39,33 @@ WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")
 def locate_weights(path_or_repo: str | os.PathLike[str]) -> Path:
     """The weights file meant by a file, a folder, or a Hub repository `owner/name` in the local Hugging Face cache.
 
-    A folder means the file under diffusers' name, else its only weights file. FileNotFoundError or ValueError says
-    what is missing or ambiguous.
+    A folder means the file under diffusers' name, else the index of its weights in parts, else its only weights file.
+    FileNotFoundError or ValueError says what is missing or ambiguous.
     """
     name = os.fspath(path_or_repo)
     path = Path(name)
     if path.is_dir() and name:
         return _find_in_folder(path)
     if os.path.lexists(path) and name:
+        if (part := PART_PATTERN.fullmatch(path.name)) and int(part[2]) > 1:
+            raise ValueError(f"{name!r} is part {int(part[1])} of {int(part[2])}: give {_suggest_index(path)}")
         return path
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return _find_in_folder(_find_in_hub_cache(name))
     raise FileNotFoundError(f"{name!r} does not exist; expected a weights file, a folder that holds one, or owner/name")
 
 
+def is_weights_name(name: str) -> bool:
+    """Return True for the name of a weights file, or of the index of several; not for that of one part."""
+    part = PART_PATTERN.fullmatch(name)
+    return bool(INDEX_PATTERN.fullmatch(name)) or (name.endswith(WEIGHTS_SUFFIXES) and not (part and int(part[2]) > 1))
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """The config.json beside a weights file, if it can only be about that file: the file bears diffusers' name or is
     alone."""
     config = path.parent / "config.json"
-    if config.exists() and (path.name.startswith(DIFFUSERS_STEM) or _list_weights(path.parent) == [path]):
+    if config.exists() and (path.name.startswith(DIFFUSERS_STEM) or _list_weights(path.parent) == list_parts(path)):
         return read_json(config)
     return {}
 
@@ -68,9 +76,14 @@ def _find_in_folder(folder: Path) -> Path:
         return found
     if (folder / "model_index.json").exists():
         raise ValueError(f"{str(folder)!r} is a whole pipeline; give the folder of the control model")
-    files = _list_weights(folder)
-    if any("-of-" in file.name for file in files):
-        raise ValueError(f"{str(folder)!r} holds weights in several parts; save them as one (max_shard_size='10GB')")
+    files, indexes = _list_weights(folder), _list_indexes(folder)
+    parts = {part for index in indexes for part in list_parts(index)}
+    if indexes and parts.issuperset(files) and (len(indexes) == 1 or indexes[0].name.startswith(DIFFUSERS_STEM)):
+        return indexes[0]
+    if not indexes and any((part := PART_PATTERN.fullmatch(file.name)) and int(part[2]) > 1 for file in files):
+        raise FileNotFoundError(f"{str(folder)!r} holds weights in several parts without their index, *.index.json")
+    if indexes:
+        raise ValueError(f"{str(folder)!r} holds several models; name one, such as {indexes[0].name!r}")
     if len(files) > 1:
         raise ValueError(f"{str(folder)!r} holds {len(files)} weights files; name one, such as {files[0].name!r}")
     if not files:
@@ -83,6 +96,21 @@ def _find_in_folder(folder: Path) -> Path:
 
 def _list_weights(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix in WEIGHTS_SUFFIXES)
+
+
+def _list_indexes(folder: Path) -> list[Path]:
+    """Return the indexes of weights in parts: diffusers' first, safetensors before others, variants last."""
+    found = (path for path in folder.iterdir() if INDEX_PATTERN.fullmatch(path.name))
+    marks = (DIFFUSERS_STEM, ".safetensors.index.json", ".index.json")
+    return sorted(found, key=lambda path: ([mark not in path.name for mark in marks], path.name))
+
+
+def _suggest_index(part: Path) -> str:
+    """Return what to give instead of one part of weights."""
+    for index in _list_indexes(part.parent):
+        if part in list_parts(index):
+            return f"the index, {str(index)!r}"
+    return "the index of all parts, *.index.json, which is not beside it"
 
 
 def _find_in_hub_cache(repo: str) -> Path:
@@ -146,13 +174,15 @@ class ModelKind:
 class ControlFile:
     """A file of weights, with the kind of control model that it holds and the config beside or inside it.
 
-    `kind` is None if the file holds no control model.
+    `kind` is None if the file holds no control model. `prefix` is what all names of tensors begin with in the file, and
+    no longer in `weights`: wrappers such as DistributedDataParallel and torch.compile add it.
     """
 
     path: Path
     weights: Weights
     kind: ModelKind | None
     config: dict[str, Any]
+    prefix: str = ""
 
     @classmethod
     def read(
@@ -163,19 +193,16 @@ class ControlFile:
         With `with_values` False the model that is loaded of it is on torch's meta device. `with_sha256` hashes the file
         while it is read. Raises ValueError or FileNotFoundError in one line that begins with the file.
         """
-        from ..files.weights import read_weights  # until here nothing needs an image library
-
         path = locate_weights(path_or_repo)
         weights = read_weights(path, with_values, with_sha256)
         name = repr(str(path))
         stated = parse_object(
             weights.metadata.get(CONFIG_METADATA_KEY, "{}").encode(), f"{name}: {CONFIG_METADATA_KEY}"
         )
-        kinds = [kind for kind in iter_kinds() if kind.detect(weights.tensors)]
-        if len(kinds) > 1:
-            both = " and ".join(kind.name for kind in kinds)
-            raise ValueError(f"{name} is claimed by two kinds of control model: {both}")
-        return cls(path, weights, kinds[0] if kinds else None, {**stated, **read_config(path)})
+        prefix, kind = find_kind(weights.tensors, name)
+        if prefix:
+            weights = replace(weights, tensors={key[len(prefix) :]: tensor for key, tensor in weights.tensors.items()})
+        return cls(path, weights, kind, {**stated, **read_config(path)}, prefix)
 
     def load(self) -> ControlModel:
         """Return the model, on the CPU, in the dtype of the file, sharing the tensors of `weights`.
@@ -189,6 +216,39 @@ class ControlFile:
             return self.kind.load(self.weights.tensors, self.config)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
+
+
+MAX_PREFIX_PARTS = 8
+
+
+def iter_common_prefixes(names: Collection[str]) -> Iterator[str]:
+    """Yield "", then what all names begin with: up to the first dot, up to the second and so on, eight at most."""
+    yield ""
+    if len(names) < 2:
+        return
+    first, last = (name.split(".", MAX_PREFIX_PARTS) for name in (min(names), max(names)))
+    for i in range(1, min(len(first), len(last))):
+        if first[i - 1] != last[i - 1]:
+            return
+        yield ".".join(first[:i]) + "."
+
+
+def find_kind(names: Collection[str], file: str) -> tuple[str, ModelKind | None]:
+    """Return the kind of control model that tensors of these names are, and the shortest prefix of all names without
+    which they are.
+
+    The prefix is "" if the names are those of a kind as they stand, or of none. Raises ValueError, beginning with
+    `file`, if two kinds claim it.
+    """
+    for prefix in iter_common_prefixes(names):
+        bare = {name[len(prefix) :] for name in names} if prefix else names
+        kinds = [kind for kind in iter_kinds() if kind.detect(bare)]
+        if len(kinds) > 1:
+            both = " and ".join(kind.name for kind in kinds)
+            raise ValueError(f"{file} is claimed by two kinds of control model: {both}")
+        if kinds:
+            return prefix, kinds[0]
+    return "", None
 
 
 def load(

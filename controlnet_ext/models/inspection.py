@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+from ..files.weights import list_parts
 from ..maps.control_map import MAP_KINDS, normalize_kind
 from . import ControlFile
 from .state_dict.foreign import describe_foreign
@@ -130,14 +131,16 @@ class Inspection:
 
     `what` describes a file that is no control model; else `architecture`, `family` and `layout` are set, and `details`
     of the kind. `dtype` is as in "float16", several with their numbers of tensors. `parameters` counts the numbers in
-    the network. `map` is the kind of map it reads, or "unknown", and `map_source` the source of that. `problem` is the
-    reason why it does not load.
+    the network. `prefix` begins all names of tensors in the file, and is left out of them where the model is loaded.
+    `files` is the number of parts. `map` is the kind of map it reads, or "unknown", and `map_source` the source of
+    that. `problem` is the reason why it does not load.
     """
 
     file: str
     bytes: int
     sha256: str
     format: str
+    files: int
     tensors: int
     dtype: str
     parameters: int
@@ -145,6 +148,7 @@ class Inspection:
     architecture: str | None
     family: str | None
     layout: str | None
+    prefix: str | None
     details: dict[str, Any]
     map: str
     map_source: str | None
@@ -165,13 +169,15 @@ def inspect(path_or_repo: str | os.PathLike[str]) -> Inspection:
             net = file.load()
         except ValueError as error:
             problem = str(error).removeprefix(f"{str(file.path)!r}: ")
+    parts = list_parts(file.path)
     own = list(tensors.values()) if net is None else list(net.parameters())
     kind, source = find_map_type(file)
     return Inspection(
         file=str(file.path),
-        bytes=file.path.stat().st_size,
+        bytes=sum(part.stat().st_size for part in parts),
         sha256=weights.sha256,
         format=weights.format,
+        files=len(parts),
         tensors=len(tensors),
         dtype=_describe_dtypes(own),
         parameters=sum(prod(tensor.shape) for tensor in own),
@@ -179,6 +185,7 @@ def inspect(path_or_repo: str | os.PathLike[str]) -> Inspection:
         architecture=net.architecture if net is not None else file.kind.name if file.kind is not None else None,
         family=None if net is None else net.family,
         layout=file.kind.layout(tensors) if file.kind and file.kind.layout else None,
+        prefix=file.prefix or None,
         details={} if net is None else net.details(),
         map=kind,
         map_source=source,

@@ -13,7 +13,7 @@ from ..errors import suggest_names
 from ..files.disk import open_regular_file
 from ..generation.recipe import find_control_files
 from ..guidance.contract import ControlModel, UNet
-from ..models import WEIGHTS_SUFFIXES
+from ..models import is_weights_name
 from ..preprocessors.cache import LRUCache
 
 if TYPE_CHECKING:
@@ -49,8 +49,9 @@ class ModelCatalog:
             for path in [find_control_files(own)["weights"]]
         }
         for folder in self._folders:
-            for path in sorted(p for p in folder.rglob("*") if p.suffix in WEIGHTS_SUFFIXES and p.is_file()):
-                found.setdefault(_make_listed_name(path.stem, path), path)
+            for path in sorted(p for p in folder.rglob("*") if is_weights_name(p.name) and p.is_file()):
+                stem = path.name.partition(".")[0] if path.suffix == ".json" else path.stem  # of weights in parts
+                found.setdefault(_make_listed_name(stem, path), path)
         self._paths = found
 
     @property

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,14 +16,17 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from networks import SHAPES, all_of, ours, picture, reference, step_for, theirs_on, unet
 from safetensors.torch import load_file, save_file
 
-from controlnet_ext import models
+from controlnet_ext import cli, models
+from controlnet_ext.generation.recipe import find_control_files
 from controlnet_ext.models import kinds
+from controlnet_ext.models.inspection import inspect
 from controlnet_ext.models.kinds.controlnet import ControlNet, detect
 from controlnet_ext.models.nn.embeddings import HintEncoder
 from controlnet_ext.models.state_dict.compatibility import SDXL_SKIPS
 from controlnet_ext.models.state_dict.ldm_keys import to_diffusers_keys, to_ldm_keys
 from controlnet_ext.models.state_dict.saving import save_diffusers, save_ldm
 from controlnet_ext.models.state_dict.strict import is_tensor_finite
+from controlnet_ext.sdwebui.catalog import ModelCatalog
 
 ASSETS = Path(os.environ.get("CONTROLNET_EXT_ASSETS", Path(__file__).parents[3] / "shared" / "assets"))
 RESNET = ["in_layers.0", "in_layers.2", "emb_layers.1", "out_layers.0", "out_layers.3"]
@@ -555,10 +560,138 @@ def test_a_whole_pipeline_is_not_a_model(tmp_path: Path) -> None:
         models.load(tmp_path)
 
 
-def test_weights_in_parts_are_refused(tmp_path: Path) -> None:
-    reference("SD1.5").save_pretrained(tmp_path, max_shard_size="5MB")
-    with pytest.raises(ValueError, match="holds weights in several parts"):
-        models.load(tmp_path)
+@pytest.fixture
+def parts(tmp_path: Path) -> Path:
+    """A folder of a ControlNet in parts, as diffusers writes them, with its index."""
+    folder = tmp_path / "parts"
+    reference("SD1.5").save_pretrained(folder, max_shard_size="5MB")
+    assert len(list(folder.glob("*-of-*.safetensors"))) > 2
+    return folder
+
+
+INDEX = "diffusion_pytorch_model.safetensors.index.json"
+
+
+@pytest.mark.parametrize("renamed", [INDEX, "diffusion_pytorch_model.safetensors.index.fp16.json", "x.index.json"])
+@torch.no_grad()
+def test_weights_in_parts_load_from_their_folder_and_from_their_index(parts: Path, renamed: str) -> None:
+    (parts / INDEX).rename(parts / renamed)
+    whole = ours(reference("SD1.5"))
+    for given in (parts, parts / renamed):
+        net = models.load(given)
+        assert isinstance(net, ControlNet) and net.net_config.heads == (8, 8, 8, 8)  # of config.json
+        for (name, a), (other, b) in zip(net.named_parameters(), whole.named_parameters(), strict=True):
+            assert name == other and torch.equal(a, b)
+    found = inspect(parts)
+    assert (found.files, found.problem) == (len(list(parts.glob("*.safetensors"))), None)
+    assert found.bytes == sum(part.stat().st_size for part in parts.glob("*.safetensors"))
+    assert find_control_files(str(parts)).keys() == {
+        "weights",
+        "config.json",
+        *(path.name for path in parts.glob("*-of-*")),
+    }
+
+
+def test_pickled_weights_in_parts_load_too(tmp_path: Path) -> None:
+    state = reference("SD1.5").state_dict()
+    names = sorted(state)
+    places = {name: f"pytorch_model-0000{1 + (i % 2)}-of-00002.bin" for i, name in enumerate(names)}
+    for part in set(places.values()):
+        torch.save({name: state[name] for name in names if places[name] == part}, tmp_path / part)
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    net = models.load(tmp_path)
+    assert all(torch.equal(own, state[name]) for name, own in net.state_dict().items())
+
+
+def test_one_part_is_refused_with_the_name_of_the_index(parts: Path) -> None:
+    part = sorted(parts.glob("*-of-*"))[1]
+    with pytest.raises(ValueError, match=rf"is part 2 of \d+: give the index, '.*{re.escape(INDEX)}'"):
+        models.load(part)
+    (parts / INDEX).unlink()
+    with pytest.raises(
+        ValueError, match=r"is part 2 of \d+: give the index of all parts, \*\.index\.json, which is not"
+    ):
+        models.load(part)
+    with pytest.raises(FileNotFoundError, match=r"holds weights in several parts without their index, \*\.index\.json"):
+        models.load(parts)
+
+
+def test_parts_that_do_not_belong_together_are_refused(parts: Path) -> None:
+    first, second = sorted(parts.glob("*-of-*"))[:2]
+    kept = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    with pytest.raises(ValueError, match=rf"is not the index of '{first.name}': '.*' is in one of them only"):
+        models.load(parts)
+    first.unlink()
+    with pytest.raises(FileNotFoundError, match=rf"names '{first.name}', which is not beside it"):
+        models.load(parts)
+    first.write_bytes(kept)
+    index = json.loads((parts / INDEX).read_text())
+    for weight_map, says in (
+        ({"a": "../x"}, "names '../x', which is no file beside it"),
+        ({"a": 5}, "names '5', which is not beside it"),
+        ({}, "is no index of weights"),
+        ([], "is no index of weights"),
+        (None, "is no index of weights"),
+    ):
+        (parts / INDEX).write_text(json.dumps(index | {"weight_map": weight_map}))
+        with pytest.raises((ValueError, FileNotFoundError), match=says):
+            models.load(parts / INDEX)
+
+
+def test_several_models_in_parts_in_one_folder_are_refused(parts: Path) -> None:
+    for name in ("a", "b"):
+        (parts / f"{name}.index.json").write_bytes((parts / INDEX).read_bytes())
+    (parts / INDEX).unlink()
+    with pytest.raises(ValueError, match=r"holds several models; name one, such as 'a\.index\.json'"):
+        models.load(parts)
+    assert models.load(parts / "b.index.json").architecture == "controlnet"
+
+
+def test_a_server_lists_weights_in_parts_once(parts: Path) -> None:
+    catalog = ModelCatalog([str(parts.parent)], "other")
+    assert [name.rpartition(" [")[0] for name in catalog.names] == ["diffusion_pytorch_model"]
+    assert catalog.load(catalog.names[0], "cpu", torch.float32).architecture == "controlnet"
+
+
+PREFIXES = ["module.", "_orig_mod.", "controlnet.module.", "model.", "model.controlnet._orig_mod.", "a.b.c.d.e.f.g.h."]
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("layout", ["diffusers", "ldm", "lightning"])
+@torch.no_grad()
+def test_one_prefix_of_all_names_is_left_out_and_told(prefix: str, layout: str, tmp_path: Path, capsys: Any) -> None:
+    state = reference("SD1.5").state_dict()
+    if layout != "diffusers":
+        save_ldm(ours(reference("SD1.5")), tmp_path / "ldm.safetensors")
+        state = load_file(tmp_path / "ldm.safetensors")
+    own = "control_model." if layout == "lightning" else ""
+    tensors = {f"{prefix}{own}{name.removeprefix('control_model.')}": tensor for name, tensor in state.items()}
+    save_file(tensors, path := tmp_path / "net.safetensors")
+    net = models.load(path)
+    for (name, a), (other, b) in zip(net.named_parameters(), ours(reference("SD1.5")).named_parameters(), strict=True):
+        assert name == other and torch.equal(a, b)
+    found = inspect(path)
+    assert (found.prefix, found.problem, found.architecture) == (prefix, None, "controlnet")
+    assert cli.main(["inspect", str(path)]) == 0
+    assert f"prefix: {prefix} (of all names of tensors; left out)\n" in capsys.readouterr().out
+
+
+def test_names_of_a_kind_as_they_stand_have_no_prefix(tmp_path: Path) -> None:
+    save_ldm(ours(reference("SD1.5")), tmp_path / "net.safetensors")
+    tensors = {
+        f"control_model.{name.removeprefix('control_model.')}": t
+        for name, t in load_file(tmp_path / "net.safetensors").items()
+    }
+    save_file(tensors, tmp_path / "net.safetensors")
+    assert inspect(tmp_path / "net.safetensors").prefix is None
+
+
+def test_a_prefix_of_only_some_names_is_not_left_out(tmp_path: Path) -> None:
+    tensors = {f"module.{name}": tensor for name, tensor in reference("SD1.5").state_dict().items()}
+    save_file({**tensors, "other": torch.zeros(1)}, tmp_path / "net.safetensors")
+    with pytest.raises(ValueError, match="is not a control model but"):
+        models.load(tmp_path / "net.safetensors")
 
 
 def test_an_empty_folder_has_no_weights(tmp_path: Path) -> None:

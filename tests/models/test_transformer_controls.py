@@ -429,7 +429,12 @@ def test_a_flux_union_loads_as_what_it_is(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("layers", "trained", "refiner"),
-    [(6, False, None), (15, False, "control_layers"), (15, True, "control_noise_refiner")],
+    [
+        (3, True, "control_noise_refiner"),
+        (6, False, None),
+        (15, False, "control_layers"),
+        (15, True, "control_noise_refiner"),
+    ],
 )
 def test_z_images_published_files_load_without_a_config(
     layers: int, trained: bool, refiner: str | None, tmp_path: Path

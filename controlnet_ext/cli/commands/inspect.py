@@ -43,6 +43,10 @@ def _format_lines(summary: dict[str, Any]) -> list[str]:
         del summary["map"]
     elif source:
         summary["map"] += f" (from {source})"
+    if summary["files"] == 1:
+        del summary["files"]
+    if summary["prefix"]:
+        summary["prefix"] += " (of all names of tensors; left out)"
     rows = {**{name: value for name, value in summary.items() if value is not None}, **details}
     rows["file"] = repr(rows["file"])
     for name in ("bytes", "parameters"):

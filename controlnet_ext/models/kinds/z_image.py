@@ -124,14 +124,14 @@ def _infer_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """
     count = len({name.split(".")[1] for name in tensors if name.startswith("control_layers.")})
     embedder, norm = tensors.get(EMBEDDER_KEY), tensors.get(NORM_KEY)
-    if count not in (6, 15) or embedder is None or embedder.ndim != 2 or norm is None or not norm.numel():
+    if count not in (3, 6, 15) or embedder is None or embedder.ndim != 2 or norm is None or not norm.numel():
         raise ValueError(
-            f"has {count} control layers, and only of 6 and 15 is known where they act; it needs config.json"
+            f"has {count} control layers, and only of 3, 6 and 15 is known where they act; it needs config.json"
         )
     (width, inputs), head = embedder.shape, norm.numel()
     refiner: str | None = None
     before = tensors.get(BEFORE_PROJ_KEY)
-    if count == 15:
+    if count != 6:  # from 2.0 on; 3 are 2.1-lite's, at 0, 10 and 20
         without = not any(name.startswith(REFINER_PREFIX) for name in tensors)
         untrained = before is not None and before.shape == (width, width) and not before.is_meta and not before.any()
         refiner = "control_layers" if without or untrained else "control_noise_refiner"
