@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shlex
 import threading
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import one_line
+from ..files.disk import open_regular_file
 from ..files.hub import WeightsFile
 from .backends.torch import Device, Network
 from .cache import LRUCache
@@ -17,6 +19,8 @@ from .cache import LRUCache
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+
+_verified_stamps: set[tuple[object, ...]] = set()  # of files that had their pinned sha256 in this process
 
 FOLDERS_VARIABLE = "CONTROLNET_EXT_MODELS"  # the environment's variable: folders, separated as in PATH
 
@@ -63,6 +67,27 @@ class Library:
             return self.files[file.local_name]
         with self._download_lock:
             return self.find_local(file) or self._download(file)
+
+    def read_verified(self, file: WeightsFile) -> tuple[Path, bytes]:
+        """Return the path and the bytes of a file for a reader that is not safe against others: of onnxruntime, OpenCV,
+        TorchScript. Such a reader gets bytes only, which cannot change after the check.
+
+        Raises what `fetch` raises, and ValueError unless the bytes have the pinned sha256; a file without one is not
+        checked. A file is hashed once in a process, until its size, time or inode change.
+        """
+        path = self.fetch(file)
+        with open_regular_file(path) as source:
+            status = os.fstat(source.fileno())
+            content = source.read()
+        stamp = (str(path), file.sha256, status.st_size, status.st_mtime_ns, status.st_ino, len(content))
+        if file.sha256 and stamp not in _verified_stamps:
+            if (found := hashlib.sha256(content).hexdigest()) != file.sha256:
+                raise ValueError(
+                    f"{str(path)!r} is refused: its sha256 is {found}, expected {file.sha256}, of {file.path} of "
+                    f"{file.repo}; remove it, and it is downloaded again"
+                )
+            _verified_stamps.add(stamp)
+        return path, content
 
     def find_local(self, file: WeightsFile) -> Path | None:
         """Return the path of the file, None when it would have to be downloaded."""

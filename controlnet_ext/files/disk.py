@@ -28,16 +28,37 @@ def open_regular_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """
     name = repr(os.fspath(path))
     try:
-        mode = os.stat(path).st_mode  # before opening, which waits at a pipe
-        file = open(path, "rb") if stat.S_ISREG(mode) else None  # noqa: SIM115  its reader's errors are not ours
+        _check_regular(os.stat(path), name)  # a device is not opened, which may act already
+        file = open(path, "rb", opener=_open_without_waiting)  # noqa: SIM115  its reader's errors are not ours
     except FileNotFoundError:
         raise FileNotFoundError(f"{name} does not exist") from None
+    except NotRegularError:
+        raise
     except (OSError, ValueError) as error:  # ValueError: a null byte
         raise ValueError(f"{name} cannot be read: {getattr(error, 'strerror', error)}") from error
-    if file is None:
-        raise ValueError(f"{name} is {'a folder' if stat.S_ISDIR(mode) else 'a pipe or a device'}, expected a file")
     with file:
-        yield file
+        status = os.fstat(file.fileno())
+        _check_regular(status, name)  # the name may be another file's by now
+        if status.st_size:
+            yield file
+            return
+    with open(os.devnull, "rb") as empty:  # files of /proc say that they are empty, and can block a reader
+        yield empty
+
+
+class NotRegularError(ValueError):
+    """A path of something other than a file."""
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    """Open a file; a pipe without a writer too, at once, which can be refused then."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0))
+
+
+def _check_regular(status: os.stat_result, name: str) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or a device"
+        raise NotRegularError(f"{name} is {kind}, expected a file")
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:

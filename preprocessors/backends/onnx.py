@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ...errors import one_line
-from ...files.disk import open_regular_file
 from ...files.hub import WeightsFile
 from .torch import Device
 
@@ -45,8 +47,8 @@ class OnnxNetwork:
 
 def load_onnx_network(library: Library, file: WeightsFile, device: str | Device) -> OnnxNetwork:
     """The network of a file, shared and kept as the library's others are. `device` is cpu, cuda, cuda:1, mps; its
-    dtype is the file's business. Raises what Library.path does, and ValueError where onnxruntime or its provider for
-    the device is missing, or the file is refused."""
+    dtype is the file's business. Raises what `Library.read_verified` does, and ValueError where onnxruntime or its
+    provider for the device is missing, or the file is refused."""
     name = Device.coerce(device).name
     return library.cache.get_or_create((file, name), lambda: _create_session(library, file, name))
 
@@ -58,9 +60,9 @@ def _create_session(library: Library, file: WeightsFile, device: str) -> OnnxNet
     except ImportError as error:
         raise ValueError(f"{file.name} needs onnxruntime: pip install controlnet-ext[onnx]") from error
     providers = [_select_provider(device, onnxruntime.get_available_providers())]
-    path = library.fetch(file)
-    with open_regular_file(path) as content:
-        model = content.read()  # not by its path, beside which a file could name others to read
+    path, model = library.read_verified(file)  # not by its path, beside which a file could name others to read
+    if file.sha256 is None:
+        _check_in_process(model, str(path))
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
     try:
@@ -75,6 +77,40 @@ def _create_session(library: Library, file: WeightsFile, device: str) -> OnnxNet
         raise ValueError(f"{str(path)!r} is refused: {one_line(e, 300)}") from e
     except (errors.RuntimeException, ValueError) as error:
         raise ValueError(f"{str(path)!r} is refused: {one_line(error, 300)}") from error
+
+
+# A file without a pinned sha256 is first run by a process of its own, which a damaged one may end
+_TRIAL_PROGRAM = """
+import sys
+import numpy
+import onnxruntime
+options = onnxruntime.SessionOptions()
+options.log_severity_level = 4
+session = onnxruntime.InferenceSession(sys.stdin.buffer.read(), options, ["CPUExecutionProvider"])
+for each in session.get_inputs():
+    shape = [side if isinstance(side, int) and side > 0 else 1 for side in each.shape]
+    dtype = numpy.float16 if each.type == "tensor(float16)" else numpy.float32
+    session.run(None, {each.name: numpy.zeros(shape, dtype)})
+"""
+TRIAL_SECONDS = 300  # after which the process is ended
+_tried_hashes: set[str] = set()
+
+
+def _check_in_process(model: bytes, path: str) -> None:
+    """Raise ValueError where loading or running the network ends a process. What it raises is left to the caller."""
+    digest = hashlib.sha256(model).hexdigest()
+    if digest in _tried_hashes:
+        return
+    command = [sys.executable, "-c", _TRIAL_PROGRAM]
+    try:
+        code = subprocess.run(
+            command, input=model, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=TRIAL_SECONDS
+        ).returncode
+    except subprocess.TimeoutExpired:
+        raise ValueError(f"{path!r} is refused: onnxruntime did not finish with it in {TRIAL_SECONDS} s") from None
+    if code not in (0, 1):  # 1: an exception, which will be raised here too
+        raise ValueError(f"{path!r} is refused: it ends the process of onnxruntime, with code {code}")
+    _tried_hashes.add(digest)
 
 
 def _select_provider(device: str, available: list[str]) -> tuple[str, dict[str, str]]:

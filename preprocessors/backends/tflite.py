@@ -9,7 +9,6 @@ import cv2
 import numpy as np
 
 from ...errors import one_line
-from ...files.disk import open_regular_file
 from ...files.hub import WeightsFile
 
 if TYPE_CHECKING:
@@ -51,15 +50,17 @@ class TfliteNetwork:
 def load_tflite_network(
     library: Library, file: WeightsFile, input_size: int, output_sizes: tuple[int, ...]
 ) -> TfliteNetwork:
-    """The network of a file, shared and kept as the library's others are. Raises what Library.path does, and
-    ValueError where the file is refused."""
+    """Load the network of a file, shared and kept as the library's others are.
+
+    Raises what `Library.read_verified` raises, and ValueError where the file is refused or has no pinned sha256."""
 
     def load() -> TfliteNetwork:
-        path = library.fetch(file)
-        with open_regular_file(path) as content:
-            try:
-                return TfliteNetwork(content.read(), input_size, output_sizes)
-            except ValueError as error:
-                raise ValueError(f"{str(path)!r} is refused: {error}") from error
+        if file.sha256 is None:
+            raise ValueError(f"{file.name} has no known sha256: OpenCV ends the process at a damaged one")
+        path, content = library.read_verified(file)
+        try:
+            return TfliteNetwork(content, input_size, output_sizes)
+        except ValueError as error:
+            raise ValueError(f"{str(path)!r} is refused: {error}") from error
 
     return library.cache.get_or_create((file, input_size), load)

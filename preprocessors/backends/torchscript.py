@@ -3,13 +3,11 @@ one written here, so a published program that others have looked at, whoever put
 
 from __future__ import annotations
 
-import hashlib
 import io
 import warnings
 from typing import TYPE_CHECKING, Any
 
 from ...errors import one_line
-from ...files.disk import open_regular_file
 from ...files.hub import WeightsFile
 from .torch import Device
 
@@ -55,14 +53,9 @@ def _load_program(library: Library, file: WeightsFile, device: str) -> Torchscri
         import torchvision  # noqa: F401  it brings nms and the like
     except (ImportError, RuntimeError) as error:  # RuntimeError: built for another torch
         raise ValueError(f"{file.name} needs torchvision, which does not import: {str(error)[:200]}") from error
-    path = library.fetch(file)
-    with open_regular_file(path) as source:
-        content = source.read()
-    if (found := hashlib.sha256(content).hexdigest()) != file.sha256:
-        raise ValueError(
-            f"{str(path)!r} is refused: a program with the sha256 {found}, and only {file.sha256} is run, "
-            f"{file.repo}'s on the Hub"
-        )
+    if file.sha256 is None:
+        raise ValueError(f"{file.name} is a program without a known sha256, and is not run")
+    path, content = library.read_verified(file)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch.jit is deprecated

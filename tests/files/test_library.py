@@ -16,6 +16,7 @@ from urllib.request import urlopen
 
 import pytest
 import torch
+from controlnet_ext.preprocessors import library as library_module
 from controlnet_ext.preprocessors.backends.torch import Device
 from controlnet_ext.preprocessors.cache import LRUCache
 from controlnet_ext.preprocessors.library import Library
@@ -104,6 +105,27 @@ def test_offline_it_says_so(tmp_path, monkeypatch):
 def test_folders_are_a_list_of_folders(folders):
     with pytest.raises((FileNotFoundError, TypeError), match="no such folder"):
         Library(folders)
+
+
+def test_a_pinned_file_is_hashed_once_until_it_changes(tmp_path, monkeypatch):
+    path, hashed = tmp_path / "net.pth", []
+    path.write_bytes(CONTENT)
+    sha256 = hashlib.sha256
+    monkeypatch.setattr(
+        library_module.hashlib, "sha256", lambda content: (hashed.append(len(content)), sha256(content))[1]
+    )
+    pinned, free = file(sha256=sha256(CONTENT).hexdigest()), file()
+    for _ in range(3):
+        assert Library([tmp_path], download=False).read_verified(pinned) == (path, CONTENT)
+        assert Library([tmp_path], download=False).read_verified(free) == (path, CONTENT)
+    assert hashed == [len(CONTENT)]
+    status = path.stat()
+    path.write_bytes(CONTENT[:-1] + bytes([CONTENT[-1] ^ 1]))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"net\.pth' is refused: its sha256 is \w+, expected \w+, of sub/"):
+            Library([tmp_path], download=False).read_verified(pinned)
+    assert hashed == [len(CONTENT)] * 3
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import pytest
 from limits import wait_until
 from PIL import Image, PngImagePlugin
 
-from controlnet_ext.files.disk import read_json, write_atomically
+from controlnet_ext.files.disk import open_regular_file, read_json, write_atomically
 from controlnet_ext.files.image_formats import compute_working_size
 from controlnet_ext.files.image_reader import read_image
 from controlnet_ext.files.image_writer import read_png_text, write_image
@@ -361,3 +361,21 @@ def test_a_png_of_black_and_white_reads_the_same_and_has_8_bits(tmp_path):
             write_image(tmp_path / "edges.png", pixels, overwrite=True)
             assert Image.open(tmp_path / "edges.png").mode == "L"  # of one bit, Pillow makes arrays of bool
             assert (read_image(tmp_path / "edges.png") == edges[..., None]).all()
+
+
+def test_a_file_of_the_system_that_says_it_is_empty_is_not_read(tmp_path):
+    """Reading /proc/kmsg waits for the next message of the kernel, /proc/kcore never ends."""
+    for path in ("/proc/kmsg", "/proc/self/environ"):
+        if os.path.exists(path) and os.access(path, os.R_OK):
+            with open_regular_file(path) as file:
+                assert file.read() == b""
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_name_that_becomes_a_pipe_after_it_was_looked_at_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "a").write_bytes(b"1")
+    regular = os.stat(tmp_path / "a")
+    os.mkfifo(tmp_path / "b")
+    monkeypatch.setattr(os, "stat", lambda *_, **__: regular)
+    with pytest.raises(ValueError, match="is a pipe or a device, expected a file"), open_regular_file(tmp_path / "b"):
+        pass

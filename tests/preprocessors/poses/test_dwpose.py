@@ -1,12 +1,16 @@
 """People and animals by onnxruntime: boxes and points as formulas typed out, real graphs made here, refusals."""
 
+import hashlib
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from controlnet_ext.preprocessors import find, preprocess
+from controlnet_ext.preprocessors.backends import onnx as onnx_backend
 from controlnet_ext.preprocessors.backends.onnx import OnnxNetwork, load_onnx_network
 from controlnet_ext.preprocessors.library import Library
+from controlnet_ext.preprocessors.poses import dwpose
 from controlnet_ext.preprocessors.poses.coco import person_from_coco
 from controlnet_ext.preprocessors.poses.dwpose import (
     DWPOSE_WEIGHTS,
@@ -16,6 +20,8 @@ from controlnet_ext.preprocessors.poses.dwpose import (
 )
 from controlnet_ext.preprocessors.poses.key_points import KeyPoint
 from controlnet_ext.preprocessors.poses.rtmpose import ANIMAL_CLASSES, PERSON_CLASSES, detect_boxes, detect_key_points
+
+from controlnet_ext.files.hub import WeightsFile
 
 rng = np.random.default_rng(0)
 
@@ -217,13 +223,23 @@ def save(path, nodes, shape, outputs, told):
     path.write_bytes(model.SerializeToString())
 
 
+def pin(monkeypatch, path):
+    """Make the sha256 of a file the one that its preprocessors expect; return its description."""
+    name = {file.name: name for name, file in vars(dwpose).items() if isinstance(file, WeightsFile)}[path.name]
+    file = replace(getattr(dwpose, name), sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    monkeypatch.setattr(dwpose, name, file)
+    return file
+
+
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime")
     constant_graph(tmp_path / YOLOX_WEIGHTS.name, detection(PERSON))
     brightest_graph(tmp_path / DWPOSE_WEIGHTS.name, 133, 384, 288)
     brightest_graph(tmp_path / RTMPOSE_WEIGHTS.name, 17, 256, 192)
     brightest_graph(tmp_path / RTMPOSE_ANIMAL_WEIGHTS.name, 17, 256, 256)
+    for path in tmp_path.iterdir():
+        pin(monkeypatch, path)
     return tmp_path
 
 
@@ -244,10 +260,11 @@ def test_points_are_found_where_the_picture_is_brightest(folder, name):
     assert preprocess(name, picture(200, 150)[:600, :], library=library, resolution=320).pixels.shape == (320, 341, 3)
 
 
-def test_an_animal_is_found_and_a_person_is_none(folder):
+def test_an_animal_is_found_and_a_person_is_none(folder, monkeypatch):
     library = Library([folder], download=False)
     assert preprocess("animal_openpose", picture(200, 150), library=library).values.animals == ()
     constant_graph(folder / YOLOX_WEIGHTS.name, detection(DOG))
+    pin(monkeypatch, folder / YOLOX_WEIGHTS.name)
     made = preprocess("animal_openpose", picture(200, 150), library=library)
     ((one),) = made.values.animals
     assert all(abs(p.x * 640 - 200) < 3.5 and abs(p.y * 640 - 150) < 3.5 for p in one.points)
@@ -263,8 +280,8 @@ def test_parts_are_left_out_of_the_map_and_stay_in_the_values(folder):
 
 def test_a_session_is_shared_and_kept(folder):
     library = Library([folder], download=False, cache_bytes=10**9)
-    first = load_onnx_network(library, DWPOSE_WEIGHTS, "cpu")
-    assert load_onnx_network(library, DWPOSE_WEIGHTS, "cpu") is first
+    first = load_onnx_network(library, dwpose.DWPOSE_WEIGHTS, "cpu")
+    assert load_onnx_network(library, dwpose.DWPOSE_WEIGHTS, "cpu") is first
     assert first.bytes == (folder / DWPOSE_WEIGHTS.name).stat().st_size
     assert find("dw_openpose_full").load(library=library).run.network is first
 
@@ -281,6 +298,24 @@ def test_what_cannot_be_loaded_is_refused_in_one_line(folder, monkeypatch):
     (folder / RTMPOSE_WEIGHTS.name).unlink()
     with pytest.raises(FileNotFoundError, match=r"rtmpose-m\.onnx is not there"):
         load_onnx_network(library, RTMPOSE_WEIGHTS, "cpu")
+
+
+def test_a_file_of_another_sha256_is_refused_before_onnxruntime_sees_it(folder, monkeypatch):
+    path = folder / DWPOSE_WEIGHTS.name
+    path.write_bytes(path.read_bytes() + b"\0")
+    monkeypatch.setattr("onnxruntime.InferenceSession", None)
+    with pytest.raises(ValueError, match=r"ucoco_384\.onnx' is refused: its sha256 is \w+, expected \w+, of dw-ll"):
+        load_onnx_network(Library([folder], download=False), dwpose.DWPOSE_WEIGHTS, "cpu")
+
+
+def test_a_file_without_a_sha256_that_ends_its_process_is_refused(folder, monkeypatch):
+    library = Library([folder], download=False)
+    monkeypatch.setattr(onnx_backend, "_TRIAL_PROGRAM", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    monkeypatch.setattr(onnx_backend, "_tried_hashes", set())
+    with pytest.raises(ValueError, match=r"rtmpose-m\.onnx' is refused: it ends the process of onnx.* code -11"):
+        load_onnx_network(library, RTMPOSE_WEIGHTS, "cpu")
+    monkeypatch.undo()
+    assert load_onnx_network(library, RTMPOSE_WEIGHTS, "cpu").height == 256
 
 
 def test_without_onnxruntime_one_line_says_what_to_install(monkeypatch, tmp_path):

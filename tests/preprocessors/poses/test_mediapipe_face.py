@@ -111,6 +111,22 @@ def library():
 
 
 @pytest.mark.weights
+@pytest.mark.parametrize("file", [FACE_DETECTOR_WEIGHTS, FACE_MESH_WEIGHTS])
+def test_one_flipped_bit_is_refused_before_opencv_reads_it(file, library, tmp_path, monkeypatch):
+    """OpenCV ended the process with SIGSEGV at some of them."""
+    for other in (FACE_DETECTOR_WEIGHTS, FACE_MESH_WEIGHTS):
+        content = bytearray(library.fetch(other).read_bytes())
+        content[len(content) // 3] ^= 16 * (other is file)
+        (tmp_path / other.name).write_bytes(content)
+    read = cv2.dnn.readNetFromTFLite
+    allowed = []
+    monkeypatch.setattr(cv2.dnn, "readNetFromTFLite", lambda content: (allowed.append(len(content)), read(content))[1])
+    with pytest.raises(ValueError, match=rf"{file.name}' is refused: its sha256 is \w+, expected {file.sha256}"):
+        preprocess("mediapipe_face", np.zeros((8, 8, 3), np.uint8), library=Library([tmp_path], download=False))
+    assert file.size not in allowed
+
+
+@pytest.mark.weights
 def test_the_weights_are_the_pinned_ones(library):
     import hashlib
 
