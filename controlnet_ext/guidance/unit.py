@@ -223,4 +223,5 @@ def _parse_region(region: Any) -> np.ndarray:
         raise ValueError(f"region has shape {region.shape} and type {region.dtype}, expected (H, W) of 0..1")
     if not (region.min() >= 0 and region.max() <= 1):  # NaN neither
         raise ValueError(f"region holds values {region.min()}..{region.max()}, expected 0..1")
-    return region.astype(np.float32)
+    floats: np.ndarray = region.astype(np.float32)
+    return floats

@@ -262,7 +262,8 @@ def load(
     instead, or what is missing.
     """
     net: Any = ControlFile.read(path_or_repo).load()
-    return net.to(device=device, dtype=dtype)
+    moved: ControlModel = net.to(device=device, dtype=dtype)
+    return moved
 
 
 def iter_kinds() -> Iterator[ModelKind]:

@@ -336,12 +336,13 @@ def encode_vae_image(vae: ModelMixin, image: np.ndarray, device: torch.device, a
     with _upcast_vae(vae):
         pixels = pixels.to(vae.dtype) / 127.5 - 1
         found = vae.encode(pixels[:, :, None] if video else pixels)
-    latents = found.latents if hasattr(found, "latents") else found.latent_dist.mode()
+    latents: Tensor = found.latents if hasattr(found, "latents") else found.latent_dist.mode()
     if video:
         mean, std = (latents.new_tensor(vae.config[f"latents_{name}"])[:, None, None] for name in ("mean", "std"))
         return (latents[:, :, 0] - mean) / std
     shift = vae.config.get("shift_factor") if apply_vae_shift else None
-    return (latents if shift is None else latents - shift) * vae.config["scaling_factor"]
+    scale: float = vae.config["scaling_factor"]
+    return (latents if shift is None else latents - shift) * scale
 
 
 @contextmanager
@@ -376,7 +377,10 @@ def _compute_signal(scheduler: Scheduler, t: float) -> float:
     if scale != 1:
         return scale
     sigmas = getattr(scheduler, "sigmas", None)
+    signal: float
     if sigmas is None:
-        return float(scheduler.alphas_cumprod[int(t)]) ** 0.5
+        signal = float(scheduler.alphas_cumprod[int(t)]) ** 0.5
+        return signal
     index = scheduler.step_index if scheduler.step_index is not None else scheduler.index_for_timestep(t)
-    return (1 + float(sigmas[index]) ** 2) ** -0.5
+    signal = (1 + float(sigmas[index]) ** 2) ** -0.5
+    return signal

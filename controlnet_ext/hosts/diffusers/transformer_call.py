@@ -48,7 +48,8 @@ class TransformerCall(DenoiserCall):
         return torch.as_tensor(self.arguments[self.TIMESTEP_ARGUMENT]).reshape(-1)[:1]
 
     def _get_latents(self) -> Tensor:
-        return self.arguments[self.LATENTS_ARGUMENT]
+        out: Tensor = self.arguments[self.LATENTS_ARGUMENT]
+        return out
 
     def build_step(self, span: Span, positive: Tensor | None, samples: Tensor | None) -> TransformerStep:
         """Return the step of this call; `positive` and `samples` are `(B,)` or None."""
@@ -66,7 +67,8 @@ class TransformerCall(DenoiserCall):
         return TransformerStep(self.x, t, self._get_context(), span, positive, None, samples, arguments=given)
 
     def _get_context(self) -> Tensor:
-        return self.arguments["encoder_hidden_states"]
+        out: Tensor = self.arguments["encoder_hidden_states"]
+        return out
 
     @property
     def pipeline_residuals(self) -> Residuals | None:

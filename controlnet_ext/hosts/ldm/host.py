@@ -94,4 +94,5 @@ def encode_ldm_image(model: Any, image: np.ndarray, device: torch.device) -> Ten
     """
     pixels = torch.from_numpy(image.reshape(-1, *image.shape[-3:])).permute(0, 3, 1, 2).to(device)
     made = model.encode_first_stage(pixels.to(next(model.first_stage_model.parameters()).dtype) / 127.5 - 1)
-    return model.get_first_stage_encoding(made if isinstance(made, Tensor) else made.mode())
+    out: Tensor = model.get_first_stage_encoding(made if isinstance(made, Tensor) else made.mode())
+    return out

@@ -123,7 +123,8 @@ class ControlLora(CompilableBlocks):
         net = copy(self._get_net())
         net.block_runner = self.block_runner
         net.global_average_pooling = self.global_average_pooling
-        return net(step, hint)
+        residuals: Residuals = net(step, hint)
+        return residuals
 
     def _get_net(self) -> ControlNet:
         if self._built is None:
@@ -159,7 +160,7 @@ class LoraLayer(nn.Module):
         return apply_layer(self.layer, x, weight, self._get_tensor("bias", x) if self._has_bias else None)
 
     def _get_tensor(self, part: str, x: Tensor) -> Tensor:
-        own = getattr(self, part)
+        own: Tensor | None = getattr(self, part)
         if own is not None:
             return own
         base = self._base and self._base()

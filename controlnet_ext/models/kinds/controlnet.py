@@ -231,7 +231,8 @@ class ControlNet(CompilableBlocks):
         pixels = to_hint_channels(image, self.net_config.hint_channels[0])
         check_hint_size(pixels, 2 ** (len(self.net_config.hint_channels) - 2))
         dtype = torch.float32 if self.dtype in FLOAT8_DTYPES else self.dtype
-        return self.controlnet_cond_embedding(pixels.to(self.device, dtype))
+        out: Tensor = self.controlnet_cond_embedding(pixels.to(self.device, dtype))
+        return out
 
     def forward(self, step: Step, hint: Tensor) -> Residuals:
         """Return residuals of weight 1 in the dtype of `step.x`, for a `hint` that `hint()` made.

@@ -47,7 +47,8 @@ class InstantID(ControlNetWrapper):
 
     def hint(self, image: np.ndarray | Tensor) -> Tensor:
         """Return the embedded hint `(B, C, H/8, W/8)` of an image, like `ControlNet.hint`."""
-        return self.net.hint(image)
+        out: Tensor = self.net.hint(image)
+        return out
 
     def forward(self, step: Step, hint: Tensor) -> Residuals:
         """Return residuals, like `ControlNet.forward`.
@@ -59,11 +60,13 @@ class InstantID(ControlNetWrapper):
             if step.positive is None:
                 raise ValueError("InstantID reads the face on the prompt's rows, and the host cannot tell those")
             context = torch.where(step.positive[:, None, None], context, self.absent.to(step.x))
-        return self.net(replace(step, context=context), hint)
+        residuals: Residuals = self.net(replace(step, context=context), hint)
+        return residuals
 
     def details(self) -> dict[str, Any]:
         """Return the facts for `controlnet-ext inspect`."""
-        return self.net.details()
+        details: dict[str, Any] = self.net.details()
+        return details
 
     def _check_tokens(self, name: str, tokens: object) -> Tensor:
         """Return tokens `(1, T, D)` that the network can read."""

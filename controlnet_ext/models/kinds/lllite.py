@@ -48,11 +48,13 @@ class LLLiteModule(nn.Module):
         """
         height, width = pixels.shape[-2:]
         pixels = F.pad(pixels, (0, -width % self.scale, 0, -height % self.scale), mode="replicate")
-        return self.conditioning1(pixels)
+        out: Tensor = self.conditioning1(pixels)
+        return out
 
     def forward(self, x: Tensor, encoded_map: Tensor) -> Tensor:
         """Return the tensor to add to x `(B, h w, width)`."""
-        return self.up(self.mid(torch.cat([encoded_map.flatten(2).transpose(1, 2), self.down(x)], dim=2)))
+        out: Tensor = self.up(self.mid(torch.cat([encoded_map.flatten(2).transpose(1, 2), self.down(x)], dim=2)))
+        return out
 
 
 class ControlLLLite(LayerwiseOffload, AttentionModel):

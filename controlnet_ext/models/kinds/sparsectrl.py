@@ -74,7 +74,8 @@ class TemporalTransformerBlock(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         normed = self.pos_embed(self.norm1(h))
         h = self.attn1(normed, normed) + h
-        return self.ff(self.norm3(h)) + h
+        out: Tensor = self.ff(self.norm3(h)) + h
+        return out
 
 
 class MotionModule(nn.Module):
@@ -97,7 +98,8 @@ class MotionModule(nn.Module):
         for block in self.transformer_blocks:
             h = block(h)
         h = self.proj_out(h).unflatten(0, places).permute(0, 3, 4, 1, 2)  # (B, frames, C, h, w)
-        return h.flatten(0, 1).contiguous() + x
+        out: Tensor = h.flatten(0, 1).contiguous() + x
+        return out
 
 
 def compute_positions(width: int, frames: int) -> Tensor:
@@ -261,7 +263,8 @@ class SparseCtrl(ControlNetWrapper):
             mask[0] = 0
             read = torch.cat([read, mask], dim=1)
         dtype = torch.float32 if self.net.dtype in FLOAT8_DTYPES else self.net.dtype
-        return self.net.controlnet_cond_embedding(read.to(self.net.device, dtype))
+        out: Tensor = self.net.controlnet_cond_embedding(read.to(self.net.device, dtype))
+        return out
 
     def forward(self, step: Step, hints: Sequence[Tensor]) -> Residuals:
         """Return residuals of weight 1 for a hint of each of its frames, or one for all of them."""
@@ -279,7 +282,8 @@ class SparseCtrl(ControlNetWrapper):
                 h = torch.where(frame == place, own, h)
             return x + h
 
-        return self.net.encode(replace(step, x=torch.zeros_like(step.x)), read)
+        residuals: Residuals = self.net.encode(replace(step, x=torch.zeros_like(step.x)), read)
+        return residuals
 
     def _resolve_frames(self, frames: int) -> list[int]:
         """Return the frames of a video of `frames` frames to which its images belong."""
@@ -296,7 +300,8 @@ class SparseCtrl(ControlNetWrapper):
     @property
     def _input_channels(self) -> int:
         """The number of channels that it reads, without the mask."""
-        return self.net.net_config.hint_channels[0] - self._has_mask_channel
+        channels: int = self.net.net_config.hint_channels[0]
+        return channels - self._has_mask_channel
 
     def config(self) -> dict[str, Any]:
         """Return the config of the same `diffusers.SparseControlNetModel`. Raises ValueError if that class cannot be

@@ -39,7 +39,8 @@ class StyleAttention(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         inside = F.linear(h, cast_like(self.in_proj_weight, h), cast_like(self.in_proj_bias, h))
         q, k, v = (y.view(*y.shape[:2], STYLE_HEADS, -1).transpose(1, 2) for y in inside.chunk(3, dim=-1))
-        return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        out: Tensor = self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return out
 
 
 class StyleBlock(nn.Module):
@@ -55,7 +56,8 @@ class StyleBlock(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         h = h + self.attn(self.ln_1(h))
         inner = self.mlp["c_fc"](self.ln_2(h))
-        return h + self.mlp["c_proj"](inner * torch.sigmoid(1.702 * inner))
+        out: Tensor = h + self.mlp["c_proj"](inner * torch.sigmoid(1.702 * inner))
+        return out
 
 
 class StyleAdapter(LayerwiseOffload, AttentionModel):
@@ -102,7 +104,8 @@ class StyleAdapter(LayerwiseOffload, AttentionModel):
         h = states.to(self.stream_device or self.proj.device, dtype)
         h = torch.cat([h, cast_like(self.style_embedding, h).expand(len(h), -1, -1)], dim=1)
         h = self.transformer_layes(self.ln_pre(h))
-        return self.ln_post(h[:, -tokens:]) @ cast_like(self.proj, h)
+        out: Tensor = self.ln_post(h[:, -tokens:]) @ cast_like(self.proj, h)
+        return out
 
     @contextmanager
     def attach(self, host: Host, hint: Tensor, get_activation: Callable[[], Activation | None]) -> Iterator[None]:

@@ -153,7 +153,8 @@ class AdapterResnet(nn.Module):
         self.block2 = Conv2d(width, width, kernel, padding=kernel // 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.block2(F.relu(self.block1(x))) + x
+        out: Tensor = self.block2(F.relu(self.block1(x))) + x
+        return out
 
 
 class AdapterLevel(nn.Module):

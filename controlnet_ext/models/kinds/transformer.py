@@ -243,7 +243,7 @@ def _find_base(names: Collection[str]) -> str | None:
 
 
 def _get_width(net: ModelMixin) -> int:
-    return net.config["num_attention_heads"] * net.config["attention_head_dim"]
+    return int(net.config["num_attention_heads"] * net.config["attention_head_dim"])
 
 
 def _is_float_tensor(value: object) -> bool:

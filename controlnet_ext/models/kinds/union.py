@@ -96,7 +96,8 @@ class ControlNetUnion(MapTypeSelection, ControlNetWrapper):
         Black replaces -1 where to repaint, as in diffusers' example for this network (0.42,
         pipeline_controlnet_union_inpaint_sd_xl.py).
         """
-        return self.net.hint(image.clamp(min=0) if isinstance(image, Tensor) else image)
+        out: Tensor = self.net.hint(image.clamp(min=0) if isinstance(image, Tensor) else image)
+        return out
 
     def forward(self, step: Step, hints: Sequence[Tensor]) -> Residuals:
         """Return residuals of weight 1 for one hint of each selected type, in their order.
@@ -122,7 +123,8 @@ class ControlNetUnion(MapTypeSelection, ControlNetWrapper):
                 total = total + (h + self.spatial_ch_projs(token)[:, :, None, None])
             return x + total
 
-        return self.net.encode(step, read, more)
+        residuals: Residuals = self.net.encode(step, read, more)
+        return residuals
 
     def config(self) -> dict[str, Any]:
         """Return the config of the same `diffusers.ControlNetUnionModel`."""
@@ -140,7 +142,8 @@ class ControlNetUnion(MapTypeSelection, ControlNetWrapper):
 
     def unstored_config(self) -> dict[str, Any]:
         """Return the settings that its tensors do not show, in diffusers' words."""
-        return self.net.unstored_config()
+        config: dict[str, Any] = self.net.unstored_config()
+        return config
 
     def details(self) -> dict[str, Any]:
         """Return the facts for `controlnet-ext inspect`."""
@@ -160,7 +163,8 @@ class TokenBlock(nn.Module):
     def forward(self, token: Tensor) -> Tensor:
         token = token + self.attn(self.ln_1(token))
         inner = self.mlp["c_fc"](self.ln_2(token))
-        return token + self.mlp["c_proj"](inner * torch.sigmoid(1.702 * inner))
+        out: Tensor = token + self.mlp["c_proj"](inner * torch.sigmoid(1.702 * inner))
+        return out
 
 
 class SingleTokenAttention(nn.Module):
@@ -174,7 +178,8 @@ class SingleTokenAttention(nn.Module):
 
     def forward(self, token: Tensor) -> Tensor:
         weight, bias = (cast_like(p.chunk(3)[2], token) for p in (self.in_proj_weight, self.in_proj_bias))
-        return self.out_proj(nn.functional.linear(token, weight, bias))
+        out: Tensor = self.out_proj(nn.functional.linear(token, weight, bias))
+        return out
 
 
 detect = KeyMarkers((("task_embedding", r"control_add_embedding\.linear_1\.weight"),))

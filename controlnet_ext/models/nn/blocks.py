@@ -115,7 +115,8 @@ class ResnetBlock(nn.Module):
         h = self.conv1(F.silu(self.norm1(x)))
         h = h + self.time_emb_proj(F.silu(time))[:, :, None, None]
         h = self.conv2(F.silu(self.norm2(h)))
-        return (x if self.conv_shortcut is None else self.conv_shortcut(x)) + h
+        out: Tensor = (x if self.conv_shortcut is None else self.conv_shortcut(x)) + h
+        return out
 
 
 class Attention(nn.Module):
@@ -135,7 +136,8 @@ class Attention(nn.Module):
             y.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, tokens, C / heads)
             for y in (self.to_q(h), self.to_k(context), self.to_v(context))
         )
-        return self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        out: Tensor = self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return out
 
 
 class GEGLU(nn.Module):
@@ -147,7 +149,8 @@ class GEGLU(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         value, gate = self.proj(h).chunk(2, dim=-1)
-        return value * F.gelu(gate)
+        out: Tensor = value * F.gelu(gate)
+        return out
 
 
 class FeedForward(nn.Module):
@@ -159,7 +162,8 @@ class FeedForward(nn.Module):
         self.net = nn.Sequential(GEGLU(width, 4 * width), nn.Identity(), Linear(4 * width, width))
 
     def forward(self, h: Tensor) -> Tensor:
-        return self.net(h)
+        out: Tensor = self.net(h)
+        return out
 
 
 class TransformerBlock(nn.Module):
@@ -178,7 +182,8 @@ class TransformerBlock(nn.Module):
         normed = self.norm1(h)
         h = self.attn1(normed, normed) + h
         h = self.attn2(self.norm2(h), context) + h
-        return self.ff(self.norm3(h)) + h
+        out: Tensor = self.ff(self.norm3(h)) + h
+        return out
 
 
 class SpatialTransformer(nn.Module):
@@ -207,7 +212,8 @@ class SpatialTransformer(nn.Module):
         if self.has_linear_projection:
             h = self.proj_out(h)
         h = h.unflatten(1, (height, width)).permute(0, 3, 1, 2).contiguous()
-        return (h if self.has_linear_projection else self.proj_out(h)) + x
+        out: Tensor = (h if self.has_linear_projection else self.proj_out(h)) + x
+        return out
 
 
 class Downsample(nn.Module):
@@ -218,7 +224,8 @@ class Downsample(nn.Module):
         self.conv = Conv2d(width, width, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x)
+        out: Tensor = self.conv(x)
+        return out
 
 
 class EncoderLevel(nn.Module):

@@ -33,7 +33,8 @@ class TimestepEmbedding(nn.Module):
         self.linear_2 = Linear(width, width)
 
     def forward(self, vector: Tensor) -> Tensor:
-        return self.linear_2(F.silu(self.linear_1(vector)))
+        out: Tensor = self.linear_2(F.silu(self.linear_1(vector)))
+        return out
 
 
 class HintEncoder(nn.Module):
@@ -53,7 +54,8 @@ class HintEncoder(nn.Module):
         h = F.silu(self.conv_in(image))
         for block in self.blocks:
             h = F.silu(block(h))
-        return self.conv_out(h)
+        out: Tensor = self.conv_out(h)
+        return out
 
 
 def to_hint_channels(image: np.ndarray | Tensor, count: int) -> Tensor:

@@ -241,7 +241,9 @@ def apply_unet_heads(net: Any, unet: Any, is_rebind: bool) -> ControlNetConfig:
     `again`, and they are others."""
     heads = source.get_heads(unet)
     sizes = unet.config["addition_time_embed_dim"] or net.net_config.time_id_width
-    plan = replace(net.net_config, heads=heads, norm_groups=unet.config["norm_num_groups"], time_id_width=sizes)
+    plan: ControlNetConfig = replace(
+        net.net_config, heads=heads, norm_groups=unet.config["norm_num_groups"], time_id_width=sizes
+    )
     if is_rebind and plan != net.net_config:
         raise ValueError(
             f"the ControlNet's file states no attention heads and it took {net.net_config.heads} from another model; "
