@@ -10,7 +10,7 @@ Importing this loads no torch: that happens where it is needed.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,7 @@ __all__ = [
     "Unit",
     "Window",
     "__version__",
+    "crop_maps",
     "guide",
     "load",
     "preprocess",
@@ -56,6 +57,16 @@ def load(
 
     path = resolve_embedded(path_or_repo) if isinstance(path_or_repo, str) else path_or_repo
     return models.load(path, device, dtype)
+
+
+def crop_maps(
+    boxes: tuple[int, int, int, int] | Sequence[tuple[int, int, int, int]], image_size: tuple[int, int]
+) -> AbstractContextManager[None]:
+    """Return a context manager in which guided calls show a part of an image, and have that part of the maps; see
+    `controlnet_ext.hosts.session.crop_maps`."""
+    from .hosts import session
+
+    return session.crop_maps(boxes, image_size)
 
 
 def guide(pipe: Any, units: Iterable[Unit]) -> AbstractContextManager[None]:

@@ -25,6 +25,39 @@ if TYPE_CHECKING:
 Hint: TypeAlias = Any  # made by a model's `hint()`, and read by the same model's call only
 
 
+@dataclass(frozen=True)
+class Crop:
+    """The part of an image that a UNet call shows, and how it was brought to the size of the call.
+
+    All numbers are pixels. `image_size` is height and width of the whole image, to which maps are fitted; `box` (left,
+    top, right, bottom) lies in it; `size` is height and width of the call. The part was resized to `target` (left,
+    top, right, bottom) within `size`, by default to all of it, and its border continued around that. Raises ValueError
+    for a box or a target that is empty or not inside.
+    """
+
+    image_size: tuple[int, int]
+    box: tuple[int, int, int, int]
+    size: tuple[int, int]
+    target: tuple[int, int, int, int] | None = None
+
+    def __post_init__(self) -> None:
+        _check_box("box", self.box, self.image_size)
+        _check_box("target", self.placement, self.size)
+
+    @property
+    def placement(self) -> tuple[int, int, int, int]:
+        """`target`, or all of `size`."""
+        return self.target or (0, 0, self.size[1], self.size[0])
+
+
+def _check_box(name: str, box: tuple[int, int, int, int], size: tuple[int, int]) -> None:
+    left, top, right, bottom = box
+    if not (0 <= left < right <= size[1] and 0 <= top < bottom <= size[0]):
+        raise ValueError(
+            f"{name} {tuple(box)} is not (left, top, right, bottom) inside an image of {size[1]}x{size[0]} pixels"
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class Step:
     """One call of the UNet as the host sees it.
@@ -34,7 +67,8 @@ class Step:
     `added` `(B, 2816)` is the added vector of SDXL (`y` in ldm). `samples` `(B,)` is the index of the image that each
     row belongs to, and `image_count` the number of images, None when the call has rows of all of them. With
     `frames` > 1 the batch is a flattened video, B = images x frames. `weight` is the factor that the unit applies to
-    the residuals afterwards, for networks that also use it inside.
+    the residuals afterwards, for networks that also use it inside. `crops` has the part of the image that each row
+    shows; it is empty if the host knows that the rows show the whole image, None if the host cannot tell.
     """
 
     x: Tensor
@@ -47,6 +81,7 @@ class Step:
     frames: int = 1
     image_count: int | None = None
     weight: float = 1.0
+    crops: tuple[Crop, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,8 +125,8 @@ class Activation:
     """The state of a unit in the present UNet call, for models that act inside the attention.
 
     `strength` `(B,)` is the weight of the unit on each row, 0 on rows that its mode excludes; `layers` are the
-    factors of the unit; `region` `(1, 1, H, W)` is in 0..1 at the size the user gave; `pass_index` counts the runs
-    from 0.
+    factors of the unit; `region` `(1, 1, H, W)`, or `(B, 1, H, W)` for rows that show different parts of the image,
+    is in 0..1 at the size the user gave; `pass_index` counts the runs from 0.
     """
 
     step: Step
@@ -138,7 +173,7 @@ class Host(Protocol):
 
     @property
     def pixel_size(self) -> tuple[int, int]:
-        """Height and width in pixels of the image that is being generated."""
+        """Height and width in pixels of what the present UNet call shows: the image, or a part of it."""
 
     @property
     def generator(self) -> torch.Generator:

@@ -9,10 +9,10 @@ import numpy as np
 
 from ..files.image_reader import read_image, read_mask
 from ..maps.control_map import ControlMap
-from ..maps.resize import compute_fit_resolution, fit, fit_for_outpainting
+from ..maps.resize import compute_fit_resolution, crop_map, fit, fit_for_outpainting
 from ..preprocessors.registry import RESOLUTION_PARAMETER, Preprocessor, find
 from .after_steps import downscale_mask
-from .contract import ControlModel, Host
+from .contract import ControlModel, Crop, Host
 from .unit import PerSample
 
 if TYPE_CHECKING:
@@ -113,6 +113,7 @@ class HintImages:
             and unit.fit == "fill"
             and self._mask is not None
         )
+        self._whole_maps: tuple[tuple[int, int], dict[int, np.ndarray]] = (0, 0), {}  # of parts: size, fitted by id
         if self._preprocessor and not self._is_pixel_perfect and not self._is_outpainting:
             self._images = [[self._make_map(pixels, self._mask, None) for pixels in some] for some in self._images]
 
@@ -120,25 +121,30 @@ class HintImages:
         """Return the model that reads maps of these kinds. Raises ValueError if it does not."""
         return model.for_map_types(self.kinds)
 
-    def fit_to_size(self, height: int, width: int) -> list[np.ndarray]:
+    def fit_to_size(self, height: int, width: int, crop: Crop | None = None) -> list[np.ndarray]:
         """For each image that acts the map for all pictures, `(1, H, W, 3)`, or one for each, `(n, H, W, 3)`: RGB
-        uint8; with an inpainting mask floats `(…, 3, H, W)` in 0..1, -1 where to repaint."""
-        return [np.stack([self._build_hint(pixels, height, width) for pixels in some]) for some in self._images]
+        uint8; with an inpainting mask floats `(…, 3, H, W)` in 0..1, -1 where to repaint. With `crop`, whose size this
+        is, the part of the maps that the UNet call shows."""
+        return [
+            np.stack([self._build_hint(pixels) for pixels in some])
+            for some in ([self._fit_part(pixels, height, width, crop) for pixels in some] for some in self._images)
+        ]
 
     def fit_first_map(self, height: int, width: int) -> tuple[np.ndarray, np.ndarray | None]:
         """The first image's map, and the inpainting mask beside it, both (H, W, 3) uint8."""
         found = self._fit_map(self._images[0][0], height, width)
         return np.ascontiguousarray(found[..., :3]), None if self._mask is None else found[..., 3:].repeat(3, axis=2)
 
-    def encode_latents(self, host: Host) -> tuple[Tensor, Tensor | None]:
-        """Return the VAE latents of the first image's maps, and its inpaint mask at their size.
+    def encode_latents(self, host: Host, crop: Crop | None = None) -> tuple[Tensor, Tensor | None]:
+        """Return the VAE latents of the first image's maps, and its inpaint mask at their size; with `crop` of the part
+        of them that the UNet call shows.
 
         Latents are float32 `(1, C, h, w)`, or one for each image; the mask is `(1, 1, h, w)`, 1 where to repaint, or
         None.
         """
         import torch
 
-        fitted = np.stack([self._fit_map(pixels, *host.pixel_size) for pixels in self._images[0]])
+        fitted = np.stack([self._fit_part(pixels, *host.pixel_size, crop) for pixels in self._images[0]])
         latents = host.encode(np.ascontiguousarray(fitted[..., :3])).float()
         if self._mask is None:
             return latents, None
@@ -174,6 +180,17 @@ class HintImages:
         parameters = self._parameters if self._is_outpainting else self._unit.parameters
         return make_map(self._preprocessor.spec, self._preprocessor, pixels, mask, parameters, size, self._fit_mode)
 
+    def _fit_part(self, pixels: np.ndarray, height: int, width: int, crop: Crop | None) -> np.ndarray:
+        """A map at that size, or the part of it that a UNet call of that size shows; the mask as in `_fit_map`."""
+        if crop is None:
+            return self._fit_map(pixels, height, width)
+        if self._whole_maps[0] != crop.image_size:
+            self._whole_maps = crop.image_size, {}
+        whole = self._whole_maps[1]
+        if id(pixels) not in whole:  # once for all parts
+            whole[id(pixels)] = self._fit_map(pixels, *crop.image_size)
+        return crop_map(whole[id(pixels)], crop.box, *crop.size, crop.placement)
+
     def _fit_map(self, pixels: np.ndarray, height: int, width: int) -> np.ndarray:
         """A map at that size, the mask as its fourth channel if there is one."""
         if self._is_outpainting and self._preprocessor is not None and self._mask is not None:
@@ -187,8 +204,7 @@ class HintImages:
         mask = fit(self._mask, pixels.shape[0], pixels.shape[1], "stretch")[..., :1]
         return fit(np.concatenate([pixels, mask], axis=2), height, width, self._fit_mode)
 
-    def _build_hint(self, pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-        fitted = self._fit_map(pixels, height, width)
+    def _build_hint(self, fitted: np.ndarray) -> np.ndarray:
         if self._mask is None:
             return fitted
         hint = fitted[..., :3].astype(np.float32) / 255

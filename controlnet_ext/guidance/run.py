@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..errors import error_prefix
 from .after_steps import NoiseLevel
-from .contract import Activation, AttentionModel, ControlModel, Host, Residuals, Step, UndoStack
+from .contract import Activation, AttentionModel, ControlModel, Crop, Host, Residuals, Step, UndoStack
 from .hints import HintImages
 from .schedule import Span
 from .unit import PerSample, Unit
@@ -28,12 +28,15 @@ from .weighting import RegionMask, all_finite, apply_weight, compute_step_weight
 if TYPE_CHECKING:
     from torch import Tensor
 
+MAX_PART_PIXELS = 2**25  # of the hints of parts of images that a unit keeps: 32 megapixels
+MAX_PART_LATENTS = 1024  # entries; latents of a part are small
+
 
 class ResidualCache:
     """A cache of a unit's residuals of weight 1, for up to `max_steps` steps of the run.
 
     With `tolerance` they serve only while x has changed by no more than that part of its norm since. Rows of other
-    images, with or without the prompt, or with another prompt have entries of their own.
+    images or parts of them, with or without the prompt, or with another prompt have entries of their own.
     """
 
     def __init__(self, max_steps: int, tolerance: float | None):
@@ -57,7 +60,7 @@ class ResidualCache:
     def _make_key(self, step: Step) -> tuple[Any, ...]:
         if step.positive is None or step.samples is None:
             raise ValueError("residuals are reused by row, and the host cannot tell whose row is whose")
-        return (*step.x.shape, *step.positive.tolist(), *step.samples.tolist())
+        return (*step.x.shape, *step.positive.tolist(), *step.samples.tolist(), step.crops)
 
 
 def _is_equal(a: Tensor | None, b: Tensor | None) -> bool:
@@ -133,10 +136,12 @@ class UnitRun:
         self._weights = _compute_weights(name, unit, spans, pass_index)
         self._is_prompt_only = unit.mode == "control" or self._model.prompt_rows_only
         self._region: RegionMask | None = None
+        self._cropped_region: tuple[tuple[Crop, ...], RegionMask] | None = None
         self._hints: dict[tuple[Any, ...], list[Any]] = {}
+        self._part_pixels = 0  # of the hints that belong to parts of images
         self._cached_rows: tuple[Tensor | None, Tensor | None] = (None, None)  # step.positive, and what follows from it
         self._residual_cache = None if unit.reuse == 1 else ResidualCache(unit.reuse, unit.reuse_tolerance)
-        self._latents: dict[tuple[int, ...], tuple[Tensor, Tensor | None]] = {}
+        self._latents: dict[tuple[Any, ...], tuple[Tensor, Tensor | None]] = {}
         self._activation: Activation | None = None
         self._unconfirmed: list[tuple[Sequence[Tensor], Tensor, str]] = []  # what was made in this step, sums, where
 
@@ -151,7 +156,7 @@ class UnitRun:
         if isinstance(region, np.ndarray) and self._region is None:  # which Unit makes of every mask
             self._region = RegionMask(torch.from_numpy(region)[None, None].to(step.x.device))
         if self._unit.after is not None:
-            self._get_latents()  # now: under offload the VAE would push the UNet out that is at work
+            self._get_latents(step)  # now: under offload the VAE would push the UNet out that is at work
         if self._unit.low_vram and self._model.stream_device != step.x.device:
             self._model = self._model.stream_to(step.x.device)
         if isinstance(self._model, AttentionModel):
@@ -165,8 +170,9 @@ class UnitRun:
         made = (
             self._call_model(part) if self._residual_cache is None else self._reuse_or_call(part, self._residual_cache)
         )
+        region = self._get_region(part)
         for residuals in made:
-            total += self._apply_weight(residuals, weight / len(made))
+            total += self._apply_weight(residuals, weight / len(made), region)
         return scatter_rows(total, rows, len(step.x))
 
     def check_finite(self) -> None:
@@ -190,21 +196,41 @@ class UnitRun:
         if self._model.acts_after_step:
             wanted = self._model.after_step(wanted, step)
         if self._unit.after is not None:
-            latents, white = self._get_latents()
-            if len(latents) > 1:
-                latents = latents[self._match_maps_to_rows(len(latents), step, self._get_image_indices(step))]
-            wanted = self._unit.after.apply_to_latents(wanted, step, latents, white)
+            wanted = self._unit.after.apply_to_latents(wanted, step, *self._get_latents(step))
         if not all_finite([wanted]):
             raise ValueError(f"the latents of {self.name} are not finite after {self._describe_step(step)}")
         share = min(max(self._weights[step.span], 0.0), 1.0)
-        change = (wanted - x0) * share
-        return x0 + (change if self._region is None else change * self._region.resize_like(change))
+        change, region = (wanted - x0) * share, self._get_region(step)
+        return x0 + (change if region is None else change * region.resize_like(change))
 
-    def _get_latents(self) -> tuple[Tensor, Tensor | None]:
-        size = self._host.pixel_size
-        if size not in self._latents:
-            self._latents[size] = self._hint_images.encode_latents(self._host)
-        return self._latents[size]
+    def _get_latents(self, step: Step) -> tuple[Tensor, Tensor | None]:
+        """Return the latents of the unit's image and its mask, each with one row for all of x's or one for each."""
+        parts = tuple(dict.fromkeys(step.crops or (None,)))
+        key = self._host.pixel_size, parts
+        if key not in self._latents:
+            if len(self._latents) >= MAX_PART_LATENTS:
+                self._latents.clear()
+            encoded = [self._hint_images.encode_latents(self._host, crop) for crop in parts]
+            masks = [mask for _, mask in encoded if mask is not None]
+            self._latents[key] = torch.cat([latents for latents, _ in encoded]), torch.cat(masks) if masks else None
+        latents, mask = self._latents[key]
+        count = len(latents) // len(parts)  # maps of each part
+        rows = [0] * len(step.x)
+        if count > 1:
+            rows = self._match_maps_to_rows(count, step, self._get_image_indices(step))
+        if len(parts) == 1:
+            return (latents[rows] if count > 1 else latents), mask
+        places = [parts.index(crop) for crop in step.crops or ()]
+        latents = latents[[place * count + row for place, row in zip(places, rows, strict=True)]]
+        return latents, None if mask is None else mask[places]
+
+    def _get_region(self, step: Step) -> RegionMask | None:
+        """Return the region mask of the step's rows, None without a region."""
+        if self._region is None or not step.crops:
+            return self._region
+        if self._cropped_region is None or self._cropped_region[0] != step.crops:
+            self._cropped_region = step.crops, self._region.crop(step.crops)
+        return self._cropped_region[1]
 
     def _describe_step(self, step: Step) -> str:
         steps = list(self._weights)
@@ -232,9 +258,9 @@ class UnitRun:
                 found.append(residuals)
         return found
 
-    def _apply_weight(self, residuals: Residuals, weight: float) -> Residuals:
+    def _apply_weight(self, residuals: Residuals, weight: float, region: RegionMask | None) -> Residuals:
         with error_prefix(self.name):
-            return apply_weight(residuals, weight, self._unit.mode, self._unit.layers, self._region)
+            return apply_weight(residuals, weight, self._unit.mode, self._unit.layers, region)
 
     def _find_active_rows(self, step: Step) -> Tensor | None:
         """Return the indices of the rows on which the unit acts, None for all."""
@@ -248,17 +274,32 @@ class UnitRun:
         return self._cached_rows[1]
 
     def _get_hints(self, step: Step) -> list[Any]:
-        """Return the hints, one for each image of the unit, made once for a size and its rows."""
+        """Return the hints, one for each image of the unit, made once for a size, its rows and what they show."""
         size, own = self._host.pixel_size, [isinstance(a, PerSample) for a in self._unit.images]
         pictures = self._get_image_indices(step) if any(own) else ()
-        key = *size, len(step.x), pictures
+        key = *size, len(step.x), pictures, step.crops
         if key not in self._hints:
             is_embedding = self._model.hint_input == "embedding"
-            arrays = self._hint_images.stack_values() if is_embedding else self._hint_images.fit_to_size(*size)
-            maps = zip(arrays, own, strict=True)
-            self._hints[key] = [
-                self._embed_hint(m[self._match_maps_to_rows(len(m), step, pictures)] if o else m, step) for m, o in maps
-            ]
+            parts = (None,) if is_embedding else tuple(dict.fromkeys(step.crops or (None,)))
+            arrays = (
+                [self._hint_images.stack_values()]
+                if is_embedding
+                else [self._hint_images.fit_to_size(*size, crop) for crop in parts]
+            )
+            found = []
+            for has_own, maps in zip(own, zip(*arrays, strict=True), strict=True):
+                rows = self._match_maps_to_rows(len(maps[0]), step, pictures) if has_own else [0] * len(step.x)
+                if len(parts) > 1:
+                    places = [parts.index(crop) for crop in step.crops or ()]
+                    chosen = np.stack([maps[place][row] for place, row in zip(places, rows, strict=True)])
+                else:
+                    chosen = maps[0][rows] if has_own else maps[0]
+                found.append(self._embed_hint(chosen, step))
+            if step.crops:
+                self._part_pixels += len(step.x) * size[0] * size[1]
+                if self._part_pixels > MAX_PART_PIXELS:  # the first parts stay: a loop over parts begins with them
+                    return found
+            self._hints[key] = found
         return self._hints[key]
 
     def _get_image_indices(self, step: Step) -> tuple[int, ...]:
@@ -294,7 +335,8 @@ class UnitRun:
         rows = self._find_active_rows(step)
         if rows is not None:
             strength = torch.zeros_like(strength).index_copy(0, rows, strength[rows])
-        region = None if self._region is None else self._region.mask
+        cropped = self._get_region(step)
+        region = None if cropped is None else cropped.mask
         self._activation = Activation(step, strength, self._unit.layers, region, self._pass_index)
         if self._place not in self._attachments:
             own = threading.get_ident()

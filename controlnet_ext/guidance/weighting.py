@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
-from .contract import Residuals, Step
+from .contract import Crop, Residuals, Step
 from .schedule import Span, Window
 
 if TYPE_CHECKING:
@@ -124,20 +124,46 @@ def layer_scales(
 
 
 class RegionMask:
-    """A mask `(1, 1, H, W)` in 0..1, stretched over the image, at the size of any layer (bilinear)."""
+    """A mask `(1, 1, H, W)`, or `(B, 1, H, W)` with one for each row, in 0..1, stretched over what a UNet call shows,
+    at the size of any layer (bilinear)."""
 
     def __init__(self, mask: Tensor):
-        self.mask = mask  # (1, 1, H, W) float
+        self.mask = mask  # (1, 1, H, W) or (B, 1, H, W) float
         self._resized: dict[tuple[Any, ...], Tensor] = {}
 
-    def resize_like(self, h: Tensor) -> Tensor:
-        """The mask `(1, 1, h, w)` for a layer `(B, C, h, w)`, in its dtype and on its device."""
-        from torch.nn.functional import interpolate
+    def crop(self, crops: Sequence[Crop]) -> RegionMask:
+        """Return the mask of rows that show these parts of the image, `(B, 1, H, W)`, or `(1, 1, H, W)` if all show
+        one part."""
+        import torch
 
+        if len(set(crops)) == 1:
+            return RegionMask(self._crop(crops[0]))
+        parts = {crop: resize_mask(self._crop(crop), crop.size) for crop in set(crops)}
+        return RegionMask(torch.cat([parts[crop] for crop in crops]))
+
+    def _crop(self, crop: Crop) -> Tensor:
+        from torch.nn.functional import pad
+
+        (left, top, right, bottom), (x, y, x_end, y_end) = crop.box, crop.placement
+        part = resize_mask(self.mask, crop.image_size)[..., top:bottom, left:right]
+        if crop.target is None:
+            return part  # stretched over the call as a mask of its own would be
+        part = resize_mask(part, (y_end - y, x_end - x))
+        return pad(part, (x, crop.size[1] - x_end, y, crop.size[0] - y_end), mode="replicate")
+
+    def resize_like(self, h: Tensor) -> Tensor:
+        """The mask `(1, 1, h, w)` or `(B, 1, h, w)` for a layer `(B, C, h, w)`, in its dtype and on its device."""
         key = (*h.shape[-2:], h.dtype, h.device)
         if key not in self._resized:
-            self._resized[key] = interpolate(self.mask, h.shape[-2:], mode="bilinear", align_corners=False).to(h)
+            self._resized[key] = resize_mask(self.mask, h.shape[-2:]).to(h)
         return self._resized[key]
+
+
+def resize_mask(mask: Tensor, size: Sequence[int]) -> Tensor:
+    """Return a mask `(B, 1, H, W)` at `size` (height, width), by bilinear interpolation."""
+    from torch.nn.functional import interpolate
+
+    return interpolate(mask, tuple(size), mode="bilinear", align_corners=False)
 
 
 def apply_weight(
@@ -177,6 +203,7 @@ def select_rows(step: Step, rows: Tensor | None) -> Step:
         positive=picked(step.positive),
         added=picked(step.added),
         samples=picked(step.samples),
+        crops=tuple(step.crops[i] for i in rows.tolist()) if step.crops else step.crops,
     )
 
 

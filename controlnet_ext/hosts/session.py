@@ -10,6 +10,9 @@ A host subclasses `GuideSession`, or uses it as it is. For each UNet call it bui
 
 inside `with session.enter(unet, GuidedUNet(unet))`, and calls `session.begin_run(spans, host)` whenever a run begins.
 `tests/hosts/test_toy_host.py` is a whole host on a bare UNet.
+
+What a call shows decides what it gets, here for all hosts: the whole image has the maps, a part of which somebody tells
+the place (`Step.crops`, `crop_maps`) has its part of them, and any other call is refused.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
+from dataclasses import replace
 from itertools import chain, count
 
 import torch
@@ -26,7 +30,7 @@ from torch import Tensor, nn
 
 from ..errors import error_prefix
 from ..guidance.after_steps import NoiseLevel
-from ..guidance.contract import AttentionModel, Host, Residuals, Step, UndoStack, UNet
+from ..guidance.contract import AttentionModel, Crop, Host, Residuals, Step, UndoStack, UNet
 from ..guidance.hints import HintImages
 from ..guidance.run import AttachmentStack, GuidanceRun, move_to_device
 from ..guidance.schedule import Span
@@ -37,6 +41,32 @@ BUSY_MESSAGE = (
     "the UNet is guided in another thread or task; wait until that is done, or give each one a UNet of its own "
     "(asyncio.to_thread takes the guide of its task along)"
 )
+
+
+PLACE_ADVICE = "tell the place with crop_maps(box, image_size) around the call"
+
+Box = tuple[int, int, int, int]
+_told_boxes: ContextVar[tuple[tuple[Box, ...], tuple[int, int]] | None] = ContextVar("told_boxes", default=None)
+
+
+@contextmanager
+def crop_maps(boxes: Box | Sequence[Box], image_size: tuple[int, int]) -> Iterator[None]:
+    """Tell guides that calls in this context show a part of the image, and cut the maps, regions and masks to it.
+
+    `boxes` is (left, top, right, bottom) in pixels of an image whose `image_size` is (width, height), as in Pillow. A
+    list has one box for each row of the UNet's batch, and is repeated if the batch has several times as many rows. The
+    part may be drawn at another size than it has in the image. The context is for tiles: of a loop of one's own
+    around `pipe` or `pipe.unet`. Raises ValueError for a box that is empty or not inside the image.
+    """
+    several = tuple(tuple(map(int, box)) for box in ([boxes] if isinstance(boxes[0], int) else boxes))
+    width, height = image_size
+    for box in several:
+        Crop((height, width), box, (1, 1))  # type: ignore[arg-type]
+    token = _told_boxes.set((several, (height, width)))  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        _told_boxes.reset(token)
 
 
 class GuideSession:
@@ -60,6 +90,9 @@ class GuideSession:
         self._run: GuidanceRun | None = None
         self._are_models_placed = False
         self._post_step: tuple[Step, NoiseLevel] | None = None  # of the present call, if a unit acts after it
+        self._run_host: Host | None = None
+        self._image_size: tuple[int, int] | None = None
+        self._first_of_step: Step | None = None  # the first call of the present step that nobody placed
 
     def check_unit(self, unit: Unit) -> None:
         """Check that the host can run a unit. Raises ValueError if it cannot. Hosts override it."""
@@ -127,20 +160,30 @@ class GuideSession:
             _guided_unets.pop(unet, None)  # before its sessions are none
         guided.sessions.remove(self)
 
-    def begin_run(self, spans: Sequence[Span], host: Host, pass_index: int | None = None) -> None:
+    def begin_run(
+        self,
+        spans: Sequence[Span],
+        host: Host,
+        pass_index: int | None = None,
+        image_size: tuple[int, int] | None = None,
+    ) -> None:
         """Begin a run of these steps; `pass_index` counts runs from 0, by default those of this session.
 
-        Raises ValueError if a unit would act in none of the steps.
+        `image_size` is height and width of the whole image in pixels, None for those of the run's first call. Raises
+        ValueError if a unit would act in none of the steps.
         """
         self.end_run()
         index = self.run_count if pass_index is None else pass_index
         self._run = GuidanceRun(self.units, self._hint_images, spans, host, index, self._attachments, self._number)
+        self._run_host, self._image_size = host, image_size
         self.run_count += 1
 
     def end_run(self) -> None:
         """End the run, if there is one; restore the UNet's attention."""
         self.detach()
         self._run, self._post_step, self._are_models_placed = None, None, False
+        self._run_host = None
+        self._image_size, self._first_of_step = None, None
 
     def compute_residuals(self, step: Step, read_noise_level: Callable[[], NoiseLevel]) -> Iterator[Residuals]:
         """Return an iterator over the residuals of each unit in this step.
@@ -150,6 +193,7 @@ class GuideSession:
         """
         if self._run is None:
             raise RuntimeError("the UNet is called outside of a run; no unit can act there")
+        step = self.place_call(step)
         if not self._are_models_placed:
             self._are_models_placed = True
             for unit in self.units:
@@ -157,6 +201,44 @@ class GuideSession:
                 move_to_device(unit.model, device, self._moved_models)
         self._post_step = (step, read_noise_level()) if self._run.has_post_step(step) else None
         return self._run.compute_residuals(step)
+
+    def place_call(self, step: Step) -> Step:
+        """Return the step with the part of the image that each row shows, nothing if it shows the whole image.
+
+        Raises ValueError if the call shows a part of which nobody tells the place.
+        """
+        assert self._run_host is not None
+        size = self._run_host.pixel_size
+        told = find_told_crops(len(step.x), size)
+        if told:
+            if step.crops and step.crops != told:
+                raise ValueError("crop_maps tells the place of a call that the pipeline crops itself; use one of them")
+            return replace(step, crops=told)
+        if step.crops:
+            if len(step.crops) != len(step.x) or any(crop.size != size for crop in step.crops):
+                raise ValueError(f"the host places {len(step.crops)} parts for a call of {_describe(step, size)}")
+            return step
+        if self._image_size is None:
+            self._image_size = size
+        if size != self._image_size:
+            height, width = self._image_size
+            raise ValueError(
+                f"the model is called with {_describe(step, size)} in a run of {width}x{height} pixels; {PLACE_ADVICE}"
+            )
+        if step.crops is None:
+            self._check_same_image(step)
+        return replace(step, crops=())
+
+    def _check_same_image(self, step: Step) -> None:
+        """Raise ValueError if a further call of a step shows other latents than the first: tiles of one size do."""
+        first = self._first_of_step
+        if first is None or first.span != step.span:
+            self._first_of_step = step
+        elif not _are_rows_known(step.x, first.x):
+            raise ValueError(
+                "the model is called several times in one step with different latents of the same size, as in a loop "
+                f"over tiles; {PLACE_ADVICE}"
+            )
 
     def check_finite(self) -> None:
         """Raise ValueError if the residuals of the present call are not finite."""
@@ -193,7 +275,7 @@ class GuidedUNet:
         self._run_thread: int | None = None
         self._call_thread: int | None = None  # of the present call
         self._is_copied_in_call = False
-        self._shape: tuple[int, ...] | None = None
+        self._geometry: tuple[object, ...] | None = None
 
     @property
     def is_in_call(self) -> bool:
@@ -216,18 +298,20 @@ class GuidedUNet:
         self.check_owner()
         self._call_thread, self._is_copied_in_call = threading.get_ident(), False
 
-    def start_call(self, x: Tensor, is_new_run: bool) -> None:
-        """Continue a claimed call with its `x`. Attention is restored when the shape of `x` changes, or a run begins.
+    def start_call(self, x: Tensor, is_new_run: bool, crops: tuple[Crop, ...] | None = None) -> None:
+        """Continue a claimed call with its `x`, whose rows show these parts if the host tells it.
 
-        Raises RuntimeError in another thread than that in which the run began.
+        Attention is restored when the shape of `x` or what it shows changes, or a run begins. Raises RuntimeError in
+        another thread than that in which the run began.
         """
         if is_new_run:
             self._run_thread = self._call_thread
         elif self._run_thread not in (None, self._call_thread):
             raise RuntimeError(BUSY_MESSAGE)
-        if is_new_run or tuple(x.shape) != self._shape:
+        geometry = tuple(x.shape), crops, _told_boxes.get()
+        if is_new_run or geometry != self._geometry:
             self.detach()
-            self._shape = tuple(x.shape)
+            self._geometry = geometry
 
     def sum_residuals(
         self,
@@ -297,6 +381,51 @@ class GuidedUNet:
     def uninstall(self) -> None:
         """Undo the hooks of the host, when the last session leaves."""
         self.undo.close()
+
+
+def find_told_crops(row_count: int, size: tuple[int, int]) -> tuple[Crop, ...]:
+    """Return the part that each row of a call of this height and width shows by `crop_maps`, nothing outside of it.
+
+    Raises ValueError if there is another number of rows than of boxes, or of several times as many.
+    """
+    told = _told_boxes.get()
+    if told is None:
+        return ()
+    boxes, image_size = told
+    times, odd = divmod(row_count, len(boxes))
+    if odd:
+        raise ValueError(f"crop_maps has {len(boxes)} boxes for {row_count} rows; give one for each row, or one box")
+    return tuple(Crop(image_size, box, size) for box in boxes) * times
+
+
+def _describe(step: Step, size: tuple[int, int]) -> str:
+    return f"{len(step.x)} rows of {size[1]}x{size[0]} pixels"
+
+
+def _are_rows_known(x: Tensor, others: Tensor) -> bool:
+    """Return True if each row of `x` `(B, ...)` is equal to one of `others` `(n, ...)`."""
+    return x.shape[1:] == others.shape[1:] and all(any(torch.equal(row, other) for other in others) for row in x)
+
+
+def check_feature_shape(place: str, features: Tensor, residual: Tensor) -> None:
+    """Check that a residual `(B, C, h, w)` belongs to the features `(B, ..., h, w)` of the UNet at this place.
+
+    A residual of 1x1 is the same all over the image. Raises ValueError if rows or size differ, as where an extension
+    scales features inside the UNet.
+    """
+    if residual.ndim == 0:
+        return
+    size = features.shape[-2:] if residual.shape[-2:] == (1, 1) else residual.shape[-2:]
+    if (len(features), *features.shape[-2:]) != (len(residual), *size):
+        raise ValueError(
+            f"the UNet has features of {_describe_features(features)} at {place}, where residuals of "
+            f"{_describe_features(residual)} are to be added: something scales them inside, as Deep Shrink (Kohya's "
+            "hires fix) does; switch that off"
+        )
+
+
+def _describe_features(h: Tensor) -> str:
+    return f"{len(h)} rows of {h.shape[-1]}x{h.shape[-2]}"
 
 
 # Without a lock, which an interrupt could leave locked: dict.setdefault is one operation to other threads.

@@ -178,6 +178,23 @@ def _fit_as(pixels: np.ndarray, image_size: tuple[int, ...], height: int, width:
     return _fill_border(scaled, height, width, top, left)
 
 
+def crop_map(
+    pixels: np.ndarray,
+    box: tuple[int, int, int, int],
+    height: int,
+    width: int,
+    target: tuple[int, int, int, int],
+) -> np.ndarray:
+    """Return what lies in `box` (left, top, right, bottom) of a map (H, W, 3 or 4) uint8, resized to `target` of a map
+    of this size, around which its border is continued. Without resizing pixels stay as they are."""
+    left, top, right, bottom = box
+    x, y, x_end, y_end = target
+    part = resize_map(np.ascontiguousarray(pixels[top:bottom, left:right]), y_end - y, x_end - x)
+    if target == (0, 0, width, height):
+        return part
+    return np.pad(part, ((y, height - y_end), (x, width - x_end), (0, 0)), mode="edge")
+
+
 def fit_for_outpainting(pixels: np.ndarray, mask: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     """An image and the mask of what is to be painted in it, both (H, W, 3), fitted by "fill": what is added around is
     white in the mask."""

@@ -162,23 +162,22 @@ def test_two_pictures_that_are_equal_are_not_taken_for_guidance() -> None:
             pipe.unet(x, pipe.scheduler.timesteps[0], context)
 
 
-def test_a_scheduler_that_counts_no_steps_refuses_two_calls_a_step() -> None:
-    pipe = tiny.pipeline(StableDiffusionPipeline)
-    with (
-        guide(pipe, [Unit(Pushes(), GREY)]),
-        pytest.raises(ValueError, match="UNet call 5 in a run of 4 steps: StableDiffusionPipeline calls it several"),
-    ):
+@pytest.mark.parametrize("scheduler", ["DDIMScheduler", "PNDMScheduler", "EulerDiscreteScheduler"])
+def test_two_calls_a_step_are_one_step_whatever_the_scheduler_counts(scheduler: str) -> None:
+    pipe, model = tiny.pipeline(StableDiffusionPipeline), Pushes()
+    pipe.scheduler = getattr(diffusers, scheduler).from_config(pipe.scheduler.config, skip_prk_steps=True)
+    with guide(pipe, [Unit(model, GREY)]):
         by_hand(pipe, True)
+    steps = len(pipe.scheduler.timesteps)
+    assert [step.span.start for step in model.steps] == [i // 2 / steps for i in range(2 * steps)]
 
 
-def test_self_attention_guidance_is_refused_by_name() -> None:
-    """It asks once more a step, about a picture that it has blurred."""
-    pipe = tiny.pipeline(diffusers.StableDiffusionSAGPipeline, image_encoder=None)
-    with (
-        guide(pipe, [Unit(Pushes(), GREY)]),
-        pytest.raises(ValueError, match="StableDiffusionSAGPipeline calls it several times a step"),
-    ):
+def test_self_attention_guidance_is_guided_in_each_of_its_calls() -> None:
+    """It asks once more a step, about an image that it has blurred."""
+    pipe, model = tiny.pipeline(diffusers.StableDiffusionSAGPipeline, image_encoder=None), Pushes()
+    with guide(pipe, [Unit(model, GREY)]):
         run(pipe, sag_scale=0.75)
+    assert [(len(step.x), step.span.start) for step in model.steps] == [(n, i / 4) for i in range(4) for n in (2, 1)]
 
 
 def test_views_of_a_panorama_are_refused_by_name() -> None:

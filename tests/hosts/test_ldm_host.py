@@ -187,8 +187,8 @@ def test_a_prompt_of_several_parts_has_a_row_for_each():
 
 def test_what_a_unit_needs_and_the_host_cannot_tell_is_refused():
     model, given = UNetModel(unet()), inputs(rows=4)
-    with pytest.raises(ValueError, match="unit 1 acts on the prompt's rows only, and the host cannot tell"):
-        guided(model, [unit(mode="control")], given, rows(2))
+    with pytest.raises(ValueError, match="more rows than the 2 that the host announced for the step"):
+        guided(model, [unit()], given, rows(2))
     with pytest.raises(ValueError, match=r"window 0.6..0.7 of unit 1 holds none of 4 steps"):
         guided(model, [unit(window=Window(0.6, 0.7))], given)
     with pytest.raises(ValueError, match="unit 2: the ControlNet has context width 64, but the model has 32"):
@@ -349,7 +349,7 @@ def test_a_unit_in_the_attention_follows_split_calls_and_another_size():
         whole = called(model, (x, t, context, None))
         guiding.announce_step(rows(4))
         parts = [called(model, (x[i:j], t[i:j], context[i:j], None)) for i, j in ((0, 3), (3, 4))]
-        guiding.announce_step(rows(4))
+        guiding.announce_step(replace(rows(4), latent_size=(16, 8)))
         called(model, (torch.zeros(4, 4, 16, 8), t, context, None))
     # batches of other sizes differ in their last bits
     assert torch.allclose(torch.cat(parts), whole, rtol=0, atol=1e-5)

@@ -57,7 +57,7 @@ VERBS = frozenset(
 
 # Names that each module of a family defines with one meaning: contracts, and names that a host prescribes.
 CONTRACTS = frozenset(
-    {"KIND", "T", "arguments", "detect", "guide", "layout", "load", "register", "run", "main", "save"}
+    {"KIND", "T", "arguments", "crop_maps", "detect", "guide", "layout", "load", "register", "run", "main", "save"}
 )
 
 VAGUE = ("What ", "Whether ", "Who ", "Where ", "How ", "That ", "As ")

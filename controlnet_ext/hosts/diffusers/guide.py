@@ -3,22 +3,26 @@ not notice."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import torch
 from diffusers import UNet2DConditionModel, UNetMotionModel
 from torch import Tensor, nn
 
-from ...guidance.contract import AttentionModel, Residuals
+from ...guidance.contract import AttentionModel, Crop, Residuals
 from ...guidance.schedule import Span
 from ...guidance.unit import Unit
 from ...models.kinds.transformer import TransformerControlNet
-from ..session import GuidedUNet, GuideSession
+from ..session import GuidedUNet, GuideSession, check_feature_shape, find_told_crops
 from .host import (
     DenoiserCall,
     DiffusersHost,
     Pipeline,
+    PipelineCall,
     StepCounter,
     UNetCall,
     find_prompted_copies,
@@ -35,6 +39,7 @@ class UNetHook(GuidedUNet):
     """A UNet or transformer with a hook before and one after each call; guides nest in one thread."""
 
     sessions: list[PipelineSession]  # type: ignore[assignment]
+    _residuals: Residuals | None = None  # of the present call
 
     def check_nesting(self, session: GuideSession) -> None:
         """Check that one more session may enter. Raises RuntimeError in another thread or task."""
@@ -61,6 +66,7 @@ class UNetHook(GuidedUNet):
             return None
         if total.encoder:
             self.wait()
+        self._residuals = total
         return call.add_residuals(total, self.side_stream)
 
     def handle_result(self, result: Any) -> Any:
@@ -71,6 +77,7 @@ class UNetHook(GuidedUNet):
         """
         if not self.is_in_call:
             return result  # of a refused call
+        self._residuals = None
         is_failed = True
         try:
             self.wait()
@@ -94,6 +101,8 @@ class UNetHook(GuidedUNet):
                 self.unet, lambda _, *given: self.add_residuals(*given), with_kwargs=True
             )
             self.undo.register_forward_hook(self.unet, lambda *given: self.handle_result(given[-1]), always_call=True)
+            if not is_compiled(self.unet):
+                self._watch_features()
             return
 
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -108,6 +117,38 @@ class UNetHook(GuidedUNet):
         # unet.compile() compiles a module's hooks with it, and does not notice those that come later
         self.undo.push(lambda: setattr(self.unet, "_compiled_call_impl", compiled))
         self.unet._compiled_call_impl = call
+
+    def _watch_features(self) -> None:
+        """Install hooks that compare the UNet's features with the residuals, before they are added."""
+        place = 0
+        for level, block in enumerate(getattr(self.unet, "down_blocks", ())):
+            if level == 0:
+                self.undo.register_forward_hook(self.unet.conv_in, lambda *given: self._check_skips(0, (given[-1],)))
+                place = 1
+            if getattr(block, "has_cross_attention", False):  # it adds an adapter's residuals before its downsampler
+                self.undo.register_forward_pre_hook(block, partial(self._check_adapter, level), with_kwargs=True)
+            else:
+                self.undo.register_forward_hook(
+                    block, lambda *given, level=level: self._check_adapter(level, None, given[-1], {})
+                )
+            self.undo.register_forward_hook(block, lambda *given, place=place: self._check_skips(place, given[-1][1]))
+            place += len(block.resnets) + bool(block.downsamplers)
+        if getattr(self.unet, "mid_block", None) is not None:
+            self.undo.register_forward_hook(self.unet.mid_block, lambda *given: self._check_middle(given[-1]))
+
+    def _check_skips(self, first: int, features: Sequence[Tensor]) -> None:
+        if self._residuals is not None and self.is_in_call:
+            for i, (skip, residual) in enumerate(zip(features, self._residuals.skips[first:], strict=False), first):
+                check_feature_shape(f"skip {i + 1}", skip, residual)
+
+    def _check_adapter(self, level: int, _: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._residuals is not None and level < len(self._residuals.encoder) and self.is_in_call:
+            features = args[0] if args else kwargs["hidden_states"]
+            check_feature_shape(f"encoder level {level + 1}", features, self._residuals.encoder[level])
+
+    def _check_middle(self, features: Tensor) -> None:
+        if self._residuals is not None and self._residuals.middle is not None and self.is_in_call:
+            check_feature_shape("the middle block", features, self._residuals.middle)
 
 
 def make_call(unet: ModelMixin, args: tuple[Any, ...], kwargs: dict[str, Any]) -> DenoiserCall:
@@ -169,7 +210,9 @@ class PipelineSession(GuideSession):
         self._counter: StepCounter | None = None
         self._span: Span | None = None
         self._cached_rows: tuple[Any, Any] = (None, None)  # what identifies rows, and they
-        self._shared_residuals: list[Residuals] = []  # of a step, for its further calls
+        self._shared_residuals: list[Residuals] = []  # of a step, for its further calls with as many rows
+        self._shared_x: Tensor | None = None
+        self._shared_place: tuple[Crop, ...] = ()
 
     def check_unit(self, unit: Unit) -> None:
         """Check that a unit can act on this UNet or transformer. Raises ValueError if it cannot."""
@@ -195,23 +238,38 @@ class PipelineSession(GuideSession):
             counter = StepCounter(self._pipe, call.find_timestep(self._pipe.scheduler))
             self.begin_run(counter.spans, self._host)
             self._counter, is_new_run = counter, True
-        before, self._span = self._span, self._counter.advance()
-        if call.shares_residuals and self._span is before and not is_new_run:
+        t = call.find_timestep(self._pipe.scheduler)
+        before, self._span = self._span, self._counter.advance(t)
+        pipeline_call = PipelineCall.find(self._pipe)
+        crops = pipeline_call.locate(len(call.x), self._host.pixel_size)
+        if call.shares_residuals and self._span is before and not is_new_run and self._shares_residuals(call, crops):
             return self._shared_residuals
         key = find_prompted_copies(self._pipe), len(call.x)
         if is_new_run or self._cached_rows[0] != key:
             self._cached_rows = key, identify_rows(key[0], call)
         rows = (None, None) if self._counter.has_repeated_steps else self._cached_rows[1]
+        step = call.build_step(self._span, *rows)
         residuals = self.compute_residuals(
-            call.build_step(self._span, *rows),
-            lambda: read_noise_level(
-                self._pipe.scheduler, call.find_timestep(self._pipe.scheduler).flatten()[0].item()
-            ),
+            replace(step, crops=crops),
+            lambda: read_noise_level(self._pipe.scheduler, t.flatten()[0].item()),
         )
         if not call.shares_residuals:
             return residuals
         self._shared_residuals = list(residuals)
+        self._shared_x, self._shared_place = call.x, self._find_told_crops(call)
         return self._shared_residuals
+
+    def _shares_residuals(self, call: DenoiserCall, crops: tuple[Crop, ...] | None) -> bool:
+        """Return True if a further call of a step has the residuals of the one before: it has as many rows, and the
+        pipeline itself calls it, or about the same latents."""
+        if self._shared_x is None or call.x.shape != self._shared_x.shape:
+            return False
+        if crops is not None:
+            return True
+        return torch.equal(call.x, self._shared_x) and self._shared_place == self._find_told_crops(call)
+
+    def _find_told_crops(self, call: DenoiserCall) -> tuple[Crop, ...]:
+        return find_told_crops(len(call.x), self._host.pixel_size)
 
     def apply_post_steps(self, out: Tensor) -> Tensor:
         """Return the UNet's output `(B, C, h, w)`, or `(B, C, F, h, w)` of a video, as units want it."""

@@ -4,9 +4,11 @@ their arguments, their step in the run, and the image that each row belongs to."
 from __future__ import annotations
 
 import inspect
+import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
@@ -15,7 +17,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
 from ...guidance.after_steps import PREDICTION_TYPES, NoiseLevel
-from ...guidance.contract import Residuals, Step, UNet
+from ...guidance.contract import Crop, Residuals, Step, UNet
 from ...guidance.schedule import Span
 from ..side_stream import LazyResiduals, SideStream
 
@@ -169,6 +171,60 @@ class UNetCall(DenoiserCall):
         return self._replace_arguments(changed)
 
 
+# packages whose functions call a UNet as the pipeline meant it
+TRUSTED_PACKAGES = frozenset({"accelerate", "contextlib", "diffusers", "functools", "peft", "torch"})
+
+
+@dataclass(frozen=True, eq=False)
+class PipelineCall:
+    """The call of a pipeline that is under way: its variables by name.
+
+    `is_plain` is True if nothing but diffusers and torch lies between the pipeline and its UNet, so that each UNet call
+    shows all that the pipeline draws. A loop of somebody's own is no such call.
+    """
+
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    is_plain: bool = False
+
+    @classmethod
+    def find(cls, pipe: Any) -> PipelineCall:
+        """Return the innermost call of `pipe` on the stack, or one without variables."""
+        frame, is_plain = sys._getframe(1), True
+        own = __name__.partition(".")[0]
+        while frame is not None:
+            package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+            is_plain &= package == own or package in TRUSTED_PACKAGES
+            if frame.f_code.co_name == "__call__" and (variables := frame.f_locals).get("self") is pipe:
+                state = variables.get("state")  # of modular pipelines
+                return cls(getattr(state, "values", None) or dict(variables), is_plain)
+            frame = frame.f_back  # type: ignore[assignment]
+        return cls()
+
+    def locate(self, row_count: int, size: tuple[int, int]) -> tuple[Crop, ...] | None:
+        """Return `Step.crops` for a UNet call of this many rows and pixels.
+
+        The pipeline itself crops with `padding_mask_crop`, to the surroundings of an inpaint mask, which it fits into
+        the size that it draws (diffusers 0.42, image_processor.py, _resize_and_fill). Raises ValueError if it does
+        not tell which part that is.
+        """
+        box = self.variables.get("crops_coords")
+        if self.variables.get("padding_mask_crop") is None and box is None:
+            return () if self.is_plain else None
+        images = self.variables.get("original_image", self.variables.get("image"))
+        image = images[0] if isinstance(images, list | tuple) and images else images
+        if box is None or not hasattr(image, "getbands"):
+            raise ValueError("the pipeline crops the image by padding_mask_crop, and does not tell where")
+        left, top, right, bottom = map(int, box)
+        (height, width), (rows, columns) = size, (bottom - top, right - left)
+        if columns * height > width * rows:
+            columns, rows = width, rows * width // columns
+        else:
+            columns, rows = columns * height // rows, height
+        x, y = width // 2 - columns // 2, height // 2 - rows // 2
+        target = None if (columns, rows) == (width, height) else (x, y, x + columns, y + rows)
+        return (Crop((image.height, image.width), (left, top, right, bottom), size, target),) * row_count
+
+
 class StepCounter:
     """The place of a UNet call in its run, which begins when the scheduler's timesteps are a new tensor.
 
@@ -180,19 +236,20 @@ class StepCounter:
         self.scheduler, self.timesteps = pipe.scheduler, pipe.scheduler.timesteps
         self.is_last_step = self.has_repeated_steps = False
         self._pipe, self._call_count, self._index = pipe, 0, -1
+        self._t: tuple[int, float] | None = None  # of the last call
         self._begin_index: int | None = None
         count = _count_steps(pipe, t.flatten()[0].item(), self.timesteps.tolist())
         self.spans = [Span(i / count, (i + 1) / count) for i in range(count)]
 
-    def advance(self) -> Span:
-        """Return the span of the present call; to be called once for each call.
+    def advance(self, t: Tensor) -> Span:
+        """Return the span of the present call, at timestep `t` `(1,)`; to be called once for each call.
 
         The place of t in the timesteps would be wrong: PNDM and Heun repeat them. Schedulers of higher order call the
-        UNet several times, and each call counts as a step, as in diffusers; the calls of a guider are one step. Raises
-        ValueError if there are more calls than steps.
+        UNet several times, and each call counts as a step, as in diffusers; the calls of a guider are one step, and so
+        are calls at one timestep with a scheduler that has it once. Raises ValueError if there are more calls than
+        steps.
         """
-        index = self._call_count
-        state = get_guider_state(self._pipe)
+        index, state = self._index, get_guider_state(self._pipe)
         if state is not None:
             index = state["step"]
         elif hasattr(self.scheduler, "step_index"):  # DDIM and PNDM have none
@@ -201,6 +258,11 @@ class StepCounter:
                 begin = getattr(self.scheduler, "begin_index", None)
                 self._begin_index = begin if begin is not None else at - (self._call_count > 0)
             index = 0 if at is None else at - self._begin_index
+        elif hasattr(self.scheduler, "counter"):  # PNDM's steps so far
+            index = self.scheduler.counter
+        else:
+            before, self._t = self._t, self._identify(t.flatten()[0])
+            index += self._t != before
         self.has_repeated_steps |= state is None and index == self._index
         self._call_count, self._index = self._call_count + 1, index
         if not 0 <= index < len(self.spans):
@@ -211,6 +273,13 @@ class StepCounter:
             )
         self.is_last_step = index == len(self.spans) - 1
         return self.spans[index]
+
+    def _identify(self, t: Tensor) -> tuple[int, float]:
+        """Return what tells a timestep from the others: its place in memory if it is one of the scheduler's, so that
+        nobody has to wait for its value on a device; else its value."""
+        if t.untyped_storage().data_ptr() == self.timesteps.untyped_storage().data_ptr():
+            return t.storage_offset(), 0.0
+        return -1, t.item()
 
 
 def _count_steps(pipe: Pipeline, t: float, timesteps: list[float]) -> int:

@@ -7,7 +7,7 @@ T2I-Adapters to the output of the encoder block that ends each level.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -15,11 +15,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ...guidance.contract import Residuals, Step
+from ...guidance.contract import Crop, Residuals, Step
 from ...guidance.schedule import Span
 from ...guidance.unit import Unit
-from ..session import GuidedUNet, GuideSession
-from .host import LdmHost
+from ..session import PLACE_ADVICE, Box, GuidedUNet, GuideSession, check_feature_shape, find_told_crops
+from .host import VAE_SCALE_FACTOR, LdmHost
 from .unet_view import LdmUNetView, adapter_block_indices
 
 
@@ -27,13 +27,15 @@ from .unet_view import LdmUNetView, adapter_block_indices
 class BatchRows:
     """The rows that the host's denoiser is about to send through the UNet in one step, in however many calls.
 
-    For each row, in order: the index of its image, and whether it has the prompt. `span` is the step. Raises
-    ValueError if the two have different lengths.
+    For each row, in order: the index of its image, and whether it has the prompt. `span` is the step, `latent_size`
+    height and width of the latents of the whole image, None for those of the run. Raises ValueError if the first two
+    have different lengths.
     """
 
     span: Span
     image_indices: Sequence[int]
     has_prompt: Sequence[bool]
+    latent_size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if len(self.image_indices) != len(self.has_prompt):
@@ -43,17 +45,25 @@ class BatchRows:
 
 
 @contextmanager
-def guide_ldm(unet: nn.Module, units: Iterable[Unit], model: nn.Module | None = None) -> Iterator[LdmGuide]:
+def guide_ldm(
+    unet: nn.Module,
+    units: Iterable[Unit],
+    model: nn.Module | None = None,
+    find_tiles: Callable[[], Sequence[Box]] | None = None,
+) -> Iterator[LdmGuide]:
     """Guide the UNet by `units` in this context; afterwards it is as before, to the bit.
 
     `model` is the LatentDiffusion of the UNet: units that act after a step need its alphas_cumprod, its
     parameterization and its VAE. The host calls `LdmGuide.begin` when a run begins and `LdmGuide.announce_step` before
-    each step.
+    each step. A host that draws an image in tiles gives `find_tiles`, which returns the boxes (left, top, right,
+    bottom) in pixels of the tiles in the present UNet call, each of which has equally many rows, or nothing if the
+    call shows the whole image; `crop_maps` around the calls does the same.
 
-    Raises ValueError, TypeError or FileNotFoundError for what cannot act, as `controlnet_ext.guide`; RuntimeError when
-    the UNet is called in another thread or task or outside of an announced step, or is guided already.
+    Raises ValueError, TypeError or FileNotFoundError for what cannot act, as `controlnet_ext.guide`, also for rows
+    that were not announced and for a part of the image whose place is not known; RuntimeError when the UNet is called
+    in another thread or task or outside of an announced step, or is guided already.
     """
-    guide = LdmGuide(unet, units, model)
+    guide = LdmGuide(unet, units, model, find_tiles)
     with guide.enter(unet, lambda: LdmHooks(unet, guide)):
         yield guide
 
@@ -61,14 +71,20 @@ def guide_ldm(unet: nn.Module, units: Iterable[Unit], model: nn.Module | None = 
 class LdmGuide(GuideSession):
     """The units of one guided UNet, and the run that they are in."""
 
-    def __init__(self, unet: nn.Module, units: Iterable[Unit], model: nn.Module | None = None):
-        self._unet_view, self._model = LdmUNetView(unet), model
+    def __init__(
+        self,
+        unet: nn.Module,
+        units: Iterable[Unit],
+        model: nn.Module | None = None,
+        find_tiles: Callable[[], Sequence[Box]] | None = None,
+    ):
+        self._unet_view, self._model, self._find_tiles = LdmUNetView(unet), model, find_tiles
         super().__init__(units, self._unet_view)
         self.guided_calls = 0
         """The number of UNet calls that were guided."""
         self._host = LdmHost(self._unet_view, model)
         self._rows: BatchRows | None = None
-        self._seen_row_count = 0  # of the present step
+        self._seen_rows: dict[Crop | None, int] = {}  # of the present step, by the part that they show
         self._row_tensors: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}  # the same in each step
 
     def begin(self, spans: Sequence[Span], pass_index: int) -> None:
@@ -81,7 +97,10 @@ class LdmGuide(GuideSession):
 
     def announce_step(self, rows: BatchRows) -> None:
         """State the rows of the next step, before the UNet is called for it."""
-        self._rows, self._seen_row_count = rows, 0
+        self._rows, self._seen_rows = rows, {}
+        if rows.latent_size is not None:
+            height, width = rows.latent_size
+            self._image_size = height * VAE_SCALE_FACTOR, width * VAE_SCALE_FACTOR
 
     @property
     def is_step_announced(self) -> bool:
@@ -97,15 +116,17 @@ class LdmGuide(GuideSession):
     def build_step(
         self, x: Tensor, timesteps: Tensor | float, context: Any = None, y: Tensor | None = None, **_: object
     ) -> Step:
-        """Return the step of a UNet call, given the arguments of ldm's `UNetModel.forward`: x `(B, C, h, w)` first."""
+        """Return the step of a UNet call, given the arguments of ldm's `UNetModel.forward`: x `(B, C, h, w)` first.
+
+        Each part of the image has all announced rows, in their order, in one call or several. Raises ValueError if
+        rows of the whole image were not announced.
+        """
         assert self._rows is not None
-        rows, begin = self._rows, self._seen_row_count
-        end = self._seen_row_count = begin + len(x)
+        rows, crops = self._rows, self._find_crops(x)
+        places = [self._count_row(crop) for crop in crops or (None,) * len(x)]
         t = torch.as_tensor(timesteps, device=x.device).reshape(-1).float()
         t = t.expand(len(x)) if len(t) == 1 else t
-        if end > len(rows.image_indices):
-            return Step(x, t, context, rows.span, None, y, None)
-        has_prompt, image_indices = rows.has_prompt[begin:end], rows.image_indices[begin:end]
+        has_prompt, image_indices = ([each[i] for i in places] for each in (rows.has_prompt, rows.image_indices))
         key = *has_prompt, *image_indices, x.device
         if key not in self._row_tensors:
             self._row_tensors[key] = (
@@ -113,7 +134,33 @@ class LdmGuide(GuideSession):
                 torch.tensor(image_indices, device=x.device),
             )
         positive, samples = self._row_tensors[key]
-        return Step(x, t, context, rows.span, positive, y, samples, image_count=max(rows.image_indices) + 1)
+        return Step(
+            x, t, context, rows.span, positive, y, samples, image_count=max(rows.image_indices) + 1, crops=crops
+        )
+
+    def _find_crops(self, x: Tensor) -> tuple[Crop, ...]:
+        """Return the part of the image that each row shows, nothing for the whole image."""
+        size = x.shape[-2] * VAE_SCALE_FACTOR, x.shape[-1] * VAE_SCALE_FACTOR
+        told = find_told_crops(len(x), size)
+        tiles = self._find_tiles() if self._find_tiles is not None and not told else ()
+        if not tiles:
+            return told
+        times, odd = divmod(len(x), len(tiles))
+        if odd or self._image_size is None:
+            raise ValueError(f"the host tells the places of {len(tiles)} tiles for a UNet call of {len(x)} rows")
+        return tuple(crop for box in tiles for crop in (Crop(self._image_size, box, size),) * times)
+
+    def _count_row(self, crop: Crop | None) -> int:
+        """Return the place of a row among those announced, given the part that it shows."""
+        assert self._rows is not None
+        count, seen = len(self._rows.image_indices), self._seen_rows.get(crop, 0)
+        self._seen_rows[crop] = seen + 1
+        if crop is None and seen >= count:
+            raise ValueError(
+                f"the UNet is called with more rows than the {count} that the host announced for the step, as by an "
+                f"extension that draws tiles or calls it once more; {PLACE_ADVICE}, or switch that off"
+            )
+        return seen % count
 
 
 class LdmHooks(GuidedUNet):
@@ -144,7 +191,7 @@ class LdmHooks(GuidedUNet):
         if not self._guide.is_step_announced:
             raise RuntimeError("the UNet is called outside of a step that the host announced; no unit can act there")
         step = self._guide.build_step(*args, **kwargs)
-        self.start_call(step.x, is_new_run=False)  # `LdmGuide.begin` has restored the attention
+        self.start_call(step.x, is_new_run=False, crops=step.crops)  # `LdmGuide.begin` has restored the attention
         self._residuals = self.sum_residuals([self._guide.guide_call(step)], step.x.device)
 
     def _after_call(self, out: Tensor | None) -> Tensor | None:
@@ -162,13 +209,16 @@ class LdmHooks(GuidedUNet):
         if self._residuals is None or index >= len(self._residuals.encoder) or not self.is_in_call:
             return None
         self.wait()
-        return h + self._residuals.encoder[index]
+        added = self._residuals.encoder[index]
+        check_feature_shape("the encoder", h, added)
+        return h + added
 
     def _add_to_middle(self, h: Tensor) -> Tensor | None:
         last = self._add_to_encoder(h, len(self._adapter_blocks))
         if self._residuals is None or self._residuals.middle is None or not self.is_in_call:
             return last
         self.wait()
+        check_feature_shape("the middle block", h, self._residuals.middle)
         return (h if last is None else last) + self._residuals.middle
 
     def _add_to_skip(self, args: tuple[Any, ...], index: int) -> tuple[Any, ...] | None:
@@ -176,5 +226,6 @@ class LdmHooks(GuidedUNet):
             return None
         self.wait()
         added, h = self._residuals.skips[index], args[0].clone()
+        check_feature_shape(f"skip {index + 1}", h, added)
         h[:, -added.shape[1] :] += added
         return h, *args[1:]
