@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..files.disk import read_json, write_atomically
+from ..files.disk import LOCK_FILE, lock_folder, read_json, write_atomically
 from .stages import ImageResult
 
-JOB_FILE, ERRORS_FILE, LOCK_FILE = "job.json", "errors.jsonl", "lock"
+JOB_FILE, ERRORS_FILE = "job.json", "errors.jsonl"
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def lock_state(record: JobRecord) -> Iterator[None]:
     Raises ValueError when another process works at the job.
     """
     record.folder.mkdir(parents=True, exist_ok=True)
-    with _hold_lock(record.folder):
+    with lock_folder(record.folder, "job"):
         if not record.is_resumed:
             for path in record.folder.iterdir():
                 if path.name != LOCK_FILE:
@@ -104,21 +104,6 @@ def _closing_path(folder: Path) -> Path:
     It is deleted last: after a kill -9 without it, a new run could not tell whose results exist.
     """
     return folder.with_name(f".{folder.name}.json")
-
-
-@contextmanager
-def _hold_lock(folder: Path) -> Iterator[None]:
-    if os.name == "nt":
-        yield
-        return
-    import fcntl
-
-    with open(folder / LOCK_FILE, "wb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system opens it when this process ends
-        except OSError:
-            raise ValueError(f"another process works at this job: it has locked {str(folder / LOCK_FILE)!r}") from None
-        yield
 
 
 class ErrorLog:

@@ -5,9 +5,11 @@ Names stand in messages as `repr` writes them, so that an error is one line what
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
+import re
 import stat
 import sys
 from collections.abc import Iterable, Iterator
@@ -120,6 +122,41 @@ def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(value) < len(pairs):
         raise ValueError("a key is given twice")
     return value
+
+
+LOCK_FILE = "lock"  # in a folder that one process at a time works in
+_TEMPORARY_NAME = r"[0-9a-f]{16}\.part"
+
+
+@contextmanager
+def lock_folder(folder: Path, work: str) -> Iterator[None]:
+    """Keep other processes from the folder, which exists, within the context; a kill releases it too.
+
+    Raises ValueError, which says that another process works at `work`, when one has it. File systems without locks, and
+    Windows, keep nobody out.
+    """
+    if os.name == "nt":
+        yield
+        return
+    import fcntl
+
+    with open(folder / LOCK_FILE, "wb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system opens it when this process ends
+        except BlockingIOError:
+            raise ValueError(
+                f"another process works at this {work}: it has locked {str(folder / LOCK_FILE)!r}"
+            ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL):
+                raise
+        yield
+
+
+def list_temporary_files(folder: Path, temp_prefix: str = "") -> list[Path]:
+    """Return the files that `write_atomically` leaves in a folder when it is killed, with this prefix."""
+    form = re.compile(rf"\.{re.escape(temp_prefix)}{_TEMPORARY_NAME}")
+    return sorted(path for path in folder.iterdir() if form.fullmatch(path.name)) if folder.is_dir() else []
 
 
 def is_folder_name(out: str) -> bool:

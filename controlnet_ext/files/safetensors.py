@@ -134,10 +134,12 @@ def write_weights(
     tensors: Mapping[str, Tensor],
     metadata: Mapping[str, str] | None = None,
     overwrite: bool = False,
+    temp_prefix: str = "",
 ) -> None:
     """Write tensors of any shape by name as safetensors, complete or not at all, copying one tensor at a time.
 
-    Tensors are dense and on any device but meta; metadata is text. Raises ValueError for any other input.
+    Tensors are dense and on any device but meta; metadata is text. `temp_prefix` is that of `write_atomically`.
+    Raises ValueError for any other input.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     if not all(isinstance(text, str) for item in (metadata or {}).items() for text in item):
@@ -161,7 +163,7 @@ def write_weights(
     content = itertools.chain(
         [len(text).to_bytes(8, "little"), text], map(_to_bytes, (tensors[name] for name in order))
     )
-    write_atomically(path, content, overwrite)
+    write_atomically(path, content, overwrite, temp_prefix)
 
 
 def _to_bytes(tensor: Tensor) -> bytes | memoryview:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
@@ -12,7 +11,7 @@ from ..models import load
 from ..models.kinds.controlnet import ControlNet
 from .config import TrainingSchedule
 from .data import ControlDataset
-from .loop import LOG_FILE, train
+from .loop import LOG_FILE, read_log, train
 from .objective import (
     DiffusionLoss,
     EncodedExamples,
@@ -83,5 +82,4 @@ class TrainingJob:
         if net is None:
             return None, ""
         assert isinstance(net, ControlNet)
-        rows = {row["step"]: row for row in map(json.loads, (work_dir / LOG_FILE).read_text().splitlines())}
-        return net, describe_fit([rows[step] for step in sorted(rows)])
+        return net, describe_fit(read_log(work_dir / LOG_FILE))

@@ -10,13 +10,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from ..files.disk import write_atomically
 from ..files.safetensors import write_weights
 from ..files.weights import read_weights
 from .config import WARM_UP_STEPS, TrainingSchedule
@@ -50,6 +51,7 @@ def train(
     )
     folder.mkdir(parents=True, exist_ok=True)
     first = _restore_checkpoint(folder / CHECKPOINT_FILE, network, averaged, optimizer)
+    _trim_log(folder / LOG_FILE, first)
     prepared = accelerator.prepare_model(network.train())
     began, losses = time.monotonic(), []
     idle = {name: p for name, p in network.named_parameters() if p.requires_grad}
@@ -75,9 +77,9 @@ def train(
             if done % schedule.evaluation_interval == 0 or done == schedule.steps or late:
                 row = {"step": done, "loss": sum(losses) / len(losses), **evaluate(averaged)}
                 losses = []
-                _save_checkpoint(folder / CHECKPOINT_FILE, network, averaged, optimizer, done)
                 left = (time.monotonic() - began) / (done - first) * (schedule.steps - done)
-                _log_row(row, folder / LOG_FILE, left)
+                _log_row(row, folder / LOG_FILE, left)  # before the checkpoint: after a kill it is written anew
+                _save_checkpoint(folder / CHECKPOINT_FILE, network, averaged, optimizer, done)
             elif stopping.is_set():
                 _save_checkpoint(folder / CHECKPOINT_FILE, network, averaged, optimizer, done)
             if stopping.is_set():
@@ -96,6 +98,23 @@ def _filter_idle(idle: dict[str, nn.Parameter], count: int, step: int) -> dict[s
             f"{next(iter(idle))}: the loss does not depend on them, or its gradients are wrong"
         )
     return idle
+
+
+def read_log(log: Path) -> list[dict[str, float]]:
+    """Return the rows of a log in order of their steps, each step once; a last one that was cut short is left out."""
+    rows: dict[float, dict[str, float]] = {}
+    for line in log.read_text().splitlines(keepends=True) if log.exists() else []:
+        with suppress(ValueError):
+            row = json.loads(line) if line.endswith("\n") else {}
+            rows |= {row["step"]: row} if "step" in row else {}
+    return [rows[step] for step in sorted(rows)]
+
+
+def _trim_log(log: Path, step: int) -> None:
+    """Remove rows that were written after the checkpoint of this step."""
+    kept = "".join(json.dumps(row) + "\n" for row in read_log(log) if row["step"] <= step)
+    if log.exists() and log.read_text() != kept:
+        write_atomically(log, kept.encode(), overwrite=True)
 
 
 def _log_row(row: Mapping[str, float], log: Path, seconds_left: float) -> None:

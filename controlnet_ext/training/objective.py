@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..guidance.contract import Residuals, Step
 from ..guidance.schedule import Span
 from ..models.kinds.controlnet import ControlNet
-from .config import MAX_LAYOUT_FACTOR, WEIGHTINGS
+from .config import MAX_LAYOUT_FACTOR, WARM_UP_STEPS, WEIGHTINGS
 from .data import ControlDataset
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ..hosts.diffusers.host import Scheduler
 
 SNR_LIMIT = 5.0
+MIN_VERDICT_STEPS = WARM_UP_STEPS  # before, the rate has not risen to its value yet
 
 
 class DiffusionLoss:
@@ -243,7 +244,7 @@ class FixedNoiseLoss:
 
 
 def describe_fit(rows: Sequence[dict[str, float]]) -> str:
-    """Return a sentence on overfitting or underfitting from the log of a training.
+    """Return a sentence on overfitting or underfitting from the log of a training, or that it is too short to tell.
 
     Each row has `step`, the fixed losses `training` and `held_out`, and those of the model without control,
     `training_unguided` and `held_out_unguided`.
@@ -255,6 +256,8 @@ def describe_fit(rows: Sequence[dict[str, float]]) -> str:
         f"held-out loss {last['held_out']:.4g} ({last['held_out_unguided']:.4g} without control), "
         f"training loss {last['training']:.4g} ({last['training_unguided']:.4g})"
     )
+    if last["step"] < MIN_VERDICT_STEPS:
+        return f"too few steps to tell, {last['step']:.0f} of at least {MIN_VERDICT_STEPS}; {figures}: more steps"
     if last["held_out"] > (1 + SIGNIFICANT_CHANGE) * lowest["held_out"]:
         where = f"the held-out loss was lowest, {lowest['held_out']:.4g}, after {lowest['step']:.0f} steps"
         return f"overfits: {where}; {figures}: more images, or fewer steps"
@@ -263,4 +266,6 @@ def describe_fit(rows: Sequence[dict[str, float]]) -> str:
         return f"overfits: {share} % of what control gains on training images holds for others; {figures}: more images"
     if gained["held_out"] <= 0 or last["held_out"] < (1 - SIGNIFICANT_CHANGE) * earlier["held_out"]:
         return f"underfits: the held-out loss still falls, or control does not help yet; {figures}: more steps"
+    if earlier is last:
+        return f"too few measurements to tell whether the loss still falls; {figures}: a smaller --every"
     return f"fits: neither over- nor underfits; {figures}"

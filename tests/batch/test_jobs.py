@@ -1,6 +1,7 @@
 """`controlnet-ext preprocess` over many pictures: the same bytes in every way to work, and after every interruption."""
 
 import errno
+import itertools
 import json
 import os
 import re
@@ -12,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 from deadly import doubled
-from killing import ROOT, command, contents, killed_often
+from killing import ROOT, Killed, command, contents, killed_at, killed_often
 from limits import HANG, wait_until
 
 from controlnet_ext import cli
@@ -20,6 +21,7 @@ from controlnet_ext.batch import job, record
 from controlnet_ext.batch.engines import ProcessEngine, map_ordered
 from controlnet_ext.batch.formats import folder
 from controlnet_ext.cli.commands import preprocess
+from controlnet_ext.files.disk import lock_folder
 from controlnet_ext.files.image_reader import read_image
 from controlnet_ext.files.image_writer import write_image
 from controlnet_ext.files.safetensors import write_weights
@@ -240,6 +242,29 @@ def test_a_job_that_is_killed_as_it_clears_its_record_away_is_known(step, monkey
     assert sorted(os.listdir()) == ["in", "maps"] and len(contents("maps")) == 6
 
 
+@pytest.mark.parametrize("overwrite", ["", " --overwrite"])
+def test_a_job_killed_at_any_operation_on_files_goes_on_to_the_same_bytes(overwrite, tmp_path, monkeypatch):
+    for i in range(3, 10):
+        Path(f"in/{'deeper/' if i > 5 else ''}{i}.png").unlink()
+    words = f"invert ../in -o maps{overwrite}"
+    whole = None
+    for count in itertools.count():
+        (tmp_path / str(count)).mkdir()
+        monkeypatch.chdir(tmp_path / str(count))
+        try:
+            with killed_at(count, monkeypatch) as done:
+                assert run(words) == 0
+            break
+        except Killed:
+            if whole is None:
+                assert run(words) == 0
+                whole = contents(".")
+            code = run(words)
+            assert code == 0 or (code == 2 and not Path("maps.job").exists())  # killed after all was done
+            assert contents(".") == whole, f"killed at operation {count}, after {done}"
+    assert count > 20 and {"mkdir", "open", "os.open", "write", "fsync", "unlink", "rmdir"} <= set(done)
+
+
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 def test_a_process_ends_with_its_job_so_that_a_kill_does_not_come_between():
     program = (
@@ -282,7 +307,7 @@ def test_processes_end_with_the_one_that_started_them():
 def test_two_processes_do_not_work_at_one_job(capsys):
     Path("in/3.png").write_text("no picture")
     assert run("canny in -o maps") == 1
-    with record._hold_lock(Path("maps.job")):
+    with lock_folder(Path("maps.job"), "job"):
         assert run("canny in -o maps") == 2
     assert "another process works at this job" in capsys.readouterr().err
 

@@ -1,11 +1,14 @@
 """Commands as processes that are killed."""
 
+import builtins
+import io
 import os
 import random
 import shutil
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 from controlnet_ext import cli
@@ -34,6 +37,41 @@ def ended(words, seconds):
         process.kill()
         said = process.communicate()[1]
     return process.returncode, said
+
+
+class Killed(BaseException):
+    """The end of a process that is killed, as far as this process can play it."""
+
+
+@contextmanager
+def killed_at(count, monkeypatch):
+    """Raise `Killed` at the operation on files with this number, from 0, and at every later one: a process that is
+    killed tidies nothing up. Operations are those that change a folder or a file; writes in a row are one.
+
+    Gives the list of what was done, which is complete when no kill came. Nothing is flushed to the disk."""
+    done = []
+
+    def perform(name, function, *given, **options):
+        if not (done[-1:] == [name] == ["write"] and len(done) <= count):
+            if len(done) >= count:
+                raise Killed
+            done.append(name)
+        return function(*given, **options)
+
+    def dying(name, function, is_change=lambda *given: True):
+        def call(*given, **options):
+            return perform(name, function, *given, **options) if is_change(*given) else function(*given, **options)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for name in ("write", "link", "replace", "unlink", "mkdir", "rmdir", "truncate", "ftruncate"):
+            patch.setattr(os, name, dying(name, getattr(os, name)))
+        patch.setattr(os, "fsync", dying("fsync", lambda descriptor: None))
+        patch.setattr(os, "open", dying("os.open", os.open, lambda path, flags, *_: flags & (os.O_WRONLY | os.O_RDWR)))
+        for module in (builtins, io):
+            patch.setattr(module, "open", dying("open", open, lambda path, mode="r", *_: mode not in ("r", "rb")))
+        yield done
 
 
 def killed_often(words, out, count, same):

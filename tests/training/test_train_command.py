@@ -23,6 +23,7 @@ from controlnet_ext import Unit, guide, load
 from controlnet_ext.cli import main
 from controlnet_ext.files.weights import read_weights
 from controlnet_ext.training import data, job, objective
+from controlnet_ext.training.config import DECAY_SHARE, MAX_LAYOUT_FACTOR, WARM_UP_STEPS
 from controlnet_ext.training.data import Example, check_disjoint, read_examples, split_examples
 from controlnet_ext.training.loop import LOG_FILE
 from controlnet_ext.training.objective import DiffusionLoss, FrozenBase, describe_fit, make_generator
@@ -406,10 +407,21 @@ def row(step: float, training: float, held_out: float) -> dict[str, float]:
         ([row(50, 0.9, 0.9), row(75, 0.8, 0.8), row(100, 0.7, 0.7)], "underfits"),
         ([row(100, 1.0, 1.0)], "underfits"),
         ([row(50, 0.7, 0.7), row(75, 0.5, 0.51), row(100, 0.5, 0.505)], "fits"),
+        ([row(3, 0.9, 0.9)], "too few steps to tell, 3 of at least 100; held-out loss 0.9 "),
+        ([row(20, 0.9, 0.9), row(30, 0.6, 0.6), row(40, 0.6, 0.6)], "too few steps to tell, 40 of at least 100"),
+        ([row(20, 0.5, 0.5), row(99, 0.5, 0.9)], "too few steps to tell, 99 of at least 100"),
+        ([row(200, 0.5, 0.5)], "too few measurements to tell"),
     ],
 )
 def test_the_verdict_says_what_the_losses_show(rows, begins):
     assert describe_fit(rows).startswith(begins)
+
+
+def test_the_page_on_training_says_what_the_command_does() -> None:
+    page = (Path(__file__).parents[2] / "docs/reference/training.md").read_text()
+    assert f"counts much noise up to {MAX_LAYOUT_FACTOR:g} times as much" in page
+    assert f"too few steps to tell: under {objective.MIN_VERDICT_STEPS}" in page
+    assert f"rises over {WARM_UP_STEPS} steps and falls to zero in the last {DECAY_SHARE * 100:g} %" in page
 
 
 def test_without_accelerate_the_extra_is_named(

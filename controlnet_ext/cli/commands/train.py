@@ -14,12 +14,12 @@ import re
 from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ...errors import one_line
-from ...files.disk import check_target_folder, read_json, write_atomically
+from ...files.disk import check_target_folder, read_json
 from ...generation.options import split_unit_text
 from ...generation.pipeline_folder import PipelineFolder, silence_libraries
 from ...generation.recipe import hash_file, hash_files
@@ -27,13 +27,14 @@ from ...maps.control_map import MAP_KINDS
 from ...models import locate_weights
 from ...preprocessors.registry import find
 from ...training.config import MAX_LAYOUT_FACTOR, WEIGHTINGS, TrainingSchedule
+from ...training.work_folder import check_work_folder, open_work_folder, remove_output_leftovers
 from ..generation_options import add_load_option
 from ..output import print_stderr
 
 if TYPE_CHECKING:
     from ...training.data import ControlDataset, MapFunction
+    from ...training.job import TrainingJob
 
-ARGUMENTS_FILE = "arguments.json"
 VALIDATION_SHARE = "0.1"
 SCENES_PATTERN = re.compile(r"scenes(?::(\d{1,8}))?")
 RESUME_KEYS = ("steps", "batch", "accumulate", "rate", "weighting", "seed", "map")
@@ -119,6 +120,8 @@ def run(options: Namespace) -> int:
     """Check all that can be checked, load, train, write. Raises ValueError for what is refused before any work."""
     if options.batch < 1 or options.seed < 0:
         raise ValueError(f"batch {options.batch}, seed {options.seed}: expected at least 1 and 0")
+    work = options.work or options.output.with_name(f"{options.output.name}.training")
+    remove_output_leftovers(work, options.output, _get_temp_prefix(options.output))
     _check_output(options.output, options.overwrite)
     init_from = _check_names(options)
     maps = _parse_map(options.map)
@@ -141,7 +144,6 @@ def run(options: Namespace) -> int:
             max_minutes=options.minutes,
         )
         hashes = hash_files(folder.files())
-        work = options.work or options.output.with_name(f"{options.output.name}.training")
         settings = {
             **{name: getattr(options, name) for name in RESUME_KEYS},
             "size": f"{width}x{height}",
@@ -150,17 +152,26 @@ def run(options: Namespace) -> int:
             "data": train_set.identity,
             "validation": held_out.identity,
         }
-        is_resumed = _is_resumed(work, settings)
+        check_work_folder(work, settings)
         size = height, width
         job = TrainingJob(folder, init_from, train_set, held_out, size, options.batch, options.seed, options.weighting)
-        if not is_resumed:
-            work.mkdir(parents=True, exist_ok=True)
-            write_atomically(work / ARGUMENTS_FILE, (json.dumps(settings, indent=2) + "\n").encode())
-        try:
-            net, sentence = job.fit(schedule, work)
-        except (RuntimeError, ValueError, ArithmeticError, OSError) as error:
-            print_stderr(f"controlnet-ext: {one_line(error, 500)}")
-            return 1
+        with open_work_folder(work, settings):
+            return _train(options, job, schedule, work, {"map": maps.kind, "base": json.dumps(_filter_unet(hashes))})
+
+
+def _filter_unet(hashes: dict[str, str]) -> dict[str, str]:
+    return {name: digest for name, digest in hashes.items() if name.startswith("unet/")}
+
+
+def _train(
+    options: Namespace, job: TrainingJob, schedule: TrainingSchedule, work: Path, metadata: dict[str, str]
+) -> int:
+    """Train and write OUT with these metadata; return the exit code."""
+    try:
+        net, sentence = job.fit(schedule, work)
+    except (RuntimeError, ValueError, ArithmeticError, OSError) as error:
+        print_stderr(f"controlnet-ext: {one_line(error, 500)}")
+        return 1
     if net is None:
         print_stderr(
             f"controlnet-ext: {options.minutes:g} minutes are over; the same command goes on from {str(work)!r}"
@@ -168,11 +179,16 @@ def run(options: Namespace) -> int:
         return 1
     from ...models.state_dict.saving import save_ldm
 
-    own = {name: digest for name, digest in hashes.items() if name.startswith("unet/")}
-    metadata = {"map": maps.kind, "preprocessor": options.map, "steps": str(options.steps), "base": json.dumps(own)}
-    save_ldm(net, options.output, options.overwrite, {f"controlnet_ext.{key}": text for key, text in metadata.items()})
+    stated = {**metadata, "preprocessor": options.map, "steps": str(options.steps)}
+    more = {f"controlnet_ext.{key}": text for key, text in stated.items()}
+    save_ldm(net, options.output, options.overwrite, more, temp_prefix=_get_temp_prefix(options.output))
     print_stderr(f"{options.output}: {options.steps} steps; {sentence}")
     return 0
+
+
+def _get_temp_prefix(output: Path) -> str:
+    """Return the prefix of temporary files of OUT, which tells those of a killed training from others."""
+    return f"{output.name}."
 
 
 def _check_names(options: Namespace) -> Path | None:
@@ -262,22 +278,3 @@ def _load_datasets(
     else:
         examples, held_out = split_examples(examples, share)
     return FolderDataset(examples, make_map), FolderDataset(held_out, make_map)
-
-
-def _is_resumed(work_dir: Path, settings: dict[str, Any]) -> bool:
-    """Return True if the folder holds a training with these settings, False if it is new or empty.
-
-    Raises ValueError where it holds a training with other settings, or other files.
-    """
-    if (work_dir / ARGUMENTS_FILE).exists():
-        stored = read_json(work_dir / ARGUMENTS_FILE)
-        for name, value in settings.items():
-            if stored.get(name) != value:
-                raise ValueError(
-                    f"{str(work_dir)!r} holds a training with another {name} ({stored.get(name)}, now {value}): give "
-                    "the same arguments to go on, or another --work"
-                )
-        return True
-    if os.path.lexists(work_dir) and (not work_dir.is_dir() or any(work_dir.iterdir())):
-        raise ValueError(f"{str(work_dir)!r} exists and is no folder of a training: name another with --work")
-    return False

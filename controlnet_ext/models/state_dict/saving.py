@@ -34,14 +34,18 @@ def save_diffusers(
 
 
 def save_ldm(
-    net: Any, path: str | os.PathLike[str], overwrite: bool = False, extra_metadata: Mapping[str, str] | None = None
+    net: Any,
+    path: str | os.PathLike[str],
+    overwrite: bool = False,
+    extra_metadata: Mapping[str, str] | None = None,
+    temp_prefix: str = "",
 ) -> None:
     """Write one .safetensors file under ldm's names without a prefix, in the network's dtype. What tensors do not
     show is in its metadata, under `controlnet_ext.config`, with `more` beside it. An existing file raises
-    FileExistsError unless `overwrite`."""
+    FileExistsError unless `overwrite`. `temp_prefix` is that of `write_atomically`."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     tensors = net.LAYOUTS["ldm"](net.state_dict())
-    write_weights(path, tensors, {**(extra_metadata or {}), **build_metadata(net)}, overwrite=overwrite)
+    write_weights(path, tensors, {**(extra_metadata or {}), **build_metadata(net)}, overwrite, temp_prefix)
 
 
 SAVERS = {"diffusers": save_diffusers, "ldm": save_ldm}

@@ -1,0 +1,68 @@
+"""The folder that a training works in: the arguments that it was begun with, its lock, and what a kill left in it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from ..files.disk import LOCK_FILE, list_temporary_files, lock_folder, read_json, write_atomically
+
+ARGUMENTS_FILE = "arguments.json"
+STEPS = "steps"  # the argument that may grow
+
+
+def check_work_folder(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Raise ValueError unless a training with these settings can begin in the folder, or go on there.
+
+    It can go on with more steps than it was begun with. A folder that holds nothing but its own temporary files and its
+    lock counts as new: a training was killed as it began. Also raises ValueError when another process works there.
+    """
+    _check_content(folder, settings)
+    if (folder / LOCK_FILE).exists():
+        with lock_folder(folder, "training"):
+            pass
+
+
+@contextmanager
+def open_work_folder(folder: Path, settings: Mapping[str, Any]) -> Iterator[None]:
+    """Make the folder, write the arguments, and keep other processes from it within the context.
+
+    Temporary files of a killed training are removed. Raises ValueError as `check_work_folder` does.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with lock_folder(folder, "training"):
+        _check_content(folder, settings)  # again: another process may have begun since
+        for path in list_temporary_files(folder):
+            path.unlink(missing_ok=True)
+        content = (json.dumps(settings, indent=2) + "\n").encode()
+        if not (folder / ARGUMENTS_FILE).exists() or (folder / ARGUMENTS_FILE).read_bytes() != content:
+            write_atomically(folder / ARGUMENTS_FILE, content, overwrite=True)
+        yield
+
+
+def remove_output_leftovers(folder: Path, output: Path, temp_prefix: str) -> None:
+    """Remove the temporary files of `output` that a killed training in this folder left, unless one works there."""
+    if (folder / LOCK_FILE).exists():
+        with suppress(ValueError), lock_folder(folder, "training"):
+            for path in list_temporary_files(output.parent, temp_prefix):
+                path.unlink(missing_ok=True)
+
+
+def _check_content(folder: Path, settings: Mapping[str, Any]) -> None:
+    if (folder / ARGUMENTS_FILE).exists():
+        stored = read_json(folder / ARGUMENTS_FILE)
+        for name, value in settings.items():
+            given = stored.get(name)
+            if given != value and not (name == STEPS and isinstance(given, int) and given < value):
+                raise ValueError(
+                    f"{str(folder)!r} holds a training with another {name} ({given}, now {value}): give the same "
+                    "arguments to go on, or another --work"
+                )
+    elif os.path.lexists(folder):
+        own = {LOCK_FILE, *(path.name for path in list_temporary_files(folder))}
+        if not folder.is_dir() or {path.name for path in folder.iterdir()} - own:
+            raise ValueError(f"{str(folder)!r} exists and is no folder of a training: name another with --work")
