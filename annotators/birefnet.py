@@ -131,13 +131,13 @@ class DeformableConv2d(nn.Module):
         offsets = self.offset_conv(x).float().unflatten(1, (-1, 2)).permute(1, 0, 3, 4, 2)  # places, B, H, W, (y, x)
         strengths = 2 * self.modulator_conv(x).sigmoid().transpose(0, 1)[:, :, None]  # places, B, 1, H, W
         rows, columns = (torch.arange(side, device=x.device) - self.kernel_size // 2 for side in (height, width))
-        picture, sides = x.float(), torch.tensor([width, height], device=x.device)
+        image, sides = x.float(), torch.tensor([width, height], device=x.device)
         found = x.new_zeros(())
         for i, (offset, strength) in enumerate(zip(offsets, strengths, strict=True)):
             y = offset[..., 0] + (rows + i // self.kernel_size)[:, None]
             there = torch.stack([offset[..., 1] + columns + i % self.kernel_size, y], dim=-1)
             grid = (2 * there + 1) / sides - 1
-            looked = F.grid_sample(picture, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+            looked = F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
             weight = self.regular_conv.weight[:, :, i // self.kernel_size, i % self.kernel_size, None, None]
             found = found + F.conv2d(looked.to(x.dtype) * strength, weight)
         return found

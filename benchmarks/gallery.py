@@ -54,9 +54,9 @@ PANELS = (
     Panel("shuffle", {"seed": 3}),
 )
 WHY_NOT = {
-    "inpaint": "the picture itself; the unit's mask is made -1 in the hint",
+    "inpaint": "the image itself; the unit's mask is made -1 in the hint",
     "inpaint_only": "the same",
-    "tile_colorfix": "the picture itself",
+    "tile_colorfix": "the image itself",
     "tile_colorfix+sharp": "the same",
     "mediapipe_face": "there is no face in the photo",
 }

@@ -2,7 +2,7 @@
 
     unit = Unit(load("canny.safetensors"), "photo.jpg", preprocessor="canny", window=Window(0, 0.8))
     with guide(pipe, [unit]):
-        picture = pipe("a red house").images[0]
+        image = pipe("a red house").images[0]
 
 Importing this loads no torch: that happens where it is needed.
 """

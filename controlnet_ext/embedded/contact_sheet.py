@@ -17,11 +17,11 @@ PAPER_COLOR, TEXT_COLOR, PALE_TEXT_COLOR = (250, 249, 246), (38, 38, 42), (105, 
 HIT_COLOR, MISS_COLOR = (
     (40, 230, 120),
     (255, 70, 60),
-)  # an asked edge that the picture has within a pixel, and one it has not
+)  # an asked edge that the image has within a pixel, and one it has not
 MIN_PANEL_SIDE = 256  # pixels a side, at least
 MARGIN, GAP, LINE_HEIGHT = 28, 20, 20
 TEXT_SUPERSAMPLING = 4  # text is drawn this much larger, then averaged: smooth letters
-F1_LEGEND = "F1: how far the edges of a picture are those of the map, 0 to 1. Within 1 px: the next pixel counts too."
+F1_LEGEND = "F1: how far the edges of an image are those of the map, 0 to 1. Within 1 px: the next pixel counts too."
 FONT, FONT_SCALE, FONT_THICKNESS = cv2.FONT_HERSHEY_SIMPLEX, 0.46 * TEXT_SUPERSAMPLING, TEXT_SUPERSAMPLING + 1
 
 
@@ -47,9 +47,9 @@ def render_sheet(photo: np.ndarray, edge_map: np.ndarray, columns: Sequence[Colu
     across = 2 * MARGIN + (len(columns) + 1) * (width + GAP) - GAP
     paper = np.full((first + 3 * pitch + 2 * LINE_HEIGHT + MARGIN, across, 3), PAPER_COLOR, np.uint8)
 
-    def place(column: int, row: int, picture: np.ndarray, *lines: str) -> None:
+    def place(column: int, row: int, image: np.ndarray, *lines: str) -> None:
         x, y = MARGIN + column * (width + GAP), first + row * pitch
-        paper[y : y + height, x : x + width] = picture
+        paper[y : y + height, x : x + width] = image
         for i, line in enumerate(lines):
             _draw_text(paper, line, x, y + height + 4 + i * LINE_HEIGHT, PALE_TEXT_COLOR if i else TEXT_COLOR)
 
@@ -60,14 +60,14 @@ def render_sheet(photo: np.ndarray, edge_map: np.ndarray, columns: Sequence[Colu
         lines = wrap_text(column.prompt, width)
         for k, line in enumerate(lines, 2 - len(lines)):
             _draw_text(paper, line, MARGIN + i * (width + GAP), MARGIN + k * LINE_HEIGHT, TEXT_COLOR)
-        unguided, guided = (enlarge(picture, scale, cv2.INTER_CUBIC) for picture in (column.unguided, column.guided))
+        unguided, guided = (enlarge(image, scale, cv2.INTER_CUBIC) for image in (column.unguided, column.guided))
         place(i, 0, unguided, "without guidance", _format_score(column.unguided_score))
         place(i, 1, guided, "guided, from the same noise", _format_score(column.guided_score))
         place(
             i,
             2,
             enlarge(overlay_edges(edge_map, column.guided), scale, cv2.INTER_NEAREST),
-            "the map over the guided picture",
+            "the map over the guided image",
         )
     for k, line in enumerate(wrap_text(footer, across - 2 * MARGIN)):
         _draw_text(paper, line, MARGIN, first + 3 * pitch + k * LINE_HEIGHT, PALE_TEXT_COLOR)
@@ -75,7 +75,7 @@ def render_sheet(photo: np.ndarray, edge_map: np.ndarray, columns: Sequence[Colu
 
 
 def overlay_edges(edge_map: np.ndarray, image: np.ndarray) -> np.ndarray:
-    """The picture (H, W, 3) RGB uint8, darkened, and on it the edges of the map in `HIT_COLOR` or `MISS_COLOR`."""
+    """The image (H, W, 3) RGB uint8, darkened, and on it the edges of the map in `HIT_COLOR` or `MISS_COLOR`."""
     near = cv2.dilate(cv2.Canny(np.ascontiguousarray(image), 100, 200), np.ones((3, 3), np.uint8)) > 0
     edges, shown = edge_map.max(2) > 127, image // 2
     shown[edges & near], shown[edges & ~near] = HIT_COLOR, MISS_COLOR
@@ -120,9 +120,7 @@ def _format_score(score: EdgeScore) -> str:
 
 def _draw_legend(paper: np.ndarray, x: int, y: int, width: int) -> None:
     """Draw the legend of the last row and of the scores."""
-    for i, (colour, text) in enumerate(
-        ((HIT_COLOR, "edges that the picture has"), (MISS_COLOR, "edges that it misses"))
-    ):
+    for i, (colour, text) in enumerate(((HIT_COLOR, "edges that the image has"), (MISS_COLOR, "edges that it misses"))):
         cv2.line(paper, (x, y + 10 + i * LINE_HEIGHT), (x + 24, y + 10 + i * LINE_HEIGHT), colour, 3)
         _draw_text(paper, text, x + 36, y + i * LINE_HEIGHT, TEXT_COLOR)
     for i, line in enumerate(wrap_text(F1_LEGEND, width, 4), 3):

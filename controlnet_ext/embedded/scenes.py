@@ -90,7 +90,7 @@ HELD_OUT_SEEDS = range(10_000_000, 11_000_000)
 THING_KINDS = (*FIGURES, "person")
 MASK_SUPERSAMPLING = 4  # masks are drawn this much finer, then averaged: smooth borders
 MIN_VISIBLE_SHARE = 0.55  # share of a thing that must stay visible
-MIN_VISIBLE_PIXELS = 110  # and how much of it, in pixels of a 128-pixel picture
+MIN_VISIBLE_PIXELS = 110  # and how much of it, in pixels of a 128-pixel image
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,7 +173,7 @@ def _arrange_things(rng: Rng, count: int, size: int) -> tuple[list[_DrawnThing],
 
 
 def _draw_thing(rng: Rng, kind: str, count: int, size: int) -> _DrawnThing:
-    """A thing somewhere in the picture: alpha (size, size) float32 0..1."""
+    """A thing somewhere in the image: alpha (size, size) float32 0..1."""
     tall = kind in ("person", "curve")
     radius = rng.uniform(30, 52) if tall else rng.uniform(17, 46 if count == 1 else 36)
     middle = rng.uniform(radius * 0.75, 128 - radius * 0.75, 2)
@@ -195,7 +195,7 @@ def _draw_thing(rng: Rng, kind: str, count: int, size: int) -> _DrawnThing:
 
 
 def _mirror_points(points: np.ndarray, x: float) -> np.ndarray:
-    """Key points mirrored at a vertical line; right and left change places, as on a mirrored picture of a person."""
+    """Key points mirrored at a vertical line; right and left change places, as on a mirrored image of a person."""
     pairs = [0, 1, 5, 6, 7, 2, 3, 4, 11, 12, 13, 8, 9, 10, 15, 14, 17, 16]
     return (points * [-1, 1] + [2 * x, 0])[pairs]
 

@@ -59,8 +59,8 @@ def parse_unit(
     if model is None:
         known = f" (the embedded model has its own for {', '.join(models)})" if models else ""
         raise ValueError(f"no control model given{known}: name one with model=PATH")
-    picture = values.get("image", image)
-    if picture is None:
+    source = values.get("image", image)
+    if source is None:
         raise ValueError("no image given: name one with image=PATH, or for all units with --image")
     if "kind" in values and makes is not None:
         raise ValueError(f"kind {values['kind']!r} of a map that {makes.name} makes, whose maps are {makes.makes!r}")
@@ -71,7 +71,7 @@ def parse_unit(
         )
     return UnitSpec(
         model=ModelRef(model),
-        image=ControlMap(read_image(picture), values["kind"]) if "kind" in values else picture,
+        image=ControlMap(read_image(source), values["kind"]) if "kind" in values else source,
         **parse_settings(values),
         inpaint=white,
         region=read_mask(values["region"]) if "region" in values else None,

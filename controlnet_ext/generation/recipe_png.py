@@ -23,7 +23,7 @@ from .recipe import ATTRIBUTES, NO_MODEL, NUMBER_FIELDS, GenerationRecipe, Model
 
 PNG_KEYWORD = "controlnet-ext"  # of the text; images in it have keywords that begin so
 FORMAT_VERSION = 1
-RECIPE_FILE_LIMIT = 2**28  # bytes of a picture: 4096x4096 pixels and 64 MiB of text are half of it
+RECIPE_FILE_LIMIT = 2**28  # bytes of an image: 4096x4096 pixels and 64 MiB of text are half of it
 MAX_WORD_LENGTH = 300  # characters of a name, a path, a version
 RECIPE_FIELDS = {
     **dict.fromkeys(NUMBER_FIELDS, (int, float)),
@@ -48,14 +48,14 @@ UNIT_FIELDS = {
 def encode_recipe(recipe: GenerationRecipe) -> dict[str, str]:
     """Return the texts of a PNG by keyword. Raises ValueError when the maps are too large for them."""
     units: list[dict[str, Any]] = []
-    pictures: dict[str, str] = {}
+    images: dict[str, str] = {}
     for i, unit in enumerate(recipe.units, 1):
         assert not callable(unit.weight)
-        pictures |= _encode_image(f"{PNG_KEYWORD} unit {i} map", unit.control_map.pixels)
+        images |= _encode_image(f"{PNG_KEYWORD} unit {i} map", unit.control_map.pixels)
         if unit.region is not None:
-            pictures |= _encode_image(f"{PNG_KEYWORD} unit {i} region", np.rint(unit.region * 255).astype(np.uint8))
+            images |= _encode_image(f"{PNG_KEYWORD} unit {i} region", np.rint(unit.region * 255).astype(np.uint8))
         if unit.mask is not None:
-            pictures |= _encode_image(f"{PNG_KEYWORD} unit {i} mask", unit.mask)
+            images |= _encode_image(f"{PNG_KEYWORD} unit {i} mask", unit.mask)
         units.append(
             {
                 "model": _encode_model(unit.model),
@@ -77,7 +77,7 @@ def encode_recipe(recipe: GenerationRecipe) -> dict[str, str]:
     words |= {name: getattr(recipe, name) for name in ("scheduler", "dtype", "device")}
     words |= {"scheduler_config": dict(recipe.scheduler_config), "made_with": dict(recipe.made_with)}
     words |= {"model": _encode_model(recipe.model), "units": units}
-    found = {PNG_KEYWORD: json.dumps(words), **pictures}
+    found = {PNG_KEYWORD: json.dumps(words), **images}
     if sum(map(len, found.values())) > PNG_TEXT_TOTAL_LIMIT:
         raise ValueError(
             f"the maps of {len(units)} units take over {PNG_TEXT_TOTAL_LIMIT >> 20} MiB, more than a PNG's text"
@@ -93,7 +93,7 @@ def read_recipe(path: str | os.PathLike[str]) -> GenerationRecipe:
     name = repr(os.fspath(path))
     with open_regular_file(path) as file:
         if file.seek(0, os.SEEK_END) > RECIPE_FILE_LIMIT:
-            raise ValueError(f"{name} is over {RECIPE_FILE_LIMIT >> 20} MiB, which no picture with a recipe is")
+            raise ValueError(f"{name} is over {RECIPE_FILE_LIMIT >> 20} MiB, which no image with a recipe is")
     found = read_png_text(path)
     if PNG_KEYWORD not in found:
         raise ValueError(f"{name} holds no recipe of controlnet-ext")
@@ -216,5 +216,5 @@ def _decode_image(keyword: str, texts: Mapping[str, str], height: int, width: in
         raise ValueError(f"its {name} is missing, or not a PNG")
     pixels = read_image(content)
     if pixels.shape[:2] != (height, width):
-        raise ValueError(f"its {name} is {pixels.shape[1]}x{pixels.shape[0]}, but the picture {width}x{height}")
+        raise ValueError(f"its {name} is {pixels.shape[1]}x{pixels.shape[0]}, but the image {width}x{height}")
     return pixels

@@ -122,7 +122,7 @@ class HintImages:
         return model.for_map_types(self.kinds)
 
     def fit_to_size(self, height: int, width: int, crop: Crop | None = None) -> list[np.ndarray]:
-        """For each image that acts the map for all pictures, `(1, H, W, 3)`, or one for each, `(n, H, W, 3)`: RGB
+        """For each image that acts the map for the whole batch, `(1, H, W, 3)`, or one for each of its images: RGB
         uint8; with an inpainting mask floats `(…, 3, H, W)` in 0..1, -1 where to repaint. With `crop`, whose size this
         is, the part of the maps that the UNet call shows."""
         return [
@@ -220,7 +220,7 @@ def _infer_kind(image: Any, unit: HintSource) -> str | None:
     if unit.preprocessor:
         return find(unit.preprocessor).makes
     images = image.images if isinstance(image, PerSample) else (image,)
-    kinds = {picture.kind if isinstance(picture, ControlMap) else None for picture in images}
+    kinds = {image.kind if isinstance(image, ControlMap) else None for image in images}
     stated = kinds.pop() if len(kinds) == 1 else None
     return stated or ("inpaint" if unit.inpaint is not None else None)
 

@@ -276,8 +276,8 @@ class UnitRun:
     def _get_hints(self, step: Step) -> list[Any]:
         """Return the hints, one for each image of the unit, made once for a size, its rows and what they show."""
         size, own = self._host.pixel_size, [isinstance(a, PerSample) for a in self._unit.images]
-        pictures = self._get_image_indices(step) if any(own) else ()
-        key = *size, len(step.x), pictures, step.crops
+        image_indices = self._get_image_indices(step) if any(own) else ()
+        key = *size, len(step.x), image_indices, step.crops
         if key not in self._hints:
             is_embedding = self._model.hint_input == "embedding"
             parts = (None,) if is_embedding else tuple(dict.fromkeys(step.crops or (None,)))
@@ -288,7 +288,7 @@ class UnitRun:
             )
             found = []
             for has_own, maps in zip(own, zip(*arrays, strict=True), strict=True):
-                rows = self._match_maps_to_rows(len(maps[0]), step, pictures) if has_own else [0] * len(step.x)
+                rows = self._match_maps_to_rows(len(maps[0]), step, image_indices) if has_own else [0] * len(step.x)
                 if len(parts) > 1:
                     places = [parts.index(crop) for crop in step.crops or ()]
                     chosen = np.stack([maps[place][row] for place, row in zip(places, rows, strict=True)])
@@ -304,7 +304,7 @@ class UnitRun:
 
     def _get_image_indices(self, step: Step) -> tuple[int, ...]:
         if step.samples is None:
-            raise ValueError(f"{self.name} has a map for each picture, and the host cannot tell whose row is whose")
+            raise ValueError(f"{self.name} has a map for each image, and the host cannot tell whose row is whose")
         return tuple(step.samples.tolist())
 
     def _match_maps_to_rows(self, map_count: int, step: Step, image_indices: tuple[int, ...]) -> list[int]:
@@ -313,14 +313,14 @@ class UnitRun:
         if map_count == count:
             return list(image_indices)
         if map_count == count * step.frames:  # rows are whole videos
-            return [picture * step.frames + row % step.frames for row, picture in enumerate(image_indices)]
+            return [image * step.frames + row % step.frames for row, image in enumerate(image_indices)]
         videos = f" of {step.frames} frames" if step.frames > 1 else ""
-        raise ValueError(f"{self.name} has {map_count} maps for {count} pictures{videos}")
+        raise ValueError(f"{self.name} has {map_count} maps for {count} images{videos}")
 
     def _embed_hint(self, maps: np.ndarray, step: Step) -> Any:
         if self._model.hint_input == "latents":
             if maps.dtype != np.uint8:
-                raise ValueError(f"{self.name} reads latents of a picture, which an inpaint mask does not change")
+                raise ValueError(f"{self.name} reads latents of an image, which an inpaint mask does not change")
             return self._model.hint(self._host.encode(maps, self._model.needs_vae_shift))
         # A row of its own for each of x's, although they are often equal: convolutions of one row and of several differ
         # in their last bits, and diffusers' pipelines have several.

@@ -90,8 +90,8 @@ class Unit:
     `region`: (H, W) of bools or 0..1, or a mask as `read_mask` reads it, any size, stretched over the image: where the
     residuals act. It becomes an array (H, W) of float32.
     `inpaint`: a mask as `read_mask` reads it, as large as the image, white where to repaint; the hint is -1 there.
-    `fit`: how the map comes to the picture's size, "crop", "stretch" or "fill".
-    `preprocessor` with `parameters` makes the map; `resolution` "match" makes it as fine as the picture needs.
+    `fit`: how the map comes to the output's size, "crop", "stretch" or "fill".
+    `preprocessor` with `parameters` makes the map; `resolution` "match" makes it as fine as the output needs.
     `hires`: the runs of a host in which it acts: "low" (the first), "high" (all after it) or "both".
     `low_vram`: the model's weights stay on the CPU, and each layer's are copied to the device when it is called.
     `after`: what is done to the latents after each step, `InpaintRestore()` or `ColorFix(8)` of `after_steps`, which
@@ -195,11 +195,11 @@ def _check_model(model: object) -> None:
 def _check_image(image: object) -> None:
     if isinstance(image, list):
         raise TypeError(
-            "a list of images: PerSample([...]) has one for each picture, a tuple has images that act together"
+            "a list of images: PerSample([...]) has one for each of the batch, a tuple has images that act together"
         )
     if not isinstance(image, str | os.PathLike | bytes | np.ndarray | ControlMap) and not hasattr(image, "getbands"):
         raise TypeError(
-            f"image {quote_value(image)} is {type(image).__name__}, expected a path, a picture or a ControlMap"
+            f"image {quote_value(image)} is {type(image).__name__}, expected a path, an image or a ControlMap"
         )
 
 

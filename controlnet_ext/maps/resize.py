@@ -36,19 +36,19 @@ def resize_map(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     if pixels.shape[:2] == (height, width):
         return pixels
     growth = height * width - pixels.shape[0] * pixels.shape[1]
-    picture = np.ascontiguousarray(pixels[..., :3])
-    colours = _count_colors(picture)
-    greys = colours == 2 and bool((picture == picture[..., :1]).all())
+    image = np.ascontiguousarray(pixels[..., :3])
+    colours = _count_colors(image)
+    greys = colours == 2 and bool((image == image[..., :1]).all())
     soft = cv2.INTER_AREA if growth < 0 else cv2.INTER_CUBIC
     way = cv2.INTER_NEAREST if 1 < colours < 200 and not greys else soft
-    if greys and picture.min() < 16 and picture.max() > 240:
-        marks = np.ascontiguousarray(picture[..., 0])
+    if greys and image.min() < 16 and image.max() > 240:
+        marks = np.ascontiguousarray(image[..., 0])
         result = cv2.cvtColor(
             _binarize_marks(marks, cv2.resize(marks, (width, height), interpolation=way), growth > 0),
             cv2.COLOR_GRAY2RGB,
         )
     else:
-        result = cv2.resize(picture, (width, height), interpolation=way)
+        result = cv2.resize(image, (width, height), interpolation=way)
     if pixels.shape[2] == 3:
         return result
     mask = cv2.resize(np.ascontiguousarray(pixels[..., 3]), (width, height), interpolation=way)

@@ -1,4 +1,4 @@
-"""The pipeline that makes a server's pictures, one at a time."""
+"""The pipeline that makes a server's images, one at a time."""
 
 from __future__ import annotations
 

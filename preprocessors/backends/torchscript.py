@@ -36,7 +36,7 @@ class TorchscriptNetwork:
         except (RuntimeError, torch.jit.Error) as error:
             size = f"{image.shape[1]}x{image.shape[0]}"
             last = str(error).strip().splitlines()[-1][:200]
-            raise ValueError(f"the network cannot look at a picture of {size}: {last}") from error
+            raise ValueError(f"the network cannot look at an image of {size}: {last}") from error
 
 
 def load_torchscript_network(library: Library, file: WeightsFile, device: str | Device) -> TorchscriptNetwork:

@@ -241,7 +241,7 @@ def compute_input_size(settings: dict[str, Any], height: int, width: int) -> tup
         edge = size["longest_edge"] * short / long
     shorter = max(round(edge), 1)
     longer = long if round(edge) == short else max(int(edge * long / short), 1)
-    check_pixels(shorter, longer, f"a picture of {width}x{height} as a network's input")
+    check_pixels(shorter, longer, f"an image of {width}x{height} as a network's input")
     return (shorter, longer) if height <= width else (longer, shorter)
 
 

@@ -198,7 +198,7 @@ def _call_detector(
     except _DETECTOR_ERRORS as error:
         raise ValueError(f"{detector.package.name}'s {detector.name} fails: {_format_error(error)}") from error
     if found.dtype != np.uint8 or found.shape[2:] not in ((), (3,)):
-        raise ValueError(f"{detector.package.name}'s {detector.name} gives {found.shape} of {found.dtype}, no picture")
+        raise ValueError(f"{detector.package.name}'s {detector.name} gives {found.shape} of {found.dtype}, no image")
     if found.shape[:2] != image.shape[:2]:
         found = resize_map(found if found.ndim == 3 else np.dstack([found] * 3), *image.shape[:2])
     return found[:height, :width]

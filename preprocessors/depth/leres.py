@@ -47,18 +47,18 @@ def boost_depth(image: np.ndarray, estimate: EstimateFunction, merge: MergeFunct
     factor = max(min(1, 4 * density * size / _MAX_SIZE), 0.2)
     large = [round(2 * size * side / max(height, width)) for side in (height, width)]
     large = [round(side / factor) for side in large]
-    picture = _resize_cubic(image, *large)
-    parts = _select_patches(picture, int(32 / factor))
+    detailed = _resize_cubic(image, *large)
+    parts = _select_patches(detailed, int(32 / factor))
     scale = height / large[0]
-    picture = _resize_cubic(picture, round(large[0] * scale), round(large[1] * scale))
-    base = _resize_cubic(whole, *picture.shape[:2])
+    detailed = _resize_cubic(detailed, round(large[0] * scale), round(large[1] * scale))
+    base = _resize_cubic(whole, *detailed.shape[:2])
     depth = base.copy()
     for part in parts:
         left, top, side = (round(pixels * scale) for pixels in part)
         here = np.s_[top : top + side, left : left + side]
         before = _resize_cubic(base[here], MERGE_SIZE, MERGE_SIZE)
         merged = _fit_linear(
-            merge(_normalize_depth(before), _estimate_double(picture[here], 2 * RECEPTIVE_FIELD, estimate, merge)),
+            merge(_normalize_depth(before), _estimate_double(detailed[here], 2 * RECEPTIVE_FIELD, estimate, merge)),
             before,
         )
         rows, columns = depth[here].shape

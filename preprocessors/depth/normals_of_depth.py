@@ -71,9 +71,9 @@ def _fit_planes(inverse_depth: np.ndarray, sigma: float) -> tuple[np.ndarray, np
     i = np.arange(len(k))[:, None] - len(k) // 2
     kernels = k, k * i, k * i * i
 
-    def moment(picture: np.ndarray, p: int, q: int) -> np.ndarray:
+    def moment(values: np.ndarray, p: int, q: int) -> np.ndarray:
         """The sum of the window's pixels times dx^p dy^q; outside the image there is none."""
-        return cv2.sepFilter2D(picture, cv2.CV_64F, kernels[p], kernels[q], borderType=cv2.BORDER_CONSTANT)
+        return cv2.sepFilter2D(values, cv2.CV_64F, kernels[p], kernels[q], borderType=cv2.BORDER_CONSTANT)
 
     one = np.ones((height, width))
     a, x, y, xx, xy, yy = (moment(one, p, q) for p, q in ((0, 0), (1, 0), (0, 1), (2, 0), (1, 1), (0, 2)))

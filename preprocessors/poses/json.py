@@ -64,9 +64,9 @@ def parse_poses(text: bytes, name: str) -> tuple[Poses, ...]:
     part stand one after another or each in its own list. A body of 25 points, as OpenPose itself writes, gives the 18
     that are drawn."""
     value = parse_json(text, name)
-    pictures = value if isinstance(value, list) else [value]
+    objects = value if isinstance(value, list) else [value]
     try:
-        return tuple(_parse_object(picture) for picture in pictures)
+        return tuple(_parse_object(each) for each in objects)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
 

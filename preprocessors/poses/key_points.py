@@ -28,7 +28,7 @@ class KeyPoint:
     def __post_init__(self) -> None:
         low, high = COORDINATE_RANGE
         if not (low <= self.x <= high and low <= self.y <= high):  # NaN is outside too
-            raise ValueError(f"key point ({self.x}, {self.y}) is outside {low}..{high} of the picture")
+            raise ValueError(f"key point ({self.x}, {self.y}) is outside {low}..{high} of the image")
         if not 0 < self.confidence < inf:
             raise ValueError(f"confidence {self.confidence} of a key point is not above 0; an absent point is None")
 

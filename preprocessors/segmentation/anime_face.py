@@ -57,7 +57,7 @@ class AnimeFaceSegment:
         height, width = images.shape[1:3]
         short = min(height, width)
         h, w = (_SHORT_SIDE if side == short else int(_SHORT_SIDE * side / short) for side in (height, width))
-        check_pixels(h, w, f"a picture of {width}x{height} at {_SHORT_SIDE} pixels")
+        check_pixels(h, w, f"an image of {width}x{height} at {_SHORT_SIDE} pixels")
         scores = self.network(preprocess_images(_INPUT_SETTINGS | {"size": {"height": h, "width": w}}, images))
         if not scores.isfinite().all():
             raise ValueError("the network's scores are no numbers: compute in float32 or bfloat16")

@@ -104,7 +104,7 @@ def test_scores_are_told_and_are_those_of_the_pictures(capsys: pytest.CaptureFix
     scores, last = err.splitlines()
     told = SCORES.fullmatch(scores)
     assert out == "" and told and told[1] == "a red ring"
-    assert re.fullmatch(r"one\.png: seed 0, 2 steps, guidance 2; 2 pictures in \d+\.\d s, loaded in \d+\.\d s", last)
+    assert re.fullmatch(r"one\.png: seed 0, 2 steps, guidance 2; 2 images in \d+\.\d s, loaded in \d+\.\d s", last)
     asked = fit(preprocess("canny", read_image(embedded.SAMPLE_PHOTO), resolution=128).pixels, 128, 128)
     guided = canny_f1(asked, generated("g.png", "a red ring", *photo, "--control", "canny,resolution=match"))
     plain = canny_f1(asked, generated("p.png", "a red ring"))

@@ -288,7 +288,7 @@ HOSTILE: dict[str, tuple[Callable[[Any], Any], str]] = {
     "guidance infinite": (recipe_with(guidance=float("inf")), "guidance inf is outside 0..100"),
     "a giant picture": (recipe_with(width=60000, height=60000), "width 60000 is outside"),
     "an odd size": (recipe_with(width=65), "multiples of 8"),
-    "another size than the map's": (recipe_with(width=128), "map is 64x64, but the picture 128x64"),
+    "another size than the map's": (recipe_with(width=128), "map is 64x64, but the image 128x64"),
     "a million threads": (recipe_with(threads=10**6), "threads 1000000 is outside"),
     "an unknown dtype": (recipe_with(dtype="__class__"), "dtype '__class__' is none of"),
     "an unknown device": (recipe_with(device="meta"), "device 'meta' is none of"),
@@ -350,7 +350,7 @@ def test_a_hostile_recipe_is_refused(name: str, capsys: pytest.CaptureFixture[st
         ("§", "its map is not base64"),
         ("AAAA", "its map is missing, or not a PNG"),
         (base64_of(64, 64)[:100], "cut short or damaged"),
-        (base64_of(64, 72), "its map is 72x64, but the picture 64x64"),
+        (base64_of(64, 72), "its map is 72x64, but the image 64x64"),
         (base64_of(9000, 9000), "over the limit of 64"),
     ],
 )

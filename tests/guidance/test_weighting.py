@@ -258,10 +258,10 @@ def test_each_video_or_each_frame_has_its_map() -> None:
 def test_another_number_of_maps_is_refused() -> None:
     at = step(4, [False, False, True, True], samples=torch.tensor([0, 1, 0, 1]))
     for images in (MAPS[:1], MAPS[:3]):
-        with pytest.raises(ValueError, match=f"unit 1 has {len(images)} maps for 2 pictures"):
+        with pytest.raises(ValueError, match=f"unit 1 has {len(images)} maps for 2 images"):
             residuals(Unit(Means(), PerSample(images)), at)
     with pytest.raises(
-        ValueError, match="unit 1 has a map for each picture, and the host cannot tell whose row is whose"
+        ValueError, match="unit 1 has a map for each image, and the host cannot tell whose row is whose"
     ):
         residuals(Unit(Means(), PerSample(MAPS[:2])), step(4))
 

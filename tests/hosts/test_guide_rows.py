@@ -183,7 +183,7 @@ def test_self_attention_guidance_is_guided_in_each_of_its_calls() -> None:
 def test_views_of_a_panorama_are_refused_by_name() -> None:
     pipe = tiny.pipeline(diffusers.StableDiffusionPanoramaPipeline, image_encoder=None)
     with (
-        pytest.raises(ValueError, match="StableDiffusionPanoramaPipeline asks the UNet for parts of the picture"),
+        pytest.raises(ValueError, match="StableDiffusionPanoramaPipeline asks the UNet for parts of the image"),
         guide(pipe, [Unit(Pushes(), GREY)]),
     ):
         pytest.fail("nothing may run")

@@ -136,14 +136,14 @@ def test_four_channels_of_a_hint_are_colours_and_what_is_repainted() -> None:
     theirs = reference("SD1.5", conditioning_channels=4)
     net = ours(theirs)
     with pytest.raises(
-        ValueError, match="takes hints of 4 channels, but a picture has 3: give the unit an inpaint mask"
+        ValueError, match="takes hints of 4 channels, but an image has 3: give the unit an inpaint mask"
     ):
         net.hint(picture())
     pixels = torch.tensor([[0.2, -1], [0.4, -1], [0.6, -1]]).reshape(1, 3, 1, 2).repeat(1, 1, 64, 32)
     four = torch.tensor([[0.2, 0], [0.4, 0], [0.6, 0], [0, 1]]).reshape(1, 4, 1, 2).repeat(1, 1, 64, 32)
     assert torch.equal(net.hint(pixels), theirs.controlnet_cond_embedding(four))
     assert torch.equal(net.hint(four), net.hint(pixels))
-    with pytest.raises(ValueError, match=r"takes hints of 5 channels, but a picture has 3$"):
+    with pytest.raises(ValueError, match=r"takes hints of 5 channels, but an image has 3$"):
         ours(reference("SD1.5", conditioning_channels=5)).hint(pixels)
 
 

@@ -204,7 +204,7 @@ def test_what_cannot_be_placed_is_refused() -> None:
     assert "2 images for 1 frames" in refusal(lambda: guided(ours(), (a, a)))
     assert "stands at frame 5, but the video has 5" in refusal(lambda: guided(ours().at_frames(5), a))
     assert "stands at frame -6, but the video has 5" in refusal(lambda: guided(ours().at_frames(-6), a))
-    assert "two pictures stand at one frame: 4, -1 of 5" in refusal(lambda: guided(ours().at_frames(4, -1), a))
+    assert "two images stand at one frame: 4, -1 of 5" in refusal(lambda: guided(ours().at_frames(4, -1), a))
     assert "7 frames, but this SparseCtrl has positions for 6" in refusal(lambda: guided(ours(), a, num_frames=7))
 
 
@@ -215,7 +215,7 @@ def test_what_it_cannot_guide_or_read_is_refused() -> None:
         guide(pictures, [Unit(ours(), a)]).__enter__()
     plain, _ = pipelines("rgb")
     with (
-        pytest.raises(ValueError, match="unit 1 reads latents of a picture, which an inpaint mask does not change"),
+        pytest.raises(ValueError, match="unit 1 reads latents of an image, which an inpaint mask does not change"),
         guide(plain, [Unit(ours("rgb"), a, inpaint=a)]),
     ):
         video(plain)

@@ -505,7 +505,7 @@ def test_a_network_for_z_image_leaves_the_base_as_it_was() -> None:
 
 def test_pipelines_that_edit_pictures_are_refused() -> None:
     pipe, net = pipeline("qwen-image"), ours("qwen-image", control("qwen-image"))
-    with pytest.raises(ValueError, match="several pictures at once"), guide(pipe, [Unit(net, tiny.picture())]):
+    with pytest.raises(ValueError, match="several images at once"), guide(pipe, [Unit(net, tiny.picture())]):
         pipe.transformer(
             hidden_states=torch.zeros(1, 32, 16),
             timestep=torch.ones(1),

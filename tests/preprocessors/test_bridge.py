@@ -215,7 +215,7 @@ def test_what_is_missing_old_or_broken_is_one_line(package):
         ((package, "other", "Striped"), "this somebody_aux has no Striped: pip install"),
         ((package, "needy", "Striped"), "somebody_aux needs absent_package, which is not installed"),
         ((package, "lines", "Broken"), "somebody_aux's Broken fails: KeyError: 'depth'"),
-        ((package, "lines", "Floats"), r"somebody_aux's Floats gives \(128, 192, 3\) of float64, no picture"),
+        ((package, "lines", "Floats"), r"somebody_aux's Floats gives \(128, 192, 3\) of float64, no image"),
     ]
     for i, (rest, words) in enumerate(cases):
         with pytest.raises(ValueError, match=words) as caught:

@@ -70,7 +70,7 @@ def run(options: Namespace) -> int:
     spec = UnitSpec(model=ModelRef(CONTROL_NAME), image=photo, preprocessor="canny", parameters={"resolution": "match"})
     control_map = fit_unit(spec, *folder.size).control_map
     if not control_map.pixels.any():
-        raise ValueError(f"{options.image!r} has no edges, a picture cannot obey them: name another photo with --image")
+        raise ValueError(f"{options.image!r} has no edges, an image cannot obey them: name another photo with --image")
     height, width, _ = control_map.pixels.shape
     request = GenerationRequest(
         prompt=tuple(prompts),
@@ -88,7 +88,7 @@ def run(options: Namespace) -> int:
     try:
         columns = _generate_columns(pipe, net, control_map, request)
         drawn = time.perf_counter()
-        times = f"{2 * len(prompts)} pictures in {drawn - loaded:.1f} s, loaded in {loaded - start:.1f} s"
+        times = f"{2 * len(prompts)} images in {drawn - loaded:.1f} s, loaded in {loaded - start:.1f} s"
         words = f"seed {seed}, {steps} steps, guidance {GUIDANCE_SCALE:g}; {times}"
         whole = render_sheet(photo, control_map.pixels, columns, f"controlnet-ext's embedded model: {words}")
         write_output(out, encode_image("sheet.png", whole), options.overwrite)

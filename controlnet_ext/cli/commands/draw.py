@@ -47,8 +47,8 @@ def arguments(parser: ArgumentParser, argv: list[str]) -> None:
 
 def run(options: Namespace) -> int:
     """Read all files, then draw and write. Raises FileExistsError for an output that exists."""
-    pictures = {path: read_poses(path) for path in options.inputs}
-    targets = _output_paths(options.output, pictures)
+    poses = {path: read_poses(path) for path in options.inputs}
+    targets = _output_paths(options.output, poses)
     for target in targets:
         check_target_folder(target.parent)
         if os.path.lexists(target) and not options.overwrite:
@@ -76,5 +76,5 @@ def _output_paths(out: str, poses_by_file: dict[str, tuple[Poses, ...]]) -> dict
         return {folder: found[0][1]}
     targets = {folder / f"{name}.png": poses for name, poses in found}
     if len(targets) < len(found):
-        raise ValueError(f"two of {len(found)} pictures would have one name in {out!r}")
+        raise ValueError(f"two of {len(found)} images would have one name in {out!r}")
     return targets

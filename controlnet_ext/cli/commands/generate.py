@@ -89,7 +89,7 @@ def run(options: Namespace) -> int:
         times.append(time.perf_counter())
         pixels = render_recipe(prepared)
         times.append(time.perf_counter())
-        write_output(out, encode_image("picture.png", pixels, prepared.png_texts), options.overwrite)
+        write_output(out, encode_image("image.png", pixels, prepared.png_texts), options.overwrite)
     except BrokenPipeError:
         raise
     except (RuntimeError, OSError) as error:

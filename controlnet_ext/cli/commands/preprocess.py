@@ -116,15 +116,15 @@ def run(options: Namespace) -> int:
 
 def _assign_masks(request: MapRequest, files: list[InputFile], mask: str | None) -> list[InputFile]:
     """Return the files, each with its mask. Files that hold several images hold their masks too."""
-    pictures = [file for file in files if not is_container(file.path)]
+    images = [file for file in files if not is_container(file.path)]
     if mask is None:
-        if request.needs_mask and pictures:
+        if request.needs_mask and images:
             name = next(spec.name for spec in request.specs if spec.needs_mask)
             raise ValueError(f"{name} needs --mask FILE, or of several images --mask FOLDER, white where to paint")
         return files
     if not request.needs_mask:
         raise ValueError(f"{request.specs[0].name} takes no --mask")
-    if not pictures:
+    if not images:
         raise ValueError(f"--mask is for images; {files[0].path!r} has masks of its own")
     if os.path.isdir(mask):
         from ...batch.inputs import attach_masks

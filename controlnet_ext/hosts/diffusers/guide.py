@@ -326,7 +326,7 @@ def _get_guidable_unet(pipe: Pipeline) -> Any:
     if type(unet).__name__ in TRANSFORMER_NAMES:
         return unet
     if hasattr(pipe, "get_views"):
-        raise ValueError(f"{name} asks the UNet for parts of the picture, of which each would have the whole map")
+        raise ValueError(f"{name} asks the UNet for parts of the image, of which each would have the whole map")
     if not isinstance(unet, UNet2DConditionModel | UNetMotionModel):
         kind = type(unet).__name__
         raise ValueError(f"the UNet of {name} is a {kind}, expected a UNet2DConditionModel or a UNetMotionModel")

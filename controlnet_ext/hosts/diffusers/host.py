@@ -334,11 +334,11 @@ def identify_rows(copies: tuple[bool, ...] | None, call: DenoiserCall) -> tuple[
     first, *others = call.x.chunk(len(copies))
     if not all(torch.equal(first, other) for other in others):
         return None, None
-    device, pictures = call.x.device, len(first) // call.frames
+    device, image_count = call.x.device, len(first) // call.frames
     positive = torch.tensor(copies[::-1] if call.is_prompt_first else copies, device=device).repeat_interleave(
         len(first)
     )
-    samples = torch.arange(pictures, device=device).repeat_interleave(call.frames).repeat(len(copies))
+    samples = torch.arange(image_count, device=device).repeat_interleave(call.frames).repeat(len(copies))
     return positive, samples
 
 
@@ -401,7 +401,7 @@ class DiffusersHost:
 def encode_vae_image(vae: ModelMixin, image: np.ndarray, device: torch.device, apply_vae_shift: bool = True) -> Tensor:
     """Return the VAE's mode `(B, C, h, w)`, scaled as the UNet sees it, of RGB uint8 `(H, W, 3)` or `(B, H, W, 3)`."""
     pixels = torch.from_numpy(image.reshape(-1, *image.shape[-3:])).permute(0, 3, 1, 2).to(device)
-    video = "temperal_downsample" in vae.config  # Qwen-Image's VAE is one of videos; a picture is a frame
+    video = "temperal_downsample" in vae.config  # Qwen-Image's VAE is one of videos; an image is a frame
     with _upcast_vae(vae):
         pixels = pixels.to(vae.dtype) / 127.5 - 1
         found = vae.encode(pixels[:, :, None] if video else pixels)

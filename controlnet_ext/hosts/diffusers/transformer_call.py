@@ -150,7 +150,7 @@ class QwenImageCall(FluxCall):
         shape = self.arguments["img_shapes"][0]
         shapes = [shape] if isinstance(shape[0], int) else shape
         if len(shapes) != 1 or shapes[0][0] != 1:
-            raise ValueError("the pipeline gives Qwen-Image several pictures at once, which is not guided")
+            raise ValueError("the pipeline gives Qwen-Image several images at once, which is not guided")
         return PATCH_SIZE * shapes[0][1], PATCH_SIZE * shapes[0][2]
 
     def _build_residual_arguments(self, residuals: Residuals) -> dict[str, Any]:
@@ -174,7 +174,7 @@ class ZImageCall(TransformerCall):
         """Return x as `(B, C, h, w)`. Raises ValueError for rows of several images, as in editing pipelines."""
         rows = self.arguments["x"]
         if not all(isinstance(row, Tensor) and row.shape[1] == 1 for row in rows):
-            raise ValueError("the pipeline gives Z-Image several pictures at once, which is not guided")
+            raise ValueError("the pipeline gives Z-Image several images at once, which is not guided")
         return torch.stack(list(rows)).squeeze(2)
 
     def _get_context(self) -> Tensor:

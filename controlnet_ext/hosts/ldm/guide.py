@@ -40,7 +40,7 @@ class BatchRows:
     def __post_init__(self) -> None:
         if len(self.image_indices) != len(self.has_prompt):
             raise ValueError(
-                f"{len(self.image_indices)} pictures and {len(self.has_prompt)} marks of rows: one of each a row"
+                f"{len(self.image_indices)} images and {len(self.has_prompt)} marks of rows: one of each a row"
             )
 
 

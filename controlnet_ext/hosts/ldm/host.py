@@ -14,7 +14,7 @@ from ...guidance.after_steps import NoiseLevel
 from ...guidance.contract import Step
 from .unet_view import LdmUNetView
 
-VAE_SCALE_FACTOR = 8  # pixels of a picture for one of its latents
+VAE_SCALE_FACTOR = 8  # pixels of an image for one of its latents
 ATTENTION_PLACES = {"down": "input", "mid": "middle", "up": "output"}
 LDM_PREDICTION_TYPES = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}  # ldm's `parameterization`
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from diffusers.models.modeling_utils import ModelMixin
 
 # Kinds of map by number (the README of Shakker-Labs' and InstantX's FLUX.1-dev-ControlNet-Union-Pro); 3 and 6, for
-# blurred and poor pictures, are no kinds of ours
+# blurred and poor images, are no kinds of ours
 FLUX_MODE_NUMBERS = {"edges": 0, "tile": 1, "depth": 2, "pose": 4, "luminance": 5}
 
 

@@ -162,7 +162,7 @@ MOTION_MARKER_KEYS = (
     f"down_blocks.0.motion_modules.0.{ANIMATEDIFF_PREFIX}norm.weight",
 )
 MOTION_HEADS = 8  # of the motion modules in the published files
-LATENT_CHANNELS, IMAGE_CHANNELS = 4, 3  # channels; one more is a mask, 1 where there is a picture
+LATENT_CHANNELS, IMAGE_CHANNELS = 4, 3  # channels; one more is a mask, 1 where there is an image
 
 
 class SparseCtrl(ControlNetWrapper):
@@ -201,7 +201,7 @@ class SparseCtrl(ControlNetWrapper):
             (LATENT_CHANNELS, LATENT_CHANNELS + 1) if reads_latents else (IMAGE_CHANNELS, IMAGE_CHANNELS + 1)
         ):
             raise ValueError(
-                f"it reads {net_config.hint_channels[0]} channels, expected those of latents or a picture, and a mask"
+                f"it reads {net_config.hint_channels[0]} channels, expected those of latents or an image, and a mask"
             )
         if reads_latents:
             self.net.controlnet_cond_embedding = Conv2d(net_config.hint_channels[0], net_config.widths[0], 3, padding=1)
@@ -278,7 +278,7 @@ class SparseCtrl(ControlNetWrapper):
                 own = expand_rows("hints", hint[1:].to(x), step)
                 if own.shape[1:] != x.shape[1:]:
                     size = f"{own.shape[-1]}x{own.shape[-2]}"
-                    raise ValueError(f"hint of {size} for x of {x.shape[-1]}x{x.shape[-2]}: another picture's size")
+                    raise ValueError(f"hint of {size} for x of {x.shape[-1]}x{x.shape[-2]}: another image's size")
                 h = torch.where(frame == place, own, h)
             return x + h
 
@@ -291,10 +291,10 @@ class SparseCtrl(ControlNetWrapper):
             raise ValueError(f"a video of {frames} frames, but this SparseCtrl has positions for {self._max_frames}")
         for frame in self.frames:
             if not -frames <= frame < frames:
-                raise ValueError(f"a picture stands at frame {frame}, but the video has {frames}")
+                raise ValueError(f"an image stands at frame {frame}, but the video has {frames}")
         places = [frame % frames for frame in self.frames]
         if len(set(places)) < len(places):
-            raise ValueError(f"two pictures stand at one frame: {', '.join(map(str, self.frames))} of {frames}")
+            raise ValueError(f"two images stand at one frame: {', '.join(map(str, self.frames))} of {frames}")
         return places
 
     @property
@@ -334,7 +334,7 @@ class SparseCtrl(ControlNetWrapper):
 
     def details(self) -> dict[str, Any]:
         """Return the facts for `controlnet-ext inspect`."""
-        reads = "latents of some frames (rgb)" if self.hint_input == "latents" else "pictures of some frames (scribble)"
+        reads = "latents of some frames (rgb)" if self.hint_input == "latents" else "images of some frames (scribble)"
         return {"reads": reads, "frames at most": self._max_frames, **self.net.details()}
 
 

@@ -117,7 +117,7 @@ def read_t2i_config(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) ->
         raise ValueError(f"adapter_type is {stated!r:.40}, but the tensors are those of a {kind}")
     channels = first.shape[1] // factor**2
     if channels not in (1, 3) or channels * factor**2 != first.shape[1]:
-        raise ValueError(f"it reads {first.shape[1]} channels, expected {factor**2} for each of 1 or 3 of a picture")
+        raise ValueError(f"it reads {first.shape[1]} channels, expected {factor**2} for each of 1 or 3 of an image")
     if not levels or min(widths) < 4:
         raise ValueError("the tensors have no levels, or one of less than 4 channels")
     return T2IAdapterConfig(
@@ -228,7 +228,7 @@ class T2IAdapter(LayerwiseOffload):
         if factor != self.adapter_config.downscale_factor:
             raise ValueError(
                 f"the T2I-Adapter's first features are {self.adapter_config.downscale_factor} times smaller than "
-                "the picture, but the "
+                "the image, but the "
                 f"model takes them {factor} times smaller"
             )
 

@@ -205,9 +205,9 @@ def load_network(tensors: Mapping[str, Tensor], config: Mapping[str, Any], famil
     """Return diffusers' network with these tensors. Raises ValueError like `load`."""
     net = build_network(BASE_MODELS[family].controlnet_class, config, len(tensors))
     if any(net.config.get(name) for name in ("extra_conditioning_channels", "extra_condition_channels")):
-        raise ValueError("reads a mask beside the picture, which a unit does not give")
+        raise ValueError("reads a mask beside the image, which a unit does not give")
     if getattr(net, "input_hint_block", None) is not None:
-        raise ValueError("reads the picture itself, in XLabs' way, which nothing here runs")
+        raise ValueError("reads the image itself, in XLabs' way, which nothing here runs")
     load_strict(net, tensors)
     if family == "qwen-image":  # its positions are no weights, and were made without numbers
         axes = list(net.config["axes_dims_rope"])

@@ -70,7 +70,7 @@ def to_hint_channels(image: np.ndarray | Tensor, count: int) -> Tensor:
     if count == 4 and isinstance(image, Tensor):
         return torch.cat([pixels.clamp(min=0), (pixels < 0).all(dim=1, keepdim=True).to(pixels)], dim=1)
     more = ": give the unit an inpaint mask" if count == 4 else ""
-    raise ValueError(f"the ControlNet takes hints of {count} channels, but a picture has 3{more}")
+    raise ValueError(f"the ControlNet takes hints of {count} channels, but an image has 3{more}")
 
 
 def to_hint_pixels(image: np.ndarray | Tensor) -> Tensor:
@@ -117,7 +117,7 @@ def expand_hint(hint: Tensor, x: Tensor, step: Step) -> Tensor:
     hint = expand_rows("hints", hint.to(x), step)
     if hint.shape[1:] != x.shape[1:]:
         raise ValueError(
-            f"hint of {_describe_size(hint)} for x of {_describe_size(x)}: make it from a picture of the output's size"
+            f"hint of {_describe_size(hint)} for x of {_describe_size(x)}: make it from an image of the output's size"
         )
     return hint
 

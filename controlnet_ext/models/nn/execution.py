@@ -138,7 +138,7 @@ Pooled = TypeVar("Pooled", bound=CompilableBlocks)
 
 
 def with_global_average_pooling(model: Pooled) -> Pooled:
-    """The model with its residuals averaged over the picture."""
+    """The model with its residuals averaged over the image."""
     pooled = copy(model)
     pooled.global_average_pooling = True
     return pooled

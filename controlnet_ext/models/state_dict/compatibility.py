@@ -64,7 +64,7 @@ def incompatibility(net: UNetSignature, unet: UNetSignature) -> str | None:
     """Why `net` cannot guide `unet`, in one line; None when it can.
 
     A UNet may have more channels than the net reads, because diffusers and ldm put the noisy latents first: an
-    inpainting UNet's 9 are 4 of latents, 1 of mask, 4 of the masked picture. A net without attention fits any
+    inpainting UNet's 9 are 4 of latents, 1 of mask, 4 of the masked image. A net without attention fits any
     context.
     """
     pairs = [

@@ -60,7 +60,7 @@ def convert_model(
     overwrite: bool = False,
 ) -> None:
     """Write the control model in `source` in the layout `to`, "diffusers" or "ldm". `reads` is the kind of map it
-    reads, None what the file says or is known of it; `pooled` states that its residuals are averages over the picture.
+    reads, None what the file says or is known of it; `pooled` states that its residuals are averages over the image.
     ValueError when the model's kind has no such layout."""
     file = ControlFile.read(source)
     net: Any = file.load()

@@ -237,7 +237,7 @@ FLAT = [0.1, 0.1, 1] * 18
         (CANVAS | {"people": [{"pose_keypoints_2d": ["1", *FLAT[1:]]}]}, "holds '1', expected a number"),
         (CANVAS | {"people": [{"pose_keypoints_2d": [float("nan"), *FLAT[1:]]}]}, "holds nan"),
         (CANVAS | {"people": [{"pose_keypoints_2d": [10**400, *FLAT[1:]]}]}, "expected a number below 1e9"),
-        (CANVAS | {"people": [{"pose_keypoints_2d": [1e8, *FLAT[1:]]}]}, "outside -1..2 of the picture"),
+        (CANVAS | {"people": [{"pose_keypoints_2d": [1e8, *FLAT[1:]]}]}, "outside -1..2 of the image"),
         (CANVAS | {"people": [{"pose_keypoints_2d": [0, 0, -1, *FLAT[3:]]}]}, "confidence -1"),
         (CANVAS | {"people": [{"pose_keypoints_2d": FLAT, "pose_confidences": [1]}]}, "1 numbers for 18 points"),
         (CANVAS | {"animals": [None]}, "0 points of an animal"),

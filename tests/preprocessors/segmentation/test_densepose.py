@@ -113,7 +113,7 @@ def test_only_the_known_program_is_run(folder, monkeypatch):
 def test_a_program_that_fails_says_so_in_a_line(folder):
     run = find("densepose").load(library=Library([folder], download=False))
     network = run.run.network
-    with pytest.raises(ValueError, match="cannot look at a picture of 9x8") as refusal:
+    with pytest.raises(ValueError, match="cannot look at an image of 9x8") as refusal:
         network(np.zeros((8, 9, 4), np.uint8))
     assert "\n" not in str(refusal.value)
     with pytest.raises(ValueError, match="cannot be used on the device 'nowhere'"):
