@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 JSON_LIMIT = 2**20  # bytes
+MAX_INTEGER_DIGITS = 300  # any such integer has a float; Python before 3.10.7 takes minutes for a million digits
 MAX_JSON_DEPTH = 100  # levels of objects and lists; functions that walk a value recurse
 STDOUT = "-"  # the name of an output that is not a file
 
@@ -86,16 +87,18 @@ def parse_object(text: bytes, name: str) -> dict[str, Any]:
 def parse_json(text: bytes | bytearray, name: str, allow_nan: bool = True) -> Any:
     """Parse a JSON value, of UTF-8 with or without a byte order mark, or of UTF-16 or UTF-32, as Windows writes them.
 
-    Raises ValueError, beginning with `name`: broken JSON, a key given twice, over `MAX_JSON_DEPTH` levels; without
-    `allow_nan` also NaN and numbers beyond the range of floats.
+    Raises ValueError, beginning with `name`: broken JSON, a key given twice, over `MAX_JSON_DEPTH` levels, an integer
+    of over `MAX_INTEGER_DIGITS`; without `allow_nan` also NaN and numbers beyond the range of floats.
     """
-    hooks: dict[str, Any] = {} if allow_nan else {"parse_constant": _parse_finite, "parse_float": _parse_finite}
+    hooks: dict[str, Any] = {"parse_int": _parse_integer}
+    if not allow_nan:
+        hooks |= {"parse_constant": _parse_finite, "parse_float": _parse_finite}
     try:
         decoded = text.decode(json.detect_encoding(text))
         value = json.loads(decoded, object_pairs_hook=_reject_duplicate_keys, **hooks)
     except RecursionError:
         raise ValueError(f"{name} nests its JSON too deeply, expected up to {MAX_JSON_DEPTH} levels") from None
-    except ValueError as error:  # broken JSON or UTF-8, a number of thousands of digits, a key given twice
+    except ValueError as error:  # broken JSON or UTF-8, and what the hooks refuse
         raise ValueError(f"{name} is not valid JSON: {error}") from error
     level, depth = _list_containers([value]), 0
     while level:
@@ -108,6 +111,12 @@ def parse_json(text: bytes | bytearray, name: str, allow_nan: bool = True) -> An
 def _list_containers(value: dict[str, Any] | list[Any]) -> list[Any]:
     items = value.values() if isinstance(value, dict) else value
     return [each for each in items if isinstance(each, dict | list)]
+
+
+def _parse_integer(text: str) -> int:
+    if len(text) > MAX_INTEGER_DIGITS:
+        raise ValueError(f"an integer has {len(text)} digits, expected up to {MAX_INTEGER_DIGITS}")
+    return int(text)
 
 
 def _parse_finite(text: str) -> float:

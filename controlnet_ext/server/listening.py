@@ -11,6 +11,7 @@ import json
 import os
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -154,11 +155,13 @@ class ApiServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept connections."""
         await super().startup(sockets)
-        self._on_ready()
+        with suppress(OSError, ValueError):  # stderr is closed
+            self._on_ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Answer everybody, close all connections, and wait for the work that runs."""
-        self._on_stop(self._worker.pending_count)
+        with suppress(OSError, ValueError):  # stderr is closed
+            self._on_stop(self._worker.pending_count)
         self._worker.stop()
         asyncio.get_running_loop().call_later(LEAVE_SECONDS, self._abort_connections)
         await super().shutdown(sockets)

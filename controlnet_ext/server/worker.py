@@ -186,8 +186,10 @@ class RequestWorker:
             result, error = None, None
             try:
                 result = self.run_work(partial(work, slot.abandoned))
-            except BaseException as raised:
+            except Exception as raised:
                 error = raised
+            except BaseException as raised:  # SystemExit would end the server where the answer is awaited
+                error = RuntimeError(f"the work ended by {type(raised).__name__}")
             with self._condition:
                 self._running = None
                 if slot.abandoned.is_set():

@@ -270,6 +270,28 @@ def test_each_request_is_one_line_in_the_log(client: Client, lines: list[str]) -
     ]
 
 
+def test_a_log_that_nobody_reads_stops_no_request(worker: RequestWorker) -> None:
+    from controlnet_ext.server.app import create_app
+    from controlnet_ext.server.listening import ApiServer, bind_sockets
+
+    def fail(*_: object) -> None:
+        raise BrokenPipeError("nobody reads")
+
+    service = Service(NOTHING, ModelCatalog([], "other"), NOTHING, RequestLimits())
+    sockets = bind_sockets("127.0.0.1", 0)
+    client = Client(sockets[0].getsockname()[1])
+    server = ApiServer(create_app(service, worker, None, ("127.0.0.1",), fail), worker, fail, fail)
+    thread = threading.Thread(target=server.run, args=(sockets,))
+    thread.start()
+    wait_until(lambda: server.started)
+    try:
+        assert client("/health")[0] == 200
+    finally:
+        server.should_exit = True
+        thread.join()
+    assert not server.server_state.connections
+
+
 # HTTP as it is seldom written
 
 HEALTH = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import threading
 from collections.abc import Iterable
 from types import SimpleNamespace
@@ -87,6 +88,11 @@ def test_a_full_queue_and_a_stopping_server_turn_away_and_health_answers() -> No
     assert asked(app, "/health")[0] == 200
     with pytest.raises(QueueFull, match="the server is stopping"):
         worker.submit(released.wait)
+
+
+def test_work_that_ends_the_interpreter_ends_itself_only() -> None:
+    with pytest.raises(RuntimeError, match="the work ended by SystemExit"):
+        RequestWorker(1).submit(lambda: sys.exit(3)).result()
 
 
 @pytest.mark.parametrize(
