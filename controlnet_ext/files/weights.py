@@ -32,6 +32,14 @@ HASH_BLOCK_BYTES = 2**24  # bytes that are hashed at once
 CHECKSUM_BLOCK_BYTES = 2**20  # bytes that are looked at again while they are in the processor's cache
 # What training scripts call the part that holds the weights
 STATE_DICT_KEYS = ("state_dict", "model", "params", "params_ema", "depth_model", "controlnet")
+# What lies under the name of weights, by its first bytes
+OTHER_FORMATS = (
+    (b"GGUF", "a GGUF file, of quantized weights"),
+    (b"version https://", "a pointer of Git LFS, in place of the file that `git lfs pull` brings"),
+    (b"<", "a web page, in place of the file"),
+    (b"\x08\x07\x12", "an ONNX network"),
+    (b"\x08\x08\x12", "an ONNX network"),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +130,8 @@ def read_weights(path: str | os.PathLike[str], load_values: bool = True, with_sh
     """Read the weights in a file of safetensors or torch.save, whatever its name, or in all parts that an index names.
 
     Without `load_values` tensors are on the meta device, and only the header of the file is read. A dict of torch.save
-    without tensors, but with a dict of tensors under one of STATE_DICT_KEYS, gives the latter. Numbers and text beside
+    without tensors, but with a dict of tensors under one of STATE_DICT_KEYS, gives the latter; with other dicts of
+    tensors, all of these, by both keys with a dot between. Numbers and text beside
     the tensors become metadata; other containers are left out. Keys stay unchanged. `with_sha256` hashes the file while
     its values are read, so that `Weights.sha256` reads nothing again.
 
@@ -198,7 +207,8 @@ def _read_contents(
     elif head[:1] == b"\x80":
         value, places = read_legacy_contents(file, size)
     else:
-        raise ValueError(f"neither safetensors nor of torch.save: it begins with {head!r}")
+        other = next((f"it is {words}" for start, words in OTHER_FORMATS if head.startswith(start)), None)
+        raise ValueError(f"neither safetensors nor of torch.save: {other or f'it begins with {head!r}'}")
     return "pickle", *_extract_state(value), places
 
 
@@ -212,10 +222,11 @@ def _extract_state(value: object) -> tuple[dict[str, TensorView], dict[str, str]
         inner = [
             key for key in STATE_DICT_KEYS if isinstance(value.get(key), dict) and _select_tensor_views(value[key])
         ]
-        if len(inner) != 1:
+        flat = {} if inner else _flatten_views(value)
+        if len(inner) != 1 and not flat:
             found = f"weights under each of {', '.join(inner)}" if inner else f"no tensors, but {_join_keys(value)}"
             raise ValueError(f"it holds {found}: expected a dict of tensors, or one under {', '.join(STATE_DICT_KEYS)}")
-        parts.append(value[inner[0]])
+        parts.append(value[inner[0]] if inner else flat)
     metadata = {
         key: str(item)
         for part in parts
@@ -230,6 +241,26 @@ def _select_tensor_views(value: dict[Any, Any]) -> dict[str, TensorView]:
     if not all(isinstance(key, str) for key in plans):
         raise ValueError("a tensor's key is not text")
     return plans
+
+
+def _flatten_views(value: dict[Any, Any]) -> dict[str, TensorView]:
+    """Return the tensor views in the dicts that a dict holds, and in those of its lists and tuples, by their keys with
+    dots between: IP-Adapters have `image_proj` and `ip_adapter`, hypernetworks pairs by width."""
+    named = [(str(key), item) for key, item in value.items()]
+    named += [
+        (f"{key}.{i}", part) for key, item in named if isinstance(item, list | tuple) for i, part in enumerate(item)
+    ]
+    found = [
+        (f"{key}.{name}", view)
+        for key, item in named
+        if isinstance(item, dict)
+        for name, view in item.items()
+        if isinstance(view, TensorView)
+    ]
+    flat = dict(found)
+    if len(flat) < len(found):
+        raise ValueError("two of its tensors have one name")
+    return flat
 
 
 def _join_keys(keys: Iterable[Any]) -> str:

@@ -204,6 +204,11 @@ class ControlFile:
             weights = replace(weights, tensors={key[len(prefix) :]: tensor for key, tensor in weights.tensors.items()})
         return cls(path, weights, kind, {**stated, **read_config(path)}, prefix)
 
+    def describe_foreign(self) -> str:
+        """Return words for a file that holds no control model."""
+        tensors = self.weights.tensors
+        return describe_foreign(tensors, tuple(iter_common_prefixes(tensors)))
+
     def load(self) -> ControlModel:
         """Return the model, on the CPU, in the dtype of the file, sharing the tensors of `weights`.
 
@@ -211,7 +216,7 @@ class ControlFile:
         """
         name = repr(str(self.path))
         if self.kind is None:
-            raise ValueError(f"{name} is not a control model but {describe_foreign(self.weights.tensors)}")
+            raise ValueError(f"{name} is not a control model but {self.describe_foreign()}")
         try:
             return self.kind.load(self.weights.tensors, self.config)
         except ValueError as error:

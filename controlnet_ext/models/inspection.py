@@ -14,7 +14,6 @@ from typing import Any
 from ..files.weights import list_parts
 from ..maps.control_map import MAP_KINDS, normalize_kind
 from . import ControlFile
-from .state_dict.foreign import describe_foreign
 
 # Who states the hashes
 KRITA_SOURCE = "Acly/krita-ai-diffusion @ 7586cfe121cc, ai_diffusion/presets/models.json"
@@ -181,7 +180,7 @@ def inspect(path_or_repo: str | os.PathLike[str]) -> Inspection:
         tensors=len(tensors),
         dtype=_describe_dtypes(own),
         parameters=sum(prod(tensor.shape) for tensor in own),
-        what=describe_foreign(tensors) if file.kind is None else None,
+        what=file.describe_foreign() if file.kind is None else None,
         architecture=net.architecture if net is not None else file.kind.name if file.kind is not None else None,
         family=None if net is None else net.family,
         layout=file.kind.layout(tensors) if file.kind and file.kind.layout else None,

@@ -192,10 +192,24 @@ def test_weights_within_a_dict_of_a_training_script_are_found(read):
     assert list(mixed.tensors) == ["a"] and mixed.metadata == {"step": "7"}
 
 
+def test_tensors_in_several_dicts_have_both_keys_as_their_names(read):
+    one, two = torch.ones(1), torch.zeros(2)
+    weights = read(saved({"image_proj": {"a.weight": one}, "ip_adapter": {"1.b": two}, "epoch": 3, "deep": {"x": {}}}))
+    assert {name: t.tolist() for name, t in weights.tensors.items()} == {
+        "image_proj.a.weight": [1],
+        "ip_adapter.1.b": [0, 0],
+    }
+    assert weights.metadata == {"epoch": "3"}
+    hypernetwork = {768: ({"linear.0.weight": one}, {"linear.0.weight": two}), "name": "h"}
+    assert list(read(saved(hypernetwork)).tensors) == ["768.0.linear.0.weight", "768.1.linear.0.weight"]
+    assert list(read(saved({"net": {"a": one}, "optimizer": {"state": {0: {"exp_avg": two}}}})).tensors) == ["net.a"]
+
+
 def test_an_unclear_dict_is_refused(refusal):
     made = {"a": torch.ones(1)}
     assert "weights under each of params, params_ema" in refusal(saved({"params": made, "params_ema": made}))
-    assert "no tensors, but 'net', 'epoch'" in refusal(saved({"net": made, "epoch": 1}))
+    assert "no tensors, but 'net', 'epoch'" in refusal(saved({"net": {"deeper": made}, "epoch": 1}))
+    assert "two of its tensors have one name" in refusal(saved({"a": {"b.c": made["a"]}, "a.b": {"c": made["a"]}}))
     assert "no tensors, but nothing" in refusal(saved({}))
     assert "it holds a list" in refusal(saved([torch.ones(1)]))
     assert "it holds a tensor, expected a dict" in refusal(saved(torch.ones(1)))
@@ -588,8 +602,6 @@ def test_a_header_longer_than_the_file_is_refused_without_memory(refusal):
 def test_what_is_no_file_of_weights_is_refused(refusal, tmp_path):
     for content, beginning in (
         (b"", "b''"),
-        (b"<!DOCTYPE html>\n<html>", "b'<!DOCTYPE html>"),
-        (b"version https://git-lfs.github.com/spec/v1", "b'version https://"),
         (b"\x89PNG\r\n\x1a\n", r"b'\x89PNG"),
     ):
         assert f"neither safetensors nor of torch.save: it begins with {beginning}" in refusal(content)
