@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .backends.torch import Device
     from .library import Library
 
+NO_PREPROCESSOR = "none"  # the word for it where a name may stand: the image is a map already
 RESOLUTION_PARAMETER = Parameter("resolution", int, None, Range(64, 2048))
 
 logger = logging.getLogger(__name__)
@@ -100,6 +101,16 @@ class Preprocessor:
     needs_mask: bool = False
     aliases: tuple[str, ...] = ()
     traits: Traits = Traits()
+
+    @property
+    def takes_mask(self) -> bool:
+        """True if the mask of a run is the inpaint mask of its units: the map leads an inpainting model."""
+        return self.makes == "inpaint"
+
+    @property
+    def makes_depth(self) -> bool:
+        """True if its maps are depth, which is the one kind with 16 bits."""
+        return self.makes == "depth"
 
     def check(self, values: dict[str, Any]) -> dict[str, Any]:
         """Return the values of parameters by name as their declared types. Raises ValueError or TypeError in one line:
@@ -302,7 +313,7 @@ def _is_own(entry: Preprocessor) -> bool:
 
 def _check_name(entry: Preprocessor) -> None:
     """Raise ValueError for a name or a parameter that the command could not be given."""
-    if not re.fullmatch(r"[\w+.-]*\w[\w+.-]*", entry.name) or entry.name.casefold() == "none":
+    if not re.fullmatch(r"[\w+.-]*\w[\w+.-]*", entry.name) or entry.name.casefold() == NO_PREPROCESSOR:
         raise ValueError(
             f"a preprocessor called {quote_value(entry.name)}: expected letters, digits and _ + . - (and not 'none'), "
             "because files are named after it"
@@ -418,6 +429,11 @@ def find(name: str) -> Preprocessor:
         if key not in _specs_by_name:
             raise ValueError(suggest_names(f"unknown preprocessor {name!r:.80}", name, names))
     return _specs_by_name[key]
+
+
+def find_unless_none(name: str) -> Preprocessor | None:
+    """Return the preprocessor as `find` does, None for the word "none"."""
+    return None if name.casefold() == NO_PREPROCESSOR else find(name)
 
 
 def find_or_none(name: str | None) -> Preprocessor | None:

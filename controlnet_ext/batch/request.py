@@ -33,7 +33,7 @@ class MapRequest:
     def __post_init__(self) -> None:
         if not self.out:
             raise ValueError("OUT is empty, expected a file, a folder or -")
-        if self.sixteen_bit and (other := [spec.name for spec in self.specs if spec.makes != "depth"]):
+        if self.sixteen_bit and (other := [spec.name for spec in self.specs if not spec.makes_depth]):
             raise ValueError(f"--sixteen-bit is for depth, which {other[0]} does not make")
 
     @property

@@ -22,7 +22,7 @@ from ..files.disk import open_regular_file
 from ..files.image_reader import read_image, read_mask
 from ..guidance.schedule import Window
 from ..maps.control_map import ControlMap
-from ..preprocessors.registry import RESOLUTION_PARAMETER, Preprocessor, find
+from ..preprocessors.registry import RESOLUTION_PARAMETER, Preprocessor, find_unless_none
 from .pipeline_folder import PipelineFolder
 from .prepare import check_control_model, fit_unit, refit_unit
 from .recipe import ATTRIBUTES, NUMBER_FIELDS, GenerationRecipe, ModelRef, RecipeUnit, UnitSpec
@@ -45,29 +45,29 @@ def parse_unit(
     units that inpaint. Raises ValueError or TypeError in one line: an unknown preprocessor, key or parameter with the
     nearest names, a key given twice, an invalid value."""
     name, values = split_unit_text(text)
-    makes = None if name.casefold() == "none" else find(name)
-    own = [] if makes is None else [p.name for p in (*makes.parameters, RESOLUTION_PARAMETER)]
+    spec = find_unless_none(name)
+    own = [] if spec is None else [p.name for p in (*spec.parameters, RESOLUTION_PARAMETER)]
     for key in values:
         if key not in UNIT_KEYS and key not in own:
             message = f"{key!r} is unknown to {name}"
             raise ValueError(
                 suggest_names(message, key, UNIT_KEYS)
-                if makes is None
-                else makes.suggest_parameter(message, key, UNIT_KEYS)
+                if spec is None
+                else spec.suggest_parameter(message, key, UNIT_KEYS)
             )
-    model = values.get("model", models.get(makes.name) if makes else None)
+    model = values.get("model", models.get(spec.name) if spec else None)
     if model is None:
         known = f" (the embedded model has its own for {', '.join(models)})" if models else ""
         raise ValueError(f"no control model given{known}: name one with model=PATH")
     source = values.get("image", image)
     if source is None:
         raise ValueError("no image given: name one with image=PATH, or for all units with --image")
-    if "kind" in values and makes is not None:
-        raise ValueError(f"kind {values['kind']!r} of a map that {makes.name} makes, whose maps are {makes.makes!r}")
-    white = values.get("mask", mask if makes is not None and makes.makes == "inpaint" else None)
-    if white is None and makes is not None and makes.traits.restores_unmasked:
+    if "kind" in values and spec is not None:
+        raise ValueError(f"kind {values['kind']!r} of a map that {spec.name} makes, whose maps are {spec.makes!r}")
+    white = values.get("mask", mask if spec is not None and spec.takes_mask else None)
+    if white is None and spec is not None and spec.traits.restores_unmasked:
         raise ValueError(
-            f"{makes.name} needs to know where to paint: give a mask, white there, with mask=PATH or --mask"
+            f"{spec.name} needs to know where to paint: give a mask, white there, with mask=PATH or --mask"
         )
     return UnitSpec(
         model=ModelRef(model),
@@ -76,8 +76,8 @@ def parse_unit(
         inpaint=white,
         region=read_mask(values["region"]) if "region" in values else None,
         fit=cast(Any, values.get("fit", "crop")),
-        preprocessor=None if makes is None else makes.name,
-        parameters=_parse_parameters(makes, {key: value for key, value in values.items() if key in own}),
+        preprocessor=None if spec is None else spec.name,
+        parameters=_parse_parameters(spec, {key: value for key, value in values.items() if key in own}),
     )
 
 

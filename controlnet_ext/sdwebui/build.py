@@ -196,7 +196,7 @@ def build_unit(
 
 
 def _is_inpaint(webui_unit: WebuiUnit) -> bool:
-    return webui_unit.module is not None and webui_unit.module.makes == "inpaint"
+    return webui_unit.module is not None and webui_unit.module.takes_mask
 
 
 def _crop(pixels: np.ndarray, crop: InpaintCrop, fit_mode: str) -> np.ndarray:

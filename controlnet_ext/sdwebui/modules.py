@@ -14,7 +14,7 @@ from ..maps.control_map import ControlMap
 from ..preprocessors.cache import LRUCache
 from ..preprocessors.library import Library
 from ..preprocessors.parameters import Parameter
-from ..preprocessors.registry import LoadedPreprocessor, Preprocessor, find
+from ..preprocessors.registry import LoadedPreprocessor, Preprocessor, find, find_unless_none
 
 DEFAULT_RESOLUTION, MIN_RESOLUTION, MAX_RESOLUTION = (
     512,
@@ -28,10 +28,7 @@ MAX_LOADED_PREPROCESSORS = 3  # preprocessors that stay loaded
 def find_module(name: str | None) -> Preprocessor | None:
     """Return the preprocessor of a name, label or alias in any case; None for None and "none". Raises ValueError with
     the closest names."""
-    if name is None:
-        return None
-    key = name.strip().casefold()
-    return None if key == "none" else find(key)
+    return None if name is None else find_unless_none(name.strip())
 
 
 def get_threshold_parameters(spec: Preprocessor) -> tuple[Parameter, ...]:

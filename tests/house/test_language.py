@@ -5,6 +5,10 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
+from controlnet_ext.preprocessors import list_preprocessors
+
+from controlnet_ext.maps.control_map import MAP_KINDS
+
 ROOT = Path(__file__).parents[2]
 FILES = sorted(
     path for package in ("annotators", "preprocessors", "controlnet_ext") for path in (ROOT / package).rglob("*.py")
@@ -258,3 +262,16 @@ def drawn(image: np.ndarray) -> Tensor:
     prose, words = split_prose(code, ast.parse(code))
     assert prose == [" # `y`", "See `gone.name(2)`."] and words == {"name", "x"}
     assert QUOTED_NAME.findall(prose[1]) == ["gone.name"]
+
+
+def test_roles_of_preprocessors_are_fields_of_the_registry_and_not_comparisons_with_names():
+    names = {word.casefold() for each in list_preprocessors() for word in (each.name, each.label, *each.aliases)}
+    names -= {*MAP_KINDS}  # which control models compare
+    wrong = []
+    for path, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Compare) and not path.startswith("preprocessors/"):
+                constants = {each.value for each in ast.walk(node) if isinstance(each, ast.Constant)} - {None}
+                if constants & names or (constants and re.search(r"\bmakes\b", ast.unparse(node))):
+                    wrong.append(f"{path}:{node.lineno}: {ast.unparse(node)}")
+    assert wrong == []

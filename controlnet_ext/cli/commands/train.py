@@ -25,7 +25,7 @@ from ...generation.pipeline_folder import PipelineFolder, silence_libraries
 from ...generation.recipe import hash_file, hash_files
 from ...maps.control_map import MAP_KINDS
 from ...models import locate_weights
-from ...preprocessors.registry import find
+from ...preprocessors.registry import find_unless_none
 from ...training.config import MAX_LAYOUT_FACTOR, WEIGHTINGS, TrainingSchedule
 from ...training.work_folder import check_work_folder, open_work_folder, remove_output_leftovers
 from ..generation_options import add_load_option
@@ -225,12 +225,12 @@ def _check_output(path: Path, overwrite: bool) -> None:
 def _parse_map(text: str) -> MapSource:
     """Raises ValueError or TypeError on an unknown preprocessor, parameter or kind."""
     name, values = split_unit_text(text)
-    if name.casefold() == "none":
+    spec = find_unless_none(name)
+    if spec is None:
         kind = values.pop("kind", "other")
         if values or kind not in MAP_KINDS:
             raise ValueError(f"--map {text!r}: expected none,kind=K, K one of {', '.join(MAP_KINDS)}")
         return MapSource(kind, None)
-    spec = find(name)
     parameters = spec.parse(values)
     preprocessor = spec.load()
 

@@ -19,7 +19,7 @@ from ...guidance.contract import Residuals, Step, UNet
 from .. import KeyMarkers, ModelKind
 from .. import base_unet as source
 from ..nn.blocks import apply_layer, cast_like
-from ..nn.execution import CompilableBlocks, with_global_average_pooling
+from ..nn.execution import CompilableBlocks, with_pooling_for
 from ..state_dict import ldm_keys
 from ..state_dict.architecture import ControlNetConfig
 from ..state_dict.compatibility import UNetSignature, incompatibility
@@ -104,11 +104,7 @@ class ControlLora(CompilableBlocks):
 
     def for_map_types(self, kinds: Sequence[str | None]) -> ControlLora:
         """Return this network for maps of these kinds, like `ControlNet.for_map_types`."""
-        return (
-            with_global_average_pooling(self)
-            if self.global_average_pooling is None and set(kinds) == {"shuffle"}
-            else self
-        )
+        return with_pooling_for(self, kinds)
 
     def hint(self, image: np.ndarray | Tensor) -> Tensor:
         """Return the embedded hint `(B, C, H/8, W/8)` of an image, like `ControlNet.hint`."""

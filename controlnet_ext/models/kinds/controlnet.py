@@ -28,7 +28,7 @@ from ..nn.embeddings import (
     get_timestep_embedding,
     to_hint_channels,
 )
-from ..nn.execution import CompilableBlocks, with_global_average_pooling
+from ..nn.execution import CompilableBlocks, with_pooling_for
 from ..state_dict import ldm_keys
 from ..state_dict.architecture import ControlNetConfig, apply_unet_heads
 from ..state_dict.compatibility import UNetSignature, incompatibility
@@ -214,11 +214,7 @@ class ControlNet(CompilableBlocks):
 
         Residuals are averaged for maps of the kind "shuffle" if `global_average_pooling` is None.
         """
-        return (
-            with_global_average_pooling(self)
-            if self.global_average_pooling is None and set(kinds) == {"shuffle"}
-            else self
-        )
+        return with_pooling_for(self, kinds)
 
     def hint(self, image: np.ndarray | Tensor) -> Tensor:
         """Return the embedded hint `(B, C, H/8, W/8)` of an RGB image at the size of the output.

@@ -3,7 +3,7 @@ another device than that of its weights. And base classes of models that wrap a 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
 from typing import Any, Protocol, TypeVar
 
@@ -142,3 +142,9 @@ def with_global_average_pooling(model: Pooled) -> Pooled:
     pooled = copy(model)
     pooled.global_average_pooling = True
     return pooled
+
+
+def with_pooling_for(model: Pooled, kinds: Sequence[str | None]) -> Pooled:
+    """The model for maps of these kinds (None: unknown): pooled if all are "shuffle" and its config states nothing."""
+    has_default = model.global_average_pooling is None and set(kinds) == {"shuffle"}
+    return with_global_average_pooling(model) if has_default else model
