@@ -422,12 +422,19 @@ def on_device(model: ControlModel, device: torch.device) -> Iterator[None]:
 def move_to_device(model: ControlModel, device: torch.device, undo: UndoStack) -> None:
     """Move the model to this device; `undo` moves it back where it was.
 
-    Models that accelerate moves, that have no weights, or that stream them to a device stay where they are.
+    Models that accelerate or diffusers moves (offloading), that have no weights, or that stream them to a device stay
+    where they are.
     """
-    if not isinstance(model, torch.nn.Module) or hasattr(model, "_hf_hook") or model.stream_device is not None:
+    if not isinstance(model, torch.nn.Module) or model.stream_device is not None:
         return
     module: torch.nn.Module = model
     home = next((parameter.device for parameter in module.parameters()), device)
-    if home != device:
+    if home != device and not any(map(_is_offloaded, module.modules())):
         undo.push(lambda: module.to(home))
         module.to(device)
+
+
+def _is_offloaded(module: torch.nn.Module) -> bool:
+    """Return True if accelerate's hooks, or diffusers' for groups of layers, place the weights of a module."""
+    registry: Any = getattr(module, "_diffusers_hook", None)
+    return hasattr(module, "_hf_hook") or (registry is not None and registry.get_hook("group_offloading") is not None)

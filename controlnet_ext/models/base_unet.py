@@ -1,45 +1,157 @@
-"""Reading a diffusers UNet for a ControlNet: weights below any LoRA, and settings that weights do not show."""
+"""Reading a diffusers UNet for a ControlNet: weights below LoRAs, other wrappers and quantization, and settings that
+weights do not show."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+if TYPE_CHECKING:
     from ..guidance.contract import UNet
 
 ENCODER_PREFIXES = ("conv_in.", "time_embedding.", "add_embedding.", "class_embedding.", "down_blocks.", "mid_block.")
+# Where modules that wrap others keep them: peft; diffusers' SplitInferenceModule; torch.compile
+WRAPPED_NAMES = ("base_layer", "module", "_orig_mod")
+# Whose weights can be read (diffusers 0.42, quantizers/quantization_config.py): they have a function for it
+READABLE_QUANTIZATIONS = ("bitsandbytes", "gguf", "quanto", "torchao")
+UNQUANTIZED_ADVICE = "this control model needs them: load the base model without quantization"
+FLOAT8_NAMES = ("float8_e4m3fn", "float8_e5m2")
 
 
 def get_encoder_tensors(unet: UNet) -> dict[str, Tensor]:
-    """Return the UNet's own tensors up to its middle block.
+    """Return the UNet's own tensors up to its middle block, as floating-point numbers where they are quantized.
 
     LoRA layers (peft keeps the weights below them as `base_layer`), motion modules and attention processors are left
-    out. Raises ValueError if a LoRA is fused into the weights, they are offloaded, or there is no middle block.
+    out. Raises ValueError if a LoRA is fused into the weights, they are offloaded or quantized by a library that does
+    not give them back, or there is no middle block.
     """
+    return {name: read_tensor(layer, part) for name, layer, part in _iter_encoder_parts(unet)}
+
+
+def get_encoder_shapes(unet: UNet) -> dict[str, Tensor]:
+    """Return the tensors of `get_encoder_tensors` without values, on the meta device. Raises ValueError like it."""
+    return {name: _make_shape(layer, part) for name, layer, part in _iter_encoder_parts(unet)}
+
+
+def _iter_encoder_parts(unet: UNet) -> Iterator[tuple[str, Any, str]]:
+    """Yield (name of a tensor, layer, name of the tensor in the layer)."""
     unet = getattr(unet, "_orig_mod", unet)  # below torch.compile(unet), which puts this into all names
     if unet.mid_block is None:
         raise ValueError("the UNet has no middle block, which a ControlNet is a copy of too")
-    wrapped = {name: module for name, module in unet.named_modules() if hasattr(module, "base_layer")}
-    if any(getattr(module, "merged", False) for module in wrapped.values()):
-        raise ValueError("a LoRA is fused into the UNet's weights; unfuse it first (pipe.unfuse_lora())")
-    added = tuple(f"{name}." for name in wrapped)
-    tensors = {}
-    for name, tensor in unet.state_dict().items():
-        if not name.startswith(ENCODER_PREFIXES) or ".motion_modules." in name or ".processor." in name:
+    for name, layer, part in _iter_parts(unet):
+        if name.startswith(ENCODER_PREFIXES) and ".motion_modules." not in name and ".processor." not in name:
+            yield name, layer, part
+
+
+def _iter_parts(unet: UNet) -> Iterator[tuple[str, Any, str]]:
+    if not isinstance(unet, nn.Module):  # a view of one, whose tensors have other names in it
+        for name, tensor in unet.state_dict().items():
+            part = name.rpartition(".")[2]
+            yield name, SimpleNamespace(**{part: tensor}), part
+        return
+    _check_readable(unet)
+    modules = dict(unet.named_modules())
+    wrapped = tuple(f"{name}." for name, module in modules.items() if hasattr(module, "base_layer"))
+    for path, module in modules.items():
+        is_added = f"{path}.".startswith(wrapped) and ".base_layer" not in path and not hasattr(module, "base_layer")
+        if is_added or hasattr(module, "base_layer"):
             continue
-        if ".base_layer." in name or not name.startswith(added):
-            tensors[name.replace(".base_layer.", ".")] = tensor
-    if any(tensor.is_meta for tensor in tensors.values()):
+        name = strip_wrappers(path)
+        parts = [part for part, tensor in module.named_parameters(recurse=False) if tensor is not None]
+        parts += [part for part in ("weight", "bias") if part not in parts and callable(getattr(module, part, None))]
+        for part in parts:
+            yield f"{name}.{part}" if name else part, module, part
+
+
+def _check_readable(unet: nn.Module) -> None:
+    """Raise ValueError if the weights of a UNet are not there or cannot be read as they act."""
+    config: Any = getattr(unet, "quantization_config", None) or getattr(unet, "config", {}).get("quantization_config")
+    method = config.get("quant_method") if isinstance(config, dict) else getattr(config, "quant_method", None)
+    method = getattr(method, "value", method)
+    if method is not None and method not in READABLE_QUANTIZATIONS:
+        raise ValueError(f"the UNet is quantized by {method}, and its weights cannot be read; {UNQUANTIZED_ADVICE}")
+    for module in unet.modules():
+        if getattr(module, "merged", False) and hasattr(module, "base_layer"):
+            raise ValueError("a LoRA is fused into the UNet's weights; unfuse it first (pipe.unfuse_lora())")
+        registry: Any = getattr(module, "_diffusers_hook", None)
+        hook = None if registry is None else registry.get_hook("group_offloading")
+        if getattr(getattr(hook, "group", None), "offload_to_disk_path", None) is not None:
+            raise ValueError(
+                "the UNet's weights are offloaded to disk, and this control model needs them; offload to the CPU"
+            )
+
+
+def read_tensor(layer: Any, part: str) -> Tensor:
+    """Return the weight of a layer, such as `(out, in)`, or its bias `(out,)`, as floating-point numbers.
+
+    Where it is quantized, the library that did it gives them back. Raises ValueError where they are offloaded, or cannot be read.
+    """
+    tensor = getattr(layer, part)
+    if isinstance(tensor, Tensor) and tensor.is_meta:
         raise ValueError("the UNet's weights are offloaded; copy it before sequential offloading is switched on")
-    return tensors
+    if part == "weight" and getattr(layer, "qweight", None) is not None:  # quanto's; frozen, or made in each call
+        tensor = layer.qweight
+    if not isinstance(tensor, Tensor) and callable(tensor):  # torch's own quantization
+        tensor = tensor()
+    if tensor is None:
+        raise ValueError(f"a layer of the UNet has no {part}")
+    if type(tensor) not in (Tensor, nn.Parameter):
+        tensor = _dequantize(layer, tensor)
+    elif tensor.is_quantized:
+        tensor = tensor.dequantize()
+    is_scaled = str(tensor.dtype).removeprefix("torch.") in FLOAT8_NAMES and hasattr(layer, "scale")
+    if not tensor.is_floating_point() or is_scaled:
+        kind = f"{type(layer).__module__.partition('.')[0]}'s {type(layer).__name__}"
+        raise ValueError(f"the UNet is quantized ({kind}), and its weights cannot be read; {UNQUANTIZED_ADVICE}")
+    return tensor
+
+
+def _dequantize(layer: Any, tensor: Tensor) -> Tensor:
+    """Return a tensor of a class of its own as plain numbers; the tensor itself where nothing is known of it."""
+    if hasattr(tensor, "quant_type"):
+        from diffusers.quantizers.gguf.utils import dequantize_gguf_tensor
+
+        return dequantize_gguf_tensor(tensor)
+    if type(tensor).__name__ in ("Params4bit", "Int8Params"):
+        from diffusers.quantizers.bitsandbytes.utils import dequantize_bnb_weight
+
+        return dequantize_bnb_weight(tensor, getattr(layer, "state", None))
+    return tensor if type(tensor).dequantize is Tensor.dequantize else tensor.dequantize()
+
+
+def _make_shape(layer: Any, part: str) -> Tensor:
+    tensor = getattr(layer, part)
+    is_plain = type(tensor) in (Tensor, nn.Parameter) and tensor.is_floating_point() and not tensor.is_meta
+    return torch.empty_like(tensor if is_plain else read_tensor(layer, part), device="meta")
+
+
+def strip_wrappers(name: str) -> str:
+    """Return the name of a module or tensor without the names in which wrappers keep what they wrap."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPED_NAMES)
+
+
+def unwrap(module: Any) -> Any:
+    """Return what a module wraps, below any LoRA, split inference or torch.compile, or the module itself."""
+    while isinstance(module, nn.Module):
+        inner = next((m for name, m in module.named_children() if name in WRAPPED_NAMES), None)
+        if inner is None:
+            break
+        module = inner
+    return module
 
 
 def get_layer(unet: UNet, name: str) -> Any:
-    """Return the layer of this name, below any LoRA."""
-    module = unet.get_submodule(name)
-    return getattr(module, "base_layer", module)
+    """Return the layer of this name, below any LoRA and other wrappers. Raises AttributeError if there is none."""
+    if not isinstance(unet, nn.Module):
+        return unwrap(unet.get_submodule(name))
+    module: Any = unet
+    for part in name.split("."):
+        module = unwrap(getattr(unwrap(module), part))
+    return module
 
 
 def is_empty(unet: UNet) -> bool:
@@ -61,5 +173,5 @@ def get_unet_config(unet: UNet) -> dict[str, Any]:
 
 
 def _get_block_heads(block: object) -> int | None:
-    transformers = getattr(block, "attentions", ())
-    return next((b.attn1.heads for t in transformers for b in getattr(t, "transformer_blocks", ())), None)
+    transformers = map(unwrap, getattr(block, "attentions", None) or ())
+    return next((unwrap(b).attn1.heads for t in transformers for b in getattr(t, "transformer_blocks", ())), None)

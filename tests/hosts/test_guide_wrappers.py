@@ -12,18 +12,32 @@ from typing import Any
 import fakes
 import pytest
 import test_lllite
+import test_transformer_controls as transformers
 import tiny
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import (
+    AnimateDiffControlNetPipeline,
+    AnimateDiffPipeline,
+    DDIMScheduler,
+    MotionAdapter,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionPipeline,
+    UNetMotionModel,
+)
+from diffusers.hooks import apply_group_offloading, apply_layerwise_casting
 from fakes import GREY, Plus, Pushes, state
 from ldm import UNetModel
+from networks import randomised
 from test_guide_histories import SKIPS, pipeline
 from test_guide_leaving import ldm_inputs
 
-from controlnet_ext import Span, Unit, guide
+from controlnet_ext import PerSample, Span, Unit, guide
 from controlnet_ext.guidance.contract import ModuleHook
 from controlnet_ext.hosts.ldm.guide import BatchRows, guide_ldm
+from controlnet_ext.models import base_unet
 from controlnet_ext.models.kinds import lllite
+from controlnet_ext.models.kinds.controlnet import ControlNet
+from controlnet_ext.models.kinds.flux_union import FluxUnion
 
 # Copies
 
@@ -144,3 +158,114 @@ def test_a_copy_in_the_middle_of_a_call_is_refused_as_it_would_take_units_out() 
     fakes.run(pipe)
     after = state(SimpleNamespace(unet=pipe.unet))
     assert after == {key: before[key] for key in after}
+
+
+# Split inference of videos
+
+
+def animate_diff(theirs: Any = None) -> Any:
+    adapter = MotionAdapter(
+        block_out_channels=(32, 64, 64, 64), motion_layers_per_block=2, motion_num_attention_heads=2
+    )
+    moving = UNetMotionModel.from_unet2d(tiny.unet(), randomised(adapter, seed=6))
+    parts = {k: v for k, v in tiny.parts().items() if k not in ("safety_checker", "unet")}
+    parts |= {"unet": moving, "motion_adapter": adapter, "scheduler": DDIMScheduler(**tiny.DDIM), "image_encoder": None}
+    pipe = AnimateDiffPipeline(**parts) if theirs is None else AnimateDiffControlNetPipeline(**parts, controlnet=theirs)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.enable_free_noise(context_length=4, context_stride=2)
+    pipe.enable_free_noise_split_inference(spatial_split_size=4096, temporal_split_size=2)
+    return pipe
+
+
+def animate(pipe: Any, **given: Any) -> torch.Tensor:
+    call = {"num_frames": 4, "num_inference_steps": 2, "height": tiny.SIZE, "width": tiny.SIZE, "output_type": "latent"}
+    return pipe("a cat", generator=torch.Generator().manual_seed(5), **call, **given).frames
+
+
+def test_free_noise_split_inference_is_guided_as_diffusers_does() -> None:
+    theirs = tiny.control()
+    net = ControlNet.load(theirs.state_dict())  # without a config: heads come from the UNet
+    frames = [tiny.picture(seed) for seed in range(4)]
+    expected = animate(animate_diff(theirs), conditioning_frames=frames)
+    pipe = animate_diff()
+    with guide(pipe, [Unit(net, PerSample(frames))]):
+        assert torch.equal(animate(pipe), expected)
+    assert base_unet.get_heads(pipe.unet) == (8, 8, 8, 8)
+
+
+def test_weights_under_split_inference_are_read_by_their_names() -> None:
+    split, plain = animate_diff().unet, tiny.unet()
+    ours, theirs = (base_unet.get_encoder_tensors(unet) for unet in (split, plain))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    layer = "down_blocks.0.resnets.1.conv1"
+    assert torch.equal(base_unet.get_layer(split, layer).weight, plain.get_submodule(layer).weight)
+
+
+# Offloading and casting
+
+
+def offload(way: str, *networks: Any) -> None:
+    for net in networks:
+        if way == "casting":
+            apply_layerwise_casting(net, storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+            continue
+        level = {"leaf": {}, "block": {"num_blocks_per_group": 1}}[way]
+        apply_group_offloading(net, torch.device("cpu"), offload_type=f"{way}_level", **level)
+
+
+@pytest.mark.parametrize("way", ["leaf", "block", "casting"])
+@pytest.mark.parametrize("with_net", [False, True], ids=["the UNet", "both"])
+def test_offloaded_and_cast_networks_are_guided_as_diffusers_does(way: str, with_net: bool) -> None:
+    theirs = tiny.control()
+    net = ControlNet.load(theirs.state_dict(), theirs.config)
+    pipes = [
+        tiny.pipeline(StableDiffusionPipeline, unet=tiny.unet()),
+        tiny.pipeline(StableDiffusionControlNetPipeline, unet=tiny.unet(), controlnet=theirs),
+    ]
+    for pipe in pipes:
+        offload(way, pipe.unet)
+    if with_net:
+        offload(way, net, theirs)
+    expected = fakes.run(pipes[1], steps=2, image=tiny.picture(), height=tiny.SIZE, width=tiny.SIZE)
+    with guide(pipes[0], [Unit(net, tiny.picture())]):
+        found = fakes.run(pipes[0], steps=2)
+    # a cast network computes in float32 what float8 stores; norms, which diffusers does not cast, are the same
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("way", ["leaf", "block"])
+def test_attention_units_act_in_an_offloaded_unet(way: str) -> None:
+    pipes = [pipeline(), pipeline()]
+    offload(way, pipes[0].unet)
+    fakes.run(pipes[0])
+    before = state(pipes[0])
+    found = []
+    for pipe in pipes:
+        with guide(pipe, [Unit(Plus(skips=SKIPS), GREY), Unit(Pushes(skips=SKIPS), GREY)]):
+            found.append(fakes.run(pipe))
+    assert torch.equal(*found) and state(pipes[0]) == before
+
+
+@pytest.mark.parametrize("base", transformers.PIPES)
+def test_cast_transformer_networks_are_guided_as_diffusers_does(base: str) -> None:
+    """`net.enable_layerwise_casting`, on the network and on the base."""
+    theirs, own = transformers.control(base), transformers.control(base)
+    for net in (theirs, own):  # before there is a pipeline: Z-Image's networks share modules of the base
+        net.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
+    pipes = [transformers.pipeline(base), transformers.pipeline(base, theirs)]
+    for pipe in pipes:
+        pipe.transformer.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
+    expected = transformers.run(pipes[1], base, control_image=tiny.picture(), controlnet_conditioning_scale=1.0)
+    with guide(pipes[0], [Unit(transformers.ours(base, own), tiny.picture())]):
+        found = transformers.run(pipes[0], base)
+    assert transformers.near(found, expected)
+    assert (found - transformers.run(pipes[0], base)).abs().max() > 1e-3
+
+
+def test_a_cast_flux_union_reads_its_kind() -> None:
+    net = transformers.control("flux", num_mode=10)
+    net.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
+    pipe = transformers.pipeline("flux")
+    with guide(pipe, [Unit(FluxUnion(net).with_types("depth"), tiny.picture())]):
+        found = transformers.run(pipe, "flux")
+    assert found.isfinite().all() and (found - transformers.run(pipe, "flux")).abs().max() > 1e-3

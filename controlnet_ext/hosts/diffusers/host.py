@@ -19,6 +19,7 @@ from torch import Tensor
 from ...guidance.after_steps import PREDICTION_TYPES, NoiseLevel
 from ...guidance.contract import Crop, Residuals, Step, UNet
 from ...guidance.schedule import Span
+from ...models.base_unet import strip_wrappers
 from ..side_stream import LazyResiduals, SideStream
 
 if TYPE_CHECKING:
@@ -394,7 +395,7 @@ class DiffusersHost:
         for place, block in (("input", "down_blocks"), ("middle", "mid_block"), ("output", "up_blocks")):
             for name, module in getattr(self.unet, block).named_modules(prefix=block):
                 if isinstance(module, Attention) and ".motion_modules." not in name:
-                    yield name, module, place
+                    yield strip_wrappers(name), module, place
 
 
 @torch.no_grad()

@@ -68,7 +68,7 @@ class ControlLora(CompilableBlocks):
             raise ValueError(reason)
         if source.is_empty(unet):
             return
-        shared = source.get_encoder_tensors(unet)  # also where it is built already: a LoRA may have been fused since
+        shared = source.get_encoder_shapes(unet)  # also where it is built already: a LoRA may have been fused since
         first = source.get_layer(unet, "conv_in")  # tells UNets apart, whatever shows them
         if self._built is None or self._built[0]() is not first:
             self._built = weakref.ref(first), self._build(unet, shared)
@@ -162,9 +162,7 @@ class LoraLayer(nn.Module):
         base = self._base and self._base()
         if base is None:
             raise ValueError("the UNet that the Control-LoRA was settled on is gone")
-        tensor = getattr(base, part)
-        if tensor.is_meta:
-            raise ValueError("the UNet's weights are offloaded piece by piece; a Control-LoRA needs them whole")
+        tensor = source.read_tensor(base, part)
         if part == "weight" and isinstance(self.layer, nn.Conv2d):
             tensor = tensor[:, : self.layer.in_channels]
         return cast_like(tensor, x)

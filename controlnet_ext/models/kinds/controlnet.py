@@ -69,20 +69,24 @@ class WeightDifference:
     def bind(self, net: ControlNet, unet: UNet) -> None:
         """Add the UNet's weights to those of the network with the same names, in float32.
 
-        Raises ValueError if another UNet's are added already.
+        Raises ValueError if another UNet's are added already, or the UNet lacks some or cannot give them.
         """
         first = source.get_layer(unet, "conv_in")  # tells UNets apart, whatever shows them
         if self._bound_unet is not None:
             if self._bound_unet() is not first:
                 raise ValueError("a difference that was added to another model's weights; load it once more for this")
             return
+        own = {name: p for name, p in net.named_parameters() if name.startswith(source.ENCODER_PREFIXES)}
+        tensors = source.get_encoder_tensors(unet)
+        missing = [name for name in own if name not in tensors]
+        if missing:
+            raise ValueError(f"the UNet has no {missing[0]} to which the difference could be added")
         self._bound_unet = lambda: None  # what is interrupted here has to be loaded once more
-        own = dict(net.named_parameters())
-        for name, tensor in source.get_encoder_tensors(unet).items():
-            if name in own:
-                if name == "conv_in.weight":
-                    tensor = tensor[:, : net.net_config.in_channels]  # of an inpainting UNet
-                own[name].data = (own[name].float() + tensor.to(own[name].device).float()).to(own[name].dtype)
+        for name, parameter in own.items():
+            tensor = tensors[name]
+            if name == "conv_in.weight":
+                tensor = tensor[:, : net.net_config.in_channels]  # of an inpainting UNet
+            parameter.data = (parameter.float() + tensor.to(parameter.device).float()).to(parameter.dtype)
         self._bound_unet = weakref.ref(first)
 
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from ...guidance.contract import Activation, AttentionModel, Host, UndoStack, UNet
 from .. import KeyMarkers, ModelKind
+from ..base_unet import strip_wrappers, unwrap
 from ..nn.blocks import Conv2d, Linear
 from ..nn.embeddings import to_hint_pixels
 from ..nn.execution import LayerwiseOffload
@@ -78,10 +79,10 @@ class ControlLLLite(LayerwiseOffload, AttentionModel):
             width = lite.width
             if name not in found:
                 raise ValueError(f"the ControlLLLite changes {name}, which the model does not have")
-            if _unwrap_lora(found[name]).in_features != width:
+            if unwrap(found[name]).in_features != width:
                 raise ValueError(
                     f"the ControlLLLite has width {width} for {name}, but the model has "
-                    f"{_unwrap_lora(found[name]).in_features}"
+                    f"{unwrap(found[name]).in_features}"
                 )
 
     def hint(self, image: np.ndarray | Tensor) -> Tensor:
@@ -204,21 +205,17 @@ def _find_linear_layers(unet: UNet) -> dict[str, Any]:
     """
     per = [len(level.resnets) for level in unet.down_blocks]
     found = {}
-    for name, module in unet.named_modules():
+    for path, module in unet.named_modules():
+        name = strip_wrappers(path)
         if getattr(module, "fused_projections", False):
             raise ValueError("the UNet's projections are fused; unfuse them first (pipe.unfuse_qkv_projections())")
-        if ".attentions." not in name or ".motion_modules." in name or not isinstance(_unwrap_lora(module), nn.Linear):
+        if ".attentions." not in name or ".motion_modules." in name or not isinstance(unwrap(module), nn.Linear):
             continue
-        if name.endswith(".base_layer") or ".lora_" in name:
+        if path.endswith(".base_layer") or ".lora_" in path:
             continue
         found[LLLITE_PREFIX + name.replace(".", "_")] = module
         found[LLLITE_PREFIX + _to_ldm_name(name, per).replace(".", "_")] = module
     return found
-
-
-def _unwrap_lora(module: nn.Module) -> Any:
-    """Return the layer itself, below any LoRA."""
-    return getattr(module, "base_layer", module)
 
 
 def _to_ldm_name(name: str, resnets_per_level: list[int]) -> str:

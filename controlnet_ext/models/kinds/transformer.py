@@ -89,8 +89,13 @@ class TransformerControlNet(nn.Module, ControlModel):
 
     @property
     def device(self) -> torch.device:
-        """The device on which it computes."""
-        return next(self.net.parameters()).device
+        """The device on which it computes, wherever its weights are offloaded."""
+        return self.net.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype in which it computes, whatever its weights are stored in (layerwise casting, quantization)."""
+        return self.net.dtype
 
     def bind(self, base: UNet) -> None:
         """Bind to a transformer. Raises ValueError if the network is for another one."""
@@ -106,12 +111,11 @@ class TransformerControlNet(nn.Module, ControlModel):
             len(getattr(transformer, "single_transformer_blocks", ())),
         )
         if self.family == "sd3" and self.net.pos_embed is None:  # SD3.5's large ones have the base's
-            self.net.pos_embed = self.net._get_pos_embed_from_transformer(transformer).to(self.device, self.net.dtype)
+            self.net.pos_embed = self.net._get_pos_embed_from_transformer(transformer).to(self.device, self.dtype)
 
     def hint(self, image: np.ndarray | Tensor) -> Tensor:
         """Return the network's input for a map's latents `(B, C, h, w)`; packed as tokens, `(B, h w / 4, 4 C)`."""
-        like = next(self.net.parameters())
-        latents = torch.as_tensor(image).to(like)
+        latents = torch.as_tensor(image).to(self.device, self.dtype)
         return pack_latents(latents) if BASE_MODELS[self.family].has_packed_latents else latents
 
     def forward(self, step: TransformerStep, hint: Tensor) -> Residuals:
@@ -139,8 +143,11 @@ class TransformerControlNet(nn.Module, ControlModel):
 
     def _build_arguments(self, step: TransformerStep) -> dict[str, Any]:
         """Return the arguments of the network, except for the hint."""
-        like = next(self.net.parameters())
-        given = {name: value.to(like) if _is_float_tensor(value) else value for name, value in step.arguments.items()}
+        device, dtype = self.device, self.dtype
+        given = {
+            name: value.to(device, dtype) if _is_float_tensor(value) else value
+            for name, value in step.arguments.items()
+        }
         if self.family == "sd3" and not self.needs_vae_shift:
             given["pooled_projections"] = torch.zeros_like(given["pooled_projections"])
         if self.net.config["joint_attention_dim"] is None:

@@ -71,15 +71,15 @@ class ZImageControlNet(TransformerControlNet):
 
         The channels of a mask and a masked image, which networks from 2.0 on read too, are zeros.
         """
-        latents = torch.as_tensor(image).to(next(self.net.parameters()))
+        latents = torch.as_tensor(image).to(self.device, self.dtype)
         more = self.net.config["control_in_dim"] - latents.shape[1]
         return nn.functional.pad(latents, (0, 0, 0, 0, 0, more)).unsqueeze(2)
 
     def forward(self, step: TransformerStep, hint: Tensor) -> Residuals:
         """Return residuals of weight 1; the hint has a row for each of x's, or one for all."""
-        like, given = next(self.net.parameters()), dict(step.arguments)
+        given = dict(step.arguments)
         given.pop("joint_attention_kwargs", None)
-        given["x"] = [row.to(like) for row in given["x"]]
+        given["x"] = [row.to(self.device, self.dtype) for row in given["x"]]
         rows = list(hint.expand(len(step.x), *hint.shape[1:]).unbind())
         weight = step.weight if self.net.config["add_control_noise_refiner"] else 1.0
         made = self.net(control_context=rows, conditioning_scale=weight, **given)

@@ -28,11 +28,15 @@ class UNetSignature:
 
     @classmethod
     def from_unet(cls, unet: UNet) -> UNetSignature:
-        """The layout of a diffusers UNet2DConditionModel or UNetMotionModel, with or without LoRA layers on it."""
+        """The layout of a diffusers UNet2DConditionModel or UNetMotionModel, with or without LoRA layers on it.
+
+        Nothing is read of resnets and downsamplers, which wrappers (split inference) may hide.
+        """
         config = unet.config
-        skips = [config["block_out_channels"][0]]
-        for level in unet.down_blocks:
-            skips += [block.out_channels for block in (*level.resnets, *(level.downsamplers or ()))]
+        widths = config["block_out_channels"]
+        skips = [widths[0]]
+        for width, level in zip(widths, unet.down_blocks, strict=True):
+            skips += [width] * (len(level.resnets) + len(level.downsamplers or ()))
         return cls(
             in_channels=config["in_channels"],
             context_width=_get_prompt_width(config),
