@@ -19,3 +19,5 @@ if NAME not in sys.modules:
 from sd_webui_controlnet_ext.webui import start  # noqa: E402
 
 ControlNet = start()
+
+import scripts.cldm  # noqa: E402, F401  # by that name Tiled Diffusion imports it later, when the path to it is gone

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from itertools import repeat
 from typing import Any
 
@@ -19,6 +20,7 @@ from ..guidance.schedule import Span
 from ..guidance.unit import Unit
 from ..hosts.ldm.guide import BatchRows, LdmGuide, guide_ldm
 from ..hosts.ldm.host import VAE_SCALE_FACTOR, encode_ldm_image
+from ..hosts.session import Box
 from ..maps.resize import fit
 from ..sdwebui.build import BuiltUnit, find_initial_noise_image
 
@@ -57,6 +59,53 @@ def inject_initial_noise(p: Any, pixels: np.ndarray | None) -> Iterator[None]:
             p.rng = changed._rng
 
 
+class TileHint:
+    """One axis of the hint of a stand-in for a ControlNet, by which Tiled Diffusion tells the places of its tiles.
+
+    That extension (pkuliyi2015/multidiffusion-upscaler-for-automatic1111 @ 22798f6, tile_methods/abstractdiffusion.py)
+    reads `hint_cond` `(1, C, H, W)` of the whole image, and before each UNet call sets it to the parts that belong to
+    the call, `(rows, C, h, w)`, or back to the whole. Here each pixel has its own place along the axis as its value,
+    so that a part tells where it was cut out. `axis` is -1 for columns, -2 for rows.
+    """
+
+    def __init__(self, p: Any, axis: int):
+        self._p, self._axis = p, axis
+        self.places: list[int] = []
+        """The first column or row of each of the parts, nothing for the whole image."""
+        self.part_size = (0, 0)
+        """Height and width of the parts in pixels."""
+
+    @property
+    def hint_cond(self) -> Any:
+        """The places of all pixels of the image, `(1, 1, H, W)`, without memory for each."""
+        import torch
+
+        size = int(self._p.height), int(self._p.width)
+        places = torch.arange(size[self._axis], dtype=torch.int16)
+        return (places if self._axis == -1 else places[:, None]).expand(1, 1, *size)
+
+    @hint_cond.setter
+    def hint_cond(self, parts: Any) -> None:
+        """Take note of the parts `(rows, 1, h, w)` that belong to the next UNet call."""
+        self.part_size = tuple(parts.shape[-2:])
+        is_whole = self.part_size == (int(self._p.height), int(self._p.width))
+        self.places = [] if is_whole else parts[:, 0, 0, 0].tolist()
+
+
+class TiledNetwork:
+    """A stand-in for the control network of a request `p`, for Tiled Diffusion to find."""
+
+    def __init__(self, p: Any):
+        self.control_params = (TileHint(p, -1), TileHint(p, -2))
+
+    def find_tiles(self) -> list[Box]:
+        """Return the boxes of the tiles in the present UNet call, in its order, nothing for the whole image."""
+        columns, rows = self.control_params
+        height, width = columns.part_size
+        corners = dict.fromkeys(zip(columns.places, rows.places, strict=True))
+        return [(left, top, left + width, top + height) for left, top in corners]
+
+
 class GuidanceError(ValueError):
     """The reason why there is no image, in one line. The host shows it, and its HTTP API reads `status_code` and
     `detail` from the exception's own attributes."""
@@ -70,8 +119,8 @@ class GuidedSampler:
     """A replacement of one request's `sample`, guided by the units that `build_units` returns when the sampling
     begins."""
 
-    def __init__(self, p: Any, build_units: Callable[[], Sequence[BuiltUnit]]):
-        self.p, self._original_sample, self._build_units = p, p.sample, build_units
+    def __init__(self, p: Any, build_units: Callable[[], Sequence[BuiltUnit]], network: TiledNetwork):
+        self.p, self._original_sample, self._build_units, self._network = p, p.sample, build_units, network
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with _wrap_errors():
@@ -80,7 +129,8 @@ class GuidedSampler:
                 return self._original_sample(*args, **kwargs)
             hires = bool(getattr(self.p, "enable_hr", False))
             units = [unit for each in made for unit in each.split_by_pass(hires)]
-            with _guide_units(self.p, units), inject_initial_noise(self.p, find_initial_noise_image(made, hires)):
+            noise_image = find_initial_noise_image(made, hires)
+            with _guide_units(self.p, units, self._network), inject_initial_noise(self.p, noise_image):
                 return self._original_sample(*args, **kwargs)
 
     def restore(self, p: Any) -> None:
@@ -90,12 +140,15 @@ class GuidedSampler:
             p.sample = self._original_sample
 
 
-def guide_sampling(p: Any, build_units: Callable[[], Sequence[BuiltUnit]]) -> None:
+def guide_sampling(p: Any, build_units: Callable[[], Sequence[BuiltUnit]]) -> TiledNetwork:
     """Guide the samples of the request `p` by the units that `build_units` returns; an empty list guides nothing.
-    Errors end the generation; ValueError, TypeError and FileNotFoundError of this project are raised as GuidanceError.
+    Errors end the generation; those of this project that refuse something are raised as GuidanceError. Return what
+    tells the places of tiles, if another extension draws the image in tiles.
     """
     stop_guiding(p)
-    p.sample = GuidedSampler(p, build_units)
+    network = TiledNetwork(p)
+    p.sample = GuidedSampler(p, build_units, network)
+    return network
 
 
 def stop_guiding(p: Any) -> None:
@@ -109,7 +162,7 @@ def stop_guiding(p: Any) -> None:
 def _wrap_errors() -> Iterator[None]:
     try:
         yield
-    except (ValueError, TypeError, FileNotFoundError) as error:
+    except (ValueError, TypeError, RuntimeError, FileNotFoundError) as error:
         if isinstance(error, GuidanceError) or not _is_own_error(error):
             raise
         raise GuidanceError(f"ControlNet: {error}") from error
@@ -125,7 +178,7 @@ def _is_own_error(error: BaseException) -> bool:
 
 
 @contextmanager
-def _guide_units(p: Any, units: Sequence[Unit]) -> Iterator[None]:
+def _guide_units(p: Any, units: Sequence[Unit], network: TiledNetwork) -> Iterator[None]:
     from modules import script_callbacks, sd_unet
 
     if sd_unet.current_unet is not None:
@@ -134,7 +187,7 @@ def _guide_units(p: Any, units: Sequence[Unit]) -> Iterator[None]:
             f"the UNet is replaced by {name!r}, which cannot be guided; choose SD Unet: None in the settings"
         )
     with ExitStack() as guides:
-        calls = _DenoiserBridge(p, units, guides)
+        calls = _DenoiserBridge(p, units, guides, network)
         script_callbacks.on_cfg_denoiser(calls.on_cfg_denoiser)
         guides.callback(script_callbacks.remove_callbacks_for_function, calls.on_cfg_denoiser)
         calls.guide_checkpoint(p.sd_model)
@@ -144,8 +197,8 @@ def _guide_units(p: Any, units: Sequence[Unit]) -> Iterator[None]:
 class _DenoiserBridge:
     """The connection from the host's denoiser to the guide: it announces each step's rows."""
 
-    def __init__(self, p: Any, units: Sequence[Unit], exit_stack: ExitStack):
-        self._p, self._units, self._exit_stack = p, units, exit_stack
+    def __init__(self, p: Any, units: Sequence[Unit], exit_stack: ExitStack, network: TiledNetwork):
+        self._p, self._units, self._exit_stack, self._network = p, units, exit_stack, network
         self._unet: Any = None
         self._guide: LdmGuide | None = None
         self._denoiser: Any = None
@@ -154,7 +207,9 @@ class _DenoiserBridge:
     def guide_checkpoint(self, model: Any) -> None:
         """Guide this checkpoint's UNet."""
         self._unet = model.model.diffusion_model
-        self._guide = self._exit_stack.enter_context(guide_ldm(self._unet, self._units, model))
+        self._guide = self._exit_stack.enter_context(
+            guide_ldm(self._unet, self._units, model, self._network.find_tiles)
+        )
         self._denoiser = None
 
     def on_cfg_denoiser(self, params: Any) -> None:
@@ -163,7 +218,7 @@ class _DenoiserBridge:
         if denoiser.p is not self._p:
             return
         try:
-            self._announce_step(denoiser, len(params.x))
+            self._announce_step(denoiser, params.x)
         except Exception as error:
             self._raise_in_unet(error)
 
@@ -176,7 +231,7 @@ class _DenoiserBridge:
         unet = shared.sd_model.model.diffusion_model
         self._exit_stack.callback(unet.register_forward_pre_hook(before, prepend=True).remove)
 
-    def _announce_step(self, denoiser: Any, row_count: int) -> None:
+    def _announce_step(self, denoiser: Any, x: Any) -> None:
         from modules import shared
 
         if shared.sd_model.model.diffusion_model is not self._unet:  # the refiner has taken over
@@ -187,7 +242,10 @@ class _DenoiserBridge:
             self._denoiser, self._spans = denoiser, [Span(i / total, (i + 1) / total) for i in range(total)]
             self._guide.begin(self._spans, int(bool(getattr(self._p, "is_hr_pass", False))))
         self._guide.announce_step(
-            describe_batch_rows(denoiser, row_count, self._spans[min(denoiser.step, len(self._spans) - 1)])
+            replace(
+                describe_batch_rows(denoiser, len(x), self._spans[min(denoiser.step, len(self._spans) - 1)]),
+                latent_size=tuple(x.shape[-2:]),
+            )
         )
 
 

@@ -25,7 +25,7 @@ from ..sdwebui.units import WebuiUnit, parse_webui_unit
 from . import host
 from .inputs import apply_finishes, get_host_inputs, read_request_units, save_maps, save_unit_inputs
 from .panel import build_panel
-from .sampling import guide_sampling, stop_guiding
+from .sampling import TiledNetwork, guide_sampling, stop_guiding
 
 
 @dataclass
@@ -135,6 +135,9 @@ class GenerationState:
 class ControlNetScript(scripts.Script):
     """The host's script: one instance for txt2img, one for img2img."""
 
+    latest_network: TiledNetwork | None = None
+    """What Tiled Diffusion reads and sets while a guided request runs."""
+
     def title(self) -> str:
         """Return the script's title."""
         return SCRIPT_TITLE
@@ -165,13 +168,14 @@ class ControlNetScript(scripts.Script):
         """Read the units and guide the request's sampling; a batch folder has one seed, unless the settings say
         otherwise."""
         stop_guiding(p)
+        self.latest_network = None
         p.controlnet_ext = request = GenerationState(p, args)
         if not request.has_work:
             return
         p.extra_generation_params |= request.infotexts
         if request.batch_inputs.image_count and not host.get_setting("controlnet_increment_seed_during_batch", False):
             p.all_seeds = p.all_seeds[: p.batch_size] * p.n_iter
-        guide_sampling(p, request.build_units)
+        self.latest_network = guide_sampling(p, request.build_units)
 
     def postprocess_batch(self, p: Any, *args: Any, images: Any, **_: Any) -> None:
         """Process the finished images of a batch, `(B, 3, H, W)` in 0..1, in place."""
@@ -189,6 +193,7 @@ class ControlNetScript(scripts.Script):
     def postprocess(self, p: Any, processed: Any, *args: Any) -> None:
         """Append the maps to the results."""
         stop_guiding(p)
+        self.latest_network = None
         request = vars(p).pop("controlnet_ext", None)
         if request is None:
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from contextlib import nullcontext
 from typing import Any
 
 import diffusers
@@ -87,11 +88,16 @@ class LdmCall:
         boxes: list[Any] = []
         with guide_ldm(self.unet, units, find_tiles=lambda: boxes) as guiding:
             guiding.begin(SPANS, 0)
-            size = None if any(box is not None for _, box in calls) is False else (CANVAS // 8, CANVAS // 8)
+            size = (CANVAS // 8, CANVAS // 8) if any(box is not None for _, box in calls) else None
             guiding.announce_step(BatchRows(SPANS[0], [0, 0], [True, False], size))
             for x, box in calls:
-                boxes[:] = [] if box is None else box if isinstance(box, list) else [box]
-                found.append(self.unet(x, torch.full((len(x),), 751.0), torch.ones(len(x), 16, 32)))
+                is_host_telling = box is not None and (box[3] - box[1], box[2] - box[0]) == (
+                    8 * x.shape[2],
+                    8 * x.shape[3],
+                )
+                boxes[:] = [box] if is_host_telling else []
+                with nullcontext() if is_host_telling or box is None else crop_maps(box, (CANVAS, CANVAS)):
+                    found.append(self.unet(x, torch.full((len(x),), 751.0), torch.ones(len(x), 16, 32)))
         return found
 
 

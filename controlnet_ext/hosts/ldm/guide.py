@@ -143,11 +143,15 @@ class LdmGuide(GuideSession):
         size = x.shape[-2] * VAE_SCALE_FACTOR, x.shape[-1] * VAE_SCALE_FACTOR
         told = find_told_crops(len(x), size)
         tiles = self._find_tiles() if self._find_tiles is not None and not told else ()
-        if not tiles:
+        if not tiles or size == self._image_size:
             return told
         times, odd = divmod(len(x), len(tiles))
-        if odd or self._image_size is None:
-            raise ValueError(f"the host tells the places of {len(tiles)} tiles for a UNet call of {len(x)} rows")
+        sizes = {(bottom - top, right - left) for left, top, right, bottom in tiles}
+        if odd or self._image_size is None or sizes != {size}:
+            raise ValueError(
+                f"the host tells the places of {len(tiles)} tiles, none of which fits a UNet call of {len(x)} rows of "
+                f"{size[1]}x{size[0]} pixels"
+            )
         return tuple(crop for box in tiles for crop in (Crop(self._image_size, box, size),) * times)
 
     def _count_row(self, crop: Crop | None) -> int:
@@ -189,7 +193,10 @@ class LdmHooks(GuidedUNet):
     def _before_call(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.claim_call()
         if not self._guide.is_step_announced:
-            raise RuntimeError("the UNet is called outside of a step that the host announced; no unit can act there")
+            raise RuntimeError(
+                "the UNet is called outside of a step that the host announced, as by noise inversion or a script that "
+                "prepares the noise; no unit can act there, so switch that off"
+            )
         step = self._guide.build_step(*args, **kwargs)
         self.start_call(step.x, is_new_run=False, crops=step.crops)  # `LdmGuide.begin` has restored the attention
         self._residuals = self.sum_residuals([self._guide.guide_call(step)], step.x.device)
