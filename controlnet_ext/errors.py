@@ -102,9 +102,18 @@ PEER_NAMES = {
 }
 
 
+def escape_unprintable(text: object) -> str:
+    r"""Return the text with every character that a terminal would obey written as in a literal: `\n`, `\x1b`, `\u202e`.
+
+    Foreign text (names of files, keys, fields) can neither begin a line of its own nor color, move or hide others.
+    """
+    words = str(text)
+    return words if words.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in words)
+
+
 def one_line(error: BaseException | str, limit: int | None = None) -> str:
     """Return the text of `error` on one line, cut after `limit` characters; of an error without text, its type."""
-    text = " ".join(str(error).split())
+    text = escape_unprintable(" ".join(str(error).split()))
     if not text and isinstance(error, BaseException):
         text = type(error).__name__
     return text[:limit]
@@ -112,7 +121,7 @@ def one_line(error: BaseException | str, limit: int | None = None) -> str:
 
 def quote_value(value: object, limit: int = 40) -> str:
     """Return the `repr` of a foreign value on one line, with an ellipsis where it is longer than `limit` characters."""
-    text = " ".join(repr(value).split())  # the repr of an array has several lines
+    text = escape_unprintable(" ".join(repr(value).split()))  # the repr of an array has several lines
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
@@ -125,11 +134,11 @@ def error_prefix(name: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{name}: {error}") from error
+        raise FileNotFoundError(escape_unprintable(f"{name}: {error}")) from error
     except TypeError as error:
-        raise TypeError(f"{name}: {error}") from error
+        raise TypeError(escape_unprintable(f"{name}: {error}")) from error
     except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
+        raise ValueError(escape_unprintable(f"{name}: {error}")) from error
 
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
@@ -147,8 +156,8 @@ def suggest_names(message: str, name: str, known_names: Iterable[str]) -> str:
     """
     known_names = tuple(known_names)
     if meant := _find_peer_name(name, known_names):
-        return f"{message}; it is called {meant} here"
-    return f"{message}, the nearest are: {closest_names(name, known_names)}"
+        return escape_unprintable(f"{message}; it is called {meant} here")
+    return escape_unprintable(f"{message}, the nearest are: {closest_names(name, known_names)}")
 
 
 def _find_peer_name(name: str, known_names: Iterable[str]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import signature
@@ -15,10 +16,15 @@ from ..errors import quote_value
 
 @dataclass(frozen=True)
 class Range:
-    """The values of a number, both ends included: `Annotated[int, Range(0, 255)]`."""
+    """The values of a number, both ends included: `Annotated[int, Range(0, 255)]`. Raises ValueError for an end that
+    is not finite."""
 
     low: float
     high: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low <= self.high):
+            raise ValueError(f"a range from {self.low} to {self.high}, expected two finite numbers, the lower first")
 
     def __str__(self) -> str:
         return f"{self.low:.10g}..{self.high:.10g}"

@@ -10,6 +10,7 @@ from controlnet_ext.errors import (
     check_choice,
     closest_names,
     error_prefix,
+    escape_unprintable,
     one_line,
     quote_value,
     suggest_names,
@@ -23,6 +24,14 @@ def test_an_errors_text_becomes_one_line_of_limited_length():
     assert one_line(ValueError("abcdef"), 3) == "abc"
     assert one_line("a\nb") == "a b"
     assert one_line(RuntimeError()) == "RuntimeError"
+
+
+def test_text_from_outside_cannot_command_a_terminal():
+    assert escape_unprintable("a\x1b[2J\nb\u202e\udc80 ž") == r"a\x1b[2J\nb\u202e\udc80 ž"
+    assert one_line("a\x1b[2J") == r"a\x1b[2J"
+    assert suggest_names("unknown \x1b[1m", "x\n", ["y\x07"]) == r"unknown \x1b[1m, the nearest are: y\x07"
+    with pytest.raises(ValueError, match=r"^unit \\n2: a\\x07$"), error_prefix("unit \n2"):
+        raise ValueError("a\x07")
 
 
 def test_foreign_values_are_quoted_on_one_short_line():

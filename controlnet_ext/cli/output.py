@@ -8,6 +8,7 @@ from argparse import ArgumentParser
 from contextlib import suppress
 from pathlib import Path
 
+from ..errors import escape_unprintable
 from ..files.disk import STDOUT, check_stdout, check_target_folder, is_folder_name, write_atomically, write_stdout
 
 
@@ -44,7 +45,10 @@ def write_output(path: Path | None, content: bytes, overwrite: bool) -> None:
 
 
 def print_stderr(message: object) -> None:
-    """Print a line to stderr, if it is open: a result does not fail for want of a reader of messages."""
+    """Print one line to stderr, whatever text from outside it holds.
+
+    Without an open stderr nothing is printed: a result does not fail for want of a reader of messages.
+    """
     if sys.stderr is not None:  # None would be stdout
         with suppress(OSError):
-            print(message, file=sys.stderr)
+            print(escape_unprintable(message), file=sys.stderr)

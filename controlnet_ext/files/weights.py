@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from ..errors import quote_value
 from .disk import open_regular_file, parse_object
 from .safetensors import (
     ITEMSIZE,
@@ -27,6 +28,7 @@ from .torch_pickle import read_legacy_contents, read_zip_contents
 if TYPE_CHECKING:
     from torch import Tensor
 
+MAX_KEY_LENGTH = 500  # letters of the name of a tensor
 POPULATE_MIN_BYTES = 2**18  # bytes of a storage that has memory of its own from the system
 HASH_BLOCK_BYTES = 2**24  # bytes that are hashed at once
 CHECKSUM_BLOCK_BYTES = 2**20  # bytes that are looked at again while they are in the processor's cache
@@ -146,6 +148,7 @@ def read_weights(path: str | os.PathLike[str], load_values: bool = True, with_sh
         stamp = _read_file_stamp(file)
         try:
             format, plans, metadata, places = _read_contents(file, stamp[0])
+            _check_keys(plans)
             hasher = _FileHasher(file) if with_sha256 and load_values else None
             tensors = _read_tensors(file, plans, places, load_values, hasher)
             sha256 = None if hasher is None else hasher.finish(stamp[0])
@@ -261,6 +264,13 @@ def _flatten_views(value: dict[Any, Any]) -> dict[str, TensorView]:
     if len(flat) < len(found):
         raise ValueError("two of its tensors have one name")
     return flat
+
+
+def _check_keys(keys: Iterable[str]) -> None:
+    """Raise ValueError for a key that no network has: every later message can name keys as they are."""
+    for key in keys:
+        if len(key) > MAX_KEY_LENGTH or not key.isprintable():
+            raise ValueError(f"the key {quote_value(key, 80)} of a tensor is not a printable text of up to 500 letters")
 
 
 def _join_keys(keys: Iterable[Any]) -> str:

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..embedded import resolve_embedded
-from ..errors import one_line, suggest_names
+from ..errors import one_line, quote_value, suggest_names
 from ..files.disk import open_regular_file, read_json
 from ..files.safetensors import read_safetensors_contents
 
@@ -114,8 +114,10 @@ class PipelineFolder:
         import torch
         from diffusers import UNet2DConditionModel
 
+        config = read_json(self.path / "unet" / "config.json")
+        _check_config_numbers(config, f"{str(self.path)!r}: its UNet")
         with _wrap_load_errors(f"{str(self.path)!r}: its UNet"), torch.device("meta"):
-            return UNet2DConditionModel.from_config(read_json(self.path / "unet" / "config.json"))
+            return UNet2DConditionModel.from_config(config)
 
     def make_scheduler(self, name: str | None) -> Any:
         """Return its own scheduler, or with the same settings the one of a name or class in `SCHEDULER_CLASSES`. Raises
@@ -127,6 +129,7 @@ class PipelineFolder:
         if wanted not in (own, *SCHEDULER_CLASSES.values()):
             raise ValueError(suggest_names(f"unknown scheduler {wanted!r:.80}", wanted, SCHEDULER_CLASSES))
         config = read_json(self.path / "scheduler" / "scheduler_config.json")
+        _check_config_numbers(config, f"{str(self.path)!r}: its scheduler")
         with _wrap_load_errors(f"{str(self.path)!r}: its scheduler"):
             scheduler = getattr(diffusers, own).from_config(config)
             if wanted == own:
@@ -173,6 +176,20 @@ class PipelineFolder:
                     read_safetensors_contents(file, path.stat().st_size)
                 except ValueError as error:
                     raise ValueError(f"{str(path)!r} is refused: {error}") from error
+
+
+MAX_CONFIG_NUMBER = 2**16  # widths, steps of training; the largest of published models are 10,240 and 1000
+MAX_CONFIG_LAYERS = 64  # in a block, and entries of a list
+
+
+def _check_config_numbers(config: Mapping[str, Any], name: str) -> None:
+    """Raise ValueError, beginning with `name`, for numbers that would take all memory before a file is read."""
+    for key, value in config.items():
+        values = value if isinstance(value, list) else [value]
+        most = MAX_CONFIG_LAYERS if "layers" in key else MAX_CONFIG_NUMBER
+        numbers = [n for n in values if isinstance(n, int | float) and not isinstance(n, bool)]
+        if key != "trained_betas" and (len(values) > MAX_CONFIG_LAYERS or any(abs(n) > most for n in numbers)):
+            raise ValueError(f"{name} has {quote_value(value)} for {quote_value(key)}, expected at most {most}")
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from .recipe import (
     describe_expected_model,
     find_control_files,
     hash_files,
+    limit_threads,
     verify_hashes,
 )
 from .recipe_png import encode_recipe
@@ -137,6 +138,7 @@ def load_recipe(recipe: GenerationRecipe, device: str, folder: PipelineFolder | 
             units=recipe_units,
             scheduler=type(scheduler).__name__,
             scheduler_config=config,
+            threads=limit_threads(recipe.threads),
             made_with=_describe_versions(device),
         )
         png_texts = encode_recipe(complete)
@@ -246,9 +248,12 @@ def _describe_versions(device: str) -> dict[str, str]:
 
 
 def _compare_versions(saved: GenerationRecipe, here: GenerationRecipe) -> tuple[str, ...]:
+    remarks = ()
+    if saved.threads != here.threads:
+        remarks = (f"made with {saved.threads} threads, here {here.threads}: the last bits may differ",)
     if not saved.made_with:
-        return ()
-    return tuple(
+        return remarks
+    return remarks + tuple(
         f"made with {name} {saved.made_with.get(name)!r}, here {version!r}: the image may differ"
         for name, version in here.made_with.items()
         if saved.made_with.get(name) != version

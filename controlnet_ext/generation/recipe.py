@@ -4,6 +4,7 @@ be made again to the bit, and references to models with the sha256 of their file
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -22,7 +23,7 @@ from ..guidance.unit import Unit, UnitSettings
 from ..maps.control_map import ControlMap
 from ..models import locate_weights, read_config
 from ..preprocessors.parameters import Parameter, Range
-from ..preprocessors.registry import find_or_none
+from ..preprocessors.registry import RESOLUTION_PARAMETER, find_or_none
 from .inpainting import InpaintArea, Postprocess
 
 LATENT_UPSCALERS = {  # name in the webui: torch's interpolation mode of the latents, and antialias
@@ -174,6 +175,7 @@ NUMBER_FIELDS = {
     )
 }
 ATTRIBUTES = {"negative": "negative_prompt", "guidance": "guidance_scale"}  # of a recipe, where its file says less
+THREADS_PER_CPU = 4  # at most, whatever a recipe was made with
 DTYPES = ("float32", "bfloat16", "float16")
 DEVICES = ("cpu", "cuda", "mps")
 MAX_UNITS = 16  # at most
@@ -212,6 +214,12 @@ class RecipeUnit(UnitSettings):
     preprocessor: str | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
     architecture: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (spec := find_or_none(self.preprocessor)) is not None:
+            known = {p.name for p in (*spec.parameters, RESOLUTION_PARAMETER)}
+            spec.check({k: v for k, v in self.parameters.items() if k in known and (k, v) != ("resolution", "match")})
 
     @property
     def after(self) -> PostStep | None:
@@ -256,6 +264,11 @@ class GenerationRecipe(GenerationRequest):
         for name, choices in (("dtype", DTYPES), ("device", DEVICES)):
             check_choice(name, getattr(self, name), choices)
         check_units(len(self.units), self.width, self.height)
+
+
+def limit_threads(threads: int) -> int:
+    """Return the number of torch's threads, or the most that this machine is given: four for each CPU, at least 16."""
+    return min(threads, max(THREADS_PER_CPU * (os.cpu_count() or 1), 16))
 
 
 def check_units(count: int, width: int, height: int) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..errors import check_choice
+from ..errors import check_choice, quote_value
 from .contract import ControlModel, Step
 
 if TYPE_CHECKING:
@@ -52,13 +52,16 @@ class InpaintRestore(PostStep):
         return x0 * latent_mask + image_latents * (1 - latent_mask)
 
 
+MAX_VARIATION = 64  # twice what the preprocessors take, for a second pass of twice the size
+
+
 @dataclass(frozen=True)
 class ColorFix(PostStep):
     """tile_colorfix: take the colors of the image and the details of the step.
 
-    Colors are the mean over a box of 2 `variation` + 1 latents. With `sharpness`, 0..2, the rows without the prompt
-    are blurred by as many hundredths, which guidance turns into sharper rows with it. Raises TypeError or ValueError
-    on other numbers.
+    Colors are the mean over a box of 2 `variation` + 1 latents, 1..64. With `sharpness`, 0..2, the rows without the
+    prompt are blurred by as many hundredths, which guidance turns into sharper rows with it. Raises TypeError or
+    ValueError on other numbers.
     """
 
     variation: int = 8
@@ -68,8 +71,11 @@ class ColorFix(PostStep):
     def __post_init__(self) -> None:
         if type(self.variation) is not int or not isinstance(self.sharpness, int | float):
             raise TypeError(f"variation {self.variation!r} and sharpness {self.sharpness!r}: expected whole and number")
-        if self.variation < 1 or not 0 <= self.sharpness <= 2:
-            raise ValueError(f"variation {self.variation}, sharpness {self.sharpness}: expected from 1, and 0..2")
+        if not 1 <= self.variation <= MAX_VARIATION or not 0 <= self.sharpness <= 2:
+            raise ValueError(
+                f"variation {quote_value(self.variation)}, sharpness {quote_value(self.sharpness)}: expected "
+                f"1..{MAX_VARIATION}, and 0..2"
+            )
 
     def apply_to_latents(self, x0: Tensor, step: Step, image_latents: Tensor, latent_mask: Tensor | None) -> Tensor:
         """Return `x0` `(B, C, h, w)` with the colors of `image_latents`.

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     ImageInput = str | os.PathLike[str] | bytes | np.ndarray | Image | ControlMap
 
+MAX_LAYER_FACTOR = 10  # of the residuals of a layer, on top of a weight of up to 2
 HIRES_PASSES = ("both", "low", "high")
 COMPILE_ADVICE = "ControlNets that load() gave have net.compile(...), other kinds run as they are"
 
@@ -209,6 +210,8 @@ def _parse_layers(layers: object) -> tuple[float, ...]:
     for factor in layers:
         if not isinstance(factor, Real) or isinstance(factor, bool) or not math.isfinite(factor):
             raise ValueError(f"layers holds {quote_value(factor)}, expected numbers")
+        if abs(factor) > MAX_LAYER_FACTOR:
+            raise ValueError(f"layers holds {quote_value(factor)}, outside -{MAX_LAYER_FACTOR}..{MAX_LAYER_FACTOR}")
     return tuple(map(float, layers))
 
 

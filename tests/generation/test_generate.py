@@ -242,6 +242,34 @@ def test_versions_that_differ_are_told(capsys: pytest.CaptureFixture[str]) -> No
     assert f"made with torch '1.0', here '{version('torch')}'" in capsys.readouterr().err
 
 
+def test_a_recipe_of_too_many_threads_is_run_with_as_many_as_the_machine_is_given(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    asked = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    monkeypatch.setattr("os.cpu_count", lambda: 5)
+    tampered(lambda recipe: recipe.update(threads=256))
+    assert main(["generate", "--from", "bad.png", "-o", "again.png"]) == 0
+    assert "made with 256 threads, here 20: the last bits may differ" in capsys.readouterr().err
+    assert 20 in asked and max(asked) == 20
+
+
+def test_a_model_folder_that_asks_for_all_memory_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for part, fields, words in (
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": 10**12}, "1000000000000 for 'num_train_timesteps'"),
+        ("unet/config.json", {"layers_per_block": 10**6}, "1000000 for 'layers_per_block', expected at most 64"),
+        ("unet/config.json", {"block_out_channels": [10**9, 64]}, "1000000000, 64"),
+    ):
+        shutil.rmtree("asking", ignore_errors=True)
+        shutil.copytree("sd", "asking")
+        config = json.loads(Path("asking", part).read_text())
+        Path("asking", part).write_text(json.dumps(config | fields))
+        line = refused(capsys, ["generate", "--from", "made.png", "-o", "again.png", "--model", "asking"])
+        assert words in line
+
+
 def tampered(change: Callable[[Any], Any], **pictures: str) -> None:
     """bad.png: made.png with another recipe, which `change` alters or gives as text."""
     texts = read_png_text("made.png")
@@ -323,6 +351,23 @@ HOSTILE: dict[str, tuple[Callable[[Any], Any], str]] = {
     "layers of texts": (unit_with(layers=["1"]), "expected numbers"),
     "an unknown kind": (unit_with(kind="x"), "map kind 'x' is none of"),
     "an unknown fit": (unit_with(fit="x"), "fit 'x' is none of"),
+    "boxes of 20,000 latents": (
+        unit_with(preprocessor="tile_colorfix", parameters={"variation": 20_000}),
+        "variation 20000 is outside 3..32",
+    ),
+    "boxes of a billion latents": (
+        unit_with(preprocessor="tile_colorfix", parameters={"variation": 10**9}),
+        "variation 1000000000 is outside 3..32",
+    ),
+    "a resolution of a million": (
+        unit_with(preprocessor="canny", parameters={"resolution": 10**6}),
+        "resolution 1000000 is outside 64..2048",
+    ),
+    "a control model that is the kernel's log": (
+        lambda r: r["units"][0]["model"].update(path="/proc/kmsg"),
+        "'/proc/kmsg'",
+    ),
+    "layers of a million": (unit_with(layers=[10**6]), "layers holds 1000000, outside -10..10"),
     "parameters of lists": (unit_with(parameters={"low": [1]}), "parameter 'low'"),
     "a preprocessor of control letters": (unit_with(preprocessor="\n"), "field 'preprocessor'"),
     "a region that is missing": (unit_with(region=True), "its region is missing"),

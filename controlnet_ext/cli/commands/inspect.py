@@ -13,6 +13,8 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
 from typing import Any
 
+from ...errors import escape_unprintable
+
 
 def arguments(parser: ArgumentParser, argv: list[str]) -> None:
     """Declare the flags."""
@@ -51,4 +53,4 @@ def _format_lines(summary: dict[str, Any]) -> list[str]:
     rows["file"] = repr(rows["file"])
     for name in ("bytes", "parameters"):
         rows[name] = f"{rows[name]:,}"
-    return [f"{name}: {value}" for name, value in rows.items()]
+    return [escape_unprintable(f"{name}: {value}") for name, value in rows.items()]
