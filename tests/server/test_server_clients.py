@@ -214,3 +214,17 @@ def test_a_browser_finds_a_page_with_every_route(client: Client, path: str) -> N
     assert status == 200 and page.startswith("<!DOCTYPE html>") and "<script" not in page
     paths = client("/openapi.json")[1]["paths"]
     assert all(f"<code>{each}</code>" in page for each in paths)
+
+
+def test_every_answer_without_a_body_has_the_shape_of_its_schema(client: Client) -> None:
+    jsonschema = pytest.importorskip("jsonschema", reason="needs jsonschema from PyPI")
+    document = client("/openapi.json")[1]
+    count = 0
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            if "requestBody" not in operation:
+                status, answer = client(path, None if method == "get" else b"")
+                schema = operation["responses"]["200"]["content"]["application/json"]["schema"]
+                jsonschema.validate(answer, {**schema, "components": document["components"]})
+                count += status == 200
+    assert count > 25
