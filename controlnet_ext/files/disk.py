@@ -126,6 +126,23 @@ def _parse_finite(text: str) -> float:
     return number
 
 
+def parse_whole_number(value: object) -> int | None:
+    """Return a whole number of JSON, 256 or 256.0, as an int; None for any other value."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return int(value) if value == value // 1 else None  # NaN and infinity are not equal to their floor
+
+
+def convert_whole_numbers(value: Any) -> Any:
+    """Return a value of JSON with all whole numbers as ints, in its lists and objects too: 320 for 320.0."""
+    if isinstance(value, dict):
+        return {key: convert_whole_numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [convert_whole_numbers(item) for item in value]
+    number = parse_whole_number(value)
+    return value if number is None else number
+
+
 def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):

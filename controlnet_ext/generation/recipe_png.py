@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import error_prefix
-from ..files.disk import open_regular_file, parse_object
+from ..files.disk import open_regular_file, parse_object, parse_whole_number
 from ..files.image_reader import read_image
 from ..files.image_writer import PNG_TEXT_LIMIT, PNG_TEXT_TOTAL_LIMIT, encode_image, read_png_text
 from ..guidance.schedule import Window
@@ -105,6 +105,7 @@ def read_recipe(path: str | os.PathLike[str]) -> GenerationRecipe:
 
 
 def _decode_recipe(fields: dict[str, Any], texts: Mapping[str, str]) -> GenerationRecipe:
+    fields = {name: _convert_number(name, value) for name, value in fields.items()}
     if fields.get("format") != FORMAT_VERSION:
         raise ValueError(f"format {str(fields.get('format'))[:20]!r}, this version reads {FORMAT_VERSION}")
     _check_fields("the recipe", fields, RECIPE_FIELDS)
@@ -120,6 +121,14 @@ def _decode_recipe(fields: dict[str, Any], texts: Mapping[str, str]) -> Generati
         with error_prefix(f"unit {i}"):
             made.append(_decode_unit(i, unit, texts, recipe.height, recipe.width))
     return replace(recipe, units=tuple(made))
+
+
+def _convert_number(name: str, value: Any) -> Any:
+    """Return a number of the recipe that must be whole as an int, also of 20.0; any other value as it is."""
+    if name != "format" and (name not in NUMBER_FIELDS or NUMBER_FIELDS[name].type is not int):
+        return value
+    number = parse_whole_number(value)
+    return value if number is None else number
 
 
 def _decode_unit(i: int, fields: Any, texts: Mapping[str, str], height: int, width: int) -> RecipeUnit:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..files.disk import parse_object, read_json
+from ..files.disk import convert_whole_numbers, parse_object, read_json
 from ..files.weights import INDEX_PATTERN, PART_PATTERN, Weights, list_parts, read_weights
 from .state_dict.foreign import describe_foreign
 
@@ -202,7 +202,8 @@ class ControlFile:
         prefix, kind = find_kind(weights.tensors, name)
         if prefix:
             weights = replace(weights, tensors={key[len(prefix) :]: tensor for key, tensor in weights.tensors.items()})
-        return cls(path, weights, kind, {**stated, **read_config(path)}, prefix)
+        config = convert_whole_numbers({**stated, **read_config(path)})  # some programs write 320.0
+        return cls(path, weights, kind, config, prefix)
 
     def describe_foreign(self) -> str:
         """Return words for a file that holds no control model."""

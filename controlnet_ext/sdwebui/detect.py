@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..files.image_formats import MAX_PIXELS
+from ..files.image_formats import MAX_PIXELS, MAX_SIDE
 from ..preprocessors.poses.drawing import render_pose
 from ..preprocessors.poses.json import encode_poses, parse_poses
 from ..preprocessors.poses.key_points import Poses
 from ..preprocessors.registry import LoadedPreprocessor, list_preprocessors
-from .fields import IMAGE_REF, ImageField, JsonObject, NumberField, TextField, is_empty_value
+from .fields import IMAGE_REF, Field, ImageField, IntField, JsonObject, NumberField, TextField, is_empty_value
 from .images import check_total_pixels, decode_base64_mask, encode_png_base64, parse_image_mask_pairs
 from .modules import describe_sliders, find_module, parameters_from_sliders
 from .units import SLIDER_BOUND, SLIDER_RULE
@@ -45,6 +45,16 @@ class DetectFields(JsonObject):
     controlnet_processor_res = NumberField(f"Resolution; {SLIDER_RULE}", -1, -SLIDER_BOUND, SLIDER_BOUND)
     controlnet_threshold_a = NumberField(f"First slider of the module; {SLIDER_RULE}", -1, -SLIDER_BOUND, SLIDER_BOUND)
     controlnet_threshold_b = NumberField(f"Second slider of the module; {SLIDER_RULE}", -1, -SLIDER_BOUND, SLIDER_BOUND)
+
+
+class PoseFields(JsonObject):
+    """The fields of a request for images of poses that state no canvas, as OpenPose's own."""
+
+    schema_name = "PosesOnCanvas"
+
+    poses = Field("Poses of images", {"type": "array", "maxItems": MAX_REQUEST_IMAGES}, default=[], is_required=True)
+    canvas_width = IntField("Width in pixels of the image to which poses belong that state none", None, 1, MAX_SIDE)
+    canvas_height = IntField("Its height", None, 1, MAX_SIDE)
 
 
 def list_modules(use_labels: bool) -> dict[str, Any]:
@@ -116,13 +126,24 @@ def detect_maps(
 def render_poses(value: object) -> dict[str, Any]:
     """Return images of poses, people and animals, as large as their canvases, as PNGs in base64.
 
-    Raises ValueError for what is no pose, for too many, and for canvases of over 64 megapixels in all.
+    `value` is a list of poses, or one; or `PoseFields`, with the canvas of those that state none. Raises ValueError for
+    what is no pose, for too many, and for canvases of over 64 megapixels in all.
     """
+    canvas = None
+    if isinstance(value, Mapping) and "poses" not in value:
+        value = [value]
+    elif isinstance(value, Mapping):
+        fields = PoseFields(value, "the request")
+        height, width = fields.canvas_height, fields.canvas_width
+        if (height is None) is not (width is None):
+            raise ValueError("the request: a canvas has both canvas_width and canvas_height")
+        canvas = None if height is None or width is None else (height, width)
+        value = fields.poses
     if value == []:
         return {"info": "No pose data detected."}
     if isinstance(value, list) and len(value) > MAX_REQUEST_IMAGES:
         raise ValueError(f"{len(value)} poses, expected up to {MAX_REQUEST_IMAGES}")
-    poses = parse_poses(json.dumps(value).encode(), "the request")
+    poses = parse_poses(json.dumps(value).encode(), "the request", canvas)
     if sum(each.height * each.width for each in poses) > MAX_PIXELS:
         raise ValueError("the canvases have over 64 megapixels in all")
     return {

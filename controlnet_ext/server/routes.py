@@ -15,6 +15,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 from starlette.requests import Request
 from starlette.routing import Route
 
+from ..preprocessors.poses.key_points import MAX_FACE_POINTS
 from ..sdwebui.catalog import ModelCatalog
 from ..sdwebui.control_types import list_control_types
 from ..sdwebui.detect import (
@@ -151,25 +152,20 @@ JOB_STATE = make_object_schema(
         **dict.fromkeys(("job_count", "job_no", "sampling_step", "sampling_steps"), COUNT),
     }
 )
-POINTS: Schema = {"type": ["array", "null"], "items": NUMBER, "maxItems": 3 * 70}
+POINTS: Schema = {"type": ["array", "null"], "items": NUMBER, "maxItems": 3 * MAX_FACE_POINTS}
 KEYPOINT_FIELDS = tuple(f"{part}_keypoints_2d" for part in ("pose", "face", "hand_left", "hand_right"))
 PERSON = make_object_schema(dict.fromkeys(KEYPOINT_FIELDS, POINTS), *KEYPOINT_FIELDS)
-POSES = NamedSchema(
-    "PosesOfImages",
-    {
-        "type": "array",
-        "maxItems": MAX_REQUEST_IMAGES,
-        "items": make_object_schema(
-            {
-                "people": _make_list_schema(PERSON),
-                "animals": _make_list_schema(POINTS),
-                "canvas_width": {"type": "integer", "minimum": 1},
-                "canvas_height": {"type": "integer", "minimum": 1},
-            },
-            "people",
-            "animals",
-        ),
-    },
+CANVAS = {name: {"type": "integer", "minimum": 1} for name in ("canvas_width", "canvas_height")}
+POSE_LIST: Schema = {
+    "type": "array",
+    "maxItems": MAX_REQUEST_IMAGES,
+    "items": make_object_schema(
+        {"people": _make_list_schema(PERSON), "animals": _make_list_schema(POINTS), **CANVAS},
+        *("people", "animals", *CANVAS),
+    ),
+}
+POSES = NamedSchema(  # the second where poses state no canvas, as OpenPose's own: `PoseFields`
+    "PosesOfImages", {"anyOf": [POSE_LIST, make_object_schema({"poses": POSE_LIST, **CANVAS})]}
 )
 OPTIONS = NamedSchema(
     "Options", make_object_schema({"sd_model_checkpoint": {**TEXT, "maxLength": 300}}, "sd_model_checkpoint")

@@ -3,7 +3,9 @@
     {"people": [{"pose_keypoints_2d": [x, y, c, x, y, c, ...], "face_keypoints_2d": ..., "hand_left_keypoints_2d": ...,
      "hand_right_keypoints_2d": ...}], "animals": [[x, y, c, ...]], "canvas_width": 512, "canvas_height": 768}
 
-A point with c = 0 was not found, a part that is null was not looked for. To edit a pose, change its numbers."""
+A point with c = 0 was not found, a part that is null was not looked for. To edit a pose, change its numbers.
+
+OpenPose itself writes pixels and no canvas, so that its files need the size of the image."""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ import json
 import os
 from typing import Any, TypeVar
 
-from ...files.disk import open_regular_file, parse_json, write_atomically
+from ...files.disk import open_regular_file, parse_json, parse_whole_number, write_atomically
 from .key_points import COORDINATE_RANGE, Animal, KeyPoint, KeyPoints, Person, Poses
 
 T = TypeVar("T")
@@ -46,27 +48,28 @@ def write_poses(path: str | os.PathLike[str], poses: Poses, overwrite: bool = Fa
     write_atomically(path, json.dumps(encode_poses(poses), allow_nan=False).encode() + b"\n", overwrite)
 
 
-def read_poses(path: str | os.PathLike[str]) -> tuple[Poses, ...]:
+def read_poses(path: str | os.PathLike[str], canvas: tuple[int, int] | None = None) -> tuple[Poses, ...]:
     """The poses in a JSON file of at most 16 MiB: of one image, or of several if it holds an array, as the ComfyUI
-    pack writes. Raises FileNotFoundError, or ValueError in one line."""
+    pack writes. `canvas` is the height and width in pixels where a file states none, as OpenPose's own. Raises
+    FileNotFoundError, or ValueError in one line."""
     name = repr(os.fspath(path))
     with open_regular_file(path) as file:
         content = file.read(POSE_FILE_LIMIT + 1)
     if len(content) > POSE_FILE_LIMIT:
         raise ValueError(f"{name} is over {POSE_FILE_LIMIT} bytes, too large for poses")
-    return parse_poses(content, name)
+    return parse_poses(content, name, canvas)
 
 
-def parse_poses(text: bytes, name: str) -> tuple[Poses, ...]:
+def parse_poses(text: bytes, name: str, canvas: tuple[int, int] | None = None) -> tuple[Poses, ...]:
     """`read_poses` of JSON text. Raises ValueError in one line that begins with `name`.
 
     Coordinates may be fractions or pixels of the canvas: pixels if one of them is above 2 or below -2. Points of a
-    part stand one after another or each in its own list. A body of 25 points, as OpenPose itself writes, gives the 18
-    that are drawn."""
+    part stand one after another or each in its own list. OpenPose's bodies of 25 points (BODY_25) give the 18 that are
+    drawn, those of 15 (MPI) the 13 that both have."""
     value = parse_json(text, name)
     objects = value if isinstance(value, list) else [value]
     try:
-        return tuple(_parse_object(each) for each in objects)
+        return tuple(_parse_object(each, canvas) for each in objects)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
 
@@ -80,9 +83,9 @@ def _list_confidences(points: KeyPoints) -> list[float]:
     return [float(p.confidence) if p else 0.0 for p in points] if any(p and p.confidence != 1 for p in points) else []
 
 
-def _parse_object(json: object) -> Poses:
+def _parse_object(json: object, canvas: tuple[int, int] | None) -> Poses:
     value = _check_type(json, dict, "poses of an image")
-    width, height = _get_side(value, "canvas_width"), _get_side(value, "canvas_height")
+    height, width = _get_canvas(value, canvas)
     people = [_parse_person(person, f"people[{i}]") for i, person in enumerate(_get_list(value, "people"))]
     animals = [_parse_triples(points, f"animals[{i}]") for i, points in enumerate(_get_list(value, "animals"))]
     for triples, confidences in zip(animals, _get_list(value, "animal_confidences"), strict=False):
@@ -110,6 +113,8 @@ def _parse_person(json: object, where: str) -> dict[str, list[list[float]]]:
     body = parts["body"]
     if len(body) == 25:
         body[:] = body[:8] + body[9:19]  # BODY_25 without the middle of the hips and the feet
+    elif len(body) == 15:
+        body[:] = [[0, 0, 0], *body[1:14], *[[0, 0, 0]] * 4]  # MPI without the top of the head and the chest
     return parts | {"body": body or [[0, 0, 0]] * 18}
 
 
@@ -147,10 +152,25 @@ def _get_list(value: dict[str, Any], key: str) -> list[Any]:
     return _check_type(value.get(key) or [], list, key)
 
 
+def _get_canvas(value: dict[str, Any], given: tuple[int, int] | None) -> tuple[int, int]:
+    """Return height and width: those of the file, or those that are given where it states none."""
+    if value.get("canvas_height") is None and value.get("canvas_width") is None:
+        if given is None:
+            raise ValueError(
+                "canvas_width and canvas_height are missing, as in OpenPose's own files: give the size of the image "
+                "(draw --canvas WIDTHxHEIGHT)"
+            )
+        return given
+    height, width = _get_side(value, "canvas_height"), _get_side(value, "canvas_width")
+    if given is not None and given != (height, width):
+        raise ValueError(f"its canvas is {width}x{height}, not {given[1]}x{given[0]}: give none")
+    return height, width
+
+
 def _get_side(value: dict[str, Any], key: str) -> int:
-    side = value.get(key)
-    if not isinstance(side, int) or isinstance(side, bool):
-        raise ValueError(f"{key} is {side!r:.40}, expected pixels")
+    side = parse_whole_number(value.get(key))
+    if side is None:
+        raise ValueError(f"{key} is {value.get(key)!r:.40}, expected pixels")
     return side
 
 

@@ -15,6 +15,9 @@ COORDINATE_RANGE = (
 )  # how far a point may lie outside the image, as fractions of it: what is drawn must fit in integers
 
 
+MAX_FACE_POINTS = 1000
+
+
 @dataclass(frozen=True)
 class KeyPoint:
     """A point of a body. `x` and `y` are fractions of the image's width and height from its upper left corner, so
@@ -42,7 +45,8 @@ class Person:
 
     `body` has 18, in the order of OpenPose's COCO model: nose, neck, right shoulder, elbow, wrist, left shoulder,
     elbow, wrist, right hip, knee, ankle, left hip, knee, ankle, right eye, left eye, right ear, left ear. A hand has
-    21: wrist, then four of each finger from the thumb on. A face has the 68 of iBUG 300-W, or 70 with the pupils."""
+    21: wrist, then four of each finger from the thumb on. A face has the 68 of iBUG 300-W, or 70 with the pupils; that
+    of another detector has others, up to `MAX_FACE_POINTS`, such as MediaPipe's 468 or 478. Each is drawn."""
 
     body: KeyPoints
     left_hand: KeyPoints = ()
@@ -53,7 +57,8 @@ class Person:
         _check_count("a body", self.body, 18)
         _check_count("a left hand", self.left_hand, 0, 21)
         _check_count("a right hand", self.right_hand, 0, 21)
-        _check_count("a face", self.face, 0, 68, 70)
+        if len(self.face) > MAX_FACE_POINTS:
+            raise ValueError(f"{len(self.face)} points of a face, expected up to {MAX_FACE_POINTS}, such as 68 or 70")
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,11 @@
 import json
 
 import pytest
+from networks import reference
 
+from controlnet_ext import models
 from controlnet_ext.batch.formats.lists import read_list
-from controlnet_ext.files.disk import parse_json, read_json
+from controlnet_ext.files.disk import convert_whole_numbers, parse_json, parse_whole_number, read_json
 
 VALUE = {"ключ": ["ü", 1.5]}
 
@@ -30,3 +32,24 @@ def test_a_list_that_begins_with_a_byte_order_mark_is_read(tmp_path):
 def test_half_an_encoding_is_refused_in_one_line(text):
     with pytest.raises(ValueError, match=r"^text is not valid JSON: .+$"):
         parse_json(text, "text")
+
+
+def test_whole_numbers_may_be_written_as_floats(tmp_path):
+    theirs = reference("SD1.5")
+    theirs.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    floats = {
+        key: [float(n) for n in value] if isinstance(value, list) and all(type(n) is int for n in value) else value
+        for key, value in config.items()
+    }
+    floats = {key: float(value) if type(value) is int else value for key, value in floats.items()}
+    assert (
+        floats["block_out_channels"] != config["block_out_channels"] or type(floats["block_out_channels"][0]) is float
+    )
+    (tmp_path / "config.json").write_text(json.dumps(floats))
+    net = models.load(tmp_path)
+    assert net.net_config.heads == (8, 8, 8, 8) and all(type(n) is int for n in net.net_config.heads)
+    assert convert_whole_numbers({"a": [1.0, 2.5, True, "1.0", None]}) == {"a": [1, 2.5, True, "1.0", None]}
+    assert [parse_whole_number(value) for value in (4.0, 4, True, 4.5, "4", float("nan"), float("inf"))] == [4, 4] + [
+        None
+    ] * 5

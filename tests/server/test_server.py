@@ -128,6 +128,13 @@ def test_poses_of_people_and_of_animals_are_rendered(client: Client) -> None:
     assert status == 200
     for picture in map(serving.pixels, answer["images"]):
         assert picture.shape == (48, 64, 3) and picture.any()
+    openpose = {"people": [{"pose_keypoints_2d": [20, 20, 0.9] * 25, "face_keypoints_2d": [], "person_id": [-1]}]}
+    status, answer = client("/controlnet/render_openpose_json", {"poses": [openpose], **canvas})
+    assert status == 200 and serving.pixels(answer["images"][0]).shape == (48, 64, 3)
+    assert client("/controlnet/render_openpose_json", person)[0] == 200
+    for lacking in ([openpose], openpose, {"poses": [openpose]}, {"poses": [openpose], "canvas_width": 9}):
+        status, answer = client("/controlnet/render_openpose_json", lacking)
+        assert status == 422 and "canvas" in answer["detail"]
     assert client("/controlnet/render_openpose_json", []) == (200, {"info": "No pose data detected."})
     assert client("/controlnet/render_openpose_json", [{"people": 3, **canvas}])[0] == 422
 

@@ -1,7 +1,7 @@
 """Draw poses from JSON as the map that a pose control model reads.
 
-Reads the JSON of `preprocess --json`, edited or not, and the files of sd-webui-controlnet, of the ComfyUI pack and of
-OpenPose with a canvas size.
+Reads the JSON of `preprocess --json`, edited or not, and the files of sd-webui-controlnet, of the ComfyUI pack and,
+with --canvas, of OpenPose.
 
 Exit code 0: done; 2: refused, nothing is written.
 """
@@ -9,6 +9,7 @@ Exit code 0: done; 2: refused, nothing is written.
 from __future__ import annotations
 
 import os
+import re
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
@@ -34,6 +35,11 @@ def arguments(parser: ArgumentParser, argv: list[str]) -> None:
         help="file (.png, .jpg, .webp); folder, if it ends in / or there are several images, which are then called "
         "<stem>.png, those of an array <stem>_1.png, <stem>_2.png ...",
     )
+    parser.add_argument(
+        "--canvas",
+        metavar="WIDTHxHEIGHT",
+        help="size in pixels of the image that files belong to which state none, as OpenPose's own",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
     parser.add_argument(
         "--resolution", metavar="N", type=int, help="short side in pixels (default: that of the file's canvas)"
@@ -47,7 +53,8 @@ def arguments(parser: ArgumentParser, argv: list[str]) -> None:
 
 def run(options: Namespace) -> int:
     """Read all files, then draw and write. Raises FileExistsError for an output that exists."""
-    poses = {path: read_poses(path) for path in options.inputs}
+    canvas = None if options.canvas is None else _parse_canvas(options.canvas)
+    poses = {path: read_poses(path, canvas) for path in options.inputs}
     targets = _output_paths(options.output, poses)
     for target in targets:
         check_target_folder(target.parent)
@@ -62,6 +69,14 @@ def run(options: Namespace) -> int:
         write_image(target, render_pose(poses, height, width, **parts), overwrite=options.overwrite)
         print_stderr(target)
     return 0
+
+
+def _parse_canvas(text: str) -> tuple[int, int]:
+    """Return height and width. Raises ValueError."""
+    sides = re.fullmatch(r"([1-9]\d{0,8})x([1-9]\d{0,8})", text)
+    if sides is None:
+        raise ValueError(f"--canvas {text!r}: expected WIDTHxHEIGHT in pixels, such as 512x768")
+    return int(sides[2]), int(sides[1])
 
 
 def _output_paths(out: str, poses_by_file: dict[str, tuple[Poses, ...]]) -> dict[Path, Poses]:

@@ -121,7 +121,7 @@ def test_nobody_is_black_and_a_pose_may_be_drawn_at_any_size():
         (lambda: KeyPoint(0, 0, 0), "confidence 0"),
         (lambda: KeyPoint(0, 0, float("inf")), "confidence inf"),
         (lambda: Person(NONE[1:]), "17 points of a body, expected 18"),
-        (lambda: Person(NONE, face=NONE), "18 points of a face, expected 0 or 68 or 70"),
+        (lambda: Person(NONE, face=(None,) * 1001), "1001 points of a face, expected up to 1000"),
         (lambda: Animal(NONE), "18 points of an animal, expected 17"),
         (lambda: Poses((), (), 0, 5), "no pixels"),
         (lambda: Poses((), (), 65536, 5), "65535"),
@@ -140,7 +140,7 @@ def part(*counts):
     return st.sampled_from(counts).flatmap(lambda n: st.lists(found, min_size=n, max_size=n).map(tuple))
 
 
-people = st.builds(Person, part(18), part(0, 21), part(0, 21), part(0, 68, 70))
+people = st.builds(Person, part(18), part(0, 21), part(0, 21), part(0, 68, 70, 106))
 
 
 @settings(max_examples=30, deadline=None)
@@ -187,6 +187,73 @@ def test_pixels_fractions_triples_and_body_25_are_read():
     assert [p.x for p in body_25.people[0].body] == [i / 100 for i in (*range(8), *range(9, 19))]
 
 
+BODY_25 = [(10 * i + 5, 4 * i + 3, 0.5 + i / 100) for i in range(25)]
+
+
+def openpose_file(folder, points=BODY_25, **more):
+    """A file as OpenPose 1.7 writes it (doc/02_output.md): pixels, no canvas, parts that were not looked for empty."""
+    parts = ("face", "hand_left", "hand_right")
+    person = {"person_id": [-1], "pose_keypoints_2d": [number for point in points for number in point]}
+    person |= {f"{part}_keypoints_2d": [] for part in parts} | {f"{part}_keypoints_3d": [] for part in ("pose", *parts)}
+    path = folder / "000000000000_keypoints.json"
+    path.write_text(json.dumps({"version": 1.3, "people": [person | more]}), encoding="utf-8-sig")
+    return path
+
+
+def test_openpose_s_own_file_is_drawn_on_the_canvas_that_is_given(tmp_path, capsys):
+    path = openpose_file(tmp_path)
+    (poses,) = read_poses(path, canvas=(400, 300))
+    expected = [KeyPoint(x / 300, y / 400, c) for x, y, c in BODY_25]
+    assert poses == Poses((Person((*expected[:8], *expected[9:19])),), (), 300, 400)
+    assert cli.main(["draw", str(path), "-o", str(tmp_path / "map.png"), "--canvas", "300x400"]) == 0
+    np.testing.assert_array_equal(read_image(tmp_path / "map.png"), render_pose(poses, 400, 300))
+    assert cli.main(["draw", str(path), "-o", str(tmp_path / "b.png")]) == 2
+    assert "give the size of the image (draw --canvas WIDTHxHEIGHT)" in capsys.readouterr().err
+    for text in ("300", "300x", "0x400", "300x-4", "300 x 400"):
+        assert cli.main(["draw", str(path), "-o", str(tmp_path / "b.png"), "--canvas", text]) == 2
+        assert f"--canvas {text!r}: expected WIDTHxHEIGHT" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("count", [18, 15])
+def test_older_bodies_of_openpose_are_read(tmp_path, count):
+    (poses,) = read_poses(openpose_file(tmp_path, BODY_25[:count]), canvas=(400, 300))
+    made = [KeyPoint(x / 300, y / 400, c) for x, y, c in BODY_25[:count]]
+    assert poses.people[0].body == tuple(made if count == 18 else [None, *made[1:14], *[None] * 4])
+
+
+def test_parts_that_openpose_missed_are_not_drawn(tmp_path):
+    hand = [[9 + i, 9 + i, 0.9] for i in range(21)]
+    hand[3:5] = [[0, 0, 0], [0, 0, 0]]
+    flat = [number for point in hand for number in point]
+    path = openpose_file(tmp_path, [(0, 0, 0)] * 25, hand_left_keypoints_2d=flat, hand_right_keypoints_2d=None)
+    (poses,) = read_poses(path, canvas=(40, 40))
+    (one,) = poses.people
+    assert (
+        one.body == NONE
+        and one.right_hand == ()
+        and [p is None for p in one.left_hand][2:6] == [False, True, True, False]
+    )
+    assert render_pose(poses, 40, 40, body=False).any() and not render_pose(poses, 40, 40, hands=False).any()
+
+
+@pytest.mark.parametrize("count", [5, 68, 70, 98, 106, 468, 478])
+def test_a_face_of_any_count_is_drawn_point_by_point(count):
+    points = [[0.1 + 0.8 * i / count, 0.5, 1] for i in range(count)]
+    (one,) = read(CANVAS | {"people": [{"face_keypoints_2d": [number for point in points for number in point]}]}).people
+    assert len(one.face) == count
+    drawn = render_pose(Poses((one,), (), 1000, 100), 100, 1000)
+    assert all((drawn[50, int(x * 1000)] == 255).all() for x, _, _ in points)
+
+
+def test_a_canvas_of_floats_is_read_and_another_than_the_file_s_is_refused():
+    floats = {"canvas_width": 200.0, "canvas_height": 400.0, "people": []}
+    assert (read(floats).width, read(floats).height) == (200, 400) and isinstance(read(floats).width, int)
+    text = json.dumps(floats).encode()
+    assert parse_poses(text, "'p.json'", canvas=(400, 200)) == parse_poses(text, "'p.json'")
+    with pytest.raises(ValueError, match=r"'p\.json': its canvas is 200x400, not 9x8: give none"):
+        parse_poses(text, "'p.json'", canvas=(8, 9))
+
+
 def test_a_limb_is_edited_and_drawn_again(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_poses("pose.json", Poses([body(_3=(0.25, 0.5), _4=(0.75, 0.5))], (), 100, 40))
@@ -223,9 +290,12 @@ FLAT = [0.1, 0.1, 1] * 18
         ("{", "not valid JSON"),
         ("3", "poses of an image is a JSON int, expected dict"),
         ("[" * 100000, "nests its JSON too deeply"),
-        ({"people": []}, "canvas_width is None, expected pixels"),
+        ({"people": []}, r"are missing, as in OpenPose's own files: .* \(draw --canvas WIDTHxHEIGHT\)"),
+        ({"people": [], "canvas_width": 9}, "canvas_height is None, expected pixels"),
         (CANVAS | {"canvas_width": True}, "canvas_width is True"),
-        (CANVAS | {"canvas_width": 1e3}, "canvas_width is 1000.0"),
+        (CANVAS | {"canvas_width": 1000.5}, "canvas_width is 1000.5"),
+        (CANVAS | {"canvas_width": float("inf")}, "canvas_width is inf"),
+        (CANVAS | {"canvas_width": "200"}, "canvas_width is '200'"),
         (CANVAS | {"canvas_width": 10**9}, "over the limit of 64"),
         (CANVAS | {"canvas_height": -1}, "no pixels"),
         (CANVAS | {"people": {}}, None),
@@ -236,7 +306,7 @@ FLAT = [0.1, 0.1, 1] * 18
         (CANVAS | {"people": [{"pose_keypoints_2d": FLAT[3:]}]}, "17 points of a body"),
         (CANVAS | {"people": [{"pose_keypoints_2d": ["1", *FLAT[1:]]}]}, "holds '1', expected a number"),
         (CANVAS | {"people": [{"pose_keypoints_2d": [float("nan"), *FLAT[1:]]}]}, "holds nan"),
-        (CANVAS | {"people": [{"pose_keypoints_2d": [10**400, *FLAT[1:]]}]}, "expected a number below 1e9"),
+        (CANVAS | {"people": [{"pose_keypoints_2d": [10**200, *FLAT[1:]]}]}, "expected a number below 1e9"),
         (CANVAS | {"people": [{"pose_keypoints_2d": [1e8, *FLAT[1:]]}]}, "outside -1..2 of the image"),
         (CANVAS | {"people": [{"pose_keypoints_2d": [0, 0, -1, *FLAT[3:]]}]}, "confidence -1"),
         (CANVAS | {"people": [{"pose_keypoints_2d": FLAT, "pose_confidences": [1]}]}, "1 numbers for 18 points"),
