@@ -57,14 +57,9 @@ def train(
     idle = {name: p for name, p in network.named_parameters() if p.requires_grad}
     with _catch_interrupt() as stopping:
         for step in range(first, schedule.steps):
-            torch.manual_seed(step)
             optimizer.param_groups[0]["lr"] = schedule.learning_rate_at(step)
             optimizer.zero_grad()
-            for batch in range(schedule.accumulation_steps):
-                with accelerator.autocast():
-                    value = loss(prepared, step, batch)
-                accelerator.backward(value / schedule.accumulation_steps)
-                losses.append(value.item())
+            losses += _accumulate_gradients(accelerator, prepared, loss, step, schedule.accumulation_steps)
             if not math.isfinite(losses[-1]):
                 raise FloatingPointError(
                     f"the loss of step {step + 1} is {losses[-1]}; {folder / CHECKPOINT_FILE} is from before"
@@ -87,6 +82,20 @@ def train(
             if late and done < schedule.steps:
                 return None
     return averaged
+
+
+def _accumulate_gradients(
+    accelerator: Accelerator, network: nn.Module, loss: Callable[[nn.Module, int, int], Tensor], step: int, count: int
+) -> list[float]:
+    """Add the gradients of the mean loss of `count` batches of a step, and return their losses."""
+    torch.manual_seed(step)
+    losses = []
+    for batch in range(count):
+        with accelerator.autocast():
+            value = loss(network, step, batch)
+        accelerator.backward(value / count)
+        losses.append(value.item())
+    return losses
 
 
 def _filter_idle(idle: dict[str, nn.Parameter], count: int, step: int) -> dict[str, nn.Parameter]:

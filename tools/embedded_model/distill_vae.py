@@ -17,6 +17,7 @@ import json
 import os
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +154,7 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     os.replace(part, path)
 
 
-def main() -> None:
+def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("worlds", type=Path, help="the folder of fetch.py and world_sets.py")
     parser.add_argument(
@@ -165,7 +166,25 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=96, help="of a crop, in pixels")
     parser.add_argument("--rate", type=float, default=0.01, help="of Muon; Adam has a tenth")
     parser.add_argument("--every", type=int, default=200, help="steps between two rows of log.jsonl")
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def restore_checkpoint(
+    path: Path, vae: nn.Module, averaged: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
+) -> int:
+    """Load the state of a training, and return the number of its steps: 0 where there is no checkpoint."""
+    if not path.exists():
+        return 0
+    state = torch.load(path, weights_only=True)
+    vae.load_state_dict(state["network"])
+    averaged.load_state_dict(state["averaged"])
+    for optimizer, each in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(each)
+    return state["step"]
+
+
+def main() -> None:
+    options = parse_options()
     torch.manual_seed(0)
     cv2.setNumThreads(1)
     options.folder.mkdir(parents=True, exist_ok=True)
@@ -175,14 +194,8 @@ def main() -> None:
     vae = student_vae().to(memory_format=torch.channels_last)
     averaged = copy.deepcopy(vae).eval().requires_grad_(False)
     optimizers = make_optimizers(vae, options.rate)
-    path, first = options.folder / "checkpoint.pt", 0
-    if path.exists():
-        kept = torch.load(path, weights_only=True)
-        first = kept["step"]
-        vae.load_state_dict(kept["network"])
-        averaged.load_state_dict(kept["averaged"])
-        for optimizer, state in zip(optimizers, kept["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
+    path = options.folder / "checkpoint.pt"
+    first = restore_checkpoint(path, vae, averaged, optimizers)
     sums: dict[str, list[float]] = {}
     saved, ended = time.monotonic(), []
     for number in (signal.SIGTERM, signal.SIGINT):  # either ends the training at a checkpoint

@@ -71,6 +71,11 @@ def arguments(parser: ArgumentParser, argv: list[str]) -> None:
         help=".safetensors file to write, in the layout of webui and ComfyUI",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
+    _add_training_flags(parser)
+    add_load_option(parser, argv)
+
+
+def _add_training_flags(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--control", metavar="C", help="ControlNet to train further (default: a copy of the model's encoder)"
     )
@@ -105,7 +110,6 @@ def arguments(parser: ArgumentParser, argv: list[str]) -> None:
     )
     parser.add_argument("--work", metavar="FOLDER", type=Path, help="checkpoint and log (default: OUT.training)")
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="seed of noise and order")
-    add_load_option(parser, argv)
 
 
 @dataclass(frozen=True, eq=False)
