@@ -17,7 +17,7 @@ from typing import NoReturn
 from .. import __version__
 from ..errors import suggest_names
 from . import commands
-from .output import print_stderr
+from .common import print_stderr
 
 HELP_WIDTH = 120  # columns; argparse would ask the terminal, for which it imports shutil: 3 ms
 FLAG_COLUMNS = 24  # columns of a flag and its value, before its help

@@ -87,13 +87,11 @@ RECOLOR_CHANNELS = {  # by `Traits.recolors`: conversion from RGB, conversion ba
 
 
 def postprocess_for(
-    spec: Preprocessor | None, pixels: np.ndarray, mask: np.ndarray | None, fit: str, blur: int = MASK_BLUR
+    spec: Preprocessor, pixels: np.ndarray, mask: np.ndarray | None, fit: str, blur: int = MASK_BLUR
 ) -> Postprocess | None:
     """Return what units of this preprocessor do to the finished image by its traits, None for most. `pixels` is the map
     and `mask` is white where to repaint, both (H, W, 3) uint8; they come to the image's size by `fit`. `blur` is
     `composite`'s."""
-    if spec is None:
-        return None
     if spec.traits.restores_unmasked and mask is not None:
         return partial(composite, original=pixels, mask=mask, blur=blur, fit=fit)
     if spec.traits.recolors is not None:

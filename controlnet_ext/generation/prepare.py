@@ -152,7 +152,11 @@ def load_recipe(recipe: GenerationRecipe, device: str, folder: PipelineFolder | 
 
 def _make_guidance_setup(recipe_units: Sequence[RecipeUnit], units: tuple[Unit, ...]) -> GuidanceSetup:
     at_work = [(unit, find_or_none(unit.preprocessor)) for unit in recipe_units if unit.weight != 0]
-    steps = [postprocess_for(spec, unit.control_map.pixels, unit.mask, unit.fit) for unit, spec in at_work]
+    steps = [
+        postprocess_for(spec, unit.control_map.pixels, unit.mask, unit.fit)
+        for unit, spec in at_work
+        if spec is not None and spec.traits.changes_finished_image
+    ]
     initial = next((unit.control_map.pixels for unit, spec in at_work if spec and spec.traits.starts_from_map), None)
     return GuidanceSetup(units, tuple(step for step in steps if step is not None), initial)
 

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..files.disk import convert_whole_numbers, parse_object, read_json
 from ..files.weights import INDEX_PATTERN, PART_PATTERN, Weights, list_parts, read_weights
-from .state_dict.foreign import describe_foreign
 
 if TYPE_CHECKING:
     import torch
@@ -207,6 +206,8 @@ class ControlFile:
 
     def describe_foreign(self) -> str:
         """Return words for a file that holds no control model."""
+        from .state_dict.foreign import describe_foreign
+
         tensors = self.weights.tensors
         return describe_foreign(tensors, tuple(iter_common_prefixes(tensors)))
 

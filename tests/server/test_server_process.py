@@ -20,7 +20,7 @@ from limits import wait_until
 from serving import Client
 
 from controlnet_ext import cli
-from controlnet_ext.cli.output import print_stderr
+from controlnet_ext.cli.common import print_stderr
 
 pytest.importorskip("starlette", reason="needs controlnet-ext[serve]")
 pytest.importorskip("uvicorn", reason="needs controlnet-ext[serve]")

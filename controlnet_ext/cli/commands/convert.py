@@ -15,7 +15,7 @@ from pathlib import Path
 from ...errors import check_choice
 from ...files.disk import check_target_folder
 from ...maps.control_map import MAP_KINDS
-from ..output import print_stderr
+from ..common import print_stderr
 
 LAYOUTS = ("diffusers", "ldm")
 

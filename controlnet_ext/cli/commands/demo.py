@@ -26,7 +26,7 @@ from ...generation.recipe import NUMBER_FIELDS, GenerationRequest, ModelRef, Uni
 from ...guidance.contract import ControlModel
 from ...maps.control_map import ControlMap
 from ...maps.fidelity import canny_f1
-from ..output import add_output_options, print_stderr, resolve_output_path, write_output
+from ..common import add_output_options, print_stderr, resolve_output_path, write_output
 
 if TYPE_CHECKING:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline

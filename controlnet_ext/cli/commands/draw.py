@@ -19,7 +19,7 @@ from ...files.image_writer import write_image
 from ...preprocessors.poses.drawing import render_pose
 from ...preprocessors.poses.json import read_poses
 from ...preprocessors.poses.key_points import Poses
-from ..output import print_stderr
+from ..common import print_stderr
 
 
 def arguments(parser: ArgumentParser, argv: list[str]) -> None:

@@ -34,8 +34,16 @@ from ...generation.pipeline_folder import SCHEDULER_CLASSES
 from ...generation.prepare import load_recipe
 from ...generation.recipe import NUMBER_FIELDS
 from ...generation.render import render_recipe
-from ..generation_options import DEVICE_HELP, DTYPE_HELP, MODEL_HELP, add_load_option
-from ..output import add_output_options, print_stderr, resolve_output_path, write_output
+from ..common import (
+    DEVICE_HELP,
+    DTYPE_HELP,
+    MODEL_HELP,
+    add_load_option,
+    add_output_options,
+    print_stderr,
+    resolve_output_path,
+    write_output,
+)
 
 
 def arguments(parser: ArgumentParser, argv: list[str]) -> None:

@@ -30,8 +30,7 @@ from ...preprocessors.registry import (
     register_file,
 )
 from .. import weights_options
-from ..generation_options import add_load_option
-from ..output import print_stderr
+from ..common import add_load_option, print_stderr
 
 if TYPE_CHECKING:
     from ...batch.engines import StageEngine

@@ -24,7 +24,7 @@ from ...files.hub import WeightsFile
 from ...maps.control_map import MODEL_NAME_WORDS
 from ...preprocessors.parameters import Parameter
 from ...preprocessors.registry import RESOLUTION_PARAMETER, Preprocessor, list_preprocessors
-from ..generation_options import add_load_option
+from ..common import add_load_option
 
 COLUMNS = ("name", "alias", "map", "feeds", "weights", "size", "licence", "hash", "parameters")
 LEAST_NEEDED = ("hash", "feeds", "weights", "alias", "licence", "size")  # the first to be left out first

@@ -23,8 +23,7 @@ from ...generation.options import choose_device
 from ...generation.recipe import DTYPES, MAX_UNITS
 from ...preprocessors.library import Library
 from ...sdwebui.fields import RequestLimits
-from ..generation_options import DEVICE_HELP, DTYPE_HELP, MODEL_HELP, add_load_option
-from ..output import print_stderr
+from ..common import DEVICE_HELP, DTYPE_HELP, MODEL_HELP, add_load_option, print_stderr
 from ..weights_options import add_library_options
 
 DEFAULT_LIMITS = RequestLimits()

@@ -28,8 +28,7 @@ from ...models import locate_weights
 from ...preprocessors.registry import find_unless_none
 from ...training.config import MAX_LAYOUT_FACTOR, WEIGHTINGS, TrainingSchedule
 from ...training.work_folder import check_work_folder, open_work_folder, remove_output_leftovers
-from ..generation_options import add_load_option
-from ..output import print_stderr
+from ..common import add_load_option, print_stderr
 
 if TYPE_CHECKING:
     from ...training.data import ControlDataset, MapFunction
