@@ -12,17 +12,30 @@ import hashlib
 import os
 import re
 import shutil
+import socket
+import ssl
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
 from dataclasses import dataclass
-from http.client import HTTPException
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import quote, urljoin, urlsplit
-from urllib.request import HTTPRedirectHandler, Request, build_opener, urlopen
+from urllib.request import (
+    HTTPDefaultErrorHandler,
+    HTTPErrorProcessor,
+    HTTPHandler,
+    HTTPSHandler,
+    OpenerDirector,
+    ProxyHandler,
+    Request,
+    UnknownHandler,
+)
 
+from ..errors import quote_value
 from .disk import commit_file, open_regular_file
 
 # Sources of the sha256 of published files, the second also of sizes
@@ -87,6 +100,7 @@ BLOCK_BYTES = 2**18  # bytes of a read
 MIN_BYTES = 2**15  # least bytes that a connection must bring
 STALL_SECONDS = 30.0  # seconds in which it must bring them
 MAX_ATTEMPTS = 4  # attempts in a row that may bring less
+MAX_REDIRECTIONS = 6  # of one request
 RETRY_SECONDS = 0.5  # seconds before the second attempt, doubled before each further one
 
 
@@ -152,11 +166,112 @@ def _request_file_info(file: WeightsFile) -> HubFileInfo:
     return HubFileInfo(url, file.size or int(size), file.sha256 or known, token)
 
 
-class _NoRedirect(HTTPRedirectHandler):
-    """Return redirections as answers: the Hub's carries the hash of the file, the page that it points to does not."""
+class _Deadline:
+    """A time after which a connection is shut down, even one that gives a byte a second. Safe for several threads."""
 
-    def redirect_request(self, *_: Any) -> None:
-        return None
+    def __init__(self) -> None:
+        self.is_over = False
+        self._lock = threading.Lock()
+        self._timer: threading.Timer | None = None
+        self._sockets: list[socket.socket] = []
+
+    def connect(self, address: tuple[str, int], *more: Any) -> socket.socket:
+        """Return a connection, as `socket.create_connection` does, that ends with the deadline."""
+        connected = socket.create_connection(address, *more)
+        with self._lock:
+            self._sockets.append(connected.dup())  # TLS takes the other's descriptor
+        return connected
+
+    def extend(self) -> None:
+        """Set the deadline to `STALL_SECONDS` from now."""
+        self._cancel()
+        self._timer = threading.Timer(STALL_SECONDS, self._shut_down)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def close(self) -> None:
+        """Drop the deadline and what belongs to it."""
+        self._cancel()
+        with self._lock:
+            while self._sockets:
+                self._sockets.pop().close()
+
+    def _cancel(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _shut_down(self) -> None:
+        with self._lock:
+            self.is_over = True
+            for each in self._sockets:
+                with suppress(OSError):  # closed by the server
+                    each.shutdown(socket.SHUT_RDWR)
+
+
+def _connect_with(deadline: _Deadline, kind: type[HTTPConnection]) -> Callable[..., HTTPConnection]:
+    """Return a maker of connections, as urllib calls it, whose sockets end with the deadline."""
+
+    def make(host: str, **options: Any) -> HTTPConnection:
+        connection = kind(host, **options)
+        connection._create_connection = deadline.connect  # type: ignore[attr-defined]  # http.client's, since 3.2
+        return connection
+
+    return make
+
+
+def _make_opener(deadline: _Deadline) -> OpenerDirector:
+    """Return an opener for http and https, which knows no files, FTP or data, and follows no redirection."""
+
+    class Http(HTTPHandler):
+        def http_open(self, request: Request) -> Any:
+            return self.do_open(_connect_with(deadline, HTTPConnection), request)  # type: ignore[arg-type]
+
+    class Https(HTTPSHandler):
+        def https_open(self, request: Request) -> Any:
+            make = _connect_with(deadline, HTTPSConnection)
+            return self.do_open(make, request, context=ssl.create_default_context())  # type: ignore[arg-type]
+
+    opener = OpenerDirector()
+    for handler in (ProxyHandler, Http, Https, UnknownHandler, HTTPDefaultErrorHandler, HTTPErrorProcessor):
+        opener.add_handler(handler())
+    return opener
+
+
+def open_url(request: Request, timeout: float, deadline: _Deadline) -> Any:
+    """Return the answer to an http or https request. Its headers come before the deadline, each read takes `timeout`.
+
+    Redirections are answers: they raise HTTPError. Raises OSError for any other address, TimeoutError at the deadline.
+    """
+    if urlsplit(request.full_url).scheme not in ("http", "https"):
+        raise OSError(f"an address of {quote_value(request.full_url, 80)}, expected http or https")
+    try:
+        answer = _make_opener(deadline).open(request, timeout=timeout)
+    except (HTTPException, OSError):
+        if not deadline.is_over:
+            raise
+    if deadline.is_over:  # headers that break off are taken for complete ones
+        raise TimeoutError(f"the server sent no whole answer in {STALL_SECONDS:.0f} s")
+    return answer
+
+
+def _follow(url: str, error: HTTPError) -> str:
+    """Return the URL that a redirection names. Raises OSError for one that is not http or https, or that leaves https,
+    and `error` where it names none."""
+    location = error.headers.get("Location")
+    if not 300 <= error.code < 400 or not location:
+        raise error
+    error.close()
+    following = urljoin(url, location)
+    old, new = urlsplit(url).scheme, urlsplit(following).scheme
+    if new not in ("http", "https") or (old == "https" and new == "http"):
+        raise RedirectionError(
+            f"the server redirects from {old} to {quote_value(following.partition('?')[0], 80)}; not followed"
+        )
+    return following
+
+
+class RedirectionError(OSError):
+    """A redirection that is not followed, whenever it comes."""
 
 
 def _request_headers(url: str, timeout: float) -> tuple[Any, str, str | None]:
@@ -165,22 +280,25 @@ def _request_headers(url: str, timeout: float) -> tuple[Any, str, str | None]:
     A repository that has moved is followed.
     """
     token = None
-    for _ in range(6):
+    for _ in range(MAX_REDIRECTIONS):
+        deadline = _Deadline()
+        deadline.extend()
         try:
-            with build_opener(_NoRedirect).open(_make_request(url, token, method="HEAD"), timeout=timeout) as response:
+            with closing(open_url(_make_request(url, token, method="HEAD"), timeout, deadline)) as response:
                 return response.headers, url, token
         except HTTPError as error:
-            location = error.headers.get("Location")
             if error.code in (401, 403) and token is None and (token := _get_token()):
                 continue
-            if not 300 <= error.code < 400 or not location:
+            if not 300 <= error.code < 400 or not error.headers.get("Location"):
                 advice = LOGIN_ADVICE if error.code in (401, 403) else ""
                 raise OSError(f"the Hub answers {error.code} {error.reason}{advice}") from error
-            url = urljoin(url, location)
+            url = _follow(url, error)
             if "X-Linked-Etag" in error.headers:
                 return error.headers, url, token
         except HTTPException as error:
             raise OSError(f"the Hub's answer is not HTTP: {error!r:.80}") from error
+        finally:
+            deadline.close()
     raise OSError("the Hub redirects without end")
 
 
@@ -198,7 +316,7 @@ def _make_request(url: str, token: str | None, offset: int = 0, method: str = "G
 
     request = Request(url, method=method, headers=HEADERS | ({"Range": f"bytes={offset}-"} if offset else {}))
     if token and urlsplit(url)[:2] == urlsplit(constants.ENDPOINT)[:2]:  # scheme, and host with port
-        request.add_unredirected_header("Authorization", f"Bearer {token}")  # urllib would send it to any host else
+        request.add_header("Authorization", f"Bearer {token}")
     return request
 
 
@@ -236,6 +354,8 @@ def _download_to_part(info: HubFileInfo, part: Path, name: str) -> None:
 
 def _is_transient(error: Exception) -> bool:
     """Return True if another attempt may succeed."""
+    if isinstance(error, RedirectionError):
+        return False
     if isinstance(error, HTTPError):
         return error.code >= 500 or error.code in (408, 429)
     return getattr(error, "errno", None) not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
@@ -245,21 +365,46 @@ def _iter_blocks(info: HubFileInfo, offset: int) -> Iterator[tuple[int, bytes]]:
     """Yield (position, bytes) from `offset` on, or from 0 if the server ignores the range."""
     from huggingface_hub import constants
 
-    request = _make_request(info.url, info.token, offset)
-    with closing(urlopen(request, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)) as response:
-        at = offset if response.status == 206 else 0
-        if at and not response.headers.get("Content-Range", "").startswith(f"bytes {at}-"):
-            raise ValueError(f"the server sends {response.headers.get('Content-Range')!r:.80}, asked for from {at} on")
-        since, before = time.monotonic(), at
-        while block := response.read1(BLOCK_BYTES):
-            if at + len(block) > info.size:
-                raise ValueError(f"the server sends more than the {info.size} bytes that it promised")
-            yield at, block
-            at += len(block)
-            if time.monotonic() - since > STALL_SECONDS:
-                if at - before < MIN_BYTES:
+    deadline = _Deadline()
+    deadline.extend()
+    try:
+        with closing(_open_bytes(info, offset, constants.HF_HUB_DOWNLOAD_TIMEOUT, deadline)) as response:
+            if (encoding := response.headers.get("Content-Encoding", "identity")) != "identity":
+                raise ValueError(f"the server sends the bytes packed as {quote_value(encoding)}, asked for as they are")
+            at = offset if response.status == 206 else 0
+            place = response.headers.get("Content-Range", "")
+            if at and not place.startswith(f"bytes {at}-"):
+                raise ValueError(f"the server sends {quote_value(place)}, asked for from {at} on")
+            deadline.extend()
+            since, before = time.monotonic(), at
+            while block := response.read1(BLOCK_BYTES):
+                if at + len(block) > info.size:
+                    raise ValueError(f"the server sends more than the {info.size} bytes that it promised")
+                yield at, block
+                at += len(block)
+                now = time.monotonic()
+                if at - before < MIN_BYTES and now - since > STALL_SECONDS:
                     raise TimeoutError(f"the server sent {at - before} bytes in {STALL_SECONDS:.0f} s")
-                since, before = time.monotonic(), at
+                if at - before >= MIN_BYTES and now - since > STALL_SECONDS / 4:
+                    since, before = now, at
+                    deadline.extend()
+    except (HTTPException, OSError) as error:
+        if deadline.is_over:
+            raise TimeoutError(f"the server sent under {MIN_BYTES} bytes in {STALL_SECONDS:.0f} s") from error
+        raise
+    finally:
+        deadline.close()
+
+
+def _open_bytes(info: HubFileInfo, offset: int, timeout: float, deadline: _Deadline) -> Any:
+    """Return the answer with the bytes of a file, after redirections. The token goes to the Hub's own host only."""
+    url = info.url
+    for _ in range(MAX_REDIRECTIONS):
+        try:
+            return open_url(_make_request(url, info.token, offset), timeout, deadline)
+        except HTTPError as error:
+            url = _follow(url, error)
+    raise RedirectionError("the server redirects without end")
 
 
 def _check_part(part: Path, info: HubFileInfo) -> None:

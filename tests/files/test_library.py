@@ -9,10 +9,11 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from email.message import Message
 from pathlib import Path
 from types import SimpleNamespace
-from urllib.request import urlopen
+from urllib.error import HTTPError
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ from limits import HANG, wait_until
 from torch import nn
 
 from controlnet_ext.files import hub as downloads
+from controlnet_ext.files.hub import open_url
 from controlnet_ext.files.safetensors import write_weights
 
 ROOT = Path(__file__).parents[2]
@@ -132,15 +134,15 @@ def test_a_pinned_file_is_hashed_once_until_it_changes(tmp_path, monkeypatch):
 def online(monkeypatch, hub):
     attempts = itertools.count()
 
-    def impatient(request, timeout):
-        """urlopen, with a short timeout where it is what ends the attempt. Should the attempt end before the server has
-        begun to answer, as on a busy machine, that is the same fault."""
+    def impatient(request, timeout, deadline):
+        """open_url, with a short timeout where it is what ends the attempt. Should the attempt end before the server
+        has begun to answer, as on a busy machine, that is the same fault."""
         stalls = hub.fault is stalled and next(attempts) < hub.fault_count
-        return urlopen(request, timeout=0.3 if stalls else timeout)
+        return open_url(request, 0.3 if stalls else timeout, deadline)
 
     with serving(hub) as address, monkeypatch.context() as patch:
         patch.setattr(constants, "ENDPOINT", address)
-        patch.setattr(downloads, "urlopen", impatient)
+        patch.setattr(downloads, "open_url", impatient)
         yield hub
 
 
@@ -335,6 +337,90 @@ def test_a_redirection_of_the_bytes_to_another_host_carries_no_token(tmp_path, m
         (f"/bytes{PATH}", "Bearer hf_secret", "127.0.0.1"),
         (f"/bytes{PATH}", None, "localhost"),
     ]
+
+
+@pytest.mark.parametrize(
+    "place", ["file:///etc/passwd", "ftp://127.0.0.1/net.pth", "data:,words", "gopher://127.0.0.1/"]
+)
+@pytest.mark.parametrize("of", ["the record", "the bytes"])
+def test_a_redirection_to_anything_but_http_is_not_followed(tmp_path, monkeypatch, place, of):
+    def redirect(handler, content, start):
+        handler.answer(302, {"Location": place})
+
+    hub = Hub({PATH: CONTENT}, *([redirect] if of == "the bytes" else []))
+    hub.headers = {"Location": place} if of == "the record" else {}
+    with online(monkeypatch, hub), pytest.raises(FileNotFoundError, match="could not be downloaded") as caught:
+        Library([tmp_path]).fetch(file())
+    assert "\n" not in str(caught.value) and "net.pth" not in left(tmp_path)
+    assert all((tmp_path / "field" / name).stat().st_size == 0 for name in left(tmp_path))
+
+
+def test_a_redirection_does_not_leave_https():
+    def moved(location):
+        error = HTTPError("https://a/b", 302, "", Message(), None)
+        error.headers["Location"] = location
+        return error
+
+    for location, wanted in (("/c", "https://a/c"), ("https://d/e", "https://d/e"), ("//d/e", "https://d/e")):
+        assert downloads._follow("https://a/b", moved(location)) == wanted
+    error = moved("http://a/b")
+    with pytest.raises(OSError, match=r"redirects from https to 'http://a/b'; not followed"):
+        downloads._follow("https://a/b", error)
+
+
+def test_a_server_that_redirects_without_end_is_given_up(tmp_path, monkeypatch):
+    def redirect(handler, content, start):
+        handler.answer(302, {"Location": handler.path})
+
+    with (
+        online(monkeypatch, Hub({PATH: CONTENT}, redirect)) as hub,
+        pytest.raises(FileNotFoundError, match="redirects without end"),
+    ):
+        Library([tmp_path]).fetch(file())
+    assert len(hub.requests) == 1 + downloads.MAX_REDIRECTIONS
+
+
+def drip_headers(handler, content, start):
+    """Header lines a byte at a time, until the client has gone."""
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\n")
+    _drip(handler, b"X-A: b\r\n")
+
+
+def drip_chunks(handler, content, start):
+    """The size of a chunk, whose line never ends."""
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;")
+    _drip(handler, b"a")
+
+
+def _drip(handler, text):
+    with suppress(OSError):
+        for i in itertools.count():
+            handler.wfile.write(text[i % len(text) :][:1])
+            handler.wfile.flush()
+            time.sleep(0.01)
+
+
+@pytest.mark.parametrize("fault", [drip_headers, drip_chunks])
+def test_a_server_that_sends_a_byte_at_a_time_is_given_up_at_the_deadline(tmp_path, monkeypatch, fault):
+    monkeypatch.setattr(downloads, "STALL_SECONDS", 0.2)
+    monkeypatch.setattr(downloads, "MAX_ATTEMPTS", 2)
+    with (
+        online(monkeypatch, Hub({PATH: CONTENT}, fault)) as hub,
+        pytest.raises(FileNotFoundError, match=r"the server sent (under 32768 bytes|no whole answer) in 0 s"),
+    ):
+        Library([tmp_path]).fetch(file())
+    assert [method for method, *_ in hub.requests] == ["HEAD", "GET", "GET"]
+
+
+def test_a_packed_answer_is_refused(tmp_path, monkeypatch):
+    def packed(handler, content, start):
+        handler.answer(200, {"Content-Encoding": "gzip"}, content)
+
+    with (
+        online(monkeypatch, Hub({PATH: CONTENT}, packed)),
+        pytest.raises(FileNotFoundError, match="sends the bytes packed as 'gzip'"),
+    ):
+        Library([tmp_path]).fetch(file())
 
 
 def test_a_file_that_is_open_to_all_is_fetched_without_the_token(tmp_path, monkeypatch):
