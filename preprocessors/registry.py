@@ -18,13 +18,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import cv2
 import numpy as np
 
 from ..errors import check_choice, one_line, quote_value, suggest_names
-from ..files.image_reader import read_image, read_mask  # not from files, which brings the readers of weights: 10 ms
+from ..files.image_reader import (  # not from files, which brings the readers of weights: 10 ms
+    is_tensor,
+    read_image,
+    read_mask,
+)
 from ..maps.control_map import MAP_KINDS, ControlMap
 from ..maps.resize import resize_for_detection
 from .parameters import Parameter, Range, read_parameters
@@ -444,6 +448,19 @@ def find_or_none(name: str | None) -> Preprocessor | None:
         return None
 
 
+@overload
+def preprocess(
+    name: str,
+    image: list[Any] | tuple[Any, ...],
+    *,
+    mask: object = None,
+    device: str | Device = "cpu",
+    library: Library | None = None,
+    **parameters: Any,
+) -> list[ControlMap]: ...
+
+
+@overload
 def preprocess(
     name: str,
     image: object,
@@ -452,9 +469,22 @@ def preprocess(
     device: str | Device = "cpu",
     library: Library | None = None,
     **parameters: Any,
-) -> ControlMap:
+) -> ControlMap: ...
+
+
+def preprocess(
+    name: str,
+    image: object,
+    *,
+    mask: object = None,
+    device: str | Device = "cpu",
+    library: Library | None = None,
+    **parameters: Any,
+) -> ControlMap | list[ControlMap]:
     """Return the map that the preprocessor `name` (or a label, in any case) makes of an image, anything that
-    `read_image` takes. `mask`, of the image's size, is white where to paint, for preprocessors that fill images.
+    `read_image` takes; of a list or tuple of images, an array (B, H, W, 3) or a tensor (B, 3, H, W) a list of their
+    maps. `mask`, of the image's size, is white where to paint, for preprocessors that fill images; of several images a
+    list.
 
     Weights are loaded in each call, on `device`, unless a `library` keeps them.
 
@@ -463,4 +493,12 @@ def preprocess(
     preprocessor's signature. Raises ValueError or TypeError in one line: unknown names with the closest ones, values
     outside their range, an unreadable image.
     """
-    return find(name).load(device, library)(image, mask, **parameters)
+    run = find(name).load(device, library)
+    given: Any = image
+    is_stack = (isinstance(given, np.ndarray) or is_tensor(given)) and given.ndim == 4
+    if not is_stack and not isinstance(given, (list, tuple)):
+        return run(given, mask, **parameters)
+    images, masks = list(given), list(mask) if isinstance(mask, (list, tuple)) else mask
+    if masks is not None and (not isinstance(masks, list) or len(masks) != len(images)):
+        raise ValueError(f"{len(images)} images need a list of as many masks")
+    return run.run_batch(images, masks=masks, **parameters)

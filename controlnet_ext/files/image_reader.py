@@ -37,8 +37,9 @@ if TYPE_CHECKING:
     from typing import TypeGuard
 
     from PIL.Image import Image
+    from torch import Tensor
 
-ImageLike: TypeAlias = "str | os.PathLike[str] | bytes | np.ndarray | Image"
+ImageLike: TypeAlias = "str | os.PathLike[str] | bytes | np.ndarray | Image | Tensor"
 
 _PLUGIN_NAMES = {"WEBP": "WebP"}  # the others are capitalized
 _DECODE_ERRORS = (  # what Pillow raises on hostile files
@@ -61,6 +62,11 @@ _pillow_lock = threading.Lock()
 def is_pil_image(value: object) -> TypeGuard[Image]:
     """Return True if the value is a PIL image, without importing Pillow."""
     return "PIL.Image" in sys.modules and isinstance(value, sys.modules["PIL.Image"].Image)
+
+
+def is_tensor(value: object) -> bool:
+    """Return True if the value is a torch tensor, without importing torch."""
+    return "torch" in sys.modules and isinstance(value, sys.modules["torch"].Tensor)
 
 
 def open_image_header(content: bytes, format: str, name: str) -> Image:
@@ -236,7 +242,8 @@ def read_image(source: ImageLike) -> np.ndarray:
     A path or the bytes of a JPEG, PNG, WebP, GIF, BMP, TIFF, PPM or (Pillow 11.3) AVIF file: upright by EXIF, alpha
     over white, the first frame of several, the upper 8 of 16 bits, colors through an embedded ICC profile into sRGB (a
     broken profile is ignored, as viewers do). Float gray is 0..1, or 0..255 if it exceeds 1. A PIL image likewise, at
-    its current frame. An array is (H, W), (H, W, 1), (H, W, 3) RGB or (H, W, 4) RGBA of uint8, bool or floats 0..1.
+    its current frame. An array is (H, W), (H, W, 1), (H, W, 3) RGB or (H, W, 4) RGBA of uint8, bool or floats 0..1; a
+    tensor likewise with its channels first, (3, H, W), as diffusers and torchvision have it.
 
     Raises FileNotFoundError, TypeError, or ValueError in one line: over 64 megapixels (checked before decoding), cut
     short, not an image, NaN. Damaged compressed data in a complete JPEG cannot be detected, and is decoded.
@@ -269,7 +276,15 @@ def _read_source(
     if is_pil_image(source):
         check_pixels(source.height, source.width, "the image")
         return decode(source, "the image")
-    raise TypeError(f"an image is a path, bytes, a PIL image or an array, not {type(source).__name__}")
+    if is_tensor(source):
+        if source.ndim != 3 or source.shape[0] not in (1, 3, 4):
+            raise ValueError(
+                f"an image tensor of shape {tuple(source.shape)}, expected (3, H, W) of uint8 or floats 0..1"
+            )
+        planes = source.detach().cpu()
+        planes = planes.float() if planes.is_floating_point() else planes
+        return convert_array(planes.permute(1, 2, 0).numpy())
+    raise TypeError(f"an image is a path, bytes, a PIL image, an array or a tensor, not {type(source).__name__}")
 
 
 def _read_image_file(file: BinaryIO, name: str, decode: Callable[[Image, str], np.ndarray]) -> np.ndarray:

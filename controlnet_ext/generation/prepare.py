@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import cv2
 import numpy as np
 
 from ..errors import error_prefix, one_line
-from ..guidance.hints import HintImages
+from ..guidance.hints import HintImages, describe_unprocessed
 from ..guidance.schedule import Span
 from ..guidance.unit import Unit
 from ..guidance.weighting import compute_step_weights, layer_scales
-from ..maps.control_map import ControlMap
+from ..maps.control_map import ControlMap, describe_misfit
 from ..preprocessors.registry import find, find_or_none
 from .inpainting import postprocess_for
 from .pipeline_folder import PipelineFolder, silence_libraries
@@ -50,7 +50,7 @@ T = TypeVar("T")
 class LoadedRecipe:
     """A recipe with its pipeline and control models loaded. `recipe` is complete: hashes, scheduler and versions are
     filled in; `png_texts` is its text in a PNG. `warnings` are sentences on why the image may differ in its last
-    bits."""
+    bits, and on images that are taken for maps and are none."""
 
     recipe: GenerationRecipe
     png_texts: Mapping[str, str]
@@ -147,7 +147,8 @@ def load_recipe(recipe: GenerationRecipe, device: str, folder: PipelineFolder | 
     with guide(pipe, units):
         pass  # units that cannot act on this pipeline are refused here, not in the run
     guidance = _make_guidance_setup(recipe_units, units)
-    return LoadedRecipe(complete, png_texts, _compare_versions(recipe, complete), pipe, guidance)
+    warnings = (*_compare_versions(recipe, complete), *_describe_misfits(units))
+    return LoadedRecipe(complete, png_texts, warnings, pipe, guidance)
 
 
 def _make_guidance_setup(recipe_units: Sequence[RecipeUnit], units: tuple[Unit, ...]) -> GuidanceSetup:
@@ -159,6 +160,15 @@ def _make_guidance_setup(recipe_units: Sequence[RecipeUnit], units: tuple[Unit, 
     ]
     initial = next((unit.control_map.pixels for unit, spec in at_work if spec and spec.traits.starts_from_map), None)
     return GuidanceSetup(units, tuple(step for step in steps if step is not None), initial)
+
+
+def _describe_misfits(units: Sequence[Unit]) -> Iterator[str]:
+    """Yield a sentence on each image that is taken for a map of its model's kind, and plainly is none."""
+    for i, unit in enumerate(units, 1):
+        kind, image = unit.model.map_type, cast(ControlMap, unit.image)
+        is_bare = unit.preprocessor is None and isinstance(image, ControlMap) and image.kind == "other"
+        if is_bare and kind and (has := describe_misfit(image.pixels, kind)):
+            yield f"unit {i}: {describe_unprocessed(has, kind)}"
 
 
 def _load_units(

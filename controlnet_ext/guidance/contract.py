@@ -205,6 +205,8 @@ class ControlModel:
     """The kind of model, for messages, as in "controlnet"."""
     family: str
     """The family of base models, for messages: "sd15", "sd21", "sdxl", …, or "every"."""
+    map_type: str | None = None
+    """The kind of maps that it was trained with, where its file or the file's name states one."""
     hint_input: Literal["pixels", "latents", "embedding"] = "pixels"
     """The input of `hint()`: images, latents of them made by `Host.encode`, or `ControlMap.values`."""
     needs_vae_shift: bool = True

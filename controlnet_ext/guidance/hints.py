@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from ..files.image_reader import read_image, read_mask
-from ..maps.control_map import ControlMap
+from ..maps.control_map import ControlMap, describe_misfit
 from ..maps.resize import compute_fit_resolution, crop_map, fit, fit_for_outpainting
 from ..preprocessors.registry import RESOLUTION_PARAMETER, Preprocessor, find
 from .after_steps import downscale_mask
@@ -66,6 +67,20 @@ def fit_and_crop(
     return np.ascontiguousarray(fit(pixels, height, width, fit_mode)[top:bottom, left:right])
 
 
+def warn_of_misfit(pixels: np.ndarray, kind: str) -> None:
+    """Warn if pixels (H, W, 3) uint8 that are taken for a map of this kind plainly are none."""
+    if has := describe_misfit(pixels, kind):
+        warnings.warn(describe_unprocessed(has, kind), UserWarning, stacklevel=2)
+
+
+def describe_unprocessed(has: str, kind: str) -> str:
+    """Return the sentence for an image with what maps of this kind have not."""
+    return (
+        f"the image that is taken for a map has {has}, which maps of {kind} have not: name the preprocessor that makes "
+        "its map, or give a ControlMap"
+    )
+
+
 class HintSource(Protocol):
     """The images of a unit and what makes maps of them: the fields of `Unit` that `HintImages` reads."""
 
@@ -118,7 +133,16 @@ class HintImages:
             self._images = [[self._make_map(pixels, self._mask, None) for pixels in some] for some in self._images]
 
     def configure_model(self, model: ControlModel) -> ControlModel:
-        """Return the model that reads maps of these kinds. Raises ValueError if it does not."""
+        """Return the model that reads maps of these kinds. Raises ValueError if it does not.
+
+        Warns where an image that is taken for a map as it stands plainly is none of the model's kind.
+        """
+        if self._preprocessor is None and model.map_type is not None:
+            for given, arrays in zip(self._unit.images, self._images, strict=True):
+                images = given.images if isinstance(given, PerSample) else (given,)
+                for image, pixels in zip(images, arrays, strict=True):
+                    if not isinstance(image, ControlMap):
+                        warn_of_misfit(pixels, model.map_type)
         return model.for_map_types(self.kinds)
 
     def fit_to_size(self, height: int, width: int, crop: Crop | None = None) -> list[np.ndarray]:

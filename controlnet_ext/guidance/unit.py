@@ -92,7 +92,8 @@ class Unit:
     residuals act. It becomes an array (H, W) of float32.
     `inpaint`: a mask as `read_mask` reads it, as large as the image, white where to repaint; the hint is -1 there.
     `fit`: how the map comes to the output's size, "crop", "stretch" or "fill".
-    `preprocessor` with `parameters` makes the map; `resolution` "match" makes it as fine as the output needs.
+    `preprocessor` with `parameters` makes the map at `resolution`, the short side in pixels, which may also stand among
+    the parameters; "match" makes it as fine as the image needs.
     `hires`: the runs of a host in which it acts: "low" (the first), "high" (all after it) or "both".
     `low_vram`: the model's weights stay on the CPU, and each layer's are copied to the device when it is called.
     `after`: what is done to the latents after each step, `InpaintRestore()` or `ColorFix(8)` of `after_steps`, which
@@ -117,6 +118,7 @@ class Unit:
     after: PostStep | None = None
     reuse: int = 1
     reuse_tolerance: float | None = None
+    resolution: int | Literal["match"] | None = None
 
     def __post_init__(self) -> None:
         _check_model(self.model)
@@ -145,7 +147,14 @@ class Unit:
     def _check_preprocessor(self) -> None:
         if not isinstance(self.parameters, Mapping):
             raise TypeError(f"parameters {quote_value(self.parameters)} is no mapping of names to values")
-        object.__setattr__(self, "parameters", dict(self.parameters))
+        parameters = dict(self.parameters)
+        if self.resolution is not None:
+            if self.preprocessor is None:
+                raise ValueError(f"resolution {quote_value(self.resolution)} without a preprocessor that works at it")
+            if parameters.setdefault("resolution", self.resolution) != self.resolution:
+                both = f"{quote_value(self.resolution)} and in parameters {quote_value(parameters['resolution'])}"
+                raise ValueError(f"resolution is given twice, {both}")
+        object.__setattr__(self, "parameters", parameters)
         if self.preprocessor is None:
             if self.parameters:
                 raise ValueError(f"parameters {', '.join(map(str, self.parameters))} without a preprocessor")

@@ -18,12 +18,15 @@ the place (`Step.crops`, `crop_maps`) has its part of them, and any other call i
 from __future__ import annotations
 
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, ContextDecorator, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import replace
+from functools import wraps
 from itertools import chain, count
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +39,46 @@ from ..guidance.run import AttachmentStack, GuidanceRun, move_to_device
 from ..guidance.schedule import Span
 from ..guidance.unit import Unit
 from .side_stream import SideStream
+
+P, T = ParamSpec("P"), TypeVar("T")
+
+
+class GuideContext(ContextDecorator, AbstractContextManager[T]):
+    """A context manager that warns when it is thrown away without having been entered, because it then does nothing."""
+
+    def __init__(self, make: Callable[[], AbstractContextManager[T]], name: str):
+        self._make, self._name = make, name
+        self._context: AbstractContextManager[T] | None = None
+        self._is_used = False
+
+    def __enter__(self) -> T:
+        self._is_used = True
+        self._context = self._make()
+        return self._context.__enter__()
+
+    def __exit__(self, *error: Any) -> bool | None:
+        assert self._context is not None
+        return self._context.__exit__(*error)
+
+    def _recreate_cm(self) -> GuideContext[T]:
+        """Return the context of one call of the function that this decorates."""
+        self._is_used = True
+        return GuideContext(self._make, self._name)
+
+    def __del__(self) -> None:
+        if not getattr(self, "_is_used", True):
+            warnings.warn(f"{self._name} was not entered and does nothing: with {self._name}: …", stacklevel=2)
+
+
+def guide_context(function: Callable[P, Iterator[T]]) -> Callable[P, GuideContext[T]]:
+    """Make a function that yields once a `GuideContext`, as `contextlib.contextmanager` does."""
+
+    @wraps(function)
+    def make_context(*args: P.args, **kwargs: P.kwargs) -> GuideContext[T]:
+        return GuideContext(lambda: contextmanager(function)(*args, **kwargs), f"{function.__name__}(...)")
+
+    return make_context
+
 
 BUSY_MESSAGE = (
     "the UNet is guided in another thread or task; wait until that is done, or give each one a UNet of its own "

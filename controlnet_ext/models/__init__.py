@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..files.disk import convert_whole_numbers, parse_object, read_json
 from ..files.weights import INDEX_PATTERN, PART_PATTERN, Weights, list_parts, read_weights
+from ..maps.control_map import MODEL_NAME_WORDS, OLD_KINDS
 
 if TYPE_CHECKING:
     import torch
@@ -124,6 +125,7 @@ def _find_in_hub_cache(repo: str) -> Path:
         ) from error
 
 
+MAP_METADATA_KEY = "controlnet_ext.map"  # where safetensors' metadata say which kind of map a control model reads
 CONFIG_METADATA_KEY = "controlnet_ext.config"  # where safetensors' metadata hold a config in diffusers' words
 
 
@@ -220,9 +222,23 @@ class ControlFile:
         if self.kind is None:
             raise ValueError(f"{name} is not a control model but {self.describe_foreign()}")
         try:
-            return self.kind.load(self.weights.tensors, self.config)
+            model = self.kind.load(self.weights.tensors, self.config)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
+        model.map_type = self._guess_map_type()
+        return model
+
+    def _guess_map_type(self) -> str | None:
+        """Return the map kind that the file states, else the only one whose words its name holds, or None."""
+        text = self.weights.metadata.get(MAP_METADATA_KEY, "")
+        stated = OLD_KINDS.get(text, text)
+        if stated in MODEL_NAME_WORDS:
+            return stated
+        stem = (self.path.parent if self.path.name.startswith(DIFFUSERS_STEM) else self.path).name.casefold()
+        kinds = [
+            kind for kind, words in MODEL_NAME_WORDS.items() if any(re.search(rf"(?<![a-z]){w}", stem) for w in words)
+        ]
+        return kinds[0] if len(kinds) == 1 else None
 
 
 MAX_PREFIX_PARTS = 8

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..files.weights import list_parts
 from ..maps.control_map import MAP_KINDS, normalize_kind
-from . import ControlFile
+from . import MAP_METADATA_KEY, ControlFile
 
 # Who states the hashes
 KRITA_SOURCE = "Acly/krita-ai-diffusion @ 7586cfe121cc, ai_diffusion/presets/models.json"
@@ -119,9 +119,6 @@ PUBLISHED_HASHES = {
     for kind, files in table.items()
     for name, sha256 in files.items()
 }
-
-
-MAP_METADATA_KEY = "controlnet_ext.map"  # where safetensors' metadata say which kind of map a control model reads
 
 
 @dataclass(frozen=True)

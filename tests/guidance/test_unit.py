@@ -171,3 +171,23 @@ def test_importing_loads_no_torch() -> None:
     code = "import sys, controlnet_ext; print(sorted({'torch', 'diffusers', 'transformers'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_resolution_is_given_to_the_unit_or_among_its_parameters():
+    from dataclasses import replace
+
+    for value in ("match", 512):
+        unit = Unit(Pushes(), GREY, preprocessor="canny", resolution=value, parameters={"low": 5})
+        assert unit.parameters == {"low": 5, "resolution": value}
+        assert replace(unit, weight=0.5).parameters == unit.parameters
+    for given, reason in (
+        ({"preprocessor": "canny", "resolution": 32}, "canny: resolution 32 is outside 64..2048"),
+        ({"preprocessor": "canny", "resolution": "mach"}, "canny: resolution 'mach' is str"),
+        ({"resolution": "match"}, "resolution 'match' without a preprocessor that works at it"),
+        (
+            {"preprocessor": "canny", "resolution": 64, "parameters": {"resolution": 128}},
+            "resolution is given twice, 64 and in parameters 128",
+        ),
+    ):
+        with pytest.raises((ValueError, TypeError), match=reason):
+            Unit(Pushes(), GREY, **given)

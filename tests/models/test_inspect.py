@@ -116,7 +116,7 @@ def test_pooling_is_stated_by_converting(tmp_path: Path) -> None:
         (["--to", "onnx"], "--to 'onnx': .* is a controlnet file, which can be of diffusers, ldm"),
         (["--to", "ldm", "--map", "canny"], "--map 'canny' is none of: edges"),
         (["--to", "ldm", "OUT.pth"], r"OUT\.pth' does not end in \.safetensors"),
-        (["--to", "ldm", "IN"], "exists already"),
+        (["--to", "ldm", "IN"], "exists; --overwrite replaces it"),
     ],
 )
 def test_what_cannot_be_converted_is_refused(

@@ -4,7 +4,6 @@ not notice."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from ...guidance.contract import AttentionModel, Crop, Residuals
 from ...guidance.schedule import Span
 from ...guidance.unit import Unit
 from ...models.kinds.transformer import TransformerControlNet
-from ..session import GuidedUNet, GuideSession, check_feature_shape, find_told_crops
+from ..session import GuidedUNet, GuideSession, check_feature_shape, find_told_crops, guide_context
 from .host import (
     DenoiserCall,
     DiffusersHost,
@@ -172,7 +171,7 @@ def unwrap_compiled(unet: nn.Module) -> Any:
 REFINER_ADDED_WIDTH = 2560
 
 
-@contextmanager
+@guide_context
 def guide(pipe: Any, units: Iterable[Unit]) -> Iterator[None]:
     """Guide the calls of `pipe` in this context by `units`; afterwards pipe, UNet and models are as before.
 

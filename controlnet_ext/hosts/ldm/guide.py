@@ -8,7 +8,6 @@ T2I-Adapters to the output of the encoder block that ends each level.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from ...guidance.contract import Crop, Residuals, Step
 from ...guidance.schedule import Span
 from ...guidance.unit import Unit
-from ..session import PLACE_ADVICE, Box, GuidedUNet, GuideSession, check_feature_shape, find_told_crops
+from ..session import PLACE_ADVICE, Box, GuidedUNet, GuideSession, check_feature_shape, find_told_crops, guide_context
 from .host import VAE_SCALE_FACTOR, LdmHost
 from .unet_view import LdmUNetView, adapter_block_indices
 
@@ -44,7 +43,7 @@ class BatchRows:
             )
 
 
-@contextmanager
+@guide_context
 def guide_ldm(
     unet: nn.Module,
     units: Iterable[Unit],
