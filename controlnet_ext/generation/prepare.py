@@ -114,10 +114,9 @@ def load_recipe(recipe: GenerationRecipe, device: str, folder: PipelineFolder | 
     """Load what the recipe names on a device such as "cpu" or "cuda:1".
 
     Hashes in the recipe are verified before a model is built of a file; hashes that it lacks are filled in. `folder` is
-    that of the recipe's model if it was looked at already. Raises FileNotFoundError, ValueError or TypeError in one
+    that of the recipe's model if all its models were looked for already. Raises FileNotFoundError, ValueError or TypeError in one
     line."""
-    found = check_models(recipe)
-    folder = folder or found
+    folder = folder or check_models(recipe)
     import torch
 
     from ..hosts.diffusers.guide import guide
