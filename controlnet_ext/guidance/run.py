@@ -145,6 +145,11 @@ class UnitRun:
         self._activation: Activation | None = None
         self._unconfirmed: list[tuple[Sequence[Tensor], Tensor, str]] = []  # what was made in this step, sums, where
 
+    @property
+    def acts(self) -> bool:
+        """True if the unit acts in one of the steps."""
+        return any(self._weights.values())
+
     def compute_residuals(self, step: Step) -> Residuals | None:
         """Return the residuals of this unit in the step; None if it does not act, or acts inside the attention."""
         self._activation = None
@@ -378,6 +383,11 @@ class GuidanceRun:
             UnitRun(f"unit {i}", unit, its, spans, host, pass_index, attachments, (guide_number, i))
             for i, (unit, its) in enumerate(zip(units, hint_images, strict=True), 1)
         ]
+
+    @property
+    def acts(self) -> bool:
+        """True if a unit acts in one of the steps."""
+        return any(acting.acts for acting in self._unit_runs)
 
     def compute_residuals(self, step: Step) -> Iterator[Residuals]:
         """Yield the residuals of each unit that acts in this step outside of the attention, in their order."""

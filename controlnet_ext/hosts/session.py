@@ -159,6 +159,11 @@ class GuideSession:
         """True between `begin_run` and `end_run`."""
         return self._run is not None
 
+    @property
+    def acts(self) -> bool:
+        """True in a run in which a unit acts."""
+        return self._run is not None and self._run.acts
+
     @contextmanager
     def enter(self, unet: object, create: Callable[[], GuidedUNet]) -> Iterator[GuidedUNet]:
         """Guide `unet`, for which `create()` makes the object unless it is guided already; afterwards everything is as
@@ -236,7 +241,8 @@ class GuideSession:
         """
         if self._run is None:
             raise RuntimeError("the UNet is called outside of a run; no unit can act there")
-        step = self.place_call(step)
+        if self._run.acts:
+            step = self.place_call(step)
         if not self._are_models_placed:
             self._are_models_placed = True
             for unit in self.units:

@@ -239,6 +239,8 @@ class PipelineSession(GuideSession):
             self._counter, is_new_run = counter, True
         t = call.find_timestep(self._pipe.scheduler)
         before, self._span = self._span, self._counter.advance(t)
+        if not self.acts:
+            return ()
         pipeline_call = PipelineCall.find(self._pipe)
         crops = pipeline_call.locate(len(call.x), self._host.pixel_size)
         if call.shares_residuals and self._span is before and not is_new_run and self._shares_residuals(call, crops):

@@ -58,13 +58,14 @@ class TransformerCall(DenoiserCall):
             .reshape(-1)
             .expand(len(self.x))
         )
-        given = {
-            name: self.arguments[name]
-            for name in (self.LATENTS_ARGUMENT, *self.NETWORK_INPUTS)
-            if name in self.arguments
-        }
+        given = {name: self.arguments[name] for name in self.NETWORK_INPUTS if name in self.arguments}
+        given[self.LATENTS_ARGUMENT] = self._get_network_latents()
         given |= {"joint_attention_kwargs": self.arguments.get(self.LORA_ARGUMENT)}
         return TransformerStep(self.x, t, self._get_context(), span, positive, None, samples, arguments=given)
+
+    def _get_network_latents(self) -> Any:
+        """Return what a control network reads as the latents."""
+        return self.x
 
     def _get_context(self) -> Tensor:
         out: Tensor = self.arguments["encoder_hidden_states"]
@@ -90,17 +91,37 @@ class TransformerCall(DenoiserCall):
     def add_residuals(
         self, residuals: Residuals, side_stream: SideStream | None = None
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the arguments of the call with these residuals, which a transformer reads from its first block on."""
+        """Return the arguments of the call with these residuals, which a transformer reads from its first block on.
+
+        Raises ValueError for residuals of other rows or tokens.
+        """
         if side_stream is not None:
             side_stream.wait()
+        for h in residuals.tensors:
+            if h.ndim == 3 and not self._fits(h):
+                raise ValueError(
+                    f"the transformer is called with {len(self.x)} rows of {self._token_count} tokens, where "
+                    f"residuals of {h.shape[0]} rows of {h.shape[1]} are to be added"
+                )
         return self._replace_arguments(self._build_residual_arguments(residuals))
+
+    @property
+    def _token_count(self) -> int | None:
+        """The number of tokens in a row of x, None if the call does not show it."""
+        return None
+
+    def _fits(self, residual: Tensor) -> bool:
+        return len(residual) == len(self.x) and self._token_count in (None, residual.shape[1])
 
     def _build_residual_arguments(self, residuals: Residuals) -> dict[str, Any]:
         return {self.BLOCKS_ARGUMENT: list(residuals.skips) or None}
 
 
 class FluxCall(TransformerCall):
-    """A call of Flux: x is `(B, tokens, C)`, and `img_ids` give the places of the tokens."""
+    """A call of Flux: x is `(B, tokens, C)`, and `img_ids` give the places of the tokens.
+
+    Flux Fill and Flux Control append more channels to the latents, which ControlNets do not read.
+    """
 
     family = "flux"
     NETWORK_INPUTS: ClassVar[tuple[str, ...]] = (
@@ -120,9 +141,24 @@ class FluxCall(TransformerCall):
 
     @property
     def latent_size(self) -> tuple[int, int]:
-        """Height and width of the latents."""
-        ids = self.arguments["img_ids"].reshape(-1, 3)
-        return PATCH_SIZE * (int(ids[:, 1].max()) + 1), PATCH_SIZE * (int(ids[:, 2].max()) + 1)
+        """Height and width of the latents. Raises ValueError for tokens of another image, as Kontext appends."""
+        ids = self.arguments["img_ids"].reshape(-1, 3)[: self.x.shape[1]]
+        height, width = int(ids[:, 1].max()) + 1, int(ids[:, 2].max()) + 1
+        if bool(ids[:, 0].any()) or height * width != self.x.shape[1]:
+            raise ValueError(
+                f"the pipeline gives Flux {self.x.shape[1]} tokens for an image of {height}x{width}: another image is "
+                "beside the one that it draws (Flux Kontext), which is not guided"
+            )
+        return PATCH_SIZE * height, PATCH_SIZE * width
+
+    def _get_latents(self) -> Tensor:
+        config = self.unet.config
+        channels = config["patch_size"] ** 2 * (config["out_channels"] or config["in_channels"])
+        return super()._get_latents()[..., :channels]
+
+    @property
+    def _token_count(self) -> int | None:
+        return self.x.shape[1]
 
     def _build_residual_arguments(self, residuals: Residuals) -> dict[str, Any]:
         return {
@@ -176,6 +212,9 @@ class ZImageCall(TransformerCall):
         if not all(isinstance(row, Tensor) and row.shape[1] == 1 for row in rows):
             raise ValueError("the pipeline gives Z-Image several images at once, which is not guided")
         return torch.stack(list(rows)).squeeze(2)
+
+    def _get_network_latents(self) -> Any:
+        return self.arguments[self.LATENTS_ARGUMENT]
 
     def _get_context(self) -> Tensor:
         return pad_sequence(list(self.arguments["cap_feats"]), batch_first=True)
