@@ -114,8 +114,8 @@ def load_recipe(recipe: GenerationRecipe, device: str, folder: PipelineFolder | 
     """Load what the recipe names on a device such as "cpu" or "cuda:1".
 
     Hashes in the recipe are verified before a model is built of a file; hashes that it lacks are filled in. `folder` is
-    that of the recipe's model if all its models were looked for already. Raises FileNotFoundError, ValueError or TypeError in one
-    line."""
+    that of the recipe's model if all its models were looked for already. Raises FileNotFoundError, ValueError or
+    TypeError in one line."""
     folder = folder or check_models(recipe)
     import torch
 

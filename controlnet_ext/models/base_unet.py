@@ -88,8 +88,8 @@ def _check_readable(unet: nn.Module) -> None:
 def read_tensor(layer: Any, part: str) -> Tensor:
     """Return the weight of a layer, such as `(out, in)`, or its bias `(out,)`, as floating-point numbers.
 
-    Where it is quantized, the library that did it gives them back. Raises ValueError where they are offloaded, or cannot
-    be read.
+    Where it is quantized, the library that did it gives them back. Raises ValueError where they are offloaded, or
+    cannot be read.
     """
     tensor = getattr(layer, part)
     if isinstance(tensor, Tensor) and tensor.is_meta:
