@@ -107,13 +107,13 @@ class JsonObject:
         """Return the error for a field's value, in one line."""
         return ValueError(f"{self.owner}: {name} is {format_value(value)}, expected {expected}")
 
-    def describe_unknown_members(self) -> list[str]:
+    def describe_unknown_members(self, consequence: str = "was ignored") -> list[str]:
         """Return a sentence for each member that is no field and none of `ignored_names`, with the nearest fields; for
         the first `MAX_WARNINGS` of them."""
         known = [name for field in self.list_fields().values() for name in (field.name, *field.aliases)]
         unknown = (name for name in self.values if name not in known and name not in self.ignored_names)
         return [
-            suggest_names(f"{self.owner}: {quote_value(name, 80)} is no field and was ignored", name, known)
+            suggest_names(f"{self.owner}: {quote_value(name, 80)} is no field and {consequence}", name, known)
             for name in islice(unknown, MAX_WARNINGS)
         ]
 

@@ -380,7 +380,10 @@ def _list_warnings(fields: GenerationFields) -> list[str]:
     objects += [
         UnitFields(unit, f"unit {i}") for i, unit in enumerate(_list_units(fields), 1) if isinstance(unit, dict)
     ]
-    return [text for each in objects for text in each.describe_unknown_members()]
+    warnings = [text for each in objects for text in each.describe_unknown_members()]
+    if fields.controlnet_units and _list_units(fields) != fields.controlnet_units:
+        warnings.append("the request: controlnet_units was ignored, the units of alwayson_scripts go first")
+    return warnings
 
 
 def _parse_units(fields: GenerationFields) -> tuple[tuple[int, WebuiUnit], ...]:
@@ -388,16 +391,28 @@ def _parse_units(fields: GenerationFields) -> tuple[tuple[int, WebuiUnit], ...]:
     listed = _list_units(fields)
     if len(listed) > fields.limits.max_units:
         raise ValueError(f"{len(listed)} units, expected up to {fields.limits.max_units}")
-    units = [(i, parse_webui_unit(unit, f"unit {i}")) for i, unit in enumerate(listed, 1)]
+    units = [(i, _parse_unit(unit, f"unit {i}")) for i, unit in enumerate(listed, 1)]
     return tuple((i, unit) for i, unit in units if unit is not None)
 
 
+def _parse_unit(value: object, name: str) -> WebuiUnit | None:
+    """Return a unit, or None where it is off. Raises ValueError also where it is off by misspelled members only."""
+    unit = parse_webui_unit(value, name)
+    fields = UnitFields(value, name)
+    if unit is None and fields.enabled is None:
+        for text in fields.describe_unknown_members("so the unit would do nothing"):
+            raise ValueError(text)
+    return unit
+
+
 def _list_units(fields: GenerationFields) -> list[Any]:
-    """Return the units as they stand in the request."""
+    """Return the units as they stand in the request. Raises ValueError where they stand where none are looked for."""
     listed: list[Any] = []
     for title, script in JsonObject(fields.alwayson_scripts or {}, "alwayson_scripts").values.items():
         if title.casefold() not in SCRIPT_TITLES:
             raise ValueError(f"alwayson_scripts: always on script {title!r:.80} not found")
+        if isinstance(script, Mapping) and script and "args" not in script:
+            raise ValueError(f"alwayson_scripts: {title} has no args, expected {{'args': [unit, ...]}}")
         args = script.get("args") if isinstance(script, Mapping) else script
         if args is not None and not isinstance(args, list):
             raise ValueError(f"alwayson_scripts: args of {title} is {type(args).__name__}, expected a list of units")

@@ -288,6 +288,31 @@ def test_a_field_that_is_none_is_named_with_the_nearest_in_info(client: Client) 
     assert detected[1]["warnings"][0].startswith("the request: 'module' is no field")
 
 
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (
+            {"alwayson_scripts": {"ControlNet": {"arg": [UNIT]}}},
+            "alwayson_scripts: ControlNet has no args, expected {'a",
+        ),
+        ({"alwayson_scripts": {"ControlNet": UNIT}}, "alwayson_scripts: ControlNet has no args, expected {'args': [un"),
+        (
+            {"alwayson_scripts": {"ControlNet": [{"modell": CANNY, "weight": 1}]}},
+            "unit 1: 'modell' is no field and so the unit would do nothing, the nearest are: model, ",
+        ),
+    ],
+)
+def test_units_that_would_silently_do_nothing_are_refused(client: Client, more: dict[str, Any], words: str) -> None:
+    status, answer = client.draw(steps=1, **more)
+    assert (status, answer["detail"][: len(words)]) == (422, words)
+
+
+def test_units_in_two_places_that_differ_are_named_in_info(client: Client) -> None:
+    for units, warned in (([UNIT], False), ([{**UNIT, "weight": 0.5}], True)):
+        status, answer = client.draw(UNIT, steps=1, controlnet_units=units)
+        assert status == 200 and ("warnings" in json.loads(answer["info"])) == warned
+
+
 def test_a_run_whose_client_leaves_ends_at_its_next_step(client: Client, server: tuple[Client, Service]) -> None:
     engine = server[1].engine
     body = json.dumps({"prompt": "a red circle", "steps": 150}).encode()
