@@ -1,5 +1,5 @@
 """The safetensors format (github.com/huggingface/safetensors, README "Format"): a JSON header, then the bytes of
-tensors.
+tensors. And the index of weights that are stored in several files.
 
 The header is checked before any bytes of tensors are read.
 """
@@ -10,10 +10,12 @@ import itertools
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
-from .disk import parse_object, write_atomically
+from .disk import open_regular_file, parse_object, write_atomically
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -127,6 +129,36 @@ def _parse_entry(name: str, entry: object, start: int) -> tuple[TensorView, Byte
     stride = tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
     plan = create_tensor_view(Storage(name, dtype, count), dtype, 0, tuple(shape), stride)
     return plan, ByteRange(start + offsets[0], offsets[1] - offsets[0])
+
+
+INDEX_PATTERN = re.compile(r".+\.index(\.[\w-]+)?\.json")  # names of indexes, as diffusers and transformers write them
+PART_PATTERN = re.compile(r".+-(\d{1,6})-of-(\d{1,6})(\.[^.]+)+")  # of the files that they name
+
+
+def list_parts(path: Path) -> list[Path]:
+    """Return the files that hold the tensors of a weights file: those that an index names, else the file itself.
+
+    Raises FileNotFoundError or ValueError where the index cannot be read.
+    """
+    if not INDEX_PATTERN.fullmatch(path.name):
+        return [path]
+    return [path.parent / name for name in sorted(set(read_weights_index(path).values()))]
+
+
+def read_weights_index(path: Path) -> dict[str, str]:
+    """Return the file name of each tensor. Raises ValueError for another content, and for files in other folders."""
+    with open_regular_file(path) as file:
+        content = file.read(SAFETENSORS_HEADER_LIMIT + 1)
+    name = repr(str(path))
+    if len(content) > SAFETENSORS_HEADER_LIMIT:
+        raise ValueError(f"{name} is over {SAFETENSORS_HEADER_LIMIT} bytes, too large for an index of weights")
+    files = parse_object(content, name).get("weight_map")
+    if not isinstance(files, dict) or not files or len(files) > MAX_TENSORS:
+        raise ValueError(f"{name} is no index of weights: expected up to {MAX_TENSORS} tensors in its weight_map")
+    for file_name in set(map(str, files.values())):
+        if file_name in ("", ".", "..") or any(mark in file_name for mark in "/\\:\0") or len(file_name) > 255:
+            raise ValueError(f"{name} names {file_name!r:.80}, which is no file beside it")
+    return {tensor: str(file_name) for tensor, file_name in files.items()}
 
 
 def write_weights(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import re
 import struct
 import zlib
 from collections.abc import Iterable
@@ -14,14 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..errors import quote_value
-from .disk import open_regular_file, parse_object
+from .disk import open_regular_file
 from .safetensors import (
+    INDEX_PATTERN,
     ITEMSIZE,
-    MAX_TENSORS,
-    SAFETENSORS_HEADER_LIMIT,
     ByteRange,
     TensorView,
+    list_parts,
     read_safetensors_contents,
+    read_weights_index,
 )
 from .torch_pickle import read_legacy_contents, read_zip_contents
 
@@ -78,38 +78,8 @@ class Weights:
         return digest.hexdigest()
 
 
-INDEX_PATTERN = re.compile(r".+\.index(\.[\w-]+)?\.json")  # names of indexes, as diffusers and transformers write them
-PART_PATTERN = re.compile(r".+-(\d{1,6})-of-(\d{1,6})(\.[^.]+)+")  # of the files that they name
-
-
-def list_parts(path: Path) -> list[Path]:
-    """Return the files that hold the tensors of a weights file: those that an index names, else the file itself.
-
-    Raises FileNotFoundError or ValueError where the index cannot be read.
-    """
-    if not INDEX_PATTERN.fullmatch(path.name):
-        return [path]
-    return [path.parent / name for name in sorted(set(_read_index(path).values()))]
-
-
-def _read_index(path: Path) -> dict[str, str]:
-    """Return the file name of each tensor. Raises ValueError for another content, and for files in other folders."""
-    with open_regular_file(path) as file:
-        content = file.read(SAFETENSORS_HEADER_LIMIT + 1)
-    name = repr(str(path))
-    if len(content) > SAFETENSORS_HEADER_LIMIT:
-        raise ValueError(f"{name} is over {SAFETENSORS_HEADER_LIMIT} bytes, too large for an index of weights")
-    files = parse_object(content, name).get("weight_map")
-    if not isinstance(files, dict) or not files or len(files) > MAX_TENSORS:
-        raise ValueError(f"{name} is no index of weights: expected up to {MAX_TENSORS} tensors in its weight_map")
-    for file_name in set(map(str, files.values())):
-        if file_name in ("", ".", "..") or any(mark in file_name for mark in "/\\:\0") or len(file_name) > 255:
-            raise ValueError(f"{name} names {file_name!r:.80}, which is no file beside it")
-    return {tensor: str(file_name) for tensor, file_name in files.items()}
-
-
 def _read_parts(path: Path, load_values: bool) -> Weights:
-    places = _read_index(path)
+    places = read_weights_index(path)
     with open_regular_file(path) as file:
         stamp = _read_file_stamp(file)
     tensors: dict[str, Tensor] = {}

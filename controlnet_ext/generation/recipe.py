@@ -16,7 +16,7 @@ from ..embedded import resolve_embedded
 from ..errors import check_choice
 from ..files.disk import open_regular_file
 from ..files.image_formats import MAX_PIXELS
-from ..files.weights import list_parts
+from ..files.safetensors import list_parts
 from ..guidance.after_steps import PostStep, post_step_for
 from ..guidance.contract import ControlModel
 from ..guidance.unit import Unit, UnitSettings

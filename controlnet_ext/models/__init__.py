@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files.disk import convert_whole_numbers, parse_object, read_json
-from ..files.weights import INDEX_PATTERN, PART_PATTERN, Weights, list_parts, read_weights
+from ..files.safetensors import INDEX_PATTERN, PART_PATTERN, list_parts
 from ..maps.control_map import MODEL_NAME_WORDS, OLD_KINDS
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from ..files.weights import Weights
     from ..guidance.contract import ControlModel
 
 
@@ -194,6 +195,8 @@ class ControlFile:
         With `with_values` False the model that is loaded of it is on torch's meta device. `with_sha256` hashes the file
         while it is read. Raises ValueError or FileNotFoundError in one line that begins with the file.
         """
+        from ..files.weights import read_weights  # until here no reader of weights is needed
+
         path = locate_weights(path_or_repo)
         weights = read_weights(path, with_values, with_sha256)
         name = repr(str(path))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from ..files.weights import list_parts
+from ..files.safetensors import list_parts
 from ..maps.control_map import MAP_KINDS, normalize_kind
 from . import MAP_METADATA_KEY, ControlFile
 
