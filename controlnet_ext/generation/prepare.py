@@ -261,7 +261,7 @@ def _describe_versions(device: str) -> dict[str, str]:
 
 
 def _compare_versions(saved: GenerationRecipe, here: GenerationRecipe) -> tuple[str, ...]:
-    remarks = ()
+    remarks: tuple[str, ...] = ()
     if saved.threads != here.threads:
         remarks = (f"made with {saved.threads} threads, here {here.threads}: the last bits may differ",)
     if not saved.made_with:

@@ -175,9 +175,9 @@ class UnitRun:
         made = (
             self._call_model(part) if self._residual_cache is None else self._reuse_or_call(part, self._residual_cache)
         )
-        region = self._get_region(part)
+        mask = self._get_region(part)
         for residuals in made:
-            total += self._apply_weight(residuals, weight / len(made), region)
+            total += self._apply_weight(residuals, weight / len(made), mask)
         return scatter_rows(total, rows, len(step.x))
 
     def check_finite(self) -> None:

@@ -219,7 +219,7 @@ def _parse_layers(layers: object) -> tuple[float, ...]:
     for factor in layers:
         if not isinstance(factor, Real) or isinstance(factor, bool) or not math.isfinite(factor):
             raise ValueError(f"layers holds {quote_value(factor)}, expected numbers")
-        if abs(factor) > MAX_LAYER_FACTOR:
+        if abs(float(factor)) > MAX_LAYER_FACTOR:
             raise ValueError(f"layers holds {quote_value(factor)}, outside -{MAX_LAYER_FACTOR}..{MAX_LAYER_FACTOR}")
     return tuple(map(float, layers))
 

@@ -26,7 +26,7 @@ from contextvars import ContextVar
 from dataclasses import replace
 from functools import wraps
 from itertools import chain, count
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -40,11 +40,14 @@ from ..guidance.schedule import Span
 from ..guidance.unit import Unit
 from .side_stream import SideStream
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class GuideContext(ContextDecorator, AbstractContextManager[T]):
     """A context manager that warns when it is thrown away without having been entered, because it then does nothing."""
+
+    _is_used = True  # before `__init__` is done
 
     def __init__(self, make: Callable[[], AbstractContextManager[T]], name: str):
         self._make, self._name = make, name
@@ -66,7 +69,7 @@ class GuideContext(ContextDecorator, AbstractContextManager[T]):
         return GuideContext(self._make, self._name)
 
     def __del__(self) -> None:
-        if not getattr(self, "_is_used", True):
+        if not self._is_used:
             warnings.warn(f"{self._name} was not entered and does nothing: with {self._name}: …", stacklevel=2)
 
 
@@ -101,11 +104,12 @@ def crop_maps(boxes: Box | Sequence[Box], image_size: tuple[int, int]) -> Iterat
     part may be drawn at another size than it has in the image. The context is for tiles: of a loop of one's own
     around `pipe` or `pipe.unet`. Raises ValueError for a box that is empty or not inside the image.
     """
-    several = tuple(tuple(map(int, box)) for box in ([boxes] if isinstance(boxes[0], int) else boxes))
+    given = cast("Sequence[Box]", [boxes] if isinstance(boxes[0], int) else boxes)
+    several = tuple(cast("Box", tuple(map(int, box))) for box in given)
     width, height = image_size
     for box in several:
-        Crop((height, width), box, (1, 1))  # type: ignore[arg-type]
-    token = _told_boxes.set((several, (height, width)))  # type: ignore[arg-type]
+        Crop((height, width), box, (1, 1))
+    token = _told_boxes.set((several, (height, width)))
     try:
         yield
     finally:

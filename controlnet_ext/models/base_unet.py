@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -108,7 +108,8 @@ def read_tensor(layer: Any, part: str) -> Tensor:
     if not tensor.is_floating_point() or is_scaled:
         kind = f"{type(layer).__module__.partition('.')[0]}'s {type(layer).__name__}"
         raise ValueError(f"the UNet is quantized ({kind}), and its weights cannot be read; {UNQUANTIZED_ADVICE}")
-    return tensor
+    readable: Tensor = tensor
+    return readable
 
 
 def _dequantize(layer: Any, tensor: Tensor) -> Tensor:
@@ -116,11 +117,13 @@ def _dequantize(layer: Any, tensor: Tensor) -> Tensor:
     if hasattr(tensor, "quant_type"):
         from diffusers.quantizers.gguf.utils import dequantize_gguf_tensor
 
-        return dequantize_gguf_tensor(tensor)
+        plain: Tensor = dequantize_gguf_tensor(tensor)  # type: ignore[no-untyped-call]
+        return plain
     if type(tensor).__name__ in ("Params4bit", "Int8Params"):
         from diffusers.quantizers.bitsandbytes.utils import dequantize_bnb_weight
 
-        return dequantize_bnb_weight(tensor, getattr(layer, "state", None))
+        made: Tensor = dequantize_bnb_weight(cast(nn.Parameter, tensor), getattr(layer, "state", None))
+        return made
     return tensor if type(tensor).dequantize is Tensor.dequantize else tensor.dequantize()
 
 

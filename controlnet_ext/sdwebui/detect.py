@@ -52,7 +52,9 @@ class PoseFields(JsonObject):
 
     schema_name = "PosesOnCanvas"
 
-    poses = Field("Poses of images", {"type": "array", "maxItems": MAX_REQUEST_IMAGES}, default=[], is_required=True)
+    poses: Field[Any] = Field(
+        "Poses of images", {"type": "array", "maxItems": MAX_REQUEST_IMAGES}, default=[], is_required=True
+    )
     canvas_width = IntField("Width in pixels of the image to which poses belong that state none", None, 1, MAX_SIDE)
     canvas_height = IntField("Its height", None, 1, MAX_SIDE)
 

@@ -114,7 +114,7 @@ def _parse_person(json: object, where: str) -> dict[str, list[list[float]]]:
     if len(body) == 25:
         body[:] = body[:8] + body[9:19]  # BODY_25 without the middle of the hips and the feet
     elif len(body) == 15:
-        body[:] = [[0, 0, 0], *body[1:14], *[[0, 0, 0]] * 4]  # MPI without the top of the head and the chest
+        body[:] = [[0.0, 0, 0], *body[1:14], *[[0.0, 0, 0]] * 4]  # MPI without the top of the head and the chest
     return parts | {"body": body or [[0, 0, 0]] * 18}
 
 

@@ -9,11 +9,19 @@ MAX_BARE_ANY = 0.03  # of the parameters outside webui/, whose host has no types
 FOREIGN_MEMBERS = {
     ("controlnet_ext/guidance/hints.py", "detach"),  # a tensor, where torch may not be loaded
     ("controlnet_ext/hosts/diffusers/guide.py", "unet"),  # diffusers: a pipeline
+    ("controlnet_ext/hosts/diffusers/guide.py", "down_blocks"),  # diffusers: a UNet, not a transformer
+    ("controlnet_ext/hosts/diffusers/guide.py", "has_cross_attention"),  # diffusers: blocks of a UNet
+    ("controlnet_ext/hosts/diffusers/guide.py", "mid_block"),  # diffusers: a UNet, not a transformer
     ("controlnet_ext/hosts/diffusers/host.py", "latents"),  # diffusers: the output of a VAE
     ("controlnet_ext/hosts/diffusers/host.py", "num_timesteps"),  # diffusers: a pipeline
+    ("controlnet_ext/hosts/diffusers/host.py", "values"),  # diffusers: the state of a modular pipeline
     ("controlnet_ext/hosts/ldm/unet_view.py", "attn2"),  # ldm: modules of a UNet
     ("controlnet_ext/hosts/ldm/unet_view.py", "transformer_blocks"),  # ldm: modules of a UNet
+    ("controlnet_ext/maps/control_map.py", "shape"),  # arrays and tensors, where torch may not be loaded
     ("controlnet_ext/models/base_unet.py", "attentions"),  # diffusers: blocks of a UNet
+    ("controlnet_ext/models/base_unet.py", "config"),  # diffusers: a UNet, not each module
+    ("controlnet_ext/models/base_unet.py", "group"),  # diffusers: the hook of group offloading
+    ("controlnet_ext/models/base_unet.py", "scale"),  # layers of libraries that quantize
     ("controlnet_ext/models/base_unet.py", "transformer_blocks"),  # diffusers: modules of a block
     ("controlnet_ext/models/kinds/t2i_adapter.py", "has_cross_attention"),  # diffusers: blocks of a UNet
     ("controlnet_ext/webui/inputs.py", "init_images"),  # the webui: a processing

@@ -54,8 +54,7 @@ def arguments(parser: ArgumentParser, argv: list[str]) -> None:
 def run(options: Namespace) -> int:
     """Read all files, then draw and write. Raises FileExistsError for an output that exists."""
     canvas = None if options.canvas is None else _parse_canvas(options.canvas)
-    poses = {path: read_poses(path, canvas) for path in options.inputs}
-    targets = _output_paths(options.output, poses)
+    targets = _output_paths(options.output, {path: read_poses(path, canvas) for path in options.inputs})
     for target in targets:
         check_target_folder(target.parent)
         if os.path.lexists(target) and not options.overwrite:

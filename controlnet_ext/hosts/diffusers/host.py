@@ -279,8 +279,8 @@ class StepCounter:
         """Return what tells a timestep from the others: its place in memory if it is one of the scheduler's, so that
         nobody has to wait for its value on a device; else its value."""
         if t.untyped_storage().data_ptr() == self.timesteps.untyped_storage().data_ptr():
-            return t.storage_offset(), 0.0
-        return -1, t.item()
+            return int(t.storage_offset()), 0.0
+        return -1, float(t.item())
 
 
 def _count_steps(pipe: Pipeline, t: float, timesteps: list[float]) -> int:

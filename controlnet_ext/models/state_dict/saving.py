@@ -10,8 +10,8 @@ from typing import Any
 
 from ...files.disk import write_atomically
 from ...files.safetensors import write_weights
-from .. import CONFIG_METADATA_KEY, DIFFUSERS_STEM, ControlFile
-from ..inspection import MAP_METADATA_KEY, find_map_type
+from .. import CONFIG_METADATA_KEY, DIFFUSERS_STEM, MAP_METADATA_KEY, ControlFile
+from ..inspection import find_map_type
 from ..nn.execution import CompilableBlocks
 
 METADATA_PREFIX = "controlnet_ext."  # what of a file's metadata goes along when it is converted
@@ -77,7 +77,7 @@ def convert_model(
         more[MAP_METADATA_KEY] = map_type or known
     if layout == "ldm" and Path(target).suffix != ".safetensors":
         raise ValueError(f"{os.fspath(target)!r} does not end in .safetensors")
-    SAVERS[layout](net, target, overwrite, more)
+    (save_diffusers if layout == "diffusers" else save_ldm)(net, target, overwrite, more)
 
 
 def build_metadata(net: Any) -> dict[str, str]:
