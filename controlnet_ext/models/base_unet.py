@@ -3,12 +3,15 @@ weights do not show."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
+
+from .state_dict.strict import FLOAT8_DTYPES
 
 if TYPE_CHECKING:
     from ..guidance.contract import UNet
@@ -19,7 +22,6 @@ WRAPPED_NAMES = ("base_layer", "module", "_orig_mod")
 # Whose weights can be read (diffusers 0.42, quantizers/quantization_config.py): they have a function for it
 READABLE_QUANTIZATIONS = ("bitsandbytes", "gguf", "quanto", "torchao")
 UNQUANTIZED_ADVICE = "this control model needs them: load the base model without quantization"
-FLOAT8_NAMES = ("float8_e4m3fn", "float8_e5m2")
 
 
 def get_encoder_tensors(unet: UNet) -> dict[str, Tensor]:
@@ -62,14 +64,17 @@ def _iter_parts(unet: UNet) -> Iterator[tuple[str, Any, str]]:
             continue
         name = strip_wrappers(path)
         parts = [part for part, tensor in module.named_parameters(recurse=False) if tensor is not None]
-        parts += [part for part in ("weight", "bias") if part not in parts and callable(getattr(module, part, None))]
+        calls = {
+            part: getattr(module, part, None) for part in ("weight", "bias")
+        }  # methods of torch's quantized layers
+        parts += [part for part, call in calls.items() if inspect.ismethod(call) and call() is not None]
         for part in parts:
             yield f"{name}.{part}" if name else part, module, part
 
 
 def _check_readable(unet: nn.Module) -> None:
     """Raise ValueError if the weights of a UNet are not there or cannot be read as they act."""
-    config: Any = getattr(unet, "quantization_config", None) or getattr(unet, "config", {}).get("quantization_config")
+    config: Any = getattr(unet, "config", {}).get("quantization_config")
     method = config.get("quant_method") if isinstance(config, dict) else getattr(config, "quant_method", None)
     method = getattr(method, "value", method)
     if method is not None and method not in READABLE_QUANTIZATIONS:
@@ -104,7 +109,7 @@ def read_tensor(layer: Any, part: str) -> Tensor:
         tensor = _dequantize(layer, tensor)
     elif tensor.is_quantized:
         tensor = tensor.dequantize()
-    is_scaled = str(tensor.dtype).removeprefix("torch.") in FLOAT8_NAMES and hasattr(layer, "scale")
+    is_scaled = tensor.dtype in FLOAT8_DTYPES and hasattr(layer, "scale")
     if not tensor.is_floating_point() or is_scaled:
         kind = f"{type(layer).__module__.partition('.')[0]}'s {type(layer).__name__}"
         raise ValueError(f"the UNet is quantized ({kind}), and its weights cannot be read; {UNQUANTIZED_ADVICE}")
@@ -114,7 +119,7 @@ def read_tensor(layer: Any, part: str) -> Tensor:
 
 def _dequantize(layer: Any, tensor: Tensor) -> Tensor:
     """Return a tensor of a class of its own as plain numbers; the tensor itself where nothing is known of it."""
-    if hasattr(tensor, "quant_type"):
+    if type(tensor).__name__ == "GGUFParameter":
         from diffusers.quantizers.gguf.utils import dequantize_gguf_tensor
 
         plain: Tensor = dequantize_gguf_tensor(tensor)  # type: ignore[no-untyped-call]
@@ -129,8 +134,8 @@ def _dequantize(layer: Any, tensor: Tensor) -> Tensor:
 
 def _make_shape(layer: Any, part: str) -> Tensor:
     tensor = getattr(layer, part)
-    is_plain = type(tensor) in (Tensor, nn.Parameter) and tensor.is_floating_point() and not tensor.is_meta
-    return torch.empty_like(tensor if is_plain else read_tensor(layer, part), device="meta")
+    is_plain = type(tensor) in (Tensor, nn.Parameter) and tensor.dtype in (torch.float32, torch.float16, torch.bfloat16)
+    return torch.empty_like(tensor if is_plain and not tensor.is_meta else read_tensor(layer, part), device="meta")
 
 
 def strip_wrappers(name: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 from operator import attrgetter
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from ...errors import one_line
 from ...guidance.contract import ControlModel, Residuals, Step, UNet
 from .. import KeyMarkers, ModelKind
+from ..base_unet import read_tensor
 from ..state_dict.strict import load_strict
 
 if TYPE_CHECKING:
@@ -111,7 +113,19 @@ class TransformerControlNet(nn.Module, ControlModel):
             len(getattr(transformer, "single_transformer_blocks", ())),
         )
         if self.family == "sd3" and self.net.pos_embed is None:  # SD3.5's large ones have the base's
-            self.net.pos_embed = self.net._get_pos_embed_from_transformer(transformer).to(self.device, self.dtype)
+            self.net.pos_embed = self._copy_pos_embed(transformer)
+
+    def _copy_pos_embed(self, transformer: Any) -> Any:
+        """Return a copy of SD3's embedding of patches, whose layer may be quantized."""
+        own = transformer.pos_embed
+        tensors = {name: tensor for name, tensor in own.state_dict().items() if not name.startswith("proj.")}
+        tensors |= {f"proj.{part}": read_tensor(own.proj, part) for part in ("weight", "bias")}
+        plain = SimpleNamespace(
+            config=transformer.config,
+            inner_dim=transformer.inner_dim,
+            pos_embed=SimpleNamespace(state_dict=lambda: tensors),
+        )
+        return self.net._get_pos_embed_from_transformer(plain).to(self.device, self.dtype)
 
     def hint(self, image: np.ndarray | Tensor) -> Tensor:
         """Return the network's input for a map's latents `(B, C, h, w)`; packed as tokens, `(B, h w / 4, 4 C)`."""
