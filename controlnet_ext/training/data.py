@@ -166,14 +166,6 @@ def check_disjoint(train_set: tuple[Example, ...], held_out: tuple[Example, ...]
             raise ValueError(f"{str(example.image)!r} is held out and also to be learnt, as {str(twin)!r}: remove one")
 
 
-def hash_image_file(path: Path) -> str:
-    """Return the sha256 of the file of an image; its pixels are not decoded.
-
-    Raises FileNotFoundError or ValueError when it is missing, cut short, too large, or no image.
-    """
-    return _hash_and_measure(path)[0]
-
-
 def _hash_and_measure(path: Path) -> tuple[str, tuple[int, int]]:
     """Return the sha256 of the file of an image, and its height and width."""
     name = repr(str(path))

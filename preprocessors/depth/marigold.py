@@ -227,17 +227,10 @@ def _rename_attention_key(key: str) -> str:
     )
 
 
-MARIGOLD_DEPTH_FILES = make_marigold_files("prs-eth/marigold-depth-v1-1", "OpenRAIL++-M")
+class _Marigold:
+    """The parameters that the preprocessors share; a subclass loads `pipeline`, and renders what it predicts."""
 
-
-@preprocessor("depth_marigold", makes="depth", weights=MARIGOLD_DEPTH_FILES)
-class DepthMarigold:
-    """Depth by Marigold, drawn anew for each `seed`; the map's values (H, W), about 0..1, are more where it is farther,
-    of unknown scale and offset. Of an `ensemble` of drawings it is the median. `steps` and `processing`, the longer
-    side in pixels at which it works, a multiple of 8 (0: the image's own), are by default the model's own."""
-
-    def __init__(self, device: str | Device, library: Library):
-        self.pipeline = load_marigold(library, MARIGOLD_DEPTH_FILES, "MarigoldDepthPipeline", device)
+    pipeline: MarigoldPipeline
 
     def __call__(
         self,
@@ -246,8 +239,29 @@ class DepthMarigold:
         ensemble: Annotated[int, Range(1, 20)] = 1,
         seed: Annotated[int, Range(0, 2**32 - 1)] = 0,
         processing: Annotated[int, Range(0, 2048)] | None = None,
-    ) -> DepthRenderer:
-        depth = self.pipeline(image, steps, ensemble, seed, processing)[..., 0]
+    ) -> DepthRenderer | tuple[np.ndarray, np.ndarray]:
+        return self.render(self.pipeline(image, steps, ensemble, seed, processing))
+
+    def render(self, prediction: np.ndarray) -> DepthRenderer | tuple[np.ndarray, np.ndarray]:
+        """Render a prediction `(H, W, channels)` as the map and its values."""
+        raise NotImplementedError
+
+
+MARIGOLD_DEPTH_FILES = make_marigold_files("prs-eth/marigold-depth-v1-1", "OpenRAIL++-M")
+
+
+@preprocessor("depth_marigold", makes="depth", weights=MARIGOLD_DEPTH_FILES)
+class DepthMarigold(_Marigold):
+    """Depth by Marigold, drawn anew for each `seed`; the map's values (H, W), about 0..1, are more where it is farther,
+    of unknown scale and offset. Of an `ensemble` of drawings it is the median. `steps` and `processing`, the longer
+    side in pixels at which it works, a multiple of 8 (0: the image's own), are by default the model's own."""
+
+    def __init__(self, device: str | Device, library: Library):
+        self.pipeline = load_marigold(library, MARIGOLD_DEPTH_FILES, "MarigoldDepthPipeline", device)
+
+    def render(self, prediction: np.ndarray) -> DepthRenderer:
+        """Render depth `(H, W, 1)`, near white."""
+        depth = prediction[..., 0]
         sign = 1 if self.pipeline.model_index.get("prediction_type") == "disparity" else -1
 
         def at(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -262,7 +276,7 @@ _FLIP_X = np.array([-1, 1, 1], np.float32)  # Marigold's x is to the right
 
 
 @preprocessor("normal_marigold", makes="normals", weights=MARIGOLD_NORMALS_FILES)
-class NormalMarigold:
+class NormalMarigold(_Marigold):
     """Normals by Marigold for ControlNet 1.1, drawn anew for each `seed`; the map's values are the unit normals
     (H, W, 3), left, up and to the viewer. Of an `ensemble` of drawings it is, at each pixel, the one nearest to their
     mean. `steps` and `processing` as for depth_marigold."""
@@ -270,13 +284,7 @@ class NormalMarigold:
     def __init__(self, device: str | Device, library: Library):
         self.pipeline = load_marigold(library, MARIGOLD_NORMALS_FILES, "MarigoldNormalsPipeline", device)
 
-    def __call__(
-        self,
-        image: np.ndarray,
-        steps: Annotated[int, Range(1, 100)] | None = None,
-        ensemble: Annotated[int, Range(1, 20)] = 1,
-        seed: Annotated[int, Range(0, 2**32 - 1)] = 0,
-        processing: Annotated[int, Range(0, 2048)] | None = None,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        n = self.pipeline(image, steps, ensemble, seed, processing) * _FLIP_X
+    def render(self, prediction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Render normals `(H, W, 3)` in ControlNet 1.1's colors."""
+        n = prediction * _FLIP_X
         return encode_normals(n), n

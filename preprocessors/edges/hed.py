@@ -10,7 +10,7 @@ import numpy as np
 from ...files.hub import DINKSTER_HASHES, HORDE_CATALOG, WeightsFile
 from ..backends.tensors import pad_to_multiple, to_batch_tensor
 from ..registry import preprocessor
-from .soft_edges import quantize_edges, scribble_from_edges, to_uint8
+from .soft_edges import make_edge_preprocessor, render_safe_edges, render_scribbles, to_uint8
 
 if TYPE_CHECKING:
     from ..backends.torch import Device
@@ -42,34 +42,12 @@ def _load_edge_detector(device: str | Device, library: Library) -> Callable[[np.
     return edges
 
 
-@preprocessor("hed", makes="soft edges", label="softedge_hed", weights=HED_WEIGHTS, batched=True)
-class Hed:
-    """HED's edges, white on black."""
-
-    def __init__(self, device: str | Device, library: Library):
-        self.detect_edges = _load_edge_detector(device, library)
-
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        return to_uint8(self.detect_edges(images))
-
-
-@preprocessor("hed_safe", makes="soft edges", label="softedge_hedsafe", weights=HED_WEIGHTS, batched=True)
-class HedSafe:
-    """HED's edges in the steps 0, 127 and 255."""
-
-    def __init__(self, device: str | Device, library: Library):
-        self.detect_edges = _load_edge_detector(device, library)
-
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        return to_uint8(quantize_edges(self.detect_edges(images)))
-
-
-@preprocessor("scribble_hed", makes="scribble", weights=HED_WEIGHTS, batched=True, aliases=("fake_scribble",))
-class HedScribble:
-    """A drawing along HED's edges, 0 or 255."""
-
-    def __init__(self, device: str | Device, library: Library):
-        self.detect_edges = _load_edge_detector(device, library)
-
-    def __call__(self, images: np.ndarray) -> list[np.ndarray]:
-        return [scribble_from_edges(edges) for edges in to_uint8(self.detect_edges(images))]
+preprocessor("hed", makes="soft edges", label="softedge_hed", weights=HED_WEIGHTS, batched=True)(
+    make_edge_preprocessor(_load_edge_detector, to_uint8)
+)
+preprocessor("hed_safe", makes="soft edges", label="softedge_hedsafe", weights=HED_WEIGHTS, batched=True)(
+    make_edge_preprocessor(_load_edge_detector, render_safe_edges)
+)
+preprocessor("scribble_hed", makes="scribble", weights=HED_WEIGHTS, batched=True, aliases=("fake_scribble",))(
+    make_edge_preprocessor(_load_edge_detector, render_scribbles)
+)

@@ -10,7 +10,7 @@ import numpy as np
 from ...files.hub import HORDE_CATALOG, WeightsFile
 from ..backends.tensors import pad_to_multiple, to_batch_tensor
 from ..registry import Traits, preprocessor
-from .soft_edges import quantize_edges, scribble_from_edges, to_uint8
+from .soft_edges import make_edge_preprocessor, render_safe_edges, render_scribbles, to_uint8
 
 if TYPE_CHECKING:
     from ..backends.torch import Device
@@ -42,59 +42,32 @@ def _load_edge_detector(device: str | Device, library: Library) -> Callable[[np.
     return edges
 
 
-@preprocessor(
+preprocessor(
     "pidinet",
     makes="soft edges",
     label="softedge_pidinet",
     weights=PIDINET_WEIGHTS,
     batched=True,
     traits=Traits(is_default_for_kind=True),
+)(make_edge_preprocessor(_load_edge_detector, to_uint8))
+preprocessor("pidinet_safe", makes="soft edges", label="softedge_pidisafe", weights=PIDINET_WEIGHTS, batched=True)(
+    make_edge_preprocessor(_load_edge_detector, render_safe_edges)
 )
-class Pidinet:
-    """PiDiNet's edges, white on black."""
-
-    def __init__(self, device: str | Device, library: Library):
-        self.detect_edges = _load_edge_detector(device, library)
-
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        return to_uint8(self.detect_edges(images))
-
-
-@preprocessor("pidinet_safe", makes="soft edges", label="softedge_pidisafe", weights=PIDINET_WEIGHTS, batched=True)
-class PidinetSafe:
-    """PiDiNet's edges in the steps 0, 127 and 255."""
-
-    def __init__(self, device: str | Device, library: Library):
-        self.detect_edges = _load_edge_detector(device, library)
-
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        return to_uint8(quantize_edges(self.detect_edges(images)))
-
-
-@preprocessor(
+preprocessor(
     "pidinet_scribble",
     makes="scribble",
     label="scribble_pidinet",
     weights=PIDINET_WEIGHTS,
     batched=True,
     traits=Traits(is_default_for_kind=True),
+)(make_edge_preprocessor(_load_edge_detector, render_scribbles))
+
+
+def _render_sketch(edges: np.ndarray) -> np.ndarray:
+    """Return 255 where edges are over one half, 0 elsewhere: the map that T2I-Adapter's sketch model reads."""
+    return np.where(edges > 0.5, np.uint8(255), np.uint8(0))
+
+
+preprocessor("pidinet_sketch", makes="scribble", label="t2ia_sketch_pidi", weights=PIDINET_WEIGHTS, batched=True)(
+    make_edge_preprocessor(_load_edge_detector, _render_sketch)
 )
-class PidinetScribble:
-    """A drawing along PiDiNet's edges, 0 or 255."""
-
-    def __init__(self, device: str | Device, library: Library):
-        self.detect_edges = _load_edge_detector(device, library)
-
-    def __call__(self, images: np.ndarray) -> list[np.ndarray]:
-        return [scribble_from_edges(edges) for edges in to_uint8(self.detect_edges(images))]
-
-
-@preprocessor("pidinet_sketch", makes="scribble", label="t2ia_sketch_pidi", weights=PIDINET_WEIGHTS, batched=True)
-class PidinetSketch:
-    """255 where PiDiNet's edges are over one half, 0 elsewhere: what T2I-Adapter's sketch model reads."""
-
-    def __init__(self, device: str | Device, library: Library):
-        self.detect_edges = _load_edge_detector(device, library)
-
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        return np.where(self.detect_edges(images) > 0.5, np.uint8(255), np.uint8(0))

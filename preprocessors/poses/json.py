@@ -9,11 +9,10 @@ OpenPose itself writes pixels and no canvas, so that its files need the size of 
 
 from __future__ import annotations
 
-import json
 import os
 from typing import Any, TypeVar
 
-from ...files.disk import open_regular_file, parse_json, parse_whole_number, write_atomically
+from ...files.disk import open_regular_file, parse_json, parse_whole_number
 from .key_points import COORDINATE_RANGE, Animal, KeyPoint, KeyPoints, Person, Poses
 
 T = TypeVar("T")
@@ -41,11 +40,6 @@ def encode_poses(poses: Poses) -> dict[str, Any]:
         value["animals"] = [_flatten_points(animal.points) for animal in poses.animals]
         value["animal_confidences"] = [_list_confidences(animal.points) for animal in poses.animals]
     return value | {"canvas_width": poses.width, "canvas_height": poses.height}
-
-
-def write_poses(path: str | os.PathLike[str], poses: Poses, overwrite: bool = False) -> None:
-    """Write one image's poses, whole or not at all. Raises what write_atomically does."""
-    write_atomically(path, json.dumps(encode_poses(poses), allow_nan=False).encode() + b"\n", overwrite)
 
 
 def read_poses(path: str | os.PathLike[str], canvas: tuple[int, int] | None = None) -> tuple[Poses, ...]:

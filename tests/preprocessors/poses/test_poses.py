@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from controlnet_ext.preprocessors.poses.drawing import render_pose
-from controlnet_ext.preprocessors.poses.json import encode_poses, parse_poses, read_poses, write_poses
+from controlnet_ext.preprocessors.poses.json import encode_poses, parse_poses, read_poses
 from controlnet_ext.preprocessors.poses.key_points import Animal, KeyPoint, Person, Poses
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -256,8 +256,7 @@ def test_a_canvas_of_floats_is_read_and_another_than_the_file_s_is_refused():
 
 def test_a_limb_is_edited_and_drawn_again(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    write_poses("pose.json", Poses([body(_3=(0.25, 0.5), _4=(0.75, 0.5))], (), 100, 40))
-    value = json.loads((tmp_path / "pose.json").read_text())
+    value = encode_poses(Poses([body(_3=(0.25, 0.5), _4=(0.75, 0.5))], (), 100, 40))
     value["people"][0]["pose_keypoints_2d"][12:15] = 0.25, 0.9, 1
     (tmp_path / "pose.json").write_text(json.dumps(value))
     assert cli.main(["draw", "pose.json", "-o", "map.png"]) == 0
