@@ -69,6 +69,7 @@ class Step:
     `frames` > 1 the batch is a flattened video, B = images x frames. `weight` is the factor that the unit applies to
     the residuals afterwards, for networks that also use it inside. `crops` has the part of the image that each row
     shows; it is empty if the host knows that the rows show the whole image, None if the host cannot tell.
+    `images_per_prompt` images in a row share the map of their prompt where there is one for each prompt.
     """
 
     x: Tensor
@@ -82,6 +83,7 @@ class Step:
     image_count: int | None = None
     weight: float = 1.0
     crops: tuple[Crop, ...] | None = None
+    images_per_prompt: int = 1
 
 
 @dataclass(frozen=True, eq=False)

@@ -319,6 +319,13 @@ class UnitRun:
             return list(image_indices)
         if map_count == count * step.frames:  # rows are whole videos
             return [image * step.frames + row % step.frames for row, image in enumerate(image_indices)]
+        if map_count * step.images_per_prompt in (count, count * step.frames):  # one of each prompt, as diffusers does
+            image_indices = tuple(picture // step.images_per_prompt for picture in image_indices)
+            return self._match_maps_to_rows(
+                map_count,
+                replace(step, image_count=count // step.images_per_prompt, images_per_prompt=1),
+                image_indices,
+            )
         videos = f" of {step.frames} frames" if step.frames > 1 else ""
         raise ValueError(f"{self.name} has {map_count} maps for {count} images{videos}")
 

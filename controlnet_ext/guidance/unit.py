@@ -35,6 +35,8 @@ COMPILE_ADVICE = "ControlNets that load() gave have net.compile(...), other kind
 class PerSample:
     """One image for each image of the batch, in its order; for a video also one for each frame.
 
+    A pipeline that makes several images of each prompt also takes one for each prompt.
+
     Raises TypeError or ValueError on an empty list or on what is no image.
     """
 

@@ -287,12 +287,10 @@ class NumberField(Field[float | D], Generic[D]):
 
 
 class IntField(Field[int | D], Generic[D]):
-    """A whole number from `low` to `high`, also as 20.0 or as text; in the schema a multiple of `multiple_of`."""
+    """A whole number from `low` to `high`, also as 20.0 or as text."""
 
-    def __init__(
-        self, description: str, default: D, low: Bound, high: Bound, *, multiple_of: int | None = None, **options: Any
-    ):
-        self._number, self._multiple_of = NumberField(description, default, low, high), multiple_of
+    def __init__(self, description: str, default: D, low: Bound, high: Bound, **options: Any):
+        self._number = NumberField(description, default, low, high)
         super().__init__(description, {}, default=default, **options)
 
     def get_default(self, limits: RequestLimits) -> Any:
@@ -311,8 +309,7 @@ class IntField(Field[int | D], Generic[D]):
 
     def make_value_schema(self, limits: RequestLimits, model_names: Sequence[str]) -> Schema:
         """Return the JSON schema without the description."""
-        schema = {**self._number.make_value_schema(limits, model_names), "type": "integer"}
-        return schema if self._multiple_of is None else {**schema, "multipleOf": self._multiple_of}
+        return {**self._number.make_value_schema(limits, model_names), "type": "integer"}
 
 
 class NumberListField(Field[tuple[float, ...] | None]):

@@ -192,6 +192,7 @@ def _floor8(side: float) -> int:
     return int(side + 1e-6) // 8 * 8  # 1e-6: 3 * (64 / 3) is 64
 
 
+SIDE_RULE = "cut to a multiple of 8, as the webui does"
 SCRIPT_TITLES = ("controlnet", "controlnet m2m")  # always-on scripts; webuiapi takes the second for ControlNet
 
 
@@ -230,8 +231,8 @@ class GenerationFields(JsonObject):
     batch_size = IntField("Images of a batch", 1, 1, lambda limits: limits.max_images)
     n_iter = IntField("Batches", 1, 1, lambda limits: limits.max_images)
     steps = IntField("Steps of the sampler", 20, 1, lambda limits: limits.max_steps)
-    width = IntField("By default the model's", None, 64, lambda limits: limits.max_side, multiple_of=8)
-    height = IntField("By default the model's", None, 64, lambda limits: limits.max_side, multiple_of=8)
+    width = IntField(f"By default the model's; {SIDE_RULE}", None, 64, lambda limits: limits.max_side)
+    height = IntField(f"By default the model's; {SIDE_RULE}", None, 64, lambda limits: limits.max_side)
     cfg_scale = NumberField("Scale of classifier-free guidance", 7, 0, 100)
     sampler_name = TextField("By default the model's own", list_names=lambda _: list(SAMPLERS))
     sampler_index = TextField("Older name of sampler_name, which goes first", list_names=lambda _: list(SAMPLERS))
@@ -319,11 +320,9 @@ def parse_generation_request(
     check_total_pixels(value)
     fields.check_unsupported(GenerationFields)
     height, width = (
-        min(default, limits.max_side) if side is None else side
+        _floor8(min(default, limits.max_side) if side is None else side)
         for side, default in zip((fields.height, fields.width), default_size, strict=True)
     )
-    if height % 8 or width % 8:
-        raise ValueError(f"the request: size {width}x{height}: both sides must be multiples of 8")
     seed, batch_size, steps = fields.seed, fields.batch_size, fields.steps
     count = batch_size * fields.n_iter
     if count > limits.max_images:

@@ -144,12 +144,12 @@ def test_fractions_are_those_of_the_steps_that_run() -> None:
     assert [step.span for step in model.steps] == [(i / 3, (i + 1) / 3) for i in range(3)]
 
 
-def test_a_run_that_ends_early_has_its_own_fractions() -> None:
+def test_a_run_that_ends_early_has_fractions_of_the_whole_schedule() -> None:
     pipe = tiny.pipeline(StableDiffusionXLPipeline, "SDXL")
     model = Pushes(skips=9)
     with guide(pipe, [Unit(model, GREY)]):
         run(pipe, steps=5, denoising_end=0.6)
-    assert [step.span for step in model.steps] == [(i / 3, (i + 1) / 3) for i in range(3)]
+    assert [step.span for step in model.steps] == [(i / 5, (i + 1) / 5) for i in range(3)]
 
 
 def test_the_hint_is_made_once_a_run_and_size(pipe: Any) -> None:

@@ -207,7 +207,7 @@ def test_what_a_unit_cannot_be_is_said_in_one_sentence(client: Client, unit: dic
 
 def test_what_a_request_cannot_be_is_said_in_one_sentence(client: Client) -> None:
     for more, words in (
-        ({"width": 130}, "the request: size 130x128: both sides must be multiples of 8"),
+        ({"width": 63}, "the request: width is 63, expected a"),
         ({"tiling": True}, "the request: tiling is not offered by this server"),
         ({"sampler_name": "Eulr"}, "unknown sampler 'Eulr', the nearest are: Euler"),
         ({"alwayson_scripts": {"ADetailer": {"args": []}}}, "alwayson_scripts: always on script 'ADetailer' not found"),
@@ -269,6 +269,11 @@ def test_a_full_queue_and_a_missing_token_are_turned_away() -> None:
             assert draw() == 429
             wait_until(lambda: client("/sdapi/v1/interrupt", {}, Authorization="Bearer secret") and first.done())
             assert first.result() == 200
+
+
+def test_sides_are_cut_to_multiples_of_8_as_the_webui_cuts_them(client: Client) -> None:
+    cut, whole = (client.images(UNIT, width=width, height=height) for width, height in ((135, 129), (128, 128)))
+    assert all(np.array_equal(one, other) for one, other in zip(cut, whole, strict=True))
 
 
 def test_a_field_that_is_none_is_named_with_the_nearest_in_info(client: Client) -> None:

@@ -251,7 +251,7 @@ class PipelineSession(GuideSession):
         rows = (None, None) if self._counter.has_repeated_steps else self._cached_rows[1]
         step = call.build_step(self._span, *rows)
         residuals = self.compute_residuals(
-            replace(step, crops=crops),
+            replace(step, crops=crops, images_per_prompt=pipeline_call.images_per_prompt),
             lambda: read_noise_level(self._pipe.scheduler, t.flatten()[0].item()),
         )
         if not call.shares_residuals:
@@ -288,7 +288,12 @@ class PipelineSession(GuideSession):
     def check_all_guided(self) -> None:
         """Raise RuntimeError if the pipeline made an image that a unit should have guided and could not."""
         name, (scheduler, timesteps) = type(self._pipe).__name__, self._last_schedule
-        if self.units and scheduler is self._pipe.scheduler and timesteps is not scheduler.timesteps:
+        is_new_run = scheduler is self._pipe.scheduler and timesteps is not scheduler.timesteps
+        if self.units and is_new_run and getattr(self._pipe, "num_timesteps", None) == 0:
+            raise RuntimeError(
+                f"a run of {name} had no step that a unit could guide: raise strength or num_inference_steps"
+            )
+        if self.units and is_new_run:
             raise RuntimeError(f"a run of {name} was not guided: it called another UNet than it had on entering")
         for i, unit in enumerate(self.units, 1):
             if self.run_count == 1 and unit.hires == "high" and unit.weight != 0:

@@ -201,6 +201,12 @@ class PipelineCall:
             frame = frame.f_back  # type: ignore[assignment]
         return cls()
 
+    @property
+    def images_per_prompt(self) -> int:
+        """The number of images, or of videos, that the pipeline makes of each prompt."""
+        counts = (self.variables.get(f"num_{kind}_per_prompt") for kind in ("images", "videos"))
+        return next((count for count in counts if count is not None), 1)
+
     def locate(self, row_count: int, size: tuple[int, int]) -> tuple[Crop, ...] | None:
         """Return `Step.crops` for a UNet call of this many rows and pixels.
 
@@ -239,8 +245,8 @@ class StepCounter:
         self._pipe, self._call_count, self._index = pipe, 0, -1
         self._t: tuple[int, float] | None = None  # of the last call
         self._begin_index: int | None = None
-        count = _count_steps(pipe, t.flatten()[0].item(), self.timesteps.tolist())
-        self.spans = [Span(i / count, (i + 1) / count) for i in range(count)]
+        count, total = _count_steps(pipe, t.flatten()[0].item(), self.timesteps.tolist())
+        self.spans = [Span(i / total, (i + 1) / total) for i in range(count)]
 
     def advance(self, t: Tensor) -> Span:
         """Return the span of the present call, at timestep `t` `(1,)`; to be called once for each call.
@@ -283,8 +289,11 @@ class StepCounter:
         return -1, float(t.item())
 
 
-def _count_steps(pipe: Pipeline, t: float, timesteps: list[float]) -> int:
-    """Return the number of steps of the run that begins at `t`."""
+def _count_steps(pipe: Pipeline, t: float, timesteps: list[float]) -> tuple[int, int]:
+    """Return the number of steps of the run that begins at `t`, and how many there would be without `denoising_end`.
+
+    Windows are fractions of the latter, as in diffusers' ControlNet pipelines (0.42, pipeline_controlnet_sd_xl.py).
+    """
     places = [place for place, value in enumerate(timesteps) if value == t]
     if not places:
         raise ValueError(f"timestep {t:g} is none of the scheduler's of {type(pipe).__name__}; {SHARED_UNET_ADVICE}")
@@ -296,7 +305,8 @@ def _count_steps(pipe: Pipeline, t: float, timesteps: list[float]) -> int:
         raise ValueError(
             f"{type(pipe).__name__} has {count} steps, but from timestep {t:g} there are {left}; {SHARED_UNET_ADVICE}"
         )
-    return count
+    end = getattr(pipe, "denoising_end", None)
+    return count, left if isinstance(end, float) and 0 < end < 1 else count
 
 
 def get_guider_state(pipe: Pipeline) -> dict[str, Any] | None:
