@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from .disk import open_regular_file, write_atomically
-from .image_formats import iter_png_chunks
+from .image_formats import check_budget, iter_png_chunks
 
 PNG_TEXT_LIMIT = 2**20  # bytes of one text; Pillow opens no PNG with a longer compressed one (its MAX_TEXT_CHUNK)
 PNG_TEXT_TOTAL_LIMIT = 2**26  # of all together (its MAX_TEXT_MEMORY)
@@ -123,6 +123,7 @@ def read_png_text(path: str | os.PathLike[str]) -> dict[str, str]:
             raise ValueError(f"{name} is not a PNG")
         file.seek(0)
         content = file.read()
+    check_budget(content, "PNG", name)
     texts: dict[str, str] = {}
     last, total = b"", 0
     for last, payload in iter_png_chunks(content):

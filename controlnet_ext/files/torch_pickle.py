@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
 from .safetensors import ITEMSIZE, MAX_TENSORS, ByteRange, Storage, TensorView, create_tensor_view
 
 MAX_STEPS = 1_000_000  # a tensor takes 40
+FREE_STEPS, BYTES_PER_STEP = 10_000, 2  # of any pickle; beyond them, one for so many bytes: real ones have about ten
 
 _STORAGE_DTYPES = {
     "torch.DoubleStorage": "float64", "torch.FloatStorage": "float32", "torch.HalfStorage": "float16",
@@ -47,11 +48,14 @@ def load_restricted_pickle(stream: BinaryIO, storages: dict[str, Storage] | None
     import pickletools  # not at the top, where a canny edge map would pay for it
 
     machine = _PickleMachine({} if storages is None else storages)
+    place = stream.tell()
+    limit = min(MAX_STEPS, FREE_STEPS + (stream.seek(0, io.SEEK_END) - place) // BYTES_PER_STEP)
+    stream.seek(place)
     for step, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
         if opcode.name not in _OPCODES:
             raise ValueError(f"its pickle has a step {opcode.name}, which no weights need")
-        if step > MAX_STEPS:
-            raise ValueError(f"its pickle has over {MAX_STEPS} steps")
+        if step > limit:
+            raise ValueError(f"its pickle has over {limit} steps")
         _OPCODES[opcode.name](machine, argument)
     return machine.stack.pop()
 

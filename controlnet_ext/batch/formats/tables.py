@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...errors import one_line
+from ...errors import one_line, quote_value
+from ...files.disk import open_regular_file
 from ..stages import InputImage
 from .journal import iter_indexed_members
 from .lists import MASK_COLUMN, PATH_COLUMNS
 from .tars import SAMPLE_IMAGE_FIELDS
 
-BATCH_ROWS = 64  # in memory at once
+BATCH_ROWS = 64  # in memory at once, fewer where they may be large:
+BATCH_BYTES = 2**26  # that a batch may take
+FREE_BYTES, UNPACKED_PER_BYTE = 2**26, 64  # that a column may unpack into: so many, and so many for each byte
+FREE_ROWS = 2**16  # of any table; beyond them, one for each byte of the file
 
 
 def import_pyarrow(name: str = "pyarrow.parquet") -> Any:
@@ -55,14 +59,18 @@ class ParquetSource:
         with _open_parquet(self.path) as file:
             column = find_image_column(file.schema_arrow.names, self.path)
             i = 0
-            for batch in file.iter_batches(BATCH_ROWS, columns=[column, MASK_COLUMN] if self.needs_mask else [column]):
-                values = batch.column(column).to_pylist()
-                masks = batch.column(MASK_COLUMN).to_pylist() if self.needs_mask else [None] * len(values)
-                for value, mask in zip(values, masks, strict=True):
-                    if i >= start:
-                        its = None if mask is None else self._content(mask)
-                        yield InputImage(i, str(i), f"{self.path}/{i}", self._content(value), its)
-                    i += 1
+            try:
+                for batch in _iter_batches(file, [column, MASK_COLUMN] if self.needs_mask else [column], self.path):
+                    values = batch.column(column).to_pylist()
+                    masks = batch.column(MASK_COLUMN).to_pylist() if self.needs_mask else [None] * len(values)
+                    for value, mask in zip(values, masks, strict=True):
+                        if i >= start:
+                            its = None if mask is None else self._content(mask)
+                            yield InputImage(i, str(i), f"{self.path}/{i}", self._content(value), its)
+                        i += 1
+            except (ValueError, OSError, import_pyarrow("pyarrow").ArrowException) as error:
+                reason = ValueError(f"{self.path!r} is broken after {i} rows: {one_line(error, 200)}")
+                yield InputImage(i, "", self.path, reason)
 
     def _content(self, value: Any) -> Any:
         if isinstance(value, dict):
@@ -127,7 +135,7 @@ class ParquetOutput:
             first = 0
             [(path, _)] = self.output_files(part)
             with import_pyarrow().ParquetWriter(path, schema) as writer:
-                for batch in file.iter_batches(BATCH_ROWS, columns=kept or None):
+                for batch in _iter_batches(file, kept, self.source_path):
                     rows: list[dict[str, bytes]] = [{} for _ in range(batch.num_rows)]
                     while waiting is not None and waiting[0] < first + len(rows):
                         rows[waiting[0] - first] = waiting[1]
@@ -138,9 +146,36 @@ class ParquetOutput:
                     writer.write_batch(pa.record_batch(columns, schema=schema))
 
 
+def _iter_batches(file: Any, columns: list[str], path: str) -> Iterator[Any]:
+    """Yield batches of these columns, of all if there are none, that take `BATCH_BYTES` at most.
+
+    A value may be as large as its column in a row group, and a dictionary may repeat it in every row. Raises ValueError
+    where a column unpacks into more than its bytes pay for, or there are more rows than bytes.
+    """
+    metadata, size, largest = file.metadata, os.path.getsize(path), 1
+    if metadata.num_rows > FREE_ROWS + size:
+        raise ValueError(f"{path!r} has {metadata.num_rows} rows in {size} bytes")
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        total = 0
+        for chunk in map(group.column, range(group.num_columns)):
+            if columns and chunk.path_in_schema.partition(".")[0] not in columns:
+                continue
+            limit = FREE_BYTES + UNPACKED_PER_BYTE * min(chunk.total_compressed_size, size)
+            if chunk.total_uncompressed_size > limit:
+                raise ValueError(
+                    f"{path!r} has a column {quote_value(chunk.path_in_schema)} that unpacks into "
+                    f"{chunk.total_uncompressed_size} bytes, over the limit of {limit} for its size"
+                )
+            total += chunk.total_uncompressed_size
+        largest = max(largest, total)
+    yield from file.iter_batches(max(1, min(BATCH_ROWS, BATCH_BYTES // largest)), columns=columns or None)
+
+
 def _open_parquet(path: str) -> Any:
     module = import_pyarrow()
+    with open_regular_file(path):  # not a pipe, which pyarrow would wait for
+        pass
     try:
-        return module.ParquetFile(path)
+        return module.ParquetFile(path, buffer_size=2**20)  # or it reads a column of a row group at once
     except (OSError, import_pyarrow("pyarrow").ArrowException) as error:
         raise ValueError(f"{path!r} is no Parquet file: {one_line(error, 200)}") from error

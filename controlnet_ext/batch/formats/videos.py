@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from ...files.disk import open_regular_file
+from ...files.image_formats import check_pixels
 from ...files.image_reader import read_image
 from ..stages import InputImage
 from .journal import iter_indexed_members
@@ -25,6 +28,12 @@ FOURCC_BY_SUFFIX = {
 MAX_MISSING_SHARE = 0.01  # of the frames that a file says it has; containers without an index only estimate them
 
 
+# MP4 and MOV; AVI; Matroska and WebM; MPEG program, elementary and transport streams
+_VIDEO_SIGNATURES = re.compile(
+    rb"....(ftyp|styp|moov|moof|mdat|wide|free|skip|pnot|uuid)|RIFF....AVI |\x1aE\xdf\xa3|\0\0\1[\xb3\xba]|G", re.DOTALL
+)
+
+
 @dataclass(frozen=True, eq=False)
 class VideoSource:
     """A source of the frames of a video, upright."""
@@ -32,25 +41,49 @@ class VideoSource:
     path: str
 
     def __len__(self) -> int:
-        with _open_video(self.path) as video:
-            return _count_frames(video)
+        try:
+            with _open_input(self.path) as video:
+                return _count_frames(video)
+        except (OSError, ValueError):  # which `iter_images` reports
+            return 0
 
     def iter_images(self, start: int) -> Generator[InputImage, None, None]:
         """Yield the frames from position `start` on; where the file is cut short, an image with that error is last."""
         i = 0
-        with _open_video(self.path) as video:
-            while video.grab():
-                if i >= start:
-                    there, frame = video.retrieve()
-                    name = f"{self.path}/{i}"
-                    broken = ValueError(f"frame {i} of {self.path!r} is damaged")
-                    content = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB) if there else broken
-                    yield InputImage(i, str(i), name, content)
-                i += 1
-            said = _count_frames(video)
+        try:
+            with _open_input(self.path) as video:
+                while video.grab():
+                    if i >= start:
+                        there, frame = video.retrieve()
+                        name = f"{self.path}/{i}"
+                        broken = ValueError(f"frame {i} of {self.path!r} is damaged")
+                        content = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB) if there else broken
+                        yield InputImage(i, str(i), name, content)
+                    i += 1
+                said = _count_frames(video)
+        except (OSError, ValueError) as error:
+            yield InputImage(i, "", self.path, error)
+            return
         if i == 0 or i < said * (1 - MAX_MISSING_SHARE):
             reason = f"breaks off after {i} of {said} frames" if i else "is no video that OpenCV reads"
             yield InputImage(i, "", self.path, ValueError(f"{self.path!r} {reason}"))
+
+
+@contextmanager
+def _open_input(path: str) -> Iterator[cv2.VideoCapture]:
+    """Open a video from outside.
+
+    Raises what `open_regular_file` raises, and ValueError for a file of another kind or frames of over 64 megapixels.
+    """
+    with open_regular_file(path) as file:
+        head = file.read(16)
+    if not _VIDEO_SIGNATURES.match(head):  # a playlist would make FFmpeg open other files and addresses
+        raise ValueError(f"{path!r} is no video that is read here: it begins with {head!r}")
+    with _open_video(path) as video:
+        height, width = (int(video.get(side)) for side in (cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_WIDTH))
+        if height and width:
+            check_pixels(height, width, f"a frame of {path!r}")  # before one is decoded
+        yield video
 
 
 @contextmanager
