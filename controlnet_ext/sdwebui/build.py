@@ -63,13 +63,16 @@ class HostInputs:
     mask_blur: int = MASK_BLUR
 
 
+NO_MODEL_NAME = "None"  # the word of sd-webui-controlnet
+
+
 @dataclass(frozen=True, eq=False)
 class BuiltUnit:
     """A unit ready to guide.
 
     unit: the unit with its model and maps.
     map_image: its first map (H, W, 3) uint8 RGB at the size of the result.
-    model_name: the listed name of its model.
+    model_name: the listed name of its model, or `NO_MODEL_NAME`.
     finish: processing of finished images, None for none.
     initial_noise_image: image (H, W, 3) uint8 RGB that the first pass's noise contains, None for none.
     """
@@ -112,17 +115,28 @@ class UnitBuilder:
         """Return the unit for this request. Raises ValueError, TypeError or FileNotFoundError in one line that begins
         with "unit" and its number, from 1."""
         with error_prefix(f"unit {unit_number}"):
-            webui_unit = resolve_unit(webui_unit, host)
             model_name = resolve_model_name(webui_unit, self.catalog)
-            model = self.catalog.load(model_name, self.device, self.dtype)
+            webui_unit = resolve_unit(webui_unit, host)
+            model = self._load_model(webui_unit, model_name)
             if self.unet is not None:
                 model.bind(self.unet)
             return build_unit(webui_unit, model_name, model, self.load_preprocessor, host.size, host.mask_blur)
 
+    def _load_model(self, webui_unit: WebuiUnit, model_name: str) -> ControlModel:
+        """Return the model; of a unit without one what its preprocessor does after each step."""
+        if webui_unit.model is not None:
+            return self.catalog.load(model_name, self.device, self.dtype)
+        after = post_step_for(webui_unit.module, _read_parameters(webui_unit))
+        assert after is not None  # `resolve_model_name` has refused the others
+        return after
+
 
 def resolve_model_name(webui_unit: WebuiUnit, catalog: ModelCatalog) -> str:
-    """Return the listed name of the unit's model. Raises ValueError for no model and for an unknown one."""
+    """Return the listed name of the unit's model, or `NO_MODEL_NAME` where its preprocessor acts by itself after each
+    step. Raises ValueError for another unit without a model, and for an unknown one."""
     if webui_unit.model is None:
+        if webui_unit.module is not None and webui_unit.module.traits.acts_after_step:
+            return NO_MODEL_NAME
         raise ValueError("it is on and has no model; choose one of /controlnet/model_list, or switch it off")
     return catalog.resolve_name(webui_unit.model)
 
@@ -140,7 +154,8 @@ def resolve_unit(webui_unit: WebuiUnit, host: HostInputs) -> WebuiUnit:
         images, fit_mode, ignores_masks = (host.init_image,), host.init_fit, True
     if ignores_masks and not _is_inpaint(webui_unit):
         images = tuple((image, None) for image, _ in images)
-    if host.restores_unmasked and module is not None and module.traits.variant_without_restore is not None:
+    replaces = host.restores_unmasked and webui_unit.model is not None  # alone it does nothing but restore
+    if replaces and module is not None and module.traits.variant_without_restore is not None:
         module = find_module(module.traits.variant_without_restore)
     crop = host.crop if webui_unit.crops_to_inpaint_area else None
     if crop is not None:

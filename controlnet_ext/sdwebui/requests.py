@@ -36,7 +36,7 @@ from .fields import (
     UnsupportedField,
 )
 from .images import ImageMaskPair, check_total_pixels, decode_base64_image, decode_base64_mask
-from .units import RESIZE_MODES, UnitFields, WebuiUnit, parse_webui_unit
+from .units import RESIZE_MODES, UnitFields, WebuiUnit, parse_webui_units
 
 SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {  # a name in `SCHEDULER_CLASSES`, and settings of the scheduler
     "Euler a": ("euler-ancestral", {}),
@@ -219,7 +219,7 @@ def _make_scripts_schema(limits: RequestLimits) -> Schema:
 
 
 def _make_unit_list_schema(limits: RequestLimits) -> Schema:
-    return {"type": "array", "items": UNIT_REF, "maxItems": limits.max_units}
+    return {"type": "array", "items": UNIT_REF, "description": f"Up to {limits.max_units} that are on"}
 
 
 class GenerationFields(JsonObject):
@@ -388,20 +388,19 @@ def _list_warnings(fields: GenerationFields) -> list[str]:
 def _parse_units(fields: GenerationFields) -> tuple[tuple[int, WebuiUnit], ...]:
     """Return the units that are on with their places, from alwayson_scripts, else from the older controlnet_units."""
     listed = _list_units(fields)
-    if len(listed) > fields.limits.max_units:
-        raise ValueError(f"{len(listed)} units, expected up to {fields.limits.max_units}")
-    units = [(i, _parse_unit(unit, f"unit {i}")) for i, unit in enumerate(listed, 1)]
-    return tuple((i, unit) for i, unit in units if unit is not None)
+    units = parse_webui_units(listed, fields.limits.max_units)
+    places = {place for place, _ in units}
+    for i, value in enumerate(listed, 1):
+        if i not in places:
+            _check_off(UnitFields(value, f"unit {i}"))
+    return units
 
 
-def _parse_unit(value: object, name: str) -> WebuiUnit | None:
-    """Return a unit, or None where it is off. Raises ValueError also where it is off by misspelled members only."""
-    unit = parse_webui_unit(value, name)
-    fields = UnitFields(value, name)
-    if unit is None and fields.enabled is None:
+def _check_off(fields: UnitFields) -> None:
+    """Raise ValueError if a unit is off by misspelled members only."""
+    if fields.enabled is None:
         for text in fields.describe_unknown_members("so the unit would do nothing"):
             raise ValueError(text)
-    return unit
 
 
 def _list_units(fields: GenerationFields) -> list[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -137,6 +137,18 @@ class WebuiUnit:
     crops_to_inpaint_area: bool
 
 
+def parse_webui_units(values: Sequence[object], max_units: int) -> tuple[tuple[int, WebuiUnit], ...]:
+    """Return the units that are on, with their numbers from 1; those that are off do not count.
+
+    Raises ValueError for a wrong unit and for more than `max_units`, before an image is decoded.
+    """
+    tables = [(i, UnitFields(value, f"unit {i}")) for i, value in enumerate(values, 1)]
+    tables = [(i, fields) for i, fields in tables if _is_on(fields)]
+    if len(tables) > max_units:
+        raise ValueError(f"{len(tables)} units, expected up to {max_units}")
+    return tuple((i, _parse_fields(fields, f"unit {i}")) for i, fields in tables)
+
+
 def parse_webui_unit(value: object, name: str) -> WebuiUnit | None:
     """Return the unit that a JSON object describes, or None where it is off.
 
@@ -144,10 +156,17 @@ def parse_webui_unit(value: object, name: str) -> WebuiUnit | None:
     does. Raises ValueError that begins with `name`.
     """
     fields = UnitFields(value, name)
+    return _parse_fields(fields, name) if _is_on(fields) else None
+
+
+def _is_on(fields: UnitFields) -> bool:
+    if fields.enabled is not None:
+        return fields.enabled
+    return any(not _is_blank(each) for each in (fields.image, *map(fields.find_value, ("model", "module"))))
+
+
+def _parse_fields(fields: UnitFields, name: str) -> WebuiUnit:
     image = fields.image
-    given = any(not _is_blank(each) for each in (image, *map(fields.find_value, ("model", "module"))))
-    if not (given if fields.enabled is None else fields.enabled):
-        return None
     fields.check_unsupported(UnitFields)
     if fields.input_mode.casefold() not in ("simple", "inputmode.simple"):
         raise ValueError(f"{name}: input_mode {fields.input_mode!r:.40} reads folders; send images, one a request")

@@ -21,7 +21,7 @@ from ..errors import error_prefix
 from ..files.image_reader import read_image
 from ..sdwebui.build import BuiltUnit, resolve_model_name
 from ..sdwebui.infotext import format_unit_text
-from ..sdwebui.units import WebuiUnit, parse_webui_unit
+from ..sdwebui.units import WebuiUnit, parse_webui_units
 from . import host
 from .inputs import apply_finishes, get_host_inputs, read_request_units, save_maps, save_unit_inputs
 from .panel import build_panel
@@ -96,7 +96,7 @@ class GenerationState:
         self._error: Exception | None = None
         try:
             said = read_request_units(args, p, bool(host.get_setting("control_net_allow_script_control", False)))
-            self.units = parse_webui_units(said, host.get_unit_count())
+            self.units = list(parse_webui_units(said, host.get_unit_count()))
             self.batch_inputs = BatchInputs.from_units({place: said[place - 1] for place, _ in self.units})
             for number, unit in self.units:
                 with error_prefix(f"unit {number}"):
@@ -201,12 +201,3 @@ class ControlNetScript(scripts.Script):
             save_maps(request.collected_maps)
         if not host.get_setting("control_net_no_detectmap", False):
             processed.images.extend(Image.fromarray(each) for each in request.collected_maps)
-
-
-def parse_webui_units(values: Sequence[Mapping[str, Any]], max_units: int) -> list[NumberedUnit]:
-    """Return the units that are on, with their numbers from 1. Raises ValueError for a wrong unit and for more than
-    `max_units`."""
-    if len(values) > max_units:
-        raise ValueError(f"{len(values)} units, expected up to {max_units}")
-    units = [(i, parse_webui_unit(value, f"unit {i}")) for i, value in enumerate(values, 1)]
-    return [(i, unit) for i, unit in units if unit is not None]

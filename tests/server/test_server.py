@@ -15,9 +15,12 @@ import pytest
 import serving
 from controlnet_ext.preprocessors import preprocess
 from limits import wait_until
-from serving import CANNY, Client, photo
+from serving import CANNY, Client, photo, white
 
+from controlnet_ext.embedded import SAMPLE_PHOTO
+from controlnet_ext.files.image_reader import read_image
 from controlnet_ext.files.image_writer import read_png_text
+from controlnet_ext.maps.resize import fit
 from controlnet_ext.server.service import Service
 
 pytest.importorskip("starlette", reason="needs controlnet-ext[serve]")
@@ -109,6 +112,22 @@ def test_an_image_to_image_unit_without_image_looks_at_the_initial_one(client: C
     picture, shown = client.images({"module": "canny", "model": CANNY, "weight": 1}, **more)
     assert np.array_equal(client.images(UNIT, **more)[0], picture)
     assert shown.any()
+
+
+def test_inpaint_only_without_a_model_keeps_what_is_around(client: Client) -> None:
+    shape = {"image": photo(), "mask": white(400, 600, slice(150, 450)), "weight": 1, "resize_mode": "Just Resize"}
+    unit = {**shape, "module": "inpaint_only", "model": "None"}
+    status, answer = client.draw(unit)
+    assert status == 200, answer
+    original = fit(read_image(SAMPLE_PHOTO), 128, 128, "stretch")
+    drawn = serving.pixels(answer["images"][0])
+    assert (drawn[:, :20] == original[:, :20]).all() and (drawn[:, 108:] == original[:, 108:]).all()
+    assert (drawn[:, 50:80] != original[:, 50:80]).mean() > 0.5
+    text = json.loads(answer["info"])["infotexts"][0]
+    assert "Module: inpaint_only, Model: None" in text
+    for other in ("canny", "none", "recolor_luminance"):
+        status, answer = client.draw({**shape, "module": other, "model": "None", "enabled": True})
+        assert status == 422 and answer["detail"].startswith("unit 1: it is on and has no model"), answer
 
 
 def test_detect_gives_the_map_that_preprocess_gives(client: Client) -> None:

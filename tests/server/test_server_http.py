@@ -175,11 +175,17 @@ def test_units_stand_under_any_casing_of_the_title(title: str, wrapped: bool) ->
     assert place == 2 and unit.model == "m"
 
 
-def test_more_units_than_the_limit_are_an_error_also_when_they_are_off() -> None:
-    units = [{"enabled": False}] * 4
-    for sent in ({"alwayson_scripts": {"ControlNet": {"args": units}}}, {"controlnet_units": units}):
-        with pytest.raises(ValueError, match=r"^4 units, expected up to 3$"):
-            parse_generation_request(sent, (64, 64), RequestLimits(), False)
+def test_only_units_that_are_on_count_against_the_limit() -> None:
+    off: list[dict[str, Any]] = [{"enabled": False}, {}, {"model": "None", "module": "none", "image": ""}]
+    for count, is_refused in ((3, False), (4, True)):
+        units = [*off, *off, *[{"model": "m"}] * count]
+        for sent in ({"alwayson_scripts": {"ControlNet": {"args": units}}}, {"controlnet_units": units}):
+            if is_refused:
+                with pytest.raises(ValueError, match=r"^4 units, expected up to 3$"):
+                    parse_generation_request(sent, (64, 64), RequestLimits(), False)
+            else:
+                found = parse_generation_request(sent, (64, 64), RequestLimits(), False).units
+                assert [place for place, _ in found] == [7, 8, 9]
 
 
 def test_what_is_null_is_as_if_it_were_not_there() -> None:

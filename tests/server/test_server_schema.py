@@ -112,7 +112,7 @@ def test_a_size_is_bounded_where_it_costs(document: dict[str, Any]) -> None:
     assert schemas["TextToImage"]["properties"]["prompt"]["maxLength"] == 10_000
     assert schemas["Image"]["maxLength"] == 64 * 2**20
     units = schemas["TextToImage"]["properties"]["alwayson_scripts"]["properties"]["ControlNet"]["properties"]["args"]
-    assert units["maxItems"] == 2
+    assert units["description"] == "Up to 2 that are on"
 
 
 class RecordingDict(dict[str, Any]):

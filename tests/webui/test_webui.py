@@ -353,6 +353,18 @@ def test_a_mask_of_img2img_is_no_scribble(host):
     assert (np.asarray(shown) == np.asarray(expected)).all()
 
 
+def test_inpaint_only_acts_without_a_model(host):
+    mask = np.zeros((64, 64, 3), np.uint8)
+    mask[16:48, 16:48] = 255
+    host.model.parameterization, host.model.alphas_cumprod = "eps", torch.linspace(0.999, 0.005, 1000)
+    host.model.first_stage_model = torch.nn.Linear(1, 1)  # whose dtype is asked
+    host.model.encode_first_stage = lambda x: torch.nn.functional.avg_pool2d(x, 8)[:, [0, 1, 2, 0]]
+    host.model.get_first_stage_encoding = lambda latents: latents
+    result, request, _ = made(host, api(model="None", module="inpaint_only", mask=mask))
+    assert not torch.equal(result, made(host)[0])
+    assert request.extra_generation_params["ControlNet 0"].startswith("Module: inpaint_only, Model: None")
+
+
 def test_strokes_on_a_transparent_canvas_are_a_mask_of_img2img(host):
     from PIL import Image
 
