@@ -157,9 +157,9 @@ class UnitRun:
         weight = self._weights[step.span]
         if weight == 0:
             return None
-        mask = self._unit.region
-        if isinstance(mask, np.ndarray) and self._region is None:  # which Unit makes of every mask
-            self._region = RegionMask(torch.from_numpy(mask)[None, None].to(step.x.device))
+        region = self._unit.region
+        if isinstance(region, np.ndarray) and self._region is None:  # which Unit makes of every mask
+            self._region = RegionMask(torch.from_numpy(region)[None, None].to(step.x.device))
         if self._unit.after is not None:
             self._get_latents(step)  # now: under offload the VAE would push the UNet out that is at work
         if self._unit.low_vram and self._model.stream_device != step.x.device:
