@@ -33,8 +33,8 @@ Loader = Callable[[str], PreprocessorCall]  # gives a preprocessor by its canoni
 
 @dataclass(frozen=True, eq=False)
 class InpaintCrop:
-    """The part of an image that "only masked" repaints: `box` (left, top, right, bottom) in pixels of an image of this
-    height and width."""
+    """The part of an image that "only masked" repaints, or an upscale script draws: `box` (left, top, right, bottom) in
+    pixels of an image of this height and width."""
 
     height: int
     width: int
@@ -50,6 +50,8 @@ class HostInputs:
     init_fit: how the host resizes that image: "crop", "stretch" or "fill".
     restores_unmasked: True where the host itself restores what lies outside a mask.
     crop: the part that "only masked" repaints; None for the whole image.
+    is_tile: True if an upscale script draws a tile; then units' own images belong to the whole.
+    tile: the part of the whole that img2img's image is, None if that is not known.
     ignores_stray_masks: True where masks of units whose preprocessor does not inpaint are dropped.
     mask_blur: border in pixels in which an inpainted image is mixed with its original.
     """
@@ -59,6 +61,8 @@ class HostInputs:
     init_fit: str = "crop"
     restores_unmasked: bool = False
     crop: InpaintCrop | None = None
+    is_tile: bool = False
+    tile: InpaintCrop | None = None
     ignores_stray_masks: bool = False
     mask_blur: int = MASK_BLUR
 
@@ -144,9 +148,9 @@ def resolve_model_name(webui_unit: WebuiUnit, catalog: ModelCatalog) -> str:
 def resolve_unit(webui_unit: WebuiUnit, host: HostInputs) -> WebuiUnit:
     """Return the unit completed by its host: with img2img's image where it has none of its own, without masks that its
     preprocessor does not use, with the preprocessor for hosts that restore unmasked parts, and cropped to the inpaint
-    area. Raises ValueError if there is no image."""
+    area or tile. Raises ValueError if there is no image, or the tile's place is not known."""
     images, fit_mode, module = webui_unit.images, webui_unit.fit, webui_unit.module
-    ignores_masks = host.ignores_stray_masks
+    ignores_masks, region, is_own = host.ignores_stray_masks, webui_unit.region_mask, bool(images)
     if not images:
         if host.init_image is None:
             raise ValueError("it is on and has no image")
@@ -157,14 +161,22 @@ def resolve_unit(webui_unit: WebuiUnit, host: HostInputs) -> WebuiUnit:
     replaces = host.restores_unmasked and webui_unit.model is not None  # alone it does nothing but restore
     if replaces and module is not None and module.traits.variant_without_restore is not None:
         module = find_module(module.traits.variant_without_restore)
-    crop = host.crop if webui_unit.crops_to_inpaint_area else None
+    crop = host.crop if webui_unit.crops_to_inpaint_area or host.is_tile else None
+    if crop is None and is_own and host.is_tile:
+        crop = host.tile
+        if crop is None:
+            raise ValueError(
+                "the upscale script draws several tiles at once, or does not tell where a tile is: set the batch size "
+                "to 1, or leave the unit's image empty, so that each tile is its own image"
+            )
     if crop is not None:
+        region = None if region is None else _crop_region(region, crop, host.size)
         images = tuple(
             (_crop(image, crop, fit_mode), None if mask is None else _crop(mask, crop, fit_mode))
             for image, mask in images
         )
         fit_mode = "fill"
-    return replace(webui_unit, images=images, fit=fit_mode, module=module)
+    return replace(webui_unit, images=images, fit=fit_mode, module=module, region_mask=region)
 
 
 def build_unit(
@@ -216,6 +228,19 @@ def _is_inpaint(webui_unit: WebuiUnit) -> bool:
 
 def _crop(pixels: np.ndarray, crop: InpaintCrop, fit_mode: str) -> np.ndarray:
     return fit_and_crop(pixels, crop.height, crop.width, fit_mode, crop.box)
+
+
+def _crop_region(mask: np.ndarray, crop: InpaintCrop, size: tuple[int, int]) -> np.ndarray:
+    """The part of a mask (H, W, 3) that is stretched over the image, brought to `size` as the image is: inside of it,
+    and continued around."""
+    left, top, right, bottom = crop.box
+    whole = cv2.resize(mask, (crop.width, crop.height), interpolation=cv2.INTER_LINEAR)
+    part, (height, width) = whole[top:bottom, left:right], size
+    scale = min(height / part.shape[0], width / part.shape[1])
+    rows, columns = (max(1, round(side * scale)) for side in part.shape[:2])
+    y, x = (height - rows) // 2, (width - columns) // 2
+    part = cv2.resize(part, (columns, rows), interpolation=cv2.INTER_LINEAR)
+    return np.pad(part, ((y, height - rows - y), (x, width - columns - x), (0, 0)), mode="edge")
 
 
 def _read_parameters(webui_unit: WebuiUnit) -> dict[str, Any]:

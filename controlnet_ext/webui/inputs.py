@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -174,9 +175,28 @@ def get_host_inputs(p: Any) -> HostInputs:
         _get_init_fit(p),
         restores_unmasked=mask is not None,
         crop=crop,
+        is_tile=any("SD upscale" in key for key in getattr(p, "extra_generation_params", ())),
+        tile=_find_upscale_tile(p),
         ignores_stray_masks=bool(host.get_setting("controlnet_ignore_noninpaint_mask", False)),
         mask_blur=host.get_inpaint_blur(),
     )
+
+
+def _find_upscale_tile(p: Any) -> InpaintCrop | None:
+    """Return the tile that the host's script SD upscale draws; None if it draws several at once, or is not at work.
+
+    It tells nobody, so that its variables are read: the `grid` of modules.images.split_grid, whose tiles are img2img's
+    images, one run after the other (AUTOMATIC1111 1.10.1, scripts/sd_upscale.py).
+    """
+    images, frame = list(getattr(p, "init_images", None) or ()), sys._getframe(1)
+    while frame is not None and len(images) == 1:
+        grid = frame.f_locals.get("grid") if frame.f_locals.get("p") is p else None
+        for top, height, row in getattr(grid, "tiles", None) or ():
+            for left, width, image in row:
+                if image is images[0]:
+                    return InpaintCrop(grid.image_h, grid.image_w, (left, top, left + width, top + height))
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
 
 
 def apply_finishes(images: Any, finishes: Sequence[Postprocess]) -> None:

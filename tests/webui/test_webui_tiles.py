@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import namedtuple
 from types import SimpleNamespace
 from typing import Any
 
@@ -150,3 +151,72 @@ def test_the_stand_ins_hint_takes_memory_for_a_row_only(host: Any) -> None:
 
     for param in TiledNetwork(SimpleNamespace(width=16384, height=8192)).control_params:
         assert param.hint_cond.shape == (1, 1, 8192, 16384) and param.hint_cond.untyped_storage().nbytes() <= 2**15
+
+
+# -- the host's script SD upscale, and "only masked"
+
+Grid = namedtuple("Grid", ["tiles", "tile_w", "tile_h", "image_w", "image_h", "overlap"])
+
+
+def upscale(host: Any, batch_size: int = 1, **changes: Any) -> list[list[np.ndarray]]:
+    """The maps of each tile, in the way of the host's scripts/sd_upscale.py: img2img of one tile after the other."""
+    from controlnet_ext.webui.script import ControlNetScript
+
+    image = picture(5, 128)
+    p = Request(host, host.model.model.diffusion_model, prompts=[1] * batch_size, resize_mode=0, **changes)
+    p.extra_generation_params["SD upscale overlap"] = 0
+    grid = Grid([], 64, 64, 128, 128, 0)
+    for y in (0, 64):
+        grid.tiles.append([y, 64, [[x, 64, image.crop((x, y, x + 64, y + 64))] for x in (0, 64)]])
+    work = [tile for _, _, row in grid.tiles for _, _, tile in row]
+    shown = []
+    for i in range(0, len(work), batch_size):
+        p.init_images = work[i : i + batch_size]
+        script, result = ControlNetScript(), SimpleNamespace(images=[])
+        script.process(p, {**api(module="none"), **p.unit})
+        p.sample()
+        script.postprocess(p, result)
+        shown.append([np.asarray(each) for each in result.images])
+    return shown
+
+
+def test_the_upscale_scripts_tiles_have_their_parts_of_a_units_own_image(host: Any) -> None:
+    from controlnet_ext.sdwebui.images import encode_png_base64
+
+    whole = np.asarray(picture(6, 128))
+    shown = upscale(host, unit={"image": encode_png_base64(whole)})
+    parts = [whole[y : y + 64, x : x + 64] for y in (0, 64) for x in (0, 64)]
+    assert all(np.array_equal(one, part) for (one,), part in zip(shown, parts, strict=True))
+
+
+def test_the_upscale_scripts_tiles_are_their_own_images_where_a_unit_has_none(host: Any) -> None:
+    whole = np.asarray(picture(5, 128))
+    for batch_size in (1, 2):
+        shown = upscale(host, batch_size, unit={"image": None})
+        assert np.array_equal(shown[0][0], whole[:64, :64])
+
+
+def test_several_tiles_at_once_of_a_units_own_image_are_refused(host: Any) -> None:
+    from controlnet_ext.webui.sampling import GuidanceError
+
+    with pytest.raises(GuidanceError, match="unit 1: the upscale script draws several tiles at once"):
+        upscale(host, 2, unit={})
+
+
+def test_a_units_region_is_cropped_with_the_part_that_is_repainted() -> None:
+    from controlnet_ext.sdwebui.build import HostInputs, InpaintCrop, resolve_unit
+    from controlnet_ext.sdwebui.units import parse_webui_unit
+
+    drawn = np.zeros((128, 128, 3), np.uint8)
+    drawn[:, 64:] = 255
+    from controlnet_ext.sdwebui.images import encode_png_base64
+
+    unit = parse_webui_unit(api(effective_region_mask=encode_png_base64(drawn)), "unit 1")
+    assert unit is not None
+    square = resolve_unit(unit, HostInputs((64, 64), crop=InpaintCrop(128, 128, (32, 0, 96, 64))))
+    assert square.region_mask is not None and square.region_mask.shape == (64, 64, 3)
+    assert (square.region_mask[:, :32] == 0).all() and (square.region_mask[:, 32:] == 255).all()
+    # a part that is narrower than the result lies in its middle, and its border goes on
+    narrow = resolve_unit(unit, HostInputs((64, 64), crop=InpaintCrop(128, 128, (48, 0, 80, 64))))
+    assert narrow.region_mask is not None and narrow.region_mask.shape == (64, 64, 3)
+    assert (narrow.region_mask[:, :32] == 0).all() and (narrow.region_mask[:, 32:] == 255).all()
