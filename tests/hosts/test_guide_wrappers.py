@@ -135,13 +135,18 @@ def test_a_copy_of_a_guided_ldm_unet_is_plain(way: str) -> None:
         assert torch.equal(copied(*call), plain) and not torch.equal(expected, plain)
 
 
-def test_a_compiled_unet_is_copied_without_its_guide() -> None:
+@pytest.mark.parametrize("way", ["compile(unet)", "unet.compile()"])
+def test_a_compiled_unet_is_copied_without_its_guide(way: str) -> None:
     pipe = pipeline()
     plain = fakes.run(pipe)
-    pipe.unet.compile(backend="eager")
+    if way == "unet.compile()":
+        pipe.unet.compile(backend="eager")
+    else:
+        pipe.unet = torch.compile(pipe.unet, backend="eager")
     with guide(pipe, [Unit(Pushes(skips=SKIPS), GREY)]):
         copied = copy.deepcopy(pipe.unet)
     assert copied._compiled_call_impl is None and is_plain(copied)
+    copied = copied if way == "unet.compile()" else copied._orig_mod
     assert torch.equal(fakes.run(tiny.pipeline(StableDiffusionPipeline, unet=copied)), plain)
 
 

@@ -15,6 +15,7 @@ import tiny
 import torch
 from diffusers import StableDiffusionControlNetPipeline, StableDiffusionPipeline
 from diffusers.hooks import apply_layerwise_casting
+from peft import LoraConfig
 from torch import nn
 
 from controlnet_ext import Unit, guide
@@ -209,6 +210,20 @@ def test_kinds_that_read_the_base_read_what_its_layers_compute_with(way: str) ->
     name = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.weight"
     assert torch.allclose(copied[name], tensors[name], rtol=0, atol=0.02)
     assert all(copied[n].dtype == torch.float32 for n in copied)
+
+
+@pytest.mark.parametrize("way", ["a stand-in", "float8 casting", "torchao"])
+def test_weights_below_a_lora_on_a_quantized_base_are_the_bases(way: str) -> None:
+    unet = quantized(way)
+    without = get_encoder_tensors(unet)
+    unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "conv1"], init_lora_weights=False))
+    below = get_encoder_tensors(unet)
+    assert below.keys() == without.keys() and all(torch.equal(below[n].float(), without[n].float()) for n in below)
+
+
+def test_a_copy_to_train_of_a_float8_base_is_float32() -> None:
+    copied = ControlNet.from_unet(quantized("float8 casting"))
+    assert {p.dtype for p in copied.parameters()} == {torch.float32}
 
 
 class PackedLinear(nn.Linear):

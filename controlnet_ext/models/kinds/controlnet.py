@@ -37,11 +37,16 @@ from ..state_dict.strict import FLOAT8_DTYPES, load_strict
 
 
 def copy_encoder_tensors(unet: UNet, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """Return copies of the encoder's tensors in `dtype` (None: their own), and those of a new hint encoder.
+    """Return copies of the encoder's tensors in `dtype`, and those of a new hint encoder.
+
+    None means their own dtype, or float32 for those that are stored in float8, in which nothing is trained.
 
     The hint encoder is drawn from torch's global generator, its last layer is zero.
     """
-    tensors = {name: t.detach().to(dtype or t.dtype, copy=True) for name, t in source.get_encoder_tensors(unet).items()}
+    tensors = {}
+    for name, t in source.get_encoder_tensors(unet).items():
+        own = torch.float32 if t.dtype in FLOAT8_DTYPES else t.dtype
+        tensors[name] = t.detach().to(dtype or own, copy=True)
     like = tensors["conv_in.weight"]
     hint = HintEncoder((3, 16, 32, 96, 256), like.shape[0])
     for parameter in hint.conv_out.parameters():
@@ -168,8 +173,8 @@ class ControlNet(CompilableBlocks):
         """Return the ControlNet to train beside a diffusers UNet.
 
         It is a copy of the encoder, with a hint encoder drawn from torch's global generator and zero convolutions, so
-        that all residuals are exactly 0. Weights under a LoRA are the base's. `dtype` None keeps the UNet's. Raises
-        ValueError on a UNet with settings that ControlNets do not have, or with a fused LoRA.
+        that all residuals are exactly 0. Weights under a LoRA are the base's. `dtype` None keeps the UNet's, and makes
+        float8 float32. Raises ValueError on a UNet with settings that ControlNets do not have, or with a fused LoRA.
         """
         tensors = copy_encoder_tensors(unet, dtype)
         like = tensors["conv_in.weight"]
