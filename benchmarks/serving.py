@@ -84,6 +84,7 @@ def served(port: int) -> subprocess.Popen[bytes]:
         "--queue",
         "64",
         "--no-download",
+        "--quiet",
     ]
     process = subprocess.Popen(command)
     for _ in range(600):
