@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
+import queue
 import socket
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import FrameType
@@ -25,6 +28,7 @@ MAX_CONNECTIONS = 256
 REQUEST_SECONDS = 10.0  # in which the head of a request arrives, also after the body of a refused one
 READ_SECONDS = 30.0  # in which a client reads some of its answer
 MAX_PIPELINED_BYTES = 2**16  # of further requests that arrive while one is answered
+MAX_WAITING_LINES = 1000  # of the log
 LEAVE_SECONDS = 2.0  # in which connections end when the server stops
 EXIT_INTERRUPTED = 130
 
@@ -130,27 +134,75 @@ class BoundedProtocol(H11Protocol):
             self._watch_reader(rest)
 
 
+class LineWriter:
+    """A function of a line that calls `write` in a thread of its own, so that a pipe that nobody reads holds up no
+    request. Lines are dropped while `MAX_WAITING_LINES` wait, or where `write` raises OSError."""
+
+    def __init__(self, write: Callable[[str], object]):
+        self._write = write
+        self._lines: queue.Queue[str | None] = queue.Queue(MAX_WAITING_LINES)
+        self._thread = threading.Thread(target=self._write_lines, name="controlnet-ext log", daemon=True)
+        self._thread.start()
+
+    def __call__(self, line: str) -> None:
+        """Write a line soon."""
+        with suppress(queue.Full):
+            self._lines.put_nowait(line)
+
+    def close(self) -> None:
+        """Write what waits, as far as it is read within `LEAVE_SECONDS`."""
+        with suppress(queue.Full):
+            self._lines.put_nowait(None)
+            self._thread.join(LEAVE_SECONDS)
+
+    def _write_lines(self) -> None:
+        while (line := self._lines.get()) is not None:
+            with suppress(OSError, ValueError):
+                self._write(line)
+
+
+class _LineHandler(logging.Handler):
+    """Hands records of a logger to a function of a line."""
+
+    def __init__(self, report: Callable[[str], object]):
+        super().__init__()
+        self._report = report
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Report the record."""
+        self._report(self.format(record))
+
+
 class ApiServer(uvicorn.Server):
     """A server of `application` whose first SIGINT or SIGTERM lets the work end at its next step; the second ends the
     process.
 
     `on_ready` is called once requests are accepted, `on_stop` when the server begins to stop, with the number of
-    requests that it drops.
+    requests that it drops, `report` with a line for what is no HTTP and for what fails.
     """
 
     def __init__(
         self,
         application: Any,
         worker: RequestWorker,
-        on_ready: Callable[[], None] = lambda: None,
-        on_stop: Callable[[int], None] = lambda _: None,
-        log_level: str = "warning",
+        on_ready: Callable[[], object] = lambda: None,
+        on_stop: Callable[[int], object] = lambda _: None,
+        report: Callable[[str], object] | None = None,
     ):
         config = uvicorn.Config(
-            application, http=BoundedProtocol, ws="none", log_level=log_level, access_log=False, lifespan="off"
+            application,
+            http=BoundedProtocol,
+            ws="none",
+            log_config=None,
+            log_level="error" if report is None else "warning",
+            access_log=False,
+            lifespan="off",
         )
         super().__init__(config)
         self._worker, self._on_ready, self._on_stop = worker, on_ready, on_stop
+        if report is not None:
+            logger = logging.getLogger("uvicorn.error")
+            logger.handlers, logger.propagate = [_LineHandler(report)], False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept connections."""

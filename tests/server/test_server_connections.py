@@ -292,6 +292,30 @@ def test_a_log_that_nobody_reads_stops_no_request(worker: RequestWorker) -> None
     assert not server.server_state.connections
 
 
+def test_a_pipe_that_nobody_reads_holds_no_request_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    from controlnet_ext.server import listening
+
+    monkeypatch.setattr(listening, "MAX_WAITING_LINES", 3)
+    released, written = threading.Event(), list[str]()
+
+    def write(line: str) -> None:
+        released.wait(HANG)
+        if line == "1":
+            raise BrokenPipeError(line)
+        written.append(line)
+
+    writer = listening.LineWriter(write)
+    writer("0")
+    wait_until(writer._lines.empty)
+    for k in range(1, 9):
+        writer(str(k))
+    released.set()
+    wait_until(writer._lines.empty)
+    writer("last")
+    writer.close()
+    assert written == ["0", "2", "3", "last"]
+
+
 # HTTP as it is seldom written
 
 HEALTH = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"

@@ -20,7 +20,6 @@ from limits import wait_until
 from serving import Client
 
 from controlnet_ext import cli
-from controlnet_ext.cli.common import print_stderr
 
 pytest.importorskip("starlette", reason="needs controlnet-ext[serve]")
 pytest.importorskip("uvicorn", reason="needs controlnet-ext[serve]")
@@ -139,6 +138,9 @@ def test_a_served_model_is_ready_when_it_says_so_and_stops_while_it_draws() -> N
     words = ["-m", "controlnet_ext.cli", "serve", "--port", "0", "--no-download", "--device", "cpu"]
     with started(*words) as served:
         assert served.client("/health") == (200, {"status": "ok", "waiting": 0})
+        with socket.create_connection(("127.0.0.1", served.client.port)) as other:
+            other.sendall(b"SSH-2.0-OpenSSH_9.6\r\n\r\n")
+            assert other.recv(100).startswith(b"HTTP/1.1 400 ")
         answer = served.ask("/sdapi/v1/txt2img", {"prompt": "a red circle", "steps": 150})
         wait_until(lambda: served.client("/sdapi/v1/progress")[1]["state"]["sampling_step"], served.process)
         served.process.send_signal(signal.SIGINT)
@@ -147,6 +149,7 @@ def test_a_served_model_is_ready_when_it_says_so_and_stops_while_it_draws() -> N
         assert answer == [(503, {"detail": "the server is stopping"})]
     assert "Traceback" not in served.text
     assert re.search(r"^POST /sdapi/v1/txt2img 503 \d+ ms$", served.text, re.MULTILINE)
+    assert served.text.count("Invalid HTTP request received.\n") == 1
     assert "stopping at the next step; a second Ctrl-C stops at once" in served.text
 
 
@@ -173,7 +176,7 @@ def test_quiet_prints_no_line_for_a_request(quiet: bool, monkeypatch: pytest.Mon
     monkeypatch.setattr(app, "create_app", lambda *given: reports.append(given[-1]))
     monkeypatch.setattr(listening.ApiServer, "run", lambda *_: None)
     assert cli.main(["serve", "--device", "cpu", "--port", "0", *(["--quiet"] if quiet else [])]) == 0
-    assert reports == [None if quiet else print_stderr]
+    assert [report is None for report in reports] == [quiet]
 
 
 @pytest.mark.parametrize(("host", "shown"), [("127.0.0.1", "127.0.0.1"), ("::1", "[::1]"), ("localhost", "localhost")])

@@ -13,7 +13,8 @@ from __future__ import annotations
 import os
 import re
 from argparse import SUPPRESS, ArgumentParser, Namespace
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 from functools import partial
 from typing import NamedTuple
 
@@ -96,7 +97,7 @@ def run(options: Namespace) -> int:
         raise ValueError(f"--host {options.host} lets other machines in: give a --token")
     try:
         from ...server.app import create_app
-        from ...server.listening import ApiServer, bind_sockets, format_url
+        from ...server.listening import ApiServer, LineWriter, bind_sockets, format_url
     except ModuleNotFoundError as error:
         raise ValueError(f"{error.name} is not installed: pip install controlnet-ext[serve]") from error
     from ...sdwebui.catalog import ModelCatalog
@@ -119,14 +120,15 @@ def run(options: Namespace) -> int:
         service = Service(engine, catalog, loader, limits, SafeFetcher() if options.fetch else None)
         worker = RequestWorker(options.queue)
         hosts = ALLOWED_HOST_NAMES if options.host in LOOPBACK_HOSTS else ("*",)
-        application = create_app(service, worker, token, hosts, None if options.quiet else print_stderr)
+        writer = stack.enter_context(closing(LineWriter(print_stderr)))
+        report = None if options.quiet else writer
+        application = create_app(service, worker, token, hosts, report)
         ready = f"{engine.checkpoint_name} on {device}, {format_url(options.host, sockets)}, Ctrl-C stops it"
-        log_level = "error" if options.quiet else "warning"
-        report_ready = partial(print_stderr, f"controlnet-ext: {ready}")
-        ApiServer(application, worker, report_ready, _report_stop, log_level).run(sockets)
+        report_ready = partial(writer, f"controlnet-ext: {ready}")
+        ApiServer(application, worker, report_ready, partial(_report_stop, writer), report).run(sockets)
     return 0
 
 
-def _report_stop(pending_count: int) -> None:
+def _report_stop(report: Callable[[str], object], pending_count: int) -> None:
     if pending_count:
-        print_stderr("controlnet-ext: stopping at the next step; a second Ctrl-C stops at once")
+        report("controlnet-ext: stopping at the next step; a second Ctrl-C stops at once")
