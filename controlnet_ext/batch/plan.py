@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
 
-from ..files.disk import STDOUT
+from ..files.disk import STDOUT, is_folder_name
 from ..preprocessors.registry import LoadedPreprocessor, get_loaded_files
 from .formats.folder import FileSource, FolderSink, FolderStore
-from .formats.journal import OutputFormat, open_journaled_output
+from .formats.journal import OutputFormat, open_journaled_output, read_journal
 from .formats.lists import read_list, write_list
 from .formats.tables import ParquetOutput, ParquetSource
 from .formats.tars import TarOutput, TarSource
@@ -24,6 +24,7 @@ from .inputs import IMAGE_SUFFIXES, TABLE_SUFFIXES, TAR_SUFFIXES, InputFile, spl
 from .job import ImageSource, MapRecipe, Sink, Stream, is_in_shard
 from .record import JobRecord, read_state, state_dir_for
 from .request import MapRequest, check_targets, exclude_results, result_path
+from .results import ResultRecord, digest_settings, stamp_files
 from .stages import LazyNetworks, NetworkStage, ReadStage, list_file_endings
 
 
@@ -85,14 +86,21 @@ def _check_source(output: ContainerOutput, is_only_result: bool) -> ContainerOut
     return output
 
 
-def make_output_stream(output: ContainerOutput, index: int, record: JobRecord) -> Stream:
-    """Return the stream that makes the output with this index in its job."""
+def make_output_stream(
+    output: ContainerOutput, index: int, record: JobRecord, results: ResultRecord | None, file: InputFile
+) -> Stream:
+    """Return the stream that makes the output with this index in its job, and adds it to the record if all succeeds."""
+    journal, stamp = record.folder / f"{index}.journal", stamp_files(file.path)
 
     def sink() -> Sink:
         part = Path(output.paths[0]).parent / f".{record.temp_prefix}{index}.box"
-        return open_journaled_output(output.format, part, record.folder / f"{index}.journal")
+        return open_journaled_output(output.format, part, journal)
 
-    return Stream(output.source, sink, output.total)
+    def note() -> None:
+        if results is not None and not any(row.get("errors") for row in read_journal(journal)):
+            results.add([results.make_row(os.path.basename(output.paths[0]), file.path, stamp)])
+
+    return Stream(output.source, sink, output.total, on_finish=note)
 
 
 def _list_video_suffixes(file: InputFile) -> tuple[str, ...]:
@@ -123,10 +131,11 @@ MODEL_FREE_CHUNK_SIZE = 4  # images that a process is given at once where no net
 
 @dataclass(frozen=True, eq=False)
 class JobPlan:
-    """The streams of a job, and its record."""
+    """The streams of a job, its record, and the number of inputs whose results earlier jobs made."""
 
     streams: tuple[Stream, ...]
     record: JobRecord
+    unchanged_count: int
 
 
 def plan_job(
@@ -149,16 +158,28 @@ def plan_job(
     record = read_state(
         state_dir_for(request.out, shard), _job_identity(request, [*lists, *boxes], extra_identity), request.overwrite
     )
-    draft = _StreamPlanner(request, record, shard or (0, 1), chunk_size)
+    settings = {name: extra_identity.get(name) for name in ("weights", "device", "dtype", "load")}
+    results = ResultRecord(request.out, digest_settings(request, settings), shard, ignore=request.overwrite)
+    draft = _StreamPlanner(request, record, shard or (0, 1), chunk_size, results)
     if record.is_resumed or shard is not None:
         images = exclude_results(images, draft.file_endings, request.out)
     rows = [read_list(file.path, request.needs_mask) for file in lists]
     outputs = [plan_output(request, file, single) for file in boxes]
+    draft.find_unchanged([*images, *chain(*rows)])
+    is_recorded = not single or is_folder_name(request.out)
+    kept = {
+        i
+        for i, (file, made) in enumerate(zip(boxes, outputs, strict=True))
+        if is_recorded and results.is_unchanged(file, os.path.basename(made.paths[0]), made.paths)
+    }
     wanted = chain(
         *(draft.iter_targets(some) for some in (images, *rows)),
-        ((file.path, [draft.list_path(file)], draft.may_exist or shard is not None) for file in lists),
         (
-            (f.path, made.paths, draft.chunk_may_exist(i))
+            (file.path, [draft.list_path(file)], draft.may_exist or shard is not None or draft.has_unchanged(some))
+            for file, some in zip(lists, rows, strict=True)
+        ),
+        (
+            (f.path, made.paths, i in kept or draft.chunk_may_exist(i))
             for i, (f, made) in enumerate(zip(boxes, outputs, strict=True))
         ),
         ((file.mask, [], True) for some in (images, *rows) for file in some if file.mask),
@@ -166,8 +187,10 @@ def plan_job(
     check_targets(wanted, may_replace_source=False)
     streams = [draft.make_stream(images)] if images else []
     streams += [draft.make_stream(some, draft.list_writer(file)) for file, some in zip(lists, rows, strict=True)]
-    streams += [make_output_stream(made, i, record) for i, made in enumerate(outputs) if is_in_shard(i, draft.shard)]
-    return JobPlan(tuple(streams), record)
+    for i, (file, made) in enumerate(zip(boxes, outputs, strict=True)):
+        if i not in kept and is_in_shard(i, draft.shard):
+            streams.append(make_output_stream(made, i, record, results if is_recorded else None, file))
+    return JobPlan(tuple(streams), record, len(draft.unchanged_keys) + len(kept))
 
 
 def _job_identity(
@@ -195,6 +218,19 @@ class _StreamPlanner:
     record: JobRecord
     shard: tuple[int, int]
     chunk_size: int
+    results: ResultRecord
+    unchanged_keys: set[str] = field(default_factory=set)
+
+    def find_unchanged(self, files: Iterable[InputFile]) -> None:
+        """Note the files whose results earlier jobs made."""
+        for file in files:
+            paths = [result_path(self.request.out, file.key, end) for end in self.file_endings]
+            if self.results.is_unchanged(file, file.key, paths):
+                self.unchanged_keys.add(file.key)
+
+    def has_unchanged(self, files: Iterable[InputFile]) -> bool:
+        """Return True if earlier jobs made results of some of the files, and so perhaps a list of them."""
+        return any(file.key in self.unchanged_keys for file in files)
 
     @property
     def spec_names(self) -> list[str]:
@@ -222,18 +258,18 @@ class _StreamPlanner:
             yield (
                 file.path,
                 [result_path(self.request.out, file.key, end) for end in ends],
-                self.chunk_may_exist(i // self.chunk_size),
+                file.key in self.unchanged_keys or self.chunk_may_exist(i // self.chunk_size),
             )
 
     def make_stream(self, files: Sequence[InputFile], on_finish: Callable[[], None] = lambda: None) -> Stream:
         """Return the stream of these files."""
         place = FolderStore(self.request.out, self.record.temp_prefix)
-        journal = self.record.folder / "done" if self.request.overwrite else None
+        journal = self.record.folder / "done"
 
         def sink() -> Sink:
             if self.record.has_leftovers:
                 place.remove_leftovers({file.key for file in files})
-            return FolderSink(place, self.file_endings, journal)
+            return FolderSink(place, self.file_endings, journal, self.results, self.unchanged_keys)
 
         return Stream(FileSource(files), sink, len(files), self.shard, on_finish)
 

@@ -43,15 +43,15 @@ def state_dir_for(out: str, shard: tuple[int, int] | None) -> Path:
 def read_state(folder: Path, identity: dict[str, Any], overwrite: bool) -> JobRecord:
     """Return the record of this job, begun or new; write nothing.
 
-    Raises ValueError when another job has begun there, unless `overwrite` starts anew.
+    Raises ValueError when another job has begun there, unless `overwrite` starts anew, or it has tried every image.
     """
     told = folder / JOB_FILE if (folder / JOB_FILE).exists() else _closing_path(folder)
     begun = read_json(told) if told.exists() else {}
-    mark = begun.pop("mark", None)
+    mark, is_tried = begun.pop("mark", None), begun.pop("tried", False)
     identity = json.loads(json.dumps(identity))
     if begun == identity and isinstance(mark, str):
         return JobRecord(folder, identity, True, mark, True)
-    if begun and not overwrite:
+    if begun and not overwrite and not is_tried:
         other = next((name for name in identity if begun.get(name) != identity[name]), "mark")
         raise ValueError(
             f"{str(folder)!r} records an unfinished job with another {other}: give its arguments to finish it, "
@@ -91,6 +91,8 @@ def close_state(record: JobRecord, retry_failed: bool) -> None:
         if path.name != JOB_FILE and not (failed and (path.name == ERRORS_FILE or retry_failed)):
             path.unlink()
     if failed and retry_failed:
+        content = json.dumps(record.identity | {"mark": record.temp_prefix, "tried": True}, indent=1).encode()
+        write_atomically(record.folder / JOB_FILE, content, overwrite=True)
         return
     os.replace(record.folder / JOB_FILE, _closing_path(record.folder))
     if not failed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -69,5 +70,9 @@ def _write_output(path: str, content: bytes, overwrite: bool, log: Callable[[str
         write_stdout(content)
         return
     Path(path).parent.mkdir(parents=True, exist_ok=True)
+    if overwrite and os.path.lexists(path):
+        from .results import forget_result  # 10 ms
+
+        forget_result(path)
     write_atomically(path, content, overwrite)
     log(path)

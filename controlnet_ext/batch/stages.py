@@ -30,6 +30,7 @@ class InputImage:
     name: name in messages.
     content: anything that `read_image` takes, or a ValueError that explains why there is none.
     mask: the same for its mask, None where none is needed.
+    stamp: size and modification time of its files before they were read, see `results.stamp_files`.
     """
 
     index: int
@@ -37,6 +38,7 @@ class InputImage:
     name: str
     content: Any
     mask: Any = None
+    stamp: list[int] | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..errors import escape_unprintable
 from ..files.disk import STDOUT, check_stdout, check_target_folder, is_folder_name, write_atomically, write_stdout
-from ..generation.recipe import DEVICES, DTYPES
+from ..generation import DEVICES, DTYPES
 from ..preprocessors.registry import register_file
 
 DEVICE_HELP = f"one of: {', '.join(DEVICES)}, or cuda:N (default: the fastest one present)"

@@ -24,6 +24,7 @@ from ..maps.control_map import ControlMap
 from ..models import locate_weights, read_config
 from ..preprocessors.parameters import Parameter, Range
 from ..preprocessors.registry import RESOLUTION_PARAMETER, find_or_none
+from . import DEVICES, DTYPES
 from .inpainting import InpaintArea, Postprocess
 
 LATENT_UPSCALERS = {  # name in the webui: torch's interpolation mode of the latents, and antialias
@@ -176,8 +177,6 @@ NUMBER_FIELDS = {
 }
 ATTRIBUTES = {"negative": "negative_prompt", "guidance": "guidance_scale"}  # of a recipe, where its file says less
 THREADS_PER_CPU = 4  # at most, whatever a recipe was made with
-DTYPES = ("float32", "bfloat16", "float16")
-DEVICES = ("cpu", "cuda", "mps")
 MAX_UNITS = 16  # at most
 MAX_PROMPT_LENGTH = 10_000  # characters of a prompt at most
 

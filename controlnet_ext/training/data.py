@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import posixpath
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ..batch.formats.lists import MAP_COLUMNS, PATH_COLUMNS
 from ..batch.inputs import IMAGE_SUFFIXES
+from ..batch.results import list_record_files, read_rows
 from ..embedded.scenes import draw_scene
 from ..errors import error_prefix
 from ..files import image_reader
@@ -21,9 +24,8 @@ from ..files.image_reader import IMAGE_FILE_LIMIT, read_image
 from ..generation.recipe import hash_file
 from ..maps.resize import check_same_aspect, fit, fit_map_of_image
 
+LIST_SUFFIX = ".jsonl"
 METADATA_FILES = ("metadata.jsonl", "captions.jsonl")
-# The second is what the training scripts of diffusers read, the third what a Hugging Face image folder calls it
-MAP_COLUMNS = ("map", "conditioning_image", "conditioning_image_file_name")
 CAPTION_LIMIT = 2**16  # bytes
 MapFunction = Callable[[np.ndarray], np.ndarray]  # (H, W, 3) uint8 RGB of an image and of its map
 
@@ -112,24 +114,27 @@ class SceneDataset:
 
 
 def check_data_folder(folder: Path) -> None:
-    """Raise FileNotFoundError unless the folder exists."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{str(folder)!r} is not a folder; expected one with images, or the word scenes")
+    """Raise FileNotFoundError unless it is a folder, or a list."""
+    if not folder.is_dir() and not (folder.suffix == LIST_SUFFIX and folder.is_file()):
+        raise FileNotFoundError(
+            f"{str(folder)!r} is not a folder; expected one with images, a list (.jsonl), or the word scenes"
+        )
 
 
-def read_examples(folder: Path) -> tuple[Example, ...]:
-    """Read the examples of a folder.
+def read_examples(folder: Path, map_column: str | None = None) -> tuple[Example, ...]:
+    """Read the examples of a folder, or of a list.
 
     They are the lines of its metadata.jsonl or captions.jsonl, `{"file_name": .., "text": .., "map": ..}` (the map is
-    optional, its column one of `MAP_COLUMNS`), or all images with the caption `<stem>.txt` beside each. Files are read
-    and hashed; their pixels are not decoded. Raises FileNotFoundError or ValueError in one line: no images, no
-    captions, a file that is no complete image, a map that `check_same_aspect` refuses.
+    optional, its column one of `MAP_COLUMNS`, else `map_column`), or all images with the caption `<stem>.txt` beside
+    each. Files are read and hashed; their pixels are not decoded. Raises FileNotFoundError or ValueError in one line:
+    no images, no captions, a file that is no complete image, a map that `check_same_aspect` refuses.
     """
     check_data_folder(folder)
-    lists = [folder / name for name in METADATA_FILES if (folder / name).exists()]
+    is_list = folder.suffix == LIST_SUFFIX and folder.is_file()
+    lists = [folder] if is_list else [folder / name for name in METADATA_FILES if (folder / name).exists()]
     if len(lists) > 1:
         raise ValueError(f"{str(folder)!r} holds both {' and '.join(METADATA_FILES)}: remove one")
-    rows = _read_metadata(lists[0]) if lists else _list_captioned_images(folder)
+    rows = _read_metadata(lists[0], map_column) if lists else _list_captioned_images(folder)
     if not rows:
         raise ValueError(f"{str(lists[0] if lists else folder)!r} holds no images")
     found = []
@@ -203,19 +208,26 @@ def _read_caption(path: Path) -> str:
         raise ValueError(f"{str(path)!r} is not UTF-8 text: {error}") from error
 
 
-def _read_metadata(path: Path) -> list[tuple[Path, str, Path | None]]:
+def _read_metadata(path: Path, map_column: str | None) -> list[tuple[Path, str, Path | None]]:
     rows = []
+    sources = {str(row.get("source")) for row in read_rows(list_record_files(str(path.parent))).values()}
     with open_regular_file(path) as file:
         for n, line in enumerate(file, 1):
             if not line.strip():
                 continue
             where = f"{str(path)!r}, line {n}"
             row = parse_object(line, where)
-            if not isinstance(row.get("file_name"), str) or not isinstance(row.get("text"), str):
+            image = next((row[name] for name in PATH_COLUMNS if row.get(name) is not None), None)
+            if not isinstance(image, str) or not isinstance(row.get("text"), str):
                 raise ValueError(f'{where}: expected {{"file_name": "a.png", "text": "a caption"}}')
             control = _find_map(row, where)
+            if control is None and map_column is not None:
+                control = row.get(map_column)
             inside = None if control is None else _resolve_inside(path.parent, control, where)
-            rows.append((_resolve_inside(path.parent, row["file_name"], where), row["text"], inside))
+            is_source = posixpath.normpath(image) in sources
+            rows.append(
+                (path.parent / image if is_source else _resolve_inside(path.parent, image, where), row["text"], inside)
+            )
     return rows
 
 
@@ -231,7 +243,8 @@ def _find_map(row: dict[str, Any], where: str) -> object:
 
 
 def _resolve_inside(folder: Path, name: object, where: str) -> Path:
-    """Return the path of a file in a list. The list may be downloaded, so it may name none outside its folder."""
+    """Return the path of a file in a list. The list may be downloaded, so it may name none outside its folder; but for
+    images that the record of a `preprocess` in that folder has."""
     if not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts:
         raise ValueError(f"{where}: {name!r:.80} is not a file in the list's folder")
     return folder / name

@@ -16,6 +16,7 @@ from killing import contents, killed_often
 from controlnet_ext import cli
 from controlnet_ext.batch.formats import journal as box
 from controlnet_ext.batch.formats import tars
+from controlnet_ext.batch.results import RECORD_NAME
 from controlnet_ext.files.image_reader import read_image
 from controlnet_ext.files.image_writer import encode_image, write_image
 
@@ -60,7 +61,7 @@ def errors(out):
 def test_a_shard_becomes_a_shard_with_the_same_keys_and_the_maps(jobs):
     shard("a.tar", samples())
     assert run(f"canny,invert a.tar -o maps/ --jobs {jobs}") == 0
-    assert os.listdir("maps") == ["a.tar"] and sorted(os.listdir()) == ["a.tar", "maps"]
+    assert sorted(os.listdir("maps")) == [RECORD_NAME, "a.tar"] and sorted(os.listdir()) == ["a.tar", "maps"]
     made = members("maps/a.tar")
     keys = [f"part/{i:05}" for i in range(9)]
     assert list(made) == [f"{key}.{name}.png" for key in keys for name in ("canny", "invert")]
@@ -206,8 +207,12 @@ def test_a_list_becomes_the_same_rows_with_the_places_of_their_maps(capsys):
     assert run("canny,invert data/list.jsonl -o maps") == 1
     made = [json.loads(line) for line in Path("maps/list.jsonl").read_text().splitlines()]
     keys = ["b/0", "b/1", "b/2", "own"]
-    expected = [row | {n: f"{key}_{n}.png" for n in ("canny", "invert")} for row, key in zip(rows, keys, strict=True)]
-    assert made == [*expected, {"path": "b/no.png"}]
+    moved = [row | {name: f"../data/{row[name]}" for name in ("file_name", "path") if name in row} for row in rows]
+    maps = [{"key": key} | {name: f"{key}_{name}.png" for name in ("canny", "invert")} for key in keys]
+    expected = [row | more for row, more in zip(moved, maps, strict=True)]
+    assert made == [*expected, {"path": "../data/b/no.png", "key": "b/no"}]
+    assert run("invert maps/list.jsonl -o again") == 1  # the list holds where it lies
+    assert np.array_equal(read_image("again/b/2_invert.png"), 255 - PICTURES[2])
     assert np.array_equal(read_image("maps/own_invert.png"), 255 - PICTURES[0])
     for row in ({"path": "../x.png"}, {"path": "b/0.png", "key": "/etc/x"}, {"text": "no path"}):
         Path("data/bad.jsonl").write_text(json.dumps(row) + "\n")

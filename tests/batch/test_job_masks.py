@@ -97,7 +97,8 @@ def test_lists_name_masks(filled):
     for i in range(2):
         np.testing.assert_array_equal(read_image(f"out/{i}_{NAME}.png"), filled[i])
     made = [json.loads(line) for line in Path("out/a.jsonl").read_text().splitlines()]
-    assert made == [row | {NAME: f"{row['key']}_{NAME}.png"} for row in rows]
+    moved = [row | {name: f"../{row[name]}" for name in ("file_name", "mask")} for row in rows]
+    assert made == [row | dict.fromkeys((NAME, "map"), f"{row['key']}_{NAME}.png") for row in moved]
 
 
 def test_shards_hold_masks(filled):

@@ -92,14 +92,15 @@ def test_an_error_in_it_is_a_line_for_an_image_and_not_a_traceback(capsys):
     assert (code, error) == (1, "controlnet-ext: 'in/a.png': KeyError: 'a key'\n")
 
 
-def test_a_changed_file_is_another_job(capsys, monkeypatch):
-    assert run("preprocess hollow in -o maps --load mine.py --fails true", capsys)[0] == 1
+def test_a_changed_file_makes_other_maps(capsys, monkeypatch):
+    assert run("preprocess hollow in -o maps --load mine.py", capsys)[0] == 0
+    assert run("preprocess hollow in -o maps --load mine.py", capsys)[0] == 0
     Path("mine.py").write_text(MINE.replace("else image", "else image + 1"))
-    monkeypatch.setattr(registry, "_specs_by_name", {k: v for k, v in registry._specs_by_name.items() if k != "hollow"})
-    registry._specs_by_name.pop("dim")
+    for name in ("dim", "hollow"):
+        registry._specs_by_name.pop(name)
     registry._loaded_files.clear()
-    code, _, error = run("preprocess hollow in -o maps --load mine.py --fails true", capsys)
-    assert code == 2 and "an unfinished job with another load" in error
+    code, _, error = run("preprocess hollow in -o maps --load mine.py", capsys)
+    assert code == 2 and "a_hollow.png' exists; --overwrite replaces it" in error
 
 
 def test_the_list_of_preprocessors_shows_it(capsys):

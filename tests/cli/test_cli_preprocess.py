@@ -14,6 +14,7 @@ from limits import wait_until
 
 from controlnet_ext import cli
 from controlnet_ext.batch import single
+from controlnet_ext.batch.results import RECORD_NAME
 from controlnet_ext.files.image_reader import read_image
 from controlnet_ext.files.image_writer import write_image
 
@@ -40,7 +41,9 @@ def run(words):
 
 
 def files(folder="."):
-    return sorted(str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file())
+    """The files in a folder, without the record of results."""
+    paths = (path for path in Path(folder).rglob("*") if path.is_file() and path.name != RECORD_NAME)
+    return sorted(str(path.relative_to(folder)) for path in paths)
 
 
 def refused(words, capsys):

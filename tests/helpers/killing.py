@@ -12,13 +12,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from controlnet_ext import cli
+from controlnet_ext.batch.results import list_record_files
 
 ROOT = Path(cli.__file__).parents[2]
 
 
 def contents(path):
-    """Every file in a folder, hidden ones too, with its bytes."""
-    return {str(p.relative_to(path)): p.read_bytes() for p in Path(path).rglob("*") if p.is_file()}
+    """Every file in a folder, hidden ones too, with its bytes; without the records of results, which hold times."""
+    files = (p for p in Path(path).rglob("*") if p.is_file() and p not in list_record_files(p.parent))
+    return {str(p.relative_to(path)): p.read_bytes() for p in files}
 
 
 def command(words):

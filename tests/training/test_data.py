@@ -1,11 +1,14 @@
 """Training data as people have them: the columns of other trainers, and maps of other sizes than their images."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+from controlnet_ext.preprocessors import preprocess
 from PIL import Image
 
+from controlnet_ext import cli
 from controlnet_ext.files.image_reader import read_image
 from controlnet_ext.files.image_writer import write_image
 from controlnet_ext.maps.resize import fit
@@ -87,3 +90,35 @@ def test_a_turned_photo_and_its_map_are_compared_upright(tmp_path):
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "a", "map": "map.png"}')
     pixels, control, _ = FolderDataset(read_examples(tmp_path), None).read(0, 64, 64)
     assert np.abs(pixels.astype(int) - control).max() <= 4  # the map has 48 columns only
+
+
+@pytest.mark.parametrize("names", ["canny", "canny,invert"])
+@pytest.mark.parametrize("data", ["maps", "maps/metadata.jsonl", "maps/list.jsonl"])
+def test_what_preprocess_lists_is_what_train_reads(names, data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    list_name = "list.jsonl" if data.endswith("list.jsonl") else "metadata.jsonl"
+    Path("photos/deep").mkdir(parents=True)
+    pixels = [np.random.default_rng(i).integers(0, 256, (64, 64, 3), np.uint8) for i in range(3)]
+    for i in range(3):
+        write_image(f"photos/deep/{i}.png", pixels[i])
+    rows = [{"file_name": f"deep/{i}.png", "text": f"photo {i}"} for i in range(3)]
+    Path("photos", list_name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert cli.main(["preprocess", names, f"photos/{list_name}", "-o", "maps", "--low", "50"]) == 0
+    several = "," in names  # then the column is that of the preprocessor that train names
+    dataset = FolderDataset(read_examples(Path(data), "canny" if several else None), None)
+    for i in range(3):
+        image, control, caption = dataset.read(i, 64, 64)
+        np.testing.assert_array_equal(image, pixels[i])
+        np.testing.assert_array_equal(control, preprocess("canny", pixels[i], low=50).pixels)
+        assert caption == f"photo {i}"
+
+
+def test_a_list_that_no_preprocess_wrote_leads_out_of_its_folder_as_little_as_before(tmp_path):
+    (tmp_path / "maps").mkdir()
+    write_image(tmp_path / "a.png", np.zeros((8, 8, 3), np.uint8))
+    (tmp_path / "maps/metadata.jsonl").write_text('{"file_name": "../a.png", "text": "a"}')
+    for record in (None, "", '{"key": "b", "source": "../b.png", "stamp": [1, 2], "made": {"canny.png": "0"}}\n'):
+        if record is not None:
+            (tmp_path / "maps/.controlnet-ext.jsonl").write_text(record)
+        with pytest.raises(ValueError, match=r"line 1: '\.\./a\.png' is not a file in the list's folder"):
+            read_examples(tmp_path / "maps")

@@ -12,6 +12,7 @@ from typing import TextIO
 from ...files.disk import fsync_dir, write_atomically
 from ..inputs import InputFile
 from ..request import result_path
+from ..results import ResultRecord, stamp_files
 from ..stages import ImageResult, InputImage
 from .journal import read_journal
 
@@ -29,7 +30,7 @@ class FileSource:
         """Yield the images from position `start` on."""
         for i in range(start, len(self.files)):
             path, key, mask = self.files[i]
-            yield InputImage(i, key, path, path, mask)
+            yield InputImage(i, key, path, path, mask, stamp_files(path, mask))
 
 
 @dataclass(frozen=True)
@@ -67,42 +68,52 @@ class FolderStore:
 class FolderSink:
     """A sink of files.
 
-    An image is done when its files exist, and, where they may be older than the job, when its key is in `journal`, as a
-    line of JSON.
+    An image is done when its files exist and it is in `journal`, as a row of the record, with the stamp that it has; or
+    when its key is one of `unchanged_keys`, which earlier jobs made. In the end the rows are added to the record.
     """
 
     start_index = 0
     is_finished = False
 
-    def __init__(self, store: FolderStore, endings: Sequence[str], journal: Path | None):
+    def __init__(
+        self,
+        store: FolderStore,
+        endings: Sequence[str],
+        journal: Path,
+        record: ResultRecord,
+        unchanged_keys: Collection[str],
+    ):
         self.store = store
-        self._endings = endings
-        self._done_keys: set[str] | None = None
-        self._journal: TextIO | None = None
-        if journal is not None:
-            self._done_keys = set(read_journal(journal))
-            self._journal = open(journal, "w")  # noqa: SIM115  closed by close
-            self._journal.writelines(json.dumps(key) + "\n" for key in self._done_keys)
+        self._endings, self._record, self._unchanged_keys = endings, record, unchanged_keys
+        rows = [row for row in read_journal(journal) if isinstance(row, dict)]
+        self._stamps = {row["key"]: row["stamp"] for row in rows}  # of images that an earlier run did
+        self._path = journal
+        self._journal: TextIO = open(journal, "w")  # noqa: SIM115  closed by close
+        self._journal.writelines(json.dumps(row) + "\n" for row in rows)
+        self._journal.flush()
 
     def earlier_results(self) -> Iterable[ImageResult]:
         """Return nothing: files of earlier runs are not read."""
         return ()
 
     def is_done(self, image: InputImage) -> bool:
-        """Return True if an earlier run wrote all files of this image."""
-        if self._done_keys is not None and image.key not in self._done_keys:
+        """Return True if an earlier run wrote all files of this image, which is unchanged, or an earlier job did."""
+        if image.key in self._unchanged_keys:
+            return True
+        if image.key not in self._stamps or self._stamps[image.key] != image.stamp:
             return False
         return all(os.path.lexists(result_path(self.store.folder, image.key, ending)) for ending in self._endings)
 
     def add(self, result: ImageResult) -> None:
-        """Note the key of a complete result in the journal."""
-        if self._journal is not None and not result.errors:
-            self._journal.write(json.dumps(result.image.key) + "\n")
+        """Note a complete result in the journal."""
+        if not result.errors:
+            row = self._record.make_row(result.image.key, result.image.name, result.image.stamp)
+            self._journal.write(json.dumps(row) + "\n")
             self._journal.flush()
 
     def finish(self) -> None:
-        """Do nothing: files are complete already."""
+        """Add what this job made to the record of the folder."""
+        self._record.add(row for row in read_journal(self._path) if row["stamp"] is not None)
 
     def close(self) -> None:
-        if self._journal is not None:
-            self._journal.close()
+        self._journal.close()

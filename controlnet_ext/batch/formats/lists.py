@@ -15,6 +15,9 @@ from ..request import result_path
 PATH_COLUMNS = ("file_name", "path", "image_path", "image")  # the first that a row has
 KEY_COLUMNS = ("key", "__key__")
 MASK_COLUMN = "mask"
+# Names of the map in lists to train with: ours, the one that the training scripts of diffusers read, and what a Hugging
+# Face image folder calls it
+MAP_COLUMNS = ("map", "conditioning_image", "conditioning_image_file_name")
 LINE_LIMIT = 2**20  # bytes
 
 
@@ -31,19 +34,34 @@ def read_list(path: str, needs_mask: bool = False) -> list[InputFile]:
 
 
 def write_list(path: str, out: str, folder: str, spec_names: Sequence[str]) -> None:
-    """Write the rows of the list to `out`, each with the path of every map that exists in `folder`."""
+    """Write the rows of the list to `out`, each with the path of every map that exists in `folder`.
+
+    A map has the name of its preprocessor; a single one is also called `map`, unless the row names one, which is how
+    `train` reads it. The paths of images begin at `folder`, where the list lies.
+    """
     rows = (
-        row
-        | {
-            name: f"{file.key}_{name}.png"
-            for name in spec_names
-            if os.path.exists(result_path(folder, file.key, f"{name}.png"))
-        }
+        {**row, **_move_paths(row, file.key, path, folder), **_name_maps(row, file.key, folder, spec_names)}
         for row, file in zip(_read_rows(path), read_list(path), strict=True)
     )
     lines = (json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n" for row in rows)
     os.makedirs(folder, exist_ok=True)
     write_atomically(out, lines, overwrite=True)
+
+
+def _name_maps(row: Mapping[str, Any], key: str, folder: str, spec_names: Sequence[str]) -> dict[str, str]:
+    maps = {name: f"{key}_{name}.png" for name in spec_names if os.path.exists(result_path(folder, key, f"{name}.png"))}
+    given = any(row.get(name) is not None for name in MAP_COLUMNS)
+    return maps | ({MAP_COLUMNS[0]: maps[spec_names[0]]} if maps and len(spec_names) == 1 and not given else {})
+
+
+def _move_paths(row: Mapping[str, Any], key: str, path: str, folder: str) -> dict[str, str]:
+    """Return the paths of a row that begin at the folder of the list `path`, from `folder` on, and the row's key."""
+    own = os.path.dirname(path)
+    return {KEY_COLUMNS[0]: key} | {
+        name: os.path.relpath(os.path.join(own, row[name]), folder).replace(os.sep, "/")
+        for name in (*PATH_COLUMNS, *MAP_COLUMNS, MASK_COLUMN)
+        if isinstance(row.get(name), str) and row[name] and not os.path.isabs(row[name])
+    }
 
 
 def get_row_key(row: Mapping[str, Any], image_path: str, where: str) -> str:

@@ -103,7 +103,7 @@ def run(options: Namespace) -> int:
         tuple(specs), tuple(values), options.json, options.sixteen_bit, options.output, options.overwrite
     )
     shard, jobs = _parse_shard(options.shard), _check_jobs(options.jobs, options.engine)
-    files = _assign_masks(request, find_inputs(options.inputs, options.recursive), options.mask)
+    files = _assign_masks(request, _find_images(options), options.mask)
     if len(files) == 1 and shard is None and not is_container(files[0].path):
         from ...batch import single
 
@@ -111,6 +111,30 @@ def run(options: Namespace) -> int:
         ready = weights_options.load_preprocessors(specs, options)
         return single.run_single(request, files[0], ready, paths, print_stderr)
     return _run_many(request, files, shard, jobs, options)
+
+
+def _find_images(options: Namespace) -> list[InputFile]:
+    """Return the input files, of folders and globs without the maps that earlier jobs laid among the images."""
+    files = []
+    for word in options.inputs:
+        found = find_inputs([word], options.recursive)
+        if os.path.isdir(word) or len(found) > 1:
+            from ...batch.results import RECORD_NAME, exclude_recorded_maps
+
+            folder = (
+                word if os.path.isdir(word) else os.path.commonpath([os.path.dirname(f.path) or "." for f in found])
+            )
+            kept = exclude_recorded_maps(found, folder)
+            if len(kept) < len(found):
+                print_stderr(f"controlnet-ext: {len(found) - len(kept)} maps of earlier jobs in {word!r} are left out")
+            elif os.path.realpath(options.output) == os.path.realpath(folder):
+                print_stderr(
+                    f"controlnet-ext: maps go among the images of {word!r}; by the file {RECORD_NAME} there later jobs "
+                    "tell them from images"
+                )
+            found = kept
+        files += found
+    return files
 
 
 def _assign_masks(request: MapRequest, files: list[InputFile], mask: str | None) -> list[InputFile]:
@@ -154,6 +178,8 @@ def _run_many(
     recipe = plan.build_recipe(request, networks, size)
     try:
         failed = job.run_job(planned.streams, recipe, engine, planned.record, print_stderr, not request.overwrite)
+        if planned.unchanged_count:
+            print_stderr(f"{planned.unchanged_count} unchanged since an earlier job, left as they are")
     except OSError as error:
         print_stderr(f"controlnet-ext: {error}; the same command goes on from here")
         return 1

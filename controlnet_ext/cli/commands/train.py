@@ -52,8 +52,8 @@ def arguments(parser: ArgumentParser, argv: list[str]) -> None:
         metavar="FOLDER",
         required=True,
         help="images, each with its caption in <stem>.txt beside it; or metadata.jsonl (captions.jsonl) with lines "
-        '{"file_name": "a.png", "text": "a caption", "map": "a_map.png"}, where the map is optional. Or scenes: the '
-        "drawn scenes of the embedded model; scenes:8000: the first 8000 of them",
+        '{"file_name": "a.png", "text": "a caption", "map": "a_map.png"}, where the map is optional; or a list (.jsonl) '
+        "that preprocess wrote. Or scenes: the drawn scenes of the embedded model; scenes:8000: the first 8000 of them",
     )
     parser.add_argument(
         "--map",
@@ -113,10 +113,12 @@ def _add_training_flags(parser: ArgumentParser) -> None:
 
 @dataclass(frozen=True, eq=False)
 class MapSource:
-    """The value of --map: the kind of the maps, and the function that makes them, None where all are given."""
+    """The value of --map: the kind of the maps, and the function that makes them, None where all are given. `column`
+    is the column of a list that holds such maps too, the name of a preprocessor without parameters."""
 
     kind: str
     make_map: MapFunction | None
+    column: str | None = None
 
 
 def run(options: Namespace) -> int:
@@ -131,7 +133,7 @@ def run(options: Namespace) -> int:
     with silence_libraries():
         folder = PipelineFolder.find(options.model)
         height, width = _parse_size(options.size, folder)
-        train_set, held_out = _load_datasets(options, maps.make_map, height == width)
+        train_set, held_out = _load_datasets(options, maps, height == width)
         try:
             from ...training.job import TrainingJob
         except ModuleNotFoundError as error:
@@ -240,7 +242,7 @@ def _parse_map(text: str) -> MapSource:
     def make(pixels: np.ndarray) -> np.ndarray:
         return preprocessor(pixels, **parameters).pixels
 
-    return MapSource(spec.makes, make)
+    return MapSource(spec.makes, make, None if values else spec.name)
 
 
 def _parse_size(text: str | None, folder: PipelineFolder) -> tuple[int, int]:
@@ -258,9 +260,7 @@ def _parse_size(text: str | None, folder: PipelineFolder) -> tuple[int, int]:
     return height, width
 
 
-def _load_datasets(
-    options: Namespace, make_map: MapFunction | None, square: bool
-) -> tuple[ControlDataset, ControlDataset]:
+def _load_datasets(options: Namespace, maps: MapSource, square: bool) -> tuple[ControlDataset, ControlDataset]:
     """Return the training set and the held-out set."""
     from ...embedded.scenes import HELD_OUT_SEEDS, TRAINING_SEEDS
     from ...training.data import FolderDataset, SceneDataset, check_disjoint, read_examples, split_examples
@@ -269,15 +269,15 @@ def _load_datasets(
         seeds = TRAINING_SEEDS if match[1] is None else TRAINING_SEEDS[: int(match[1])]
         if not seeds:
             raise ValueError(f"--data {options.data!r}: expected at least one scene")
-        if make_map is None or options.validation is not None or not square:
+        if maps.make_map is None or options.validation is not None or not square:
             raise ValueError("scenes are square, have held-out ones of their own, and need a preprocessor in --map")
-        return SceneDataset(seeds, make_map), SceneDataset(HELD_OUT_SEEDS, make_map)
-    examples = read_examples(Path(options.data))
+        return SceneDataset(seeds, maps.make_map), SceneDataset(HELD_OUT_SEEDS, maps.make_map)
+    examples = read_examples(Path(options.data), maps.column)
     validation = options.validation or VALIDATION_SHARE
     share = _parse_share(validation)
     if share is None:
-        held_out = read_examples(Path(validation))
+        held_out = read_examples(Path(validation), maps.column)
         check_disjoint(examples, held_out)
     else:
         examples, held_out = split_examples(examples, share)
-    return FolderDataset(examples, make_map), FolderDataset(held_out, make_map)
+    return FolderDataset(examples, maps.make_map), FolderDataset(held_out, maps.make_map)
