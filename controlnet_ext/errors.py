@@ -155,8 +155,8 @@ def suggest_names(message: str, name: str, known_names: Iterable[str]) -> str:
     euler-ancestral here`.
     """
     known_names = tuple(known_names)
-    if meant := _find_peer_name(name, known_names):
-        return escape_unprintable(f"{message}; it is called {meant} here")
+    if own_name := _find_peer_name(name, known_names):
+        return escape_unprintable(f"{message}; it is called {own_name} here")
     return escape_unprintable(f"{message}, the nearest are: {closest_names(name, known_names)}")
 
 
@@ -165,7 +165,11 @@ def _find_peer_name(name: str, known_names: Iterable[str]) -> str | None:
     by_form = {_normalize_name(known): known for known in known_names}
     form = _normalize_name(name)
     return next(
-        (by_form[meant] for each in (form, *PEER_NAMES.get(form, ())) if (meant := _normalize_name(each)) in by_form),
+        (
+            by_form[form_of_peer]
+            for each in (form, *PEER_NAMES.get(form, ()))
+            if (form_of_peer := _normalize_name(each)) in by_form
+        ),
         None,
     )
 

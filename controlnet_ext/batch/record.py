@@ -45,8 +45,8 @@ def read_state(folder: Path, identity: dict[str, Any], overwrite: bool) -> JobRe
 
     Raises ValueError when another job has begun there, unless `overwrite` starts anew, or it has tried every image.
     """
-    told = folder / JOB_FILE if (folder / JOB_FILE).exists() else _closing_path(folder)
-    begun = read_json(told) if told.exists() else {}
+    job_file = folder / JOB_FILE if (folder / JOB_FILE).exists() else _closing_path(folder)
+    begun = read_json(job_file) if job_file.exists() else {}
     mark, is_tried = begun.pop("mark", None), begun.pop("tried", False)
     identity = json.loads(json.dumps(identity))
     if begun == identity and isinstance(mark, str):

@@ -92,7 +92,9 @@ BUSY_MESSAGE = (
 PLACE_ADVICE = "tell the place with crop_maps(box, image_size) around the call"
 
 Box = tuple[int, int, int, int]
-_told_boxes: ContextVar[tuple[tuple[Box, ...], tuple[int, int]] | None] = ContextVar("told_boxes", default=None)
+_announced_boxes: ContextVar[tuple[tuple[Box, ...], tuple[int, int]] | None] = ContextVar(
+    "announced_boxes", default=None
+)
 
 
 @contextmanager
@@ -109,11 +111,11 @@ def crop_maps(boxes: Box | Sequence[Box], image_size: tuple[int, int]) -> Iterat
     width, height = image_size
     for box in several:
         Crop((height, width), box, (1, 1))
-    token = _told_boxes.set((several, (height, width)))
+    token = _announced_boxes.set((several, (height, width)))
     try:
         yield
     finally:
-        _told_boxes.reset(token)
+        _announced_boxes.reset(token)
 
 
 class GuideSession:
@@ -262,11 +264,11 @@ class GuideSession:
         """
         assert self._run_host is not None
         size = self._run_host.pixel_size
-        told = find_told_crops(len(step.x), size)
-        if told:
-            if step.crops and step.crops != told:
+        crops = find_announced_crops(len(step.x), size)
+        if crops:
+            if step.crops and step.crops != crops:
                 raise ValueError("crop_maps tells the place of a call that the pipeline crops itself; use one of them")
-            return replace(step, crops=told)
+            return replace(step, crops=crops)
         if step.crops:
             if len(step.crops) != len(step.x) or any(crop.size != size for crop in step.crops):
                 raise ValueError(f"the host places {len(step.crops)} parts for a call of {_describe(step, size)}")
@@ -361,7 +363,7 @@ class GuidedUNet:
             self._run_thread = self._call_thread
         elif self._run_thread not in (None, self._call_thread):
             raise RuntimeError(BUSY_MESSAGE)
-        geometry = tuple(x.shape), crops, _told_boxes.get()
+        geometry = tuple(x.shape), crops, _announced_boxes.get()
         if is_new_run or geometry != self._geometry:
             self.detach()
             self._geometry = geometry
@@ -436,15 +438,15 @@ class GuidedUNet:
         self.undo.close()
 
 
-def find_told_crops(row_count: int, size: tuple[int, int]) -> tuple[Crop, ...]:
+def find_announced_crops(row_count: int, size: tuple[int, int]) -> tuple[Crop, ...]:
     """Return the part that each row of a call of this height and width shows by `crop_maps`, nothing outside of it.
 
     Raises ValueError if there is another number of rows than of boxes, or of several times as many.
     """
-    told = _told_boxes.get()
-    if told is None:
+    announced = _announced_boxes.get()
+    if announced is None:
         return ()
-    boxes, image_size = told
+    boxes, image_size = announced
     times, odd = divmod(row_count, len(boxes))
     if odd:
         raise ValueError(f"crop_maps has {len(boxes)} boxes for {row_count} rows; give one for each row, or one box")

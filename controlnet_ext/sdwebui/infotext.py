@@ -95,10 +95,10 @@ def parse_unit_text(text: str) -> dict[str, Any]:
     """Return the fields of a unit in a text of `format_unit_text` or sd-webui-controlnet; other fields are skipped."""
     found: dict[str, Any] = {}
     for part in text.split(","):
-        name, colon, said = part.partition(":")
+        name, colon, text_value = part.partition(":")
         key = "_".join(name.casefold().split())
         if colon and key in UNIT_TEXT_FIELDS:
-            found[key] = _parse_value(said.strip())
+            found[key] = _parse_value(text_value.strip())
     if "advanced_weighting" in found:
         words = str(found["advanced_weighting"]).split()
         found["advanced_weighting"] = [float(word) for word in words if _is_number(word)]

@@ -147,8 +147,8 @@ class TokenMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in self._open_paths:
-            brought = _extract_token(dict(scope["headers"]).get(b"authorization", b""))
-            if not hmac.compare_digest(brought, self._token):
+            token = _extract_token(dict(scope["headers"]).get(b"authorization", b""))
+            if not hmac.compare_digest(token, self._token):
                 await error_response(401, "the request brings no valid token")(scope, receive, send)
                 return
         await self._app(scope, receive, send)

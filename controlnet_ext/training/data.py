@@ -109,8 +109,8 @@ class SceneDataset:
         """Return example i: image and map, (height, width, 3) uint8 RGB, and caption. ValueError unless square."""
         if height != width:
             raise ValueError(f"scenes are square, not {width}x{height}")
-        drawn = draw_scene(self.seeds[i], height)
-        return drawn.pixels, fit(self.make_map(drawn.pixels), height, width), drawn.caption
+        scene = draw_scene(self.seeds[i], height)
+        return scene.pixels, fit(self.make_map(scene.pixels), height, width), scene.caption
 
 
 def check_data_folder(folder: Path) -> None:

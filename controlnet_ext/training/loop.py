@@ -136,19 +136,19 @@ def _log_row(row: Mapping[str, float], log: Path, seconds_left: float) -> None:
 @contextmanager
 def _catch_interrupt() -> Iterator[threading.Event]:
     """Yield an event that the first Ctrl-C sets, where Python handles signals: in the main thread."""
-    asked = threading.Event()
+    stopping = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield stopping
         return
     before = signal.getsignal(signal.SIGINT)
 
     def ask(*_: object) -> None:
-        asked.set()
+        stopping.set()
         signal.signal(signal.SIGINT, before)
 
     signal.signal(signal.SIGINT, ask)
     try:
-        yield asked
+        yield stopping
     finally:
         signal.signal(signal.SIGINT, before)
 

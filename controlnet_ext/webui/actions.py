@@ -74,15 +74,15 @@ def preview_map(
     pixels, painted = get_image_and_mask(image)
     if pixels is None:
         return [None, "There is no image.", gr.update(), gr.update()]
-    asked: dict[str, Any] = {"controlnet_module": module_name}
-    asked |= {"controlnet_input_images": [pixels], "controlnet_masks": [mask if painted is None else painted]}
-    asked |= {
+    request: dict[str, Any] = {"controlnet_module": module_name}
+    request |= {"controlnet_input_images": [pixels], "controlnet_masks": [mask if painted is None else painted]}
+    request |= {
         "controlnet_processor_res": resolution,
         "controlnet_threshold_a": threshold_a,
         "controlnet_threshold_b": threshold_b,
     }
     try:
-        answer = detect_maps(asked, host.get_preprocessor_loader())
+        answer = detect_maps(request, host.get_preprocessor_loader())
     except USER_ERRORS as error:
         return [None, html.escape(str(error)), gr.update(), gr.update()]
     poses = answer.get("poses", [])
@@ -117,13 +117,13 @@ def save_preset(name: str, *values: Any) -> tuple[Any, str]:
 def load_preset(name: str) -> list[Any]:
     """Return updates for each field of a preset, the control type "All", and an error message."""
     try:
-        said = presets.load(name)
-        slid = update_sliders(str(said.get("module")), *map(said.get, SLIDER_FIELDS))
+        preset = presets.load(name)
+        sliders = update_sliders(str(preset.get("module")), *map(preset.get, SLIDER_FIELDS))
     except USER_ERRORS as error:
         return [*[gr.update()] * len(presets.PRESET_FIELDS), gr.update(), html.escape(str(error))]
-    updates = {key: gr.update(value=said[key]) if key in said else gr.update() for key in presets.PRESET_FIELDS}
-    updates |= {key: update_with_all_choices(key, said[key]) for key in ("module", "model") if key in said}
-    updates |= zip(SLIDER_FIELDS, slid, strict=True)
+    updates = {key: gr.update(value=preset[key]) if key in preset else gr.update() for key in presets.PRESET_FIELDS}
+    updates |= {key: update_with_all_choices(key, preset[key]) for key in ("module", "model") if key in preset}
+    updates |= zip(SLIDER_FIELDS, sliders, strict=True)
     return [*updates.values(), "All", ""]
 
 

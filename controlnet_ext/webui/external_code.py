@@ -74,8 +74,8 @@ class ControlNetUnit:
         return isinstance(other, ControlNetUnit) and self.to_dict() == other.to_dict()
 
     def __repr__(self) -> str:
-        said = {key: value for key, value in vars(self).items() if key not in ("image", "mask")}
-        return f"ControlNetUnit({said})"
+        fields = {key: value for key, value in vars(self).items() if key not in ("image", "mask")}
+        return f"ControlNetUnit({fields})"
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> ControlNetUnit:
@@ -159,12 +159,14 @@ def update_cn_script(script_runner: Any, script_args: Any, cn_units: Iterable[An
     script = find_cn_script(script_runner)
     if script is None:
         return script_args
-    said = [unit.to_dict() if isinstance(unit, ControlNetUnit) else dict(unit) for unit in cn_units if unit is not None]
+    entries = [
+        unit.to_dict() if isinstance(unit, ControlNetUnit) else dict(unit) for unit in cn_units if unit is not None
+    ]
     room = script.args_to - script.args_from
-    if len(said) > min(room, host.get_unit_count()):
-        raise ValueError(f"{len(said)} units, expected up to {host.get_unit_count()}")
+    if len(entries) > min(room, host.get_unit_count()):
+        raise ValueError(f"{len(entries)} units, expected up to {host.get_unit_count()}")
     given = list(script_args)
-    given[script.args_from : script.args_to] = [*said, *[None] * (room - len(said))]
+    given[script.args_from : script.args_to] = [*entries, *[None] * (room - len(entries))]
     return type(script_args)(given)
 
 

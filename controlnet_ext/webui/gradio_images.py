@@ -33,5 +33,5 @@ def read_canvas(value: Any) -> Any:
 
 def get_image_and_mask(value: Any) -> tuple[Any, Any]:
     """Return image and mask of a component's value, None for each that is absent."""
-    said = read_canvas(value)
-    return (said.get("image"), said.get("mask")) if isinstance(said, Mapping) else (said, None)
+    canvas = read_canvas(value)
+    return (canvas.get("image"), canvas.get("mask")) if isinstance(canvas, Mapping) else (canvas, None)

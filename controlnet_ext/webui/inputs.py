@@ -56,11 +56,11 @@ AXES_ATTRIBUTE = "controlnet_axes"  # of a request: what the XYZ script sets
 def iter_panel_units(args: Sequence[Any]) -> Iterator[dict[str, Any]]:
     """Yield the units in the values of the panel's components."""
     for begin in range(0, len(args) - len(PANEL_UNIT_FIELDS) + 1, len(PANEL_UNIT_FIELDS)):
-        said = dict(zip(PANEL_UNIT_FIELDS, args[begin : begin + len(PANEL_UNIT_FIELDS)], strict=True))
+        values = dict(zip(PANEL_UNIT_FIELDS, args[begin : begin + len(PANEL_UNIT_FIELDS)], strict=True))
         yield {
-            **said,
-            "image": read_canvas(said["image"]),
-            "advanced_weighting": _parse_layer_weights(said["advanced_weighting"]),
+            **values,
+            "image": read_canvas(values["image"]),
+            "advanced_weighting": _parse_layer_weights(values["advanced_weighting"]),
         }
 
 
@@ -72,10 +72,10 @@ def parse_unit_arguments(args: Sequence[Any]) -> list[dict[str, Any]]:
         return list(iter_panel_units(args))
     if args and args[0] is not None and not isinstance(args[0], Mapping):
         raise ValueError(f"unit 1 is {args[0]!r:.60}, expected an object")
-    said = list(takewhile(lambda each: each is None or isinstance(each, Mapping), args))
-    while said and said[-1] is None:
-        said.pop()
-    return [{key: each[key] for key in each if key not in PANEL_ONLY_FIELDS} if each else {} for each in said]
+    entries = list(takewhile(lambda each: each is None or isinstance(each, Mapping), args))
+    while entries and entries[-1] is None:
+        entries.pop()
+    return [{key: each[key] for key in each if key not in PANEL_ONLY_FIELDS} if each else {} for each in entries]
 
 
 def read_request_units(args: Sequence[Any], p: Any, with_script_control: bool) -> list[dict[str, Any]]:

@@ -143,17 +143,19 @@ class UnitComponents:
 
     def _connect_events(self) -> None:
         parts = self.components
-        slid = [parts[name] for name in actions.SLIDER_FIELDS]
-        parts["type"].input(actions.update_for_control_type, [parts["type"]], [parts["module"], parts["model"], *slid])
-        parts["module"].input(actions.update_sliders, [parts["module"]], slid)  # not what is pasted or of a preset
+        sliders = [parts[name] for name in actions.SLIDER_FIELDS]
+        parts["type"].input(
+            actions.update_for_control_type, [parts["type"]], [parts["module"], parts["model"], *sliders]
+        )
+        parts["module"].input(actions.update_sliders, [parts["module"]], sliders)  # not what is pasted or of a preset
         self._refresh_button.click(actions.refresh_models, [parts["type"], parts["model"]], [parts["model"]])
-        asked = [parts["image"], parts["mask"], parts["module"], *slid]
+        detector_inputs = [parts["image"], parts["mask"], parts["module"], *sliders]
         self._run_button.click(
-            actions.preview_map, asked, [self._preview, self._message, parts["pose"], self._pose_box]
+            actions.preview_map, detector_inputs, [self._preview, self._message, parts["pose"], self._pose_box]
         )
         self._draw_button.click(actions.draw_pose, [parts["pose"]], [self._preview, self._message])
         self._use_button.click(
-            actions.use_map_as_image, [self._preview], [parts["image"], parts["module"], parts["enabled"], *slid]
+            actions.use_map_as_image, [self._preview], [parts["image"], parts["module"], parts["enabled"], *sliders]
         )
         kept = [parts[name] for name in presets.PRESET_FIELDS]
         self._save_button.click(actions.save_preset, [self._preset, *kept], [self._preset, self._message])

@@ -20,16 +20,16 @@ def create_paste_fields(unit_index: int, components: dict[str, Any]) -> list[tup
     key = f"ControlNet {unit_index}"
 
     def wanted(function: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, Any]], Any]:
-        return lambda said: function(said) if host.get_setting("control_net_sync_field_args", True) else None
+        return lambda params: function(params) if host.get_setting("control_net_sync_field_args", True) else None
 
     def of(name: str) -> Callable[[dict[str, Any]], Any]:
-        return lambda said: _read_component_value(name, said, key)
+        return lambda params: _read_component_value(name, params, key)
 
     def image_reader(name: str) -> Callable[[dict[str, Any]], Any]:
-        return lambda said: _update_image(name, str(said[key])) if key in said else None
+        return lambda params: _update_image(name, str(params[key])) if key in params else None
 
     texts = [(components[name], of(name)) for name in sorted(UNIT_TEXT_FIELDS)]
-    types = [(components["type"], lambda said: "All" if key in said else None)]
+    types = [(components["type"], lambda params: "All" if key in params else None)]
     found = types + texts + [(components[name], image_reader(name)) for name in INPUT_LABELS]
     return [(component, wanted(function)) for component, function in found]
 

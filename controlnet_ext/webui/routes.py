@@ -117,8 +117,8 @@ class PasswordMiddleware:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         from ..server.http import error_response
 
-        kind, _, brought = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
-        if kind.lower() == b"basic" and any(hmac.compare_digest(brought.strip(), word) for word in self._credentials):
+        kind, _, words = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
+        if kind.lower() == b"basic" and any(hmac.compare_digest(words.strip(), each) for each in self._credentials):
             await self._app(scope, receive, send)
         else:
             await error_response(401, "Incorrect username or password")(scope, receive, send)

@@ -95,9 +95,9 @@ class GenerationState:
         self._iteration = -1
         self._error: Exception | None = None
         try:
-            said = read_request_units(args, p, bool(host.get_setting("control_net_allow_script_control", False)))
-            self.units = list(parse_webui_units(said, host.get_unit_count()))
-            self.batch_inputs = BatchInputs.from_units({place: said[place - 1] for place, _ in self.units})
+            entries = read_request_units(args, p, bool(host.get_setting("control_net_allow_script_control", False)))
+            self.units = list(parse_webui_units(entries, host.get_unit_count()))
+            self.batch_inputs = BatchInputs.from_units({place: entries[place - 1] for place, _ in self.units})
             for number, unit in self.units:
                 with error_prefix(f"unit {number}"):
                     model_name = resolve_model_name(unit, host.get_model_catalog())

@@ -114,7 +114,7 @@ class MarigoldPipeline:
         pipe.empty_text_embedding = self.text_embedding
         pipe.set_progress_bar_config(disable=True)
         try:
-            drawn = pipe(
+            prediction = pipe(
                 image / np.float32(255),
                 num_inference_steps=steps,
                 ensemble_size=ensemble,
@@ -123,9 +123,9 @@ class MarigoldPipeline:
             ).prediction[0]
         except ImportError as error:
             raise ValueError(f"an ensemble needs scipy: {error}") from error
-        if not np.isfinite(drawn).all():
+        if not np.isfinite(prediction).all():
             raise ValueError("what Marigold draws is no number: compute in float32 or bfloat16")
-        return drawn[:height, :width]
+        return prediction[:height, :width]
 
 
 _PIPELINE_COMPONENTS = {"unet", "vae", "scheduler", "text_encoder", "tokenizer"}
@@ -176,8 +176,8 @@ def _load_pipeline(path: Path, pipeline_class: str, device: Device) -> MarigoldP
         with torch.inference_mode():
             x = torch.zeros(1, 3, 64, 64, device=vae.device, dtype=vae.dtype)
             latent: Any = vae.module.encode(x).latent_dist.mode()  # type: ignore[operator]
-            drawn = unet.module(torch.cat([latent, latent], dim=1), 1, text).sample
-            vae.module.decode(drawn)  # type: ignore[operator]
+            predicted_latent = unet.module(torch.cat([latent, latent], dim=1), 1, text).sample
+            vae.module.decode(predicted_latent)  # type: ignore[operator]
     except _CONFIG_ERRORS as error:
         raise ValueError(f"{str(path)!r} is refused: {one_line(error, 400)}") from error
     return MarigoldPipeline(pipeline_class, unet, vae, text, index, scheduler)

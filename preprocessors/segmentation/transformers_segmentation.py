@@ -47,8 +47,8 @@ class TransformersSegmentation:
         self.infer_scores = _SCORE_FUNCTIONS[kind]
         self.network = load_transformers_network(library, files, kind, device)
         self.palette = palette
-        told: Any = self.network.module.config
-        count = told.num_labels
+        config: Any = self.network.module.config
+        count = config.num_labels
         if count != len(palette.names):
             raise ValueError(f"{str(where)!r} tells {count} classes apart, expected {len(palette.names)}")
 
@@ -114,8 +114,8 @@ def _score_queries(network: Network, x: Tensor) -> Tensor:
     """OneFormer's: each query's classes where its mask is."""
     import torch
 
-    told: Any = network.module.config
-    length = told.task_seq_len
+    config: Any = network.module.config
+    length = config.task_seq_len
     task = torch.tensor([*_TASK_TOKENS, *[0] * (length - len(_TASK_TOKENS))]).expand(len(x), length)
     found = network(x, task)
     classes = found["class_queries_logits"].softmax(dim=-1)[..., :-1]  # the last is "none of them"

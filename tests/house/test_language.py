@@ -166,6 +166,18 @@ def test_no_function_is_a_bare_participle():
     assert wrong == []
 
 
+def test_no_variable_is_named_by_who_spoke():
+    spoken = {"said", "told", "asked", "meant", "brought"}  # of what? a value is named by what it is
+    wrong = [
+        f"{path}:{node.lineno}: {name}"
+        for path, tree in TREES.items()
+        for node in ast.walk(tree)
+        for name in [getattr(node, "id", None) or getattr(node, "arg", None)]
+        if isinstance(node, (ast.Name, ast.arg)) and name in spoken
+    ]
+    assert wrong == []
+
+
 def test_no_exported_name_has_two_meanings():
     places = defaultdict(set)
     for path, tree in TREES.items():

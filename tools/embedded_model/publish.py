@@ -64,8 +64,8 @@ def publish_control(file: Path, folder: Path) -> None:
     """Write a trained ControlNet, and what its file says of it, to `folder`, over what is there."""
     control = ControlFile.read(file)
     net: Any = control.load()
-    said = {key: text for key, text in control.weights.metadata.items() if key.startswith(METADATA_PREFIX)}
-    save_diffusers(net.half(), folder, overwrite=True, extra_metadata=said)
+    metadata = {key: text for key, text in control.weights.metadata.items() if key.startswith(METADATA_PREFIX)}
+    save_diffusers(net.half(), folder, overwrite=True, extra_metadata=metadata)
 
 
 def main() -> None:

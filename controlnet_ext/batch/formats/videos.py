@@ -60,12 +60,12 @@ class VideoSource:
                         content = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB) if there else broken
                         yield InputImage(i, str(i), name, content)
                     i += 1
-                said = _count_frames(video)
+                frame_count = _count_frames(video)
         except (OSError, ValueError) as error:
             yield InputImage(i, "", self.path, error)
             return
-        if i == 0 or i < said * (1 - MAX_MISSING_SHARE):
-            reason = f"breaks off after {i} of {said} frames" if i else "is no video that OpenCV reads"
+        if i == 0 or i < frame_count * (1 - MAX_MISSING_SHARE):
+            reason = f"breaks off after {i} of {frame_count} frames" if i else "is no video that OpenCV reads"
             yield InputImage(i, "", self.path, ValueError(f"{self.path!r} {reason}"))
 
 
@@ -97,8 +97,8 @@ def _open_video(path: str) -> Iterator[cv2.VideoCapture]:
 
 def _count_frames(video: cv2.VideoCapture) -> int:
     """Return the number of frames that the file states, 0 where it states none."""
-    said = video.get(cv2.CAP_PROP_FRAME_COUNT)
-    return int(said) if 0 < said < 2**31 else 0
+    frame_count = video.get(cv2.CAP_PROP_FRAME_COUNT)
+    return int(frame_count) if 0 < frame_count < 2**31 else 0
 
 
 @dataclass(frozen=True)

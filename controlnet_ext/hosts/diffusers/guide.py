@@ -16,7 +16,7 @@ from ...guidance.contract import AttentionModel, Crop, Residuals
 from ...guidance.schedule import Span
 from ...guidance.unit import Unit
 from ...models.kinds.transformer import TransformerControlNet
-from ..session import GuidedUNet, GuideSession, check_feature_shape, find_told_crops, guide_context
+from ..session import GuidedUNet, GuideSession, check_feature_shape, find_announced_crops, guide_context
 from .host import (
     DenoiserCall,
     DiffusersHost,
@@ -257,7 +257,7 @@ class PipelineSession(GuideSession):
         if not call.shares_residuals:
             return residuals
         self._shared_residuals = list(residuals)
-        self._shared_x, self._shared_place = call.x, self._find_told_crops(call)
+        self._shared_x, self._shared_place = call.x, self._find_announced_crops(call)
         return self._shared_residuals
 
     def _shares_residuals(self, call: DenoiserCall, crops: tuple[Crop, ...] | None) -> bool:
@@ -267,10 +267,10 @@ class PipelineSession(GuideSession):
             return False
         if crops is not None:
             return True
-        return torch.equal(call.x, self._shared_x) and self._shared_place == self._find_told_crops(call)
+        return torch.equal(call.x, self._shared_x) and self._shared_place == self._find_announced_crops(call)
 
-    def _find_told_crops(self, call: DenoiserCall) -> tuple[Crop, ...]:
-        return find_told_crops(len(call.x), self._host.pixel_size)
+    def _find_announced_crops(self, call: DenoiserCall) -> tuple[Crop, ...]:
+        return find_announced_crops(len(call.x), self._host.pixel_size)
 
     def apply_post_steps(self, out: Tensor) -> Tensor:
         """Return the UNet's output `(B, C, h, w)`, or `(B, C, F, h, w)` of a video, as units want it."""
@@ -304,15 +304,15 @@ def _check_for_transformer(unit: Unit, kind: str) -> None:
     """Raise ValueError on units that act on UNets only."""
     if not isinstance(unit.model, TransformerControlNet):
         raise ValueError(f"a {unit.model.architecture} for {unit.model.family} guides UNets, but the model is a {kind}")
-    asked = {
+    unet_only = {
         f"mode {unit.mode!r}": unit.mode != "balanced",
         "layers": unit.layers is not None,
         "region": unit.region is not None,
         "inpaint": unit.inpaint is not None,
         "after": unit.after is not None,
     }
-    for name, is_asked in asked.items():
-        if is_asked:
+    for name, is_set in unet_only.items():
+        if is_set:
             raise ValueError(f"{name} of a unit acts on UNets only, but the model is a {kind}")
 
 

@@ -17,7 +17,15 @@ from torch import Tensor, nn
 from ...guidance.contract import Crop, Residuals, Step
 from ...guidance.schedule import Span
 from ...guidance.unit import Unit
-from ..session import PLACE_ADVICE, Box, GuidedUNet, GuideSession, check_feature_shape, find_told_crops, guide_context
+from ..session import (
+    PLACE_ADVICE,
+    Box,
+    GuidedUNet,
+    GuideSession,
+    check_feature_shape,
+    find_announced_crops,
+    guide_context,
+)
 from .host import VAE_SCALE_FACTOR, LdmHost
 from .unet_view import LdmUNetView, adapter_block_indices
 
@@ -140,10 +148,10 @@ class LdmGuide(GuideSession):
     def _find_crops(self, x: Tensor) -> tuple[Crop, ...]:
         """Return the part of the image that each row shows, nothing for the whole image."""
         size = x.shape[-2] * VAE_SCALE_FACTOR, x.shape[-1] * VAE_SCALE_FACTOR
-        told = find_told_crops(len(x), size)
-        tiles = self._find_tiles() if self._find_tiles is not None and not told else ()
+        crops = find_announced_crops(len(x), size)
+        tiles = self._find_tiles() if self._find_tiles is not None and not crops else ()
         if not tiles or size == self._image_size:
-            return told
+            return crops
         times, odd = divmod(len(x), len(tiles))
         sizes = {(bottom - top, right - left) for left, top, right, bottom in tiles}
         if odd or self._image_size is None or sizes != {size}:

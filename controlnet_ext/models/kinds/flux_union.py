@@ -43,14 +43,14 @@ class FluxUnion(MapTypeSelection, TransformerControlNet):
         numbers = tuple(FLUX_MODE_NUMBERS.get(kind, -1) if isinstance(kind, str) else int(kind) for kind in kinds)
         count = self.net.config.num_mode
         if not kinds or not all(0 <= number < count for number in numbers):
-            asked = ", ".join(map(repr, kinds)) or "nothing"
+            names = ", ".join(map(repr, kinds)) or "nothing"
             raise ValueError(
-                f"the ControlNet Union was asked for {asked}, and reads {', '.join(FLUX_MODE_NUMBERS)}, or "
+                f"the ControlNet Union was asked for {names}, and reads {', '.join(FLUX_MODE_NUMBERS)}, or "
                 f"0..{count - 1}"
             )
-        told = copy(self)
-        told.types = numbers
-        return told
+        selected = copy(self)
+        selected.types = numbers
+        return selected
 
     def forward(self, step: TransformerStep, hints: Sequence[Tensor]) -> Residuals:  # type: ignore[override]
         """Return residuals of weight 1, the mean over all hints, each for its kind."""

@@ -82,9 +82,9 @@ class ControlNetUnion(MapTypeSelection, ControlNetWrapper):
             types.append(next(number for number, names in enumerate(UNION_TYPES) if kind in names))
         if not types:
             raise ValueError(f"with_types() needs a kind of map: {', '.join(self.kinds)}")
-        told = copy(self)
-        told.types = tuple(types)
-        return told
+        selected = copy(self)
+        selected.types = tuple(types)
+        return selected
 
     def bind(self, unet: UNet) -> None:
         """Bind the network, like `ControlNet.bind`."""
