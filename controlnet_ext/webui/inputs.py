@@ -190,7 +190,7 @@ def _find_upscale_tile(p: Any) -> InpaintCrop | None:
     """
     images, frame = list(getattr(p, "init_images", None) or ()), sys._getframe(1)
     while frame is not None and len(images) == 1:
-        grid = frame.f_locals.get("grid") if frame.f_locals.get("p") is p else None
+        grid: Any = frame.f_locals.get("grid") if frame.f_locals.get("p") is p else None
         for top, height, row in getattr(grid, "tiles", None) or ():
             for left, width, image in row:
                 if image is images[0]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from controlnet_ext import Unit, crop_maps, guide
 from controlnet_ext.guidance.after_steps import InpaintRestore
+from controlnet_ext.hosts.diffusers.host import PipelineCall
 from controlnet_ext.models.kinds.controlnet import ControlNet
 
 PHOTO, MAP = tiny.picture(1, 128), tiny.picture(2, 128)
@@ -134,3 +135,23 @@ def test_two_tellers_of_a_place_are_refused() -> None:
         pytest.raises(ValueError, match="a call that the pipeline crops itself"),
     ):
         latents(pipe)
+
+
+def test_modular_pipelines_crop_the_map_too() -> None:
+    pipe = diffusers.StableDiffusionXLAutoBlocks().init_pipeline()
+    guider = diffusers.ClassifierFreeGuidance(guidance_scale=4.0)
+    pipe.update_components(**tiny.parts("SDXL"), scheduler=diffusers.DDIMScheduler(**tiny.DDIM), guider=guider)
+    pipe.set_progress_bar_config(disable=True)
+    model = Reads(skips=9)
+    given = {"prompt": "a", "image": PHOTO, "mask_image": MASK, "padding_mask_crop": PAD, "strength": 0.9}
+    with guide(pipe, [Unit(model, MAP)]):
+        pipe(**given, height=64, width=64, num_inference_steps=2, output="images")
+    assert np.array_equal(model.image[0], np.asarray(MAP.crop(BOX)))
+
+
+@pytest.mark.parametrize("name", ["crops_coords", "original_image"])
+def test_a_pipeline_that_crops_and_does_not_tell_where_is_refused(name: str) -> None:
+    """As one that names its variables otherwise: a crop is never guessed."""
+    call = PipelineCall({"padding_mask_crop": 8, "crops_coords": BOX, "original_image": PHOTO} | {name: None}, True)
+    with pytest.raises(ValueError, match="crops the image by padding_mask_crop, and does not tell where"):
+        call.locate(2, (64, 64))
