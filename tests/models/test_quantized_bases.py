@@ -8,19 +8,21 @@ from collections.abc import Callable
 from typing import Any
 
 import fakes
+import numpy as np
 import pytest
 import test_control_lora
+import test_lllite
 import test_transformer_controls as transformers
 import tiny
 import torch
-from diffusers import StableDiffusionControlNetPipeline, StableDiffusionPipeline
+from diffusers import StableDiffusionControlNetPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.hooks import apply_layerwise_casting
 from peft import LoraConfig
 from torch import nn
 
 from controlnet_ext import Unit, guide
 from controlnet_ext.models.base_unet import get_encoder_tensors
-from controlnet_ext.models.kinds import control_lora
+from controlnet_ext.models.kinds import control_lora, lllite
 from controlnet_ext.models.kinds.controlnet import ControlNet
 from controlnet_ext.models.kinds.transformer import TransformerControlNet
 
@@ -210,6 +212,19 @@ def test_kinds_that_read_the_base_read_what_its_layers_compute_with(way: str) ->
     name = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.weight"
     assert torch.allclose(copied[name], tensors[name], rtol=0, atol=0.02)
     assert all(copied[n].dtype == torch.float32 for n in copied)
+
+
+@pytest.mark.parametrize("way", ["a stand-in", "torch", "quanto int8", "torchao", "bitsandbytes nf4"])
+def test_a_lllite_acts_in_front_of_quantized_layers(way: str) -> None:
+    pipe = tiny.pipeline(StableDiffusionXLPipeline, "SDXL", unet=tiny.unet("SDXL"))
+    WAYS[way](pipe.unet)
+    tensors, plain = test_lllite.weights(), fakes.run(pipe, steps=1)
+    with torch.no_grad(), test_lllite.by_hand(pipe, tensors, np.asarray(tiny.picture()), 1.0):
+        expected = fakes.run(pipe, steps=1)
+    with guide(pipe, [Unit(lllite.load(tensors, {}), tiny.picture())]):
+        found = fakes.run(pipe, steps=1)
+    # torch's rounds what its layers read, which may fall to the other side
+    assert (found - expected).abs().max() < (0.1 if way == "torch" else 1e-3) * (expected - plain).abs().max()
 
 
 @pytest.mark.parametrize("way", ["a stand-in", "float8 casting", "torchao"])

@@ -209,8 +209,8 @@ def _find_linear_layers(unet: UNet) -> dict[str, Any]:
         name = strip_wrappers(path)
         if getattr(module, "fused_projections", False):
             raise ValueError("the UNet's projections are fused; unfuse them first (pipe.unfuse_qkv_projections())")
-        if ".attentions." not in name or ".motion_modules." in name or not isinstance(unwrap(module), nn.Linear):
-            continue
+        if ".attentions." not in name or ".motion_modules." in name or not hasattr(unwrap(module), "in_features"):
+            continue  # which torch's quantized layers have too, and are no nn.Linear
         if path.endswith(".base_layer") or ".lora_" in path:
             continue
         found[LLLITE_PREFIX + name.replace(".", "_")] = module
