@@ -26,7 +26,19 @@ pytest.importorskip("starlette", reason="needs controlnet-ext[serve]")
 pytest.importorskip("uvicorn", reason="needs controlnet-ext[serve]")
 NOTHING: Any = None
 DETECT = "/controlnet/detect"
+HEALTH = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 BODY = json.dumps({"controlnet_module": "canny", "controlnet_input_images": [photo()]}).encode()
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time limits that no busy machine reaches; tests of a limit set it."""
+    from controlnet_ext.server import http, listening
+
+    for name in ("BODY_SECONDS", "PACE_SECONDS"):
+        monkeypatch.setattr(http, name, HANG)
+    for name in ("REQUEST_SECONDS", "READ_SECONDS"):
+        monkeypatch.setattr(listening, name, HANG)
 
 
 @pytest.fixture
@@ -117,9 +129,10 @@ def test_a_body_that_comes_too_slowly_is_refused_and_its_connection_closed(
     from controlnet_ext.server import http, listening
 
     monkeypatch.setattr(http, "PACE_SECONDS", 0.2)
-    monkeypatch.setattr(listening, "REQUEST_SECONDS", 0.2)
     with Connection(client) as one:
         one.post(b"{", 2**20)
+        wait_until(lambda: worker.pending_count == 1)
+        monkeypatch.setattr(listening, "REQUEST_SECONDS", 0.2)
         if drips:
             drip(one, b" " * 2**20)
         status, answer = one.answer()
@@ -185,8 +198,11 @@ def test_a_head_that_never_ends_is_not_waited_for(client: Client, monkeypatch: p
     with Connection(client) as one:
         drip(one, head + b"1" * 2**16)
         assert one.read() == b""
+    monkeypatch.setattr(listening, "REQUEST_SECONDS", HANG)
     with Connection(client) as one:  # also after an answer
-        assert one.send(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n").answer()[0] == 200
+        assert one.send(HEALTH).answer()[0] == 200
+        monkeypatch.setattr(listening, "REQUEST_SECONDS", 0.2)
+        assert one.send(HEALTH).answer()[0] == 200
         drip(one, head + b"1" * 2**16)
         assert one.read() == b""
 
@@ -207,7 +223,6 @@ def test_an_answer_that_nobody_reads_is_not_kept(server: tuple[Client, Any], mon
     from controlnet_ext.server import listening
 
     monkeypatch.setattr(listening, "READ_SECONDS", 0.2)
-    monkeypatch.setattr(listening, "REQUEST_SECONDS", HANG)
     client, uvicorn_server = server
     uvicorn_server.config.timeout_keep_alive = HANG
     images = {"controlnet_module": "none", "controlnet_input_images": [serving.noise(1024)] * 4}
@@ -236,7 +251,7 @@ def test_work_of_clients_that_left_is_dropped_and_others_are_served(client: Clie
         wait_until(lambda: len(worker._waiting) == 3)
     wait_until(lambda: worker.pending_count == 1)
     with Connection(client) as pipelined:
-        pipelined.post(BODY).send(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        pipelined.post(BODY).send(HEALTH)
         wait_until(lambda: worker._waiting)
     wait_until(lambda: worker.pending_count == 1)
     with Connection(client) as last:
@@ -317,8 +332,6 @@ def test_a_pipe_that_nobody_reads_holds_no_request_up(monkeypatch: pytest.Monkey
 
 
 # HTTP as it is seldom written
-
-HEALTH = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 
 
 def test_requests_in_one_packet_are_answered_in_their_order(client: Client) -> None:
