@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..maps.control_map import MODEL_NAME_WORDS
 from ..preprocessors.registry import Preprocessor, list_preprocessors
+from .modules import UNSUPPORTED_CONTROL_TYPES
 
 CONTROL_TYPES = {  # by kind of map, as sd-webui-controlnet @ 56cec5b has them
     "edges": "Canny",
@@ -24,6 +25,10 @@ CONTROL_TYPES = {  # by kind of map, as sd-webui-controlnet @ 56cec5b has them
     "color": "T2I-Adapter",
     "tile": "Tile",
 }
+FURTHER_CONTROL_TYPES = {  # without a kind of map of their own: the kind of map that their models read, words of names
+    "InstructP2P": (None, ("ip2p", "instructp2p")),  # reads the image itself, without a preprocessor
+    "SparseCtrl": ("scribble", ("sparsectrl",)),
+}
 UNION_CONTROL_TYPES = (
     "OpenPose",
     "Depth",
@@ -40,30 +45,34 @@ UNION_CONTROL_TYPES = (
 
 def list_control_types(model_names: Sequence[str]) -> dict[str, Any]:
     """Return, by control type, the labels of its preprocessors, the names of its models, and the default of each;
-    "All" is first."""
-    entries, listed = list_preprocessors(), ["None", *model_names]
-    found = {"All": _describe_type([entry.label for entry in entries], listed, "none", "None")}
+    "All" is first. Types of `UNSUPPORTED_CONTROL_TYPES`, for which clients look, have nothing but "none"."""
+    entries = list_preprocessors()
+    found = {"All": _describe_type([entry.label for entry in entries], model_names, "none", "None")}
     for kind, name in CONTROL_TYPES.items():
-        own = sorted((e for e in entries if e.makes == kind), key=lambda e: not e.traits.is_default_for_kind)
-        fitting = [model for model in model_names if _does_model_name_fit(model.casefold(), kind, name)]
-        best = next((m for m in fitting if "11" in m.rpartition(" [")[0]), fitting[0] if fitting else "None")
-        found[name] = _describe_type([entry.label for entry in own], ["None", *fitting], _default_label(own), best)
-    return found
+        words = [name.casefold(), *MODEL_NAME_WORDS[kind], *(["union"] if name in UNION_CONTROL_TYPES else [])]
+        found[name] = _describe_type_of(_list_labels(entries, kind), model_names, words)
+    for name, (read_kind, words_) in FURTHER_CONTROL_TYPES.items():
+        found[name] = _describe_type_of(_list_labels(entries, read_kind), model_names, words_)
+    return found | {name: _describe_type([], [], "none", "None") for name in UNSUPPORTED_CONTROL_TYPES}
 
 
-def _does_model_name_fit(model: str, kind: str, type_name: str) -> bool:
-    words = (type_name.casefold(), *MODEL_NAME_WORDS[kind], *(["union"] if type_name in UNION_CONTROL_TYPES else []))
-    return any(word in model for word in words)
+def _list_labels(entries: Iterable[Preprocessor], kind: str | None) -> list[str]:
+    """Labels of the preprocessors of a kind of map, the default one first."""
+    own = sorted((e for e in entries if e.makes == kind), key=lambda e: not e.traits.is_default_for_kind)
+    return [entry.label for entry in own]
 
 
-def _default_label(specs: Sequence[Preprocessor]) -> str:
-    return specs[0].label if specs else "none"
+def _describe_type_of(labels: list[str], model_names: Sequence[str], words: Iterable[str]) -> dict[str, Any]:
+    """The preprocessors of these labels, and the models that have one of the words in their names."""
+    fitting = [model for model in model_names if any(word in model.casefold() for word in words)]
+    best = next((m for m in fitting if "11" in m.rpartition(" [")[0]), fitting[0] if fitting else "None")
+    return _describe_type(labels, fitting, labels[0] if labels else "none", best)
 
 
-def _describe_type(modules: list[str], models: list[str], module: str, model: str) -> dict[str, Any]:
+def _describe_type(modules: list[str], models: Sequence[str], module: str, model: str) -> dict[str, Any]:
     return {
         "module_list": ["none", *modules],
-        "model_list": models,
+        "model_list": ["None", *models],
         "default_option": module,
         "default_model": model,
     }

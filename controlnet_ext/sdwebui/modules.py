@@ -22,13 +22,33 @@ DEFAULT_RESOLUTION, MIN_RESOLUTION, MAX_RESOLUTION = (
     2048,
 )  # the slider's, and what a value outside of it becomes
 Slider = dict[str, Any]
+RESOLUTION_SLIDER = "Resolution"  # the slider's name, as sd-webui-controlnet @ 56cec5b has it
 MAX_LOADED_PREPROCESSORS = 3  # preprocessors that stay loaded
+
+UNSUPPORTED_MODULES = {  # modules of sd-webui-controlnet that are not here yet, by the beginning of the name
+    "ip-adapter": "IP-Adapter",
+    "instant_id": "Instant-ID",
+    "reference_": "Reference",
+    "revision_": "Revision",
+    "clip_vision": "T2I-Adapter",  # of its style model; the label is t2ia_style_clipvision
+    "t2ia_style": "T2I-Adapter",
+}
+UNSUPPORTED_CONTROL_TYPES = ("IP-Adapter", "Instant-ID", "Reference", "Revision")
 
 
 def find_module(name: str | None) -> Preprocessor | None:
-    """Return the preprocessor of a name, label or alias in any case; None for None and "none". Raises ValueError with
-    the closest names."""
-    return None if name is None else find_unless_none(name.strip())
+    """Return the preprocessor of a name, label or alias in any case; None for None and "none". Raises ValueError for
+    modules of sd-webui-controlnet that are not here yet, and with the closest names for others that are unknown."""
+    if name is None:
+        return None
+    name = name.strip()
+    for start, control_type in UNSUPPORTED_MODULES.items():
+        if name.casefold().startswith(start):
+            raise ValueError(
+                f"preprocessor {name!r} of control type {control_type} is not supported yet: choose another, or switch "
+                "the unit off"
+            )
+    return find_unless_none(name)
 
 
 def get_threshold_parameters(spec: Preprocessor) -> tuple[Parameter, ...]:
@@ -61,7 +81,7 @@ def describe_sliders(spec: Preprocessor) -> list[Slider]:
     if spec.traits.has_resolution_slider:
         found.append(
             {
-                "name": "Preprocessor Resolution",
+                "name": RESOLUTION_SLIDER,
                 "value": DEFAULT_RESOLUTION,
                 "min": MIN_RESOLUTION,
                 "max": MAX_RESOLUTION,

@@ -12,7 +12,7 @@ from ..files.disk import parse_json
 from ..sdwebui.control_types import list_control_types
 from ..sdwebui.detect import detect_maps, render_poses
 from ..sdwebui.images import decode_base64_image
-from ..sdwebui.modules import describe_sliders, find_module
+from ..sdwebui.modules import RESOLUTION_SLIDER, describe_sliders, find_module
 from . import host, presets
 from .gradio_images import get_image_and_mask
 
@@ -45,7 +45,7 @@ def update_sliders(module_name: str, *values: Any) -> list[Any]:
     """Return updates of the three sliders for a module, at these values; None means its default."""
     entry = find_module(module_name)
     shown: list[Any] = list(describe_sliders(entry)) if entry else []
-    if not shown or shown[0]["name"] != "Preprocessor Resolution":
+    if not shown or shown[0]["name"] != RESOLUTION_SLIDER:
         shown = [None, *shown]
     at = values or (None,) * len(SLIDER_FIELDS)
     return [

@@ -15,7 +15,7 @@ import numpy as np
 from ..maps.control_map import MODEL_NAME_WORDS
 from ..preprocessors.registry import Preprocessor, list_preprocessors
 from ..sdwebui.control_types import CONTROL_TYPES
-from ..sdwebui.modules import describe_sliders, parameters_from_sliders
+from ..sdwebui.modules import RESOLUTION_SLIDER, describe_sliders, parameters_from_sliders
 from . import host
 
 
@@ -48,7 +48,7 @@ def _create_forge_preprocessor(spec: Preprocessor, forge_module: Any) -> Any:
             self.name, self.tags = spec.label, [kind] if kind else []
             self.model_filename_filters = [kind.casefold(), *MODEL_NAME_WORDS[spec.makes]] if kind else []
             shown = describe_sliders(spec)
-            if not shown or shown[0]["name"] != "Preprocessor Resolution":
+            if not shown or shown[0]["name"] != RESOLUTION_SLIDER:
                 self.slider_resolution = forge_module.PreprocessorParameter(visible=False)
             else:
                 shown = shown[1:]

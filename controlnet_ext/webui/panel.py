@@ -10,6 +10,7 @@ from modules.ui_components import ToolButton
 
 from ..sdwebui.control_types import list_control_types
 from ..sdwebui.detect import list_modules
+from ..sdwebui.modules import UNSUPPORTED_CONTROL_TYPES
 from ..sdwebui.units import CONTROL_MODES, HR_OPTIONS, RESIZE_MODES, UNION_MAP_TYPES
 from . import actions, host, presets
 from .gradio_images import IS_GRADIO_3
@@ -86,7 +87,7 @@ class UnitComponents:
         """Preprocessor and model, by control type, and how strongly and when."""
         names = host.list_fitting_models()
         shown = gr.Dropdown if host.get_setting("controlnet_control_type_dropdown", False) else gr.Radio
-        types = list(list_control_types(names))
+        types = [name for name in list_control_types(names) if name not in UNSUPPORTED_CONTROL_TYPES]
         self.components["type"] = shown(types, value="All", label="Control Type", elem_id=self._element_id("type"))
         with gr.Row():
             self._add_dropdown("module", "Preprocessor", list(list_modules(True)["module_list"]), "none")

@@ -182,6 +182,41 @@ def test_lists_have_what_clients_look_for(client: Client) -> None:
     assert client("/sdapi/v1/options", {"sd_model_checkpoint": "other"})[0] == 422
 
 
+def test_control_types_of_the_webui_are_all_listed_and_what_is_not_there_yet_is_refused_by_name(client: Client) -> None:
+    status, answer = client("/controlnet/control_types")
+    types = answer["control_types"]
+    asked = "All Canny Depth IP-Adapter Inpaint Instant-ID InstructP2P Lineart MLSD NormalMap OpenPose Recolor"
+    asked += " Reference Revision Scribble Segmentation Shuffle SoftEdge SparseCtrl T2I-Adapter Tile"
+    assert status == 200 and set(types) == set(asked.split())
+    assert types["InstructP2P"]["module_list"] == types["Reference"]["module_list"] == ["none"]
+    assert types["SparseCtrl"] == {**types["Scribble"], "model_list": ["None"], "default_model": "None"}
+    for module, control_type in (
+        ("ip-adapter_clip_sd15", "IP-Adapter"),
+        ("ip-adapter-auto", "IP-Adapter"),
+        ("instant_id_face_keypoints", "Instant-ID"),
+        ("Reference_Only", "Reference"),
+        ("revision_clipvision", "Revision"),
+        ("clip_vision", "T2I-Adapter"),
+    ):
+        sentence = f"preprocessor {module!r} of control type {control_type} is not supported yet: choose another"
+        status, answer = client.draw({**UNIT, "module": module})
+        assert status == 422 and sentence in answer["detail"]
+        detected = {"controlnet_module": module, "controlnet_input_images": [photo()]}
+        status, answer = client("/controlnet/detect", detected)
+        assert status == 422 and sentence in answer["detail"]
+
+
+def test_models_are_listed_under_types_by_words_of_their_names() -> None:
+    from controlnet_ext.sdwebui.control_types import list_control_types
+
+    names = ["control_v11e_sd15_ip2p [1]", "v3_sd15_sparsectrl_scribble [2]", "control_v11p_sd15_canny [3]"]
+    types = list_control_types(names)
+    assert types["InstructP2P"]["model_list"] == ["None", names[0]]
+    assert types["InstructP2P"]["default_model"] == names[0]
+    assert types["SparseCtrl"]["model_list"] == ["None", names[1]]
+    assert types["Canny"]["default_model"] == names[2] and types["All"]["model_list"] == ["None", *names]
+
+
 def test_paths_and_addresses_are_refused_alike_whether_there_is_something_or_not(client: Client) -> None:
     hostile = [__file__, "/etc/passwd", "/etc/passwd2", "file:///etc/passwd", "..", "C:\\a.png", "\\\\host\\share\\a"]
     hostile += [f"http://127.0.0.1:{client.port}/health", "https://example.org/a.png", "ftp://h/a", "gopher://h/a"]

@@ -128,7 +128,7 @@ def test_sliders_set_parameters_and_outside_of_their_range_leave_the_default() -
     assert parameters_from_sliders(canny, 256, 50.4, 9999) == {"resolution": 256, "low": 50}
     assert parameters_from_sliders(canny, -1, -1, -1) == {"resolution": 512}
     assert parameters_from_sliders(invert, 256, 1, 1) == {}
-    assert [slider["name"] for slider in describe_sliders(canny)] == ["Preprocessor Resolution", "Low", "High"]
+    assert [slider["name"] for slider in describe_sliders(canny)] == ["Resolution", "Low", "High"]
 
 
 def test_every_slider_stands_at_a_number_in_its_range() -> None:
