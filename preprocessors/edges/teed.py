@@ -32,7 +32,8 @@ MTEED_WEIGHTS = WeightsFile(
     "TheMistoAI/MistoLine",
     "Anyline/MTEED.pth",
     webui_folder="TEED",
-    license="non-commercial",  # its README, TheMistoAI/MistoLine @ 0e532135a450
+    # LICENSE of TheMistoAI/ComfyUI-Anyline @ 40d7b290fe82, with the same file; README of MistoLine @ 0e532135a450
+    license="MIT by ComfyUI-Anyline's LICENSE, non-commercial by MistoLine's README",
     size=248298,
     sha256="a3c2d8a8ce9422555c787160bd46362d761325a565333c0e3f6a53e0bae2abdb",
     source=DINKSTER_HASHES,

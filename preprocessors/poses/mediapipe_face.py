@@ -1,7 +1,7 @@
-"""Faces by MediaPipe's two networks: BlazeFace (Bazarevsky et al., arXiv 1907.05047) says where, the face mesh
-(Kartynnik et al., arXiv 1907.06724) gives 468 points of each.
+"""Faces by MediaPipe's networks: BlazeFace (Bazarevsky et al., arXiv 1907.05047) says where, the face mesh (Kartynnik
+et al., arXiv 1907.06724) gives 468 points of each, a third one (Ablavatski et al., arXiv 2006.11341) the irises.
 
-The numbers are those of google-ai-edge/mediapipe @ 63e679d99ca4, modules/face_detection and modules/face_landmark.
+The numbers are those of google-ai-edge/mediapipe @ 63e679d99ca4: modules/face_detection, face_landmark, iris_landmark.
 """
 
 from __future__ import annotations
@@ -23,8 +23,11 @@ if TYPE_CHECKING:
     from ..library import Library
 
 
-DETECTOR_INPUT_SIZE, MESH_INPUT_SIZE = 128, 192  # pixels of the inputs
-DETECTOR_OUTPUT_SIZES, MESH_OUTPUT_SIZES = (896 * 16, 896), (468 * 3, 1)
+DETECTOR_INPUT_SIZE, MESH_INPUT_SIZE, IRIS_INPUT_SIZE = 128, 192, 64  # pixels of the inputs
+DETECTOR_OUTPUT_SIZES, MESH_OUTPUT_SIZES, IRIS_OUTPUT_SIZES = (896 * 16, 896), (468 * 3, 1), (5 * 3,)
+ZEROS = cv2.BORDER_CONSTANT  # beyond the image
+_EYE_CORNERS = ((33, 133, False), (362, 263, True))  # points of the mesh, and whether the network sees it flipped
+_EYE_SCALE = 2.3  # of the square around an eye that the iris is looked for in
 _ANCHOR_GRIDS = ((16, 2), (8, 6))  # a side of a grid of cells, boxes in each
 _MAX_IOU = 0.3  # over which two boxes are of one face
 _BOX_SCALE = 1.5  # of the square that the mesh looks at
@@ -43,27 +46,53 @@ class FaceBox(NamedTuple):
 def detect_faces(detector: TfliteNetwork, image: np.ndarray, min_confidence: float) -> list[FaceBox]:
     """The faces of an RGB image (H, W, 3) uint8 that are as sure as `confidence`, the surest first."""
     height, width = image.shape[:2]
-    scale = DETECTOR_INPUT_SIZE / max(height, width)
-    columns, rows = max(round(width * scale), 1), max(round(height * scale), 1)
-    left, top = (DETECTOR_INPUT_SIZE - columns) // 2, (DETECTOR_INPUT_SIZE - rows) // 2
-    x = np.zeros((DETECTOR_INPUT_SIZE, DETECTOR_INPUT_SIZE, 3), np.float32)
-    x[top : top + rows, left : left + columns] = cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA)
-    boxes, scores = detector(x / 127.5 - 1)
+    side = max(height, width)
+    crop, turn, corner = _warp_square(image, FaceBox(width / 2, height / 2, side, 0), DETECTOR_INPUT_SIZE, ZEROS)
+    boxes, scores = detector(crop.astype(np.float32) / 127.5 - 1)
     found = _merge_face_boxes(boxes.reshape(896, 8, 2), _sigmoid(scores), min_confidence)
-    return [_make_face_box(*(one - (left, top)) / scale) for one in found]
+    return [_make_face_box(*(one @ turn.T + corner)) for one in found]
 
 
 def detect_face_mesh(network: TfliteNetwork, image: np.ndarray, box: FaceBox) -> np.ndarray | None:
     """The points (468, 2) of a face in pixels of an RGB image, None if there is none in the square."""
-    turn = np.array([[math.cos(box.angle), -math.sin(box.angle)], [math.sin(box.angle), math.cos(box.angle)]])
-    turn *= box.side / MESH_INPUT_SIZE
-    corner = np.array([box.x, box.y]) - turn.sum(axis=1) * MESH_INPUT_SIZE / 2
-    matrix = np.column_stack([turn, corner])
-    crop = cv2.warpAffine(image, matrix, (MESH_INPUT_SIZE,) * 2, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+    crop, turn, corner = _warp_square(image, box, MESH_INPUT_SIZE, cv2.BORDER_REPLICATE)
     points, present = network(crop.astype(np.float32) / 255)
     if _sigmoid(present)[0] < _MIN_PRESENCE:
         return None
     return points.reshape(-1, 3)[:, :2] @ turn.T + corner
+
+
+def detect_irises(network: TfliteNetwork, image: np.ndarray, mesh: np.ndarray) -> np.ndarray:
+    """The points (10, 2) of both irises, in pixels of an RGB image: the middle and four on the border of the right
+    eye's, then of the left. `mesh` (468, 2) are the points of the face."""
+    found = []
+    for first, last, is_flipped in _EYE_CORNERS:
+        corners = mesh[[first, last]]
+        (x, y), (dx, dy) = corners.mean(axis=0), corners[1] - corners[0]
+        box = FaceBox(x, y, _EYE_SCALE * max(np.ptp(corners, axis=0)), math.atan2(dy, dx))
+        pixels = max(round(box.side), 1)
+        crop, turn, corner = _warp_square(image, box, pixels, cv2.BORDER_REPLICATE)
+        shrink = cv2.INTER_AREA if pixels > IRIS_INPUT_SIZE else cv2.INTER_LINEAR
+        crop = cv2.resize(crop, (IRIS_INPUT_SIZE,) * 2, interpolation=shrink)
+        (points,) = network((crop[:, ::-1] if is_flipped else crop).astype(np.float32) / 255)
+        points = points.reshape(-1, 3)[:, :2]
+        if is_flipped:  # the network knows one side only
+            points = ([IRIS_INPUT_SIZE, 0] + points * [-1, 1])[[0, 3, 2, 1, 4]]  # right and left change places
+        found.append(points * (pixels / IRIS_INPUT_SIZE) @ turn.T + corner)
+    return np.concatenate(found)
+
+
+def _warp_square(image: np.ndarray, box: FaceBox, size: int, border: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the square as an image (size, size, 3), and the matrix (2, 2) and offset (2,) from its pixels to `image`.
+
+    MediaPipe lays corner on corner, without the shift by half a pixel, and interpolates linearly at any scale.
+    """
+    turn = np.array([[math.cos(box.angle), -math.sin(box.angle)], [math.sin(box.angle), math.cos(box.angle)]])
+    turn *= box.side / size
+    corner = np.array([box.x, box.y]) - turn.sum(axis=1) * size / 2
+    corners = np.array([(0, size), (0, 0), (size, 0), (size, size)], np.float32)
+    matrix = cv2.getPerspectiveTransform((corners @ turn.T + corner).astype(np.float32), corners)
+    return cv2.warpPerspective(image, matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=border), turn, corner
 
 
 def _merge_face_boxes(boxes: np.ndarray, scores: np.ndarray, min_confidence: float) -> list[np.ndarray]:
@@ -127,6 +156,16 @@ FACE_MESH_WEIGHTS = WeightsFile(
     source="google-ai-edge/mediapipe @ 63e679d99ca4, modules/face_landmark",
     url=f"{_MEDIAPIPE_URL}/face_landmark/face_landmark.tflite",
 )
+IRIS_WEIGHTS = WeightsFile(
+    "google-ai-edge/mediapipe",
+    "iris_landmark.tflite",
+    webui_folder="mediapipe",
+    license="Apache-2.0",
+    size=2640568,
+    sha256="d1744d2a09c25f501d39eba4faff47e53ecca8852c5ce19bce8eeac39357521f",
+    source="PyPI mediapipe 0.10.14, mediapipe/modules/iris_landmark",
+    url=f"{_MEDIAPIPE_URL}/iris_landmark/iris_landmark.tflite",
+)
 _MIN_FACE_SIZE = 64  # pixels of a face's shorter side
 _LEFT_EYE = ((263, 249, 390, 373, 374, 380, 381, 382, 362), (263, 466, 388, 387, 386, 385, 384, 398, 362))
 _RIGHT_EYE = ((33, 7, 163, 144, 145, 153, 154, 155, 133), (33, 246, 161, 160, 159, 158, 157, 173, 133))
@@ -154,20 +193,21 @@ _FACE_LINES: tuple[tuple[tuple[tuple[int, ...], ...], tuple[int, int, int]], ...
         (10, 180, 10),
     ),
 )
-_PUPILS = ((_RIGHT_EYE, (250, 200, 10)), (_LEFT_EYE, (10, 200, 250)))
+_PUPILS = ((468, (250, 200, 10)), (473, (10, 200, 250)))  # points and colors
 
 
-@preprocessor("mediapipe_face", makes="face", weights=(FACE_DETECTOR_WEIGHTS, FACE_MESH_WEIGHTS))
+@preprocessor("mediapipe_face", makes="face", weights=(FACE_DETECTOR_WEIGHTS, FACE_MESH_WEIGHTS, IRIS_WEIGHTS))
 class MediapipeFace:
-    """Faces as coloured lines, by MediaPipe's face mesh, on the CPU; the mediapipe package is not needed. Faces
-    smaller than 64 pixels are left out.
+    """Faces as colored lines, by MediaPipe's face mesh and iris network, on the CPU; the mediapipe package is not
+    needed. Faces smaller than 64 pixels are left out.
 
-    Its values are a tuple of the faces' points, (468, 2) as fractions of width and height. Pupils are drawn in the
-    middle of the eyes; the original has a larger network, which OpenCV cannot run, that sees where they are."""
+    Its values are a tuple of the faces' points, (478, 2) as fractions of width and height, in MediaPipe's order: 468 of
+    the mesh, then the irises' middles, 468 and 473, each with four points of its border."""
 
     def __init__(self, device: str | Device, library: Library):
         self.detector = load_tflite_network(library, FACE_DETECTOR_WEIGHTS, DETECTOR_INPUT_SIZE, DETECTOR_OUTPUT_SIZES)
         self.mesh_network = load_tflite_network(library, FACE_MESH_WEIGHTS, MESH_INPUT_SIZE, MESH_OUTPUT_SIZES)
+        self.iris_network = load_tflite_network(library, IRIS_WEIGHTS, IRIS_INPUT_SIZE, IRIS_OUTPUT_SIZES)
 
     def __call__(
         self,
@@ -179,7 +219,11 @@ class MediapipeFace:
             detect_face_mesh(self.mesh_network, image, one)
             for one in detect_faces(self.detector, image, min_confidence)[:max_faces]
         ]
-        faces = [points for points in found if points is not None and min(np.ptp(points, axis=0)) >= _MIN_FACE_SIZE]
+        faces = [
+            np.concatenate([points, detect_irises(self.iris_network, image, points)])
+            for points in found
+            if points is not None and min(np.ptp(points, axis=0)) >= _MIN_FACE_SIZE
+        ]
 
         def result(height: int, width: int) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
             fractions = tuple(points / (width, height) for points in faces)
@@ -196,9 +240,8 @@ def _render_faces(faces: tuple[np.ndarray, ...], height: int, width: int) -> np.
             for a, b in (pair for line in lines for pair in pairwise(line)):
                 if (start := pixels[a]) and (end := pixels[b]):
                     cv2.line(canvas, start, end, colour, 2)
-        for eye, colour in _PUPILS:
-            x, y = points[sorted({point for line in eye for point in line})].mean(axis=0).tolist()
-            if pupil := _to_pixel(x, y, height, width):
+        for place, colour in _PUPILS:
+            if pupil := pixels[place]:
                 column, row = pupil
                 canvas[max(row - 2, 0) : row + 2, max(column - 2, 0) : column + 2] = colour
     return canvas

@@ -16,6 +16,7 @@ WEIGHTS = {  # published name: the assets'
     "mlsd_large_512_fp32.pth": "mlsd_tiny_512_fp32.pth",
     "face_detection_short_range.tflite": "face_detection_short_range.tflite",
     "face_landmark.tflite": "face_landmark.tflite",
+    "iris_landmark.tflite": "iris_landmark.tflite",
 }
 OURS = [
     entry

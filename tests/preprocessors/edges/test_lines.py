@@ -470,3 +470,8 @@ def test_manga_line_reads_grey_and_gives_white_lines():
     result = preprocess("lineart_anime_denoise", image, library=Paper()).pixels[0, :, 0]
     assert seen[0].shape == (1, 1, 16, 16) and seen[0][0, 0, 0, :5].tolist() == [76, 150, 29, 255, 255]
     assert result.tolist() == [255 - 84, 255 - 195, 255 - 13, 0]
+
+
+def test_the_license_of_mteed_names_both_sources():
+    (file,) = find("softedge_anyline").weights
+    assert file.license == "MIT by ComfyUI-Anyline's LICENSE, non-commercial by MistoLine's README"
