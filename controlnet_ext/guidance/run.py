@@ -320,7 +320,7 @@ class UnitRun:
         if map_count == count * step.frames:  # rows are whole videos
             return [image * step.frames + row % step.frames for row, image in enumerate(image_indices)]
         if map_count * step.images_per_prompt in (count, count * step.frames):  # one of each prompt, as diffusers does
-            image_indices = tuple(picture // step.images_per_prompt for picture in image_indices)
+            image_indices = tuple(index // step.images_per_prompt for index in image_indices)
             return self._match_maps_to_rows(
                 map_count,
                 replace(step, image_count=count // step.images_per_prompt, images_per_prompt=1),

@@ -20,8 +20,7 @@ def canny(
     """Canny's edges (H, W), 0 or 255, of an RGB image (H, W, 3) uint8.
 
     The gradient is that of the strongest of the three channels, not of their grey: aperture 3, L1 norm, as
-    ControlNet's canny model was trained (lllyasviel/ControlNet @ ed85cd1e25a5, annotator/canny). Thresholds given in
-    the wrong order are swapped by OpenCV."""
+    ControlNet's canny model was trained (lllyasviel/ControlNet @ ed85cd1e25a5, annotator/canny)."""
     return cv2.Canny(*_compute_gradient(image), low, high)
 
 

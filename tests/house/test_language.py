@@ -59,6 +59,8 @@ VERBS = frozenset(
     {"embed", "feed", "seed", "shed", "speed", "need", "proceed", "set", "split", "cut"}
 )  # not participles
 
+MAX_FUNCTION_LINES = 60
+
 # Names that each module of a family defines with one meaning: contracts, and names that a host prescribes.
 CONTRACTS = frozenset(
     {"KIND", "T", "arguments", "crop_maps", "detect", "guide", "layout", "load", "register", "run", "main", "save"}
@@ -162,6 +164,26 @@ def test_no_function_is_a_bare_participle():
         f"{path}: {name}"
         for path, name, node, _ in everything()
         if isinstance(node, FUNCTION) and is_participle(node.name) and not is_property(node)
+    ]
+    assert wrong == []
+
+
+def test_functions_fit_on_a_page():
+    wrong = [
+        f"{path}: {node.name} has {node.end_lineno - node.lineno + 1} lines"
+        for path, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, FUNCTION) and node.end_lineno - node.lineno >= MAX_FUNCTION_LINES
+    ]
+    assert wrong == []
+
+
+def test_arrays_are_called_images_and_maps():
+    wrong = [
+        f"{path}: {line.strip()}"
+        for path in TREES
+        for line in (ROOT / path).read_text().splitlines()
+        if "picture" in line.lower() and "--pictures" not in line  # the old name of a flag
     ]
     assert wrong == []
 
