@@ -7,6 +7,7 @@ not read their answer.
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
 import os
@@ -31,6 +32,7 @@ MAX_PIPELINED_BYTES = 2**16  # of further requests that arrive while one is answ
 MAX_WAITING_LINES = 1000  # of the log
 LEAVE_SECONDS = 2.0  # in which connections end when the server stops
 EXIT_INTERRUPTED = 130
+MISSING_ADDRESS_ERRORS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # ::1 where IPv6 is switched off
 
 
 class BoundedProtocol(H11Protocol):
@@ -114,6 +116,9 @@ class BoundedProtocol(H11Protocol):
 
     def _watch_request(self) -> None:
         if self.transport.is_closing():
+            rest = self.transport.get_write_buffer_size()
+            if rest and self._read_timer is None:
+                self._watch_reader(rest)
             return
         if not self.is_waiting:
             if self._request_timer is not None:
@@ -232,22 +237,25 @@ class ApiServer(uvicorn.Server):
 
 
 def bind_sockets(host: str, port: int) -> list[socket.socket]:
-    """Bind a socket to each address of `host`, all to the same port, a free one for port 0; none listens yet.
+    """Bind a socket to each address of `host` that this machine has, all to the same port, a free one for port 0; none
+    listens yet.
 
     Raises ValueError in one line where there is no such address, or its port is taken.
     """
     sockets: list[socket.socket] = []
+    missing = OSError("no such address")
     try:
-        for family, kind, protocol, _, address in socket.getaddrinfo(
+        for family, _, _, _, address in socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         ):
-            one = socket.socket(family, kind, protocol)
-            sockets.append(one)
-            if os.name == "posix":
-                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            one.bind((address[0], port or sockets[0].getsockname()[1], *address[2:]))
+            try:
+                sockets.append(_bind_socket(family, (address[0], port or _get_port(sockets), *address[2:])))
+            except OSError as error:
+                if error.errno not in MISSING_ADDRESS_ERRORS:
+                    raise
+                missing = error
+        if not sockets:
+            raise missing
     except (OSError, UnicodeError) as error:
         for each in sockets:
             each.close()
@@ -256,6 +264,24 @@ def bind_sockets(host: str, port: int) -> list[socket.socket]:
     return sockets
 
 
+def _bind_socket(family: int, address: Any) -> socket.socket:
+    one = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if os.name == "posix":
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        one.bind(address)
+    except OSError:
+        one.close()
+        raise
+    return one
+
+
+def _get_port(sockets: Sequence[socket.socket]) -> int:
+    return sockets[0].getsockname()[1] if sockets else 0
+
+
 def format_url(host: str, sockets: Sequence[socket.socket]) -> str:
     """Return the URL of a server that listens on `sockets`, bound to the addresses of `host`."""
-    return f"http://{f'[{host}]' if ':' in host else host}:{sockets[0].getsockname()[1]}"
+    return f"http://{f'[{host}]' if ':' in host else host}:{_get_port(sockets)}"

@@ -191,3 +191,19 @@ def test_every_address_of_a_host_is_bound_to_one_port(host: str, shown: str) -> 
     assert len(ports) == 1 and format_url(host, sockets) == f"http://{shown}:{ports.pop()}"
     for each in sockets:
         each.close()
+
+
+def test_addresses_that_this_machine_lacks_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    from controlnet_ext.server.listening import bind_sockets
+
+    def find(*_: object, **__: object) -> list[Any]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, 0)) for host in hosts]
+
+    monkeypatch.setattr(socket, "getaddrinfo", find)
+    hosts = ["192.0.2.1", "127.0.0.1"]  # the first is reserved for documentation
+    (found,) = bind_sockets("localhost", 0)
+    assert found.getsockname()[0] == "127.0.0.1"
+    found.close()
+    hosts = ["192.0.2.1"]
+    with pytest.raises(ValueError, match=r"^Cannot assign requested address: 'localhost', port 0; choose another"):
+        bind_sockets("localhost", 0)
