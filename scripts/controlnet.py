@@ -5,6 +5,7 @@ relative.
 """
 
 import sys
+from contextlib import suppress
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -20,4 +21,5 @@ from sd_webui_controlnet_ext.webui import start  # noqa: E402
 
 ControlNet = start()
 
-import scripts.cldm  # noqa: E402, F401  # by that name Tiled Diffusion imports it later, when the path to it is gone
+with suppress(ImportError):  # without it Tiled Diffusion does not find the extension, and its tiles are refused
+    import scripts.cldm  # noqa: F401  # by that name it is imported later, when the path to it is gone
