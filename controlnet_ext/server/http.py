@@ -25,6 +25,7 @@ from .worker import QueueFull, RequestWorker
 
 MAX_BODY_BYTES = 64 * 2**20  # bytes of a request at most
 MAX_SETTINGS_BYTES = 2**20  # bytes of a request that is answered at once
+MAX_JSON_ITEMS = 10**6  # lists, objects and commas of a request
 MAX_BODIES_BYTES = 4 * MAX_BODY_BYTES  # bytes at most of all requests that arrive or wait
 BODY_SECONDS = 300.0  # a body arrives within this time,
 PACE_SECONDS, PACE_BYTES = 10.0, 2**19  # and brings this much, or its end, each so many seconds
@@ -232,8 +233,10 @@ def is_foreign(request: Request) -> bool:
 
 
 def parse_request_json(content: bytes | bytearray) -> Any:
-    """Parse the JSON of a request. Raises ValueError also for what Python reads and no answer can hold: NaN, infinite
-    numbers, half a letter of a pair."""
+    """Parse the JSON of a request. Raises ValueError also for over `MAX_JSON_ITEMS`, and for what Python reads and no
+    answer can hold: NaN, infinite numbers, half a letter of a pair."""
+    if sum(map(content.count, b"[{,")) > MAX_JSON_ITEMS:  # an empty list takes 2 bytes there, 64 here
+        raise ValueError(f"the request has over {MAX_JSON_ITEMS} values in its JSON")
     value = parse_json(content, "the request", allow_nan=False)
     if SURROGATE_ESCAPE.search(content):
         try:
