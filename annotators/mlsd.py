@@ -197,9 +197,9 @@ def decode_segments(output: Tensor, min_score: float, min_length: float) -> list
 
     Of the 200 surest centres that are highest among their eight neighbours those are lines whose probability is over
     `score` and whose length is over `length` pixels of the map."""
-    centres = output[:, 0].sigmoid()
-    centres = centres * (F.max_pool2d(centres, 3, stride=1, padding=1) == centres)
-    scores, places = centres.flatten(1).topk(min(MAX_LINES, centres[0].numel()))
+    centers = output[:, 0].sigmoid()
+    centers = centers * (F.max_pool2d(centers, 3, stride=1, padding=1) == centers)
+    scores, places = centers.flatten(1).topk(min(MAX_LINES, centers[0].numel()))
     lines = []
     for sure, place, displacement in zip(scores, places, output[:, 1:5].flatten(2), strict=True):
         x, y = place % output.shape[3], place // output.shape[3]

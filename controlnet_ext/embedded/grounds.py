@@ -54,9 +54,9 @@ def weigh_waves(rng: Rng, size: int) -> np.ndarray:
 def weigh_mosaic(rng: Rng, size: int) -> np.ndarray:
     """Return weights (size, size) float32 in 0..1 of cells around random points, each of its own tone."""
     u, v = _rotated_grid(size, 0.0)
-    centres = rng.uniform(-10, 138, (int(rng.integers(5, 10)), 2))
-    cell = np.stack([np.hypot(u - x, v - y) for x, y in centres]).argmin(0)
-    return rng.permutation(np.linspace(0, 1, len(centres)).astype(np.float32))[cell]
+    centers = rng.uniform(-10, 138, (int(rng.integers(5, 10)), 2))
+    cell = np.stack([np.hypot(u - x, v - y) for x, y in centers]).argmin(0)
+    return rng.permutation(np.linspace(0, 1, len(centers)).astype(np.float32))[cell]
 
 
 def weigh_spots(rng: Rng, size: int) -> np.ndarray:

@@ -128,25 +128,25 @@ def draw_scene(seed: int, size: int = 128) -> Scene:
     count = int(rng.choice([1, 2, 3], p=[0.25, 0.45, 0.3]))
     drawn, seen = _arrange_things(rng, count, size)
     ground = str(rng.choice(list(GROUNDS), p=[0.34, 0.12, 0.11, 0.11, 0.12, 0.1, 0.1]))
-    ground_colour = str(rng.choice(list(PALETTE)))
-    colours = rng.choice([c for c in THING_COLORS if c != ground_colour], count, replace=False)
-    pixels = _draw_ground(rng, ground, ground_colour, size)
+    ground_color = str(rng.choice(list(PALETTE)))
+    colors = rng.choice([c for c in THING_COLORS if c != ground_color], count, replace=False)
+    pixels = _draw_ground(rng, ground, ground_color, size)
     depth = np.repeat(np.linspace(10, 4, size, dtype=np.float32)[:, None], size, 1)
     things = []
     far = np.sort(rng.uniform(1.5, 4, count))[::-1]
-    for thing, colour, metres, visible in zip(drawn, colours, far, seen, strict=True):
+    for thing, colour, meters, visible in zip(drawn, colors, far, seen, strict=True):
         pixels = _draw_shadow(pixels, thing.alpha, rng)
         shade = _jitter_color(rng, str(colour)) * _make_light_ramp(rng, size, 0.14)
         pixels = pixels + thing.alpha[..., None] * (shade - pixels)
-        depth = np.where(thing.alpha > 0.5, np.float32(metres), depth)
-        things.append(Thing(thing.kind, str(colour), visible, float(metres), thing.points))
+        depth = np.where(thing.alpha > 0.5, np.float32(meters), depth)
+        things.append(Thing(thing.kind, str(colour), visible, float(meters), thing.points))
     pixels = pixels * _make_light_ramp(rng, size, 0.12) * rng.uniform(0.82, 1.05)
     pixels = (
         pixels + cv2.GaussianBlur(rng.standard_normal((size, size, 1)).astype(np.float32), (0, 0), 1)[..., None] * 4
     )
     named = " and ".join(_join_names([f"a {thing.color} {thing.kind}" for thing in things], rng))
     adjective = "" if ground == "plain" else f"{ground} "
-    caption = _fix_articles(f"{named} on a {adjective}{ground_colour} ground")
+    caption = _fix_articles(f"{named} on a {adjective}{ground_color} ground")
     return Scene(np.clip(np.rint(pixels), 0, 255).astype(np.uint8), caption, tuple(things), depth)
 
 

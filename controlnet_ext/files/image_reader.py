@@ -192,11 +192,11 @@ def _composite_over_white(image: Image) -> Image:
     """Return the image in RGB, its alpha composed over white."""
     from PIL import Image
 
-    colours = _convert_to_srgb(image)
+    colors = _convert_to_srgb(image)
     if not _has_alpha(image):
-        return colours
+        return colors
     canvas = Image.new("RGB", image.size, "white")
-    canvas.paste(colours, mask=image.convert("RGBA").getchannel("A"))
+    canvas.paste(colors, mask=image.convert("RGBA").getchannel("A"))
     return canvas
 
 

@@ -37,11 +37,11 @@ def resize_map(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
         return pixels
     growth = height * width - pixels.shape[0] * pixels.shape[1]
     image = np.ascontiguousarray(pixels[..., :3])
-    colours = _count_colors(image)
-    greys = colours == 2 and bool((image == image[..., :1]).all())
+    colors = _count_colors(image)
+    grays = colors == 2 and bool((image == image[..., :1]).all())
     soft = cv2.INTER_AREA if growth < 0 else cv2.INTER_CUBIC
-    way = cv2.INTER_NEAREST if 1 < colours < 200 and not greys else soft
-    if greys and image.min() < 16 and image.max() > 240:
+    way = cv2.INTER_NEAREST if 1 < colors < 200 and not grays else soft
+    if grays and image.min() < 16 and image.max() > 240:
         marks = np.ascontiguousarray(image[..., 0])
         result = cv2.cvtColor(
             _binarize_marks(marks, cv2.resize(marks, (width, height), interpolation=way), growth > 0),
@@ -217,11 +217,11 @@ def _fit_scale(height: int, width: int, target_height: int, target_width: int, m
 
 def _fill_border(pixels: np.ndarray, height: int, width: int, top: int, left: int) -> np.ndarray:
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    colour = np.median(border, axis=0).astype(np.uint8)
+    color = np.median(border, axis=0).astype(np.uint8)
     if np.isin(border, (0, 255)).all():
-        colour = np.where(colour == 255, np.uint8(255), np.uint8(0))  # half black, half white: 127 is neither
-    colour[3:] = 255
-    canvas = np.tile(colour, (height, width, 1))
+        color = np.where(color == 255, np.uint8(255), np.uint8(0))  # half black, half white: 127 is neither
+    color[3:] = 255
+    canvas = np.tile(color, (height, width, 1))
     canvas[top : top + pixels.shape[0], left : left + pixels.shape[1]] = pixels
     return canvas
 

@@ -90,8 +90,8 @@ def _resize_cubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _compute_edge_strength(image: np.ndarray) -> np.ndarray:
-    grey = image[..., :3] @ np.array([0.2989, 0.5870, 0.1140])
-    return np.abs(cv2.Sobel(grey, cv2.CV_64F, 0, 1, ksize=3)) + np.abs(cv2.Sobel(grey, cv2.CV_64F, 1, 0, ksize=3))
+    gray = image[..., :3] @ np.array([0.2989, 0.5870, 0.1140])
+    return np.abs(cv2.Sobel(gray, cv2.CV_64F, 0, 1, ksize=3)) + np.abs(cv2.Sobel(gray, cv2.CV_64F, 1, 0, ksize=3))
 
 
 def _find_best_size(image: np.ndarray) -> tuple[int, float]:

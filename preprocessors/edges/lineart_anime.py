@@ -72,6 +72,6 @@ class LineartAnimeDenoise:
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         height, width = images.shape[1:3]
-        grey = np.stack([cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in pad_to_multiple(images, 16)])
-        paper = self.network(to_batch_tensor(grey[..., None]))[:, 0, :height, :width].numpy()
+        gray = np.stack([cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in pad_to_multiple(images, 16)])
+        paper = self.network(to_batch_tensor(gray[..., None]))[:, 0, :height, :width].numpy()
         return 255 - paper.clip(0, 255).astype(np.uint8)

@@ -68,32 +68,32 @@ def render_pose(
             _draw_face(canvas, person.face)
     for animal in poses.animals:
         pixels = _to_pixels(canvas, animal.points)
-        for (i, j), colour in zip(_ANIMAL_LIMBS, _ANIMAL_COLORS, strict=True):
+        for (i, j), color in zip(_ANIMAL_LIMBS, _ANIMAL_COLORS, strict=True):
             if i in pixels and j in pixels:
-                cv2.line(canvas, pixels[i], pixels[j], colour, 5)
+                cv2.line(canvas, pixels[i], pixels[j], color, 5)
     return canvas
 
 
 def _draw_body(canvas: np.ndarray, points: KeyPoints, stick_scale: int) -> None:
     height, width = canvas.shape[:2]
-    for (i, j), colour in zip(_BODY_LIMBS, _BODY_COLORS[:17], strict=True):
+    for (i, j), color in zip(_BODY_LIMBS, _BODY_COLORS[:17], strict=True):
         a, b = points[i], points[j]
         if a and b:
             ax, ay, bx, by = a.x * width, a.y * height, b.x * width, b.y * height
             length = math.hypot(ax - bx, ay - by)
             angle = math.degrees(math.atan2(ay - by, ax - bx))
-            centre, axes = (int((ax + bx) / 2), int((ay + by) / 2)), (int(length / 2), 4 * stick_scale)
-            stick = cv2.ellipse2Poly(centre, axes, int(angle), 0, 360, 1)
-            cv2.fillConvexPoly(canvas, np.asarray(stick), [int(c * 0.6) for c in colour])
+            center, axes = (int((ax + bx) / 2), int((ay + by) / 2)), (int(length / 2), 4 * stick_scale)
+            stick = cv2.ellipse2Poly(center, axes, int(angle), 0, 360, 1)
+            cv2.fillConvexPoly(canvas, np.asarray(stick), [int(c * 0.6) for c in color])
     for i, pixel in _to_pixels(canvas, points).items():
         cv2.circle(canvas, pixel, 4 * stick_scale, _BODY_COLORS[i], thickness=-1)
 
 
 def _draw_hand(canvas: np.ndarray, points: KeyPoints) -> None:
     pixels = _drop_border_points(_to_pixels(canvas, points))
-    for (i, j), colour in zip(_HAND_LIMBS, _HAND_COLORS, strict=True):
+    for (i, j), color in zip(_HAND_LIMBS, _HAND_COLORS, strict=True):
         if i in pixels and j in pixels:
-            cv2.line(canvas, pixels[i], pixels[j], colour, thickness=2)
+            cv2.line(canvas, pixels[i], pixels[j], color, thickness=2)
     for pixel in pixels.values():
         cv2.circle(canvas, pixel, 4, _HAND_POINT_COLOR, thickness=-1)
 

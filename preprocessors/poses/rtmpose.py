@@ -50,9 +50,9 @@ def _decode_boxes(output: np.ndarray, input_size: tuple[int, int], classes: rang
         )
     scores = output[0, :, 4] * output[0, :, 5 + classes.start : 5 + classes.stop].max(axis=1)
     order = np.argsort(-scores, kind="stable")[: (scores > _MIN_SCORE).sum()]
-    centres = (output[0, order, :2] + cells[order]) * strides[order]
+    centers = (output[0, order, :2] + cells[order]) * strides[order]
     halves = np.exp(output[0, order, 2:4]) * strides[order] / 2
-    return np.concatenate([centres - halves, centres + halves], axis=1)
+    return np.concatenate([centers - halves, centers + halves], axis=1)
 
 
 def _suppress_overlaps(boxes: np.ndarray) -> np.ndarray:
@@ -77,17 +77,17 @@ def detect_key_points(network: OnnxNetwork, image: np.ndarray, boxes: np.ndarray
     """Points (N, K, 3) in N boxes (left, top, right, bottom) of an RGB image (H, W, 3) uint8: x and y in its pixels,
     and score. Raises ValueError when the network is of another kind."""
     size = np.array([network.width, network.height])
-    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    centers = (boxes[:, :2] + boxes[:, 2:]) / 2
     spans = (boxes[:, 2:] - boxes[:, :2]) * _BOX_SCALE
     spans = (spans / size).max(axis=1, keepdims=True) * size  # in the proportion of the network's input
-    crops = [_crop_around(image, centre, span, size) for centre, span in zip(centres, spans, strict=True)]
+    crops = [_crop_around(image, centre, span, size) for centre, span in zip(centers, spans, strict=True)]
     if not crops:
         return np.zeros((0, 0, 3))
     outputs = network(np.stack(crops))
     if len(outputs) != 2 or any(output.ndim != 3 for output in outputs) or outputs[0].shape[1] != outputs[1].shape[1]:
         raise ValueError(f"outputs {[output.shape for output in outputs]} are not a SimCC's, of columns and of rows")
     places, scores = _decode_simcc(*outputs)
-    return np.concatenate([places * spans[:, None] + (centres - spans / 2)[:, None], scores[..., None]], axis=-1)
+    return np.concatenate([places * spans[:, None] + (centers - spans / 2)[:, None], scores[..., None]], axis=-1)
 
 
 def _crop_around(image: np.ndarray, center: np.ndarray, span: np.ndarray, size: np.ndarray) -> np.ndarray:

@@ -55,9 +55,9 @@ def non_max_suppression(boxes: np.ndarray, scores: np.ndarray, max_iou: float) -
 def render_masks(masks: list[ObjectMask], height: int, width: int, seed: int) -> np.ndarray:
     """The masks' image (H, W, 3) uint8 on black, the largest first, so that small ones lie on it. The n-th has the
     n-th colour of the seed, 0 to 254 per channel as controlnet_aux draws them, however many there are."""
-    colours = np.random.default_rng(seed).integers(0, 255, (len(masks), 3))
+    colors = np.random.default_rng(seed).integers(0, 255, (len(masks), 3))
     canvas = np.zeros((height, width, 3), np.uint8)
-    for mask, colour in zip(sorted(masks, key=lambda mask: -mask.area), colours, strict=True):
+    for mask, color in zip(sorted(masks, key=lambda mask: -mask.area), colors, strict=True):
         h, w = mask.segmentation.shape
-        canvas[mask.top : mask.top + h, mask.left : mask.left + w][mask.segmentation] = colour
+        canvas[mask.top : mask.top + h, mask.left : mask.left + w][mask.segmentation] = color
     return canvas

@@ -320,8 +320,8 @@ def _slopes(height: np.ndarray, distance: np.ndarray, focal: float) -> tuple[np.
     along = np.gradient(height, _distances(), axis=0)
     across = np.gradient(height, axis=1)
     slope_x = across * focal / distance
-    centre = (np.arange(height.shape[1], dtype=np.float32) + 0.5 - height.shape[1] / 2) / focal
-    slope_z = along - slope_x * centre
+    center = (np.arange(height.shape[1], dtype=np.float32) + 0.5 - height.shape[1] / 2) / focal
+    slope_z = along - slope_x * center
     return slope_x, slope_z
 
 

@@ -254,14 +254,14 @@ def _choose_color(rng: np.random.Generator, image: np.ndarray, kind: str) -> str
 
 def _place(rng, kind, color, image, count, size, horizon, wall) -> _Placed:
     """A thing somewhere on the floor, between the wall and the camera."""
-    metres = rng.uniform(0.9, 1.9) if count == 1 else rng.uniform(0.65, 1.35)
+    meters = rng.uniform(0.9, 1.9) if count == 1 else rng.uniform(0.65, 1.35)
     lower, upper = (0.9, 1.9) if count == 1 else (0.65, 1.35)
-    share = (metres - lower) / (upper - lower)
+    share = (meters - lower) / (upper - lower)
     word = "small" if share < 0.25 and rng.random() < 0.6 else "big" if share > 0.75 and rng.random() < 0.6 else ""
     farthest = horizon + FOCAL * size * CAMERA_HEIGHT / wall
     floor = rng.uniform(farthest + 0.1 * size, 0.95 * size)
     depth = FOCAL * size * CAMERA_HEIGHT / (floor - horizon)
-    scale = metres * FOCAL * size / depth / max(image.shape[:2])
+    scale = meters * FOCAL * size / depth / max(image.shape[:2])
     scale = min(scale, 0.8 * size / max(image.shape[:2]))
     height, width = (max(8, round(length * scale)) for length in image.shape[:2])
     premultiplied = image.astype(np.float32)
@@ -433,8 +433,8 @@ def _paste(pixels: np.ndarray, depth: np.ndarray, thing: _Placed) -> np.ndarray:
     window[...] = window * (1 - inside[..., None]) + colors
     solid = (inside > 0.5).astype(np.uint8)
     round_ = cv2.distanceTransform(np.pad(solid, 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
-    metres = max(thing.image.shape[:2]) * thing.depth / (FOCAL * size)
-    belly = np.sqrt(np.clip(round_ / max(round_.max(), 1), 0, 1)) * 0.25 * metres
+    meters = max(thing.image.shape[:2]) * thing.depth / (FOCAL * size)
+    belly = np.sqrt(np.clip(round_ / max(round_.max(), 1), 0, 1)) * 0.25 * meters
     target = _window(depth, thing)
     target[...] = np.where(solid > 0, thing.depth - belly, target)
     alpha = np.zeros((size, size), np.float32)

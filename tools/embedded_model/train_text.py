@@ -45,9 +45,9 @@ class BindingTargets:
         """The states (B, T, D) for tokens (B, T), and which of them (B, T) are a thing's."""
         states, things = self._encode(tokens), torch.zeros(tokens.shape, dtype=torch.bool)
         for row, place in (sum(tokens == kind for kind in self._kind_ids) > 0).nonzero().tolist():
-            colour, kind = tokens[row, place - 1 : place + 1].tolist()
+            color, kind = tokens[row, place - 1 : place + 1].tolist()
             states[row, place - 1 : place + 1] = self._first_states[
-                self._color_ids.index(colour), self._kind_ids.index(kind)
+                self._color_ids.index(color), self._kind_ids.index(kind)
             ]
             things[row, place - 1 : place + 1] = True
         return states, things

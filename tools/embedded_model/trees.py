@@ -104,7 +104,7 @@ def _draw_leafy(rng: Rng) -> np.ndarray:
     """A crown of many small round clumps around an ellipsoid, far ones first."""
     width = int(HEIGHT * rng.uniform(0.75, 1.0))
     sprite = _blank(width)
-    middle, centre = width / 2, HEIGHT * 0.4
+    middle, center = width / 2, HEIGHT * 0.4
     _draw_trunk(sprite, middle, HEIGHT * 0.5, HEIGHT * 0.028)
     rows, columns = np.mgrid[:HEIGHT, :width].astype(np.float32)
     clumps = []
@@ -117,7 +117,7 @@ def _draw_leafy(rng: Rng) -> np.ndarray:
         clumps.append((direction[2], direction, reach))
     for _, direction, reach in sorted(clumps, key=lambda clump: clump[0]):
         x = middle + direction[0] * reach * width * 0.42
-        y = centre - direction[1] * reach * HEIGHT * 0.36
+        y = center - direction[1] * reach * HEIGHT * 0.36
         radius = HEIGHT * rng.uniform(0.06, 0.1)
         top, left = max(int(y - 1.4 * radius), 0), max(int(x - 1.4 * radius), 0)
         part = np.s_[top : int(y + 1.4 * radius), left : int(x + 1.4 * radius)]
