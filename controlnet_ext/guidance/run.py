@@ -8,7 +8,7 @@ several steps (figures in docs/evidence).
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..errors import error_prefix
 from .after_steps import NoiseLevel
-from .contract import Activation, AttentionModel, ControlModel, Crop, Host, Residuals, Step, UndoStack
+from .contract import Activation, AttentionModel, ControlModel, Crop, Host, Residuals, Step, UndoStack, UNet
 from .hints import HintImages
 from .schedule import Span
 from .unit import PerSample, Unit
@@ -74,11 +74,13 @@ class AttachmentStack:
 
     A place is (number of the guide, number of the unit). Units are attached in the order of places, and detached in
     reverse: each wraps what those before it made of the attention. So before a unit attaches that begins later, those
-    behind it are detached; they attach again when they act next, which is in the same step.
+    behind it are detached; they attach again when they act next, which is in the same step. Before an attention module
+    is copied or pickled, `prepare_copy()` is called, which detaches all.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, prepare_copy: Callable[[], None] | None = None) -> None:
         self._undo = UndoStack()
+        self._prepare_copy = self.close if prepare_copy is None else prepare_copy
         self._heights: dict[tuple[int, int], int] = {}  # of the undo stack below each unit
 
     def __contains__(self, place: tuple[int, int]) -> bool:
@@ -87,12 +89,15 @@ class AttachmentStack:
     def __len__(self) -> int:
         return len(self._heights)
 
-    def attach(self, place: tuple[int, int], contexts: Iterable[AbstractContextManager[None]]) -> None:
-        """Attach a unit, by entering these contexts in turn."""
+    def attach(self, place: tuple[int, int], unet: UNet, contexts: Iterable[AbstractContextManager[None]]) -> None:
+        """Attach a unit to a UNet, by entering these contexts in turn."""
         self.detach_from(place)
         height = len(self._undo)
         self._undo.push(lambda: self._heights.pop(place, None))
         self._heights[place] = height
+        for _, module in unet.named_modules():
+            if hasattr(module, "processor"):
+                self._undo.make_copies_plain(module, self._prepare_copy)
         for context in contexts:
             self._undo.enter_context(context)
 
@@ -357,7 +362,8 @@ class UnitRun:
                 """None to another thread too, whose call was under way when this one attached."""
                 return self._activation if threading.get_ident() == own else None
 
-            self._attachments.attach(self._place, (model.attach(self._host, hint, now) for hint in hints))
+            contexts = (model.attach(self._host, hint, now) for hint in hints)
+            self._attachments.attach(self._place, self._host.unet, contexts)
 
 
 def _compute_weights(name: str, unit: Unit, spans: Sequence[Span], pass_index: int) -> dict[Span, float]:

@@ -324,7 +324,7 @@ class GuidedUNet:
         self.unet = unet
         self.sessions: list[GuideSession] = []
         self.session_numbers = count()
-        self.attachments = AttachmentStack()
+        self.attachments = AttachmentStack(self._prepare_copy)
         self.undo = UndoStack()
         self.side_stream: SideStream | None = None
         self._run_thread: int | None = None

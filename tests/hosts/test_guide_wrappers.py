@@ -97,6 +97,23 @@ def test_a_copy_of_a_guided_unet_is_plain(way: str) -> None:
     assert state(pipe) == before
 
 
+def test_a_copy_of_a_part_of_a_guided_unet_is_plain() -> None:
+    pipe, copies = pipeline(), []
+    units = [Unit(Plus(skips=SKIPS), GREY), Unit(Plus(skips=SKIPS), GREY)]
+    with guide(pipe, units):
+        expected = fakes.run(pipe)
+    fakes.run(pipe)
+    before = state(pipe)
+
+    def make_copy(*_: Any) -> dict[str, Any]:
+        copies.append(copy.deepcopy(pipe.unet.down_blocks))
+        return {}
+
+    with guide(pipe, units):
+        assert torch.equal(fakes.run(pipe, callback_on_step_end=make_copy), expected)
+    assert len(copies) == 4 and all(map(is_plain, copies)) and state(pipe) == before
+
+
 def users_hook(*_: Any) -> None:
     """A hook of the user's."""
 
