@@ -3,6 +3,7 @@ run, and weights are read from .safetensors only."""
 
 from __future__ import annotations
 
+import codecs
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -89,6 +90,7 @@ class PipelineFolder:
         found = cls(path, str(kind), parts, tuple(missing), "fp16" if fp16.exists() and not plain.exists() else None)
         for part in ("unet", "vae", *(part for part in parts if part.startswith("text_encoder"))):
             found._check_weights(part)
+        found._check_encodings()
         return found
 
     def files(self) -> dict[str, Path]:
@@ -161,6 +163,17 @@ class PipelineFolder:
         variant = rf"(\.{self.variant})?" if self.variant else ""
         pattern = rf"(diffusion_pytorch_model|model){variant}(-\d+-of-\d+)?{variant}\.safetensors"
         return [file for file in (self.path / part).iterdir() if re.fullmatch(pattern, file.name)]
+
+    def _check_encodings(self) -> None:
+        """Raise ValueError for JSON with a byte order mark, which Windows writes and diffusers does not read."""
+        for path in self.files().values():
+            if path.suffix == ".json":
+                with open_regular_file(path) as file:
+                    if file.read(3) == codecs.BOM_UTF8:
+                        raise ValueError(
+                            f"{str(path)!r} begins with a byte order mark, which diffusers does not read: save it as "
+                            "UTF-8 without one"
+                        )
 
     def _check_weights(self, part: str) -> None:
         """Raise FileNotFoundError or ValueError unless the part has weights, in files with valid headers."""

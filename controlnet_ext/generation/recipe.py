@@ -141,6 +141,14 @@ def hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def hash_weights(path: Path) -> str:
+    """Return the sha256 of a weights file in hex; of an index of weights in parts, that of the hashes of all files."""
+    parts = list_parts(path)
+    if parts == [path]:
+        return hash_file(path)
+    return hashlib.sha256("".join(map(hash_file, (path, *parts))).encode()).hexdigest()
+
+
 def verify_hashes(ref: ModelRef, hashes: Mapping[str, str], option: str) -> None:
     """Raise ValueError unless `hashes`, those found here, are those of `ref` or it has none. `option` is the flag that
     names another place."""

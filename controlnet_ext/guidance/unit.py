@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ..errors import check_choice, quote_value
+from ..errors import check_choice, error_prefix, quote_value
 from ..files.image_reader import read_mask
 from ..maps.control_map import ControlMap
 from ..maps.resize import FIT_MODES
@@ -231,7 +231,8 @@ def _parse_region(region: Any) -> np.ndarray:
         raise TypeError(f"region is {type(region).__name__}, expected an array (H, W) of 0..1, or a mask")
     is_array = isinstance(region, np.ndarray)
     if not is_array or region.ndim == 3 or (region.dtype == np.uint8 and region.max(initial=0) > 1):
-        pixels = read_mask(region.pixels if isinstance(region, ControlMap) else region)
+        with error_prefix("region"):
+            pixels = read_mask(region.pixels if isinstance(region, ControlMap) else region)
         return pixels[..., 0].astype(np.float32) / 255
     if region.ndim != 2 or 0 in region.shape or region.dtype.kind not in "bfiu":
         raise ValueError(f"region has shape {region.shape} and type {region.dtype}, expected (H, W) of 0..1")

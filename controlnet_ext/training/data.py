@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import posixpath
@@ -202,8 +203,9 @@ def _read_caption(path: Path) -> str:
         content = file.read(CAPTION_LIMIT + 1)
     if len(content) > CAPTION_LIMIT:
         raise ValueError(f"{str(path)!r} is over {CAPTION_LIMIT} bytes, too long for a caption")
+    is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # as PowerShell writes text
     try:
-        return content.decode("utf-8-sig").strip()
+        return content.decode("utf-16" if is_utf16 else "utf-8-sig").strip()
     except UnicodeDecodeError as error:
         raise ValueError(f"{str(path)!r} is not UTF-8 text: {error}") from error
 

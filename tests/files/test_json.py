@@ -1,13 +1,19 @@
 """JSON as people's programs write it."""
 
 import json
+import shutil
 
+import numpy as np
 import pytest
 from networks import reference
 
 from controlnet_ext import models
 from controlnet_ext.batch.formats.lists import read_list
+from controlnet_ext.embedded import EMBEDDED_FOLDER
 from controlnet_ext.files.disk import convert_whole_numbers, parse_json, parse_whole_number, read_json
+from controlnet_ext.files.image_writer import write_image
+from controlnet_ext.generation.pipeline_folder import PipelineFolder
+from controlnet_ext.training.data import read_examples
 
 VALUE = {"ключ": ["ü", 1.5]}
 
@@ -18,6 +24,25 @@ def test_json_of_windows_is_read(tmp_path, encoding):
     path.write_text(json.dumps(VALUE, ensure_ascii=False), encoding=encoding)
     assert read_json(path) == VALUE
     assert parse_json(path.read_bytes(), "text") == VALUE
+
+
+def test_json_of_windows_in_a_base_model_is_refused_by_name(tmp_path):
+    shutil.copytree(EMBEDDED_FOLDER, tmp_path / "model")
+    for name in ("model_index.json", "unet/config.json", "tokenizer/tokenizer_config.json"):
+        path = tmp_path / "model" / name
+        content = path.read_bytes()
+        path.write_bytes(b"\xef\xbb\xbf" + content)
+        with pytest.raises(ValueError, match=rf"{path.name}' begins with a byte order mark, which diffusers does not"):
+            PipelineFolder.find(str(tmp_path / "model"))
+        path.write_bytes(content)
+    assert PipelineFolder.find(str(tmp_path / "model")).path == tmp_path / "model"
+
+
+def test_a_caption_of_powershell_is_read(tmp_path):
+    write_image(tmp_path / "a.png", np.zeros((16, 16, 3), np.uint8))
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        (tmp_path / "a.txt").write_text("ein grüner Kreis\r\n", encoding=encoding)
+        assert read_examples(tmp_path)[0].caption == "ein grüner Kreis"
 
 
 def test_a_list_that_begins_with_a_byte_order_mark_is_read(tmp_path):

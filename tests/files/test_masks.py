@@ -5,6 +5,7 @@ import io
 
 import numpy as np
 import pytest
+import torch
 from fakes import Pushes
 from PIL import Image
 
@@ -62,6 +63,9 @@ def masks():
     yield "floats, RGBA", (sketch() / 255).astype(np.float32)
     yield "bools", WHITE > 0
     yield "bools, RGBA", sketch() > 0
+    planes = torch.from_numpy(np.ascontiguousarray(sketch().transpose(2, 0, 1)))
+    yield "a tensor, RGBA", planes
+    yield "a tensor of floats", planes[3:].float() / 255
     yield "gray and alpha, an array", np.dstack([opaque, WHITE])
     yield "gray and alpha, opaque", np.dstack([WHITE, opaque])
     la = Image.merge("LA", [Image.fromarray(255 - WHITE), Image.fromarray(WHITE)])

@@ -51,6 +51,8 @@ MAP = ControlMap(GREY, "edges")
         ({"layers": [1.0, math.nan]}, "layers holds nan, expected numbers"),
         ({"layers": [1.0, "2"]}, "layers holds '2', expected numbers"),
         ({"region": [[1.0]]}, "region is list, expected an array (H, W) of 0..1, or a mask"),
+        ({"region": 5}, "region: an image is a path, bytes, a PIL image, an array or a tensor, not int"),
+        ({"region": np.ones((2, 2, 7))}, "region: an image array of shape (2, 2, 7)"),
         ({"region": np.ones(3)}, "region has shape (3,) and type float64, expected (H, W) of 0..1"),
         ({"region": np.ones((0, 3))}, "region has shape (0, 3) and type float64, expected (H, W) of 0..1"),
         ({"region": np.full((2, 2), 255)}, "region holds values 255..255, expected 0..1"),

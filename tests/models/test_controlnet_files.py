@@ -17,7 +17,7 @@ from networks import SHAPES, all_of, ours, picture, reference, step_for, theirs_
 from safetensors.torch import load_file, save_file
 
 from controlnet_ext import cli, models
-from controlnet_ext.generation.recipe import find_control_files
+from controlnet_ext.generation.recipe import find_control_files, hash_file, hash_weights
 from controlnet_ext.models import kinds
 from controlnet_ext.models.inspection import inspect
 from controlnet_ext.models.kinds.controlnet import ControlNet, detect
@@ -590,6 +590,18 @@ def test_weights_in_parts_load_from_their_folder_and_from_their_index(parts: Pat
         "config.json",
         *(path.name for path in parts.glob("*-of-*")),
     }
+
+
+def test_the_hash_of_weights_in_parts_covers_each_of_them(parts: Path) -> None:
+    hashes = {hash_weights(parts / INDEX)}
+    for path in sorted(parts.glob("*-of-*")):
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
+        hashes.add(hash_weights(parts / INDEX))
+    assert len(hashes) == 1 + len(list(parts.glob("*-of-*")))
+    whole = sorted(parts.glob("*-of-*"))[0]
+    assert hash_weights(whole) == hash_file(whole)
 
 
 def test_pickled_weights_in_parts_load_too(tmp_path: Path) -> None:

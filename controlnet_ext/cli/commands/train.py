@@ -22,7 +22,7 @@ from ...errors import one_line
 from ...files.disk import check_target_folder, read_json
 from ...generation.options import split_unit_text
 from ...generation.pipeline_folder import PipelineFolder, silence_libraries
-from ...generation.recipe import hash_file, hash_files
+from ...generation.recipe import hash_files, hash_weights
 from ...maps.control_map import MAP_KINDS
 from ...models import locate_weights
 from ...preprocessors.registry import find_unless_none
@@ -152,7 +152,7 @@ def run(options: Namespace) -> int:
         settings = {
             **{name: getattr(options, name) for name in RESUME_KEYS},
             "size": f"{width}x{height}",
-            "control": None if init_from is None else hash_file(init_from),
+            "control": None if init_from is None else hash_weights(init_from),
             "model": hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest(),
             "data": train_set.identity,
             "validation": held_out.identity,

@@ -165,6 +165,9 @@ OTHER_FILES = (
     ForeignKind("an upscaler (ESRGAN)", (".RDB1.",)),
     ForeignKind("an upscaler (ESRGAN)", (".rdb1.",)),
     ForeignKind("an upscaler (SwinIR or its like)", ("residual_group.",)),
+    ForeignKind("an upscaler (DAT)", ("^before_RG.",)),
+    ForeignKind("an upscaler (SPAN)", ("^block_1.c1_r.",)),
+    ForeignKind("an upscaler (PLKSR)", ("^feats.0.", "channe_mixer")),
     ForeignKind("an upscaler (Real-ESRGAN compact)", ("^body.0.weight$", "^body.1.weight$")),
     ForeignKind("a face restorer (GFPGAN)", ("stylegan_decoder.",)),
     ForeignKind("a face restorer (CodeFormer)", ("fuse_convs_dict.",)),
@@ -180,6 +183,7 @@ OTHER_FILES = (
     ForeignKind("a VAE of Wan", ("decoder.middle.0.residual.",)),
     ForeignKind("a VAE (deep compression autoencoder)", ("decoder.stages.",)),
     ForeignKind("a VAE, a small one (TAESD)", ("decoder.layers.",)),
+    ForeignKind("a VAE, a small one (TAESD)", ("^3.conv.0.weight$", "^3.conv.2.weight$")),  # madebyollin/taesd
     ForeignKind("a VAE", ("decoder.",)),
     ForeignKind("a UNet", ("up_blocks.",)),
     ForeignKind("a UNet", ("output_blocks.",)),
