@@ -34,7 +34,7 @@ def stamp_files(path: str, mask: str | None = None) -> Stamp | None:
 
 def digest_settings(request: MapRequest, settings: Mapping[str, Any]) -> dict[str, str]:
     """Return a digest of what makes the files of each ending: preprocessor, parameters and `settings`."""
-    digests = {}
+    digests: dict[str, str] = {}
     for spec, values in zip(request.specs, request.parameters, strict=True):
         text = json.dumps([spec.name, values, request.sixteen_bit, settings], sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -53,7 +53,8 @@ def arguments(parser: ArgumentParser, argv: list[str]) -> None:
         required=True,
         help="images, each with its caption in <stem>.txt beside it; or metadata.jsonl (captions.jsonl) with lines "
         '{"file_name": "a.png", "text": "a caption", "map": "a_map.png"}, where the map is optional; or a list '
-        "(.jsonl) that preprocess wrote. Or scenes: the drawn scenes of the embedded model; scenes:8000: the first 8000 of them",
+        "(.jsonl) that preprocess wrote. Or scenes: the drawn scenes of the embedded model; "
+        "scenes:8000: the first 8000 of them",
     )
     parser.add_argument(
         "--map",
