@@ -64,7 +64,7 @@ def is_complete(content: bytes, format: str) -> bool:
             return _is_avif_complete(content)
         if format == "TIFF":
             return _is_tiff_complete(content)
-    except (struct.error, IndexError):  # the file ends in the middle of a field
+    except (struct.error, IndexError, OverflowError):  # the file ends in the middle of a field, or far before a place
         return False
     return True  # PPM, AVIF's inside: the decoder finds what is missing
 
@@ -224,7 +224,7 @@ def check_budget(content: bytes, format: str, name: str) -> None:
             _check_parts(_iter_webp_chunks(content), content, format, name)
         elif format == "TIFF":
             _check_tiff_strips(content, name)
-    except (struct.error, IndexError):  # the file ends in the middle of a field
+    except (struct.error, IndexError, OverflowError):  # the file ends in the middle of a field, or far before a place
         pass
 
 

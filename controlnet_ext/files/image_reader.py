@@ -245,8 +245,8 @@ def read_image(source: ImageLike) -> np.ndarray:
     its current frame. An array is (H, W), (H, W, 1), (H, W, 3) RGB or (H, W, 4) RGBA of uint8, bool or floats 0..1; a
     tensor likewise with its channels first, (3, H, W), as diffusers and torchvision have it.
 
-    Raises FileNotFoundError, TypeError, or ValueError in one line: over 64 megapixels (checked before decoding), cut
-    short, not an image, NaN. Damaged compressed data in a complete JPEG cannot be detected, and is decoded.
+    Raises FileNotFoundError, TypeError, or ValueError in one line: over 64 megapixels, a million pixels a side, or
+    another budget (`image_formats.check_budget`), all checked before decoding; cut short, not an image, NaN. Damaged compressed data in a complete JPEG cannot be detected, and is decoded.
     """
     return _read_source(source, decode_pixels, _convert_image_array)
 

@@ -2,6 +2,7 @@
 
 import io
 import os
+import struct
 import sys
 from itertools import count
 
@@ -141,3 +142,12 @@ def _measure(kind, content, reason):
     seconds, memory = resource.getrusage(resource.RUSAGE_SELF).ru_utime - used, peak() - before
     sys.__stderr__.write(f"{seconds:.2f} s, {memory:.0f} MiB, {len(content) >> 10} KiB: {kind}, {given}\n")
     os._exit(0 if given == ("read" if reason is None else "refused") and (given == "read" or memory < 300) else 1)
+
+
+@pytest.mark.parametrize("place", [2**63, 2**64 - 1])
+def test_a_place_beyond_all_memory_in_a_tiff_is_refused(place):
+    far = place.to_bytes(8, "little")
+    entry = struct.pack("<QHHQ", 1, 256, 16, 2)
+    for content in (b"II+\0\x08\0\0\0" + far, b"II+\0\x08\0\0\0" + struct.pack("<Q", 16) + entry + far):
+        with pytest.raises(ValueError, match="TIFF|cannot be read"):
+            read_image(content + bytes(64))
