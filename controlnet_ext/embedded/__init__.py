@@ -39,3 +39,10 @@ def list_controls(model: str) -> dict[str, str]:
         return {}
     names = sorted(folder.name.removeprefix("controlnet_") for folder in EMBEDDED_FOLDER.glob("controlnet_*"))
     return {name: f"{EMBEDDED_NAME}/{name}" for name in names}
+
+
+# Words of captions, as `scenes` and `grounds` have them, which take longer to import
+THING_WORDS = ("circle", "square", "triangle", "star", "heart", "ring", "moon", "cross", "blob", "curve", "person")
+COLOR_WORDS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink", "white", "black", "grey", "brown")
+GROUND_WORDS = ("striped", "checked", "dotted", "wavy", "mosaic", "mottled")
+OTHER_WORDS = ("plain", "ground", "and", "an", "on", "a")

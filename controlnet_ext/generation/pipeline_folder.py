@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import embedded
 from ..embedded import resolve_embedded
 from ..errors import one_line, quote_value, suggest_names
 from ..files.disk import open_regular_file, read_json
@@ -44,6 +45,7 @@ SCHEDULER_CLASSES = {
     "pndm": "PNDMScheduler",
     "unipc": "UniPCMultistepScheduler",
 }
+MAX_QUOTED_WORDS = 8  # of a prompt, in a sentence on those that the embedded model does not know
 TEXT_SUFFIXES = (".json", ".txt", ".model")  # what tokenizers and configurations are written in
 
 
@@ -110,6 +112,25 @@ class PipelineFolder:
         if type(side) is not int or not isinstance(levels, list):
             raise ValueError(f"{str(self.path)!r} states no size: name one with --size WIDTHxHEIGHT")
         return (side * 2 ** (len(levels) - 1),) * 2
+
+    def describe_unknown_words(self, *texts: str | None) -> str | None:
+        """Return a sentence on the words of prompts that the embedded model does not know; None if it knows all of
+        them, or this is another model."""
+        if self.path != embedded.EMBEDDED_FOLDER:
+            return None
+        things, colors, grounds = embedded.THING_WORDS, embedded.COLOR_WORDS, embedded.GROUND_WORDS
+        known = {*things, *colors, *grounds, *embedded.OTHER_WORDS}
+        words = (word for text in texts for word in re.findall(r"[^\W\d_]+", (text or "").casefold()))
+        unknown = [word for word in dict.fromkeys(words) if word not in known]
+        if not unknown:
+            return None
+        more = f" and {len(unknown) - MAX_QUOTED_WORDS} more" if len(unknown) > MAX_QUOTED_WORDS else ""
+        quoted = ", ".join(word[:40] for word in unknown[:MAX_QUOTED_WORDS]) + more
+        return (
+            f"the embedded model does not know {quoted}: it draws things ({', '.join(things)}) in colors "
+            f"({', '.join(colors)}) on a ground ({', '.join(grounds)}), as in: a blue blob and a red star on a dotted "
+            "green ground"
+        )
 
     def make_meta_unet(self) -> Any:
         """Return its UNet without weights, on torch's meta device, to check control models against."""

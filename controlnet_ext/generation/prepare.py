@@ -146,7 +146,8 @@ def load_recipe(recipe: GenerationRecipe, device: str, folder: PipelineFolder | 
     with guide(pipe, units):
         pass  # units that cannot act on this pipeline are refused here, not in the run
     guidance = _make_guidance_setup(recipe_units, units)
-    warnings = (*_compare_versions(recipe, complete), *_describe_misfits(units))
+    unknown = folder.describe_unknown_words(*recipe.prompts, recipe.negative_prompt)
+    warnings = (*_compare_versions(recipe, complete), *_describe_misfits(units), *((unknown,) if unknown else ()))
     return LoadedRecipe(complete, png_texts, warnings, pipe, guidance)
 
 

@@ -99,7 +99,9 @@ class GenerationEngine:
             for (_, unit), g in zip(request.units, units, strict=True)
             if unit.returns_map
         ]
-        info = _build_info(request, texts, sampled, self.checkpoint_name)
+        unknown = self._folder.describe_unknown_words(request.prompt, request.negative_prompt)
+        warnings = [*request.warnings, *([unknown] if unknown else [])]
+        info = _build_info(request, texts, sampled, self.checkpoint_name, warnings)
         return {"images": images + maps if request.returns_images else [], "info": json.dumps(info)}
 
 
@@ -158,7 +160,9 @@ def _get_host_inputs(request: WebuiRequest) -> HostInputs:
     )
 
 
-def _build_info(request: WebuiRequest, infotexts: list[str], sampler_name: str, model_name: str) -> dict[str, Any]:
+def _build_info(
+    request: WebuiRequest, infotexts: list[str], sampler_name: str, model_name: str, warnings: Sequence[str]
+) -> dict[str, Any]:
     n = len(infotexts)
     return {
         "prompt": request.prompt,
@@ -178,5 +182,5 @@ def _build_info(request: WebuiRequest, infotexts: list[str], sampler_name: str, 
         "clip_skip": request.clip_skip + 1,
         "index_of_first_image": 0,
         "infotexts": infotexts,
-        **({"warnings": list(request.warnings)} if request.warnings else {}),
+        **({"warnings": list(warnings)} if warnings else {}),
     }

@@ -17,6 +17,8 @@ from controlnet_ext.preprocessors.registry import LoadedPreprocessor, Preprocess
 
 from controlnet_ext import embedded
 from controlnet_ext.cli import main
+from controlnet_ext.embedded.grounds import GROUNDS
+from controlnet_ext.embedded.scenes import PALETTE, THING_KINDS
 from controlnet_ext.files.image_reader import read_image
 from controlnet_ext.files.image_writer import encode_image, read_png_text
 from controlnet_ext.generation.options import parse_unit
@@ -246,3 +248,33 @@ def test_a_run_with_lama_begins_with_what_it_filled_in(monkeypatch: pytest.Monke
 def test_masks_that_cannot_be_are_refused(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     prompt = [] if "--from" in words else ["a red circle"]
     assert said in refused(capsys, ["generate", *prompt, *words, "-o", "x.png"])
+
+
+def test_words_that_the_model_does_not_know_are_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "a photo of a Cat, photo", "--negative", "blurry", "--steps", "1", "-o", "cat.png"]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    (remark,) = [line for line in lines if "does not know" in line]
+    assert remark.startswith(
+        "controlnet-ext: the embedded model does not know photo, of, cat, blurry: it draws things ("
+    )
+    assert remark.endswith("on a ground (striped, checked, dotted, wavy, mosaic, mottled), as in: " + KNOWN)
+    assert main(["generate", f"{KNOWN}, (a pink heart:1.2)", "--steps", "1", "--seed", "1", "-o", "known.png"]) == 0
+    assert "does not know" not in capsys.readouterr().err
+    assert main(["demo", "--prompt", "a red cat", "--steps", "1", "-o", "sheet.png"]) == 0
+    assert "controlnet-ext: the embedded model does not know cat: it draws" in capsys.readouterr().err
+
+
+KNOWN = "a blue blob and a red star on a dotted green ground"
+
+
+def test_words_that_the_model_knows_are_those_of_its_vocabulary() -> None:
+    folder = Path(embedded.__file__).parent / "model" / "tokenizer"
+    vocabulary = json.loads((folder / "vocab.json").read_text())
+    assert (tuple(THING_KINDS), tuple(PALETTE)) == (embedded.THING_WORDS, embedded.COLOR_WORDS)
+    assert {*embedded.GROUND_WORDS, "plain"} == {*GROUNDS}
+    known = [*PALETTE, *THING_KINDS, *GROUNDS, *embedded.OTHER_WORDS]
+    assert [word for word in known if word != "plain" and f"{word}</w>" not in vocabulary] == []
+    describe = PipelineFolder.find("embedded").describe_unknown_words
+    assert describe(" ".join(known), None, "") is None
+    many = describe(" ".join(f"{a}{b}" for a in "abcd" for b in "xyz"))
+    assert "does not know ax, ay, az, bx, by, bz, cx, cy and 4 more: " in many

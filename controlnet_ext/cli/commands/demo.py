@@ -82,6 +82,8 @@ def run(options: Namespace) -> int:
         guidance_scale=GUIDANCE_SCALE,
     )
     out = resolve_output_path(options.output, "sheet.png", options.overwrite)
+    if remark := folder.describe_unknown_words(*prompts):
+        print_stderr(f"controlnet-ext: {remark}")
     start = time.perf_counter()
     pipe, net = _load_models(folder, control)
     loaded = time.perf_counter()
