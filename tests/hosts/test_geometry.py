@@ -221,7 +221,7 @@ def test_a_part_is_guided_as_by_the_map_cut_by_hand_or_refused(host: str, geomet
 @pytest.mark.long
 @pytest.mark.parametrize("host", HOSTS)
 @given(geometry=geometries())
-@settings(derandomize=True, max_examples=400, deadline=None, database=None)
+@settings(derandomize=True, max_examples=150, deadline=None, database=None)
 def test_many_parts_are_guided_as_by_the_map_cut_by_hand_or_refused(host: str, geometry: dict[str, Any]) -> None:
     check_geometry(host, **geometry)
 
