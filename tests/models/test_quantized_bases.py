@@ -52,13 +52,13 @@ class RoundedTensor(torch.Tensor):
 def replace_linears(unet: Any, make: Callable[[nn.Linear], nn.Module]) -> None:
     for module in list(unet.modules()):
         for name, child in module.named_children():
-            if type(child) is nn.Linear:
+            if isinstance(child, nn.Linear):
                 setattr(module, name, make(child))
 
 
 def quantize_by_stand_in(unet: Any) -> None:
     for module in unet.modules():
-        if type(module) is nn.Linear:
+        if isinstance(module, nn.Linear):
             module.weight = nn.Parameter(RoundedTensor(module.weight.detach()), requires_grad=False)
 
 
@@ -181,6 +181,15 @@ def test_a_plain_network_acts_as_in_diffusers(way: str) -> None:
     theirs, unet = tiny.control(), quantized(way)
     net = ControlNet.load(theirs.state_dict(), theirs.config)
     assert torch.equal(draw(unet, [Unit(net, tiny.picture())]), draw_by_diffusers(unet, theirs))
+
+
+@pytest.mark.parametrize("way", [way for way in WAYS if way != "torch"])  # which replaces layers of one class only
+def test_a_network_that_is_quantized_itself_acts_as_diffusers(way: str) -> None:
+    theirs = tiny.control()
+    net = ControlNet.load(theirs.state_dict(), theirs.config)
+    for each in (theirs, net):
+        WAYS[way](each)
+    assert torch.equal(draw(tiny.unet(), [Unit(net, tiny.picture())]), draw_by_diffusers(tiny.unet(), theirs))
 
 
 @pytest.mark.parametrize("way", WAYS)

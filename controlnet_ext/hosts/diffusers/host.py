@@ -17,7 +17,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
 from ...guidance.after_steps import PREDICTION_TYPES, NoiseLevel
-from ...guidance.contract import Crop, Residuals, Step, UNet
+from ...guidance.contract import Crop, Residuals, Step, UndoStack, UNet
 from ...guidance.schedule import Span
 from ...models.base_unet import strip_wrappers
 from ..side_stream import LazyResiduals, SideStream
@@ -431,11 +431,16 @@ def _upcast_vae(vae: Any) -> Iterator[None]:
     if vae.dtype != torch.float16 or not vae.config.get("force_upcast"):
         yield
         return
-    vae.to(torch.float32)
+    undo = UndoStack()
     try:
-        yield
+        try:
+            undo.push(lambda: vae.to(torch.float16))
+            vae.to(torch.float32)
+            yield
+        finally:
+            undo.close()
     finally:
-        vae.to(torch.float16)
+        undo.close()
 
 
 def read_noise_level(scheduler: Scheduler, t: float) -> NoiseLevel:
