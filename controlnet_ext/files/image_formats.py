@@ -10,7 +10,7 @@ import re
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -33,9 +33,9 @@ MAX_SIDE = 65535  # of what is computed: a JPEG's
 MAX_FILE_SIDE = 10**6  # of a file, as its writer has it; a row of pixels takes 8 bytes beside them
 MAX_SCAN_PIXELS = 2**30  # pixels times scans of a progressive JPEG: 64 megapixels in 16 scans; encoders write about 10
 FREE_PARTS = 4096  # segments, chunks or blocks of any file; beyond them, one for each
-BYTES_PER_PART = {"JPEG": 256, "PNG": 256, "WEBP": 256, "GIF": 32}  # bytes of the file; a GIF's have up to 255
-FREE_BYTES = {"PNG": 160 * 2**20, "interlaced PNG": 100 * 2**20, "TIFF": 100 * 2**20, "JPEG": 200 * 2**20}
-DECODED_PER_BYTE = 64  # bytes that a byte of the file may become, beyond FREE_BYTES
+BYTES_PER_PART = {"JPEG": 256, "PNG": 256, "WEBP": 256, "GIF": 32, "TIFF": 32}  # bytes of the file; a GIF's have 255
+FREE_BYTES = {"PNG": 128 * 2**20, "interlaced PNG": 48 * 2**20, "TIFF": 96 * 2**20, "JPEG": 200 * 2**20}
+DECODED_PER_BYTE = 48  # bytes that a byte of the file may become, beyond FREE_BYTES
 MAX_PPM_HEADER = 2**16  # bytes, with comments
 
 
@@ -287,6 +287,8 @@ def _check_jpeg_scans(content: bytes, name: str) -> None:
 def _check_tiff_strips(content: bytes, name: str) -> None:
     """Check the first directory, which is the one that is decoded."""
     tags = _read_tiff_numbers(content)
+    for places in (273, 324):
+        _check_parts(chain.from_iterable(tags.get(places, ())), content, "TIFF", name)
     for counts in (279, 325):
         if (total := sum(float(numbers.sum()) for numbers in tags.get(counts, ()))) > 2 * len(content):
             raise ValueError(f"{name} is a TIFF whose strips have {total:.0f} bytes, in a file of {len(content)}")
@@ -301,7 +303,7 @@ def _check_tiff_strips(content: bytes, name: str) -> None:
         _check_decoded_bytes(pixels * bits // 8, len(content), "TIFF", name)
 
 
-_TIFF_CHECKED_TAGS = (256, 257, 258, 259, 277, 279, 322, 323, 325)
+_TIFF_CHECKED_TAGS = (256, 257, 258, 259, 273, 277, 279, 322, 323, 324, 325)
 
 
 def _read_tiff_numbers(content: bytes) -> dict[int, list[np.ndarray]]:
@@ -354,20 +356,30 @@ _PNG_SINGLE_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"iCCP", b"eXIf", b"sRGB", b"gA
 def remove_ppm_comments(content: bytes, name: str) -> bytes:
     """Return a PPM, PGM or PBM without comments: in its header, and in the numbers of one that is written as text.
 
-    Pillow takes quadratic time for them. Raises ValueError for a header of over 64 KiB.
+    Pillow takes quadratic time for them. Raises ValueError for a header of over 64 KiB, and where there are fewer bytes
+    than the header promises.
     """
-    if content[1:2] in b"123":
-        return re.sub(rb"#[^\r\n]*", b"", content) if b"#" in content else content
-    head = content[2:MAX_PPM_HEADER]
+    kind, head = content[1:2], content[2:MAX_PPM_HEADER]
     numbers: list[bytes] = []
     for found in re.finditer(rb"#[^\r\n]*|[^\s#]+", head):
         if not found[0].startswith(b"#"):
             numbers.append(found[0][:20])  # Pillow refuses one of over 10 digits
-        if len(numbers) == (2 if content[1:2] == b"4" else 3) and found.end() < len(head):
-            if b"#" not in head[: found.end()]:
-                return content
-            return b" ".join([content[:2], *numbers]) + content[2 + found.end() :]
-    raise ValueError(f"{name} is a PPM without its size in the first {MAX_PPM_HEADER >> 10} KiB")
+        if len(numbers) == (2 if kind in b"14" else 3) and found.end() < len(head):
+            break
+    else:
+        raise ValueError(f"{name} is a PPM without its size in the first {MAX_PPM_HEADER >> 10} KiB")
+    raster = content[2 + found.end() :]
+    if kind in b"123" and b"#" in raster:  # a comment may stand between any two numbers
+        raster = re.sub(rb"#[^\r\n]*", b"", raster)
+    width, height, most = (int(word) if word.isdigit() else 0 for word in (*numbers, b"1")[:3])
+    check_pixels(height, width, name)
+    values = width * height * (3 if kind in b"36" else 1)
+    needed = {b"1": values, b"2": 2 * values - 1, b"3": 2 * values - 1, b"4": (width + 7) // 8 * height}.get(
+        kind, values
+    )
+    if len(raster) - 1 < needed * (2 if kind in b"56" and most > 255 else 1):
+        raise ValueError(f"{name} is a PPM that is cut short: {width}x{height}, and {len(raster) - 1} bytes for it")
+    return b" ".join([content[:2], *numbers]) + raster
 
 
 def check_pixels(height: int, width: int, name: str) -> None:

@@ -246,7 +246,8 @@ def read_image(source: ImageLike) -> np.ndarray:
     tensor likewise with its channels first, (3, H, W), as diffusers and torchvision have it.
 
     Raises FileNotFoundError, TypeError, or ValueError in one line: over 64 megapixels, a million pixels a side, or
-    another budget (`image_formats.check_budget`), all checked before decoding; cut short, not an image, NaN. Damaged compressed data in a complete JPEG cannot be detected, and is decoded.
+    another budget (`image_formats.check_budget`), all checked before decoding; cut short, not an image, NaN.
+    Damaged compressed data in a complete JPEG cannot be detected, and is decoded.
     """
     return _read_source(source, decode_pixels, _convert_image_array)
 

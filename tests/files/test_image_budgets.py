@@ -149,5 +149,5 @@ def test_a_place_beyond_all_memory_in_a_tiff_is_refused(place):
     far = place.to_bytes(8, "little")
     entry = struct.pack("<QHHQ", 1, 256, 16, 2)
     for content in (b"II+\0\x08\0\0\0" + far, b"II+\0\x08\0\0\0" + struct.pack("<Q", 16) + entry + far):
-        with pytest.raises(ValueError, match="TIFF|cannot be read"):
+        with pytest.raises(ValueError, match=r"TIFF|cannot be read"):
             read_image(content + bytes(64))

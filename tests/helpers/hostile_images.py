@@ -119,9 +119,14 @@ def bmp(width, height, compression, content):
 HOSTILE_IMAGES: dict[str, tuple[Callable[[], bytes], str | None]] = {
     "PPM of comments": (lambda: b"P6\n" + b"#\n" * (MB // 2) + b"1 1 255\n" + bytes(3), "without its size"),
     "PPM of white space": (lambda: b"P6" + b" " * MB + b"1 1 255\n" + bytes(3), "without its size"),
-    "PPM of numbers as text and comments": (lambda: b"P3 512 512 255\n" + b"1 #\n" * (MB // 4), "enough image data"),
-    "PPM of bits as text and comments": (lambda: b"P1 999 999\n" + b"1#\n" * (MB // 3), "enough image data"),
-    "PPM of 64 megapixels, short": (lambda: b"P6 8000 8000 255\n" + bytes(MB), "truncated"),
+    "PPM of numbers as text and comments": (lambda: b"P3 512 512 255\n" + b"1 #\n" * (MB // 4), "cut short"),
+    "PPM of bits as text and comments": (lambda: b"P1 999 999\n" + b"1#\n" * (MB // 3), "cut short"),
+    "PPM of 64 megapixels, short": (lambda: b"P6 8000 8000 255\n" + bytes(MB), "cut short"),
+    "PPM of odd steps of gray, short": (lambda: b"P6 8000 8000 100\n" + bytes(MB), "cut short"),
+    "PPM of comments in numbers that are read": (
+        lambda: b"P3 200 200 255\n" + b"1 #abcd\n" * (200 * 200 * 3),
+        None,
+    ),
     "JPEG of scans": (lambda: progressive(4000, 4000, 80_000), "parts"),
     "JPEG of scans with EXIF": (lambda: progressive(4000, 4000, 3000, segment(0xE1, b"Exif\0\0")), "scans"),
     "JPEG of few scans of a large picture": (lambda: progressive(8000, 8000, 60), "scans"),
@@ -144,7 +149,7 @@ HOSTILE_IMAGES: dict[str, tuple[Callable[[], bytes], str | None]] = {
     "PNG with more than its pixels": (lambda: png(1, 1, 8, 2, chunk(b"IDAT", zeros(50 * MB))), None),
     "PNG of 64 megapixels, short": (lambda: png(8000, 8000, 8, 2, chunk(b"IDAT", zeros(9 * MB))), "would take"),
     "PNG of 16 bits, short": (lambda: png(7000, 7000, 16, 6, chunk(b"IDAT", zeros(9 * MB))), "would take"),
-    "PNG of 50 megapixels, short": (lambda: png(7000, 7000, 8, 2, chunk(b"IDAT", zeros(40 * MB))), "truncated"),
+    "PNG of 45 megapixels, short": (lambda: png(6700, 6700, 8, 2, chunk(b"IDAT", zeros(40 * MB))), "truncated"),
     "PNG, interlaced, short": (
         lambda: png(7000, 7000, 8, 2, chunk(b"IDAT", zeros(9 * MB)), interlaced=1),
         "would take",
@@ -165,7 +170,11 @@ HOSTILE_IMAGES: dict[str, tuple[Callable[[], bytes], str | None]] = {
     ),
     "TIFF of tiles at one place": (
         lambda: tiff(3840, 3840, 8, [(322, [16]), (323, [16]), (324, [8] * 57600), (325, [256] * 57600)], bytes(300)),
-        "strips",
+        "parts",
+    ),
+    "TIFF of strips of a row": (
+        lambda: tiff(1, 60_000, 1, [(278, [1]), (273, [8] * 60_000), (279, [1] * 60_000)], bytes(9)),
+        "parts",
     ),
     "TIFF of a tile of 2 gigapixels": (
         lambda: tiff(16, 16, 8, [(322, [2**16]), (323, [2**15]), (324, [8]), (325, [9])], bytes(300)),
