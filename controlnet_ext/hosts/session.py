@@ -207,7 +207,6 @@ class GuideSession:
         guided = _guided_unets.get(unet)
         if guided is None or self not in guided.sessions:
             return
-        guided.detach()
         self.end_run()
         if guided.sessions == [self]:
             guided.uninstall()
