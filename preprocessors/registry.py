@@ -192,7 +192,7 @@ class LoadedPreprocessor:
             raise ValueError(f"{self.spec.name} {known}")
         values = self.spec.check(given)
         resolution = values.pop("resolution", None)
-        read = [read_image(image) for image in images]
+        read = [read_image(image, resolution) for image in images]
         if masks is not None:
             read = [_append_mask(pixels, read_mask(mask)) for pixels, mask in zip(read, masks, strict=True)]
         inputs = [_prepare_input(pixels, resolution) for pixels in read]

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import cv2
 
 from ..files.disk import STDOUT, is_folder_name
+from ..files.image_formats import get_pixel_limit
 from ..preprocessors.registry import LoadedPreprocessor, get_loaded_files
 from .formats.folder import FileSource, FolderSink, FolderStore
 from .formats.journal import OutputFormat, open_journaled_output, read_journal
@@ -292,7 +293,8 @@ def build_recipe(request: MapRequest, networks: NetworkStage | LazyNetworks | No
     made = zip(request.specs, request.parameters, strict=True)
     quick = tuple((spec.name, values) for spec, values in made if not isinstance(spec.factory, type))
     names = tuple(spec.name for spec in request.specs)
-    read_stage = ReadStage(quick, networks is not None, tuple(get_loaded_files()))
+    limit, side = get_pixel_limit(), request.min_side
+    read_stage = ReadStage(quick, networks is not None, tuple(get_loaded_files()), limit, side)
     return MapRecipe(names, read_stage, networks, chunk_size, request.json, request.sixteen_bit)
 
 

@@ -46,6 +46,12 @@ class MapRequest:
         """True if a preprocessor needs a mask."""
         return any(spec.needs_mask for spec in self.specs)
 
+    @property
+    def min_side(self) -> int | None:
+        """Short side in pixels that images must be read with, None where a preprocessor works at their own size."""
+        sides = [values.get("resolution") for values in self.parameters]
+        return None if None in sides else max(sides)
+
     def resolve_single_output(self, result_count: int) -> str | None:
         """Return the file, or STDOUT, for OUT; None where OUT is a folder for the results.
 

@@ -39,7 +39,7 @@ def run_single(
     """
     written = 0
     try:
-        pixels = read_image(file.path)
+        pixels = read_image(file.path, request.min_side)
         for make, values, path in zip(preprocessors, request.parameters, paths, strict=True):
             made = make(pixels, file.mask if make.spec.needs_mask else None, **values)
             if request.json:

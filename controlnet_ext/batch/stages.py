@@ -6,13 +6,14 @@ import errno
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import cv2
 import numpy as np
 
 from ..errors import one_line
+from ..files.image_formats import MAX_PIXELS, set_pixel_limit
 from ..files.image_reader import read_image, read_mask
 from ..files.image_writer import encode_image
 from ..maps.control_map import ControlMap
@@ -95,21 +96,26 @@ class ReadStage:
 
     model_free: names of preprocessors with their parameters.
     keep_pixels: keep the pixels for networks.
+    max_pixels: of an image.
+    min_side: see `MapRequest.min_side`.
     load: Python files with preprocessors of the user's own, which a process runs before its first image.
     """
 
     model_free: tuple[tuple[str, dict[str, Any]], ...]
     keep_pixels: bool
     load: tuple[str, ...] = ()
+    max_pixels: int = MAX_PIXELS
+    min_side: int | None = None
 
     def __call__(self, images: Sequence[InputImage]) -> list[WorkItem]:
+        set_pixel_limit(self.max_pixels)
         for file in self.load:
             register_file(file)
         return [self._process(image) for image in images]
 
     def _process(self, image: InputImage) -> WorkItem:
         bare = replace(image, content=None, mask=None)
-        pixels = _read_or_error(image.content)
+        pixels = _read_or_error(image.content, partial(read_image, min_side=self.min_side))
         mask = None if image.mask is None else _read_or_error(image.mask, read_mask)
         if isinstance(pixels, ValueError):
             return WorkItem(bare, errors={"": format_error(pixels, image.name)})
@@ -119,7 +125,7 @@ class ReadStage:
         return item if self.keep_pixels else replace(item, pixels=None, mask=None)
 
 
-def _read_or_error(content: object, read: Callable[[Any], np.ndarray] = read_image) -> np.ndarray | ValueError:
+def _read_or_error(content: object, read: Callable[[Any], np.ndarray]) -> np.ndarray | ValueError:
     try:
         return content if isinstance(content, ValueError) else read(content)
     except IMAGE_ERRORS as error:

@@ -29,6 +29,7 @@ IMAGE_FORMATS = tuple(_SIGNATURES)
 _NEXT_MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])", re.DOTALL)  # not a stuffed zero, a restart or a fill byte
 
 MAX_PIXELS = 2**26  # 64 megapixels, 192 MiB as RGB
+_pixel_limit = MAX_PIXELS  # of images that are read, in this process
 MAX_SIDE = 65535  # of what is computed: a JPEG's
 MAX_FILE_SIDE = 10**6  # of a file, as its writer has it; a row of pixels takes 8 bytes beside them
 MAX_SCAN_PIXELS = 2**30  # pixels times scans of a progressive JPEG: 64 megapixels in 16 scans; encoders write about 10
@@ -382,12 +383,27 @@ def remove_ppm_comments(content: bytes, name: str) -> bytes:
     return b" ".join([content[:2], *numbers]) + raster
 
 
+def set_pixel_limit(count: int) -> None:
+    """Let this process read images of up to so many pixels, instead of 64 megapixels (2**26)."""
+    global _pixel_limit
+    _pixel_limit = count
+
+
+def get_pixel_limit() -> int:
+    """Return how many pixels an image may have that this process reads."""
+    return _pixel_limit
+
+
 def check_pixels(height: int, width: int, name: str) -> None:
-    """Raise ValueError unless there are 1 to 64 megapixels (2**26), and at most a million pixels a side."""
+    """Raise ValueError unless there are 1 to 64 megapixels (2**26), or what `set_pixel_limit` allows, and at most a
+    million pixels a side."""
     if height < 1 or width < 1:
         raise ValueError(f"{name} is {width}x{height}: it has no pixels")
-    if height * width > MAX_PIXELS:
-        raise ValueError(f"{name} is {width}x{height}, {height * width / 1e6:.0f} megapixels, over the limit of 64")
+    if height * width > _pixel_limit:
+        limit = f"{_pixel_limit / (2**20 if _pixel_limit == MAX_PIXELS else 1e6):.0f}"
+        raise ValueError(
+            f"{name} is {width}x{height}, {height * width / 1e6:.0f} megapixels, over the limit of {limit}"
+        )
     if max(height, width) > MAX_FILE_SIDE:
         raise ValueError(f"{name} is {width}x{height}, over the limit of {MAX_FILE_SIDE} pixels a side")
 

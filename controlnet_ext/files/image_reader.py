@@ -24,8 +24,10 @@ from ..errors import one_line
 from .disk import open_regular_file
 from .image_formats import (
     IMAGE_FORMATS,
+    MAX_PIXELS,
     check_budget,
     check_pixels,
+    get_pixel_limit,
     is_complete,
     iter_jpeg_segments,
     keep_needed_png_chunks,
@@ -82,7 +84,7 @@ def open_image_header(content: bytes, format: str, name: str) -> Image:
         content = keep_needed_png_chunks(content)
     elif format == "PPM":
         content = remove_ppm_comments(content, name)
-    with _strict_decoding(name):
+    with _strict_decoding(name, any_size=format == "JPEG"):  # which may be decoded at a fraction
         try:
             importlib.import_module(f"PIL.{_PLUGIN_NAMES.get(format, format.capitalize())}ImagePlugin")
             return Image.open(io.BytesIO(content), formats=[format])
@@ -132,7 +134,7 @@ def _decode_mask(image: Image, name: str) -> np.ndarray:
 
 
 @contextmanager
-def _strict_decoding(name: str) -> Iterator[None]:
+def _strict_decoding(name: str, any_size: bool = False) -> Iterator[None]:
     """Run Pillow without warnings and without leniency, and raise its errors as ValueError of one line.
 
     Both switches are global, hence the lock, and are restored (webui sets LOAD_TRUNCATED_IMAGES for itself).
@@ -141,6 +143,9 @@ def _strict_decoding(name: str) -> Iterator[None]:
 
     with _pillow_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        most = Image.MAX_IMAGE_PIXELS
+        if any_size or get_pixel_limit() > MAX_PIXELS:  # Pillow's own limit is 179 megapixels
+            Image.MAX_IMAGE_PIXELS = None
         lenient, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
         try:
             yield
@@ -151,6 +156,7 @@ def _strict_decoding(name: str) -> Iterator[None]:
             raise ValueError(f"{name} cannot be read: {reason}") from error
         finally:
             ImageFile.LOAD_TRUNCATED_IMAGES = lenient
+            Image.MAX_IMAGE_PIXELS = most
 
 
 def _read_orientation(image: Image) -> int:
@@ -236,7 +242,7 @@ def _to_uint8(gray: np.ndarray, name: str) -> np.ndarray:
 IMAGE_FILE_LIMIT = 2**30  # bytes: 64 megapixels of four 32-bit channels
 
 
-def read_image(source: ImageLike) -> np.ndarray:
+def read_image(source: ImageLike, min_side: int | None = None) -> np.ndarray:
     """Read an image as a new array, (H, W, 3) uint8 RGB, as a viewer shows it.
 
     A path or the bytes of a JPEG, PNG, WebP, GIF, BMP, TIFF, PPM or (Pillow 11.3) AVIF file: upright by EXIF, alpha
@@ -245,11 +251,14 @@ def read_image(source: ImageLike) -> np.ndarray:
     its current frame. An array is (H, W), (H, W, 1), (H, W, 3) RGB or (H, W, 4) RGBA of uint8, bool or floats 0..1; a
     tensor likewise with its channels first, (3, H, W), as diffusers and torchvision have it.
 
-    Raises FileNotFoundError, TypeError, or ValueError in one line: over 64 megapixels, a million pixels a side, or
-    another budget (`image_formats.check_budget`), all checked before decoding; cut short, not an image, NaN.
-    Damaged compressed data in a complete JPEG cannot be detected, and is decoded.
+    With `min_side` a JPEG of over 64 megapixels is decoded at 1/2, 1/4 or 1/8 of its size, the smallest whose short
+    side has so many pixels; others are read whole.
+
+    Raises FileNotFoundError, TypeError, or ValueError in one line: over 64 megapixels (or `set_pixel_limit`), a million
+    pixels a side, or another budget (`image_formats.check_budget`), all checked before decoding; cut short, not an
+    image, NaN. Damaged compressed data in a complete JPEG cannot be detected, and is decoded.
     """
-    return _read_source(source, decode_pixels, _convert_image_array)
+    return _read_source(source, decode_pixels, _convert_image_array, min_side)
 
 
 def read_mask(source: ImageLike) -> np.ndarray:
@@ -265,15 +274,18 @@ def read_mask(source: ImageLike) -> np.ndarray:
 
 
 def _read_source(
-    source: Any, decode: Callable[[Image, str], np.ndarray], convert_array: Callable[[np.ndarray], np.ndarray]
+    source: Any,
+    decode: Callable[[Image, str], np.ndarray],
+    convert_array: Callable[[np.ndarray], np.ndarray],
+    min_side: int | None = None,
 ) -> np.ndarray:
     if isinstance(source, np.ndarray):
         return convert_array(source)
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return _read_image_file(io.BytesIO(source), "the image", decode)
+        return _read_image_file(io.BytesIO(source), "the image", decode, min_side)
     if isinstance(source, (str, os.PathLike)):
         with open_regular_file(source) as file:
-            return _read_image_file(file, repr(os.fspath(source)), decode)
+            return _read_image_file(file, repr(os.fspath(source)), decode, min_side)
     if is_pil_image(source):
         check_pixels(source.height, source.width, "the image")
         return decode(source, "the image")
@@ -288,7 +300,9 @@ def _read_source(
     raise TypeError(f"an image is a path, bytes, a PIL image, an array or a tensor, not {type(source).__name__}")
 
 
-def _read_image_file(file: BinaryIO, name: str, decode: Callable[[Image, str], np.ndarray]) -> np.ndarray:
+def _read_image_file(
+    file: BinaryIO, name: str, decode: Callable[[Image, str], np.ndarray], min_side: int | None = None
+) -> np.ndarray:
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
     head = file.read(16)
@@ -304,10 +318,14 @@ def _read_image_file(file: BinaryIO, name: str, decode: Callable[[Image, str], n
     if format == "JPEG":
         check_budget(content, format, name)
         if plain := _read_plain_jpeg_size(content):
-            check_pixels(*plain, name)
-            return _decode_plain_jpeg(content, name)
+            factor = _choose_jpeg_factor(content, *plain, min_side)
+            check_pixels(plain[0] // factor, plain[1] // factor, name)
+            return _decode_plain_jpeg(content, name, factor)
     image = open_image_header(content, format, name)
-    check_pixels(image.height, image.width, name)
+    factor = _choose_jpeg_factor(content, image.height, image.width, min_side) if format == "JPEG" else 1
+    check_pixels(image.height // factor, image.width // factor, name)
+    if factor > 1:
+        image.draft(image.mode, (image.width // factor, image.height // factor))
     if not is_complete(content, format):
         raise ValueError(f"{name} is a {format} that is cut short or damaged")
     if format == "PNG" and content[24:26] == b"\x10\2" and "transparency" in image.info:
@@ -332,11 +350,29 @@ def _read_plain_jpeg_size(content: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _decode_plain_jpeg(content: bytes, name: str) -> np.ndarray:
+JPEG_FACTORS = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.IMREAD_REDUCED_COLOR_2}
+MAX_JPEG_PIXELS = 2**30  # of a JPEG that is decoded at a fraction of its size
+MAX_JPEG_PIXELS_PER_BYTE = 100  # an even ground has 57
+
+
+def _choose_jpeg_factor(content: bytes, height: int, width: int, min_side: int | None) -> int:
+    """Return the fraction, 1/2, 1/4 or 1/8, at which a JPEG over the limit is decoded so that its short side has at
+    least `min_side` pixels; 1 where that is not asked for, or would need memory for the whole, as of a progressive
+    one."""
+    count = height * width
+    if min_side is None or count <= get_pixel_limit() or count > MAX_JPEG_PIXELS:
+        return 1
+    markers = {marker for marker, _ in iter_jpeg_segments(content)}
+    if not markers & {0xC0, 0xC1} or count > MAX_JPEG_PIXELS_PER_BYTE * len(content):
+        return 1
+    fits = (factor for factor in JPEG_FACTORS if min(height, width) // factor >= min_side)
+    return next(fits, 1)
+
+
+def _decode_plain_jpeg(content: bytes, name: str, factor: int = 1) -> np.ndarray:
+    way = JPEG_FACTORS.get(factor, cv2.IMREAD_COLOR)
     try:
-        pixels = (
-            cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if is_complete(content, "JPEG") else None
-        )
+        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), way) if is_complete(content, "JPEG") else None
     except cv2.error:
         pixels = None
     if pixels is None:

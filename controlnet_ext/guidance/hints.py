@@ -190,7 +190,8 @@ class HintImages:
         return found
 
     def _read_image(self, image: Any) -> np.ndarray:
-        return image.pixels if isinstance(image, ControlMap) else read_image(image)
+        resolution = self._parameters.get("resolution")  # a number here: a larger JPEG may be decoded at a fraction
+        return image.pixels if isinstance(image, ControlMap) else read_image(image, resolution)
 
     def _check_mask(self, mask: np.ndarray) -> np.ndarray:
         for pixels in (pixels for some in self._images for pixels in some):

@@ -11,6 +11,7 @@ Exit code 0: done; 1: some images failed, or the disk is full; 2: refused, nothi
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shlex
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...batch.inputs import InputFile, find_inputs, is_container
 from ...batch.request import MapRequest
+from ...files.image_formats import MAX_PIXELS, set_pixel_limit
 from ...preprocessors.registry import (
     RESOLUTION_PARAMETER,
     Preprocessor,
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 
 MAX_JOBS_PER_CORE = 4  # processes; more only take memory
 MAX_CLUSTER_JOBS = 4096
+MAX_PIXEL_LIMIT = 2**30  # of OpenCV
 
 
 def arguments(parser: ArgumentParser, argv: list[str]) -> None:
@@ -74,6 +77,12 @@ def arguments(parser: ArgumentParser, argv: list[str]) -> None:
     parser.add_argument(
         "--jobs", metavar="N", type=int, default=1, help="processes for reading, writing and maps without weights"
     )
+    parser.add_argument(
+        "--max-pixels",
+        metavar="N",
+        help="largest image that is read, in pixels or as 200M; each million takes 3 MB and more (default: 64 x 2^20). "
+        "With --resolution a larger JPEG is read at a fraction of its size instead",
+    )
     parser.add_argument("--shard", metavar="I/N", help="do the I-th of N parts, for N machines")
     parser.add_argument(
         "--engine",
@@ -97,6 +106,7 @@ def arguments(parser: ArgumentParser, argv: list[str]) -> None:
 
 def run(options: Namespace) -> int:
     """Plan the whole job, which may refuse it, then do it."""
+    set_pixel_limit(MAX_PIXELS if options.max_pixels is None else _parse_pixels(options.max_pixels))
     specs = _find_specs(options.names)
     values = _parse_parameters(specs, {flag[2:]: text for flag, text in vars(options).items() if flag.startswith("--")})
     request = MapRequest(
@@ -224,6 +234,20 @@ def _parse_shard(text: str | None) -> tuple[int, int] | None:
     if not (slash and re.fullmatch("[0-9]{1,9}", i) and re.fullmatch("[0-9]{1,9}", n) and 1 <= int(i) <= int(n)):
         raise ValueError(f"--shard {text!r:.40}: expected i/n with i from 1 to n, such as 1/8 to 8/8")
     return int(i) % int(n), int(n)
+
+
+def _parse_pixels(text: str) -> int:
+    """Return the number of pixels that "200M", "2e8" or "200000000" means. Raises ValueError."""
+    number, unit = (text[:-1], 1e6) if text[-1:] in ("M", "m") else (text, 1)
+    try:
+        count = float(number) * unit
+    except ValueError:
+        count = math.nan
+    if not 1 <= count <= MAX_PIXEL_LIMIT:
+        raise ValueError(
+            f"--max-pixels {text!r:.40}: expected a number of pixels up to {MAX_PIXEL_LIMIT:,}, such as 200M"
+        )
+    return int(count)
 
 
 def _check_jobs(jobs: int, engine: str) -> int:
