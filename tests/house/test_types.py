@@ -17,6 +17,7 @@ FOREIGN_MEMBERS = {
     ("controlnet_ext/hosts/diffusers/host.py", "values"),  # diffusers: the state of a modular pipeline
     ("controlnet_ext/hosts/ldm/unet_view.py", "attn2"),  # ldm: modules of a UNet
     ("controlnet_ext/hosts/ldm/unet_view.py", "transformer_blocks"),  # ldm: modules of a UNet
+    ("controlnet_ext/hosts/diffusers/guide.py", "num_timesteps"),  # diffusers: a pipeline
     ("controlnet_ext/maps/control_map.py", "shape"),  # arrays and tensors, where torch may not be loaded
     ("controlnet_ext/models/base_unet.py", "attentions"),  # diffusers: blocks of a UNet
     ("controlnet_ext/models/base_unet.py", "config"),  # diffusers: a UNet, not each module
