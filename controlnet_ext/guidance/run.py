@@ -151,7 +151,7 @@ class UnitRun:
         self._unconfirmed: list[tuple[Sequence[Tensor], Tensor, str]] = []  # what was made in this step, sums, where
 
     @property
-    def acts(self) -> bool:
+    def is_active(self) -> bool:
         """True if the unit acts in one of the steps."""
         return any(self._weights.values())
 
@@ -398,9 +398,9 @@ class GuidanceRun:
         ]
 
     @property
-    def acts(self) -> bool:
+    def has_active_units(self) -> bool:
         """True if a unit acts in one of the steps."""
-        return any(acting.acts for acting in self._unit_runs)
+        return any(acting.is_active for acting in self._unit_runs)
 
     def compute_residuals(self, step: Step) -> Iterator[Residuals]:
         """Yield the residuals of each unit that acts in this step outside of the attention, in their order."""

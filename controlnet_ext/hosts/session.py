@@ -26,12 +26,13 @@ from contextvars import ContextVar
 from dataclasses import replace
 from functools import wraps
 from itertools import chain, count
+from numbers import Real
 from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import error_prefix
+from ..errors import error_prefix, quote_value
 from ..guidance.after_steps import NoiseLevel
 from ..guidance.contract import AttentionModel, Crop, Host, Residuals, Step, UndoStack, UNet
 from ..guidance.hints import HintImages
@@ -104,18 +105,29 @@ def crop_maps(boxes: Box | Sequence[Box], image_size: tuple[int, int]) -> Iterat
     `boxes` is (left, top, right, bottom) in pixels of an image whose `image_size` is (width, height), as in Pillow. A
     list has one box for each row of the UNet's batch, and is repeated if the batch has several times as many rows. The
     part may be drawn at another size than it has in the image. The context is for tiles: of a loop of one's own
-    around `pipe` or `pipe.unet`. Raises ValueError for a box that is empty or not inside the image.
+    around `pipe` or `pipe.unet`. Raises TypeError for other values, ValueError for a box that is empty or not inside
+    the image.
     """
-    given = cast("Sequence[Box]", [boxes] if isinstance(boxes[0], int) else boxes)
-    several = tuple(cast("Box", tuple(map(int, box))) for box in given)
-    width, height = image_size
+    given = [boxes] if all(isinstance(side, Real) for side in boxes) else boxes
+    several = tuple(cast("Box", _read_whole_numbers("box", box, 4)) for box in given)
+    width, height = _read_whole_numbers("image_size", image_size, 2)
     for box in several:
         Crop((height, width), box, (1, 1))
+    if not several:
+        raise ValueError("crop_maps has no box; give one (left, top, right, bottom), or one for each row")
     token = _announced_boxes.set((several, (height, width)))
     try:
         yield
     finally:
         _announced_boxes.reset(token)
+
+
+def _read_whole_numbers(name: str, values: object, count: int) -> tuple[int, ...]:
+    """Return `count` whole numbers as a tuple of int. Raises TypeError for anything else."""
+    numbers = tuple(values) if isinstance(values, Iterable) and not isinstance(values, str) else ()
+    if len(numbers) != count or not all(isinstance(number, Real) and number == int(number) for number in numbers):
+        raise TypeError(f"{name} {quote_value(values)}: expected {count} whole numbers of pixels")
+    return tuple(map(int, numbers))
 
 
 class GuideSession:
@@ -166,9 +178,9 @@ class GuideSession:
         return self._run is not None
 
     @property
-    def acts(self) -> bool:
+    def has_active_units(self) -> bool:
         """True in a run in which a unit acts."""
-        return self._run is not None and self._run.acts
+        return self._run is not None and self._run.has_active_units
 
     @contextmanager
     def enter(self, unet: object, create: Callable[[], GuidedUNet]) -> Iterator[GuidedUNet]:
@@ -246,7 +258,7 @@ class GuideSession:
         """
         if self._run is None:
             raise RuntimeError("the UNet is called outside of a run; no unit can act there")
-        if self._run.acts:
+        if self._run.has_active_units:
             step = self.place_call(step)
         if not self._are_models_placed:
             self._are_models_placed = True

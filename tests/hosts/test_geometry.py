@@ -26,8 +26,9 @@ from torch import Tensor
 
 from controlnet_ext import PerSample, Residuals, Step, Unit, crop_maps, guide
 from controlnet_ext.guidance.after_steps import ColorFix, InpaintRestore
+from controlnet_ext.guidance.contract import Crop
 from controlnet_ext.hosts.ldm.guide import BatchRows, guide_ldm
-from controlnet_ext.hosts.session import GuidedUNet, GuideSession
+from controlnet_ext.hosts.session import GuidedUNet, GuideSession, find_announced_crops
 from controlnet_ext.models.kinds.controlnet import ControlNet
 
 CANVAS = 128  # pixels: the sides of the whole image
@@ -299,6 +300,30 @@ def test_tiles_of_one_batch_have_a_part_each() -> None:
 
 
 @torch.no_grad()
+def test_a_pipeline_of_ones_own_that_draws_tiles_is_refused() -> None:
+    """Its own `__call__` may do anything between the pipeline and its UNet."""
+
+    class Tiled(StableDiffusionPipeline):
+        @torch.no_grad()
+        def __call__(self, steps: int) -> None:
+            self.scheduler.set_timesteps(steps)
+            for t in self.scheduler.timesteps:
+                for i in range(2):
+                    self.unet(draw(i, 2, 64, 64), t, torch.ones(2, 16, 32))
+
+    pipe = tiny.pipeline(Tiled)
+    with guide(pipe, [Unit(Pushes(), photo())]), pytest.raises(ValueError, match="as in a loop over tiles; tell"):
+        pipe(2)
+
+
+@torch.no_grad()
+def test_units_that_act_in_no_step_refuse_nothing() -> None:
+    pipe = DiffusersCall().pipe
+    for units in ([], [Unit(net(), photo(), weight=0)]):
+        with guide(pipe, units):
+            tile_loop(pipe, False)
+
+
 def test_kinds_in_the_attention_are_attached_anew_for_each_tile() -> None:
     pipe, model = DiffusersCall().pipe, Plus()
     with guide(pipe, [Unit(model, photo()[:64], region=region()[:64])]):
@@ -345,6 +370,25 @@ def test_a_call_of_another_size_is_refused_in_the_run() -> None:
 def test_a_box_outside_of_the_image_is_refused(box: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message), crop_maps(box, (128, 96)):
         pytest.fail("nothing may run")
+
+
+@pytest.mark.parametrize(
+    ("boxes", "size", "message"),
+    [
+        ((0, 0, 64), (128, 96), r"box \(0, 0, 64\): expected 4 whole numbers of pixels"),
+        ((0, 0, 64, 64.5), (128, 96), r"box \(0, 0, 64, 64.5\): expected 4 whole numbers of pixels"),
+        ([(0, 0, 64, 64), "64"], (128, 96), "box '64': expected 4 whole numbers"),
+        ((0, 0, 64, 64), 128, "image_size 128: expected 2 whole numbers"),
+    ],
+)
+def test_what_is_no_box_is_refused(boxes: Any, size: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message), crop_maps(boxes, size):
+        pytest.fail("nothing may run")
+
+
+def test_boxes_of_other_libraries_are_read() -> None:
+    with crop_maps(np.array([0, 8, 64, 72]), (np.int64(128), 96.0)):  # type: ignore[arg-type]
+        assert find_announced_crops(2, (64, 64)) == (Crop((96, 128), (0, 8, 64, 72), (64, 64)),) * 2
 
 
 def test_another_number_of_boxes_than_rows_is_refused() -> None:

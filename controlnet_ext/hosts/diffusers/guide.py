@@ -239,7 +239,7 @@ class PipelineSession(GuideSession):
             self._counter, is_new_run = counter, True
         t = call.find_timestep(self._pipe.scheduler)
         before, self._span = self._span, self._counter.advance(t)
-        if not self.acts:
+        if not self.has_active_units:
             return ()
         pipeline_call = PipelineCall.find(self._pipe)
         crops = pipeline_call.locate(len(call.x), self._host.pixel_size)
