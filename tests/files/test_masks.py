@@ -63,9 +63,6 @@ def masks():
     yield "floats, RGBA", (sketch() / 255).astype(np.float32)
     yield "bools", WHITE > 0
     yield "bools, RGBA", sketch() > 0
-    planes = torch.from_numpy(np.ascontiguousarray(sketch().transpose(2, 0, 1)))
-    yield "a tensor, RGBA", planes
-    yield "a tensor of floats", planes[3:].float() / 255
     yield "gray and alpha, an array", np.dstack([opaque, WHITE])
     yield "gray and alpha, opaque", np.dstack([WHITE, opaque])
     la = Image.merge("LA", [Image.fromarray(255 - WHITE), Image.fromarray(WHITE)])
@@ -153,6 +150,11 @@ def test_masks_of_requests_are_read_like_those_of_units(mask):
 def test_masks_of_preprocess_jobs_are_read_like_those_of_units(mask):
     (item,) = ReadStage((), True)([InputImage(0, "a", "a.png", GREY, mask)])
     assert selects_white(item.mask)
+
+
+def test_a_mask_may_be_a_tensor():
+    planes = torch.from_numpy(np.ascontiguousarray(sketch().transpose(2, 0, 1)))
+    assert selects_white(read_mask(planes)) and selects_white(read_mask(planes[3:].float() / 255))
 
 
 def test_a_soft_mask_keeps_its_values():
