@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ..errors import check_choice, error_prefix, quote_value
-from ..files.image_reader import read_mask
+from ..files.image_reader import is_tensor, read_mask
 from ..maps.control_map import ControlMap
 from ..maps.resize import FIT_MODES
 from ..preprocessors.registry import find
@@ -83,8 +83,8 @@ class UnitSettings:
 class Unit:
     """One ControlNet at work. TypeError or ValueError, with the value, on what makes no sense.
 
-    `image`: path, bytes, PIL image, RGB array or ControlMap; `PerSample([...])`; or a tuple of these, which act
-    together, each with `weight` divided by their number.
+    `image`: path, bytes, PIL image, RGB array, tensor (3, H, W) or ControlMap; `PerSample([...])`; or a tuple of these,
+    which act together, each with `weight` divided by their number.
     `weight`: -2..2; or text "0.2@0, 1@0.3", weights at fractions of the run with straight lines between them; or a
     function of the fraction at which a step begins. 0 switches the unit off.
     `mode`: "balanced"; "prompt", soft weights, which fall by 0.825 a layer outwards from the middle block; "control",
@@ -204,12 +204,17 @@ def _check_model(model: object) -> None:
         raise TypeError(f"model {quote_value(model)} is no control model; load(path) gives one")
 
 
-def _check_image(image: object) -> None:
+def _check_image(image: Any) -> None:
     if isinstance(image, list):
         raise TypeError(
             "a list of images: PerSample([...]) has one for each of the batch, a tuple has images that act together"
         )
-    if not isinstance(image, str | os.PathLike | bytes | np.ndarray | ControlMap) and not hasattr(image, "getbands"):
+    is_image = isinstance(image, str | os.PathLike | bytes | np.ndarray | ControlMap) or hasattr(image, "getbands")
+    if is_tensor(image) and image.ndim == 4:
+        raise TypeError(
+            f"image is a batch of {len(image)} tensors: PerSample(list(batch)) has one for each of the batch"
+        )
+    if not is_image and not is_tensor(image):
         raise TypeError(
             f"image {quote_value(image)} is {type(image).__name__}, expected a path, an image or a ControlMap"
         )

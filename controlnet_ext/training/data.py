@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..batch.formats.lists import MAP_COLUMNS, PATH_COLUMNS
-from ..batch.inputs import IMAGE_SUFFIXES
-from ..batch.results import list_record_files, read_rows
+from ..batch.inputs import IMAGE_SUFFIXES, InputFile
+from ..batch.results import exclude_recorded_maps, list_record_files, read_rows
 from ..embedded.scenes import draw_scene
 from ..errors import error_prefix
 from ..files import image_reader
@@ -188,7 +188,8 @@ def _hash_and_measure(path: Path) -> tuple[str, tuple[int, int]]:
 
 
 def _list_captioned_images(folder: Path) -> list[tuple[Path, str, Path | None]]:
-    images = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
+    paths = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
+    images = [Path(f.path) for f in exclude_recorded_maps([InputFile(str(p), p.stem) for p in paths], str(folder))]
     without = [image for image in images if not image.with_suffix(".txt").exists()]
     if without:
         raise ValueError(

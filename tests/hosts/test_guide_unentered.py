@@ -73,3 +73,15 @@ def test_maps_and_images_with_a_preprocessor_warn_of_nothing(pipe, edges):
         ):
             with guide(pipe, [unit]):
                 pass
+
+
+def test_a_tensor_is_an_image_of_a_unit(pipe, edges):
+    import torch
+
+    planes = torch.from_numpy(PHOTO.copy()).permute(2, 0, 1) / 255
+    reason = "the image that is taken for a map has colors"
+    for image in (planes, PerSample([planes, planes])):
+        with pytest.warns(UserWarning, match=reason), guide(pipe, [Unit(edges, image)]):
+            pass
+    with pytest.raises(TypeError, match=r"image is a batch of 1 tensors: PerSample\(list\(batch\)\)"):
+        Unit(edges, planes[None])

@@ -122,3 +122,14 @@ def test_a_list_that_no_preprocess_wrote_leads_out_of_its_folder_as_little_as_be
             (tmp_path / "maps/.controlnet-ext.jsonl").write_text(record)
         with pytest.raises(ValueError, match=r"line 1: '\.\./a\.png' is not a file in the list's folder"):
             read_examples(tmp_path / "maps")
+
+
+def test_maps_among_the_images_are_no_images_without_captions(tmp_path, monkeypatch):
+    monkeypatch.chdir(write_images(tmp_path))
+    for i in range(2):
+        Path(f"{i}.txt").write_text(f"photo {i}")
+    assert cli.main(["preprocess", "canny", ".", "-o", "."]) == 0 and Path("1_canny.png").exists()
+    assert [(example.image.name, example.caption) for example in read_examples(Path("."))] == [
+        ("0.png", "photo 0"),
+        ("1.png", "photo 1"),
+    ]
