@@ -123,6 +123,8 @@ def _parse_entry(name: str, entry: object, start: int) -> tuple[TensorView, Byte
     for numbers in (shape, offsets):
         if not isinstance(numbers, list) or not all(type(n) is int and 0 <= n < 2**63 for n in numbers):
             raise ValueError(f"the shape or the offsets of {name[:99]!r} are not lists of sizes")
+    if len(shape) > MAX_DIMENSIONS:  # before products of them, which take quadratic time
+        raise ValueError(f"{name[:99]!r} has a shape that no tensor has, of {len(shape)} dimensions")
     count, dtype = math.prod(shape), _DTYPE_BY_CODE[code]
     if len(offsets) != 2 or offsets[1] - offsets[0] != count * ITEMSIZE[dtype]:
         raise ValueError(f"the offsets of {name[:99]!r} do not hold its shape")

@@ -518,10 +518,13 @@ def zips():
     yield "a directory of 2 GiB", bytes(end), "directory is over"
 
 
+PADDING = b"X" + struct.pack("<I", 200000) + b"a" * 200000  # text, which pays for steps
+
+
 def pickles():
     yield "tuples within tuples as a key", b"\x80\2}N\x85" + b"q\0h\0\x86" * 60 + b"Ns.", "as the key of a dict"
-    yield "too many steps", b"\x80\2" + b"N" * 1_000_001 + b".", "has over 600002 steps"
-    yield "lists within lists", b"\x80\2" + b"]" * 100000 + b"a" * 99999 + b".", "it holds a list"
+    yield "too many steps", b"\x80\2" + b"N" * 1_000_001 + b".", "has over 510002 steps"
+    yield "lists within lists", b"\x80\2" + b"]" * 100000 + PADDING + b"a" * 100000 + b".", "it holds a list"
     yield "a list within itself", b"\x80\2]q\0h\0a.", "it holds a list"
     yield "a far place in the memo", b"\x80\2}r\xff\xff\xff\xff.", "no tensors"
     yield "text of 4 GB", b"\x80\2X\xff\xff\xff\xffabc.", "refused"
@@ -581,6 +584,8 @@ def entry(dtype="F32", shape=(4,), offsets=(0, 16)):
         ({"__metadata__": []}, 0, "not text by key"),
         ({str(i): entry(shape=(0,), offsets=(0, 0)) for i in range(20001)}, 0, "over 20000 tensors"),
         (b'{"a": {}, "a": {}}', 0, "a key is given twice"),
+        ({"a": entry(shape=(1,) * 400000, offsets=(0, 4))}, 4, "of 400000 dimensions"),
+        ({"a": entry(shape=(2**62,) * 50000, offsets=(0, 4))}, 4, "of 50000 dimensions"),
         (b'{"a": ' * 100000, 0, "too deeply"),
         (b'{"a": ' + b"1" * 9999 + b"}", 0, "not valid JSON"),
         (b"{]", 0, "not valid JSON"),
