@@ -4,6 +4,7 @@ loaded and cached."""
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,8 @@ from ..preprocessors.library import Library
 from ..preprocessors.parameters import Parameter
 from ..preprocessors.registry import LoadedPreprocessor, Preprocessor, find, find_unless_none
 
+_LOG = logging.getLogger(__name__)
+USE_DEFAULT = -1  # the value of a slider that a client leaves to the preprocessor
 DEFAULT_RESOLUTION, MIN_RESOLUTION, MAX_RESOLUTION = (
     512,
     64,
@@ -62,16 +65,27 @@ def get_threshold_parameters(spec: Preprocessor) -> tuple[Parameter, ...]:
 def parameters_from_sliders(
     spec: Preprocessor, resolution: float, threshold_a: float, threshold_b: float
 ) -> dict[str, Any]:
-    """Return the values of parameters by name for these sliders; a value outside a slider's range, such as -1, means
-    its default."""
+    """Return the values of parameters by name for these sliders; a value outside a slider's range means its default,
+    which is logged unless it is -1."""
     found: dict[str, Any] = {}
     if spec.traits.has_resolution_slider:
-        found["resolution"] = int(resolution) if MIN_RESOLUTION <= resolution <= MAX_RESOLUTION else DEFAULT_RESOLUTION
-    for parameter, value in zip(get_threshold_parameters(spec), (threshold_a, threshold_b), strict=False):
+        is_valid = _check_slider(spec, "processor_res", resolution, MIN_RESOLUTION, MAX_RESOLUTION)
+        found["resolution"] = int(resolution) if is_valid else DEFAULT_RESOLUTION
+    fields = ("threshold_a", threshold_a), ("threshold_b", threshold_b)
+    for parameter, (field, value) in zip(get_threshold_parameters(spec), fields, strict=False):
         assert parameter.range is not None
-        if parameter.range.low <= value <= parameter.range.high:
+        if _check_slider(spec, field, value, parameter.range.low, parameter.range.high):
             found[parameter.name] = round(value) if parameter.type is int else value
     return found
+
+
+def _check_slider(spec: Preprocessor, field: str, value: float, low: float, high: float) -> bool:
+    is_valid = low <= value <= high
+    if not is_valid and value != USE_DEFAULT:
+        _LOG.warning(
+            "[%s.%s] Invalid value(%s), using default value: expected %s..%s", spec.name, field, value, low, high
+        )
+    return is_valid
 
 
 def describe_sliders(spec: Preprocessor) -> list[Slider]:

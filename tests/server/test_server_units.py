@@ -131,6 +131,19 @@ def test_sliders_set_parameters_and_outside_of_their_range_leave_the_default() -
     assert [slider["name"] for slider in describe_sliders(canny)] == ["Resolution", "Low", "High"]
 
 
+def test_a_slider_that_is_outside_of_its_range_is_logged_unless_it_is_left_to_the_preprocessor(caplog: Any) -> None:
+    canny = find_module("canny")
+    assert canny
+    parameters_from_sliders(canny, -1, -1, 100)
+    assert not caplog.records
+    parameters_from_sliders(canny, -100, -100.0, 1e9)
+    assert caplog.messages == [
+        "[canny.processor_res] Invalid value(-100), using default value: expected 64..2048",
+        "[canny.threshold_a] Invalid value(-100.0), using default value: expected 0..255",
+        "[canny.threshold_b] Invalid value(1000000000.0), using default value: expected 0..255",
+    ]
+
+
 def test_every_slider_stands_at_a_number_in_its_range() -> None:
     for entry in list_preprocessors():
         for slider in describe_sliders(entry):
