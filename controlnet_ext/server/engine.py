@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..errors import one_line
 from ..generation.pipeline_folder import PipelineFolder, silence_libraries
 from ..generation.recipe import GuidanceSetup
 from ..generation.render import count_steps, render
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
     from torch import Tensor
 
+PACKAGE_FOLDER = Path(__file__).parents[1]
 PREVIEW_LATENT_SIDE = 32  # latents on a side at most, of which a preview is decoded
 
 
@@ -59,12 +64,17 @@ class GenerationEngine:
         progress = GenerationProgress(request.image_count)
         self.progress = progress
         try:
-            return self._generate(request, progress, abandoned)
+            with record_warnings() as warned:
+                return self._generate(request, progress, abandoned, warned)
         finally:
             self.progress = GenerationProgress()
 
     def _generate(
-        self, request: WebuiRequest, progress: GenerationProgress, abandoned: threading.Event | None
+        self,
+        request: WebuiRequest,
+        progress: GenerationProgress,
+        abandoned: threading.Event | None,
+        warned: Sequence[str],
     ) -> dict[str, Any]:
         if request.checkpoint is not None and request.checkpoint.rpartition(" [")[0].casefold() not in (
             "",
@@ -100,9 +110,27 @@ class GenerationEngine:
             if unit.returns_map
         ]
         unknown = self._folder.describe_unknown_words(request.prompt, request.negative_prompt)
-        warnings = [*request.warnings, *([unknown] if unknown else [])]
-        info = _build_info(request, texts, sampled, self.checkpoint_name, warnings)
+        notes = dict.fromkeys((*request.warnings, *([unknown] if unknown else []), *warned))
+        info = _build_info(request, texts, sampled, self.checkpoint_name, list(notes))
         return {"images": images + maps if request.returns_images else [], "info": json.dumps(info)}
+
+
+@contextmanager
+def record_warnings() -> Iterator[list[str]]:
+    """Yield a list that gets the texts of this package's own warnings in the block; others are shown as ever."""
+    texts: list[str] = []
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def record(message: Warning | str, category: type[Warning], filename: str, *place: Any) -> None:
+            if category is UserWarning and Path(filename).is_relative_to(PACKAGE_FOLDER):
+                texts.append(one_line(str(message)))
+            else:
+                show(message, category, filename, *place)
+
+        warnings.showwarning = record  # type: ignore[assignment]
+        warnings.filterwarnings("always", category=UserWarning)
+        yield texts
 
 
 def _make_guidance_setup(built_units: Sequence[BuiltUnit], has_hires_pass: bool) -> GuidanceSetup:
@@ -161,7 +189,7 @@ def _get_host_inputs(request: WebuiRequest) -> HostInputs:
 
 
 def _build_info(
-    request: WebuiRequest, infotexts: list[str], sampler_name: str, model_name: str, warnings: Sequence[str]
+    request: WebuiRequest, infotexts: list[str], sampler_name: str, model_name: str, notes: Sequence[str]
 ) -> dict[str, Any]:
     n = len(infotexts)
     return {
@@ -182,5 +210,5 @@ def _build_info(
         "clip_skip": request.clip_skip + 1,
         "index_of_first_image": 0,
         "infotexts": infotexts,
-        **({"warnings": list(warnings)} if warnings else {}),
+        **({"warnings": list(notes)} if notes else {}),
     }

@@ -366,6 +366,12 @@ def test_units_that_would_silently_do_nothing_are_refused(client: Client, more: 
     assert (status, answer["detail"][: len(words)]) == (422, words)
 
 
+def test_a_photo_that_is_taken_for_a_map_is_named_in_info(client: Client) -> None:
+    _, answer = client.draw({**UNIT, "module": "none"}, steps=1, batch_size=2)
+    (text,) = json.loads(answer["info"])["warnings"]
+    assert text.startswith("the image that is taken for a map has colors, which maps of edges have not")
+
+
 def test_units_in_two_places_that_differ_are_named_in_info(client: Client) -> None:
     for units, warned in (([UNIT], False), ([{**UNIT, "weight": 0.5}], True)):
         status, answer = client.draw(UNIT, steps=1, controlnet_units=units)

@@ -86,7 +86,7 @@ def test_the_requests_of_clients_give_guided_pictures(client: Client, sent: Any)
     for asked in (more, plain):
         status, answer = client(f"/sdapi/v1/{path}", {**HOME, **asked})
         assert status == 200, answer
-        assert "warnings" not in json.loads(answer["info"])
+        assert not any("is no field" in text for text in json.loads(answer["info"]).get("warnings", ()))
         pictures.append([serving.pixels(picture) for picture in answer["images"]])
     (guided, shown), (unguided,) = pictures
     assert np.abs(guided.astype(int) - unguided).max() > 5
