@@ -76,6 +76,9 @@ def parameters_from_sliders(
         assert parameter.range is not None
         if _check_slider(spec, field, value, parameter.range.low, parameter.range.high):
             found[parameter.name] = round(value) if parameter.type is int else value
+    taken = {p.name: found.get(p.name, p.default) for p in get_threshold_parameters(spec)}
+    if {"low", "high"} <= set(taken) and taken["low"] > taken["high"]:
+        found |= {"low": taken["high"], "high": taken["low"]}  # as OpenCV takes those of Canny in sd-webui-controlnet
     return found
 
 

@@ -127,6 +127,8 @@ def test_sliders_set_parameters_and_outside_of_their_range_leave_the_default() -
     assert canny and invert
     assert parameters_from_sliders(canny, 256, 50.4, 9999) == {"resolution": 256, "low": 50}
     assert parameters_from_sliders(canny, -1, -1, -1) == {"resolution": 512}
+    assert parameters_from_sliders(canny, 256, 200, 100) == {"resolution": 256, "low": 100, "high": 200}
+    assert parameters_from_sliders(canny, 256, 250, -1) == {"resolution": 256, "low": 200, "high": 250}
     assert parameters_from_sliders(invert, 256, 1, 1) == {}
     assert [slider["name"] for slider in describe_sliders(canny)] == ["Resolution", "Low", "High"]
 
