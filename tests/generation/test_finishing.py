@@ -261,7 +261,7 @@ def test_a_sampling_of_the_webui_begins_with_what_a_unit_wants(host: Any, monkey
             return "latents"
 
     monkeypatch.setattr(sampling, "inject_initial_noise", noted)
-    monkeypatch.setattr(sampling, "_guide_units", lambda p, units: nullcontext())
+    monkeypatch.setattr(sampling, "_guide_units", lambda *_: nullcontext())
     its = {"module": "inpaint_only+lama", "mask": white(384, 384, slice(0, 200))}
     for said in ("Both", "High res only"):
         made = build_unit(unit(**its, hr_option=said), "m", Pushes(), lambda name: Fills(), (64, 64))
