@@ -33,10 +33,15 @@ _pixel_limit = MAX_PIXELS  # of images that are read, in this process
 MAX_SIDE = 65535  # of what is computed: a JPEG's
 MAX_FILE_SIDE = 10**6  # of a file, as its writer has it; a row of pixels takes 8 bytes beside them
 MAX_SCAN_PIXELS = 2**30  # pixels times scans of a progressive JPEG: 64 megapixels in 16 scans; encoders write about 10
+SCAN_PIXELS_PER_BYTE = 256  # beyond them
 FREE_PARTS = 4096  # segments, chunks or blocks of any file; beyond them, one for each
 BYTES_PER_PART = {"JPEG": 256, "PNG": 256, "WEBP": 256, "GIF": 32, "TIFF": 32}  # bytes of the file; a GIF's have 255
-FREE_BYTES = {"PNG": 128 * 2**20, "interlaced PNG": 48 * 2**20, "TIFF": 96 * 2**20, "JPEG": 200 * 2**20}
-DECODED_PER_BYTE = 48  # bytes that a byte of the file may become, beyond FREE_BYTES
+DECODED_BYTES = {  # that an image may become: so many, and so many for each byte of the file
+    "PNG": (128 * 2**20, 48),
+    "interlaced PNG": (48 * 2**20, 48),
+    "TIFF": (96 * 2**20, 48),
+    "JPEG": (200 * 2**20, 96),  # coefficients of a progressive one
+}
 MAX_PPM_HEADER = 2**16  # bytes, with comments
 
 
@@ -255,10 +260,12 @@ def _check_png_size(content: bytes, name: str) -> None:
 
 
 def _check_decoded_bytes(decoded: int, size: int, kind: str, name: str) -> None:
-    if decoded > FREE_BYTES[kind] + DECODED_PER_BYTE * size:
+    free, for_each = DECODED_BYTES[kind]
+    limit = free * max(_pixel_limit, MAX_PIXELS) // MAX_PIXELS + for_each * size
+    if decoded > limit:
         raise ValueError(
-            f"{name} is a {kind} of {size} bytes that would take {decoded >> 20} MiB, over the limit of "
-            f"{FREE_BYTES[kind] + DECODED_PER_BYTE * size >> 20} MiB for its size"
+            f"{name} is a {kind} of {size} bytes that would take {decoded >> 20} MiB, over the limit of {limit >> 20} "
+            "MiB for its size"
         )
 
 
@@ -276,10 +283,10 @@ def _check_jpeg_scans(content: bytes, name: str) -> None:
             pixels = max(pixels, height * width)
             values = max(values, height * width * sum(factors) // max(factors, default=1) if any(factors) else 0)
             is_progressive |= marker not in (0xC0, 0xC1)
-    if scans > 1 and scans * pixels > MAX_SCAN_PIXELS:
+    most = MAX_SCAN_PIXELS + SCAN_PIXELS_PER_BYTE * len(content)
+    if scans > 1 and scans * pixels > most:
         raise ValueError(
-            f"{name} is a JPEG of {scans} scans of {pixels} pixels each, over the limit of "
-            f"{MAX_SCAN_PIXELS // max(pixels, 1)} scans"
+            f"{name} is a JPEG of {scans} scans of {pixels} pixels each, over the limit of {most // pixels} scans"
         )
     if is_progressive or scans > 1:  # all coefficients are kept, of two bytes each
         _check_decoded_bytes(2 * values, len(content), "JPEG", name)

@@ -8,7 +8,7 @@ from itertools import count
 
 import numpy as np
 import pytest
-from hostile_images import HOSTILE_IMAGES, MB, RGB, chunk, encode, gif, png, zeros
+from hostile_images import HOSTILE_IMAGES, MB, RGB, chunk, encode, gif, png, progressive, zeros
 from limits import limit_cpu
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -98,6 +98,27 @@ def test_a_png_keeps_what_its_pixels_need_and_loses_the_rest():
 
 def test_a_flat_png_of_25_megapixels_is_read():
     assert read_image(png(5000, 5000, 8, 0, chunk(b"IDAT", zeros(5001 * 5000)))).shape == (5000, 5000, 3)
+
+
+def test_a_limit_of_more_pixels_raises_the_budget_of_a_flat_image():
+    content = png(10_000, 10_000, 8, 0, chunk(b"IDAT", b""))[:200]
+    with pytest.raises(ValueError, match="over the limit of 64"):
+        check_budget(content, "PNG", "it")
+    limit = image_formats.get_pixel_limit()
+    image_formats.set_pixel_limit(2 * image_formats.MAX_PIXELS)
+    try:
+        check_budget(content, "PNG", "it")
+        with pytest.raises(ValueError, match=r"would take 572 MiB, over the limit of 256 MiB"):
+            check_budget(png(10_000, 10_000, 16, 2), "PNG", "it")
+    finally:
+        image_formats.set_pixel_limit(limit)
+
+
+def test_a_progressive_photo_of_108_megapixels_is_within_the_budget_of_its_bytes():
+    photo = progressive(12_000, 9_000, 10, channels=3, data=b"\1" * 5_000_000)
+    check_budget(photo, "JPEG", "it")
+    with pytest.raises(ValueError, match=r"would take|scans"):
+        check_budget(progressive(12_000, 9_000, 10, channels=3), "JPEG", "it")
 
 
 def test_bands_give_the_pixels_of_the_whole(monkeypatch):
