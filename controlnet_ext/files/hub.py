@@ -99,6 +99,7 @@ HEADERS = {"User-Agent": "controlnet-ext", "Accept-Encoding": "identity"}
 BLOCK_BYTES = 2**18  # bytes of a read
 MIN_BYTES = 2**15  # least bytes that a connection must bring
 STALL_SECONDS = 30.0  # seconds in which it must bring them
+HEADER_SECONDS = 15.0  # seconds in which connection, redirections and headers are complete
 MAX_ATTEMPTS = 4  # attempts in a row that may bring less
 MAX_REDIRECTIONS = 6  # of one request
 RETRY_SECONDS = 0.5  # seconds before the second attempt, doubled before each further one
@@ -182,10 +183,10 @@ class _Deadline:
             self._sockets.append(connected.dup())  # TLS takes the other's descriptor
         return connected
 
-    def extend(self) -> None:
-        """Set the deadline to `STALL_SECONDS` from now."""
+    def extend(self, seconds: float) -> None:
+        """Set the deadline to so many seconds from now."""
         self._cancel()
-        self._timer = threading.Timer(STALL_SECONDS, self._shut_down)
+        self._timer = threading.Timer(seconds, self._shut_down)
         self._timer.daemon = True
         self._timer.start()
 
@@ -240,7 +241,7 @@ def _make_opener(deadline: _Deadline) -> OpenerDirector:
 def open_url(request: Request, timeout: float, deadline: _Deadline) -> Any:
     """Return the answer to an http or https request. Its headers come before the deadline, each read takes `timeout`.
 
-    Redirections are answers: they raise HTTPError. Raises OSError for any other address, TimeoutError at the deadline.
+    Redirections are answers: they raise HTTPError. Raises OSError for any other address, StallError at the deadline.
     """
     if urlsplit(request.full_url).scheme not in ("http", "https"):
         raise OSError(f"an address of {quote_value(request.full_url, 80)}, expected http or https")
@@ -250,7 +251,7 @@ def open_url(request: Request, timeout: float, deadline: _Deadline) -> Any:
         if not deadline.is_over:
             raise
     if deadline.is_over:  # headers that break off are taken for complete ones
-        raise TimeoutError(f"the server sent no whole answer in {STALL_SECONDS:.0f} s")
+        raise StallError(f"the server sent no whole answer in {HEADER_SECONDS:.0f} s")
     return answer
 
 
@@ -270,6 +271,10 @@ def _follow(url: str, error: HTTPError) -> str:
     return following
 
 
+class StallError(TimeoutError):
+    """A server that sends too little in its time. Another attempt counts as two."""
+
+
 class RedirectionError(OSError):
     """A redirection that is not followed, whenever it comes."""
 
@@ -282,7 +287,7 @@ def _request_headers(url: str, timeout: float) -> tuple[Any, str, str | None]:
     token = None
     for _ in range(MAX_REDIRECTIONS):
         deadline = _Deadline()
-        deadline.extend()
+        deadline.extend(HEADER_SECONDS)
         try:
             with closing(open_url(_make_request(url, token, method="HEAD"), timeout, deadline)) as response:
                 return response.headers, url, token
@@ -345,7 +350,7 @@ def _download_to_part(info: HubFileInfo, part: Path, name: str) -> None:
                 if have < info.size:
                     raise OSError("the server stopped")
             except (HTTPException, OSError) as error:
-                fruitless = 0 if have - before >= MIN_BYTES else fruitless + 1
+                fruitless = 0 if have - before >= MIN_BYTES else fruitless + (2 if isinstance(error, StallError) else 1)
                 if fruitless >= MAX_ATTEMPTS or not _is_transient(error):
                     raise OSError(f"after {have} of {info.size} bytes: {error or repr(error)}") from error
                 time.sleep(RETRY_SECONDS / 2 * 2**fruitless)
@@ -366,7 +371,7 @@ def _iter_blocks(info: HubFileInfo, offset: int) -> Iterator[tuple[int, bytes]]:
     from huggingface_hub import constants
 
     deadline = _Deadline()
-    deadline.extend()
+    deadline.extend(HEADER_SECONDS)
     try:
         with closing(_open_bytes(info, offset, constants.HF_HUB_DOWNLOAD_TIMEOUT, deadline)) as response:
             if (encoding := response.headers.get("Content-Encoding", "identity")) != "identity":
@@ -375,7 +380,7 @@ def _iter_blocks(info: HubFileInfo, offset: int) -> Iterator[tuple[int, bytes]]:
             place = response.headers.get("Content-Range", "")
             if at and not place.startswith(f"bytes {at}-"):
                 raise ValueError(f"the server sends {quote_value(place)}, asked for from {at} on")
-            deadline.extend()
+            deadline.extend(STALL_SECONDS)
             since, before = time.monotonic(), at
             while block := response.read1(BLOCK_BYTES):
                 if at + len(block) > info.size:
@@ -384,13 +389,13 @@ def _iter_blocks(info: HubFileInfo, offset: int) -> Iterator[tuple[int, bytes]]:
                 at += len(block)
                 now = time.monotonic()
                 if at - before < MIN_BYTES and now - since > STALL_SECONDS:
-                    raise TimeoutError(f"the server sent {at - before} bytes in {STALL_SECONDS:.0f} s")
+                    raise StallError(f"the server sent {at - before} bytes in {STALL_SECONDS:.0f} s")
                 if at - before >= MIN_BYTES and now - since > STALL_SECONDS / 4:
                     since, before = now, at
-                    deadline.extend()
+                    deadline.extend(STALL_SECONDS)
     except (HTTPException, OSError) as error:
         if deadline.is_over:
-            raise TimeoutError(f"the server sent under {MIN_BYTES} bytes in {STALL_SECONDS:.0f} s") from error
+            raise StallError(f"the server sent under {MIN_BYTES} bytes in {STALL_SECONDS:.0f} s") from error
         raise
     finally:
         deadline.close()

@@ -402,8 +402,8 @@ def _drip(handler, text):
 
 @pytest.mark.parametrize("fault", [drip_headers, drip_chunks])
 def test_a_server_that_sends_a_byte_at_a_time_is_given_up_at_the_deadline(tmp_path, monkeypatch, fault):
-    monkeypatch.setattr(downloads, "STALL_SECONDS", 0.2)
-    monkeypatch.setattr(downloads, "MAX_ATTEMPTS", 2)
+    for name in ("HEADER_SECONDS", "STALL_SECONDS"):
+        monkeypatch.setattr(downloads, name, 0.2)
     with (
         online(monkeypatch, Hub({PATH: CONTENT}, fault)) as hub,
         pytest.raises(FileNotFoundError, match=r"the server sent (under 32768 bytes|no whole answer) in 0 s"),
