@@ -137,6 +137,15 @@ def test_two_tellers_of_a_place_are_refused() -> None:
         latents(pipe)
 
 
+def test_a_pipeline_that_shares_the_unet_crops_the_map_too() -> None:
+    pipe, model = tiny.pipeline(diffusers.StableDiffusionPipeline), Reads()
+    other = diffusers.StableDiffusionInpaintPipeline(**pipe.components, requires_safety_checker=False)
+    other.set_progress_bar_config(disable=True)
+    with guide(pipe, [Unit(model, MAP)]):
+        latents(other)
+    assert np.array_equal(model.image[0], np.asarray(MAP.crop(BOX)))
+
+
 def test_modular_pipelines_crop_the_map_too() -> None:
     pipe = diffusers.StableDiffusionXLAutoBlocks().init_pipeline()
     guider = diffusers.ClassifierFreeGuidance(guidance_scale=4.0)

@@ -189,13 +189,14 @@ class PipelineCall:
 
     @classmethod
     def find(cls, pipe: Any) -> PipelineCall:
-        """Return the innermost call of `pipe` on the stack, or one without variables."""
+        """Return the innermost call on the stack of `pipe`, or of a pipeline that shares its UNet or transformer; else
+        a call without variables."""
         frame, is_plain = sys._getframe(1), True
         own = __name__.partition(".")[0]
         while frame is not None:
             package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
             is_plain &= package == own or package in TRUSTED_PACKAGES
-            if frame.f_code.co_name == "__call__" and (variables := frame.f_locals).get("self") is pipe:
+            if frame.f_code.co_name == "__call__" and _has_denoiser_of((variables := frame.f_locals).get("self"), pipe):
                 state = variables.get("state")  # of modular pipelines
                 return cls(getattr(state, "values", None) or dict(variables), is_plain)
             frame = frame.f_back  # type: ignore[assignment]
@@ -230,6 +231,11 @@ class PipelineCall:
         x, y = width // 2 - columns // 2, height // 2 - rows // 2
         target = None if (columns, rows) == (width, height) else (x, y, x + columns, y + rows)
         return (Crop((image.height, image.width), (left, top, right, bottom), size, target),) * row_count
+
+
+def _has_denoiser_of(owner: object, pipe: Pipeline) -> bool:
+    networks = ((getattr(each, name, None) for each in (owner, pipe)) for name in ("unet", "transformer"))
+    return owner is pipe or any(one is not None and one is other for one, other in networks)
 
 
 class StepCounter:
