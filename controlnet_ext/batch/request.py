@@ -49,7 +49,7 @@ class MapRequest:
     @property
     def min_side(self) -> int | None:
         """Short side in pixels that images must be read with, None where a preprocessor works at their own size."""
-        sides = [values.get("resolution") for values in self.parameters]
+        sides: list[Any] = [values.get("resolution") for values in self.parameters]
         return None if None in sides else max(sides)
 
     def resolve_single_output(self, result_count: int) -> str | None:

@@ -125,7 +125,7 @@ def crop_maps(boxes: Box | Sequence[Box], image_size: tuple[int, int]) -> Iterat
 def _read_whole_numbers(name: str, values: object, count: int) -> tuple[int, ...]:
     """Return `count` whole numbers as a tuple of int. Raises TypeError for anything else."""
     numbers = tuple(values) if isinstance(values, Iterable) and not isinstance(values, str) else ()
-    if len(numbers) != count or not all(isinstance(number, Real) and number == int(number) for number in numbers):
+    if len(numbers) != count or not all(isinstance(number, Real) and float(number).is_integer() for number in numbers):
         raise TypeError(f"{name} {quote_value(values)}: expected {count} whole numbers of pixels")
     return tuple(map(int, numbers))
 

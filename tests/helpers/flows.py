@@ -1,5 +1,6 @@
-"""The project's files and functions that run while a program does one thing, under sys.settrace in a process of its own:
-sys.setprofile would also be called for each call of C, which takes twice as long."""
+"""The project's files and functions that run while a program does one thing, in a process of its own.
+
+They are noted by sys.settrace, since sys.setprofile would also be called for each call of C."""
 
 from __future__ import annotations
 
