@@ -288,6 +288,14 @@ def recipe_with(**fields: Any) -> Callable[[Any], None]:
     return lambda recipe: recipe.update(fields)
 
 
+def test_whole_numbers_of_a_recipe_may_be_written_as_floats() -> None:
+    made = read_recipe("made.png")
+    numbers = {name: float(getattr(made, name)) for name in ("steps", "width", "height", "threads")}
+    tampered(recipe_with(format=1.0, **numbers))
+    again = read_recipe("bad.png")
+    assert all(type(getattr(again, name)) is int and getattr(again, name) == n for name, n in numbers.items())
+
+
 def base64_of(height: int, width: int) -> str:
     import base64
 
