@@ -45,7 +45,8 @@ class InpaintCrop:
 class HostInputs:
     """Properties of a request on which its units depend.
 
-    size: height and width of the result in pixels.
+    size: height and width of the result in pixels, of the first pass with hires fix.
+    hires_size: those of the second pass, None without hires fix.
     init_image: img2img's image (H, W, 3) uint8 RGB, and its mask, white where to repaint, or None.
     init_fit: how the host resizes that image: "crop", "stretch" or "fill".
     restores_unmasked: True where the host itself restores what lies outside a mask.
@@ -57,6 +58,7 @@ class HostInputs:
     """
 
     size: tuple[int, int]
+    hires_size: tuple[int, int] | None = None
     init_image: ImageMaskPair | None = None
     init_fit: str = "crop"
     restores_unmasked: bool = False
@@ -75,7 +77,8 @@ class BuiltUnit:
     """A unit ready to guide.
 
     unit: the unit with its model and maps.
-    map_image: its first map (H, W, 3) uint8 RGB at the size of the result.
+    map_image: its first map (H, W, 3) uint8 RGB at the size of the result, of the first pass with hires fix.
+    hires_map_image: the same map at the size of the second pass, None without hires fix.
     model_name: the listed name of its model, or `NO_MODEL_NAME`.
     finish: processing of finished images, None for none.
     initial_noise_image: image (H, W, 3) uint8 RGB that the first pass's noise contains, None for none.
@@ -86,6 +89,14 @@ class BuiltUnit:
     model_name: str
     finish: Postprocess | None = None
     initial_noise_image: np.ndarray | None = None
+    hires_map_image: np.ndarray | None = None
+
+    def list_pass_maps(self) -> list[np.ndarray]:
+        """Return the first map (H, W, 3) for each pass in which the unit acts, at the size of the pass."""
+        if self.hires_map_image is None:
+            return [self.map_image]
+        maps = ("low", self.map_image), ("high", self.hires_map_image)
+        return [pixels for pass_name, pixels in maps if self.unit.hires in ("both", pass_name)]
 
     def split_by_pass(self, has_hires_pass: bool) -> list[Unit]:
         """Return the unit as a list of one; with hires fix, two units where the second pass has options of its own: the
@@ -124,7 +135,8 @@ class UnitBuilder:
             model = self._load_model(webui_unit, model_name)
             if self.unet is not None:
                 model.bind(self.unet)
-            return build_unit(webui_unit, model_name, model, self.load_preprocessor, host.size, host.mask_blur)
+            built = build_unit(webui_unit, model_name, model, self.load_preprocessor, host.size, host.mask_blur)
+            return built if host.hires_size is None else _fit_hires_map(built, host.hires_size)
 
     def _load_model(self, webui_unit: WebuiUnit, model_name: str) -> ControlModel:
         """Return the model; of a unit without one what its preprocessor does after each step."""
@@ -220,6 +232,12 @@ def build_unit(
     if spec.traits.changes_finished_image:
         finish = postprocess_for(spec, maps[0], inpaint, webui_unit.fit, mask_blur)
     return BuiltUnit(unit, map_image, model_name, finish, map_image if spec.traits.starts_from_map else None)
+
+
+def _fit_hires_map(built: BuiltUnit, size: tuple[int, int]) -> BuiltUnit:
+    image = built.unit.image[0] if isinstance(built.unit.image, tuple) else built.unit.image
+    pixels = image.pixels if isinstance(image, ControlMap) else image
+    return replace(built, hires_map_image=fit(pixels, *size, built.unit.fit))
 
 
 def _is_inpaint(webui_unit: WebuiUnit) -> bool:

@@ -80,7 +80,8 @@ def detect_maps(
 
     `before_each` is called before each map is made, and may raise to end the work. Members that are no field are named
     under `warnings`.
-    Raises ValueError without an image, for what is no image, and for masks that are not as many as the images.
+    Raises ValueError without an image, for what is no image, for masks that are not as many as the images, and
+    without a mask where the preprocessor inpaints.
     """
     fields = DetectFields(value, "the request")
     check_total_pixels(value)
@@ -105,6 +106,11 @@ def detect_maps(
             if masks and not is_empty_value(masks[i])
             else own_mask
         )
+        if mask is None and entry is not None and entry.takes_mask:
+            raise ValueError(
+                f"{entry.label} needs to know where to paint: give a mask for each image in controlnet_masks, white "
+                "there"
+            )
         pairs.append((pixels, mask))
     warnings = fields.describe_unknown_members()
     answer: dict[str, Any] = {"info": "Success", **({"warnings": warnings} if warnings else {})}

@@ -14,7 +14,7 @@ from ..guidance.hints import PreprocessorCall
 from ..maps.control_map import ControlMap
 from ..preprocessors.cache import LRUCache
 from ..preprocessors.library import Library
-from ..preprocessors.parameters import Parameter
+from ..preprocessors.parameters import Parameter, Range
 from ..preprocessors.registry import LoadedPreprocessor, Preprocessor, find, find_unless_none
 
 _LOG = logging.getLogger(__name__)
@@ -69,12 +69,13 @@ def parameters_from_sliders(
     which is logged unless it is -1."""
     found: dict[str, Any] = {}
     if spec.traits.has_resolution_slider:
-        is_valid = _check_slider(spec, "processor_res", resolution, MIN_RESOLUTION, MAX_RESOLUTION)
+        bounds = Range(MIN_RESOLUTION, MAX_RESOLUTION)
+        is_valid = _check_slider(spec, "processor_res", resolution, bounds, DEFAULT_RESOLUTION)
         found["resolution"] = int(resolution) if is_valid else DEFAULT_RESOLUTION
     fields = ("threshold_a", threshold_a), ("threshold_b", threshold_b)
     for parameter, (field, value) in zip(get_threshold_parameters(spec), fields, strict=False):
         assert parameter.range is not None
-        if _check_slider(spec, field, value, parameter.range.low, parameter.range.high):
+        if _check_slider(spec, field, value, parameter.range, parameter.default):
             found[parameter.name] = round(value) if parameter.type is int else value
     taken = {p.name: found.get(p.name, p.default) for p in get_threshold_parameters(spec)}
     if {"low", "high"} <= set(taken) and taken["low"] > taken["high"]:
@@ -82,12 +83,10 @@ def parameters_from_sliders(
     return found
 
 
-def _check_slider(spec: Preprocessor, field: str, value: float, low: float, high: float) -> bool:
-    is_valid = low <= value <= high
+def _check_slider(spec: Preprocessor, field: str, value: float, bounds: Range, default: float) -> bool:
+    is_valid = bounds.low <= value <= bounds.high
     if not is_valid and value != USE_DEFAULT:
-        _LOG.warning(
-            "[%s.%s] Invalid value(%s), using default value: expected %s..%s", spec.name, field, value, low, high
-        )
+        _LOG.warning("[%s.%s] Invalid value(%s), using default value %s.", spec.name, field, value, default)
     return is_valid
 
 

@@ -105,9 +105,10 @@ class GenerationEngine:
             texts.append(format_infotext(request, request.seed + k, sampled, self.checkpoint_name, models))
             images.append(encode_png_base64(pixels, {"parameters": texts[-1]}))
         maps = [
-            encode_png_base64(g.map_image)
-            for (_, unit), g in zip(request.units, units, strict=True)
+            encode_png_base64(pixels)
+            for (_, unit), each in zip(request.units, units, strict=True)
             if unit.returns_map
+            for pixels in each.list_pass_maps()
         ]
         unknown = self._folder.describe_unknown_words(request.prompt, request.negative_prompt)
         notes = dict.fromkeys((*request.warnings, *([unknown] if unknown else []), *warned))
@@ -181,6 +182,7 @@ def _get_host_inputs(request: WebuiRequest) -> HostInputs:
         crop = InpaintCrop(height, width, area.crop_box)
     return HostInputs(
         (request.height, request.width),
+        None if request.hires_fix is None else request.hires_fix.size,
         request.init_source,
         request.fit,
         restores_unmasked=area is not None,

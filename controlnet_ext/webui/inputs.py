@@ -171,6 +171,7 @@ def get_host_inputs(p: Any) -> HostInputs:
         crop = InpaintCrop(mask.size[1], mask.size[0], (left, top, left + width, top + height))
     return HostInputs(
         size,
+        _get_hires_size(p),
         _get_init_image(p),
         _get_init_fit(p),
         restores_unmasked=mask is not None,
@@ -180,6 +181,14 @@ def get_host_inputs(p: Any) -> HostInputs:
         ignores_stray_masks=bool(host.get_setting("controlnet_ignore_noninpaint_mask", False)),
         mask_blur=host.get_inpaint_blur(),
     )
+
+
+def _get_hires_size(p: Any) -> tuple[int, int] | None:
+    """Height and width of the second pass in pixels; what the host cuts off the enlarged latents does not count."""
+    if not getattr(p, "enable_hr", False):
+        return None
+    height, width = p.hr_upscale_to_y // 8 - p.truncate_y, p.hr_upscale_to_x // 8 - p.truncate_x
+    return 8 * height, 8 * width
 
 
 def _find_upscale_tile(p: Any) -> InpaintCrop | None:

@@ -126,7 +126,10 @@ class GenerationState:
                 for number, unit in self.units
             ]
             self.collected_maps += [
-                each.map_image for (_, unit), each in zip(self.units, self.built_units, strict=True) if unit.returns_map
+                pixels
+                for (_, unit), each in zip(self.units, self.built_units, strict=True)
+                if unit.returns_map
+                for pixels in each.list_pass_maps()
             ]
         self._iteration = iteration
         return self.built_units

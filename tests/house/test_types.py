@@ -27,7 +27,8 @@ FOREIGN_MEMBERS = {
     ("controlnet_ext/models/kinds/t2i_adapter.py", "has_cross_attention"),  # diffusers: blocks of a UNet
     ("controlnet_ext/webui/inputs.py", "init_images"),  # the webui: a processing
     ("controlnet_ext/webui/inputs.py", "resize_mode"),  # the webui: a processing
-    ("controlnet_ext/webui/sampling.py", "enable_hr"),  # the webui: a processing
+    ("controlnet_ext/webui/inputs.py", "enable_hr"),  # the webui: a processing
+    ("controlnet_ext/webui/sampling.py", "enable_hr"),
 }
 TREES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text()) for path in FILES}
 

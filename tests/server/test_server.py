@@ -182,6 +182,15 @@ def test_lists_have_what_clients_look_for(client: Client) -> None:
     assert client("/sdapi/v1/options", {"sd_model_checkpoint": "other"})[0] == 422
 
 
+def test_what_inpaints_is_not_detected_without_a_mask(client: Client) -> None:
+    for module in ("inpaint", "inpaint_only", "inpaint_only+lama"):
+        asked = {"controlnet_module": module, "controlnet_input_images": [photo()]}
+        status, answer = client("/controlnet/detect", asked)
+        assert status == 422 and "needs to know where to paint: give a mask for each image" in answer["detail"]
+    asked = {"controlnet_module": "inpaint", "controlnet_input_images": [photo()], "controlnet_masks": [photo()]}
+    assert client("/controlnet/detect", asked)[0] == 200
+
+
 def test_control_types_of_the_webui_are_all_listed_and_what_is_not_there_yet_is_refused_by_name(client: Client) -> None:
     status, answer = client("/controlnet/control_types")
     types = answer["control_types"]

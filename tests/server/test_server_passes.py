@@ -65,9 +65,11 @@ def test_every_upscaler_enlarges_and_each_unit_keeps_to_its_pass(client: Client)
     assert {picture.shape for picture in pictures} == {(80, 80, 3)}
     assert len({picture.tobytes() for picture in pictures}) >= len(UPSCALERS) - 2  # None is Lanczos; nearest by 5/4
     plain = pictures[0]
-    low, high, both = (
-        client.images({**UNIT, "hr_option": said}, **hires)[0] for said in ("Low res only", "High res only", "Both")
-    )
+    asked = ("Low res only", "High res only", "Both")
+    shown = [client.images({**UNIT, "hr_option": said}, **hires) for said in asked]
+    low, high, both = (images[0] for images in shown)
+    sides = [[len(each) for each in maps] for _, *maps in shown]
+    assert sides == [[64], [80], [64, 80]]  # the maps of the passes in which the unit acts
     assert all(np.abs(a.astype(int) - b).max() > 3 for a in (low, high, both) for b in (plain,))
     assert len({each.tobytes() for each in (plain, low, high, both)}) == 4
     assert np.array_equal(client.images({**UNIT, "weight": 0}, **hires)[0], plain)
@@ -81,7 +83,7 @@ def test_without_a_second_pass_hr_option_says_nothing(client: Client) -> None:
 def test_the_text_says_the_second_pass(client: Client, tmp_path: Path) -> None:
     hires = {"enable_hr": True, "hr_resize_x": 96, "hr_second_pass_steps": 4, "denoising_strength": 0.5}
     status, answer = client.draw(UNIT, **SMALL, **hires)
-    assert status == 200 and len(answer["images"]) == 2
+    assert status == 200 and len(answer["images"]) == 3
     (tmp_path / "p.png").write_bytes(base64.b64decode(answer["images"][0]))
     text = read_png_text(tmp_path / "p.png")["parameters"]
     assert "Size: 64x64" in text

@@ -140,9 +140,9 @@ def test_a_slider_that_is_outside_of_its_range_is_logged_unless_it_is_left_to_th
     assert not caplog.records
     parameters_from_sliders(canny, -100, -100.0, 1e9)
     assert caplog.messages == [
-        "[canny.processor_res] Invalid value(-100), using default value: expected 64..2048",
-        "[canny.threshold_a] Invalid value(-100.0), using default value: expected 0..255",
-        "[canny.threshold_b] Invalid value(1000000000.0), using default value: expected 0..255",
+        "[canny.processor_res] Invalid value(-100), using default value 512.",
+        "[canny.threshold_a] Invalid value(-100.0), using default value 100.",
+        "[canny.threshold_b] Invalid value(1000000000.0), using default value 200.",
     ]
 
 
