@@ -214,7 +214,7 @@ def check_geometry(host: str, tiles: list[tuple[int, int, int, int]], scale: int
 
 @pytest.mark.parametrize("host", HOSTS)
 @given(geometry=geometries())
-@settings(derandomize=True, max_examples=5, deadline=None, database=None)
+@settings(derandomize=True, max_examples=4, deadline=None, database=None)
 def test_a_part_is_guided_as_by_the_map_cut_by_hand_or_refused(host: str, geometry: dict[str, Any]) -> None:
     check_geometry(host, **geometry)
 
