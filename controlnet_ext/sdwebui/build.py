@@ -235,7 +235,7 @@ def build_unit(
 
 
 def _fit_hires_map(built: BuiltUnit, size: tuple[int, int]) -> BuiltUnit:
-    image = built.unit.image[0] if isinstance(built.unit.image, tuple) else built.unit.image
+    image: Any = built.unit.image[0] if isinstance(built.unit.image, tuple) else built.unit.image
     pixels = image.pixels if isinstance(image, ControlMap) else image
     return replace(built, hires_map_image=fit(pixels, *size, built.unit.fit))
 
