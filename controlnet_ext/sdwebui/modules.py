@@ -70,7 +70,7 @@ def parameters_from_sliders(
     found: dict[str, Any] = {}
     if spec.traits.has_resolution_slider:
         bounds = Range(MIN_RESOLUTION, MAX_RESOLUTION)
-        is_valid = _check_slider(spec, "processor_res", resolution, bounds, DEFAULT_RESOLUTION)
+        is_valid = _check_slider(spec, "processor_res", int(resolution), bounds, DEFAULT_RESOLUTION)
         found["resolution"] = int(resolution) if is_valid else DEFAULT_RESOLUTION
     fields = ("threshold_a", threshold_a), ("threshold_b", threshold_b)
     for parameter, (field, value) in zip(get_threshold_parameters(spec), fields, strict=False):

@@ -176,7 +176,7 @@ def get_host_inputs(p: Any) -> HostInputs:
         _get_init_fit(p),
         restores_unmasked=mask is not None,
         crop=crop,
-        is_tile=any("SD upscale" in key for key in getattr(p, "extra_generation_params", ())),
+        is_tile=is_upscale_tile(p),
         tile=_find_upscale_tile(p),
         ignores_stray_masks=bool(host.get_setting("controlnet_ignore_noninpaint_mask", False)),
         mask_blur=host.get_inpaint_blur(),
@@ -189,6 +189,11 @@ def _get_hires_size(p: Any) -> tuple[int, int] | None:
         return None
     height, width = p.hr_upscale_to_y // 8 - p.truncate_y, p.hr_upscale_to_x // 8 - p.truncate_x
     return 8 * height, 8 * width
+
+
+def is_upscale_tile(p: Any) -> bool:
+    """Return True for a request in which the host's script SD upscale draws a tile; it takes all results for tiles."""
+    return any("SD upscale" in key for key in getattr(p, "extra_generation_params", ()))
 
 
 def _find_upscale_tile(p: Any) -> InpaintCrop | None:

@@ -23,7 +23,14 @@ from ..sdwebui.build import BuiltUnit, resolve_model_name
 from ..sdwebui.infotext import format_unit_text
 from ..sdwebui.units import WebuiUnit, parse_webui_units
 from . import host
-from .inputs import apply_finishes, get_host_inputs, read_request_units, save_maps, save_unit_inputs
+from .inputs import (
+    apply_finishes,
+    get_host_inputs,
+    is_upscale_tile,
+    read_request_units,
+    save_maps,
+    save_unit_inputs,
+)
 from .panel import build_panel
 from .sampling import TiledNetwork, guide_sampling, stop_guiding
 
@@ -202,5 +209,5 @@ class ControlNetScript(scripts.Script):
             return
         if host.get_setting("control_net_detectmap_autosaving", False):
             save_maps(request.collected_maps)
-        if not host.get_setting("control_net_no_detectmap", False):
+        if not host.get_setting("control_net_no_detectmap", False) and not is_upscale_tile(p):
             processed.images.extend(Image.fromarray(each) for each in request.collected_maps)

@@ -159,7 +159,8 @@ Grid = namedtuple("Grid", ["tiles", "tile_w", "tile_h", "image_w", "image_h", "o
 
 
 def upscale(host: Any, batch_size: int = 1, **changes: Any) -> list[list[np.ndarray]]:
-    """The maps of each tile, in the way of the host's scripts/sd_upscale.py: img2img of one tile after the other."""
+    """The maps of each tile, in the way of the host's scripts/sd_upscale.py: img2img of one tile after the other, whose
+    results are all taken for tiles."""
     from controlnet_ext.webui.script import ControlNetScript
 
     image = picture(5, 128)
@@ -175,8 +176,10 @@ def upscale(host: Any, batch_size: int = 1, **changes: Any) -> list[list[np.ndar
         script, result = ControlNetScript(), SimpleNamespace(images=[])
         script.process(p, {**api(module="none"), **p.unit})
         p.sample()
+        maps = p.controlnet_ext.collected_maps
         script.postprocess(p, result)
-        shown.append([np.asarray(each) for each in result.images])
+        assert not result.images
+        shown.append(maps)
     return shown
 
 
