@@ -13,10 +13,11 @@ ROOT = Path(__file__).parents[2]
 PARTS = ("pyproject.toml", "README.md", "LICENSE", "controlnet_ext", "preprocessors", "annotators")
 
 CLIENT = """
-import numpy as np
+from PIL import Image
 from controlnet_ext import ControlMap, Unit, Window, preprocess
 
-edges: ControlMap = preprocess("canny", np.zeros((64, 64, 3), np.uint8), low=50)
+Image.new("RGB", (64, 64)).save("photo.png")
+edges: ControlMap = preprocess("canny", "photo.png", low=50)
 print(edges.kind, Window(0.0, 0.5))
 """
 
