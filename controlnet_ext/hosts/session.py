@@ -127,7 +127,7 @@ def _read_whole_numbers(name: str, values: object, count: int) -> tuple[int, ...
     numbers = tuple(values) if isinstance(values, Iterable) and not isinstance(values, str) else ()
     if len(numbers) != count or not all(isinstance(number, Real) and float(number).is_integer() for number in numbers):
         raise TypeError(f"{name} {quote_value(values)}: expected {count} whole numbers of pixels")
-    return tuple(map(int, numbers))
+    return tuple(int(float(number)) for number in numbers)
 
 
 class GuideSession:
