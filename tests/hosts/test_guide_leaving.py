@@ -25,6 +25,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from fakes import GREY, Plus, Pushes, state
 from ldm import UNetModel
+from limits import wait_until
 from test_guide_histories import SKIPS, pipeline
 from test_guide_threads import pipes
 from test_guide_threads import run as run_encoded
@@ -216,10 +217,10 @@ def test_two_threads_of_one_task_do_not_mix_their_runs() -> None:
             if not owner:
                 owner.append(threading.get_ident())
                 inside.set()
-                refused.wait(60)
+                wait_until(refused.is_set)
 
         def second() -> None:
-            inside.wait(60)
+            wait_until(inside.is_set)
             try:
                 pipe.unet(torch.zeros(1, 4, 8, 8), 1, torch.zeros(1, 16, 32))
             finally:

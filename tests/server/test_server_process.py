@@ -134,7 +134,7 @@ def test_connections_that_do_nothing_do_not_keep_a_stopped_server() -> None:
         assert "Traceback" not in served.text
 
 
-def test_a_served_model_is_ready_when_it_says_so_and_stops_while_it_draws() -> None:
+def test_a_served_model_is_ready_when_it_says_so_and_stops_while_it_draws(sigint: None) -> None:
     words = ["-m", "controlnet_ext.cli", "serve", "--port", "0", "--no-download", "--device", "cpu"]
     with started(*words) as served:
         assert served.client("/health") == (200, {"status": "ok", "waiting": 0})

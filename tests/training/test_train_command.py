@@ -1,4 +1,4 @@
-"""`controlnet-ext train` on a narrow Stable Diffusion with random weights and six pictures."""
+"""`controlnet-ext train` on a narrow Stable Diffusion with random weights and six photos."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def shelf(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model, six pictures with captions, and a ControlNet trained on them."""
+    """A folder with a model, six photos with captions, and a ControlNet trained on them."""
     folder = tmp_path_factory.mktemp("shelf")
     tiny.pipeline(StableDiffusionPipeline, unet=unet()).save_pretrained(folder / "sd")
-    (folder / "pictures").mkdir()
+    (folder / "photos").mkdir()
     for i in range(6):
-        tiny.picture(seed=i, size=96).save(folder / f"pictures/{i}.png")
-        (folder / f"pictures/{i}.txt").write_text(f"picture {'abcdef'[i]}")
+        tiny.picture(seed=i, size=96).save(folder / f"photos/{i}.png")
+        (folder / f"photos/{i}.txt").write_text(f"picture {'abcdef'[i]}")
     patch = pytest.MonkeyPatch()
     patch.setattr(objective, "EVALUATION_DRAWS", 8)
     patch.chdir(folder)
@@ -66,12 +66,12 @@ def shelf(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def at_the_shelf(shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(objective, "EVALUATION_DRAWS", 8)
-    for name in ("sd", "pictures"):
+    for name in ("sd", "photos"):
         (tmp_path / name).symlink_to(shelf / name)
     monkeypatch.chdir(tmp_path)
 
 
-def words(out: str, *more: str, data: str = "pictures", steps: int = STEPS) -> list[str]:
+def words(out: str, *more: str, data: str = "photos", steps: int = STEPS) -> list[str]:
     """A command line; of an option that is given twice the last holds."""
     options = [
         "--map",
@@ -207,7 +207,7 @@ def test_other_arguments_than_the_checkpoints_are_refused(capsys):
 
 
 def test_a_picture_that_changes_is_another_training(tmp_path, capsys):
-    shutil.copytree("pictures", "own")
+    shutil.copytree("photos", "own")
     assert main(words("out.safetensors", "--minutes", "1e-9", data="own", steps=3)) == 1
     for caption in Path("own").glob("*.txt"):
         caption.write_text("another caption")
@@ -216,7 +216,7 @@ def test_a_picture_that_changes_is_another_training(tmp_path, capsys):
     assert "another data" in line(capsys)
 
 
-def test_scenes_are_drawn_where_no_pictures_are_needed():
+def test_scenes_are_drawn_where_no_photos_are_needed():
     command = words("out.safetensors", "--every", "1", data="scenes", steps=1)
     command = [word for i, word in enumerate(command) if "--validation" not in command[max(i - 1, 0) : i + 1]]
     assert main(command) == 0
@@ -236,12 +236,12 @@ def test_scenes_are_drawn_where_no_pictures_are_needed():
         (["--rate", "nan"], "rate nan of the training"),
         (["--steps", "many"], "invalid int value: 'many'"),
         (["--validation", "1.5"], "leaves none on one side"),
-        (["--validation", "pictures"], "is held out and also to be learnt"),
+        (["--validation", "photos"], "is held out and also to be learnt"),
         (["--data", "nowhere"], "'nowhere' is not a folder"),
         (["--data", "scenes"], "held-out ones of their own"),
         (["--data", "scenes:0"], "at least one scene"),
         (["--data", "sd"], "'sd' holds no images"),
-        (["--model", "pictures"], "holds no model_index.json"),
+        (["--model", "photos"], "holds no model_index.json"),
         (["--work", "sd"], "no folder of a training"),
         (["-o", "out.bin"], "does not end in .safetensors"),
         (["-o", "sd/model_index.json/out.safetensors"], "'sd/model_index.json' is a file, expected a folder"),
@@ -290,7 +290,7 @@ def test_an_sdxl_is_refused(capsys):
     assert not Path("out.safetensors.training").exists()
 
 
-def pictures(folder: Path, count: int = 2) -> Path:
+def photos(folder: Path, count: int = 2) -> Path:
     folder.mkdir()
     for i in range(count):
         tiny.picture(seed=i).save(folder / f"{i}.png")
@@ -298,8 +298,8 @@ def pictures(folder: Path, count: int = 2) -> Path:
     return folder
 
 
-def test_captions_lie_beside_pictures_or_in_a_list(tmp_path):
-    folder = pictures(tmp_path / "some")
+def test_captions_lie_beside_photos_or_in_a_list(tmp_path):
+    folder = photos(tmp_path / "some")
     assert [(e.image.name, e.caption, e.map) for e in read_examples(folder)] == [
         ("0.png", "0", None),
         ("1.png", "1", None),
