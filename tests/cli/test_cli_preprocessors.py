@@ -11,6 +11,12 @@ from controlnet_ext.cli.commands.preprocessors import COLUMNS
 from controlnet_ext.maps.control_map import MODEL_NAME_WORDS
 
 
+@pytest.fixture(autouse=True)
+def without_a_terminal(monkeypatch):
+    """The workers of pytest-xdist have COLUMNS of the terminal in which it runs."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 @pytest.fixture
 def table(capsys):
     assert cli.main(["preprocessors"]) == 0

@@ -10,6 +10,7 @@ from controlnet_ext.preprocessors import preprocess
 from PIL import Image
 
 from controlnet_ext import cli
+from controlnet_ext.cli.commands import preprocess as preprocess_command
 from controlnet_ext.files import image_formats, image_reader
 from controlnet_ext.files.image_reader import read_image
 
@@ -21,7 +22,7 @@ EXIF[274] = 6  # turned by 90 degrees
 @pytest.fixture(autouse=True)
 def small_limit(monkeypatch):
     """A limit of a megapixel in the place of 64, so that images are quick to make."""
-    for module in (image_formats, image_reader):
+    for module in (image_formats, image_reader, preprocess_command):
         monkeypatch.setattr(module, "MAX_PIXELS", 10**6)
     monkeypatch.setattr(image_formats, "_pixel_limit", 10**6)
 
