@@ -22,8 +22,9 @@ from .calls import Seen, Webui
 from .guidance import afterwards, guidance, inpainting, passes
 from .meanwhile import meanwhile
 from .neighbours import neighbours
+from .tiles import tiles
 
-PARTS = (guidance, passes, inpainting, afterwards, refusals, texts, routes, meanwhile, neighbours)
+PARTS = (guidance, passes, inpainting, afterwards, refusals, texts, routes, meanwhile, neighbours, tiles)
 
 
 def main() -> int:

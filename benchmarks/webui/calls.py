@@ -79,7 +79,8 @@ class Webui:
         """Of txt2img, or with `init_images` of img2img; each unit is what it has other than `self.unit`."""
         body = {**ASKED, **changes}
         if units:
-            body["alwayson_scripts"] = {"ControlNet": {"args": [{**self.unit, **unit} for unit in units]}}
+            args = [{**self.unit, **unit} for unit in units]
+            body["alwayson_scripts"] = {**body.get("alwayson_scripts", {}), "ControlNet": {"args": args}}
         return self.post(f"/sdapi/v1/{'img2img' if 'init_images' in changes else 'txt2img'}", body)
 
     def drawn(self, *units: dict[str, Any], **changes: Any) -> Drawn:

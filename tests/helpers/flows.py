@@ -14,13 +14,10 @@ ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
 import gc, inspect, json, os, sys, threading
 gc.disable()  # it takes a fifth of the time of the imports
-root, ran = {root!r}, {{}}
+root, counts, ran = {root!r}, {{}}, {{}}
 
-def note(frame, event, _):
-    code = frame.f_code
-    if code.co_filename.startswith(root) and code.co_flags & inspect.CO_OPTIMIZED:  # events are calls alone
-        ran.setdefault(os.path.relpath(os.path.realpath(code.co_filename), root), {{}}).setdefault(code.co_qualname, 0)
-        ran[os.path.relpath(os.path.realpath(code.co_filename), root)][code.co_qualname] += 1
+def note(frame, event, _):  # events are calls alone
+    counts[frame.f_code] = counts.get(frame.f_code, 0) + 1
 
 {setup}
 threading.settrace(note)
@@ -28,6 +25,10 @@ sys.settrace(note)
 {flow}
 sys.settrace(None)
 threading.settrace(None)
+for code, count in counts.items():
+    if code.co_filename.startswith(root) and code.co_flags & inspect.CO_OPTIMIZED:
+        calls = ran.setdefault(os.path.relpath(os.path.realpath(code.co_filename), root), {{}})
+        calls[code.co_qualname] = calls.get(code.co_qualname, 0) + count
 print(json.dumps({{name: calls for name, calls in ran.items() if not name.startswith(("tests", "examples"))}}))
 """
 
