@@ -11,20 +11,11 @@ import pytest
 import torch
 from ldm import UNetModel
 from tiny import control, picture, unet
-from webui_host import Request, fresh, install
+from webui_host import Request
 
 from controlnet_ext.guidance.schedule import Span
 
 SPAN = Span(0, 0.25)
-
-
-@pytest.fixture
-def host(monkeypatch, tmp_path):
-    folder = tmp_path / "models" / "ControlNet"
-    folder.mkdir(parents=True)
-    control().save_pretrained(folder / "net")
-    with fresh():
-        yield install(monkeypatch, tmp_path, UNetModel(unet()))
 
 
 @pytest.fixture

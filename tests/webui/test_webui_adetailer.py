@@ -10,22 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ldm import UNetModel
 from PIL import Image
 from test_webui import api, hooks
-from tiny import control, picture, unet
-from webui_host import Request, fresh, install
+from tiny import picture
+from webui_host import Request
 
 FACE = (32, 16, 64, 64)  # left, top, width, height of the part that is repainted, in an image of 128x128
-
-
-@pytest.fixture
-def host(monkeypatch: Any, tmp_path: Any) -> Any:
-    folder = tmp_path / "models" / "ControlNet"
-    folder.mkdir(parents=True)
-    control().save_pretrained(folder / "net")
-    with fresh():
-        yield install(monkeypatch, tmp_path, UNetModel(unet()))
 
 
 def run(p: Any) -> tuple[torch.Tensor, list[np.ndarray]]:

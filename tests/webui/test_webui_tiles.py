@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ldm import UNetModel
 from test_webui import api
-from tiny import control, picture, unet
+from tiny import control, picture
 from torch import Tensor
-from webui_host import Request, fresh, install
+from webui_host import Request
 
 from controlnet_ext import Span, Unit
 from controlnet_ext.hosts.ldm.guide import BatchRows, guide_ldm
@@ -21,15 +20,6 @@ from controlnet_ext.models.kinds.controlnet import ControlNet
 
 WIDTH, HEIGHT = 128, 64
 PHOTO = np.asarray(picture(0, WIDTH))[:HEIGHT]
-
-
-@pytest.fixture
-def host(monkeypatch: Any, tmp_path: Any) -> Any:
-    folder = tmp_path / "models" / "ControlNet"
-    folder.mkdir(parents=True)
-    control().save_pretrained(folder / "net")
-    with fresh():
-        yield install(monkeypatch, tmp_path, UNetModel(unet()))
 
 
 class TiledRequest(Request):
