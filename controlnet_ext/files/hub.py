@@ -421,3 +421,19 @@ def _check_part(part: Path, info: HubFileInfo) -> None:
             digest.update(block)
     if size != info.size or digest.hexdigest() != info.hash:
         raise ValueError(f"what came has {size} bytes and hash {digest.hexdigest()}, expected {info.hash}")
+
+
+def find_cached_repository(repo: str, expected: str) -> Path:
+    """Return the folder of a repository, as "owner/name", in the Hugging Face cache; nothing is downloaded.
+
+    Raises FileNotFoundError, which says that `repo` is neither what was `expected` nor a repository there.
+    """
+    import huggingface_hub  # only here: it is slow to import, and most models are given as files
+
+    try:
+        return Path(huggingface_hub.snapshot_download(repo, local_files_only=True))
+    except (OSError, ValueError) as error:  # not in the cache; not a valid name
+        raise FileNotFoundError(
+            f"{repo!r} is neither {expected} nor a repository in the Hugging Face cache; download it there first "
+            f"(hf download {repo})"
+        ) from error

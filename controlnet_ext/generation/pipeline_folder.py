@@ -258,15 +258,9 @@ def _locate_folder(path_or_repo: str) -> Path:
     if path.exists():
         raise ValueError(f"{path_or_repo!r} is a file, expected a folder saved by diffusers, or owner/name")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", path_or_repo):
-        import huggingface_hub
+        from ..files.hub import find_cached_repository
 
-        try:
-            return Path(huggingface_hub.snapshot_download(path_or_repo, local_files_only=True))
-        except (OSError, ValueError) as error:  # not in the cache; not a valid name
-            raise FileNotFoundError(
-                f"{path_or_repo!r} is neither a folder nor a repository in the Hugging Face cache; download it there "
-                f"first (hf download {path_or_repo})"
-            ) from error
+        return find_cached_repository(path_or_repo, "a folder")
     raise FileNotFoundError(f"{path_or_repo!r} does not exist; expected a folder saved by diffusers, or owner/name")
 
 

@@ -52,7 +52,9 @@ def locate_weights(path_or_repo: str | os.PathLike[str]) -> Path:
             raise ValueError(f"{name!r} is part {int(part[1])} of {int(part[2])}: give {_suggest_index(path)}")
         return path
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        return _find_in_folder(_find_in_hub_cache(name))
+        from ..files.hub import find_cached_repository
+
+        return _find_in_folder(find_cached_repository(name, "a file or folder"))
     raise FileNotFoundError(f"{name!r} does not exist; expected a weights file, a folder that holds one, or owner/name")
 
 
@@ -112,18 +114,6 @@ def _suggest_index(part: Path) -> str:
         if part in list_parts(index):
             return f"the index, {str(index)!r}"
     return "the index of all parts, *.index.json, which is not beside it"
-
-
-def _find_in_hub_cache(repo: str) -> Path:
-    import huggingface_hub  # only here: it is slow to import, and most models are given as files
-
-    try:
-        return Path(huggingface_hub.snapshot_download(repo, local_files_only=True))
-    except (FileNotFoundError, ValueError) as error:  # not in the cache; not a valid name
-        raise FileNotFoundError(
-            f"{repo!r} is neither a file or folder nor a repository in the Hugging Face cache; download it there first "
-            f"(hf download {repo})"
-        ) from error
 
 
 MAP_METADATA_KEY = "controlnet_ext.map"  # where safetensors' metadata say which kind of map a control model reads

@@ -28,7 +28,7 @@ from limits import HANG, wait_until
 from torch import nn
 
 from controlnet_ext.files import hub as downloads
-from controlnet_ext.files.hub import open_url
+from controlnet_ext.files.hub import find_cached_repository, open_url
 from controlnet_ext.files.safetensors import write_weights
 
 ROOT = Path(__file__).parents[2]
@@ -585,3 +585,9 @@ def test_a_device_that_is_not_there_is_refused(written, device, reason):
         written.load_network(file(), build, device)
     with pytest.raises(ValueError, match="'int8' is none of: float32, float16, bfloat16"):
         Device("cpu", "int8")
+
+
+@pytest.mark.parametrize("repo", ["nobody/nothing", "a//b", "--/.."])
+def test_a_repository_that_is_not_in_the_cache_is_refused_without_a_connection(repo):
+    with pytest.raises(FileNotFoundError, match="is neither a folder nor a repository in the Hugging Face cache; down"):
+        find_cached_repository(repo, "a folder")
