@@ -6,8 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from controlnet_ext.embedded.scenes import TRAINING_SEEDS
+from controlnet_ext.training.bases import FrozenBase
 from controlnet_ext.training.data import SceneDataset
-from controlnet_ext.training.objective import DiffusionLoss, EncodedExamples, FixedNoiseLoss, FrozenBase
+from controlnet_ext.training.encoding import EncodedExamples
+from controlnet_ext.training.evaluation import FixedNoiseLoss
+from controlnet_ext.training.losses import DiffusionLoss
 from tools.embedded_model.train_base import TRAINING_SCENES
 
 from .arms import Figures

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from controlnet_ext.files.disk import write_atomically
-from controlnet_ext.training.objective import SIGNIFICANT_CHANGE, describe_fit
+from controlnet_ext.training.verdict import SIGNIFICANT_CHANGE, describe_fit
 
 from .chart import chart
 

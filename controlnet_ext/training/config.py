@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-WEIGHTINGS = ("min-snr", "layout")  # of the loss by noise level, see `training.objective.DiffusionLoss`
+WEIGHTINGS = ("min-snr", "layout")  # of the loss by noise level, see `training.losses.DiffusionLoss`
 MAX_LAYOUT_FACTOR = 50.0  # times the weight of min-snr, at most
 WARM_UP_STEPS = 100  # steps
 DECAY_SHARE = 0.4  # the last share of the steps, in which the rate falls to zero

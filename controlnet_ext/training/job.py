@@ -5,22 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from ..generation.pipeline_folder import PipelineFolder
 from ..models import load
 from ..models.kinds.controlnet import ControlNet
+from .bases import FrozenBase
 from .config import TrainingSchedule
 from .data import ControlDataset
+from .encoding import EncodedExamples
+from .evaluation import FixedNoiseLoss
 from .loop import LOG_FILE, read_log, train
-from .objective import (
-    DiffusionLoss,
-    EncodedExamples,
-    FixedNoiseLoss,
-    FrozenBase,
-    compute_control_loss,
-    describe_fit,
-    make_generator,
-)
+from .losses import DiffusionLoss, make_generator
+from .verdict import describe_fit
+
+EMPTY_CAPTION_RATE = 0.1
 
 
 class TrainingJob:
@@ -83,3 +82,24 @@ class TrainingJob:
             return None, ""
         assert isinstance(net, ControlNet)
         return net, describe_fit(read_log(work_dir / LOG_FILE))
+
+
+def compute_control_loss(
+    net: nn.Module,
+    frozen: FrozenBase,
+    examples: EncodedExamples,
+    objective: DiffusionLoss,
+    batch_size: int,
+    rng: torch.Generator,
+) -> Tensor:
+    """Return the loss, shape (), on `batch_size` random examples, a tenth of the captions empty.
+
+    Gradients flow to the network alone.
+    """
+    rows = torch.randint(len(examples), (batch_size,), generator=rng).tolist()
+    latents, context, maps = examples.load_batch(rows)
+    dropped = torch.rand(batch_size, 1, 1, generator=rng) < EMPTY_CAPTION_RATE
+    x, target, t = objective.sample(latents, rng)
+    return objective.compute_loss(
+        frozen.predict(x, t, torch.where(dropped, frozen.empty_context, context), net, maps), target, t
+    )

@@ -22,7 +22,7 @@ from controlnet_ext.embedded.scenes import HELD_OUT_SEEDS, PALETTE, THING_COLORS
 from controlnet_ext.files.image_writer import write_image
 from controlnet_ext.models.kinds.controlnet import ControlNet
 from controlnet_ext.models.state_dict.saving import save_diffusers
-from controlnet_ext.training import objective
+from controlnet_ext.training import evaluation
 from tools.embedded_model.train_base import HELD_OUT_SCENES, make_noise_scheduler, make_unet
 
 ROOT = Path(__file__).parents[2]
@@ -333,7 +333,7 @@ def test_the_command_draws_once_and_keeps_figures_of_the_same_settings(model, tm
 
 
 def test_a_base_alone_has_no_guided_arms(model, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(objective, "EVALUATION_DRAWS", 4)
+    monkeypatch.setattr(evaluation, "EVALUATION_DRAWS", 4)
     figures = run(model, tmp_path, "--control", "none", "--only", "losses")
     assert figures.keys() == {"loss"} and 0.1 < figures["loss"]["held_out"] < 2
     with pytest.raises(SystemExit, match="2"):

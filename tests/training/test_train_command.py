@@ -22,11 +22,13 @@ from networks import randomised
 from controlnet_ext import Unit, guide, load
 from controlnet_ext.cli import main
 from controlnet_ext.files.weights import read_weights
-from controlnet_ext.training import data, job, objective
+from controlnet_ext.training import data, evaluation, job, verdict
+from controlnet_ext.training.bases import FrozenBase
 from controlnet_ext.training.config import DECAY_SHARE, MAX_LAYOUT_FACTOR, WARM_UP_STEPS
 from controlnet_ext.training.data import Example, check_disjoint, read_examples, split_examples
 from controlnet_ext.training.loop import LOG_FILE
-from controlnet_ext.training.objective import DiffusionLoss, FrozenBase, describe_fit, make_generator
+from controlnet_ext.training.losses import DiffusionLoss, make_generator
+from controlnet_ext.training.verdict import describe_fit
 
 STEPS = 24
 
@@ -56,7 +58,7 @@ def shelf(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
         tiny.picture(seed=i, size=96).save(folder / f"photos/{i}.png")
         (folder / f"photos/{i}.txt").write_text(f"picture {'abcdef'[i]}")
     patch = pytest.MonkeyPatch()
-    patch.setattr(objective, "EVALUATION_DRAWS", 8)
+    patch.setattr(evaluation, "EVALUATION_DRAWS", 8)
     patch.chdir(folder)
     assert main(words("out.safetensors")) == 0
     patch.undo()
@@ -65,7 +67,7 @@ def shelf(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def at_the_shelf(shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(objective, "EVALUATION_DRAWS", 8)
+    monkeypatch.setattr(evaluation, "EVALUATION_DRAWS", 8)
     for name in ("sd", "photos"):
         (tmp_path / name).symlink_to(shelf / name)
     monkeypatch.chdir(tmp_path)
@@ -155,7 +157,7 @@ def same(a: str, b: str) -> bool:
 
 def test_an_interrupted_training_goes_on_as_if_it_had_not_been(sigint, monkeypatch, capsys):
     assert main(words("whole.safetensors", "--accumulate", "2", steps=3)) == 0
-    loss, calls = objective.compute_control_loss, []
+    loss, calls = job.compute_control_loss, []
 
     def interrupting(*given):
         calls.append(1)
@@ -420,7 +422,7 @@ def test_the_verdict_says_what_the_losses_show(rows, begins):
 def test_the_page_on_training_says_what_the_command_does() -> None:
     page = (Path(__file__).parents[2] / "docs/reference/training.md").read_text()
     assert f"counts much noise up to {MAX_LAYOUT_FACTOR:g} times as much" in page
-    assert f"too few steps to tell: under {objective.MIN_VERDICT_STEPS}" in page
+    assert f"too few steps to tell: under {verdict.MIN_VERDICT_STEPS}" in page
     assert f"rises over {WARM_UP_STEPS} steps and falls to zero in the last {DECAY_SHARE * 100:g} %" in page
 
 

@@ -23,9 +23,9 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from controlnet_ext.embedded.captions import TEXT_WIDTH, make_text_encoder, make_tokenizer
 from controlnet_ext.embedded.scenes import HELD_OUT_SEEDS, draw_scene
-from controlnet_ext.training.config import TrainingSchedule
+from controlnet_ext.training.config import WEIGHTINGS, TrainingSchedule
 from controlnet_ext.training.loop import train
-from controlnet_ext.training.objective import WEIGHTINGS, DiffusionLoss, make_generator
+from controlnet_ext.training.losses import DiffusionLoss, make_generator
 from tools.embedded_model.train_vae import NORM_GROUPS, render_scenes
 
 TRAINING_SCENES = 16_000

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from controlnet_ext.embedded.scenes import THING_COLORS, THING_KINDS
 from controlnet_ext.training.config import TrainingSchedule
 from controlnet_ext.training.loop import train
-from controlnet_ext.training.objective import make_generator
+from controlnet_ext.training.losses import make_generator
 
 BATCH_SIZE = 64
 HELD_OUT_CAPTIONS = 512  # captions, the last

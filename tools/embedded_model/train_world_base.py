@@ -18,9 +18,9 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
-from controlnet_ext.training.config import TrainingSchedule
+from controlnet_ext.training.config import WEIGHTINGS, TrainingSchedule
 from controlnet_ext.training.loop import train
-from controlnet_ext.training.objective import WEIGHTINGS, DiffusionLoss, make_generator
+from controlnet_ext.training.losses import DiffusionLoss, make_generator
 from tools.embedded_model.encode_worlds import read_latents
 from tools.embedded_model.world_sets import DOMAINS
 from tools.embedded_model.world_words import WIDTH, narrow_text_encoder, write_tokenizer

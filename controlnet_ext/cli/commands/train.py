@@ -71,18 +71,32 @@ def arguments(parser: ArgumentParser, argv: list[str]) -> None:
         help=".safetensors file to write, in the layout of webui and ComfyUI",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
-    _add_training_flags(parser)
+    for add_flags in (_add_target_flags, _add_data_flags, _add_loss_flags, _add_run_flags, _add_evaluation_flags):
+        add_flags(parser)
     add_load_option(parser, argv)
 
 
-def _add_training_flags(parser: ArgumentParser) -> None:
+def _add_target_flags(parser: ArgumentParser) -> None:
+    """Declare what is trained."""
     parser.add_argument(
         "--control", metavar="C", help="ControlNet to train further (default: a copy of the model's encoder)"
     )
-    parser.add_argument("--steps", metavar="N", type=int, default=10_000, help="optimizer steps")
-    parser.add_argument("--batch", metavar="B", type=int, default=8, help="images in a batch")
-    parser.add_argument("--accumulate", metavar="K", type=int, default=1, help="batches in each step")
-    parser.add_argument("--rate", metavar="R", type=float, default=1e-4, help="learning rate")
+
+
+def _add_data_flags(parser: ArgumentParser) -> None:
+    """Declare how images and maps are read."""
+    parser.add_argument(
+        "--size", metavar="WxH", help="size in pixels to which all images are cropped (default: that of the model)"
+    )
+    parser.add_argument(
+        "--validation",
+        metavar="V",
+        help=f"held-out images: a share of the different ones, or a folder like --data (default: {VALIDATION_SHARE})",
+    )
+
+
+def _add_loss_flags(parser: ArgumentParser) -> None:
+    """Declare the loss and its noise."""
     parser.add_argument(
         "--weighting",
         metavar="W",
@@ -90,9 +104,23 @@ def _add_training_flags(parser: ArgumentParser) -> None:
         help=f"weights of the loss by noise level, one of: {', '.join(WEIGHTINGS)}. layout weights high noise levels, "
         f"which decide the places of colors, up to {MAX_LAYOUT_FACTOR:g} times more (default: {WEIGHTINGS[0]})",
     )
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="seed of noise and order")
+
+
+def _add_run_flags(parser: ArgumentParser) -> None:
+    """Declare how long and how fast the training runs."""
+    parser.add_argument("--steps", metavar="N", type=int, default=10_000, help="optimizer steps")
+    parser.add_argument("--batch", metavar="B", type=int, default=8, help="images in a batch")
+    parser.add_argument("--accumulate", metavar="K", type=int, default=1, help="batches in each step")
+    parser.add_argument("--rate", metavar="R", type=float, default=1e-4, help="learning rate")
     parser.add_argument(
-        "--size", metavar="WxH", help="size in pixels to which all images are cropped (default: that of the model)"
+        "--minutes", metavar="M", type=float, default=math.inf, help="stop after M minutes, at a checkpoint"
     )
+    parser.add_argument("--work", metavar="FOLDER", type=Path, help="checkpoint and log (default: OUT.training)")
+
+
+def _add_evaluation_flags(parser: ArgumentParser) -> None:
+    """Declare what is measured, and when."""
     parser.add_argument(
         "--every",
         metavar="N",
@@ -100,16 +128,6 @@ def _add_training_flags(parser: ArgumentParser) -> None:
         default=TrainingSchedule.evaluation_interval,
         help="steps between evaluations, each with a checkpoint",
     )
-    parser.add_argument(
-        "--validation",
-        metavar="V",
-        help=f"held-out images: a share of the different ones, or a folder like --data (default: {VALIDATION_SHARE})",
-    )
-    parser.add_argument(
-        "--minutes", metavar="M", type=float, default=math.inf, help="stop after M minutes, at a checkpoint"
-    )
-    parser.add_argument("--work", metavar="FOLDER", type=Path, help="checkpoint and log (default: OUT.training)")
-    parser.add_argument("--seed", metavar="N", type=int, default=0, help="seed of noise and order")
 
 
 @dataclass(frozen=True, eq=False)
