@@ -24,6 +24,26 @@ class EncodedExample:
     map: np.ndarray
 
 
+@dataclass(frozen=True, eq=False)
+class EncodedBatch:
+    """Examples of one size as the network and the frozen model read them, on the CPU.
+
+    latents: (B, C, h, w).
+    context: text states (B, T, D); those of the empty caption where a caption was dropped.
+    maps: (B, H, W, 3) uint8 RGB; black where a map was dropped.
+    names: of the examples, for messages.
+    added: (B, K), SDXL's pooled text states with its sizes, None for models without.
+    extra: (B, 5, h, w), mask and latents of the masked image of an inpainting model, None for others.
+    """
+
+    latents: Tensor
+    context: Tensor
+    maps: np.ndarray
+    names: tuple[str, ...]
+    added: Tensor | None = None
+    extra: Tensor | None = None
+
+
 class EncodedExamples:
     """Examples that are encoded on first use; the first of them, up to 2 GiB, stay in memory."""
 
@@ -34,13 +54,19 @@ class EncodedExamples:
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def load_batch(self, rows: Sequence[int]) -> tuple[Tensor, Tensor, np.ndarray]:
-        """Return latents (B, C, h, w), text states (B, T, D) and maps (B, H, W, 3) uint8."""
+    @property
+    def empty_context(self) -> Tensor:
+        """Text states (T, D) of the empty caption, on the CPU."""
+        return self._frozen.empty_context
+
+    def load_batch(self, rows: Sequence[int]) -> EncodedBatch:
+        """Return these examples, nothing of them dropped."""
         found = [self._load_example(i) for i in rows]
-        return (
+        return EncodedBatch(
             torch.stack([each.latents for each in found]),
             torch.stack([each.context for each in found]),
             np.stack([each.map for each in found]),
+            tuple(str(i) for i in rows),
         )
 
     def _load_example(self, i: int) -> EncodedExample:

@@ -30,11 +30,9 @@ class FixedNoiseLoss:
         )  # every noise level alike
         losses = []
         for draws in torch.arange(EVALUATION_DRAWS).split(self._batch_size):
-            latents, context, maps = self._examples.load_batch(
-                [i * len(self._examples) // EVALUATION_DRAWS for i in draws.tolist()]
-            )
-            noise = torch.randn(latents.shape, generator=numbers)
-            x, target, t = self._objective.add_noise(latents, noise, times[draws])
-            predicted = self._frozen.predict(x, t, context, net, maps)
+            batch = self._examples.load_batch([i * len(self._examples) // EVALUATION_DRAWS for i in draws.tolist()])
+            noise = torch.randn(batch.latents.shape, generator=numbers)
+            x, target, t = self._objective.add_noise(batch.latents, noise, times[draws])
+            predicted = self._frozen.predict(x, t, batch.context, net, batch.maps)
             losses.append(len(draws) * self._objective.compute_loss(predicted, target, t, importance_sampled=False))
         return float(sum(losses)) / EVALUATION_DRAWS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -13,13 +14,14 @@ from ..models.kinds.controlnet import ControlNet
 from .bases import FrozenBase
 from .config import TrainingSchedule
 from .data import ControlDataset
-from .encoding import EncodedExamples
+from .encoding import EncodedBatch, EncodedExamples
 from .evaluation import FixedNoiseLoss
+from .loading import TrainingBatches
 from .loop import LOG_FILE, read_log, train
 from .losses import DiffusionLoss, make_generator
 from .verdict import describe_fit
 
-EMPTY_CAPTION_RATE = 0.1
+NOISE_STREAM = 1  # of random numbers, apart from those that choose the examples
 
 
 class TrainingJob:
@@ -67,11 +69,14 @@ class TrainingJob:
             side: FixedNoiseLoss(self._frozen, each, self._objective, self._batch_size)
             for side, each in self._examples.items()
         }
-        to_learn = self._examples["training"]
+        batches = TrainingBatches(self._examples["training"], self._batch_size, self._seed)
+        source: list[Iterator[EncodedBatch]] = []  # begins at the step that the loop asks for first
 
         def loss(net: torch.nn.Module, step: int, part: int) -> torch.Tensor:
-            numbers = make_generator(self._seed, step, part)
-            return compute_control_loss(net, self._frozen, to_learn, self._objective, self._batch_size, numbers)
+            if not source:
+                source.append(batches.iterate(step, schedule.accumulation_steps))
+            numbers = make_generator(self._seed, step, part, NOISE_STREAM)
+            return compute_control_loss(net, self._frozen, next(source[0]), self._objective, numbers)
 
         def measure(net: torch.nn.Module) -> dict[str, float]:
             losses = {side: each(net) for side, each in fixed.items()}
@@ -85,21 +90,8 @@ class TrainingJob:
 
 
 def compute_control_loss(
-    net: nn.Module,
-    frozen: FrozenBase,
-    examples: EncodedExamples,
-    objective: DiffusionLoss,
-    batch_size: int,
-    rng: torch.Generator,
+    net: nn.Module, frozen: FrozenBase, batch: EncodedBatch, objective: DiffusionLoss, rng: torch.Generator
 ) -> Tensor:
-    """Return the loss, shape (), on `batch_size` random examples, a tenth of the captions empty.
-
-    Gradients flow to the network alone.
-    """
-    rows = torch.randint(len(examples), (batch_size,), generator=rng).tolist()
-    latents, context, maps = examples.load_batch(rows)
-    dropped = torch.rand(batch_size, 1, 1, generator=rng) < EMPTY_CAPTION_RATE
-    x, target, t = objective.sample(latents, rng)
-    return objective.compute_loss(
-        frozen.predict(x, t, torch.where(dropped, frozen.empty_context, context), net, maps), target, t
-    )
+    """Return the loss, shape (), on a batch with noise from `rng`. Gradients flow to the network alone."""
+    x, target, t = objective.sample(batch.latents, rng)
+    return objective.compute_loss(frozen.predict(x, t, batch.context, net, batch.maps), target, t)

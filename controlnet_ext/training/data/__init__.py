@@ -13,17 +13,17 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..batch.formats.lists import MAP_COLUMNS, PATH_COLUMNS
-from ..batch.inputs import IMAGE_SUFFIXES, InputFile
-from ..batch.results import exclude_recorded_maps, list_record_files, read_rows
-from ..embedded.scenes import draw_scene
-from ..errors import error_prefix
-from ..files import image_reader
-from ..files.disk import open_regular_file, parse_object
-from ..files.image_formats import check_pixels, is_complete, sniff_format
-from ..files.image_reader import IMAGE_FILE_LIMIT, read_image
-from ..generation.recipe import hash_file
-from ..maps.resize import check_same_aspect, fit, fit_map_of_image
+from ...batch.formats.lists import MAP_COLUMNS, PATH_COLUMNS
+from ...batch.inputs import IMAGE_SUFFIXES, InputFile
+from ...batch.results import exclude_recorded_maps, list_record_files, read_rows
+from ...embedded.scenes import draw_scene
+from ...errors import error_prefix
+from ...files import image_reader
+from ...files.disk import open_regular_file, parse_object
+from ...files.image_formats import check_pixels, is_complete, sniff_format
+from ...files.image_reader import IMAGE_FILE_LIMIT, read_image
+from ...generation.recipe import hash_file
+from ...maps.resize import check_same_aspect, fit, fit_map_of_image
 
 LIST_SUFFIX = ".jsonl"
 METADATA_FILES = ("metadata.jsonl", "captions.jsonl")
