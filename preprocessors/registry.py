@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 import cv2
 import numpy as np
 
-from ..errors import check_choice, one_line, quote_value, suggest_names
+from ..errors import check_choice, error_prefix, one_line, quote_value, suggest_names
 from ..files.image_reader import (  # not from files, which brings the readers of weights: 10 ms
     is_tensor,
     read_image,
@@ -35,6 +35,7 @@ from .parameters import Parameter, Range, read_parameters
 
 if TYPE_CHECKING:
     from ..files.hub import WeightsFile
+    from ..maps.fidelity import Measure, NoMeasure
     from .backends.torch import Device
     from .library import Library
 
@@ -92,7 +93,8 @@ class Preprocessor:
     renders either at the height and width that are kept of the image. With `batched` calls take images (B, H, W, 3)
     and return a result for each; with `needs_mask` the mask is the image's fourth channel. `makes` is the kind of its
     maps. `parameters` are in the order of the signature, which is that of threshold_a and threshold_b; `resolution`
-    belongs to every preprocessor and is not among them.
+    belongs to every preprocessor and is not among them. `own_fidelity` is what says how well an image obeys its maps,
+    or the name of one of `maps.fidelity.MEASURES`, where that is not the measure of the kind.
     """
 
     name: str
@@ -105,6 +107,17 @@ class Preprocessor:
     needs_mask: bool = False
     aliases: tuple[str, ...] = ()
     traits: Traits = Traits()
+    own_fidelity: Measure | NoMeasure | str | None = None
+
+    @property
+    def fidelity(self) -> Measure | NoMeasure:
+        """The measure of how well an image obeys its maps, or why there is none."""
+        from ..maps.fidelity import get_measure, get_measure_of_kind  # not needed to make maps
+
+        own = self.own_fidelity
+        if own is None:
+            return get_measure_of_kind(self.makes)
+        return get_measure(own) if isinstance(own, str) else own
 
     @property
     def takes_mask(self) -> bool:
@@ -272,22 +285,27 @@ def preprocessor(
     needs_mask: bool = False,
     aliases: tuple[str, ...] = (),
     traits: Traits = Traits(),
+    fidelity: Measure | NoMeasure | str | None = None,
     replace: bool = False,
 ) -> Callable[[F], F]:
     """Register the function or class below under `name` (canonical), `label` (sd-webui-controlnet's display name) and
     `aliases`.
 
-    `makes` is the kind of its maps, `weights` the files that it loads; the other arguments are fields of
-    `Preprocessor`. With `replace` it takes the place of an earlier one of this name, as where a cell of a notebook runs
-    again; those of this package are never replaced. Raises ValueError if a name is taken, cannot stand in a file name
-    or a kind is unknown, TypeError if the signature cannot be read; the registry is then unchanged.
+    `makes` is the kind of its maps, `weights` the files that it loads, `fidelity` the measure of its maps or its name
+    (by default that of the kind); the other arguments are fields of `Preprocessor`. With `replace` it takes the place
+    of an earlier one of this name, as where a cell of a notebook runs again; those of this package are never replaced.
+    Raises ValueError if a name is taken, cannot stand in a file name or a kind or a measure is unknown, TypeError if
+    the signature cannot be read; the registry is then unchanged.
     """
 
     def enter(make: F) -> F:
         check_choice(f"{name}: map kind", makes, MAP_KINDS)
         declared = read_parameters(make.__call__, skip=2) if isinstance(make, type) else read_parameters(make, skip=1)
         files = weights if isinstance(weights, tuple) else (weights,)
-        entry = Preprocessor(name, makes, label or name, make, declared, files, batched, needs_mask, aliases, traits)
+        label_or_name = label or name
+        entry = Preprocessor(
+            name, makes, label_or_name, make, declared, files, batched, needs_mask, aliases, traits, fidelity
+        )
         keys = {key.casefold() for key in (entry.name, entry.label, *entry.aliases)}
         if not _is_own(entry):
             _import_own_modules()  # whose names are taken too, and would be found after this one
@@ -302,6 +320,7 @@ def preprocessor(
                 )
         if not _is_own(entry):
             _check_name(entry)
+            _check_fidelity(entry)
         for key in [key for key, other in _specs_by_name.items() if other is there]:
             del _specs_by_name[key]
         _specs_by_name.update(dict.fromkeys(keys, entry))
@@ -324,6 +343,17 @@ def _check_name(entry: Preprocessor) -> None:
         )
     if RESOLUTION_PARAMETER.name in {parameter.name for parameter in entry.parameters}:
         raise ValueError(f"{entry.name}: every preprocessor has a resolution of its own: call the parameter otherwise")
+
+
+def _check_fidelity(entry: Preprocessor) -> None:
+    """Raise ValueError or TypeError for what is no measure, nor the name of one."""
+    if entry.own_fidelity is None:
+        return
+    from ..maps.fidelity import Measure, NoMeasure
+
+    with error_prefix(f"{entry.name}: fidelity"):
+        if not isinstance(entry.fidelity, (Measure, NoMeasure)):
+            raise TypeError(f"{quote_value(entry.own_fidelity)} is no Measure, no NoMeasure and no measure's name")
 
 
 @cache

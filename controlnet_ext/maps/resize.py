@@ -6,6 +6,8 @@ sd-webui-controlnet's, so that the same resolution gives the same map.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
 
@@ -161,21 +163,42 @@ def check_same_aspect(map_size: tuple[int, int], image_size: tuple[int, int]) ->
         )
 
 
+@dataclass(frozen=True)
+class FitGeometry:
+    """The place where `fit` lays an image: scaled to `rows` x `columns` pixels, its corner at `top` and `left`, which
+    are negative where a part is cut."""
+
+    rows: int
+    columns: int
+    top: int
+    left: int
+
+    @classmethod
+    def compute(cls, height: int, width: int, target_height: int, target_width: int, mode: str = "crop") -> FitGeometry:
+        """Return the geometry of an image (height, width) that is fitted. Raises ValueError as `fit` does."""
+        k = _fit_scale(height, width, target_height, target_width, mode)
+        if mode == "stretch":
+            return cls(target_height, target_width, 0, 0)
+        rows, columns = (max(1, round(side * k)) for side in (height, width))
+        top, left = abs(rows - target_height) // 2, abs(columns - target_width) // 2
+        return cls(rows, columns, -top, -left) if mode == "crop" else cls(rows, columns, top, left)
+
+
 def _fit_as(pixels: np.ndarray, image_size: tuple[int, ...], height: int, width: int, mode: str) -> np.ndarray:
     """Fit a map to (height, width) as an image of `image_size` (height, width) is fitted."""
-    k = _fit_scale(image_size[0], image_size[1], height, width, mode)
+    geometry = FitGeometry.compute(image_size[0], image_size[1], height, width, mode)
     check_pixels(height, width, "the size to fit")
     if pixels.shape[:2] == image_size == (height, width):
         return pixels
+    rows, columns = geometry.rows, geometry.columns
     if mode == "stretch":
-        return resize_map(pixels, height, width)
-    rows, columns = (max(1, round(side * k)) for side in image_size)
+        return resize_map(pixels, rows, columns)
     check_pixels(rows, columns, f"a map of {image_size[1]}x{image_size[0]} scaled to {mode} {width}x{height}")
     scaled = resize_map(pixels, rows, columns)
-    top, left = abs(rows - height) // 2, abs(columns - width) // 2
     if mode == "crop":
+        top, left = -geometry.top, -geometry.left
         return np.ascontiguousarray(scaled[top : top + height, left : left + width])
-    return _fill_border(scaled, height, width, top, left)
+    return _fill_border(scaled, height, width, geometry.top, geometry.left)
 
 
 def crop_map(

@@ -22,6 +22,7 @@ from ...errors import suggest_names
 from ...files.disk import check_stdout
 from ...files.hub import WeightsFile
 from ...maps.control_map import MODEL_NAME_WORDS
+from ...maps.fidelity import Measure, NoMeasure
 from ...preprocessors.parameters import Parameter
 from ...preprocessors.registry import RESOLUTION_PARAMETER, Preprocessor, list_preprocessors
 from ..common import add_load_option
@@ -120,8 +121,23 @@ def describe_spec(spec: Preprocessor) -> dict[str, Any]:
         "makes": spec.makes,
         "feeds": list(MODEL_NAME_WORDS[spec.makes]),
         "masked": spec.needs_mask,
+        "fidelity": _describe_fidelity(spec.fidelity),
         "parameters": [_describe_parameter(parameter) for parameter in (*spec.parameters, RESOLUTION_PARAMETER)],
         "weights": [_describe_file(file) for file in spec.weights],
+    }
+
+
+def _describe_fidelity(fidelity: Measure | NoMeasure) -> dict[str, Any]:
+    if isinstance(fidelity, NoMeasure):
+        return {"measure": None, "reason": fidelity.reason}
+    return {
+        "measure": fidelity.name,
+        "score": fidelity.score,
+        "is_better_higher": fidelity.is_better_higher,
+        "perfect": fidelity.perfect,
+        "unit": fidelity.unit,
+        "figures": dict(fidelity.figures),
+        "source": fidelity.source,
     }
 
 

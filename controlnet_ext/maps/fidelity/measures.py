@@ -1,0 +1,73 @@
+"""The measures by name, which kind of map is measured by which, and `measure`, which takes an image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from ...errors import check_choice, quote_value
+from ..control_map import MAP_KINDS, ControlMap
+from .compare import Measure, NoMeasure, require_measure
+from .edges import edge_f1
+
+
+def _compare_edges(expected: ControlMap, found: ControlMap) -> dict[str, float]:
+    score = edge_f1(expected.pixels, found.pixels)
+    return {"f1": score.exact, "f1_1px": score.within_1px}
+
+
+EDGES = Measure(
+    "edges",
+    _compare_edges,
+    score="f1",
+    figures={
+        "f1": "2 P R / (P + R) of the pixels that are edges (above 127), P the share of the found that are expected, "
+        "R of the expected that are found",
+        "f1_1px": "the same, where an edge counts that the other map has within one pixel, diagonals too",
+    },
+    source="exact: ControlNet++ (Li et al., arXiv 2404.07987), torchmetrics' BinaryF1Score",
+)
+
+MEASURES: dict[str, Measure] = {each.name: each for each in (EDGES,)}
+_BY_KIND: dict[str, Measure | NoMeasure] = {"edges": EDGES, "scribble": EDGES}
+
+
+def get_measure(name: str) -> Measure:
+    """Return the measure of this name. Raises ValueError with all names for another."""
+    if name not in MEASURES:
+        raise ValueError(f"measure {quote_value(name)} is none of: {', '.join(MEASURES)}")
+    return MEASURES[name]
+
+
+def get_measure_of_kind(kind: str) -> Measure | NoMeasure:
+    """Return the measure of a kind of map, or why it has none. Raises ValueError for no kind."""
+    check_choice("map kind", kind, MAP_KINDS)
+    return _BY_KIND.get(kind) or NoMeasure(f"maps of kind {kind} have no measure of their own")
+
+
+def measure(
+    expected: ControlMap,
+    image: np.ndarray,
+    preprocess: Callable[[np.ndarray], ControlMap],
+    by: Measure | NoMeasure | None = None,
+    fit_mode: str = "crop",
+) -> dict[str, float]:
+    """Return the figures of an image (H, W, 3) uint8 RGB against the map that it was made by.
+
+    `preprocess` makes the image's own map, by the preprocessor and the parameters of the expected one. `by` is the
+    preprocessor's `fidelity`, by default the measure of the map's kind; `fit_mode` is the unit's. Which figure is THE
+    score, `Measure.score` says. Raises ValueError in one line for kinds without a measure, a map that cannot be
+    measured, and a preprocessor of another kind of map; TypeError for an image of another shape or type.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise TypeError(f"an image to measure is (H, W, 3) uint8, RGB, not {image.shape} {image.dtype}")
+    chosen = require_measure(get_measure_of_kind(expected.kind) if by is None else by).for_map(expected)
+    found = preprocess(image)
+    check_choice("map kind", found.kind, MAP_KINDS)
+    if found.kind != expected.kind and get_measure_of_kind(found.kind) != get_measure_of_kind(expected.kind):
+        raise ValueError(
+            f"the map is of {expected.kind}, but the preprocessor makes {found.kind}: "
+            "measure by the preprocessor that made the map"
+        )
+    return chosen.compare(expected, found, image.shape[:2], fit_mode)
