@@ -19,6 +19,7 @@ from .evaluation import FixedNoiseLoss
 from .loading import TrainingBatches
 from .loop import LOG_FILE, read_log, train
 from .losses import DiffusionLoss, make_generator
+from .stopping import StopRule, run_all_steps
 from .verdict import describe_fit
 
 NOISE_STREAM = 1  # of random numbers, apart from those that choose the examples
@@ -63,7 +64,9 @@ class TrainingJob:
             "held_out": EncodedExamples(held_out, self._frozen, *size),
         }
 
-    def fit(self, schedule: TrainingSchedule, work_dir: Path) -> tuple[ControlNet | None, str]:
+    def fit(
+        self, schedule: TrainingSchedule, work_dir: Path, stop_rule: StopRule = run_all_steps
+    ) -> tuple[ControlNet | None, str]:
         """Return the trained network and a sentence on its fit; (None, "") when the minutes ran out."""
         fixed = {
             side: FixedNoiseLoss(self._frozen, each, self._objective, self._batch_size)
@@ -78,11 +81,11 @@ class TrainingJob:
             numbers = make_generator(self._seed, step, part, NOISE_STREAM)
             return compute_control_loss(net, self._frozen, next(source[0]), self._objective, numbers)
 
-        def measure(net: torch.nn.Module) -> dict[str, float]:
+        def measure(net: torch.nn.Module, step: int) -> dict[str, float]:
             losses = {side: each(net) for side, each in fixed.items()}
             return losses | {f"{side}_unguided": each.unguided_loss for side, each in fixed.items()}
 
-        net = train(self._network, loss, measure, schedule, work_dir)
+        net = train(self._network, loss, measure, schedule, work_dir, stop_rule)
         if net is None:
             return None, ""
         assert isinstance(net, ControlNet)

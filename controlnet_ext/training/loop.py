@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 import signal
 import sys
 import threading
@@ -21,37 +22,41 @@ from ..files.disk import write_atomically
 from ..files.safetensors import write_weights
 from ..files.weights import read_weights
 from .config import WARM_UP_STEPS, TrainingSchedule
+from .stopping import Decision, StopRule, run_all_steps
 
 CHECKPOINT_FILE, LOG_FILE = "checkpoint.safetensors", "log.jsonl"
+BEST_PATTERN = re.compile(r"best_(\d+)\.safetensors")
 
 
 def train(
     network: nn.Module,
     loss: Callable[[nn.Module, int, int], Tensor],
-    evaluate: Callable[[nn.Module], dict[str, float]],
+    evaluate: Callable[[nn.Module, int], Mapping[str, float]],
     schedule: TrainingSchedule,
     folder: Path,
+    stop_rule: StopRule = run_all_steps,
 ) -> nn.Module | None:
-    """Train and return the averaged weights; None when the minutes ran out before the last step.
+    """Train and return the averaged weights of the last step; None when the minutes ran out before it.
 
     `loss(network, step, batch)` may depend on nothing else: then a run that was killed and started again equals one
-    that was not, to the bit. `evaluate(averaged)` returns held-out figures; every `evaluation_interval` steps a row of
-    them is appended to log.jsonl, and a checkpoint is written. Forward passes run under bf16 autocast. Ctrl-C ends the
-    step and writes a checkpoint before it raises KeyboardInterrupt; a second one raises at once.
+    that was not, to the bit. `evaluate(averaged, step)`, `step` being the number of steps that are done, returns
+    held-out figures; every `evaluation_interval` steps a row of them is appended to log.jsonl, `stop_rule` decides
+    from all rows whether this is the last step, and a checkpoint is written. The averaged weights of the row that the
+    rule calls best are kept, see `read_best_weights`. Forward passes run under bf16 autocast. Ctrl-C ends the step and
+    writes a checkpoint before it raises KeyboardInterrupt; a second one raises at once.
 
-    Raises FloatingPointError when the loss is not finite; ValueError when after 100 steps a tensor has had no gradient
-    but zeros: a part of the network would not be trained, and no loss shows it.
+    Raises FloatingPointError when the loss is not finite; ValueError when a tensor has had no gradient in 100 steps.
     """
     accelerator = Accelerator(mixed_precision="bf16", cpu=not torch.cuda.is_available())
     network = network.to(accelerator.device)
     averaged = copy.deepcopy(network).requires_grad_(False).eval()
     parameters = [p for p in network.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        parameters, schedule.learning_rate, betas=(0.9, 0.98), weight_decay=schedule.weight_decay
-    )
+    optimizer = _make_optimizer(parameters, schedule)
     folder.mkdir(parents=True, exist_ok=True)
     first = _restore_checkpoint(folder / CHECKPOINT_FILE, network, averaged, optimizer)
     _trim_log(folder / LOG_FILE, first)
+    if _decide_again(stop_rule, folder).reason is not None:
+        return averaged
     prepared = accelerator.prepare_model(network.train())
     began, losses = time.monotonic(), []
     idle = {name: p for name, p in network.named_parameters() if p.requires_grad}
@@ -60,21 +65,22 @@ def train(
             optimizer.param_groups[0]["lr"] = schedule.learning_rate_at(step)
             optimizer.zero_grad()
             losses += _accumulate_gradients(accelerator, prepared, loss, step, schedule.accumulation_steps)
-            if not math.isfinite(losses[-1]):
-                raise FloatingPointError(
-                    f"the loss of step {step + 1} is {losses[-1]}; {folder / CHECKPOINT_FILE} is from before"
-                )
+            _check_finite(losses[-1], step, folder)
             idle = _filter_idle(idle, len(parameters), step - first)
             accelerator.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             _update_ema(averaged, network, min(schedule.ema_decay, (step + 1) / (step + 10)))
             done, late = step + 1, time.monotonic() - began > schedule.max_minutes * 60
             if done % schedule.evaluation_interval == 0 or done == schedule.steps or late:
-                row = {"step": done, "loss": sum(losses) / len(losses), **evaluate(averaged)}
+                row = {"step": done, "loss": sum(losses) / len(losses), **evaluate(averaged, done)}
                 losses = []
                 left = (time.monotonic() - began) / (done - first) * (schedule.steps - done)
                 _log_row(row, folder / LOG_FILE, left)  # before the checkpoint: after a kill it is written anew
+                decision = _apply_rule(stop_rule, folder, averaged, done)
                 _save_checkpoint(folder / CHECKPOINT_FILE, network, averaged, optimizer, done)
+                _remove_best(folder, decision.best_step)
+                if decision.reason is not None:
+                    return averaged
             elif stopping.is_set():
                 _save_checkpoint(folder / CHECKPOINT_FILE, network, averaged, optimizer, done)
             if stopping.is_set():
@@ -82,6 +88,10 @@ def train(
             if late and done < schedule.steps:
                 return None
     return averaged
+
+
+def _make_optimizer(parameters: list[nn.Parameter], schedule: TrainingSchedule) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, schedule.learning_rate, betas=(0.9, 0.98), weight_decay=schedule.weight_decay)
 
 
 def _accumulate_gradients(
@@ -98,8 +108,16 @@ def _accumulate_gradients(
     return losses
 
 
+def _check_finite(loss: float, step: int, folder: Path) -> None:
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"the loss of step {step + 1} is {loss}; {folder / CHECKPOINT_FILE} is from before")
+
+
 def _filter_idle(idle: dict[str, nn.Parameter], count: int, step: int) -> dict[str, nn.Parameter]:
-    """Return the tensors that have no gradient in this step either; `count` is the number of all."""
+    """Return the tensors that have no gradient in this step either; `count` is the number of all.
+
+    Raises ValueError after 100 steps: a part of the network would not be trained, and no loss shows it.
+    """
     idle = {name: p for name, p in idle.items() if p.grad is None or not p.grad.any()}
     if idle and step == WARM_UP_STEPS:
         raise ValueError(
@@ -107,6 +125,48 @@ def _filter_idle(idle: dict[str, nn.Parameter], count: int, step: int) -> dict[s
             f"{next(iter(idle))}: the loss does not depend on them, or its gradients are wrong"
         )
     return idle
+
+
+def _apply_rule(rule: StopRule, folder: Path, averaged: nn.Module, step: int) -> Decision:
+    """Return what the rule concludes from the log. Print its sentences, and write the weights if they are the best."""
+    decision = rule(read_log(folder / LOG_FILE))
+    for sentence in (decision.message, decision.reason):
+        if sentence is not None:
+            print(sentence, file=sys.stderr, flush=True)
+    if decision.best_step == step:  # before the checkpoint, and beside the best of before: a kill leaves one of both
+        tensors = {name: t.detach().cpu().contiguous() for name, t in averaged.state_dict().items()}
+        write_weights(folder / f"best_{step}.safetensors", tensors, {"step": str(step)}, overwrite=True)
+    return decision
+
+
+def _decide_again(rule: StopRule, folder: Path) -> Decision:
+    """Return what the rule concluded from the log of a run before, and remove the weights that a kill left."""
+    rows = read_log(folder / LOG_FILE)
+    decision = rule(rows) if rows else Decision()
+    _remove_best(folder, decision.best_step)
+    return decision
+
+
+def _list_best(folder: Path) -> dict[int, Path]:
+    """Return the files of best weights by step."""
+    found = ((BEST_PATTERN.fullmatch(path.name), path) for path in folder.iterdir())
+    return {int(match[1]): path for match, path in found if match}
+
+
+def _remove_best(folder: Path, kept: float | None) -> None:
+    """Remove the best weights of other steps than this, which a kill may have left."""
+    for step, path in _list_best(folder).items():
+        if step != kept:
+            path.unlink()
+
+
+def read_best_weights(folder: Path) -> tuple[int, dict[str, Tensor]] | None:
+    """Return the step and the averaged weights that the stop rule of a training called best; None where it kept none.
+
+    The names of tensors are those of the network's `state_dict`.
+    """
+    found = _list_best(folder)
+    return None if not found else (max(found), dict(read_weights(found[max(found)]).tensors))
 
 
 def read_log(log: Path) -> list[dict[str, float]]:

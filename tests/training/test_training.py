@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from controlnet_ext.training.config import TrainingSchedule
-from controlnet_ext.training.loop import CHECKPOINT_FILE, LOG_FILE, train
+from controlnet_ext.training.loop import CHECKPOINT_FILE, LOG_FILE, read_best_weights, train
+from controlnet_ext.training.stopping import Decision
 
 
 def _net() -> nn.Module:
@@ -19,7 +20,7 @@ def _loss(net, step, batch):
     return (net(x).float() - x.sum(1, keepdim=True)).square().mean()
 
 
-def _held_out(net):
+def _held_out(net, step=None):
     return {"held_out": _loss(net, 10_000, 0).item()}
 
 
@@ -97,3 +98,31 @@ def test_a_part_without_gradients_stops_the_training(tmp_path):
 class _Cut(nn.Module):
     def forward(self, x):
         return x.detach()
+
+
+def _stop_after_two_without_gain(rows):
+    best = min(rows, key=lambda row: row["held_out"])["step"]
+    later = [row["step"] for row in rows if row["step"] > best]
+    return Decision(best, "no gain" if later else None, f"stops at {rows[-1]['step']}" if len(later) == 2 else None)
+
+
+def test_a_stop_rule_ends_the_training_and_keeps_the_best_weights(tmp_path, capsys):
+    figures = {5: 3.0, 10: 1.0, 15: 2.0, 20: 2.0}
+    seen = {}
+
+    def evaluate(net, step):
+        seen[step] = {name: t.clone() for name, t in net.state_dict().items()}
+        return {"held_out": figures[step]}
+
+    def run():
+        return train(
+            _net(), _loss, evaluate, TrainingSchedule(40, evaluation_interval=5), tmp_path, _stop_after_two_without_gain
+        )
+
+    last = run()
+    assert capsys.readouterr().err.count("no gain\n") == 2
+    for network in (last, run()):  # the second time nothing is left to do
+        assert all(torch.equal(seen[20][name], t) for name, t in network.state_dict().items())
+        step, best = read_best_weights(tmp_path)
+        assert step == 10 and all(torch.equal(seen[10][name], t) for name, t in best.items())
+    assert sorted(seen) == [5, 10, 15, 20] and "stops at 20" not in capsys.readouterr().err

@@ -17,6 +17,7 @@ from controlnet_ext.files.disk import lock_folder
 from controlnet_ext.models.state_dict import saving
 from controlnet_ext.training.config import TrainingSchedule
 from controlnet_ext.training.loop import read_log, train
+from controlnet_ext.training.stopping import Decision
 from controlnet_ext.training.work_folder import check_work_folder, open_work_folder, remove_output_leftovers
 
 WORK, OUT = Path("out.safetensors.training"), Path("out.safetensors")
@@ -39,7 +40,10 @@ class LineJob:
             x = torch.full((2, 1), step + 1.0)
             return ((net(x) - 2 * x) ** 2).mean()
 
-        net = train(Line(1, 1), loss, lambda net: {"weight": net.weight.item()}, schedule, work)
+        def keep_last(rows):
+            return Decision(rows[-1]["step"])
+
+        net = train(Line(1, 1), loss, lambda net, step: {"weight": net.weight.item()}, schedule, work, keep_last)
         return net, "fits"
 
 
@@ -69,7 +73,13 @@ def test_a_training_killed_at_any_operation_on_files_goes_on_to_the_same_bytes(t
     monkeypatch.chdir(tmp_path / "whole")
     assert run() == 0
     whole = contents(".")
-    assert sorted(os.listdir(WORK)) == ["arguments.json", "checkpoint.safetensors", "lock", "log.jsonl"]
+    assert sorted(os.listdir(WORK)) == [
+        "arguments.json",
+        "best_2.safetensors",
+        "checkpoint.safetensors",
+        "lock",
+        "log.jsonl",
+    ]
     for count in itertools.count():
         (tmp_path / str(count)).mkdir()
         monkeypatch.chdir(tmp_path / str(count))

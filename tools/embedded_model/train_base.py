@@ -171,7 +171,7 @@ def main() -> None:
     net = train(
         base,
         lambda net, step, batch: compute_base_loss(net, examples, empty, noising, step, batch),
-        lambda net: compute_held_out_loss(net, held_out, noising),
+        lambda net, _: compute_held_out_loss(net, held_out, noising),
         TrainingSchedule(options.steps, learning_rate=options.rate, evaluation_interval=options.every),
         options.folder,
     )

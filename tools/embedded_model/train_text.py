@@ -80,7 +80,7 @@ def main() -> None:
         rows = torch.randint(len(tokens) - HELD_OUT_CAPTIONS, (BATCH_SIZE,), generator=make_generator(step, batch))
         return compute_binding_loss(text, bound, tokens[rows])
 
-    def measure(text: nn.Module) -> dict[str, float]:
+    def measure(text: nn.Module, step: int) -> dict[str, float]:
         with torch.no_grad():
             return {"held_out": compute_binding_loss(text, bound, held_out).item()}
 

@@ -74,7 +74,7 @@ def compute_vae_loss(vae: Any, x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def evaluate_held_out(vae: Any, count: int = 64) -> dict[str, float]:
+def evaluate_held_out(vae: Any, step: int = 0, count: int = 64) -> dict[str, float]:
     """Mean absolute error in 0..255 and mean canny F1 (1 px) of held-out scenes that went through the VAE."""
     x = render_scenes(HELD_OUT_SEEDS[:count])
     y = torch.cat([vae.decode(vae.encode(part).latent_dist.mode()).sample for part in x.split(16)]).clamp(-1, 1)

@@ -141,7 +141,7 @@ def main() -> None:
     net = train(
         base,
         lambda net, step, batch: base_loss(net, examples, empty, noising, make_generator(step, batch)),
-        lambda net: held_out_loss(net, held_out, noising),
+        lambda net, _: held_out_loss(net, held_out, noising),
         TrainingSchedule(options.steps, learning_rate=options.rate, evaluation_interval=options.every),
         options.folder,
     )
