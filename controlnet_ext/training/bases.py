@@ -1,73 +1,179 @@
-"""The frozen Stable Diffusion beside which a control network learns."""
+"""The frozen Stable Diffusion beside which a control network learns, and examples as it reads them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from diffusers.models.attention_processor import AttnProcessor
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional as F
 
-from ..guidance.contract import Residuals, Step
+from ..guidance.contract import Activation, AttentionModel, Residuals, Step
 from ..guidance.schedule import Span
-from ..models.kinds.controlnet import ControlNet
+from ..hosts.diffusers.host import ENCODER_ARGUMENT, MIDDLE_ARGUMENT, SKIPS_ARGUMENT, DiffusersHost, encode_vae_image
+from ..models.nn.execution import LayerwiseOffload
 
 if TYPE_CHECKING:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 NARROW_CHANNELS = 128  # channels, for whose heads PyTorch's fused attention takes up to four times as long on a CPU
+SIZE_COUNT = 6  # SDXL's: height and width of the image, top and left of the crop, height and width of the result
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedCaption:
+    """Text states `(T, D)` of a caption, and those of all of it `(P,)` for SDXL."""
+
+    context: Tensor
+    pooled: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedBatch:
+    """Examples of one size as the network and the frozen model read them, on the CPU.
+
+    latents: (B, C, h, w).
+    context: text states (B, T, D); those of the empty caption where a caption was dropped.
+    maps: (B, H, W, 3) uint8 RGB; black where a map was dropped.
+    names: of the examples, for messages.
+    added: (B, P + 6), SDXL's pooled text states and sizes, see `FrozenBase.build_added`; None for other models.
+    extra: (B, 5, h, w), mask and latents of the masked image of an inpainting model, None for others.
+    """
+
+    latents: Tensor
+    context: Tensor
+    maps: np.ndarray
+    names: tuple[str, ...] = ()
+    added: Tensor | None = None
+    extra: Tensor | None = None
+
+    def replace_captions(self, rows: Tensor, caption: EncodedCaption) -> EncodedBatch:
+        """Return the batch with this caption where `rows` `(B,)` is True."""
+        context = torch.where(rows[:, None, None], caption.context, self.context)
+        if self.added is None or caption.pooled is None:
+            return replace(self, context=context)
+        pooled, sizes = self.added[:, :-SIZE_COUNT], self.added[:, -SIZE_COUNT:]
+        pooled = torch.where(rows[:, None], caption.pooled, pooled)
+        return replace(self, context=context, added=torch.cat([pooled, sizes], dim=1))
 
 
 class FrozenBase:
-    """A pipeline of SD1.5 or SD2.1 that is evaluated and stays unchanged.
+    """A pipeline of SD1.5, SD2.1 or SDXL, or of their inpainting models, that is evaluated and stays unchanged.
 
-    Raises ValueError for an inpainting UNet or an SDXL.
+    Raises ValueError for a UNet with other inputs.
     """
 
     def __init__(self, pipe: DiffusionPipeline, device: str):
-        if getattr(pipe, "text_encoder_2", None) is not None:
-            raise ValueError("the model is an SDXL; ControlNets are trained for SD1.5's and SD2.1's kind only")
-        if pipe.unet.config["in_channels"] != pipe.vae.config["latent_channels"]:
+        config, latent_channels = pipe.unet.config, pipe.vae.config["latent_channels"]
+        self.is_inpainting = config["in_channels"] == 2 * latent_channels + 1
+        if not self.is_inpainting and config["in_channels"] != latent_channels:
             raise ValueError(
-                f"the model's UNet reads {pipe.unet.config['in_channels']} channels: is it for inpainting?"
+                f"the model's UNet reads {config['in_channels']} channels, expected {latent_channels}, or "
+                f"{2 * latent_channels + 1} for inpainting"
             )
+        self.is_sdxl = config["addition_embed_type"] == "text_time"
         self.device = torch.device(device)
-        self._pipe = pipe.to(device)
-        for part in (pipe.unet, pipe.vae, pipe.text_encoder):
+        self.pipe = pipe.to(device)
+        self.unet = pipe.unet
+        self._parts = [pipe.unet, pipe.vae, pipe.text_encoder, *([pipe.text_encoder_2] if self.is_sdxl else [])]
+        for part in self._parts:
             part.requires_grad_(False).eval()
-        if self.device.type == "cpu" and pipe.unet.config["block_out_channels"][0] <= NARROW_CHANNELS:
+        if self.device.type == "cpu" and config["block_out_channels"][0] <= NARROW_CHANNELS:
             pipe.unet.set_attn_processor(AttnProcessor())
-        self.empty_context = self.encode_caption("")
+        self.empty_caption = self.encode_caption("")
 
     @torch.no_grad()
     def encode_latents(self, pixels: np.ndarray) -> Tensor:
-        """Return the most likely latents (C, h, w), on the CPU, of RGB uint8 (H, W, 3).
+        """Return the most likely latents (C, h, w), on the CPU, of RGB (H, W, 3) in 0..255, uint8 or float32.
 
         In float32 and one image at a time: an example is equal to the bit in any batch, so a resumed run is too.
         """
-        x = torch.from_numpy(pixels).to(self.device).permute(2, 0, 1)[None].float() / 127.5 - 1
-        vae = self._pipe.vae
         with torch.autocast(self.device.type, enabled=False):
-            return (vae.encode(x).latent_dist.mode() * vae.config["scaling_factor"])[0].cpu()
+            return encode_vae_image(self.pipe.vae, pixels, self.device)[0].cpu()
 
     @torch.no_grad()
-    def encode_caption(self, caption: str) -> Tensor:
-        """Return the text states (T, D) of a caption, on the CPU."""
+    def encode_caption(self, caption: str) -> EncodedCaption:
+        """Return the text states of a caption, on the CPU."""
         with torch.autocast(self.device.type, enabled=False):
-            return self._pipe.encode_prompt(caption, self.device, 1, False)[0][0].cpu()
+            found = self.pipe.encode_prompt(
+                caption, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+            )
+        return EncodedCaption(found[0][0].cpu(), found[2][0].cpu() if self.is_sdxl else None)
 
-    def predict(self, x: Tensor, t: Tensor, context: Tensor, net: nn.Module | None, maps: np.ndarray) -> Tensor:
-        """Return the prediction (B, C, h, w) of the UNet for noised latents.
+    def build_added(
+        self,
+        caption: EncodedCaption,
+        size: tuple[int, int],
+        image_size: tuple[int, int] | None = None,
+        crop: tuple[int, int] = (0, 0),
+    ) -> Tensor | None:
+        """Return SDXL's added numbers (P + 6,): the pooled caption and the sizes; None for other models.
 
-        `net` guides it with maps (B, H, W, 3) uint8; None predicts without control.
+        `size` is (height, width) of the example, `image_size` that of the image before it was cropped, by default the
+        same, and `crop` the (top, left) of the crop in it, all in pixels.
         """
-        x, t, context = x.to(self.device), t.to(self.device), context.to(self.device)
+        if caption.pooled is None:
+            return None
+        return torch.cat([caption.pooled, caption.pooled.new_tensor([*(image_size or size), *crop, *size])])
+
+    def encode_extra(self, pixels: np.ndarray, mask: np.ndarray) -> Tensor | None:
+        """Return what an inpainting UNet reads beside the latents, on the CPU; None for other models.
+
+        That is (1 + C, h, w): the mask, and the latents of RGB uint8 (H, W, 3) that is gray where `mask` (H, W) bool
+        is True, as in diffusers' inpainting pipelines.
+        """
+        if not self.is_inpainting:
+            return None
+        latents = self.encode_latents(np.where(mask[..., None], np.float32(127.5), pixels))
+        small = F.interpolate(torch.from_numpy(mask)[None, None].float(), latents.shape[-2:])
+        return torch.cat([small[0], latents])
+
+    def predict(self, x: Tensor, t: Tensor, batch: EncodedBatch, net: LayerwiseOffload | None) -> Tensor:
+        """Return the prediction (B, C, h, w) of the UNet for noised latents x (B, C, h, w) of a batch.
+
+        `net` guides it with the maps of the batch; None predicts without control. Gradients flow to `net` alone.
+        Raises ValueError if the batch lacks what the model reads.
+        """
+        x, t, context = x.to(self.device), t.to(self.device), batch.context.to(self.device)
+        if self.is_inpainting:
+            if batch.extra is None:
+                raise ValueError("an inpainting model needs the mask and the masked latents of the batch")
+            x = torch.cat([x, batch.extra.to(self.device)], dim=1)
         given: dict[str, Any] = {}
-        if net is not None:
-            residuals: Residuals = net(Step(x, t, context, Span(0, 1)), cast(ControlNet, net).hint(maps))
-            given = {
-                "down_block_additional_residuals": residuals.skips,
-                "mid_block_additional_residual": residuals.middle,
-            }
-        return self._pipe.unet(x, t, context, **given).sample
+        step = Step(x, t, context, Span(0, 1))
+        if self.is_sdxl:
+            if batch.added is None:
+                raise ValueError("an SDXL needs the pooled text states and the sizes of the batch")
+            given["added_cond_kwargs"] = self._split_added(batch.added.to(self.device))
+            step = replace(step, added=self._embed_added(**given["added_cond_kwargs"]))
+        if net is None:
+            return self._call_unet(step, given)
+        hint = net.hint(batch.maps)
+        if isinstance(net, AttentionModel):
+            activation = Activation(step, torch.ones(len(x), device=self.device), None, None, 0)
+            with net.attach(DiffusersHost(self.pipe, self.unet), hint, lambda: activation):
+                return self._call_unet(step, given)
+        residuals: Residuals = net(step, hint)
+        return self._call_unet(step, {**given, **_name_residuals(residuals)})
+
+    def _call_unet(self, step: Step, given: dict[str, Any]) -> Tensor:
+        predicted: Tensor = self.unet(step.x, step.t, step.context, **given).sample
+        return predicted
+
+    def _split_added(self, added: Tensor) -> dict[str, Tensor]:
+        return {"text_embeds": added[:, :-SIZE_COUNT], "time_ids": added[:, -SIZE_COUNT:]}
+
+    def _embed_added(self, text_embeds: Tensor, time_ids: Tensor) -> Tensor:
+        """Return `Step.added`, with the sizes as the UNet embeds them."""
+        sizes = self.unet.add_time_proj(time_ids.flatten()).reshape(len(time_ids), -1)
+        return torch.cat([text_embeds, sizes], dim=1)
+
+
+def _name_residuals(residuals: Residuals) -> dict[str, Any]:
+    """Return residuals as arguments of a diffusers UNet, which empties the list of those inside its encoder."""
+    if residuals.encoder:
+        return {ENCODER_ARGUMENT: list(residuals.encoder)}
+    return {SKIPS_ARGUMENT: residuals.skips, MIDDLE_ARGUMENT: residuals.middle}

@@ -9,39 +9,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .bases import FrozenBase
+from .bases import EncodedBatch, EncodedCaption, FrozenBase
 from .data import ControlDataset
+from .masks import draw_mask
 
 CACHE_BYTES = 2**31  # bytes of encoded examples in memory
 
 
 @dataclass(frozen=True, eq=False)
 class EncodedExample:
-    """An example as networks read it: latents (C, h, w), text states (T, D), map (H, W, 3) uint8."""
+    """An example as networks read it: latents (C, h, w), text states (T, D), map (H, W, 3) uint8, and what SDXL
+    (P + 6,) and inpainting UNets (5, h, w) read beside, see `EncodedBatch`."""
 
     latents: Tensor
     context: Tensor
     map: np.ndarray
+    added: Tensor | None
+    extra: Tensor | None
 
-
-@dataclass(frozen=True, eq=False)
-class EncodedBatch:
-    """Examples of one size as the network and the frozen model read them, on the CPU.
-
-    latents: (B, C, h, w).
-    context: text states (B, T, D); those of the empty caption where a caption was dropped.
-    maps: (B, H, W, 3) uint8 RGB; black where a map was dropped.
-    names: of the examples, for messages.
-    added: (B, K), SDXL's pooled text states with its sizes, None for models without.
-    extra: (B, 5, h, w), mask and latents of the masked image of an inpainting model, None for others.
-    """
-
-    latents: Tensor
-    context: Tensor
-    maps: np.ndarray
-    names: tuple[str, ...]
-    added: Tensor | None = None
-    extra: Tensor | None = None
+    @property
+    def nbytes(self) -> int:
+        """Its size in memory, in bytes."""
+        tensors = (self.latents, self.context, self.added, self.extra)
+        return int(self.map.nbytes) + sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
 class EncodedExamples:
@@ -55,9 +45,9 @@ class EncodedExamples:
         return len(self._dataset)
 
     @property
-    def empty_context(self) -> Tensor:
-        """Text states (T, D) of the empty caption, on the CPU."""
-        return self._frozen.empty_context
+    def empty_caption(self) -> EncodedCaption:
+        """The empty caption, on the CPU."""
+        return self._frozen.empty_caption
 
     def load_batch(self, rows: Sequence[int]) -> EncodedBatch:
         """Return these examples, nothing of them dropped."""
@@ -67,13 +57,28 @@ class EncodedExamples:
             torch.stack([each.context for each in found]),
             np.stack([each.map for each in found]),
             tuple(str(i) for i in rows),
+            _stack_known([each.added for each in found]),
+            _stack_known([each.extra for each in found]),
         )
 
     def _load_example(self, i: int) -> EncodedExample:
         if i in self._cache:
             return self._cache[i]
         pixels, control, caption = self._dataset.read(i, *self._size)
-        encoded = EncodedExample(self._frozen.encode_latents(pixels), self._frozen.encode_caption(caption), control)
-        if (i + 1) * (encoded.latents.nbytes + encoded.context.nbytes + encoded.map.nbytes) <= CACHE_BYTES:
+        text = self._frozen.encode_caption(caption)
+        encoded = EncodedExample(
+            self._frozen.encode_latents(pixels),
+            text.context,
+            control,
+            self._frozen.build_added(text, self._size),
+            self._frozen.encode_extra(pixels, draw_mask(np.random.default_rng(i), *self._size)),
+        )
+        if (i + 1) * encoded.nbytes <= CACHE_BYTES:
             self._cache[i] = encoded
         return encoded
+
+
+def _stack_known(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    """Return the tensors of all examples as one, None where the model has none."""
+    known = [tensor for tensor in tensors if tensor is not None]
+    return torch.stack(known) if known else None

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
+from ..models.nn.execution import LayerwiseOffload
 from .bases import FrozenBase
 from .encoding import EncodedExamples
 from .losses import DiffusionLoss, make_generator
@@ -23,7 +23,7 @@ class FixedNoiseLoss:
         self.unguided_loss = self(None)
 
     @torch.no_grad()
-    def __call__(self, net: nn.Module | None) -> float:
+    def __call__(self, net: LayerwiseOffload | None) -> float:
         numbers = make_generator(1)
         times = (
             torch.randperm(EVALUATION_DRAWS, generator=numbers) * self._objective.num_timesteps // EVALUATION_DRAWS
@@ -33,6 +33,6 @@ class FixedNoiseLoss:
             batch = self._examples.load_batch([i * len(self._examples) // EVALUATION_DRAWS for i in draws.tolist()])
             noise = torch.randn(batch.latents.shape, generator=numbers)
             x, target, t = self._objective.add_noise(batch.latents, noise, times[draws])
-            predicted = self._frozen.predict(x, t, batch.context, net, batch.maps)
+            predicted = self._frozen.predict(x, t, batch, net)
             losses.append(len(draws) * self._objective.compute_loss(predicted, target, t, importance_sampled=False))
         return float(sum(losses)) / EVALUATION_DRAWS

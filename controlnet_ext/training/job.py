@@ -1,4 +1,4 @@
-"""A training of a ControlNet: the frozen model, the trained network, and the data."""
+"""A training: the frozen model, the trained network, and the data."""
 
 from __future__ import annotations
 
@@ -6,29 +6,28 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..generation.pipeline_folder import PipelineFolder
-from ..models import load
-from ..models.kinds.controlnet import ControlNet
-from .bases import FrozenBase
+from ..models.nn.execution import LayerwiseOffload
+from .bases import EncodedBatch, FrozenBase
 from .config import TrainingSchedule
 from .data import ControlDataset
-from .encoding import EncodedBatch, EncodedExamples
+from .encoding import EncodedExamples
 from .evaluation import FixedNoiseLoss
 from .loading import TrainingBatches
 from .loop import LOG_FILE, read_log, train
 from .losses import DiffusionLoss, make_generator
 from .stopping import StopRule, run_all_steps
+from .targets import TargetSettings, TrainingTarget
 from .verdict import describe_fit
 
 NOISE_STREAM = 1  # of random numbers, apart from those that choose the examples
 
 
 class TrainingJob:
-    """A ControlNet beside the frozen model of a folder, on a GPU where there is one.
+    """A network of a target beside the frozen model of a folder, on a GPU where there is one.
 
-    init_from: file of the ControlNet to train further, None for a copy of the encoder of the UNet.
     size: (height, width) in pixels.
     weighting: weighting of noise levels, see `DiffusionLoss`.
 
@@ -38,7 +37,8 @@ class TrainingJob:
     def __init__(
         self,
         folder: PipelineFolder,
-        init_from: Path | None,
+        target: TrainingTarget,
+        settings: TargetSettings,
         train_set: ControlDataset,
         held_out: ControlDataset,
         size: tuple[int, int],
@@ -54,11 +54,7 @@ class TrainingJob:
         pipe = folder.load(torch.float32, folder.make_scheduler(None))
         self._frozen = FrozenBase(pipe, "cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(seed)
-        learner = ControlNet.from_unet(pipe.unet) if init_from is None else load(init_from, dtype=torch.float32)
-        if not isinstance(learner, ControlNet):
-            raise ValueError(f"{str(init_from)!r} is a {learner.architecture}, expected a ControlNet")
-        learner.bind(pipe.unet)
-        self._network = learner.requires_grad_(True)
+        self._network = target.create(pipe.unet, settings).requires_grad_(True)
         self._examples = {
             "training": EncodedExamples(train_set, self._frozen, *size),
             "held_out": EncodedExamples(held_out, self._frozen, *size),
@@ -66,7 +62,7 @@ class TrainingJob:
 
     def fit(
         self, schedule: TrainingSchedule, work_dir: Path, stop_rule: StopRule = run_all_steps
-    ) -> tuple[ControlNet | None, str]:
+    ) -> tuple[LayerwiseOffload | None, str]:
         """Return the trained network and a sentence on its fit; (None, "") when the minutes ran out."""
         fixed = {
             side: FixedNoiseLoss(self._frozen, each, self._objective, self._batch_size)
@@ -75,26 +71,26 @@ class TrainingJob:
         batches = TrainingBatches(self._examples["training"], self._batch_size, self._seed)
         source: list[Iterator[EncodedBatch]] = []  # begins at the step that the loop asks for first
 
-        def loss(net: torch.nn.Module, step: int, part: int) -> torch.Tensor:
+        def loss(net: LayerwiseOffload, step: int, part: int) -> torch.Tensor:
             if not source:
                 source.append(batches.iterate(step, schedule.accumulation_steps))
             numbers = make_generator(self._seed, step, part, NOISE_STREAM)
             return compute_control_loss(net, self._frozen, next(source[0]), self._objective, numbers)
 
-        def measure(net: torch.nn.Module, step: int) -> dict[str, float]:
+        def measure(net: LayerwiseOffload, step: int) -> dict[str, float]:
             losses = {side: each(net) for side, each in fixed.items()}
             return losses | {f"{side}_unguided": each.unguided_loss for side, each in fixed.items()}
 
         net = train(self._network, loss, measure, schedule, work_dir, stop_rule)
         if net is None:
             return None, ""
-        assert isinstance(net, ControlNet)
+        assert isinstance(net, LayerwiseOffload)
         return net, describe_fit(read_log(work_dir / LOG_FILE))
 
 
 def compute_control_loss(
-    net: nn.Module, frozen: FrozenBase, batch: EncodedBatch, objective: DiffusionLoss, rng: torch.Generator
+    net: LayerwiseOffload, frozen: FrozenBase, batch: EncodedBatch, objective: DiffusionLoss, rng: torch.Generator
 ) -> Tensor:
     """Return the loss, shape (), on a batch with noise from `rng`. Gradients flow to the network alone."""
     x, target, t = objective.sample(batch.latents, rng)
-    return objective.compute_loss(frozen.predict(x, t, batch.context, net, batch.maps), target, t)
+    return objective.compute_loss(frozen.predict(x, t, batch, net), target, t)

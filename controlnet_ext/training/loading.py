@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import count
 
 import torch
 
-from .encoding import EncodedBatch, EncodedExamples
+from .bases import EncodedBatch
+from .encoding import EncodedExamples
 from .losses import make_generator
 
 CAPTION_DROPOUT = 0.1  # share of captions that are left empty, so that guidance without a classifier works
@@ -36,6 +36,6 @@ class TrainingBatches:
         rng = make_generator(self._seed, step, part)
         size = self._batch_size * ranks
         rows = torch.randint(len(self._examples), (size,), generator=rng).tolist()
-        is_dropped = (torch.rand(size, 1, 1, generator=rng) < self._caption_dropout)[rank::ranks]
+        is_dropped = (torch.rand(size, generator=rng) < self._caption_dropout)[rank::ranks]
         batch = self._examples.load_batch(rows[rank::ranks])
-        return replace(batch, context=torch.where(is_dropped, self._examples.empty_context, batch.context))
+        return batch.replace_captions(is_dropped, self._examples.empty_caption)

@@ -27,6 +27,7 @@ from ...maps.control_map import MAP_KINDS
 from ...models import locate_weights
 from ...preprocessors.registry import find_unless_none
 from ...training.config import MAX_LAYOUT_FACTOR, WEIGHTINGS, TrainingSchedule
+from ...training.targets import DEFAULT_TARGET, TargetSettings, find_target
 from ...training.work_folder import check_work_folder, open_work_folder, remove_output_leftovers
 from ..common import add_load_option, print_stderr
 
@@ -178,7 +179,10 @@ def run(options: Namespace) -> int:
         }
         check_work_folder(work, settings)
         size = height, width
-        job = TrainingJob(folder, init_from, train_set, held_out, size, options.batch, options.seed, options.weighting)
+        target, target_settings = find_target(DEFAULT_TARGET), TargetSettings(init_from)
+        job = TrainingJob(
+            folder, target, target_settings, train_set, held_out, size, options.batch, options.seed, options.weighting
+        )
         with open_work_folder(work, settings):
             return _train(options, job, schedule, work, {"map": maps.kind, "base": json.dumps(_filter_unet(hashes))})
 
