@@ -16,11 +16,12 @@ from .data import ControlDataset
 from .encoding import EncodedExamples
 from .evaluation import FixedNoiseLoss
 from .loading import TrainingBatches
-from .loop import LOG_FILE, read_log, train
+from .loop import train
 from .losses import DiffusionLoss, make_generator
 from .stopping import StopRule, run_all_steps
 from .targets import TargetSettings, TrainingTarget
 from .verdict import describe_fit
+from .work_folder import LOG_FILE, read_log
 
 NOISE_STREAM = 1  # of random numbers, apart from those that choose the examples
 

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -23,8 +23,9 @@ from ..files.safetensors import write_weights
 from ..files.weights import read_weights
 from .config import WARM_UP_STEPS, TrainingSchedule
 from .stopping import Decision, StopRule, run_all_steps
+from .work_folder import LOG_FILE, read_log
 
-CHECKPOINT_FILE, LOG_FILE = "checkpoint.safetensors", "log.jsonl"
+CHECKPOINT_FILE = "checkpoint.safetensors"
 BEST_PATTERN = re.compile(r"best_(\d+)\.safetensors")
 
 
@@ -167,16 +168,6 @@ def read_best_weights(folder: Path) -> tuple[int, dict[str, Tensor]] | None:
     """
     found = _list_best(folder)
     return None if not found else (max(found), dict(read_weights(found[max(found)]).tensors))
-
-
-def read_log(log: Path) -> list[dict[str, float]]:
-    """Return the rows of a log in order of their steps, each step once; a last one that was cut short is left out."""
-    rows: dict[float, dict[str, float]] = {}
-    for line in log.read_text().splitlines(keepends=True) if log.exists() else []:
-        with suppress(ValueError):
-            row = json.loads(line) if line.endswith("\n") else {}
-            rows |= {row["step"]: row} if "step" in row else {}
-    return [rows[step] for step in sorted(rows)]
 
 
 def _trim_log(log: Path, step: int) -> None:

@@ -1,40 +1,118 @@
-"""What the log of a training says of over- and underfitting."""
+"""What the log of a training says of over- and underfitting: functions of its rows alone.
+
+Bias and variance as textbooks name them: with high bias both errors are high, with high variance there is a gap between
+the error on training images and that on held-out ones.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from .config import WARM_UP_STEPS
+from .stopping import Row, has_learnt
 
 MIN_VERDICT_STEPS = WARM_UP_STEPS  # before, the rate has not risen to its value yet
 SIGNIFICANT_CHANGE = 0.02  # share of a loss that the verdict calls a change
 MIN_SHARED_GAIN = 0.5  # share of the gain on training images that must hold for others
 
+OVERFITS, DIVERGES, UNDERFITS, FITS, UNKNOWN = "overfits", "diverges", "underfits", "fits", "unknown"
+BIAS_AND_VARIANCE = {
+    OVERFITS: "high variance: held-out images are predicted worse than training images",
+    DIVERGES: "both errors rise",
+    UNDERFITS: "high bias: both errors are high",
+    FITS: "neither high bias nor high variance",
+}
+EVENTS = {OVERFITS: "overfitting", DIVERGES: "diverging", UNDERFITS: "underfitting", FITS: "fitting"}
 
-def describe_fit(rows: Sequence[dict[str, float]]) -> str:
+
+@dataclass(frozen=True)
+class Fit:
+    """State of a network after a row of the log: whether it over- or underfits its data.
+
+    state: `OVERFITS`, `DIVERGES`, `UNDERFITS`, `FITS` or `UNKNOWN`. finding: what shows it. advice: what to do, "" for
+    nothing. trend: words on how the held-out loss moves.
+    """
+
+    state: str
+    finding: str
+    advice: str = ""
+    trend: str = ""
+
+
+def describe_fit(rows: Sequence[Row]) -> str:
     """Return a sentence on overfitting or underfitting from the log of a training, or that it is too short to tell.
 
     Each row has `step`, the fixed losses `training` and `held_out`, and those of the model without control,
     `training_unguided` and `held_out_unguided`.
     """
-    last, lowest = rows[-1], min(rows, key=lambda row: row["held_out"])
-    gained = {side: last[f"{side}_unguided"] - last[side] for side in ("training", "held_out")}
-    earlier = next(row for row in rows if row["step"] >= 0.75 * last["step"])
+    last, fit = rows[-1], classify_fit(rows)
     figures = (
         f"held-out loss {last['held_out']:.4g} ({last['held_out_unguided']:.4g} without control), "
         f"training loss {last['training']:.4g} ({last['training_unguided']:.4g})"
     )
+    named = f"; {BIAS_AND_VARIANCE[fit.state]}" if fit.state in BIAS_AND_VARIANCE else ""
+    return f"{fit.finding}; {figures}{named}{f': {fit.advice}' if fit.advice else ''}"
+
+
+def classify_fit(rows: Sequence[Row]) -> Fit:
+    """Return the state after the last of these rows, see `describe_fit`."""
+    last, lowest = rows[-1], min(rows, key=lambda row: row["held_out"])
+    gained = {side: last[f"{side}_unguided"] - last[side] for side in ("training", "held_out")}
+    earlier = next((row for row in reversed(rows) if row["step"] <= 0.75 * last["step"]), last)
     if last["step"] < MIN_VERDICT_STEPS:
-        return f"too few steps to tell, {last['step']:.0f} of at least {MIN_VERDICT_STEPS}; {figures}: more steps"
+        few = f"too few steps to tell, {last['step']:.0f} of at least {MIN_VERDICT_STEPS}"
+        return Fit(UNKNOWN, few, "more steps")
     if last["held_out"] > (1 + SIGNIFICANT_CHANGE) * lowest["held_out"]:
         where = f"the held-out loss was lowest, {lowest['held_out']:.4g}, after {lowest['step']:.0f} steps"
-        return f"overfits: {where}; {figures}: more images, or fewer steps"
-    if gained["training"] > 0 and gained["held_out"] < MIN_SHARED_GAIN * gained["training"]:
+        if last["training"] > (1 + SIGNIFICANT_CHANGE) * lowest["training"]:
+            return Fit(DIVERGES, f"diverges: {where}, and both losses rise", "a lower --rate", "rising like it")
+        trend = "rising" if len(rows) < 2 or last["held_out"] >= rows[-2]["held_out"] else "above its lowest"
+        return Fit(OVERFITS, f"overfits: {where}", "more images, or fewer steps", trend)
+    if has_learnt(last) and gained["held_out"] < MIN_SHARED_GAIN * gained["training"]:
         share = math.floor(100 * gained["held_out"] / gained["training"])
-        return f"overfits: {share} % of what control gains on training images holds for others; {figures}: more images"
-    if gained["held_out"] <= 0 or last["held_out"] < (1 - SIGNIFICANT_CHANGE) * earlier["held_out"]:
-        return f"underfits: the held-out loss still falls, or control does not help yet; {figures}: more steps"
+        what = f"overfits: {share} % of what control gains on training images holds for others"
+        return Fit(OVERFITS, what, "more images", f"with {share} % of the gain on training images")
+    if gained["held_out"] <= 0:
+        finding = "underfits: control does not help yet"
+        return Fit(UNDERFITS, finding, "more steps", "no better than without control")
+    if last["held_out"] < (1 - SIGNIFICANT_CHANGE) * earlier["held_out"]:
+        return Fit(UNDERFITS, "underfits: the held-out loss still falls", "more steps", "still falling")
     if earlier is last:
-        return f"too few measurements to tell whether the loss still falls; {figures}: a smaller --every"
-    return f"fits: neither over- nor underfits; {figures}"
+        return Fit(UNKNOWN, "too few measurements to tell whether the loss still falls", "a smaller --every")
+    return Fit(FITS, "fits: neither over- nor underfits", "", "level")
+
+
+def find_state_start(rows: Sequence[Row]) -> int:
+    """Return the index of the row since which the state has been that after the last row, without a break.
+
+    Overfitting by a rise of the held-out loss began with the measurement after the lowest, which is seen only later.
+    """
+    state = classify_fit(rows).state
+    since = len(rows) - 1
+    while since and classify_fit(rows[:since]).state == state:
+        since -= 1
+    if state in (OVERFITS, DIVERGES):
+        lowest = min(range(len(rows)), key=lambda i: rows[i]["held_out"])
+        since = min(since, lowest + 1) if lowest + 1 < len(rows) else since
+    return since
+
+
+def describe_state(rows: Sequence[Row], best_step: float) -> str | None:
+    """Return a line such as "overfitting since step 1,400: training 0.031, held-out 0.058 and rising; best was step
+    1,200" on the state after the last row; None where it is unknown. `best_step` is that of the best measurement."""
+    last, fit = rows[-1], classify_fit(rows)
+    if fit.state not in EVENTS:
+        return None
+    since = rows[find_state_start(rows)]["step"]
+    return (
+        f"{EVENTS[fit.state]} since step {since:,.0f}: training {last['training']:.4g}, held-out "
+        f"{last['held_out']:.4g} and {fit.trend}; best was step {best_step:,.0f}"
+    )
+
+
+def describe_change(rows: Sequence[Row], best_step: float) -> str | None:
+    """Return `describe_state` if the last row changed the state, None if it did not."""
+    before = classify_fit(rows[:-1]).state if len(rows) > 1 else UNKNOWN
+    return describe_state(rows, best_step) if classify_fit(rows).state != before else None

@@ -1,4 +1,4 @@
-"""The folder that a training works in: the arguments that it was begun with, its lock, and what a kill left in it."""
+"""The folder that a training works in: the arguments that it was begun with, its log and lock, and what a kill left."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 from ..files.disk import LOCK_FILE, list_temporary_files, lock_folder, read_json, write_atomically
 
 ARGUMENTS_FILE = "arguments.json"
+LOG_FILE = "log.jsonl"
 STEPS = "steps"  # the argument that may grow
 
 
@@ -50,6 +51,16 @@ def remove_output_leftovers(folder: Path, output: Path, temp_prefix: str) -> Non
         with suppress(ValueError), lock_folder(folder, "training"):
             for path in list_temporary_files(output.parent, temp_prefix):
                 path.unlink(missing_ok=True)
+
+
+def read_log(log: Path) -> list[dict[str, float]]:
+    """Return the rows of a log in order of their steps, each step once; a last one that was cut short is left out."""
+    rows: dict[float, dict[str, float]] = {}
+    for line in log.read_text().splitlines(keepends=True) if log.exists() else []:
+        with suppress(ValueError):
+            row = json.loads(line) if line.endswith("\n") else {}
+            rows |= {row["step"]: row} if "step" in row else {}
+    return [rows[step] for step in sorted(rows)]
 
 
 def _check_content(folder: Path, settings: Mapping[str, Any]) -> None:
