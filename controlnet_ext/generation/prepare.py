@@ -58,6 +58,11 @@ class LoadedRecipe:
     pipe: Any
     guidance: GuidanceSetup
 
+    def with_seed(self, seed: int) -> LoadedRecipe:
+        """Return the recipe with another seed and the same pipeline. Raises ValueError for a seed out of range."""
+        recipe = replace(self.recipe, seed=seed)
+        return replace(self, recipe=recipe, png_texts=encode_recipe(recipe))
+
 
 def fit_unit(spec: UnitSpec, height: int, width: int) -> RecipeUnit:
     """Return the unit with its map made by its preprocessor, and map, mask and region brought to this size in pixels.
@@ -78,6 +83,7 @@ def fit_unit(spec: UnitSpec, height: int, width: int) -> RecipeUnit:
         layers=spec.layers,
         region=None if spec.region is None else _resize_region(spec.region, height, width),
         fit=spec.fit,
+        source=None if spec.preprocessor is None or isinstance(spec.image, ControlMap) else spec.image,
     )
 
 

@@ -213,7 +213,9 @@ class RecipeUnit(UnitSettings):
     """A unit as a recipe stores it: its map, mask and region have the size of the image.
 
     `mask` is (H, W, 3) uint8, white where to repaint, or None. `preprocessor` and `parameters` say how the map was made
-    and what happens after each step; `architecture` is the kind of the model, "" until it is known."""
+    and what happens after each step; `architecture` is the kind of the model, "" until it is known. `source` is the
+    image of which the preprocessor made the map, a path or pixels (H, W, 3) uint8 RGB of any size, while it is at hand:
+    it is not stored."""
 
     model: ModelRef
     control_map: ControlMap
@@ -221,6 +223,7 @@ class RecipeUnit(UnitSettings):
     preprocessor: str | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
     architecture: str = ""
+    source: str | np.ndarray | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -34,7 +34,7 @@ RESIZE_INTERPOLATIONS = {"lanczos": cv2.INTER_LANCZOS4, "nearest": cv2.INTER_NEA
 def render_recipe(loaded: LoadedRecipe) -> np.ndarray:
     """Return the image (H, W, 3) uint8 RGB of a recipe, with the recipe's number of torch threads and deterministic
     algorithms. Raises RuntimeError in one line where the run fails."""
-    with _deterministic_torch(loaded.recipe.threads, loaded.recipe.device):
+    with deterministic_torch(loaded.recipe.threads, loaded.recipe.device):
         try:
             (pixels,) = render(loaded.pipe, loaded.recipe, loaded.guidance)
         except (ValueError, TypeError, RuntimeError) as error:  # what could be refused was refused when it was loaded
@@ -258,8 +258,8 @@ def _postprocess(pixels: np.ndarray, request: GenerationRequest, guidance: Guida
 
 
 @contextmanager
-def _deterministic_torch(threads: int, device: str) -> Iterator[None]:
-    """Torch's settings on which the last bits depend."""
+def deterministic_torch(threads: int, device: str) -> Iterator[None]:
+    """Set what the last bits of a result depend on in torch, within the context: threads, deterministic algorithms."""
     import torch
 
     own_threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()

@@ -32,8 +32,11 @@ from controlnet_ext.generation.pipeline_folder import SCHEDULER_CLASSES, Pipelin
 from controlnet_ext.generation.prepare import load_recipe
 from controlnet_ext.generation.recipe_png import read_recipe
 from controlnet_ext.generation.render import render_recipe
+from controlnet_ext.maps.fidelity import canny_f1
+from controlnet_ext.maps.resize import fit
 from controlnet_ext.models.kinds.controlnet import ControlNet
 from controlnet_ext.models.state_dict.saving import save_ldm
+from controlnet_ext.scoring.scores import read_scores
 
 KEYWORD = "controlnet-ext"
 
@@ -150,6 +153,67 @@ def test_from_repeats_the_file_bit_for_bit_without_the_control_picture() -> None
     Path("photo.png").unlink()
     assert main(["generate", "--from", "made.png", "-o", "again.png"]) == 0
     assert Path("again.png").read_bytes() == Path("made.png").read_bytes()
+
+
+def test_the_png_holds_the_score_of_its_image_and_of_its_source() -> None:
+    (score,) = read_scores(read_png_text("made.png"))
+    control_map = read_recipe("made.png").units[0].control_map.pixels
+    photo = fit(read_image("photo.png"), 64, 64)
+    assert (score.number, score.preprocessor, score.figure, score.floor) == (1, "canny", "f1", None)
+    assert score.score == pytest.approx(canny_f1(control_map, read_image("made.png"), 50, 200).exact, abs=1e-6)
+    assert score.ceiling is not None
+    assert score.ceiling["f1"] == pytest.approx(canny_f1(control_map, photo, 50, 200).exact, abs=1e-6)
+
+
+def test_without_score_only_the_text_is_missing_and_from_adds_none() -> None:
+    assert main(words("plain.png", "--no-score")) == 0
+    texts = read_png_text("made.png")
+    del texts["controlnet-ext score"]
+    assert read_png_text("plain.png") == texts and np.array_equal(read_image("plain.png"), read_image("made.png"))
+    assert main(["generate", "--from", "plain.png", "-o", "again.png"]) == 0  # as a recipe of an older version
+    assert Path("again.png").read_bytes() == Path("plain.png").read_bytes()
+
+
+def test_the_best_of_three_is_the_image_of_its_seed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words("all/", "--best-of", "3", "--keep-all")) == 0
+    err = capsys.readouterr().err
+    scores = {seed: read_scores(read_png_text(f"all/{seed}.png"))[0].score for seed in (3, 4, 5)}
+    best = max(scores, key=lambda seed: scores[seed])
+    assert best != 3  # or the next lines show nothing
+    assert f"seed {best} is the best of 3: unit 1: f1 {scores[best]:.3f}, the first has {scores[3]:.3f}" in err
+    assert Path("all/3.png").read_bytes() == Path("made.png").read_bytes()
+    assert main(["generate", "--from", "made.png", "--best-of", "3", "-o", "best.png"]) == 0
+    assert Path("best.png").read_bytes() == Path(f"all/{best}.png").read_bytes()
+    assert main(["generate", "--from", "best.png", "-o", "again.png"]) == 0
+    assert Path("again.png").read_bytes() == Path("best.png").read_bytes()
+    assert read_recipe("best.png").seed == best
+
+
+def test_units_without_a_score_are_told_with_the_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words("two.png", "--control", "none,image=photo.png,model=other")) == 0
+    assert "unit 2: no score, its map came as an image of no stated kind\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (words("out.png", "--best-of", "1"), "best-of 1 is outside 2..64"),
+        (words("out.png", "--keep-all"), "--keep-all without --best-of"),
+        (words("out.png", "--best-of", "2", "--keep-all"), "'out.png' is not a folder: end it in /"),
+        (words("out.png", "--best-of", "2", control=None), "there is no --control"),
+        (words("out.png", "--best-of", "2", control="canny,model=other,weight=0"), "no unit acts"),
+        (
+            words("out.png", "--best-of", "2", control="none,model=other"),
+            "no image is better than another: unit 1: no score, its map came as an image of no stated kind",
+        ),
+        (words("out.png", "--best-of", "3", "--seed", str(2**63 - 2)), "seed 9223372036854775808 is outside"),
+    ],
+)
+def test_a_choice_that_cannot_be_made_is_refused(
+    arguments: list[str], reason: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(prepare, "_load_units", lambda *_: pytest.fail("a model was loaded"))
+    assert reason in refused(capsys, arguments)
 
 
 def test_two_units_with_region_schedule_layers_and_a_map_are_repeated() -> None:

@@ -23,7 +23,7 @@ FLOORS = (  # a room imports rooms of lower floors, and itself
     {"hosts"},
     {"embedded"},
     {"generation", "batch"},
-    {"training"},
+    {"training", "scoring"},
     {"sdwebui"},
     {"server"},
     {"webui"},  # routes of the server inside the host's own

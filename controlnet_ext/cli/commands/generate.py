@@ -18,6 +18,9 @@ map already; then, joined by commas,
 and parameters of the preprocessor. A value with commas stands in quotes. With --from, --control N,KEY=VALUE changes
 model, weight, window, mode or layers of unit N; a model must have the sha256 in the recipe, wherever it lies.
 
+How well the image obeys each map is printed and stored in the PNG (see `controlnet-ext score`). --best-of N draws N
+images, of the seed and those after it, and keeps the one that obeys best.
+
 Exit code 0: done; 1: it failed during work; 2: refused, nothing is written; 130: interrupted.
 """
 
@@ -25,15 +28,19 @@ from __future__ import annotations
 
 import time
 from argparse import ArgumentParser, Namespace
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ...embedded import EMBEDDED_NAME
 from ...errors import one_line
+from ...files.disk import is_folder_name
 from ...files.image_writer import encode_image
 from ...generation.options import recipe_from_options, recipe_from_png
 from ...generation.pipeline_folder import SCHEDULER_CLASSES
-from ...generation.prepare import load_recipe
-from ...generation.recipe import NUMBER_FIELDS
+from ...generation.prepare import LoadedRecipe, load_recipe
+from ...generation.recipe import NUMBER_FIELDS, GenerationRecipe
 from ...generation.render import render_recipe
+from ...preprocessors.parameters import Parameter, Range
 from ..common import (
     DEVICE_HELP,
     DTYPE_HELP,
@@ -44,6 +51,20 @@ from ..common import (
     resolve_output_path,
     write_output,
 )
+
+if TYPE_CHECKING:
+    from ...scoring.scores import RecipeScorer, UnitScore
+
+BEST_OF = Parameter("best-of", int, 1, Range(2, 64))
+
+
+@dataclass(frozen=True, eq=False)
+class _DrawnImage:
+    """An image as the bytes of its PNG, with its seed and the scores of its units."""
+
+    seed: int
+    content: bytes
+    scores: tuple[UnitScore, ...]
 
 
 def arguments(parser: ArgumentParser, argv: list[str]) -> None:
@@ -80,24 +101,40 @@ def arguments(parser: ArgumentParser, argv: list[str]) -> None:
     parser.add_argument("--device", metavar="D", help=DEVICE_HELP)
     parser.add_argument("--dtype", metavar="T", help=DTYPE_HELP)
     parser.add_argument("--from", metavar="PNG", dest="recipe", help="image whose recipe is repeated; flags change it")
+    parser.add_argument(
+        "--best-of",
+        metavar="N",
+        help=f"draw N images, {BEST_OF.range}, from the seed on, and keep the one that obeys its maps best",
+    )
+    parser.add_argument("--keep-all", action="store_true", help="with --best-of, write all images to the folder OUT")
+    parser.add_argument("--no-score", action="store_true", help="store no score in the PNG")
     add_load_option(parser, argv)
 
 
 def run(options: Namespace) -> int:
     """Checks all that can be checked, loads, draws, writes."""
+    count = _check_best_of(options)
     resolve_output_path(options.output, f"{options.seed}.png", options.overwrite)  # before maps are made
     make_recipe = recipe_from_options if options.recipe is None else recipe_from_png
     recipe, device, folder = make_recipe(options)
-    out = resolve_output_path(options.output, f"{recipe.seed}.png", options.overwrite)
+    seeds = [NUMBER_FIELDS["seed"].check(recipe.seed + i) for i in range(count)]
+    outs = {seed: resolve_output_path(options.output, f"{seed}.png", options.overwrite) for seed in seeds}
+    scorer = _make_scorer(options, recipe, count)
     times = [time.perf_counter()]
     try:
         prepared = load_recipe(recipe, device, folder)
         for remark in prepared.warnings:
             print_stderr(f"controlnet-ext: {remark}")
         times.append(time.perf_counter())
-        pixels = render_recipe(prepared)
+        images = [_draw_image(prepared, seed, scorer, not options.no_score) for seed in seeds]
         times.append(time.perf_counter())
-        write_output(out, encode_image("image.png", pixels, prepared.png_texts), options.overwrite)
+        best = images[0]
+        if scorer is not None and count > 1:
+            index, words = scorer.choose_best([image.scores for image in images])
+            best = images[index]
+            print_stderr(f"controlnet-ext: seed {best.seed} is the best of {count}: {words}")
+        for image in images if options.keep_all else [best]:
+            write_output(outs[image.seed], image.content, options.overwrite)
     except BrokenPipeError:
         raise
     except (RuntimeError, OSError) as error:
@@ -106,7 +143,48 @@ def run(options: Namespace) -> int:
         print_stderr(f"controlnet-ext: {one_line(error, 500)}")
         return 1
     start, loaded, drawn = times
-    print_stderr(
-        f"{out or 'stdout'}: seed {recipe.seed}, loaded in {loaded - start:.1f} s, drawn in {drawn - loaded:.1f} s"
-    )
+    words = f"seed {best.seed}, loaded in {loaded - start:.1f} s, drawn in {drawn - loaded:.1f} s"
+    figures = scorer.describe(best.scores) if scorer else []
+    print_stderr("; ".join([f"{outs[best.seed] or 'stdout'}: {words}", *figures]))
     return 0
+
+
+def _check_best_of(options: Namespace) -> int:
+    """Return the number of images to draw. Raises ValueError for flags that mean nothing together."""
+    if options.best_of is None:
+        if options.keep_all:
+            raise ValueError("--keep-all without --best-of: there is one image")
+        return 1
+    if options.keep_all and not is_folder_name(options.output):
+        raise ValueError(f"--keep-all writes several images, and {options.output!r} is not a folder: end it in /")
+    if options.recipe is None and not options.control:
+        raise ValueError("--best-of chooses the image that obeys its maps best, and there is no --control")
+    return int(BEST_OF.parse(options.best_of))
+
+
+def _make_scorer(options: Namespace, recipe: GenerationRecipe, count: int) -> RecipeScorer | None:
+    """Return what scores the images, or None where they are to have no score. With --from they have one if the image
+    has, so that its bytes are repeated. Raises ValueError where --best-of has nothing to choose by."""
+    if count == 1 and (options.no_score or not recipe.units):
+        return None
+    from ...scoring.scores import RecipeScorer, ScoredImage  # 40 ms
+
+    recorded = None if options.recipe is None else ScoredImage.read(options.recipe)
+    if count == 1 and recorded is not None and not recorded.scores:
+        return None
+    scorer = RecipeScorer(recipe, recorded)
+    if count > 1:
+        scorer.check_ranks()
+    return scorer
+
+
+def _draw_image(prepared: LoadedRecipe, seed: int, scorer: RecipeScorer | None, is_stored: bool) -> _DrawnImage:
+    loaded = prepared if seed == prepared.recipe.seed else prepared.with_seed(seed)
+    pixels = render_recipe(loaded)
+    scores = () if scorer is None else scorer.score(pixels)
+    texts = dict(loaded.png_texts)
+    if scores and is_stored:
+        from ...scoring.scores import encode_scores
+
+        texts |= encode_scores(scores)
+    return _DrawnImage(seed, encode_image("image.png", pixels, texts), scores)
