@@ -11,7 +11,7 @@ from torch import Tensor
 from ..generation.pipeline_folder import PipelineFolder
 from ..models.nn.execution import LayerwiseOffload
 from .bases import EncodedBatch, FrozenBase
-from .config import TrainingSchedule
+from .config import LossSettings, TrainingSchedule
 from .data import ControlDataset
 from .encoding import EncodedExamples
 from .evaluation import FixedNoiseLoss
@@ -30,7 +30,7 @@ class TrainingJob:
     """A network of a target beside the frozen model of a folder, on a GPU where there is one.
 
     size: (height, width) in pixels.
-    weighting: weighting of noise levels, see `DiffusionLoss`.
+    loss: settings of `DiffusionLoss`, None for the defaults.
 
     Raises ValueError where the file is another kind or does not fit the UNet.
     """
@@ -45,10 +45,10 @@ class TrainingJob:
         size: tuple[int, int],
         batch_size: int,
         seed: int,
-        weighting: str = "min-snr",
+        loss: LossSettings | None = None,
     ):
         self._objective, self._batch_size, self._seed = (
-            DiffusionLoss(folder.make_scheduler("ddpm"), weighting),
+            DiffusionLoss(folder.make_scheduler("ddpm"), loss),
             batch_size,
             seed,
         )

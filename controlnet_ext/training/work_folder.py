@@ -63,15 +63,19 @@ def read_log(log: Path) -> list[dict[str, float]]:
     return [rows[step] for step in sorted(rows)]
 
 
+def _name(setting: object) -> object:
+    return "the default" if setting is None else setting
+
+
 def _check_content(folder: Path, settings: Mapping[str, Any]) -> None:
     if (folder / ARGUMENTS_FILE).exists():
         stored = read_json(folder / ARGUMENTS_FILE)
-        for name, value in settings.items():
+        for name, value in {**dict.fromkeys(stored), **settings}.items():  # a setting that is left out is the default
             given = stored.get(name)
             if given != value and not (name == STEPS and isinstance(given, int) and given < value):
                 raise ValueError(
-                    f"{str(folder)!r} holds a training with another {name} ({given}, now {value}): give the same "
-                    "arguments to go on, or another --work"
+                    f"{str(folder)!r} holds a training with another {name} ({_name(given)}, now {_name(value)}): give "
+                    "the same arguments to go on, or another --work"
                 )
     elif os.path.lexists(folder):
         own = {LOCK_FILE, *(path.name for path in list_temporary_files(folder))}

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from diffusers import DDPMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from networks import randomised
 
 from controlnet_ext import Unit, guide, load
@@ -27,7 +27,6 @@ from controlnet_ext.training.bases import FrozenBase
 from controlnet_ext.training.config import DECAY_SHARE, MAX_LAYOUT_FACTOR, WARM_UP_STEPS
 from controlnet_ext.training.data import Example, check_disjoint, read_examples, split_examples
 from controlnet_ext.training.loop import LOG_FILE
-from controlnet_ext.training.losses import DiffusionLoss, make_generator
 from controlnet_ext.training.verdict import describe_fit
 
 STEPS = 24
@@ -206,6 +205,8 @@ def test_other_arguments_than_the_checkpoints_are_refused(capsys):
     capsys.readouterr()
     assert main(words("out.safetensors", "--rate", "2e-3", steps=3)) == 2
     assert "another rate (0.003, now 0.002)" in line(capsys)
+    assert main(words("out.safetensors", "--loss", "huber", steps=3)) == 2
+    assert "another loss (the default, now huber)" in line(capsys)
 
 
 def test_a_picture_that_changes_is_another_training(tmp_path, capsys):
@@ -236,6 +237,10 @@ def test_scenes_are_drawn_where_no_photos_are_needed():
         (["--size", "64"], "expected WIDTHxHEIGHT"),
         (["--batch", "0"], "batch 0"),
         (["--rate", "nan"], "rate nan of the training"),
+        (["--loss", "l1"], "loss 'l1' of the training, expected one of l2, huber, smooth-l1"),
+        (["--timesteps", "0-500"], "timesteps '0-500': expected FIRST..END, such as 0..1000"),
+        (["--timesteps", "0..1001"], "timesteps 0..1001 of the training, the model has 0..1000"),
+        (["--decay", "1.5"], "decay 1.5 of the training is outside 0..1"),
         (["--steps", "many"], "invalid int value: 'many'"),
         (["--validation", "1.5"], "leaves none on one side"),
         (["--validation", "photos"], "is held out and also to be learnt"),
@@ -353,44 +358,6 @@ def test_a_copy_of_a_picture_is_on_its_side(tmp_path):
     check_disjoint(learnt, held)
     with pytest.raises(ValueError, match=r"held out and also to be learnt, as '5\.png'"):
         check_disjoint((found[5],), (found[10],))
-
-
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
-def test_noising_is_that_of_diffusers(kind):
-    scheduler = DDPMScheduler(**{**tiny.DDIM, "clip_sample": False, "prediction_type": kind})
-    noising = DiffusionLoss(scheduler)
-    torch.manual_seed(0)
-    latents, noise, t = torch.randn(4, 4, 8, 8), torch.randn(4, 4, 8, 8), torch.tensor([0, 10, 500, 999])
-    x, target, _ = noising.add_noise(latents, noise, t)
-    assert torch.equal(x, scheduler.add_noise(latents, noise, t))
-    assert torch.equal(target, noise if kind == "epsilon" else scheduler.get_velocity(latents, noise, t))
-    snr = scheduler.alphas_cumprod[t] / (1 - scheduler.alphas_cumprod[t])
-    weights = snr.clamp(max=5) / (snr if kind == "epsilon" else snr + 1)
-    expected = (weights * torch.ones(4)).mean()
-    torch.testing.assert_close(
-        noising.compute_loss(target + 1, target, t), expected, rtol=1e-5, atol=0
-    )  # order of rounding
-    assert torch.equal(noising.sample(latents, make_generator(3))[0], noising.sample(latents, make_generator(3))[0])
-    layout = DiffusionLoss(scheduler, "layout")
-    even = layout.compute_loss(target + 1, target, t, importance_sampled=False)
-    torch.testing.assert_close(even, (weights * (1 / snr + 1).clamp(max=50)).mean(), rtol=1e-5, atol=0)
-    with pytest.raises(ValueError, match="weighting 'even'"):
-        DiffusionLoss(scheduler, "even")
-    with pytest.raises(ValueError, match="predicts 'sample'"):
-        DiffusionLoss(DDPMScheduler(prediction_type="sample"))
-
-
-def test_layout_draws_levels_as_often_as_they_count():
-    layout = DiffusionLoss(DDPMScheduler(**{**tiny.DDIM, "clip_sample": False}), "layout")
-    latents, levels = torch.zeros(40_000, 1, 1, 1), torch.arange(layout.num_timesteps)
-    _, target, t = layout.sample(latents, make_generator(1))
-    wrong = (t / layout.num_timesteps).view(-1, 1, 1, 1)  # an error that depends on the level
-    every = (levels / layout.num_timesteps).view(-1, 1, 1, 1)
-    expected = layout.compute_loss(every, torch.zeros_like(every), levels, importance_sampled=False)
-    torch.testing.assert_close(
-        layout.compute_loss(target + wrong, target, t), expected, rtol=0.02, atol=0
-    )  # of 40,000 draws
-    assert (t > 700).float().mean() > 0.6
 
 
 def row(step: float, training: float, held_out: float) -> dict[str, float]:

@@ -78,11 +78,27 @@ def test_a_loss_that_is_not_finite_stops_the_training(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"steps": 0}, {"learning_rate": -1.0}, {"ema_decay": 1.0}, {"accumulation_steps": 0}]
+    "wrong",
+    [
+        {"steps": 0},
+        {"learning_rate": -1.0},
+        {"ema_decay": 1.0},
+        {"accumulation_steps": 0},
+        {"warm_up_steps": -1},
+        {"decay_share": 1.1},
+        {"weight_decay": -0.1},
+    ],
 )
 def test_a_schedule_that_makes_no_sense_is_refused(wrong):
     with pytest.raises(ValueError, match="training"):
         TrainingSchedule(**{"steps": 10, **wrong})
+
+
+def test_the_learning_rate_rises_stays_and_falls():
+    schedule = TrainingSchedule(100, 2.0, warm_up_steps=10, decay_share=0.5)
+    assert [schedule.learning_rate_at(step) for step in (0, 9, 50, 75, 99)] == [0.2, 2.0, 2.0, 1.0, 0.04]
+    level = TrainingSchedule(100, 2.0, warm_up_steps=0, decay_share=0)
+    assert {level.learning_rate_at(step) for step in range(100)} == {2.0}
 
 
 def test_a_part_without_gradients_stops_the_training(tmp_path):

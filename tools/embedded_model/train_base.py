@@ -23,7 +23,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from controlnet_ext.embedded.captions import TEXT_WIDTH, make_text_encoder, make_tokenizer
 from controlnet_ext.embedded.scenes import HELD_OUT_SEEDS, draw_scene
-from controlnet_ext.training.config import WEIGHTINGS, TrainingSchedule
+from controlnet_ext.training.config import WEIGHTINGS, LossSettings, TrainingSchedule
 from controlnet_ext.training.loop import train
 from controlnet_ext.training.losses import DiffusionLoss, make_generator
 from tools.embedded_model.train_vae import NORM_GROUPS, render_scenes
@@ -163,7 +163,10 @@ def main() -> None:
         options.folder / "held_out.npz", options.vae, words, HELD_OUT_SEEDS[:HELD_OUT_SCENES]
     )
     torch.manual_seed(0)
-    noising, empty = DiffusionLoss(make_noise_scheduler(), options.weighting), tokenize_captions(words, [""])
+    noising, empty = (
+        DiffusionLoss(make_noise_scheduler(), LossSettings(options.weighting)),
+        tokenize_captions(words, [""]),
+    )
     base = BaseModel(make_unet(), make_text_encoder(words))
     if options.start is not None:
         base.unet.load_state_dict(UNet2DConditionModel.from_pretrained(options.start / "unet").state_dict())

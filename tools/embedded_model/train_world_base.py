@@ -18,7 +18,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
-from controlnet_ext.training.config import WEIGHTINGS, TrainingSchedule
+from controlnet_ext.training.config import WEIGHTINGS, LossSettings, TrainingSchedule
 from controlnet_ext.training.loop import train
 from controlnet_ext.training.losses import DiffusionLoss, make_generator
 from tools.embedded_model.encode_worlds import read_latents
@@ -133,7 +133,7 @@ def main() -> None:
     examples = Examples(options.worlds, "training", options.size, tokenizer)
     held_out = Examples(options.worlds, "held_out", options.size, tokenizer, HELD_OUT_SCENES)
     torch.manual_seed(0)
-    noising, empty = DiffusionLoss(noise_scheduler(), options.weighting), tokenize(tokenizer, [""])
+    noising, empty = DiffusionLoss(noise_scheduler(), LossSettings(options.weighting)), tokenize(tokenizer, [""])
     base = Base(narrow_unet(options.size), narrow_text_encoder(tokenizer))
     if options.start is not None:
         base.unet.load_state_dict(UNet2DConditionModel.from_pretrained(options.start / "unet").state_dict())

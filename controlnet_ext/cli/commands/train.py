@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import re
 from argparse import ArgumentParser, Namespace
@@ -26,10 +25,11 @@ from ...generation.recipe import hash_files, hash_weights
 from ...maps.control_map import MAP_KINDS
 from ...models import locate_weights
 from ...preprocessors.registry import find_unless_none
-from ...training.config import MAX_LAYOUT_FACTOR, WEIGHTINGS, TrainingSchedule
+from ...training.config import TrainingSchedule
 from ...training.targets import DEFAULT_TARGET, TargetSettings, find_target
 from ...training.work_folder import check_work_folder, open_work_folder, remove_output_leftovers
 from ..common import add_load_option, print_stderr
+from ..training_options import add_loss_flags, add_run_flags, list_changed_settings, read_loss_settings, read_schedule
 
 if TYPE_CHECKING:
     from ...training.data import ControlDataset, MapFunction
@@ -72,7 +72,7 @@ def arguments(parser: ArgumentParser, argv: list[str]) -> None:
         help=".safetensors file to write, in the layout of webui and ComfyUI",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
-    for add_flags in (_add_target_flags, _add_data_flags, _add_loss_flags, _add_run_flags, _add_evaluation_flags):
+    for add_flags in (_add_target_flags, _add_data_flags, add_loss_flags, add_run_flags, _add_evaluation_flags):
         add_flags(parser)
     add_load_option(parser, argv)
 
@@ -94,30 +94,6 @@ def _add_data_flags(parser: ArgumentParser) -> None:
         metavar="V",
         help=f"held-out images: a share of the different ones, or a folder like --data (default: {VALIDATION_SHARE})",
     )
-
-
-def _add_loss_flags(parser: ArgumentParser) -> None:
-    """Declare the loss and its noise."""
-    parser.add_argument(
-        "--weighting",
-        metavar="W",
-        default=WEIGHTINGS[0],
-        help=f"weights of the loss by noise level, one of: {', '.join(WEIGHTINGS)}. layout weights high noise levels, "
-        f"which decide the places of colors, up to {MAX_LAYOUT_FACTOR:g} times more (default: {WEIGHTINGS[0]})",
-    )
-    parser.add_argument("--seed", metavar="N", type=int, default=0, help="seed of noise and order")
-
-
-def _add_run_flags(parser: ArgumentParser) -> None:
-    """Declare how long and how fast the training runs."""
-    parser.add_argument("--steps", metavar="N", type=int, default=10_000, help="optimizer steps")
-    parser.add_argument("--batch", metavar="B", type=int, default=8, help="images in a batch")
-    parser.add_argument("--accumulate", metavar="K", type=int, default=1, help="batches in each step")
-    parser.add_argument("--rate", metavar="R", type=float, default=1e-4, help="learning rate")
-    parser.add_argument(
-        "--minutes", metavar="M", type=float, default=math.inf, help="stop after M minutes, at a checkpoint"
-    )
-    parser.add_argument("--work", metavar="FOLDER", type=Path, help="checkpoint and log (default: OUT.training)")
 
 
 def _add_evaluation_flags(parser: ArgumentParser) -> None:
@@ -145,6 +121,7 @@ def run(options: Namespace) -> int:
     """Check all that can be checked, load, train, write. Raises ValueError for what is refused before any work."""
     if options.batch < 1 or options.seed < 0:
         raise ValueError(f"batch {options.batch}, seed {options.seed}: expected at least 1 and 0")
+    loss, schedule = read_loss_settings(options), read_schedule(options)
     work = options.work or options.output.with_name(f"{options.output.name}.training")
     remove_output_leftovers(work, options.output, _get_temp_prefix(options.output))
     _check_output(options.output, options.overwrite)
@@ -161,16 +138,10 @@ def run(options: Namespace) -> int:
                 raise
             raise ValueError('train needs accelerate: pip install "controlnet-ext[train]"') from error
 
-        schedule = TrainingSchedule(
-            options.steps,
-            options.rate,
-            options.accumulate,
-            evaluation_interval=options.every,
-            max_minutes=options.minutes,
-        )
         hashes = hash_files(folder.files())
         settings = {
             **{name: getattr(options, name) for name in RESUME_KEYS},
+            **list_changed_settings(options),
             "size": f"{width}x{height}",
             "control": None if init_from is None else hash_weights(init_from),
             "model": hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest(),
@@ -180,9 +151,7 @@ def run(options: Namespace) -> int:
         check_work_folder(work, settings)
         size = height, width
         target, target_settings = find_target(DEFAULT_TARGET), TargetSettings(init_from)
-        job = TrainingJob(
-            folder, target, target_settings, train_set, held_out, size, options.batch, options.seed, options.weighting
-        )
+        job = TrainingJob(folder, target, target_settings, train_set, held_out, size, options.batch, options.seed, loss)
         with open_work_folder(work, settings):
             return _train(options, job, schedule, work, {"map": maps.kind, "base": json.dumps(_filter_unet(hashes))})
 

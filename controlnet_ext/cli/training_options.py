@@ -1,0 +1,170 @@
+"""The flags of `controlnet-ext train` on the loss, and on how long and how it computes, and the settings they mean."""
+
+from __future__ import annotations
+
+import math
+import re
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import Any
+
+from ..training.config import (
+    DEFAULT_LEARNING_RATE,
+    HUBER_SCHEDULES,
+    LOSSES,
+    MAX_LAYOUT_FACTOR,
+    WEIGHTINGS,
+    LossSettings,
+    TrainingSchedule,
+)
+
+
+def add_loss_flags(parser: ArgumentParser) -> None:
+    """Declare the loss and its noise."""
+    default = LossSettings()
+    parser.add_argument(
+        "--weighting",
+        metavar="W",
+        default=default.weighting,
+        help=f"weights of the loss by noise level, one of: {', '.join(WEIGHTINGS)}. layout weights high noise levels, "
+        f"which decide the places of colors, up to {MAX_LAYOUT_FACTOR:g} times more (default: {default.weighting})",
+    )
+    parser.add_argument(
+        "--snr-gamma",
+        metavar="G",
+        type=float,
+        default=default.snr_gamma,
+        help=f"signal-to-noise ratio above which min-snr and layout weigh levels less (default: {default.snr_gamma:g})",
+    )
+    parser.add_argument(
+        "--loss",
+        metavar="L",
+        default=default.kind,
+        help=f"loss of a difference, one of: {', '.join(LOSSES)} (default: {default.kind})",
+    )
+    parser.add_argument(
+        "--huber-c",
+        metavar="C",
+        type=float,
+        default=default.huber_c,
+        help="difference from which on huber and smooth-l1 count absolute values instead of squares "
+        f"(default: {default.huber_c:g})",
+    )
+    parser.add_argument(
+        "--huber-schedule",
+        metavar="S",
+        default=default.huber_schedule,
+        help=f"how that difference falls from 1 at little noise to C, one of: {', '.join(HUBER_SCHEDULES)} "
+        f"(default: {default.huber_schedule})",
+    )
+    parser.add_argument(
+        "--noise-offset",
+        metavar="N",
+        type=float,
+        default=default.noise_offset,
+        help="standard deviation of a shift of the noise of each channel, such as 0.05 (default: 0)",
+    )
+    parser.add_argument(
+        "--timesteps", metavar="A..B", help="noise levels to train, A up to but not B (default: all, such as 0..1000)"
+    )
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="seed of noise and order")
+
+
+def add_run_flags(parser: ArgumentParser) -> None:
+    """Declare how long and how fast the training runs."""
+    default = TrainingSchedule(1)
+    parser.add_argument("--steps", metavar="N", type=int, default=10_000, help="optimizer steps")
+    parser.add_argument("--batch", metavar="B", type=int, default=8, help="images in a batch")
+    parser.add_argument("--accumulate", metavar="K", type=int, default=1, help="batches in each step")
+    parser.add_argument(
+        "--rate",
+        metavar="R",
+        type=float,
+        default=DEFAULT_LEARNING_RATE,
+        help=f"learning rate (default: {DEFAULT_LEARNING_RATE:g})",
+    )
+    parser.add_argument(
+        "--warm-up",
+        metavar="N",
+        type=int,
+        default=default.warm_up_steps,
+        help=f"steps in which the learning rate rises (default: {default.warm_up_steps})",
+    )
+    parser.add_argument(
+        "--decay",
+        metavar="SHARE",
+        type=float,
+        default=default.decay_share,
+        help="share of the steps, the last ones, in which the learning rate falls to zero (default: "
+        f"{default.decay_share:g}; 0: it stays)",
+    )
+    parser.add_argument(
+        "--weight-decay",
+        metavar="D",
+        type=float,
+        default=default.weight_decay,
+        help=f"weight decay (default: {default.weight_decay:g})",
+    )
+    parser.add_argument(
+        "--ema",
+        metavar="D",
+        type=float,
+        default=default.ema_decay,
+        help=f"decay of the averaged weights, which are measured and written (default: {default.ema_decay:g}; 0: none "
+        "are averaged, which saves their memory)",
+    )
+    parser.add_argument(
+        "--minutes", metavar="M", type=float, default=math.inf, help="stop after M minutes, at a checkpoint"
+    )
+    parser.add_argument("--work", metavar="FOLDER", type=Path, help="checkpoint and log (default: OUT.training)")
+
+
+def read_loss_settings(options: Namespace) -> LossSettings:
+    """Return the loss that the flags mean. Raises ValueError for values out of range."""
+    timesteps = None
+    if options.timesteps is not None:
+        ends = re.fullmatch(r"(\d{1,6})\.\.(\d{1,6})", options.timesteps)
+        if ends is None:
+            raise ValueError(f"timesteps {options.timesteps!r:.80}: expected FIRST..END, such as 0..1000")
+        timesteps = int(ends[1]), int(ends[2])
+    return LossSettings(
+        options.weighting,
+        options.snr_gamma,
+        options.loss,
+        options.huber_c,
+        options.huber_schedule,
+        options.noise_offset,
+        timesteps,
+    )
+
+
+def read_schedule(options: Namespace) -> TrainingSchedule:
+    """Return the length and the learning rate that the flags mean. Raises ValueError for numbers out of range."""
+    return TrainingSchedule(
+        options.steps,
+        options.rate,
+        options.accumulate,
+        options.ema,
+        options.weight_decay,
+        options.every,
+        options.minutes,
+        options.warm_up,
+        options.decay,
+    )
+
+
+def list_changed_settings(options: Namespace) -> dict[str, Any]:
+    """Return those flags of the loss and of the run that change its result and differ from their defaults.
+
+    Weighting, steps, batch, accumulation and rate are left out.
+    """
+    parser = ArgumentParser()
+    add_loss_flags(parser)
+    add_run_flags(parser)
+    defaults = vars(parser.parse_args([]))
+    left_out = ("weighting", "seed", "steps", "batch", "accumulate", "rate", "minutes", "work")
+    return {
+        name: getattr(options, name)
+        for name, default in defaults.items()
+        if name not in left_out and getattr(options, name) != default
+    }
