@@ -1,13 +1,14 @@
 """The worlds that the embedded model learns on: the same seed gives the same scene, and captions say what is there."""
 
-import json
 from functools import cache
 
 import cv2
 import numpy as np
 import pytest
+from diffusers import AutoencoderTiny
 
-from tools.embedded_model import landscapes, things
+from controlnet_ext.embedded.scenes import TRAINING_SEEDS
+from tools.embedded_model import encode_worlds, landscapes, render_worlds, things
 from tools.embedded_model.world_sets import open_pixels, write_part
 
 SIZE = 64
@@ -113,9 +114,42 @@ def test_a_tinted_thing_has_the_hue_of_its_color_word():
         assert abs((found - hue + 180) % 360 - 180) <= 20  # main_hue counts in steps of 10
 
 
-def test_a_part_of_a_set_comes_back_with_its_captions(renderer, tmp_path):
+def test_a_part_of_a_set_comes_back(renderer, tmp_path):
     (tmp_path / "things").mkdir()
     write_part(renderer.render, range(2), SIZE, tmp_path / "things" / "training-000000")
     (pixels,) = open_pixels(tmp_path, "things", "training")
     assert np.array_equal(pixels[1], renderer.render(1, SIZE).pixels)
-    assert len(json.loads((tmp_path / "things" / "training-000000.json").read_text())) == 2
+
+
+def test_a_rendered_set_lists_images_with_their_maps_and_goes_on_where_it_was(tmp_path, monkeypatch):
+    monkeypatch.setattr(render_worlds, "PART", 2)
+    seeds = TRAINING_SEEDS[3:7]
+    render_worlds.render_set(tmp_path, "landscapes", "training", seeds[:2], SIZE)
+    first = (tmp_path / "images" / "landscapes" / "training" / "000000.jpg").stat().st_mtime_ns
+    render_worlds.render_set(tmp_path, "landscapes", "training", seeds, SIZE)
+    rows = render_worlds.read_rows(tmp_path, "landscapes", "training")
+    assert [row["text"] for row in rows] == [landscape(seed).caption for seed in seeds]
+    folder = tmp_path / "images" / "landscapes"
+    assert (folder / rows[0]["file_name"]).stat().st_mtime_ns == first
+    depth = cv2.imread(str(folder / rows[3]["depth"]), cv2.IMREAD_UNCHANGED)
+    assert np.array_equal(depth, render_worlds.draw_depth_map(landscape(6).depth))
+    classes = cv2.imread(str(folder / rows[3]["segmentation"]), cv2.IMREAD_COLOR_RGB)
+    assert np.array_equal(classes, render_worlds.draw_class_map(landscape(6).classes))
+
+
+def test_a_map_of_depth_is_white_where_near_and_black_in_the_sky():
+    depth = np.array([[1, 2, 4, landscapes.SKY_DEPTH]], np.float32)
+    assert render_worlds.draw_depth_map(depth).tolist() == [[255, 255, 128, 0]]
+
+
+def test_latents_of_a_rendered_set_are_those_of_its_images_and_keep_its_captions(tmp_path, monkeypatch):
+    for module in (render_worlds, encode_worlds):
+        monkeypatch.setattr(module, "PART", 2)
+    render_worlds.render_set(tmp_path, "shapes", "training", TRAINING_SEEDS[:3], SIZE)
+    vae = AutoencoderTiny(encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4)
+    encode_worlds.encode_set(tmp_path, vae, "shapes", "training", 32)
+    latents, captions = encode_worlds.read_latents(tmp_path, "shapes", "training", 32)
+    rows = render_worlds.read_rows(tmp_path, "shapes", "training")
+    assert captions == [row["text"] for row in rows[:2]]  # whole parts only
+    image = cv2.imread(str(tmp_path / "images" / "shapes" / rows[1]["file_name"]), cv2.IMREAD_COLOR_RGB)
+    assert np.array_equal(latents[1], encode_worlds.encode_images(vae, [image], 32)[0])

@@ -29,5 +29,5 @@ def test_the_networks_are_as_small_as_planned(tokenizer):
 
 
 def test_a_world_that_has_not_been_encoded_is_refused_by_name(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no latents of things: .*run encode_worlds first"):
+    with pytest.raises(FileNotFoundError, match=r"no latents of things, training, .*run encode_worlds first"):
         read_latents(tmp_path, "things", "training", 192)

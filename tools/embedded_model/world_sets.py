@@ -1,14 +1,13 @@
-"""Render scenes once and keep them on disk: `python -m tools.embedded_model.world_sets things FOLDER --count 20000`.
+"""Pixels of the worlds for the autoencoder: `python -m tools.embedded_model.world_sets things FOLDER --count 1000`.
 
-A set lies in FOLDER/DOMAIN/ in parts of 128 scenes: `training-000000.npy` holds pixels (128, H, W, 3) RGB uint8,
-`training-000000.json` the captions, `training-000000-depth.npy` metres (128, H, W) float16 where the domain has depth.
-Parts that are there are kept, so a run that was stopped goes on. Training and held-out seeds are disjoint.
+A set lies in FOLDER/DOMAIN/ in parts of 128 scenes: `training-000000.npy` holds pixels (128, H, W, 3) RGB uint8. Parts
+that are there are kept, so a run that was stopped goes on. Training and held-out seeds are disjoint. What the base and
+its controls learn on is many more scenes, with captions and maps: `render_worlds`.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -38,27 +37,17 @@ def _render_shapes(seed: int, size: int) -> Scene:
     return replace(made, caption=f"{SHAPE_STYLE} {made.caption}")
 
 
-def read_captions(folder: Path, domain: str, split: str) -> list[str]:
-    """The captions of all parts of a set, in the order of `open_pixels`."""
-    parts = sorted((folder / domain).glob(f"{split}-*.json"))
-    return [caption for part in parts if part.with_suffix(".npy").exists() for caption in json.loads(part.read_text())]
-
-
 def open_pixels(folder: Path, domain: str, split: str) -> list[np.ndarray]:
     """All parts of a set, mapped into memory: each (128, H, W, 3) RGB uint8."""
-    parts = sorted(p for p in (folder / domain).glob(f"{split}-*.npy") if p.stem.count("-") == 1)
+    parts = sorted((folder / domain).glob(f"{split}-??????.npy"))
     return [np.load(part, mmap_mode="r") for part in parts]
 
 
 def write_part(render: Callable[[int, int], Any], seeds: range, size: int, stem: Path) -> None:
-    """Render the scenes of these seeds into the files of one part; the pixels' file comes last."""
-    scenes = [render(seed, size) for seed in seeds]
-    stem.with_suffix(".json").write_text(json.dumps([scene.caption for scene in scenes], indent=0))
-    depths = np.stack([scene.depth for scene in scenes]).astype(np.float16)
-    np.save(stem.with_name(stem.name + "-depth.npy"), depths)
+    """Render the scenes of these seeds into the file of one part."""
     part = stem.with_suffix(".part")
     with part.open("wb") as file:
-        np.save(file, np.stack([scene.pixels for scene in scenes]))
+        np.save(file, np.stack([render(seed, size).pixels for seed in seeds]))
     part.rename(stem.with_suffix(".npy"))
 
 
@@ -66,7 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("domain", choices=DOMAINS)
     parser.add_argument("folder", type=Path, help="what fetch.py filled; outside the repository")
-    parser.add_argument("--count", type=int, default=20_000)
+    parser.add_argument("--count", type=int, default=1024)
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--split", choices=SEEDS, default="training")
     options = parser.parse_args()
