@@ -9,7 +9,7 @@ import re
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import copy
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from ..state_dict.architecture import ControlNetConfig
 from ..state_dict.compatibility import UNetSignature, incompatibility
 from ..state_dict.ldm_keys import CONTROL_MODEL_PREFIX, DIFFUSERS_MARKER_KEY
 from ..state_dict.strict import check_names, check_values
-from .controlnet import ControlNet
+from .controlnet import ControlNet, create_hint_tensors
 
 MARKER_KEY = "lora_controlnet"  # an empty tensor in every such file
 LAYER_PARTS = ("weight", "bias", "up", "down")
@@ -36,6 +36,15 @@ CONTROL_PREFIXES = (
 )  # what UNets have not
 
 
+TENSORS_PREFIX = "tensors."  # of all names in the state dict
+
+
+def to_file_keys(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of a network's state dict under the names of Stability's files, which are ldm's."""
+    named = {name.removeprefix(TENSORS_PREFIX).replace("/", "."): tensor for name, tensor in tensors.items()}
+    return {**ldm_keys.to_ldm_keys(named), MARKER_KEY: torch.zeros(0)}
+
+
 class ControlLora(CompilableBlocks):
     """A ControlNet whose weights are W + up·down, with W of the UNet, computed layer by layer when they are needed.
 
@@ -44,6 +53,7 @@ class ControlLora(CompilableBlocks):
     """
 
     architecture = "control-lora"
+    LAYOUTS: ClassVar[Mapping[str, Callable[[Mapping[str, Tensor]], dict[str, Tensor]]]] = {"ldm": to_file_keys}
 
     def __init__(self, tensors: Mapping[str, Tensor], config: Mapping[str, Any]):
         super().__init__()
@@ -56,6 +66,26 @@ class ControlLora(CompilableBlocks):
         self._stated_config = dict(config)
         self.global_average_pooling = config.get("global_pool_conditions")
         self._built: tuple[Callable[[], Any], ControlNet] | None = None  # for which UNet
+
+    @classmethod
+    def from_unet(cls, unet: UNet, rank: int, in_channels: int | None = None) -> ControlLora:
+        """Return the Control-LoRA to train beside a diffusers UNet, in float32; it is not bound yet.
+
+        It stands for `ControlNet.from_unet`: up is zero and all residuals are exactly 0. As in Stability's files, the
+        matrices of the UNet have factors of `rank`, or of their smaller side (ComfyUI, ControlLoraSave); all else is
+        whole. `down` and the hint encoder are drawn from torch's global generator. `in_channels` of x are read, by
+        default all. Raises ValueError where the UNet's weights cannot be read.
+        """
+        tensors: dict[str, Tensor] = {}
+        for name, tensor in source.get_encoder_tensors(unet).items():
+            tensor = tensor[:, :in_channels] if name == "conv_in.weight" else tensor
+            tensors |= _create_factors(name, tensor, rank)
+        like = torch.zeros(unet.config["block_out_channels"][0], device=tensors["conv_in.down"].device)
+        signature = UNetSignature.from_unet(unet)
+        zeros = {f"controlnet_down_blocks.{i}": width for i, width in enumerate(signature.skip_channels)}
+        for name, width in {**zeros, "controlnet_mid_block": signature.middle_channels}.items():
+            tensors |= {f"{name}.weight": like.new_zeros(width, width, 1, 1), f"{name}.bias": like.new_zeros(width)}
+        return cls({**tensors, **create_hint_tensors(like)}, {}).eval()
 
     def bind(self, unet: UNet) -> None:
         """Build the network on this diffusers UNet's weights, unless that is done or the UNet has none.
@@ -166,6 +196,17 @@ class LoraLayer(nn.Module):
         if part == "weight" and isinstance(self.layer, nn.Conv2d):
             tensor = tensor[:, : self.layer.in_channels]
         return cast_like(tensor, x)
+
+
+def _create_factors(name: str, weight: Tensor, rank: int) -> dict[str, Tensor]:
+    """Return what a fresh Control-LoRA has of a tensor of the UNet: factors of zero for a matrix, else a copy."""
+    if weight.ndim < 2:
+        return {name: weight.detach().to(torch.float32, copy=True)}
+    stem, like = name.removesuffix(".weight"), weight.new_empty(0, dtype=torch.float32)
+    rank = min(rank, *weight.shape[:2])
+    down = like.new_empty(rank, *weight.shape[1:])
+    nn.init.kaiming_uniform_(down, a=5**0.5)  # as peft and torch.nn.Linear
+    return {f"{stem}.up": like.new_zeros(weight.shape[0], rank, *[1] * (weight.ndim - 2)), f"{stem}.down": down}
 
 
 def _check_shapes(name: str, layer: nn.Module, parts: Mapping[str, Tensor]) -> None:

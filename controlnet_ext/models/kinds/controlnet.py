@@ -47,11 +47,18 @@ def copy_encoder_tensors(unet: UNet, dtype: torch.dtype | None) -> dict[str, Ten
     for name, t in source.get_encoder_tensors(unet).items():
         own = torch.float32 if t.dtype in FLOAT8_DTYPES else t.dtype
         tensors[name] = t.detach().to(dtype or own, copy=True)
-    like = tensors["conv_in.weight"]
+    return tensors | create_hint_tensors(tensors["conv_in.weight"])
+
+
+def create_hint_tensors(like: Tensor) -> dict[str, Tensor]:
+    """Return the tensors of a new hint encoder, on the device and in the dtype of a UNet's first weight `(C, …)`.
+
+    They are drawn from torch's global generator, the last layer is zero.
+    """
     hint = HintEncoder((3, 16, 32, 96, 256), like.shape[0])
     for parameter in hint.conv_out.parameters():
         nn.init.zeros_(parameter)
-    return tensors | {f"controlnet_cond_embedding.{name}": t.to(like) for name, t in hint.state_dict().items()}
+    return {f"controlnet_cond_embedding.{name}": t.to(like) for name, t in hint.state_dict().items()}
 
 
 DIFFERENCE_KEY = (
@@ -169,15 +176,16 @@ class ControlNet(CompilableBlocks):
         return net.eval()
 
     @classmethod
-    def from_unet(cls, unet: UNet, dtype: torch.dtype | None = None) -> ControlNet:
+    def from_unet(cls, unet: UNet, dtype: torch.dtype | None = None, in_channels: int | None = None) -> ControlNet:
         """Return the ControlNet to train beside a diffusers UNet.
 
         It is a copy of the encoder, with a hint encoder drawn from torch's global generator and zero convolutions, so
         that all residuals are exactly 0. Weights under a LoRA are the base's. `dtype` None keeps the UNet's, and makes
-        float8 float32. Raises ValueError on a UNet with settings that ControlNets do not have, or with a fused LoRA.
+        float8 float32. `in_channels` of x are read, by default all. Raises ValueError on a UNet with settings that
+        ControlNets do not have, or with a fused LoRA.
         """
         tensors = copy_encoder_tensors(unet, dtype)
-        like = tensors["conv_in.weight"]
+        like = tensors["conv_in.weight"] = tensors["conv_in.weight"][:, :in_channels].contiguous()
         with torch.device("meta"):
             net = cls(ControlNetConfig.from_tensors(tensors, source.get_unet_config(unet)))
         for name, t in net.state_dict().items():

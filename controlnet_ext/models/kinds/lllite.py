@@ -3,9 +3,10 @@ the UNet's attention, each with its own encoder of the map."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -21,6 +22,11 @@ from ..nn.execution import LayerwiseOffload
 from ..state_dict.strict import load_strict
 
 LLLITE_PREFIX = "lllite_unet_"
+LITES_PREFIX = "lites."  # of all names in the state dict
+CONDITIONING_CHANNELS, HIDDEN_CHANNELS = 32, 64  # as sd-scripts' documentation trains them (cond_emb_dim, network_dim)
+# sides of the convolutions over the map, by level of the UNet: together 8, 16 and 32 times smaller than the image
+CONDITIONING_STRIDES = ((4, 2), (4, 4), (4, 4, 2))
+TRAINED_LAYERS = re.compile(r"(down_blocks\.(\d+)|mid_block)\..*\.(attn1\.to_[qkv]|attn2\.to_q)")
 
 
 class LLLiteModule(nn.Module):
@@ -67,10 +73,34 @@ class ControlLLLite(LayerwiseOffload, AttentionModel):
 
     architecture = "controlllite"
     family = "sdxl"
+    LAYOUTS: ClassVar[Mapping[str, Callable[[Mapping[str, Tensor]], dict[str, Tensor]]]] = {
+        "ldm": lambda tensors: {name.removeprefix(LITES_PREFIX): tensor for name, tensor in tensors.items()}
+    }
 
     def __init__(self, lites: Mapping[str, LLLiteModule]):
         super().__init__()
         self.lites: Mapping[str, LLLiteModule] = nn.ModuleDict(lites)  # type: ignore[assignment]
+
+    @classmethod
+    def from_unet(cls, unet: UNet) -> ControlLLLite:
+        """Return the ControlLLLite to train beside a diffusers UNet of SDXL, in float32, which adds exactly 0.
+
+        As in sd-scripts (control_net_lllite.py), networks lie in front of the queries, keys and values of the
+        attention to the image, and the queries of that to the prompt, in encoder and middle block. All but their last
+        layers are drawn from torch's global generator. Raises ValueError for a UNet of more levels than SDXL's.
+        """
+        levels = len(unet.down_blocks)
+        if levels > len(CONDITIONING_STRIDES):
+            raise ValueError(f"a ControlLLLite is made for {len(CONDITIONING_STRIDES)} levels, the UNet has {levels}")
+        lites, per = {}, [len(level.resnets) for level in unet.down_blocks]
+        for name, layer in _iter_linear_layers(unet):
+            if trained := TRAINED_LAYERS.fullmatch(name):
+                strides = CONDITIONING_STRIDES[levels - 1 if trained[2] is None else int(trained[2])]
+                lite = LLLiteModule(unwrap(layer).in_features, HIDDEN_CHANNELS, CONDITIONING_CHANNELS, strides)
+                for parameter in lite.up.parameters():
+                    nn.init.zeros_(parameter)
+                lites[LLLITE_PREFIX + _to_ldm_name(name, per).replace(".", "_")] = lite
+        return cls(lites).eval()
 
     def bind(self, unet: UNet) -> None:
         """Check that the UNet has all layers that the file names, of their widths. Raises ValueError if not."""
@@ -205,17 +235,25 @@ def _find_linear_layers(unet: UNet) -> dict[str, Any]:
     """
     per = [len(level.resnets) for level in unet.down_blocks]
     found = {}
+    for name, module in _iter_linear_layers(unet):
+        found[LLLITE_PREFIX + name.replace(".", "_")] = module
+        found[LLLITE_PREFIX + _to_ldm_name(name, per).replace(".", "_")] = module
+    return found
+
+
+def _iter_linear_layers(unet: UNet) -> Iterator[tuple[str, Any]]:
+    """Yield (name in diffusers, layer) of the linear layers of the UNet's attention.
+
+    Raises ValueError if queries, keys and values are fused.
+    """
     for path, module in unet.named_modules():
         name = strip_wrappers(path)
         if getattr(module, "fused_projections", False):
             raise ValueError("the UNet's projections are fused; unfuse them first (pipe.unfuse_qkv_projections())")
         if ".attentions." not in name or ".motion_modules." in name or not hasattr(unwrap(module), "in_features"):
             continue  # which torch's quantized layers have too, and are no nn.Linear
-        if path.endswith(".base_layer") or ".lora_" in path:
-            continue
-        found[LLLITE_PREFIX + name.replace(".", "_")] = module
-        found[LLLITE_PREFIX + _to_ldm_name(name, per).replace(".", "_")] = module
-    return found
+        if not path.endswith(".base_layer") and ".lora_" not in path:
+            yield name, module
 
 
 def _to_ldm_name(name: str, resnets_per_level: list[int]) -> str:

@@ -141,6 +141,14 @@ def get_conv_tensor(name: str, tensors: Mapping[str, Tensor]) -> Tensor:
     return tensors[name]
 
 
+def get_downscale_factor(unet: UNet) -> int:
+    """Return how many times smaller than the image a UNet's first features are, where adapters add theirs.
+
+    The first level of SDXL has no attention; there they are added after the downsampling.
+    """
+    return 8 if getattr(unet.down_blocks[0], "has_cross_attention", False) else 16
+
+
 PUBLISHED_WIDTHS = (320, 640, 1280, 1280)  # of the published adapters
 
 
@@ -214,8 +222,7 @@ class T2IAdapter(LayerwiseOffload):
     def bind(self, unet: UNet) -> None:
         """Check that it fits a diffusers UNet. Raises ValueError if not.
 
-        Its levels must have the UNet's widths, and the first must end at the size of the first features (the first
-        level of SDXL has no attention; there features are added after the downsampling).
+        Its levels must have the UNet's widths, and the first must end at the size of the first features.
         """
         if "motion_max_seq_length" in unet.config:
             raise ValueError("a T2I-Adapter acts inside the encoder, where a UNet with motion modules takes nothing")
@@ -224,7 +231,7 @@ class T2IAdapter(LayerwiseOffload):
         if widths not in fit:
             own, theirs = ("-".join(map(str, some)) for some in (widths, levels))
             raise ValueError(f"the T2I-Adapter has widths {own}, but the model has {theirs}")
-        factor = 8 if getattr(unet.down_blocks[0], "has_cross_attention", False) else 16
+        factor = get_downscale_factor(unet)
         if factor != self.adapter_config.downscale_factor:
             raise ValueError(
                 f"the T2I-Adapter's first features are {self.adapter_config.downscale_factor} times smaller than "

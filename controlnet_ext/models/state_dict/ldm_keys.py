@@ -70,8 +70,9 @@ def build_key_table(resnets: Sequence[int], scale_count: int) -> dict[str, str]:
 def to_ldm_keys(tensors: Mapping[str, T]) -> dict[str, T]:
     """A ControlNet's tensors under ldm's names, from diffusers' names; names that belong to no ControlNet are left as
     they are."""
-    levels = _count_matches(r"down_blocks\.(\d+)\.resnets\.0\.conv1\.weight", tensors)
-    resnets = [_count_matches(rf"down_blocks\.{i}\.resnets\.(\d+)\.conv1\.weight", tensors) for i in range(levels)]
+    weight = "(weight|up)"  # up: of a LoRA
+    levels = _count_matches(rf"down_blocks\.(\d+)\.resnets\.0\.conv1\.{weight}", tensors)
+    resnets = [_count_matches(rf"down_blocks\.{i}\.resnets\.(\d+)\.conv1\.{weight}", tensors) for i in range(levels)]
     scales = 1 + _count_matches(r"controlnet_cond_embedding\.blocks\.(\d+)\.weight", tensors) // 2
     return rename_keys(tensors, build_key_table(resnets, scales))
 

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ...models import load
 from ...models.kinds.controlnet import ControlNet
 from . import TargetSettings, TrainingTarget
 
@@ -15,22 +14,14 @@ if TYPE_CHECKING:
 
 
 class ControlNetTarget(TrainingTarget):
-    """A ControlNet. A fresh one acts as nothing."""
+    """A ControlNet. A fresh one acts as nothing; beside an inpainting UNet it reads the latents alone."""
 
-    architecture = "controlnet"
+    kind = "controlnet"
     diffusers_class = "ControlNetModel"
 
-    def create(self, unet: UNet, settings: TargetSettings) -> ControlNet:
-        """Return the network, in float32, bound to a UNet with weights, all of it to be trained.
-
-        Raises ValueError where the file is another kind, or does not fit the UNet.
-        """
-        control = settings.control
-        net = ControlNet.from_unet(unet, torch.float32) if control is None else load(control, dtype=torch.float32)
-        if not isinstance(net, ControlNet):
-            raise ValueError(f"{str(control)!r} is a {net.architecture}, expected a ControlNet")
-        net.bind(unet)
-        return net
+    def create_fresh(self, unet: UNet, settings: TargetSettings) -> ControlNet:
+        """Return a copy of the UNet's encoder with zero convolutions, in float32."""
+        return ControlNet.from_unet(unet, torch.float32, unet.config["out_channels"])
 
 
 TARGET = ControlNetTarget()
