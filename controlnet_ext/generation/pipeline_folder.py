@@ -6,7 +6,7 @@ from __future__ import annotations
 import codecs
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ..hosts.diffusers.host import Scheduler
 
 PIPELINE_CLASSES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+INPAINTING_CLASSES = ("StableDiffusionInpaintPipeline", "StableDiffusionXLInpaintPipeline")
 REQUIRED_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 OPTIONAL_PARTS = ("safety_checker", "feature_extractor", "image_encoder")
 ALLOWED_LIBRARIES = (
@@ -51,7 +52,7 @@ TEXT_SUFFIXES = (".json", ".txt", ".model")  # what tokenizers and configuration
 
 @dataclass(frozen=True)
 class PipelineFolder:
-    """A folder with a model_index.json that names one of `PIPELINE_CLASSES`.
+    """A folder with a model_index.json that names one of `PIPELINE_CLASSES`, or of the classes that it was found as.
 
     `parts` are the names of its parts and their classes in diffusers or transformers; `missing_parts` are optional ones
     that it names and does not hold. `variant` is "fp16" where it holds the UNet in that variant only."""
@@ -63,14 +64,15 @@ class PipelineFolder:
     variant: str | None
 
     @classmethod
-    def find(cls, path_or_repo: str) -> PipelineFolder:
-        """Return the folder of a path, of `embedded`, or of a Hub repository `owner/name` in the local cache. Nothing
-        is downloaded. Raises FileNotFoundError or ValueError in one line where it is not such a folder."""
+    def find(cls, path_or_repo: str, classes: Sequence[str] = PIPELINE_CLASSES) -> PipelineFolder:
+        """Return the folder of a path, of `embedded`, or of a Hub repository `owner/name` in the local cache, which
+        holds a pipeline of these classes. Nothing is downloaded. Raises FileNotFoundError or ValueError in one line
+        where it is not such a folder."""
         path = _locate_folder(path_or_repo)
         index = read_json(path / "model_index.json")
         name, kind = repr(str(path)), index.get("_class_name")
-        if kind not in PIPELINE_CLASSES:
-            raise ValueError(f"{name} is a {str(kind)[:80]!r}, expected one of {', '.join(PIPELINE_CLASSES)}")
+        if kind not in classes:
+            raise ValueError(f"{name} is a {str(kind)[:80]!r}, expected one of {', '.join(classes)}")
         parts, missing = {}, []
         for part, entry in index.items():
             if not isinstance(entry, list) or part.startswith("_") or entry == [None, None]:
@@ -108,10 +110,26 @@ class PipelineFolder:
     def size(self) -> tuple[int, int]:
         """Height and width in pixels that the model was trained for. Raises ValueError if its configs state none."""
         side = read_json(self.path / "unet" / "config.json").get("sample_size")
-        levels = read_json(self.path / "vae" / "config.json").get("block_out_channels")
-        if type(side) is not int or not isinstance(levels, list):
+        if type(side) is not int or not self._vae_widths:
             raise ValueError(f"{str(self.path)!r} states no size: name one with --size WIDTHxHEIGHT")
-        return (side * 2 ** (len(levels) - 1),) * 2
+        return (side * self.vae_scale_factor,) * 2
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Factor by which the image is larger than its latents, in height and in width.
+
+        Raises ValueError if the VAE's config states no levels.
+        """
+        if not self._vae_widths:
+            raise ValueError(f"{str(self.path / 'vae')!r} states no block_out_channels in its config")
+        return int(2 ** (len(self._vae_widths) - 1))
+
+    @property
+    def _vae_widths(self) -> list[int]:
+        """The widths of the VAE's levels, as AutoencoderKL or AutoencoderTiny state them; empty without any."""
+        config = read_json(self.path / "vae" / "config.json")
+        widths = config.get("block_out_channels", config.get("encoder_block_out_channels"))
+        return widths if isinstance(widths, list) else []
 
     def describe_unknown_words(self, *texts: str | None) -> str | None:
         """Return a sentence on the words of prompts that the embedded model does not know; None if it knows all of
@@ -167,7 +185,7 @@ class PipelineFolder:
         given: dict[str, Any] = dict.fromkeys(self.missing_parts)
         if "safety_checker" in self.missing_parts:
             given["requires_safety_checker"] = False
-        if self.class_name == "StableDiffusionXLPipeline":
+        if self.class_name.startswith("StableDiffusionXL"):
             given["add_watermarker"] = False  # or the image depends on what else is installed
         with _wrap_load_errors(repr(str(self.path))):
             return getattr(diffusers, self.class_name).from_pretrained(

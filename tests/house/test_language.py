@@ -63,7 +63,21 @@ MAX_FUNCTION_LINES = 60
 
 # Names that each module of a family defines with one meaning: contracts, and names that a host prescribes.
 CONTRACTS = frozenset(
-    {"KIND", "T", "arguments", "crop_maps", "detect", "guide", "layout", "load", "register", "run", "main", "save"}
+    {
+        "KIND",
+        "T",
+        "TARGET",
+        "arguments",
+        "crop_maps",
+        "detect",
+        "guide",
+        "layout",
+        "load",
+        "register",
+        "run",
+        "main",
+        "save",
+    }
 )
 
 VAGUE = ("What ", "Whether ", "Who ", "Where ", "How ", "That ", "As ")

@@ -23,6 +23,7 @@ FOREIGN_MEMBERS = {
     ("controlnet_ext/models/base_unet.py", "config"),  # diffusers: a UNet, not each module
     ("controlnet_ext/models/base_unet.py", "group"),  # diffusers: the hook of group offloading
     ("controlnet_ext/models/base_unet.py", "scale"),  # layers of libraries that quantize
+    ("controlnet_ext/models/base_unet.py", "state"),  # layers of bitsandbytes
     ("controlnet_ext/models/base_unet.py", "transformer_blocks"),  # diffusers: modules of a block
     ("controlnet_ext/models/kinds/t2i_adapter.py", "has_cross_attention"),  # diffusers: blocks of a UNet
     ("controlnet_ext/webui/inputs.py", "init_images"),  # the webui: a processing

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,9 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
 from controlnet_ext import Unit, guide
+from controlnet_ext.cli import main
+from controlnet_ext.generation.pipeline_folder import PipelineFolder
+from controlnet_ext.models.state_dict.saving import save_ldm
 from controlnet_ext.training.bases import EncodedBatch, FrozenBase
 from controlnet_ext.training.masks import draw_mask
 from controlnet_ext.training.targets import TargetSettings, find_target, list_targets
@@ -211,3 +215,61 @@ def test_settings_that_cannot_be_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=says):
         find_target(target).check(bases(family)[0].unet, TargetSettings(**settings))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory, bases: BaseMaker) -> Path:
+    """A ControlNet for SDXL, a Control-LoRA for SD1.5, and a folder of SD1.5."""
+    folder = tmp_path_factory.mktemp("files")
+    torch.manual_seed(0)
+    for name, target, family in (("xl", "controlnet", "SDXL"), ("lora", "control-lora", "SD1.5")):
+        save_ldm(create(target, bases(family)[0]), folder / f"{name}.safetensors")
+    (folder / "photos").mkdir()
+    for i in (0, 1):
+        tiny.picture(i).save(folder / f"photos/{i}.png")
+        (folder / f"photos/{i}.txt").write_text("ab"[i])
+    tiny.pipeline(StableDiffusionPipeline).save_pretrained(folder / "sd")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (
+            "--control xl.safetensors",
+            "'xl.safetensors': the ControlNet has context width 64, but the model has 32",
+        ),
+        ("--control lora.safetensors --rank 3", "rank 3: 'lora.safetensors', which is trained further, has its own"),
+        (
+            "--control lora.safetensors --target controlnet",
+            "'lora.safetensors' is a control-lora, expected a controlnet, which is to be trained",
+        ),
+        (
+            "--control sd/vae",
+            "diffusion_pytorch_model.safetensors' is a VAE, expected one of: controlnet, control-lora",
+        ),
+    ],
+)
+def test_a_control_that_does_not_belong_is_refused_before_networks_load(
+    words: str, says: str, files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(files)
+    monkeypatch.setattr(PipelineFolder, "load", lambda *_: pytest.fail("networks are loaded"))
+    command = f"train --model sd --data photos --validation 0.5 --map canny --size 64x64 -o out.safetensors {words}"
+    assert main(command.split()) == 2
+    err = capsys.readouterr().err
+    assert says in err and err.count("\n") == 1
+    assert not Path("out.safetensors.training").exists()
+
+
+def test_a_file_says_what_is_trained_further(files: Path, bases: BaseMaker) -> None:
+    path = files / "lora.safetensors"
+    target = find_target(None, path)
+    assert target.name == "control-lora"
+    base, _ = bases("SD1.5")
+    net = target.create(base.unet, TargetSettings(path))
+    torch.manual_seed(0)
+    fresh = create("control-lora", base)
+    expected = fresh.state_dict()
+    assert net.state_dict().keys() == expected.keys()
+    assert all(p.requires_grad and torch.equal(p, expected[name]) for name, p in net.named_parameters())

@@ -1,4 +1,4 @@
-"""Train a ControlNet for a frozen model. The same command again continues an interrupted training.
+"""Train a ControlNet or its like for a frozen model. The same command again continues an interrupted training.
 
 Exit code 0: done; 1: it failed during work or --minutes ran out, the checkpoint stays; 2: refused before any work; 130:
 interrupted, at a checkpoint.
@@ -20,13 +20,13 @@ import numpy as np
 from ...errors import one_line
 from ...files.disk import check_target_folder, read_json
 from ...generation.options import split_unit_text
-from ...generation.pipeline_folder import PipelineFolder, silence_libraries
+from ...generation.pipeline_folder import INPAINTING_CLASSES, PIPELINE_CLASSES, PipelineFolder, silence_libraries
 from ...generation.recipe import hash_files, hash_weights
 from ...maps.control_map import MAP_KINDS
 from ...models import locate_weights
 from ...preprocessors.registry import find_unless_none
 from ...training.config import TrainingSchedule
-from ...training.targets import DEFAULT_TARGET, TargetSettings, find_target
+from ...training.targets import DEFAULT_RANK, DEFAULT_TARGET, TargetSettings, find_target, list_targets
 from ...training.work_folder import check_work_folder, open_work_folder, remove_output_leftovers
 from ..common import add_load_option, print_stderr
 from ..training_options import add_loss_flags, add_run_flags, list_changed_settings, read_loss_settings, read_schedule
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 VALIDATION_SHARE = "0.1"
 SCENES_PATTERN = re.compile(r"scenes(?::(\d{1,8}))?")
-RESUME_KEYS = ("steps", "batch", "accumulate", "rate", "weighting", "seed", "map")
+RESUME_KEYS = ("target", "rank", "steps", "batch", "accumulate", "rate", "weighting", "seed", "map")
 
 
 def arguments(parser: ArgumentParser, argv: list[str]) -> None:
@@ -80,8 +80,12 @@ def arguments(parser: ArgumentParser, argv: list[str]) -> None:
 def _add_target_flags(parser: ArgumentParser) -> None:
     """Declare what is trained."""
     parser.add_argument(
-        "--control", metavar="C", help="ControlNet to train further (default: a copy of the model's encoder)"
+        "--target",
+        metavar="T",
+        help=f"what is trained: {', '.join(list_targets())} (default: what --control is, else {DEFAULT_TARGET})",
     )
+    parser.add_argument("--control", metavar="C", help="file or folder to train further (default: a fresh network)")
+    parser.add_argument("--rank", metavar="N", type=int, help=f"of a control-lora's factors (default: {DEFAULT_RANK})")
 
 
 def _add_data_flags(parser: ArgumentParser) -> None:
@@ -126,9 +130,11 @@ def run(options: Namespace) -> int:
     remove_output_leftovers(work, options.output, _get_temp_prefix(options.output))
     _check_output(options.output, options.overwrite)
     init_from = _check_names(options)
+    target, target_settings = find_target(options.target, init_from), TargetSettings(init_from, options.rank)
     maps = _parse_map(options.map)
     with silence_libraries():
-        folder = PipelineFolder.find(options.model)
+        folder = PipelineFolder.find(options.model, (*PIPELINE_CLASSES, *INPAINTING_CLASSES))
+        target.check(folder.make_meta_unet(), target_settings)
         height, width = _parse_size(options.size, folder)
         train_set, held_out = _load_datasets(options, maps, height == width)
         try:
@@ -150,7 +156,6 @@ def run(options: Namespace) -> int:
         }
         check_work_folder(work, settings)
         size = height, width
-        target, target_settings = find_target(DEFAULT_TARGET), TargetSettings(init_from)
         job = TrainingJob(folder, target, target_settings, train_set, held_out, size, options.batch, options.seed, loss)
         with open_work_folder(work, settings):
             return _train(options, job, schedule, work, {"map": maps.kind, "base": json.dumps(_filter_unet(hashes))})
@@ -245,8 +250,8 @@ def _parse_size(text: str | None, folder: PipelineFolder) -> tuple[int, int]:
         if sides is None:
             raise ValueError(f"size {text!r}: expected WIDTHxHEIGHT in pixels, such as 512x768")
         width, height = int(sides[1]), int(sides[2])
-    levels = [len(read_json(folder.path / part / "config.json")["block_out_channels"]) - 1 for part in ("vae", "unet")]
-    least = 2 ** sum(levels)
+    levels = len(read_json(folder.path / "unet" / "config.json")["block_out_channels"])
+    least = folder.vae_scale_factor * 2 ** (levels - 1)
     if any(side % least or not least <= side <= 4096 for side in (height, width)):
         raise ValueError(f"size {width}x{height}: both sides must be multiples of {least}, {least}..4096")
     return height, width

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ...models.nn.execution import LayerwiseOffload
 
 DEFAULT_TARGET = "controlnet"
+DEFAULT_RANK = 128  # of the smaller of Stability's two sets of Control-LoRAs
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ...models.kinds.control_lora import ControlLora
-from . import TargetSettings, TrainingTarget
+from . import DEFAULT_RANK, TargetSettings, TrainingTarget
 
 if TYPE_CHECKING:
     from ...guidance.contract import UNet
-
-DEFAULT_RANK = 128  # of the smaller of Stability's two sets
 
 
 class ControlLoraTarget(TrainingTarget):
