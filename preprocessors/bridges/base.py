@@ -118,8 +118,11 @@ class _LoadedDetector:
     bytes: int
 
 
-def bridge_detector(name: str, detector: Detector, *, makes: str, label: str | None = None) -> None:
-    """Enters the detector under this name. Calls raise ValueError in one line where its package is missing or fails."""
+def bridge_detector(
+    name: str, detector: Detector, *, makes: str, label: str | None = None, fidelity: str | None = None
+) -> None:
+    """Enter the detector under this name, with the name of its measure if that is not its kind's. Calls raise
+    ValueError in one line where its package is missing or fails."""
 
     class Bridged:
         def __init__(self, device: str | Device, library: Library):
@@ -138,7 +141,7 @@ def bridge_detector(name: str, detector: Detector, *, makes: str, label: str | N
     ] + detector.list_parameters()
     Bridged.__call__.__signature__ = Signature(arguments)  # type: ignore[attr-defined]
     Bridged.__call__.__annotations__ = {argument.name: argument.annotation for argument in arguments[2:]}
-    preprocessor(name, makes=makes, label=label, weights=detector.files)(Bridged)
+    preprocessor(name, makes=makes, label=label, weights=detector.files, fidelity=fidelity)(Bridged)
 
 
 def _make_annotation(value: object) -> Any:

@@ -42,11 +42,13 @@ bridge_detector(
         is_random=True,  # the colours
     ),
     makes="segmentation",
+    fidelity="objects",  # of no class
 )
 bridge_detector(
     "shuffle_color",
     Detector(CONTROLNET_AUX_PACKAGE, "shuffle", "ColorShuffleDetector", is_random=True),
     makes="shuffle",
+    fidelity="image",  # colors change, places stay
 )
 bridge_detector(
     "shuffle_downsample",

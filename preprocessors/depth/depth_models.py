@@ -63,7 +63,8 @@ _MODELS = {
 
 for _name, (_repo, _license, _approx_size, _revision) in _MODELS.items():
     _files = make_model_files(_repo, _license, approx_size=_approx_size, source=f"{HUB_FILE_LIST} {_revision}")
-    preprocessor(_name, makes="depth", weights=_files, batched=True)(make_depth_preprocessor(_files))
+    _measure = "metric depth" if "Metric" in _repo else None
+    preprocessor(_name, makes="depth", weights=_files, batched=True, fidelity=_measure)(make_depth_preprocessor(_files))
 
 
 _LICENSE = "apple-amlr, research only, non-commercial"
@@ -71,7 +72,7 @@ DEPTH_PRO_FILES = make_model_files(
     "apple/DepthPro-hf", _LICENSE, approx_size=1_900_000_000, source=f"{HUB_FILE_LIST} 0e6b119"
 )
 
-preprocessor("depth_pro", makes="depth", weights=DEPTH_PRO_FILES, batched=True)(
+preprocessor("depth_pro", makes="depth", weights=DEPTH_PRO_FILES, batched=True, fidelity="metric depth")(
     make_depth_preprocessor(DEPTH_PRO_FILES)
 )
 
@@ -83,9 +84,9 @@ ZOE_OUTDOOR_FILES = make_model_files(
     "Intel/zoedepth-nyu-kitti", "MIT", approx_size=1_380_000_000, source=f"{HUB_FILE_LIST} f364d4c"
 )
 
-preprocessor("depth_zoe", makes="depth", weights=ZOE_INDOOR_FILES, batched=True)(
+preprocessor("depth_zoe", makes="depth", weights=ZOE_INDOOR_FILES, batched=True, fidelity="metric depth")(
     make_depth_preprocessor(ZOE_INDOOR_FILES)
 )
-preprocessor("depth_zoe_outdoor", makes="depth", weights=ZOE_OUTDOOR_FILES, batched=True)(
+preprocessor("depth_zoe_outdoor", makes="depth", weights=ZOE_OUTDOOR_FILES, batched=True, fidelity="metric depth")(
     make_depth_preprocessor(ZOE_OUTDOOR_FILES)
 )

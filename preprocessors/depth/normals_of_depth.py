@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import cv2
 import numpy as np
 
+from ...maps.fidelity import NoMeasure
 from ..parameters import Range
 from ..registry import preprocessor
 from .depth_models import MIDAS_FILES
@@ -84,7 +85,14 @@ def _fit_planes(inverse_depth: np.ndarray, sigma: float) -> tuple[np.ndarray, np
     return value, *slopes
 
 
-@preprocessor("normal_depth", makes="normals")
+@preprocessor(
+    "normal_depth",
+    makes="normals",
+    fidelity=NoMeasure(
+        "normal_depth computes normals from an image of depth, which an image made by them is not: measure by "
+        "normal_bae or normal_dsine, whose normals point alike"
+    ),
+)
 def normal_depth(
     image: np.ndarray,
     fov: Annotated[float, Range(1, 170)] = 60,

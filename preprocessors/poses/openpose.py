@@ -274,7 +274,13 @@ class OpenPoseFace:
         return _detect_poses(self.networks, images, scale_sticks=scale_sticks)
 
 
-@preprocessor("openpose_faceonly", makes="pose", weights=(OPENPOSE_BODY_WEIGHTS, OPENPOSE_FACE_WEIGHTS), batched=True)
+@preprocessor(
+    "openpose_faceonly",
+    makes="pose",
+    fidelity="face",
+    weights=(OPENPOSE_BODY_WEIGHTS, OPENPOSE_FACE_WEIGHTS),
+    batched=True,
+)
 class OpenPoseFaceOnly:
     """Faces as dots, by OpenPose, which looks for bodies first."""
 

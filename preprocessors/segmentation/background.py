@@ -136,21 +136,21 @@ def make_background_preprocessor(weights: WeightsFile, infer_mattes: MattingFunc
     return Background
 
 
-preprocessor("remove_background", makes="other", weights=ISNET_WEIGHTS, batched=True)(
+preprocessor("remove_background", makes="other", fidelity="foreground", weights=ISNET_WEIGHTS, batched=True)(
     make_background_preprocessor(ISNET_WEIGHTS, stretch_matting)
 )
-preprocessor("remove_background_rmbg", makes="other", weights=RMBG_WEIGHTS, batched=True)(
+preprocessor("remove_background_rmbg", makes="other", fidelity="foreground", weights=RMBG_WEIGHTS, batched=True)(
     make_background_preprocessor(RMBG_WEIGHTS, stretch_matting)
 )
-preprocessor("remove_background_anime", makes="other", weights=ANIME_SEG_WEIGHTS, batched=True)(
+preprocessor("remove_background_anime", makes="other", fidelity="foreground", weights=ANIME_SEG_WEIGHTS, batched=True)(
     make_background_preprocessor(ANIME_SEG_WEIGHTS, letterbox_matting)
 )
-preprocessor("remove_background_birefnet", makes="other", weights=BIREFNET_WEIGHTS, batched=True)(
-    make_background_preprocessor(BIREFNET_WEIGHTS, imagenet_matting, "birefnet")
-)
-preprocessor("remove_background_birefnet_lite", makes="other", weights=BIREFNET_LITE_WEIGHTS, batched=True)(
-    make_background_preprocessor(BIREFNET_LITE_WEIGHTS, imagenet_matting, "birefnet")
-)
-preprocessor("remove_background_rmbg2", makes="other", weights=RMBG_2_WEIGHTS, batched=True)(
+preprocessor(
+    "remove_background_birefnet", makes="other", fidelity="foreground", weights=BIREFNET_WEIGHTS, batched=True
+)(make_background_preprocessor(BIREFNET_WEIGHTS, imagenet_matting, "birefnet"))
+preprocessor(
+    "remove_background_birefnet_lite", makes="other", fidelity="foreground", weights=BIREFNET_LITE_WEIGHTS, batched=True
+)(make_background_preprocessor(BIREFNET_LITE_WEIGHTS, imagenet_matting, "birefnet"))
+preprocessor("remove_background_rmbg2", makes="other", fidelity="foreground", weights=RMBG_2_WEIGHTS, batched=True)(
     make_background_preprocessor(RMBG_2_WEIGHTS, imagenet_matting, "birefnet")
 )

@@ -181,4 +181,6 @@ def make_sam_preprocessor(files: ModelFiles) -> type:
 
 for _name, (_repo, _approx_size, _source) in _SAM_MODELS.items():
     _config, _, _weights = make_model_files(_repo, "Apache-2.0", approx_size=_approx_size, source=_source)
-    preprocessor(_name, makes="segmentation", weights=(_config, _weights))(make_sam_preprocessor((_config, _weights)))
+    preprocessor(_name, makes="segmentation", fidelity="objects", weights=(_config, _weights))(
+        make_sam_preprocessor((_config, _weights))
+    )

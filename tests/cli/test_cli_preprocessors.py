@@ -65,6 +65,9 @@ def test_the_json_says_what_each_file_is(capsys, table):
     assert low == {"name": "low", "type": "int", "default": 100, "least": 0, "most": 255}
     assert resolution["name"] == "resolution" and resolution["default"] is None
     assert objects["inpaint_only+lama"]["masked"] is True and objects["inpaint"]["masked"] is False
+    assert objects["depth_zoe"]["fidelity"]["measure"] == "metric depth"
+    assert objects["depth_zoe"]["fidelity"]["is_better_higher"] is False
+    assert "normal_bae" in objects["normal_depth"]["fidelity"]["reason"]
     paths = [file["path"] for file in objects["depth_marigold"]["weights"]]
     assert "unet/diffusion_pytorch_model.safetensors" in paths
 

@@ -115,6 +115,8 @@ class Measure:
             geometry = FitGeometry.compute(*expected.size[::-1], height, width, fit_mode)
             scale = max(geometry.rows / expected.size[1], geometry.columns / expected.size[0], 1)
             height, width = (max(1, round(side / scale)) for side in size)
+            pixels = cv2.resize(found.pixels, (width, height), interpolation=cv2.INTER_AREA)
+            return self._fit_map(expected, height, width, fit_mode), ControlMap(pixels, found.kind)
         return self._fit_map(expected, height, width, fit_mode), self._fit_map(found, height, width, "stretch")
 
     def _fit_map(self, given: ControlMap, height: int, width: int, mode: str) -> ControlMap:

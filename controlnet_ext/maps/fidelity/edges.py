@@ -1,4 +1,4 @@
-"""How well an image obeys the map that guided it."""
+"""Edges and drawings: the F1 score of their pixels."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+
+from ..control_map import ControlMap
+from .compare import Measure
 
 
 class EdgeScore(NamedTuple):
@@ -48,3 +51,21 @@ def _binarize(edges: np.ndarray) -> np.ndarray:
 
 def _f1(precision: float, recall: float) -> float:
     return float(2 * precision * recall / (precision + recall)) if precision + recall else 0.0
+
+
+def _compare_edges(expected: ControlMap, found: ControlMap) -> dict[str, float]:
+    score = edge_f1(expected.pixels, found.pixels)
+    return {"f1": score.exact, "f1_1px": score.within_1px}
+
+
+EDGES = Measure(
+    "edges",
+    _compare_edges,
+    score="f1",
+    figures={
+        "f1": "2 P R / (P + R) of the pixels that are edges (above 127), P the share of the found that are expected, "
+        "R of the expected that are found",
+        "f1_1px": "the same, where an edge counts that the other map has within one pixel, diagonals too",
+    },
+    source="exact: ControlNet++ (Li et al., arXiv 2404.07987), torchmetrics' BinaryF1Score",
+)

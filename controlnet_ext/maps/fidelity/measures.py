@@ -8,29 +8,60 @@ import numpy as np
 
 from ...errors import check_choice, quote_value
 from ..control_map import MAP_KINDS, ControlMap
+from .colors import COLOR, COLOR_DISTRIBUTION, EMBEDDING, LIGHTNESS
 from .compare import Measure, NoMeasure, require_measure
-from .edges import edge_f1
+from .depth import DEPTH, METRIC_DEPTH, NORMALS
+from .edges import EDGES
+from .lines import STRAIGHT_LINES
+from .points import FACE, POSE
+from .regions import FOREGROUND, OBJECTS, SEGMENTATION
+from .similarity import IMAGE, LINES
 
-
-def _compare_edges(expected: ControlMap, found: ControlMap) -> dict[str, float]:
-    score = edge_f1(expected.pixels, found.pixels)
-    return {"f1": score.exact, "f1_1px": score.within_1px}
-
-
-EDGES = Measure(
-    "edges",
-    _compare_edges,
-    score="f1",
-    figures={
-        "f1": "2 P R / (P + R) of the pixels that are edges (above 127), P the share of the found that are expected, "
-        "R of the expected that are found",
-        "f1_1px": "the same, where an edge counts that the other map has within one pixel, diagonals too",
-    },
-    source="exact: ControlNet++ (Li et al., arXiv 2404.07987), torchmetrics' BinaryF1Score",
-)
-
-MEASURES: dict[str, Measure] = {each.name: each for each in (EDGES,)}
-_BY_KIND: dict[str, Measure | NoMeasure] = {"edges": EDGES, "scribble": EDGES}
+MEASURES: dict[str, Measure] = {
+    each.name: each
+    for each in (
+        EDGES,
+        LINES,
+        STRAIGHT_LINES,
+        DEPTH,
+        METRIC_DEPTH,
+        NORMALS,
+        POSE,
+        FACE,
+        SEGMENTATION,
+        OBJECTS,
+        FOREGROUND,
+        IMAGE,
+        COLOR,
+        COLOR_DISTRIBUTION,
+        LIGHTNESS,
+        EMBEDDING,
+    )
+}
+_BY_KIND: dict[str, Measure | NoMeasure] = {
+    "edges": EDGES,
+    "soft edges": LINES,
+    "lines": LINES,
+    "straight lines": STRAIGHT_LINES,
+    "scribble": EDGES,
+    "depth": DEPTH,
+    "normals": NORMALS,
+    "pose": POSE,
+    "face": FACE,
+    "segmentation": SEGMENTATION,
+    "tile": IMAGE,
+    "color": COLOR,
+    "luminance": LIGHTNESS,
+    "shuffle": COLOR_DISTRIBUTION,
+    "inpaint": NoMeasure(
+        "an inpaint map does not say what is to be painted: there is nothing to obey where its mask is white, and the "
+        "rest is kept as it is; measure by another unit's map"
+    ),
+    "embedding": EMBEDDING,
+    "other": NoMeasure(
+        "maps of kind other have no common measure: give the preprocessor its own by @preprocessor(..., fidelity=...)"
+    ),
+}
 
 
 def get_measure(name: str) -> Measure:
@@ -43,7 +74,7 @@ def get_measure(name: str) -> Measure:
 def get_measure_of_kind(kind: str) -> Measure | NoMeasure:
     """Return the measure of a kind of map, or why it has none. Raises ValueError for no kind."""
     check_choice("map kind", kind, MAP_KINDS)
-    return _BY_KIND.get(kind) or NoMeasure(f"maps of kind {kind} have no measure of their own")
+    return _BY_KIND[kind]
 
 
 def measure(

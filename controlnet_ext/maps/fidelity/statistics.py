@@ -22,12 +22,12 @@ def compute_share(score: float, floor: float, ceiling: float) -> float:
 
 
 class Interval(NamedTuple):
-    """A mean and the bounds of its confidence interval; `count` scores are in it, `left_out` were not finite."""
+    """A mean and the bounds of its confidence interval; `used` scores are in it, `left_out` were not finite."""
 
     mean: float
     low: float
     high: float
-    count: int
+    used: int
     left_out: int
 
 

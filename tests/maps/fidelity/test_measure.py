@@ -4,10 +4,12 @@ import math
 
 import numpy as np
 import pytest
-from controlnet_ext.preprocessors.registry import find
+from controlnet_ext.preprocessors import registry
+from controlnet_ext.preprocessors.registry import find, list_preprocessors
 
 from controlnet_ext import ControlMap, preprocess
 from controlnet_ext.maps.fidelity import (
+    MEASURES,
     Measure,
     NoMeasure,
     bootstrap_interval,
@@ -109,7 +111,7 @@ def test_an_interval_holds_the_mean_repeats_and_leaves_out_what_is_no_number():
     scores = [0.2, 0.41, 0.9, math.nan, 0.49, *np.linspace(0.1, 0.9, 20)]
     found = bootstrap_interval(scores)
     assert found.mean == pytest.approx(0.5) and found.low < 0.5 < found.high
-    assert (found.count, found.left_out) == (24, 1)
+    assert (found.used, found.left_out) == (24, 1)
     assert found == bootstrap_interval(scores) != bootstrap_interval(scores, seed=1)
     assert bootstrap_interval(scores, level=0.5).low > found.low
     assert bootstrap_interval([0.25])[:3] == (0.25, 0.25, 0.25)
@@ -127,3 +129,58 @@ def test_an_interval_covers_the_mean_as_often_as_it_says():
 def test_an_impossible_interval_is_refused(wrong):
     with pytest.raises(ValueError, match=r"level|samples"):
         bootstrap_interval([1, 2], **wrong)
+
+
+def test_every_preprocessor_names_a_measure_or_says_why_not():
+    """And what to measure by instead."""
+    specs = list_preprocessors()
+    without = {spec.name: spec.fidelity.reason for spec in specs if isinstance(spec.fidelity, NoMeasure)}
+    assert {*without} == {"inpaint", "inpaint_only", "inpaint_only+lama", "invert", "normal_depth"}
+    assert all("measure by" in reason for reason in without.values())
+    for spec in specs:
+        if isinstance(spec.fidelity, Measure):
+            assert spec.fidelity is get_measure(spec.fidelity.name)
+    assert {spec.fidelity.name for spec in specs if isinstance(spec.fidelity, Measure)} == {*MEASURES} - {"embedding"}
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_a_measure_describes_itself(name):
+    chosen = MEASURES[name]
+    assert chosen.score in chosen.figures and chosen.unit and chosen.source
+    assert chosen.share_figure in (None, *chosen.figures)
+
+
+def test_a_preprocessor_of_another_package_brings_its_own_measure(monkeypatch):
+    monkeypatch.setattr(registry, "_specs_by_name", dict(registry._specs_by_name))
+    brightness = Measure(
+        "brightness",
+        lambda expected, found: {"off": abs(float(expected.pixels.mean()) - float(found.pixels.mean()))},
+        score="off",
+        is_better_higher=False,
+        perfect=0,
+    )
+
+    @registry.preprocessor("own_light", makes="other", fidelity=brightness)
+    def own_light(image):
+        return image.max(axis=2)
+
+    @registry.preprocessor("own_edges", makes="other", fidelity="edges")
+    def own_edges(image):
+        return image.max(axis=2)
+
+    assert find("own_light").fidelity is brightness and find("own_edges").fidelity is EDGES
+    image = np.full((4, 4, 3), 100, np.uint8)
+    expected = ControlMap(image + 20, "other")
+    assert measure(expected, image, find("own_light").load(), brightness) == {"off": 20}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [("f2", ValueError, "own: fidelity: measure 'f2' is none of"), (3, TypeError, "own: fidelity: 3 is no Measure")],
+)
+def test_a_preprocessor_with_an_unknown_measure_is_not_registered(wrong, error, message, monkeypatch):
+    monkeypatch.setattr(registry, "_specs_by_name", dict(registry._specs_by_name))
+    with pytest.raises(error, match=message):
+        registry.preprocessor("own", makes="edges", fidelity=wrong)(lambda image: image)
+    with pytest.raises(ValueError, match="unknown preprocessor"):
+        find("own")
