@@ -56,7 +56,7 @@ def test_a_judge_learns_a_batch_by_heart(name, data):
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.8 * losses[0]
+    assert losses[-1] < 0.9 * losses[0]
     assert all(0 <= figure <= 1 for figure in measure(net.eval(), data).values() if not np.isnan(figure))
 
 
