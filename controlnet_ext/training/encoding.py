@@ -45,6 +45,11 @@ class EncodedExamples:
         return len(self._dataset)
 
     @property
+    def dataset(self) -> ControlDataset:
+        """The examples before they are encoded."""
+        return self._dataset
+
+    @property
     def empty_caption(self) -> EncodedCaption:
         """The empty caption, on the CPU."""
         return self._frozen.empty_caption

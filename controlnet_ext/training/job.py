@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,16 +15,27 @@ from .bases import EncodedBatch, FrozenBase
 from .config import LossSettings, TrainingSchedule
 from .data import ControlDataset
 from .encoding import EncodedExamples
-from .evaluation import FixedNoiseLoss
+from .evaluation import FixedNoiseLoss, compute_gains
 from .loading import TrainingBatches
-from .loop import train
+from .loop import read_best_weights, train
 from .losses import DiffusionLoss, make_generator
-from .stopping import StopRule, run_all_steps
+from .monitoring import MonitorSettings, TrainingMonitor
+from .samples import FidelityImages
 from .targets import TargetSettings, TrainingTarget
 from .verdict import describe_fit
 from .work_folder import LOG_FILE, read_log
 
 NOISE_STREAM = 1  # of random numbers, apart from those that choose the examples
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingResult:
+    """A trained network with the weights of `step`, and a sentence on them and their fit."""
+
+    network: LayerwiseOffload
+    step: int
+    is_best: bool
+    sentence: str
 
 
 class TrainingJob:
@@ -52,6 +64,7 @@ class TrainingJob:
             batch_size,
             seed,
         )
+        self._size = size
         pipe = folder.load(torch.float32, folder.make_scheduler(None))
         self._frozen = FrozenBase(pipe, "cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(seed)
@@ -61,14 +74,14 @@ class TrainingJob:
             "held_out": EncodedExamples(held_out, self._frozen, *size),
         }
 
-    def fit(
-        self, schedule: TrainingSchedule, work_dir: Path, stop_rule: StopRule = run_all_steps
-    ) -> tuple[LayerwiseOffload | None, str]:
-        """Return the trained network and a sentence on its fit; (None, "") when the minutes ran out."""
+    def fit(self, schedule: TrainingSchedule, work_dir: Path, settings: MonitorSettings) -> TrainingResult | None:
+        """Train, and return the best network or the last, as the settings ask; None when the minutes ran out."""
         fixed = {
-            side: FixedNoiseLoss(self._frozen, each, self._objective, self._batch_size)
+            side: FixedNoiseLoss(self._frozen, each, self._objective, self._batch_size, settings.draws)
             for side, each in self._examples.items()
         }
+        held_out, fidelity = self._examples["held_out"], settings.fidelity
+        images = fidelity and FidelityImages(self._frozen, held_out.dataset, self._size, fidelity, work_dir)
         batches = TrainingBatches(self._examples["training"], self._batch_size, self._seed)
         source: list[Iterator[EncodedBatch]] = []  # begins at the step that the loop asks for first
 
@@ -79,14 +92,35 @@ class TrainingJob:
             return compute_control_loss(net, self._frozen, next(source[0]), self._objective, numbers)
 
         def measure(net: LayerwiseOffload, step: int) -> dict[str, float]:
-            losses = {side: each(net) for side, each in fixed.items()}
-            return losses | {f"{side}_unguided": each.unguided_loss for side, each in fixed.items()}
+            losses = {side: each.measure(net) for side, each in fixed.items()}
+            return {
+                **{side: each.mean for side, each in losses.items()},
+                **{f"{side}_unguided": each.unguided_loss for side, each in fixed.items()},
+                **compute_gains(losses["held_out"], fixed["held_out"].unguided),
+                **(images(net, step) if images else {}),
+            }
 
-        net = train(self._network, loss, measure, schedule, work_dir, stop_rule)
+        monitor = TrainingMonitor(work_dir, settings)
+        net = train(self._network, loss, measure, schedule, work_dir, monitor)
         if net is None:
-            return None, ""
+            return None
         assert isinstance(net, LayerwiseOffload)
-        return net, describe_fit(read_log(work_dir / LOG_FILE))
+        return _choose_weights(net, work_dir, settings)
+
+
+def _choose_weights(net: LayerwiseOffload, work_dir: Path, settings: MonitorSettings) -> TrainingResult:
+    """Return the result of a training whose last weights are in `net`, which is given the best ones if asked."""
+    rows = read_log(work_dir / LOG_FILE)
+    last, best, found = int(rows[-1]["step"]), settings.rule(rows).best_step, read_best_weights(work_dir)
+    is_best = best == last
+    if not settings.publishes_last and not is_best and found is not None:
+        net.load_state_dict(found[1])
+        sentence = f"the best weights, of step {found[0]:,}, by {settings.rule.figure}; the last step was {last:,}"
+        return TrainingResult(net, found[0], True, f"{sentence}; {describe_fit(rows)}")
+    sentence = f"the weights of the last step, {last:,}" + (", which are the best" if is_best else "")
+    if not is_best:
+        sentence += f"; the best, of step {best or 0:,.0f}, are kept in {str(work_dir)!r}"
+    return TrainingResult(net, last, is_best, f"{sentence}; {describe_fit(rows)}")
 
 
 def compute_control_loss(

@@ -64,7 +64,7 @@ class StopFigure:
 
 STOP_FIGURES = {
     "gain": StopFigure("relative_gain", True, "gain of control on held-out images"),
-    "fidelity": StopFigure("fidelity", True, "fidelity of generated held-out images"),
+    "fidelity": StopFigure("fidelity_share", True, "fidelity of generated held-out images"),
     "loss": StopFigure("held_out", False, "held-out loss"),
 }
 

@@ -31,11 +31,11 @@ EVENTS = {OVERFITS: "overfitting", DIVERGES: "diverging", UNDERFITS: "underfitti
 class Fit:
     """State of a network after a row of the log: whether it over- or underfits its data.
 
-    state: `OVERFITS`, `DIVERGES`, `UNDERFITS`, `FITS` or `UNKNOWN`. finding: what shows it. advice: what to do, "" for
+    status: `OVERFITS`, `DIVERGES`, `UNDERFITS`, `FITS` or `UNKNOWN`. finding: what shows it. advice: what to do, "" for
     nothing. trend: words on how the held-out loss moves.
     """
 
-    state: str
+    status: str
     finding: str
     advice: str = ""
     trend: str = ""
@@ -52,7 +52,7 @@ def describe_fit(rows: Sequence[Row]) -> str:
         f"held-out loss {last['held_out']:.4g} ({last['held_out_unguided']:.4g} without control), "
         f"training loss {last['training']:.4g} ({last['training_unguided']:.4g})"
     )
-    named = f"; {BIAS_AND_VARIANCE[fit.state]}" if fit.state in BIAS_AND_VARIANCE else ""
+    named = f"; {BIAS_AND_VARIANCE[fit.status]}" if fit.status in BIAS_AND_VARIANCE else ""
     return f"{fit.finding}; {figures}{named}{f': {fit.advice}' if fit.advice else ''}"
 
 
@@ -89,9 +89,9 @@ def find_state_start(rows: Sequence[Row]) -> int:
 
     Overfitting by a rise of the held-out loss began with the measurement after the lowest, which is seen only later.
     """
-    state = classify_fit(rows).state
+    state = classify_fit(rows).status
     since = len(rows) - 1
-    while since and classify_fit(rows[:since]).state == state:
+    while since and classify_fit(rows[:since]).status == state:
         since -= 1
     if state in (OVERFITS, DIVERGES):
         lowest = min(range(len(rows)), key=lambda i: rows[i]["held_out"])
@@ -103,16 +103,16 @@ def describe_state(rows: Sequence[Row], best_step: float) -> str | None:
     """Return a line such as "overfitting since step 1,400: training 0.031, held-out 0.058 and rising; best was step
     1,200" on the state after the last row; None where it is unknown. `best_step` is that of the best measurement."""
     last, fit = rows[-1], classify_fit(rows)
-    if fit.state not in EVENTS:
+    if fit.status not in EVENTS:
         return None
     since = rows[find_state_start(rows)]["step"]
     return (
-        f"{EVENTS[fit.state]} since step {since:,.0f}: training {last['training']:.4g}, held-out "
+        f"{EVENTS[fit.status]} since step {since:,.0f}: training {last['training']:.4g}, held-out "
         f"{last['held_out']:.4g} and {fit.trend}; best was step {best_step:,.0f}"
     )
 
 
 def describe_change(rows: Sequence[Row], best_step: float) -> str | None:
     """Return `describe_state` if the last row changed the state, None if it did not."""
-    before = classify_fit(rows[:-1]).state if len(rows) > 1 else UNKNOWN
-    return describe_state(rows, best_step) if classify_fit(rows).state != before else None
+    before = classify_fit(rows[:-1]).status if len(rows) > 1 else UNKNOWN
+    return describe_state(rows, best_step) if classify_fit(rows).status != before else None

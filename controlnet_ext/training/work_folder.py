@@ -13,6 +13,10 @@ from ..files.disk import LOCK_FILE, list_temporary_files, lock_folder, read_json
 
 ARGUMENTS_FILE = "arguments.json"
 LOG_FILE = "log.jsonl"
+FACTS_FILE = "run.json"  # what the report states beside arguments and figures
+IMAGES_FOLDER = "images"  # generated held-out images, in strips: images side by side
+MAPS_STRIP, SOURCES_STRIP, UNGUIDED_STRIP = "maps.png", "sources.png", "unguided.png"
+BOUNDS_FILE = "fidelity.json"  # in the images' folder: floor and ceiling of the fidelity
 STEPS = "steps"  # the argument that may grow
 
 
@@ -51,6 +55,18 @@ def remove_output_leftovers(folder: Path, output: Path, temp_prefix: str) -> Non
         with suppress(ValueError), lock_folder(folder, "training"):
             for path in list_temporary_files(output.parent, temp_prefix):
                 path.unlink(missing_ok=True)
+
+
+def write_run_facts(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Write what the report states of a training beside its arguments and figures: the command, counts of images."""
+    content = (json.dumps(facts, indent=2) + "\n").encode()
+    if not (folder / FACTS_FILE).exists() or (folder / FACTS_FILE).read_bytes() != content:
+        write_atomically(folder / FACTS_FILE, content, overwrite=True)
+
+
+def name_step_strip(step: int) -> str:
+    """Return the name of the strip of the images that were generated after a step."""
+    return f"step_{step:08}.png"
 
 
 def read_log(log: Path) -> list[dict[str, float]]:

@@ -36,7 +36,7 @@ def test_patience_does_not_begin_before_something_is_learnt():
 
 
 def test_fidelity_stops_where_the_loss_would_not():
-    rows = make_rows([0.9, 0.8, 0.7, 0.6], fidelity=[0.3, 0.5, 0.4, 0.45])
+    rows = make_rows([0.9, 0.8, 0.7, 0.6], fidelity_share=[0.3, 0.5, 0.4, 0.45])
     assert PatienceRule.parse("fidelity:2")(rows).best_step == 400
     assert PatienceRule.parse("fidelity:2")(rows).reason is not None
     assert PatienceRule.parse("gain:2")(rows).reason is None
@@ -74,4 +74,4 @@ def test_underfitting_is_said_too():
 
 
 def test_two_losses_that_rise_are_no_overfitting():
-    assert classify_fit(make_rows([0.6, 0.7, 0.8], [0.5, 0.6, 0.7])).state == "diverges"
+    assert classify_fit(make_rows([0.6, 0.7, 0.8], [0.5, 0.6, 0.7])).status == "diverges"

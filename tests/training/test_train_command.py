@@ -85,6 +85,8 @@ def words(out: str, *more: str, data: str = "photos", steps: int = STEPS) -> lis
         "3e-3",
         "--every",
         str(STEPS // 2),
+        "--fidelity-images",
+        "0",
     ]
     return ["train", "--model", "sd", "--data", data, *options, "--validation", "0.3", *more, "-o", out]
 
@@ -143,9 +145,16 @@ def test_the_model_stays_as_it_is_to_the_bit(monkeypatch):
             super().__init__(pipe, device)
 
     monkeypatch.setattr(job, "FrozenBase", Spied)
-    assert main(words("out.safetensors", steps=3)) == 0
+    assert main(words("out.safetensors", "--fidelity-images", "1", steps=3)) == 0
     ((pipe, before),) = seen
-    assert digest(pipe) == before
+    assert digest(pipe) == before and pipe.scheduler.num_inference_steps is None
+    (row,) = log(Path("out.safetensors.training"))
+    assert 0 <= row["fidelity"] <= 1 and row["gain"] == row["held_out_unguided"] - row["held_out"]
+    images = Path("out.safetensors.training/images")
+    strips = {path.name: tiny.Image.open(path).size for path in images.glob("*.png")}
+    assert strips == dict.fromkeys(["maps.png", "sources.png", "step_00000003.png", "unguided.png"], (64, 64))
+    bounds = json.loads((images / "fidelity.json").read_text())
+    assert bounds["score"] == "f1" and bounds["ceiling"]["f1"] == 1 > bounds["floor"]["f1"]
     assert all(p.grad is None for part in (pipe.unet, pipe.vae, pipe.text_encoder) for p in part.parameters())
 
 
@@ -207,6 +216,53 @@ def test_other_arguments_than_the_checkpoints_are_refused(capsys):
     assert "another rate (0.003, now 0.002)" in line(capsys)
     assert main(words("out.safetensors", "--loss", "huber", steps=3)) == 2
     assert "another loss (the default, now huber)" in line(capsys)
+
+
+def test_the_best_weights_are_published_unless_the_last_are_asked_for(capsys, monkeypatch):
+    """The loss of the second measurement is read as worse than that of the first."""
+    measure = evaluation.FixedNoiseLoss.measure
+
+    def spoil(self, net):
+        losses = measure(self, net)
+        return (
+            losses._replace(mean=losses.mean + 9 * (len(calls) > 2))
+            if net is not None and not calls.append(1)
+            else losses
+        )
+
+    monkeypatch.setattr(evaluation.FixedNoiseLoss, "measure", spoil)
+    command = ("--every", "2", "--stop", "loss")
+    for out, step in (
+        (words("best.safetensors", *command, steps=4), "2"),
+        (words("last.safetensors", *command, "--last", steps=4), "4"),
+    ):
+        calls: list[int] = []
+        assert main(out) == 0
+        stated = read_weights(out[-1]).metadata
+        assert stated["controlnet_ext.steps"] == step and stated["controlnet_ext.weights"] == out[-1][:4]
+    err = capsys.readouterr().err
+    assert "best.safetensors: the best weights, of step 2, by loss; the last step was 4; " in err
+    assert "last.safetensors: the weights of the last step, 4; the best, of step 2, are kept in" in err
+    assert not same("best.safetensors", "last.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--stop", "fidelity:3"], "there is no fidelity to stop by without --fidelity-images"),
+        (["--stop", "magic"], "stop 'magic': expected none, or FIGURE:PATIENCE"),
+        (["--fidelity-images", "-1"], "--fidelity-images -1: expected 0 or more"),
+        (["--draws", "3"], "--draws 3: expected at least 4"),
+        (["--wandb", "mine"], "wandb is not installed: pip install wandb"),
+        (["--map", "shuffle", "--fidelity-images", "2"], "--fidelity-images 2: "),
+        (["--map", "none,kind=depth", "--fidelity-images", "2"], "--fidelity-images 2: all maps are given"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_images_are_read(more, says, monkeypatch, capsys):
+    monkeypatch.setattr(data, "read_examples", lambda *_: pytest.fail("images were read"))
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert main(words("out.safetensors", *more)) == 2
+    assert says in line(capsys)
 
 
 def test_a_picture_that_changes_is_another_training(tmp_path, capsys):

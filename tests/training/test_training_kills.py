@@ -16,6 +16,7 @@ from controlnet_ext.cli.commands import train as command
 from controlnet_ext.files.disk import lock_folder
 from controlnet_ext.models.state_dict import saving
 from controlnet_ext.training.config import TrainingSchedule
+from controlnet_ext.training.job import TrainingResult
 from controlnet_ext.training.loop import read_log, train
 from controlnet_ext.training.stopping import Decision
 from controlnet_ext.training.work_folder import check_work_folder, open_work_folder, remove_output_leftovers
@@ -33,7 +34,7 @@ class Line(nn.Linear):
 class LineJob:
     """A job that fits y = 2 x."""
 
-    def fit(self, schedule, work):
+    def fit(self, schedule, work, monitor):
         torch.manual_seed(0)
 
         def loss(net, step, batch):
@@ -44,7 +45,7 @@ class LineJob:
             return Decision(rows[-1]["step"])
 
         net = train(Line(1, 1), loss, lambda net, step: {"weight": net.weight.item()}, schedule, work, keep_last)
-        return net, "fits"
+        return TrainingResult(net, schedule.steps, True, "fits")
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +66,7 @@ def run(steps=2):
     options = Namespace(output=OUT, overwrite=False, map="canny", steps=steps, minutes=1e9)
     schedule = TrainingSchedule(steps, evaluation_interval=1)
     with open_work_folder(WORK, settings):
-        return command._train(options, LineJob(), schedule, WORK, {})
+        return command._train(options, LineJob(), schedule, WORK, {}, None)
 
 
 def test_a_training_killed_at_any_operation_on_files_goes_on_to_the_same_bytes(tmp_path, monkeypatch):

@@ -10,13 +10,16 @@ import hashlib
 import json
 import os
 import re
+import shlex
 from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ... import __version__
 from ...errors import one_line
 from ...files.disk import check_target_folder, read_json
 from ...generation.options import split_unit_text
@@ -27,16 +30,21 @@ from ...models import locate_weights
 from ...preprocessors.registry import find_unless_none
 from ...training.config import TrainingSchedule
 from ...training.targets import DEFAULT_RANK, DEFAULT_TARGET, TargetSettings, find_target, list_targets
-from ...training.work_folder import check_work_folder, open_work_folder, remove_output_leftovers
+from ...training.work_folder import check_work_folder, open_work_folder, remove_output_leftovers, write_run_facts
 from ..common import add_load_option, print_stderr
+from ..evaluation_options import add_evaluation_flags, read_monitor_settings
 from ..training_options import add_loss_flags, add_run_flags, list_changed_settings, read_loss_settings, read_schedule
 
 if TYPE_CHECKING:
+    from ...maps.control_map import ControlMap
+    from ...maps.fidelity import Measure, NoMeasure
     from ...training.data import ControlDataset, MapFunction
     from ...training.job import TrainingJob
+    from ...training.monitoring import MonitorSettings
 
 VALIDATION_SHARE = "0.1"
 SCENES_PATTERN = re.compile(r"scenes(?::(\d{1,8}))?")
+EVALUATION_KEYS = ("draws", "fidelity_images")  # where they are given
 RESUME_KEYS = ("target", "rank", "steps", "batch", "accumulate", "rate", "weighting", "seed", "map")
 
 
@@ -72,9 +80,10 @@ def arguments(parser: ArgumentParser, argv: list[str]) -> None:
         help=".safetensors file to write, in the layout of webui and ComfyUI",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
-    for add_flags in (_add_target_flags, _add_data_flags, add_loss_flags, add_run_flags, _add_evaluation_flags):
+    for add_flags in (_add_target_flags, _add_data_flags, add_loss_flags, add_run_flags, add_evaluation_flags):
         add_flags(parser)
     add_load_option(parser, argv)
+    parser.set_defaults(command_line=shlex.join(["controlnet-ext", "train", *argv]))
 
 
 def _add_target_flags(parser: ArgumentParser) -> None:
@@ -100,25 +109,22 @@ def _add_data_flags(parser: ArgumentParser) -> None:
     )
 
 
-def _add_evaluation_flags(parser: ArgumentParser) -> None:
-    """Declare what is measured, and when."""
-    parser.add_argument(
-        "--every",
-        metavar="N",
-        type=int,
-        default=TrainingSchedule.evaluation_interval,
-        help="steps between evaluations, each with a checkpoint",
-    )
-
-
 @dataclass(frozen=True, eq=False)
 class MapSource:
     """The value of --map: the kind of the maps, and the function that makes them, None where all are given. `column`
-    is the column of a list that holds such maps too, the name of a preprocessor without parameters."""
+    is the column of a list that holds such maps too, the name of a preprocessor without parameters. `fidelity` is what
+    its maps are measured by."""
 
     kind: str
-    make_map: MapFunction | None
+    preprocess: Callable[[np.ndarray], ControlMap] | None
     column: str | None = None
+    fidelity: Measure | NoMeasure | None = None
+
+    @property
+    def make_map(self) -> MapFunction | None:
+        """The function that makes the pixels of maps."""
+        preprocess = self.preprocess
+        return None if preprocess is None else lambda pixels: preprocess(pixels).pixels
 
 
 def run(options: Namespace) -> int:
@@ -136,6 +142,7 @@ def run(options: Namespace) -> int:
         folder = PipelineFolder.find(options.model, (*PIPELINE_CLASSES, *INPAINTING_CLASSES))
         target.check(folder.make_meta_unet(), target_settings)
         height, width = _parse_size(options.size, folder)
+        monitor = read_monitor_settings(options, maps.kind, maps.preprocess, maps.fidelity, _is_inpainting(folder))
         train_set, held_out = _load_datasets(options, maps, height == width)
         try:
             from ...training.job import TrainingJob
@@ -148,6 +155,7 @@ def run(options: Namespace) -> int:
         settings = {
             **{name: getattr(options, name) for name in RESUME_KEYS},
             **list_changed_settings(options),
+            **{name: getattr(options, name) for name in EVALUATION_KEYS if getattr(options, name) is not None},
             "size": f"{width}x{height}",
             "control": None if init_from is None else hash_weights(init_from),
             "model": hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest(),
@@ -158,33 +166,64 @@ def run(options: Namespace) -> int:
         size = height, width
         job = TrainingJob(folder, target, target_settings, train_set, held_out, size, options.batch, options.seed, loss)
         with open_work_folder(work, settings):
-            return _train(options, job, schedule, work, {"map": maps.kind, "base": json.dumps(_filter_unet(hashes))})
+            write_run_facts(work, _collect_facts(options, maps, len(train_set), len(held_out)))
+            metadata = {"map": maps.kind, "base": json.dumps(_filter_unet(hashes))}
+            return _train(options, job, schedule, work, metadata, monitor)
 
 
 def _filter_unet(hashes: dict[str, str]) -> dict[str, str]:
     return {name: digest for name, digest in hashes.items() if name.startswith("unet/")}
 
 
+def _is_inpainting(folder: PipelineFolder) -> bool:
+    channels = read_json(folder.path / "unet" / "config.json").get("in_channels")
+    return channels != read_json(folder.path / "vae" / "config.json").get("latent_channels", channels)
+
+
+def _collect_facts(options: Namespace, maps: MapSource, train_count: int, held_out_count: int) -> dict[str, Any]:
+    """Return what the report states of a training beside its arguments and figures."""
+    return {
+        "command": options.command_line,
+        "version": __version__,
+        "output": options.output.name,
+        "kind": maps.kind,
+        "training_images": train_count,
+        "held_out_images": held_out_count,
+        "stop": options.stop,
+        "publishes_last": options.last,
+    }
+
+
 def _train(
-    options: Namespace, job: TrainingJob, schedule: TrainingSchedule, work: Path, metadata: dict[str, str]
+    options: Namespace,
+    job: TrainingJob,
+    schedule: TrainingSchedule,
+    work: Path,
+    metadata: dict[str, str],
+    monitor: MonitorSettings,
 ) -> int:
     """Train and write OUT with these metadata; return the exit code."""
     try:
-        net, sentence = job.fit(schedule, work)
+        result = job.fit(schedule, work, monitor)
     except (RuntimeError, ValueError, ArithmeticError, OSError) as error:
         print_stderr(f"controlnet-ext: {one_line(error, 500)}")
         return 1
-    if net is None:
+    if result is None:
         print_stderr(
             f"controlnet-ext: {options.minutes:g} minutes are over; the same command goes on from {str(work)!r}"
         )
         return 1
     from ...models.state_dict.saving import save_ldm
 
-    stated = {**metadata, "preprocessor": options.map, "steps": str(options.steps)}
+    stated = {
+        **metadata,
+        "preprocessor": options.map,
+        "steps": str(result.step),
+        "weights": "best" if result.is_best else "last",
+    }
     more = {f"controlnet_ext.{key}": text for key, text in stated.items()}
-    save_ldm(net, options.output, options.overwrite, more, temp_prefix=_get_temp_prefix(options.output))
-    print_stderr(f"{options.output}: {options.steps} steps; {sentence}")
+    save_ldm(result.network, options.output, options.overwrite, more, temp_prefix=_get_temp_prefix(options.output))
+    print_stderr(f"{options.output}: {result.sentence}")
     return 0
 
 
@@ -236,10 +275,10 @@ def _parse_map(text: str) -> MapSource:
     parameters = spec.parse(values)
     preprocessor = spec.load()
 
-    def make(pixels: np.ndarray) -> np.ndarray:
-        return preprocessor(pixels, **parameters).pixels
+    def make(pixels: np.ndarray) -> ControlMap:
+        return preprocessor(pixels, **parameters)
 
-    return MapSource(spec.makes, make, None if values else spec.name)
+    return MapSource(spec.makes, make, None if values else spec.name, spec.fidelity)
 
 
 def _parse_size(text: str | None, folder: PipelineFolder) -> tuple[int, int]:
