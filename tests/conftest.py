@@ -31,6 +31,16 @@ def sigint() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.fixture(scope="session")
+def warm_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Called as Python is, but torch and diffusers are imported: see preloaded.py. The processes of xdist share it."""
+    from preloaded import open_python
+
+    base = tmp_path_factory.getbasetemp()
+    with open_python((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "python") as python:
+        yield python
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[Any]:
     """A client and the desk that answers it."""

@@ -17,11 +17,12 @@ EXAMPLES = ROOT / "examples"
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warm_python: str) -> Path:
     """An empty working folder, and `controlnet-ext` of this checkout on the path."""
+    monkeypatch.setattr(sys, "executable", warm_python)
     shim = tmp_path / "bin" / "controlnet-ext"
     shim.parent.mkdir()
-    shim.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m controlnet_ext.cli "$@"\n')
+    shim.write_text(f'#!/bin/sh\nexec "{warm_python}" -m controlnet_ext.cli "$@"\n')
     shim.chmod(0o755)
     work = tmp_path / "work"
     work.mkdir()

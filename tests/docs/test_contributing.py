@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -26,13 +25,13 @@ def section(title: str) -> list[Block]:
 
 
 @pytest.mark.parametrize("title", ["A preprocessor", "A kind of control model", "A host", "A route"])
-def test_what_contributing_adds_works(title: str, tmp_path: Path) -> None:
+def test_what_contributing_adds_works(title: str, tmp_path: Path, warm_python: str) -> None:
     for folder in FOLDERS:
         shutil.copytree(ROOT / folder, tmp_path / folder)  # compiled files too, which spare a second
     shim = tmp_path / "bin"
     shim.mkdir()
     for name, words in {"controlnet-ext": "-m controlnet_ext.cli ", "python3": ""}.items():
-        (shim / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {words}"$@"\n')
+        (shim / name).write_text(f'#!/bin/sh\nexec "{warm_python}" {words}"$@"\n')
         (shim / name).chmod(0o755)
     path = f"{shim}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "PYTHONPATH": str(tmp_path), "HF_HUB_OFFLINE": "1"}

@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,14 +32,15 @@ print(json.dumps({{name: calls for name, calls in ran.items() if not name.starts
 """
 
 
-def count_calls(setup: str, flow: str) -> dict[str, dict[str, int]]:
-    """Run `setup`, then `flow`, both Python source, and return the calls of each function by file of the project during
-    `flow`; bodies of modules and classes do not count. Raises AssertionError with the program's words if it fails."""
+def count_calls(python: str, setup: str, flow: str) -> dict[str, dict[str, int]]:
+    """Run `setup`, then `flow`, both Python source, in `python`, and return the calls of each function by file of the
+    project during `flow`; bodies of modules and classes do not count. Raises AssertionError with the program's words if
+    it fails."""
     program = PROGRAM.format(root=f"{ROOT}{os.sep}", setup=setup, flow=flow).replace(
         "code.co_qualname", "getattr(code, 'co_qualname', code.co_name)"
     )  # Python 3.10 has no co_qualname
     paths = [str(ROOT), str(ROOT / "tests" / "helpers"), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, cwd=ROOT)
+    ran = subprocess.run([python, "-c", program], capture_output=True, text=True, env=environment, cwd=ROOT)
     assert ran.returncode == 0, ran.stderr[-2000:]
     return json.loads(ran.stdout.splitlines()[-1])

@@ -33,8 +33,8 @@ SCORE_FOLDERS = ("controlnet_ext/scoring/", "controlnet_ext/maps/fidelity/")  # 
 MAX_SCORE_FILES = 4  # the score of units; what a measure is, which one it is, and that of edges
 
 
-def test_generate_builds_and_reads_each_thing_once() -> None:
-    calls = count_calls(SETUP, FLOW)
+def test_generate_builds_and_reads_each_thing_once(warm_python: str) -> None:
+    calls = count_calls(warm_python, SETUP, FLOW)
     opened = calls.pop("opened")
     scoring = sorted(name for name in calls if name.startswith(SCORE_FOLDERS))
     assert len(calls) - len(scoring) <= MAX_FILES, sorted(calls)

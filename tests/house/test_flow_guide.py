@@ -1,7 +1,6 @@
 """How many files of the project `guide` and `load` run through, counted with sys.setprofile in a process of its own."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -43,9 +42,9 @@ sys.setprofile(None)
 
 
 @pytest.mark.parametrize(("flow", "limit"), [(GUIDE, 22), (LOAD, 14)], ids=["guide and one call", "load"])
-def test_files_on_the_flow_are_few(flow: str, limit: int) -> None:
+def test_files_on_the_flow_are_few(flow: str, limit: int, warm_python: str) -> None:
     code = COUNT.format(root=str(ROOT)) + flow + "print(*sorted(files), sep='\\n')"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([warm_python, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     files = done.stdout.split()
     assert len(files) <= limit, files

@@ -34,8 +34,8 @@ assert len(shown.images) == 1
 MAX_FILES = 43  # 71 before the house was rebuilt
 
 
-def test_a_request_of_the_webui_runs_through_few_files_and_makes_each_thing_once() -> None:
-    calls = count_calls(SETUP, FLOW)
+def test_a_request_of_the_webui_runs_through_few_files_and_makes_each_thing_once(warm_python: str) -> None:
+    calls = count_calls(warm_python, SETUP, FLOW)
     assert len(calls) <= MAX_FILES, sorted(calls)
     assert calls["controlnet_ext/sdwebui/build.py"]["build_unit"] == 1
     assert calls["controlnet_ext/guidance/unit.py"]["Unit.__post_init__"] == 1

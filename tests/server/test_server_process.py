@@ -86,9 +86,9 @@ class Served:
 
 
 @contextmanager
-def started(*words: str) -> Iterator[Served]:
+def started(*words: str, python: str = sys.executable) -> Iterator[Served]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen([sys.executable, *words], env=environment, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([python, *words], env=environment, stderr=subprocess.PIPE, text=True)
     try:
         yield Served(process)
     finally:
@@ -134,9 +134,9 @@ def test_connections_that_do_nothing_do_not_keep_a_stopped_server() -> None:
         assert "Traceback" not in served.text
 
 
-def test_a_served_model_is_ready_when_it_says_so_and_stops_while_it_draws(sigint: None) -> None:
+def test_a_served_model_is_ready_when_it_says_so_and_stops_while_it_draws(sigint: None, warm_python: str) -> None:
     words = ["-m", "controlnet_ext.cli", "serve", "--port", "0", "--no-download", "--device", "cpu"]
-    with started(*words) as served:
+    with started(*words, python=warm_python) as served:
         assert served.client("/health") == (200, {"status": "ok", "waiting": 0})
         with socket.create_connection(("127.0.0.1", served.client.port)) as other:
             other.sendall(b"SSH-2.0-OpenSSH_9.6\r\n\r\n")
