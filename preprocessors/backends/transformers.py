@@ -103,6 +103,7 @@ _INFERENCE_SETTINGS = {
 }  # some files say else
 _IGNORED_TENSORS = (
     "relative_position_index",
+    "position_ids",
     "text_mapper",
 )  # tensors in published files: computed from sizes; for training
 
