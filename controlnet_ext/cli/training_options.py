@@ -11,12 +11,18 @@ from typing import Any
 from ..training.config import (
     DEFAULT_LEARNING_RATE,
     HUBER_SCHEDULES,
+    LEARNING_RATES,
     LOSSES,
     MAX_LAYOUT_FACTOR,
+    OPTIMIZERS,
+    PRECISIONS,
     WEIGHTINGS,
+    Execution,
     LossSettings,
     TrainingSchedule,
 )
+from ..training.optimizers import PACKAGES as OPTIMIZER_PACKAGES
+from ..training.optimizers import check_optimizer
 
 
 def add_loss_flags(parser: ArgumentParser) -> None:
@@ -71,7 +77,12 @@ def add_loss_flags(parser: ArgumentParser) -> None:
 
 
 def add_run_flags(parser: ArgumentParser) -> None:
-    """Declare how long and how fast the training runs."""
+    """Declare how long the training runs, how fast it learns, and how it computes."""
+    _add_schedule_flags(parser)
+    _add_execution_flags(parser)
+
+
+def _add_schedule_flags(parser: ArgumentParser) -> None:
     default = TrainingSchedule(1)
     parser.add_argument("--steps", metavar="N", type=int, default=10_000, help="optimizer steps")
     parser.add_argument("--batch", metavar="B", type=int, default=8, help="images in a batch")
@@ -80,8 +91,9 @@ def add_run_flags(parser: ArgumentParser) -> None:
         "--rate",
         metavar="R",
         type=float,
-        default=DEFAULT_LEARNING_RATE,
-        help=f"learning rate (default: {DEFAULT_LEARNING_RATE:g})",
+        help=f"learning rate (default: {DEFAULT_LEARNING_RATE:g}; "
+        + ", ".join(f"of {name} {rate:g}, a factor of the rate that it finds" for name, rate in LEARNING_RATES.items())
+        + ")",
     )
     parser.add_argument(
         "--warm-up",
@@ -119,6 +131,35 @@ def add_run_flags(parser: ArgumentParser) -> None:
     parser.add_argument("--work", metavar="FOLDER", type=Path, help="checkpoint and log (default: OUT.training)")
 
 
+def _add_execution_flags(parser: ArgumentParser) -> None:
+    execution = Execution()
+    parser.add_argument(
+        "--optimizer",
+        metavar="O",
+        default=execution.optimizer,
+        help=f"one of: {', '.join(OPTIMIZERS)}; "
+        + ", ".join(f"{name} needs {package}" for name, package in OPTIMIZER_PACKAGES.items())
+        + f" (default: {execution.optimizer})",
+    )
+    parser.add_argument(
+        "--precision",
+        metavar="P",
+        default=execution.precision,
+        help=f"precision of forward passes, one of: {', '.join(PRECISIONS)}; fp16 needs a GPU (default: "
+        f"{execution.precision})",
+    )
+    parser.add_argument(
+        "--checkpointing",
+        action="store_true",
+        help="compute activations of the network and the decoder twice instead of storing them: slower, less memory",
+    )
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="torch.compile, after a check that it gives the gradients that are computed without it",
+    )
+
+
 def read_loss_settings(options: Namespace) -> LossSettings:
     """Return the loss that the flags mean. Raises ValueError for values out of range."""
     timesteps = None
@@ -142,7 +183,7 @@ def read_schedule(options: Namespace) -> TrainingSchedule:
     """Return the length and the learning rate that the flags mean. Raises ValueError for numbers out of range."""
     return TrainingSchedule(
         options.steps,
-        options.rate,
+        read_rate(options),
         options.accumulate,
         options.ema,
         options.weight_decay,
@@ -151,6 +192,27 @@ def read_schedule(options: Namespace) -> TrainingSchedule:
         options.warm_up,
         options.decay,
     )
+
+
+def read_rate(options: Namespace) -> float:
+    """Return the learning rate that the flags mean; without one, that of the optimizer."""
+    rate: float | None = options.rate
+    return LEARNING_RATES.get(options.optimizer, DEFAULT_LEARNING_RATE) if rate is None else rate
+
+
+def read_execution(options: Namespace) -> Execution:
+    """Return the precision, the optimizer and the memory that the flags mean.
+
+    Raises ValueError where an unknown one is asked for, or one whose library or device is not there.
+    """
+    found = Execution(options.precision, options.optimizer, options.checkpointing, options.compile)
+    check_optimizer(found.optimizer)
+    if found.precision == "fp16":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ValueError("precision fp16 needs a GPU, which is not there: --precision bf16 or fp32")
+    return found
 
 
 def list_changed_settings(options: Namespace) -> dict[str, Any]:
@@ -162,7 +224,8 @@ def list_changed_settings(options: Namespace) -> dict[str, Any]:
     add_loss_flags(parser)
     add_run_flags(parser)
     defaults = vars(parser.parse_args([]))
-    left_out = ("weighting", "seed", "steps", "batch", "accumulate", "rate", "minutes", "work")
+    stated = ("weighting", "seed", "steps", "batch", "accumulate", "rate")
+    left_out = (*stated, "minutes", "work", "checkpointing", "compile")
     return {
         name: getattr(options, name)
         for name, default in defaults.items()

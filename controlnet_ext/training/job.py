@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..generation.pipeline_folder import PipelineFolder
 from ..models.nn.execution import LayerwiseOffload
 from .bases import EncodedBatch, FrozenBase
-from .config import LossSettings, TrainingSchedule
+from .checkpoints import read_best_weights
+from .config import Execution, LossSettings, TrainingSchedule
 from .data import ControlDataset
 from .encoding import EncodedExamples
 from .evaluation import FixedNoiseLoss, compute_gains
 from .loading import TrainingBatches
-from .loop import read_best_weights, train
+from .loop import PRECISION_DTYPES, train
 from .losses import DiffusionLoss, make_generator
 from .monitoring import MonitorSettings, TrainingMonitor
+from .processes import Processes
 from .samples import FidelityImages
+from .stopping import run_all_steps
 from .targets import TargetSettings, TrainingTarget
 from .verdict import describe_fit
 from .work_folder import LOG_FILE, read_log
@@ -43,6 +46,7 @@ class TrainingJob:
 
     size: (height, width) in pixels.
     loss: settings of `DiffusionLoss`, None for the defaults.
+    execution: precision, optimizer and memory, None for the defaults.
 
     Raises ValueError where the file is another kind or does not fit the UNet.
     """
@@ -58,6 +62,7 @@ class TrainingJob:
         batch_size: int,
         seed: int,
         loss: LossSettings | None = None,
+        execution: Execution | None = None,
     ):
         self._objective, self._batch_size, self._seed = (
             DiffusionLoss(folder.make_scheduler("ddpm"), loss),
@@ -66,46 +71,86 @@ class TrainingJob:
         )
         self._size = size
         pipe = folder.load(torch.float32, folder.make_scheduler(None))
-        self._frozen = FrozenBase(pipe, "cuda" if torch.cuda.is_available() else "cpu")
+        self._execution, self._processes = execution or Execution(), Processes()
+        self._frozen = FrozenBase(pipe, str(self._processes.device))
         torch.manual_seed(seed)
         self._network = target.create(pipe.unet, settings).requires_grad_(True)
+        self._prepare_base()
         self._examples = {
             "training": EncodedExamples(train_set, self._frozen, *size),
             "held_out": EncodedExamples(held_out, self._frozen, *size),
         }
 
     def fit(self, schedule: TrainingSchedule, work_dir: Path, settings: MonitorSettings) -> TrainingResult | None:
-        """Train, and return the best network or the last, as the settings ask; None when the minutes ran out."""
-        fixed = {
-            side: FixedNoiseLoss(self._frozen, each, self._objective, self._batch_size, settings.draws)
-            for side, each in self._examples.items()
-        }
-        held_out, fidelity = self._examples["held_out"], settings.fidelity
-        images = fidelity and FidelityImages(self._frozen, held_out.dataset, self._size, fidelity, work_dir)
-        batches = TrainingBatches(self._examples["training"], self._batch_size, self._seed)
-        source: list[Iterator[EncodedBatch]] = []  # begins at the step that the loop asks for first
+        """Train, and return the best network or the last, as the settings ask; None when the minutes ran out.
 
-        def loss(net: LayerwiseOffload, step: int, part: int) -> torch.Tensor:
-            if not source:
-                source.append(batches.iterate(step, schedule.accumulation_steps))
-            numbers = make_generator(self._seed, step, part, NOISE_STREAM)
-            return compute_control_loss(net, self._frozen, next(source[0]), self._objective, numbers)
+        Of several processes only the first has the best network.
+        """
+        batches = TrainingBatches(self._examples["training"], self._batch_size, self._seed)
+        reader = BatchReader(batches, schedule.accumulation_steps, self._processes)
+        rank, ranks = self._processes.rank, self._processes.count
+
+        def compute_loss(net: LayerwiseOffload, step: int, part: int) -> torch.Tensor:
+            rng = make_generator(self._seed, step, part, NOISE_STREAM)
+            batch = reader.read(step, part)
+            errors = compute_control_errors(net, self._frozen, batch, self._objective, rng, rank, ranks)
+            reader.errors[part] = errors.detach()
+            return errors.mean()
+
+        net = train(
+            self._network,
+            compute_loss,
+            self._make_evaluation(work_dir, settings),
+            schedule,
+            work_dir,
+            TrainingMonitor(work_dir, settings) if self._processes.is_first else run_all_steps,
+            self._execution,
+            self._compile,
+            reader.list_suspects,
+        )
+        if net is None:
+            return None
+        if not self._processes.is_first:
+            return TrainingResult(net, schedule.steps, False, "")
+        return _choose_weights(net, work_dir, settings)
+
+    def _make_evaluation(
+        self, work_dir: Path, settings: MonitorSettings
+    ) -> Callable[[LayerwiseOffload, int], dict[str, float]]:
+        """Return what measures a network, and the model without control when it is first called."""
+        fixed: dict[str, FixedNoiseLoss] = {}
+        images: list[FidelityImages] = []
+
+        def prepare() -> None:
+            for side, each in self._examples.items():
+                fixed[side] = FixedNoiseLoss(self._frozen, each, self._objective, self._batch_size, settings.draws)
+            if settings.fidelity is not None:
+                held_out = self._examples["held_out"].dataset
+                images.append(FidelityImages(self._frozen, held_out, self._size, settings.fidelity, work_dir))
 
         def measure(net: LayerwiseOffload, step: int) -> dict[str, float]:
+            if not fixed:
+                prepare()
             losses = {side: each.measure(net) for side, each in fixed.items()}
             return {
                 **{side: each.mean for side, each in losses.items()},
                 **{f"{side}_unguided": each.unguided_loss for side, each in fixed.items()},
                 **compute_gains(losses["held_out"], fixed["held_out"].unguided),
-                **(images(net, step) if images else {}),
+                **{name: value for each in images for name, value in each(net, step).items()},
             }
 
-        monitor = TrainingMonitor(work_dir, settings)
-        net = train(self._network, loss, measure, schedule, work_dir, monitor)
-        if net is None:
-            return None
-        assert isinstance(net, LayerwiseOffload)
-        return _choose_weights(net, work_dir, settings)
+        return measure
+
+    def _prepare_base(self) -> None:
+        """Set the precision of the frozen UNet, which takes most of the memory, and what it stores."""
+        if self._frozen.device.type == "cuda" and self._execution.precision != "fp32":
+            self._frozen.unet.to(PRECISION_DTYPES[self._execution.precision])
+        if self._execution.has_checkpointing:
+            self._frozen.unet.enable_gradient_checkpointing()
+
+    def _compile(self, network: nn.Module) -> None:
+        network.compile()
+        self._frozen.unet.compile()
 
 
 def _choose_weights(net: LayerwiseOffload, work_dir: Path, settings: MonitorSettings) -> TrainingResult:
@@ -123,9 +168,50 @@ def _choose_weights(net: LayerwiseOffload, work_dir: Path, settings: MonitorSett
     return TrainingResult(net, last, is_best, f"{sentence}; {describe_fit(rows)}")
 
 
-def compute_control_loss(
-    net: LayerwiseOffload, frozen: FrozenBase, batch: EncodedBatch, objective: DiffusionLoss, rng: torch.Generator
+class BatchReader:
+    """The batches of this process in a training, read one after the other; the last step's are kept.
+
+    errors: losses (B,) of the examples of each part of the last step, for `list_suspects`.
+    """
+
+    def __init__(self, batches: TrainingBatches, parts: int, processes: Processes):
+        self._batches, self._parts, self._processes = batches, parts, processes
+        self._iterator: Iterator[EncodedBatch] = iter(())
+        self._next: tuple[int, int] | None = None  # step and part that the iterator yields
+        self._step = -1
+        self._read: dict[int, EncodedBatch] = {}
+        self.errors: dict[int, Tensor] = {}
+
+    def read(self, step: int, part: int) -> EncodedBatch:
+        """Return the batch of a step and part, in any order; in that of a training each is loaded once."""
+        if step != self._step:
+            self._step, self._read, self.errors = step, {}, {}
+        if part not in self._read:
+            if self._next != (step, part):
+                self._iterator = self._batches.iterate(step, self._parts, self._processes.rank, self._processes.count)
+                for _ in range(part):
+                    next(self._iterator)
+            self._read[part] = next(self._iterator)
+            self._next = (step, part + 1) if part + 1 < self._parts else (step + 1, 0)
+        return self._read[part]
+
+    def list_suspects(self) -> list[str]:
+        """Return the names of examples of the last step whose loss is not finite, of all of them if it is for all."""
+        finite = {part: errors.isfinite().tolist() for part, errors in self.errors.items()}
+        named = [pair for part, each in finite.items() for pair in zip(self._read[part].names, each, strict=True)]
+        wrong = [name for name, is_finite in named if not is_finite]
+        return wrong or [name for name, _ in named]
+
+
+def compute_control_errors(
+    net: LayerwiseOffload,
+    frozen: FrozenBase,
+    batch: EncodedBatch,
+    objective: DiffusionLoss,
+    rng: torch.Generator,
+    rank: int = 0,
+    ranks: int = 1,
 ) -> Tensor:
-    """Return the loss, shape (), on a batch with noise from `rng`. Gradients flow to the network alone."""
-    x, target, t = objective.sample(batch.latents, rng)
-    return objective.compute_loss(frozen.predict(x, t, batch, net), target, t)
+    """Return the losses (B,) on a batch with noise from `rng`. Gradients flow to the network alone."""
+    x, target, t = objective.sample(batch.latents, rng, rank, ranks)
+    return objective.compute_errors(frozen.predict(x, t, batch, net), target, t)

@@ -3,115 +3,297 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
-import re
+import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+from tqdm import tqdm
 
-from ..files.disk import write_atomically
-from ..files.safetensors import write_weights
-from ..files.weights import read_weights
-from .config import WARM_UP_STEPS, TrainingSchedule
+from .checkpoints import (
+    CHECKPOINT_FILE,
+    TrainingState,
+    append_row,
+    remove_best_weights,
+    trim_log,
+    write_best_weights,
+)
+from .config import WARM_UP_STEPS, Execution, TrainingSchedule
+from .memory import checkpoint_activations, compile_network, compile_with_check
+from .optimizers import OptimizerState, make_optimizer
+from .processes import Processes
 from .stopping import Decision, StopRule, run_all_steps
 from .work_folder import LOG_FILE, read_log
 
-CHECKPOINT_FILE = "checkpoint.safetensors"
-BEST_PATTERN = re.compile(r"best_(\d+)\.safetensors")
+PRECISION_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+MIN_SCALE = 2.0**-14  # of losses in float16; one whose gradients still overflow is not finite
+MAX_NAMES = 8  # in a message
+
+TrainedModule = TypeVar("TrainedModule", bound=nn.Module)
+Loss = Callable[[TrainedModule, int, int], Tensor]
+Evaluation = Callable[[TrainedModule, int], Mapping[str, float]]
 
 
 def train(
-    network: nn.Module,
-    loss: Callable[[nn.Module, int, int], Tensor],
-    evaluate: Callable[[nn.Module, int], Mapping[str, float]],
+    network: TrainedModule,
+    loss: Loss[TrainedModule],
+    evaluate: Evaluation[TrainedModule],
     schedule: TrainingSchedule,
     folder: Path,
     stop_rule: StopRule = run_all_steps,
-) -> nn.Module | None:
+    execution: Execution | None = None,
+    compile_parts: Callable[[nn.Module], None] = compile_network,
+    list_suspects: Callable[[], Sequence[str]] = list,
+) -> TrainedModule | None:
     """Train and return the averaged weights of the last step; None when the minutes ran out before it.
 
-    `loss(network, step, batch)` may depend on nothing else: then a run that was killed and started again equals one
-    that was not, to the bit. `evaluate(averaged, step)`, `step` being the number of steps that are done, returns
-    held-out figures; every `evaluation_interval` steps a row of them is appended to log.jsonl, `stop_rule` decides
-    from all rows whether this is the last step, and a checkpoint is written. The averaged weights of the row that the
-    rule calls best are kept, see `read_best_weights`. Forward passes run under bf16 autocast. Ctrl-C ends the step and
-    writes a checkpoint before it raises KeyboardInterrupt; a second one raises at once.
+    `loss(network, step, part)` is the loss of one of the batches of a step. It may depend on nothing else: then a run
+    that was killed and started again equals one that was not, to the bit. `evaluate(averaged, step)`, `step` being the
+    number of steps that are done, returns held-out figures; every `evaluation_interval` steps a row of them is appended
+    to log.jsonl, `stop_rule` decides from all rows whether this is the last step, and a checkpoint is written. The
+    averaged weights of the row that the rule calls best are kept, see `read_best_weights`. Ctrl-C ends the step and
+    writes a checkpoint before it raises KeyboardInterrupt; a second one raises at once, but not under a launcher,
+    which passes the first on.
 
-    Raises FloatingPointError when the loss is not finite; ValueError when a tensor has had no gradient in 100 steps.
+    Where `accelerate launch` started several processes, `loss` gives each its part of the batch; the first one
+    evaluates and writes, and all end together.
+
+    `compile_parts(network)` compiles what computes, if the execution asks for it. `list_suspects()` names the examples
+    of the last step that may have made its loss not finite.
+
+    Raises FloatingPointError when the loss or its gradients are not finite; ValueError when a tensor has had no
+    gradient in 100 steps, and as `compile_with_check` does.
     """
-    accelerator = Accelerator(mixed_precision="bf16", cpu=not torch.cuda.is_available())
-    network = network.to(accelerator.device)
-    averaged = copy.deepcopy(network).requires_grad_(False).eval()
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    optimizer = _make_optimizer(parameters, schedule)
-    folder.mkdir(parents=True, exist_ok=True)
-    first = _restore_checkpoint(folder / CHECKPOINT_FILE, network, averaged, optimizer)
-    _trim_log(folder / LOG_FILE, first)
-    if _decide_again(stop_rule, folder).reason is not None:
-        return averaged
-    prepared = accelerator.prepare_model(network.train())
-    began, losses = time.monotonic(), []
-    idle = {name: p for name, p in network.named_parameters() if p.requires_grad}
-    with _catch_interrupt() as stopping:
-        for step in range(first, schedule.steps):
-            optimizer.param_groups[0]["lr"] = schedule.learning_rate_at(step)
-            optimizer.zero_grad()
-            losses += _accumulate_gradients(accelerator, prepared, loss, step, schedule.accumulation_steps)
-            _check_finite(losses[-1], step, folder)
-            idle = _filter_idle(idle, len(parameters), step - first)
-            accelerator.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            _update_ema(averaged, network, min(schedule.ema_decay, (step + 1) / (step + 10)))
-            done, late = step + 1, time.monotonic() - began > schedule.max_minutes * 60
-            if done % schedule.evaluation_interval == 0 or done == schedule.steps or late:
-                row = {"step": done, "loss": sum(losses) / len(losses), **evaluate(averaged, done)}
-                losses = []
-                left = (time.monotonic() - began) / (done - first) * (schedule.steps - done)
-                _log_row(row, folder / LOG_FILE, left)  # before the checkpoint: after a kill it is written anew
-                decision = _apply_rule(stop_rule, folder, averaged, done)
-                _save_checkpoint(folder / CHECKPOINT_FILE, network, averaged, optimizer, done)
-                _remove_best(folder, decision.best_step)
-                if decision.reason is not None:
-                    return averaged
-            elif stopping.is_set():
-                _save_checkpoint(folder / CHECKPOINT_FILE, network, averaged, optimizer, done)
-            if stopping.is_set():
-                raise KeyboardInterrupt
-            if late and done < schedule.steps:
-                return None
-    return averaged
+    loop = TrainingLoop(network, loss, schedule, folder, execution or Execution())
+    loop.list_suspects, loop.compile_parts = list_suspects, compile_parts
+    return loop.run(evaluate, stop_rule)
 
 
-def _make_optimizer(parameters: list[nn.Parameter], schedule: TrainingSchedule) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, schedule.learning_rate, betas=(0.9, 0.98), weight_decay=schedule.weight_decay)
+def make_scaler(device: str, precision: str) -> torch.amp.GradScaler:
+    """Return what scales losses so that gradients in float16 are not lost; in other precisions it does nothing."""
+    make = getattr(torch.amp, "GradScaler", None)  # since PyTorch 2.3
+    is_enabled = precision == "fp16"
+    return torch.cuda.amp.GradScaler(enabled=is_enabled) if make is None else make(device, enabled=is_enabled)
 
 
-def _accumulate_gradients(
-    accelerator: Accelerator, network: nn.Module, loss: Callable[[nn.Module, int, int], Tensor], step: int, count: int
-) -> list[float]:
-    """Add the gradients of the mean loss of `count` batches of a step, and return their losses."""
-    torch.manual_seed(step)
-    losses = []
-    for batch in range(count):
-        with accelerator.autocast():
-            value = loss(network, step, batch)
-        accelerator.backward(value / count)
-        losses.append(value.item())
-    return losses
+class TrainingLoop(Generic[TrainedModule]):
+    """A training that goes on from the checkpoint in its folder."""
+
+    def __init__(
+        self,
+        network: TrainedModule,
+        loss: Loss[TrainedModule],
+        schedule: TrainingSchedule,
+        folder: Path,
+        execution: Execution,
+    ):
+        self._processes = Processes()
+        self._loss, self._schedule, self._folder, self._execution = loss, schedule, folder, execution
+        self.list_suspects: Callable[[], Sequence[str]] = list
+        self.compile_parts: Callable[[nn.Module], None] = compile_network
+        device = self._processes.device
+        self._network = network.to(device)
+        averages = schedule.ema_decay > 0
+        self._averaged = copy.deepcopy(self._network).requires_grad_(False) if averages else self._network
+        self._parameters = [p for p in network.parameters() if p.requires_grad]
+        self._optimizer = make_optimizer(
+            execution.optimizer, self._parameters, schedule.learning_rate, schedule.weight_decay
+        )
+        self._scaler = make_scaler(device.type, execution.precision)
+        self._state = TrainingState(self._network, self._averaged, OptimizerState(self._optimizer), self._scaler)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._first = self._state.restore(folder / CHECKPOINT_FILE, self._processes)
+        self._idle = {name: p for name, p in network.named_parameters() if p.requires_grad}
+        self._began = time.monotonic()
+
+    def run(self, evaluate: Evaluation[TrainedModule], stop_rule: StopRule) -> TrainedModule | None:
+        """Train and return the averaged weights of the last step, None when the minutes ran out before it."""
+        stopped = self._processes.call_on_first(lambda: _decide_again(stop_rule, self._folder, self._first))
+        if stopped or self._first >= self._schedule.steps:
+            return self._finish()
+        self._module = self._wrap()
+        saves_memory = self._execution.has_checkpointing
+        with (
+            _catch_interrupt() as interrupt,
+            self._open_bar() as bar,
+            checkpoint_activations(self._network) if saves_memory else nullcontext(),
+        ):
+            for step in range(self._first, self._schedule.steps):
+                self._take_step(step)
+                bar.update()
+                done, late = step + 1, self._is_over_time()
+                is_measured = done % self._schedule.evaluation_interval == 0 or done == self._schedule.steps or late
+                stopped = is_measured and self._measure(done, evaluate, stop_rule)
+                if self._processes.sum([float(interrupt.is_set())])[0] > 0:
+                    if not is_measured:
+                        self._processes.call_on_first(lambda done=done: self._save(done))  # type: ignore[misc]
+                    raise KeyboardInterrupt
+                if stopped:
+                    break
+                if late and done < self._schedule.steps:
+                    return None
+        return self._finish()
+
+    def _wrap(self) -> nn.Module:
+        """Return the module that computes the loss; with several processes its gradients are the means of theirs."""
+        self._network.train()
+        if self._execution.is_compiled:
+            compile_with_check(
+                self._network,
+                lambda: self._compute_loss(_LossModule(self._network, self._loss), self._first, 0),
+                lambda: self.compile_parts(self._network),
+            )
+        module = _LossModule(self._network, self._loss)
+        if self._processes.count == 1:
+            return module
+        return nn.parallel.DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+    def _open_bar(self) -> tqdm[None]:
+        """Return the progress bar on stderr, silent where that is no terminal, and in all processes but the first."""
+        return tqdm(
+            total=self._schedule.steps,
+            initial=self._first,
+            unit="step",
+            disable=None if self._processes.is_first else True,
+        )
+
+    def _take_step(self, step: int) -> None:
+        """Learn from the batches of a step. Raises FloatingPointError before weights change that it would break."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._schedule.learning_rate_at(step)
+        self._optimizer.zero_grad()
+        loss = self._accumulate_gradients(step)
+        self._scaler.unscale_(self._optimizer)
+        norm = nn.utils.clip_grad_norm_(self._parameters, 1.0)
+        *losses, length = torch.cat([loss.double(), norm.double()[None].to(loss.device)]).tolist()
+        losses = [each / self._processes.count for each in self._processes.sum(losses)]
+        self._check_finite(losses, length, step)
+        self._idle = _filter_idle(self._idle, len(self._parameters), step - self._first)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        if self._averaged is not self._network:
+            decay = min(self._schedule.ema_decay, (step + 1) / (step + 10))
+            average = get_ema_multi_avg_fn(decay)
+            average(list(self._averaged.parameters()), list(self._network.parameters()), 0)
+        self._state.losses.extend(losses)
+
+    def _accumulate_gradients(self, step: int) -> Tensor:
+        """Add the gradients of the mean loss of the batches of a step, and return their losses."""
+        torch.manual_seed(step)
+        count = self._schedule.accumulation_steps
+        losses, failure = [], None
+        for part in range(count):
+            is_last = part == count - 1
+            try:
+                value = self._compute_loss(self._module, step, part)
+                losses.append(value.detach())
+                if not is_last:
+                    with self._module.no_sync() if self._processes.count > 1 else nullcontext():  # type: ignore[operator, union-attr]
+                        self._scaler.scale(value / count).backward()
+            except Exception as error:
+                failure = error
+                break
+        self._processes.raise_together(failure)  # before the backward pass in which all wait for each other
+        self._scaler.scale(value / count).backward()
+        return torch.stack(losses)
+
+    def _compute_loss(self, module: nn.Module, step: int, part: int) -> Tensor:
+        with self._autocast():
+            loss: Tensor = module(step, part)
+        return loss
+
+    def _autocast(self) -> torch.autocast:
+        precision = self._execution.precision
+        return torch.autocast(self._processes.device.type, PRECISION_DTYPES[precision], enabled=precision != "fp32")
+
+    def _check_finite(self, losses: Sequence[float], norm: float, step: int) -> None:
+        overflows = self._scaler.is_enabled() and self._scaler.get_scale() > MIN_SCALE  # then the step is left out
+        wrong = next((f"loss of step {step + 1} is {loss}" for loss in losses if not math.isfinite(loss)), None)
+        if wrong is None and (math.isfinite(norm) or overflows):
+            return
+        names = [repr(name) for each in self._processes.gather(list(self.list_suspects())) for name in each]
+        more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+        examples = f" with {', '.join(names[:MAX_NAMES])}{more}" if names else ""
+        raise FloatingPointError(
+            f"the {wrong or f'norm of the gradients of step {step + 1} is {norm}'}{examples}; "
+            f"{self._folder / CHECKPOINT_FILE} is from before"
+        )
+
+    def _is_over_time(self) -> bool:
+        late = time.monotonic() - self._began > self._schedule.max_minutes * 60
+        return self._processes.sum([float(late)])[0] > 0
+
+    def _measure(self, done: int, evaluate: Evaluation[TrainedModule], stop_rule: StopRule) -> bool:
+        """Write a row and a checkpoint in the first process; return True where the stop rule ends the training."""
+
+        def measure() -> bool:
+            self._averaged.eval()
+            with self._autocast() if self._processes.device.type != "cpu" else nullcontext():
+                figures = evaluate(self._averaged, done)
+            self._network.train()
+            row = {"step": done, "loss": sum(self._state.losses) / len(self._state.losses), **figures}
+            append_row(row, self._folder)  # before the checkpoint: after a kill it is written anew
+            self._print_row(row, done)
+            decision = stop_rule(read_log(self._folder / LOG_FILE))
+            for sentence in (decision.message, decision.reason):
+                if sentence is not None:
+                    _print(sentence)
+            if decision.best_step == done:
+                write_best_weights(self._folder, self._averaged, done)
+            self._state.losses.clear()
+            self._save(done)
+            remove_best_weights(self._folder, decision.best_step)
+            return decision.reason is not None
+
+        stopped = self._processes.call_on_first(measure)
+        self._state.losses.clear()
+        return stopped
+
+    def _print_row(self, row: Mapping[str, float], done: int) -> None:
+        left = (time.monotonic() - self._began) / (done - self._first) * (self._schedule.steps - done)
+        _print(" ".join([*(f"{k} {v:.4g}" for k, v in row.items()), f"left {left / 60:.0f} min"]))
+
+    def _save(self, done: int) -> None:
+        self._state.save(self._folder / CHECKPOINT_FILE, done)
+
+    def _finish(self) -> TrainedModule:
+        return self._averaged.requires_grad_(False).eval()
 
 
-def _check_finite(loss: float, step: int, folder: Path) -> None:
-    if not math.isfinite(loss):
-        raise FloatingPointError(f"the loss of step {step + 1} is {loss}; {folder / CHECKPOINT_FILE} is from before")
+class _LossModule(nn.Module, Generic[TrainedModule]):
+    """The loss of a network as a module, which is what PyTorch shares among processes."""
+
+    def __init__(self, network: TrainedModule, loss: Loss[TrainedModule]):
+        super().__init__()
+        self.network = network
+        self._loss = loss
+
+    def forward(self, step: int, part: int) -> Tensor:
+        return self._loss(self.network, step, part)
+
+
+def _decide_again(rule: StopRule, folder: Path, first: int) -> bool:
+    """Remove what was written after the checkpoint; return True if the rule ended the training there."""
+    trim_log(folder, first)
+    rows = read_log(folder / LOG_FILE)
+    decision = rule(rows) if rows else Decision()
+    remove_best_weights(folder, decision.best_step)
+    return decision.reason is not None
+
+
+def _print(sentence: str) -> None:
+    """Print a line to stderr above the progress bar."""
+    with tqdm.external_write_mode(file=sys.stderr):
+        print(sentence, file=sys.stderr, flush=True)
 
 
 def _filter_idle(idle: dict[str, nn.Parameter], count: int, step: int) -> dict[str, nn.Parameter]:
@@ -128,121 +310,27 @@ def _filter_idle(idle: dict[str, nn.Parameter], count: int, step: int) -> dict[s
     return idle
 
 
-def _apply_rule(rule: StopRule, folder: Path, averaged: nn.Module, step: int) -> Decision:
-    """Return what the rule concludes from the log. Print its sentences, and write the weights if they are the best."""
-    decision = rule(read_log(folder / LOG_FILE))
-    for sentence in (decision.message, decision.reason):
-        if sentence is not None:
-            print(sentence, file=sys.stderr, flush=True)
-    if decision.best_step == step:  # before the checkpoint, and beside the best of before: a kill leaves one of both
-        tensors = {name: t.detach().cpu().contiguous() for name, t in averaged.state_dict().items()}
-        write_weights(folder / f"best_{step}.safetensors", tensors, {"step": str(step)}, overwrite=True)
-    return decision
-
-
-def _decide_again(rule: StopRule, folder: Path) -> Decision:
-    """Return what the rule concluded from the log of a run before, and remove the weights that a kill left."""
-    rows = read_log(folder / LOG_FILE)
-    decision = rule(rows) if rows else Decision()
-    _remove_best(folder, decision.best_step)
-    return decision
-
-
-def _list_best(folder: Path) -> dict[int, Path]:
-    """Return the files of best weights by step."""
-    found = ((BEST_PATTERN.fullmatch(path.name), path) for path in folder.iterdir())
-    return {int(match[1]): path for match, path in found if match}
-
-
-def _remove_best(folder: Path, kept: float | None) -> None:
-    """Remove the best weights of other steps than this, which a kill may have left."""
-    for step, path in _list_best(folder).items():
-        if step != kept:
-            path.unlink()
-
-
-def read_best_weights(folder: Path) -> tuple[int, dict[str, Tensor]] | None:
-    """Return the step and the averaged weights that the stop rule of a training called best; None where it kept none.
-
-    The names of tensors are those of the network's `state_dict`.
-    """
-    found = _list_best(folder)
-    return None if not found else (max(found), dict(read_weights(found[max(found)]).tensors))
-
-
-def _trim_log(log: Path, step: int) -> None:
-    """Remove rows that were written after the checkpoint of this step."""
-    kept = "".join(json.dumps(row) + "\n" for row in read_log(log) if row["step"] <= step)
-    if log.exists() and log.read_text() != kept:
-        write_atomically(log, kept.encode(), overwrite=True)
-
-
-def _log_row(row: Mapping[str, float], log: Path, seconds_left: float) -> None:
-    """Append a row of figures to the log, and print it to stderr with the minutes that are left."""
-    with log.open("a") as file:
-        file.write(json.dumps(row) + "\n")
-    print(*(f"{k} {v:.4g}" for k, v in row.items()), f"left {seconds_left / 60:.0f} min", file=sys.stderr, flush=True)
-
-
 @contextmanager
 def _catch_interrupt() -> Iterator[threading.Event]:
-    """Yield an event that the first Ctrl-C sets, where Python handles signals: in the main thread."""
-    stopping = threading.Event()
+    """Yield an event that the first Ctrl-C sets, where Python handles signals: in the main thread.
+
+    A launcher (torch.distributed.elastic) sends its processes the signal that they have had from the terminal already,
+    so there a second one means nothing.
+    """
+    interrupt = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield stopping
+        yield interrupt
         return
     before = signal.getsignal(signal.SIGINT)
+    is_launched = "TORCHELASTIC_RUN_ID" in os.environ
 
     def ask(*_: object) -> None:
-        stopping.set()
-        signal.signal(signal.SIGINT, before)
+        interrupt.set()
+        if not is_launched:
+            signal.signal(signal.SIGINT, before)
 
     signal.signal(signal.SIGINT, ask)
     try:
-        yield stopping
+        yield interrupt
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-@torch.no_grad()
-def _update_ema(averaged: nn.Module, network: nn.Module, decay: float) -> None:
-    for slow, fast in zip(averaged.parameters(), network.parameters(), strict=True):
-        slow.lerp_(fast, 1 - decay)
-
-
-def _iter_checkpoint_tensors(
-    network: nn.Module, averaged: nn.Module, optimizer: torch.optim.Optimizer
-) -> Iterator[tuple[str, Tensor]]:
-    """Yield all tensors of a checkpoint by name, as views of the live ones."""
-    for prefix, module in (("network", network), ("averaged", averaged)):
-        yield from ((f"{prefix}.{name}", t) for name, t in module.state_dict().items())
-    for i, state in optimizer.state_dict()["state"].items():
-        yield from ((f"optimizer.{i}.{name}", t) for name, t in state.items())
-
-
-def _save_checkpoint(
-    path: Path, network: nn.Module, averaged: nn.Module, optimizer: torch.optim.Optimizer, step: int
-) -> None:
-    tensors = {
-        name: t.detach().cpu().contiguous() for name, t in _iter_checkpoint_tensors(network, averaged, optimizer)
-    }
-    write_weights(path, tensors, {"step": str(step)}, overwrite=True)
-
-
-def _restore_checkpoint(path: Path, network: nn.Module, averaged: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Restore a checkpoint, if there is one, and return the number of steps that are done."""
-    if not path.exists():
-        return 0
-    weights = read_weights(path)
-    groups: dict[str, dict[str, Tensor]] = {"network": {}, "averaged": {}, "optimizer": {}}
-    for name, tensor in weights.tensors.items():
-        group, _, rest = name.partition(".")
-        groups[group][rest] = tensor
-    network.load_state_dict(groups["network"])
-    averaged.load_state_dict(groups["averaged"])
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in groups["optimizer"].items():
-        i, _, entry = name.partition(".")
-        state.setdefault(int(i), {})[entry] = tensor
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    return int(weights.metadata["step"])

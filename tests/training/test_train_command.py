@@ -26,8 +26,8 @@ from controlnet_ext.training import data, evaluation, job, verdict
 from controlnet_ext.training.bases import FrozenBase
 from controlnet_ext.training.config import DECAY_SHARE, MAX_LAYOUT_FACTOR, WARM_UP_STEPS
 from controlnet_ext.training.data import Example, check_disjoint, read_examples, split_examples
-from controlnet_ext.training.loop import LOG_FILE
 from controlnet_ext.training.verdict import describe_fit
+from controlnet_ext.training.work_folder import LOG_FILE
 
 STEPS = 24
 
@@ -165,19 +165,19 @@ def same(a: str, b: str) -> bool:
 
 def test_an_interrupted_training_goes_on_as_if_it_had_not_been(sigint, monkeypatch, capsys):
     assert main(words("whole.safetensors", "--accumulate", "2", steps=3)) == 0
-    loss, calls = job.compute_control_loss, []
+    errors, calls = job.compute_control_errors, []
 
     def interrupting(*given):
         calls.append(1)
         if len(calls) == 3:  # in the second step
             os.kill(os.getpid(), signal.SIGINT)
-        return loss(*given)
+        return errors(*given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(job, "compute_control_loss", interrupting)
+        patch.setattr(job, "compute_control_errors", interrupting)
         assert main(words("cut.safetensors", "--accumulate", "2", steps=3)) == 130
     assert not Path("cut.safetensors").exists() and len(calls) == 4
-    assert read_weights("cut.safetensors.training/checkpoint.safetensors").metadata == {"step": "2"}
+    assert read_weights("cut.safetensors.training/checkpoint.safetensors").metadata["step"] == "2"
     assert main(words("cut.safetensors", "--accumulate", "2", steps=3)) == 0
     assert same("whole.safetensors", "cut.safetensors")
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -454,8 +454,6 @@ def test_the_page_on_training_says_what_the_command_does() -> None:
 def test_without_accelerate_the_extra_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("loop", "job"):
-        monkeypatch.delitem(sys.modules, f"controlnet_ext.training.{name}", raising=False)
     monkeypatch.setitem(sys.modules, "accelerate", None)
     assert main(words("other.safetensors")) == 2
     assert line(capsys).endswith('train needs accelerate: pip install "controlnet-ext[train]"\n')

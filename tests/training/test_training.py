@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch import nn
 
+from controlnet_ext.training.checkpoints import CHECKPOINT_FILE, read_best_weights
 from controlnet_ext.training.config import TrainingSchedule
-from controlnet_ext.training.loop import CHECKPOINT_FILE, LOG_FILE, read_best_weights, train
+from controlnet_ext.training.loop import train
 from controlnet_ext.training.stopping import Decision
+from controlnet_ext.training.work_folder import LOG_FILE
 
 
 def _net() -> nn.Module:

@@ -17,9 +17,9 @@ from controlnet_ext.files.disk import lock_folder
 from controlnet_ext.models.state_dict import saving
 from controlnet_ext.training.config import TrainingSchedule
 from controlnet_ext.training.job import TrainingResult
-from controlnet_ext.training.loop import read_log, train
+from controlnet_ext.training.loop import train
 from controlnet_ext.training.stopping import Decision
-from controlnet_ext.training.work_folder import check_work_folder, open_work_folder, remove_output_leftovers
+from controlnet_ext.training.work_folder import check_work_folder, open_work_folder, read_log, remove_output_leftovers
 
 WORK, OUT = Path("out.safetensors.training"), Path("out.safetensors")
 SETTINGS = {"steps": 2, "seed": 0}

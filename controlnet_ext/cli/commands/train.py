@@ -7,12 +7,14 @@ interrupted, at a checkpoint.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import re
 import shlex
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,11 +31,19 @@ from ...maps.control_map import MAP_KINDS
 from ...models import locate_weights
 from ...preprocessors.registry import find_unless_none
 from ...training.config import TrainingSchedule
+from ...training.processes import check_launch, count_processes, is_first_on_machine, read_rank
 from ...training.targets import DEFAULT_RANK, DEFAULT_TARGET, TargetSettings, find_target, list_targets
 from ...training.work_folder import check_work_folder, open_work_folder, remove_output_leftovers, write_run_facts
 from ..common import add_load_option, print_stderr
 from ..evaluation_options import add_evaluation_flags, read_monitor_settings
-from ..training_options import add_loss_flags, add_run_flags, list_changed_settings, read_loss_settings, read_schedule
+from ..training_options import (
+    add_loss_flags,
+    add_run_flags,
+    list_changed_settings,
+    read_execution,
+    read_loss_settings,
+    read_schedule,
+)
 
 if TYPE_CHECKING:
     from ...maps.control_map import ControlMap
@@ -45,7 +55,7 @@ if TYPE_CHECKING:
 VALIDATION_SHARE = "0.1"
 SCENES_PATTERN = re.compile(r"scenes(?::(\d{1,8}))?")
 EVALUATION_KEYS = ("draws", "fidelity_images")  # where they are given
-RESUME_KEYS = ("target", "rank", "steps", "batch", "accumulate", "rate", "weighting", "seed", "map")
+RESUME_KEYS = ("target", "rank", "steps", "batch", "accumulate", "weighting", "seed", "map")
 
 
 def arguments(parser: ArgumentParser, argv: list[str]) -> None:
@@ -128,13 +138,33 @@ class MapSource:
 
 
 def run(options: Namespace) -> int:
-    """Check all that can be checked, load, train, write. Raises ValueError for what is refused before any work."""
+    """Check all that can be checked, load, train, write. Raises ValueError for what is refused before any work.
+
+    Of the processes that a launcher started, the first works on files and prints, and the first of each machine says
+    what is refused.
+    """
+    try:
+        return _run(options)
+    except (ValueError, TypeError, OSError):
+        if is_first_on_machine():
+            raise
+        return 2
+    except KeyboardInterrupt:
+        if read_rank() == 0:
+            raise
+        return 130
+
+
+def _run(options: Namespace) -> int:
+    is_first = read_rank() == 0
+    check_launch()
     if options.batch < 1 or options.seed < 0:
         raise ValueError(f"batch {options.batch}, seed {options.seed}: expected at least 1 and 0")
     loss, schedule = read_loss_settings(options), read_schedule(options)
     work = options.work or options.output.with_name(f"{options.output.name}.training")
-    remove_output_leftovers(work, options.output, _get_temp_prefix(options.output))
-    _check_output(options.output, options.overwrite)
+    if is_first:
+        remove_output_leftovers(work, options.output, _get_temp_prefix(options.output))
+        _check_output(options.output, options.overwrite)
     init_from = _check_names(options)
     target, target_settings = find_target(options.target, init_from), TargetSettings(init_from, options.rank)
     maps = _parse_map(options.map)
@@ -144,29 +174,42 @@ def run(options: Namespace) -> int:
         height, width = _parse_size(options.size, folder)
         monitor = read_monitor_settings(options, maps.kind, maps.preprocess, maps.fidelity, _is_inpainting(folder))
         train_set, held_out = _load_datasets(options, maps, height == width)
-        try:
-            from ...training.job import TrainingJob
-        except ModuleNotFoundError as error:
-            if error.name != "accelerate":
-                raise
-            raise ValueError('train needs accelerate: pip install "controlnet-ext[train]"') from error
+        if importlib.util.find_spec("accelerate") is None:
+            raise ValueError('train needs accelerate: pip install "controlnet-ext[train]"')
+        from ...training.job import TrainingJob
 
+        execution = read_execution(options)
         hashes = hash_files(folder.files())
         settings = {
             **{name: getattr(options, name) for name in RESUME_KEYS},
+            "rate": schedule.learning_rate,
             **list_changed_settings(options),
             **{name: getattr(options, name) for name in EVALUATION_KEYS if getattr(options, name) is not None},
+            **({"processes": count} if (count := count_processes()) > 1 else {}),
             "size": f"{width}x{height}",
             "control": None if init_from is None else hash_weights(init_from),
             "model": hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest(),
             "data": train_set.identity,
             "validation": held_out.identity,
         }
-        check_work_folder(work, settings)
+        if is_first:
+            check_work_folder(work, settings)
         size = height, width
-        job = TrainingJob(folder, target, target_settings, train_set, held_out, size, options.batch, options.seed, loss)
-        with open_work_folder(work, settings):
-            write_run_facts(work, _collect_facts(options, maps, len(train_set), len(held_out)))
+        job = TrainingJob(
+            folder,
+            target,
+            target_settings,
+            train_set,
+            held_out,
+            size,
+            options.batch,
+            options.seed,
+            loss,
+            execution,
+        )
+        with open_work_folder(work, settings) if is_first else nullcontext():
+            if is_first:
+                write_run_facts(work, _collect_facts(options, maps, len(train_set), len(held_out)))
             metadata = {"map": maps.kind, "base": json.dumps(_filter_unet(hashes))}
             return _train(options, job, schedule, work, metadata, monitor)
 
@@ -206,8 +249,11 @@ def _train(
     try:
         result = job.fit(schedule, work, monitor)
     except (RuntimeError, ValueError, ArithmeticError, OSError) as error:
-        print_stderr(f"controlnet-ext: {one_line(error, 500)}")
+        if read_rank() == 0:
+            print_stderr(f"controlnet-ext: {one_line(error, 500)}")
         return 1
+    if read_rank() != 0:
+        return 0 if result is not None else 1
     if result is None:
         print_stderr(
             f"controlnet-ext: {options.minutes:g} minutes are over; the same command goes on from {str(work)!r}"
