@@ -12,14 +12,15 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 JSON_LIMIT = 2**20  # bytes
 MAX_INTEGER_DIGITS = 300  # any such integer has a float; Python before 3.10.7 takes minutes for a million digits
 MAX_JSON_DEPTH = 100  # levels of objects and lists; functions that walk a value recurse
+Content: TypeAlias = bytes | Iterable[bytes | memoryview]  # of a file, at once or in parts
 STDOUT = "-"  # the name of an output that is not a file
 
 
@@ -180,7 +181,7 @@ def lock_folder(folder: Path, work: str) -> Iterator[None]:
 
 
 def list_temporary_files(folder: Path, temp_prefix: str = "") -> list[Path]:
-    """Return the files that `write_atomically` leaves in a folder when it is killed, with this prefix."""
+    """Return the files and folders that are left in a folder when their writer is killed, with this prefix."""
     form = re.compile(rf"\.{re.escape(temp_prefix)}{_TEMPORARY_NAME}")
     return sorted(path for path in folder.iterdir() if form.fullmatch(path.name)) if folder.is_dir() else []
 
@@ -217,7 +218,7 @@ def write_stdout(content: bytes) -> None:
 
 def write_atomically(
     path: str | os.PathLike[str],
-    content: bytes | Iterable[bytes | memoryview],
+    content: Content,
     overwrite: bool = False,
     temp_prefix: str = "",
     sync_folder: bool = True,
@@ -239,17 +240,56 @@ def write_atomically(
         raise FileNotFoundError(f"{str(target.parent)!r} is not a folder, so {target.name!r} cannot be written into it")
     if not overwrite and os.path.lexists(target):
         raise _make_exists_error(target)
-    temporary = target.parent / f".{temp_prefix}{os.urandom(8).hex()}.part"
+    with _stage_file(target, content, temp_prefix) as temporary, _name_in_errors(target):
+        commit_file(temporary, target, overwrite, sync_folder)
+
+
+@contextmanager
+def _stage_file(target: Path, content: Content, temp_prefix: str = "") -> Iterator[Path]:
+    """Write a temporary file beside `target` for `commit_file`; what has no name after the context is removed."""
+    temporary = target.parent / make_temporary_name(temp_prefix)
     try:
-        try:
+        with _name_in_errors(target):
             _write_temporary(temporary, [content] if isinstance(content, bytes) else content)
-            commit_file(temporary, target, overwrite, sync_folder)
-        finally:
-            temporary.unlink(missing_ok=True)
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _name_in_errors(target: Path) -> Iterator[None]:
+    """Put the name of a file that is being written into what the system raises."""
+    try:
+        yield
     except FileExistsError:
         raise _make_exists_error(target) from None
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), str(target)) from error
+
+
+def write_together(
+    files: Mapping[Path, Content],
+    replaced: Collection[Path] = (),
+    temp_prefix: str = "",
+) -> None:
+    """Write several files, by path, which get their names one after the other when all are on the disk.
+
+    A full disk leaves none of them. `temp_prefix` is that of `write_atomically`. Raises FileExistsError for a name that
+    is taken and not among `replaced`, OSError with the name of the file.
+    """
+    with ExitStack() as stack:
+        staged = [
+            (stack.enter_context(_stage_file(target, content, temp_prefix)), target)
+            for target, content in files.items()
+        ]
+        for temporary, target in staged:
+            with _name_in_errors(target):
+                commit_file(temporary, target, overwrite=target in replaced)
+
+
+def make_temporary_name(temp_prefix: str = "") -> str:
+    """Return a name that `list_temporary_files` finds, and that nothing else has."""
+    return f".{temp_prefix}{os.urandom(8).hex()}.part"
 
 
 def _write_temporary(temporary: Path, parts: Iterable[bytes | memoryview]) -> None:

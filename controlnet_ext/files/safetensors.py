@@ -11,7 +11,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
@@ -172,8 +172,17 @@ def write_weights(
 ) -> None:
     """Write tensors of any shape by name as safetensors, complete or not at all, copying one tensor at a time.
 
-    Tensors are dense and on any device but meta; metadata is text. `temp_prefix` is that of `write_atomically`.
-    Raises ValueError for any other input.
+    `temp_prefix` is that of `write_atomically`. Raises ValueError as `serialize_weights` does.
+    """
+    write_atomically(path, serialize_weights(tensors, metadata), overwrite, temp_prefix)
+
+
+def serialize_weights(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> Iterator[bytes | memoryview]:
+    """Return the bytes of a safetensors file, in parts, copying one tensor of any shape at a time.
+
+    Tensors are dense and on any device but meta; metadata is text. Raises ValueError for any other input.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     if not all(isinstance(text, str) for item in (metadata or {}).items() for text in item):
@@ -194,10 +203,7 @@ def write_weights(
     text += b" " * (-len(text) % 8)
     if len(text) > SAFETENSORS_HEADER_LIMIT:
         raise ValueError(f"names and metadata of the weights take {len(text)} bytes, over {SAFETENSORS_HEADER_LIMIT}")
-    content = itertools.chain(
-        [len(text).to_bytes(8, "little"), text], map(_to_bytes, (tensors[name] for name in order))
-    )
-    write_atomically(path, content, overwrite, temp_prefix)
+    return itertools.chain([len(text).to_bytes(8, "little"), text], map(_to_bytes, (tensors[name] for name in order)))
 
 
 def _to_bytes(tensor: Tensor) -> bytes | memoryview:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -50,11 +51,14 @@ def open_work_folder(folder: Path, settings: Mapping[str, Any]) -> Iterator[None
 
 
 def remove_output_leftovers(folder: Path, output: Path, temp_prefix: str) -> None:
-    """Remove the temporary files of `output` that a killed training in this folder left, unless one works there."""
+    """Remove what a killed training in this folder left of `output` under temporary names, unless one works there."""
     if (folder / LOCK_FILE).exists():
         with suppress(ValueError), lock_folder(folder, "training"):
             for path in list_temporary_files(output.parent, temp_prefix):
-                path.unlink(missing_ok=True)
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
 
 
 def write_run_facts(folder: Path, facts: Mapping[str, Any]) -> None:

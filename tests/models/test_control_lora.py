@@ -246,7 +246,7 @@ def test_what_it_is_and_needs_is_said(tmp_path: Path, capsys: pytest.CaptureFixt
     with pytest.raises(ValueError, match="but the model"):
         lora.bind(unet("SD1.5"))
     assert cli.main(["convert", str(tmp_path / "a.safetensors"), str(tmp_path / "b"), "--to", "diffusers"]) == 2
-    assert "a control-lora file, which can be no other layout" in capsys.readouterr().err
+    assert "a control-lora file, which can be of ldm" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

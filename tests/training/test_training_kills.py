@@ -18,6 +18,7 @@ from controlnet_ext.models.state_dict import saving
 from controlnet_ext.training.config import TrainingSchedule
 from controlnet_ext.training.job import TrainingResult
 from controlnet_ext.training.loop import train
+from controlnet_ext.training.output import TrainingOutput
 from controlnet_ext.training.stopping import Decision
 from controlnet_ext.training.work_folder import check_work_folder, open_work_folder, read_log, remove_output_leftovers
 
@@ -59,14 +60,15 @@ def folder(tmp_path, monkeypatch):
 def run(steps=2):
     """What the command does once everything is loaded; None where OUT is there already."""
     settings = {**SETTINGS, "steps": steps}
-    remove_output_leftovers(WORK, OUT, command._get_temp_prefix(OUT))
+    output = TrainingOutput.parse(str(OUT))
+    remove_output_leftovers(WORK, OUT, output.temp_prefix)
     if OUT.exists():
         return None
     check_work_folder(WORK, settings)
-    options = Namespace(output=OUT, overwrite=False, map="canny", steps=steps, minutes=1e9)
+    options = Namespace(output=str(OUT), overwrite=False, map="canny", steps=steps, minutes=1e9)
     schedule = TrainingSchedule(steps, evaluation_interval=1)
     with open_work_folder(WORK, settings):
-        return command._train(options, LineJob(), schedule, WORK, {}, None)
+        return command._train(options, output, LineJob(), schedule, WORK, {}, None)
 
 
 def test_a_training_killed_at_any_operation_on_files_goes_on_to_the_same_bytes(tmp_path, monkeypatch):

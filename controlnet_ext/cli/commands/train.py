@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import os
 import re
 import shlex
 from argparse import ArgumentParser, Namespace
@@ -23,7 +22,7 @@ import numpy as np
 
 from ... import __version__
 from ...errors import one_line
-from ...files.disk import check_target_folder, read_json
+from ...files.disk import read_json
 from ...generation.options import split_unit_text
 from ...generation.pipeline_folder import INPAINTING_CLASSES, PIPELINE_CLASSES, PipelineFolder, silence_libraries
 from ...generation.recipe import hash_files, hash_weights
@@ -31,6 +30,7 @@ from ...maps.control_map import MAP_KINDS
 from ...models import locate_weights
 from ...preprocessors.registry import find_unless_none
 from ...training.config import TrainingSchedule
+from ...training.output import TrainingOutput
 from ...training.processes import check_launch, count_processes, is_first_on_machine, read_rank
 from ...training.targets import DEFAULT_RANK, DEFAULT_TARGET, TargetSettings, find_target, list_targets
 from ...training.work_folder import check_work_folder, open_work_folder, remove_output_leftovers, write_run_facts
@@ -86,8 +86,8 @@ def arguments(parser: ArgumentParser, argv: list[str]) -> None:
         "--output",
         metavar="OUT",
         required=True,
-        type=Path,
-        help=".safetensors file to write, in the layout of webui and ComfyUI",
+        help="what to write: a .safetensors file in the layout of webui and ComfyUI, or a folder that diffusers reads, "
+        "which ends in /",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     for add_flags in (_add_target_flags, _add_data_flags, add_loss_flags, add_run_flags, add_evaluation_flags):
@@ -161,12 +161,14 @@ def _run(options: Namespace) -> int:
     if options.batch < 1 or options.seed < 0:
         raise ValueError(f"batch {options.batch}, seed {options.seed}: expected at least 1 and 0")
     loss, schedule = read_loss_settings(options), read_schedule(options)
-    work = options.work or options.output.with_name(f"{options.output.name}.training")
+    output = TrainingOutput.parse(options.output)
+    work = options.work or output.work_folder
     if is_first:
-        remove_output_leftovers(work, options.output, _get_temp_prefix(options.output))
-        _check_output(options.output, options.overwrite)
+        remove_output_leftovers(work, output.path, output.temp_prefix)
     init_from = _check_names(options)
     target, target_settings = find_target(options.target, init_from), TargetSettings(init_from, options.rank)
+    if is_first:
+        output.check(target, options.overwrite, is_resumed=work.is_dir())
     maps = _parse_map(options.map)
     with silence_libraries():
         folder = PipelineFolder.find(options.model, (*PIPELINE_CLASSES, *INPAINTING_CLASSES))
@@ -211,7 +213,7 @@ def _run(options: Namespace) -> int:
             if is_first:
                 write_run_facts(work, _collect_facts(options, maps, len(train_set), len(held_out)))
             metadata = {"map": maps.kind, "base": json.dumps(_filter_unet(hashes))}
-            return _train(options, job, schedule, work, metadata, monitor)
+            return _train(options, output, job, schedule, work, metadata, monitor)
 
 
 def _filter_unet(hashes: dict[str, str]) -> dict[str, str]:
@@ -228,7 +230,7 @@ def _collect_facts(options: Namespace, maps: MapSource, train_count: int, held_o
     return {
         "command": options.command_line,
         "version": __version__,
-        "output": options.output.name,
+        "output": Path(options.output).name,
         "kind": maps.kind,
         "training_images": train_count,
         "held_out_images": held_out_count,
@@ -239,6 +241,7 @@ def _collect_facts(options: Namespace, maps: MapSource, train_count: int, held_o
 
 def _train(
     options: Namespace,
+    output: TrainingOutput,
     job: TrainingJob,
     schedule: TrainingSchedule,
     work: Path,
@@ -259,8 +262,6 @@ def _train(
             f"controlnet-ext: {options.minutes:g} minutes are over; the same command goes on from {str(work)!r}"
         )
         return 1
-    from ...models.state_dict.saving import save_ldm
-
     stated = {
         **metadata,
         "preprocessor": options.map,
@@ -268,14 +269,9 @@ def _train(
         "weights": "best" if result.is_best else "last",
     }
     more = {f"controlnet_ext.{key}": text for key, text in stated.items()}
-    save_ldm(result.network, options.output, options.overwrite, more, temp_prefix=_get_temp_prefix(options.output))
+    output.write(result.network, more, card="", overwrite=options.overwrite)
     print_stderr(f"{options.output}: {result.sentence}")
     return 0
-
-
-def _get_temp_prefix(output: Path) -> str:
-    """Return the prefix of temporary files of OUT, which tells those of a killed training from others."""
-    return f"{output.name}."
 
 
 def _check_names(options: Namespace) -> Path | None:
@@ -299,14 +295,6 @@ def _parse_share(text: str) -> float | None:
         return float(text)
     except ValueError:
         return None
-
-
-def _check_output(path: Path, overwrite: bool) -> None:
-    if path.suffix != ".safetensors":
-        raise ValueError(f"{str(path)!r} does not end in .safetensors")
-    check_target_folder(path.parent)
-    if os.path.lexists(path) and (path.is_dir() or not overwrite):
-        raise FileExistsError(f"{str(path)!r} exists; --overwrite replaces a file")
 
 
 def _parse_map(text: str) -> MapSource:

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...files.disk import write_atomically
-from ...files.safetensors import write_weights
+from ...files.disk import Content, write_atomically, write_together
+from ...files.safetensors import serialize_weights
 from .. import CONFIG_METADATA_KEY, DIFFUSERS_STEM, MAP_METADATA_KEY, ControlFile
 from ..inspection import find_map_type
 from ..nn.execution import CompilableBlocks
@@ -17,38 +17,48 @@ from ..nn.execution import CompilableBlocks
 METADATA_PREFIX = "controlnet_ext."  # what of a file's metadata goes along when it is converted
 
 
+WEIGHTS_FILE = f"{DIFFUSERS_STEM}.safetensors"
+
+
+def build_diffusers_files(net: Any, extra_metadata: Mapping[str, str] | None = None) -> dict[str, Content]:
+    """Return the content of config.json and of the weights of the folder that diffusers loads, by name.
+
+    It is in the network's dtype, with `extra_metadata` in the metadata of the weights. Raises ValueError when diffusers
+    has no such network.
+    """
+    settings = json.dumps(net.config(), indent=2) + "\n"
+    tensors = net.LAYOUTS["diffusers"](net.state_dict())
+    weights = serialize_weights(tensors, {**(extra_metadata or {}), **build_metadata(net)})
+    return {"config.json": settings.encode(), WEIGHTS_FILE: weights}
+
+
+def build_ldm_file(net: Any, extra_metadata: Mapping[str, str] | None = None) -> Content:
+    """Return the bytes of one .safetensors file under ldm's names without a prefix, in the network's dtype.
+
+    What tensors do not show is in its metadata, under `controlnet_ext.config`, with `extra_metadata` beside it.
+    """
+    tensors = net.LAYOUTS["ldm"](net.state_dict())
+    return serialize_weights(tensors, {**(extra_metadata or {}), **build_metadata(net)})
+
+
 def save_diffusers(
     net: Any, folder: str | os.PathLike[str], overwrite: bool = False, extra_metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write the folder that diffusers loads with `from_pretrained`, in the network's dtype, with `more` in the
-    metadata of the weights. An existing file raises FileExistsError unless `overwrite`; ValueError when diffusers has
-    no such network."""
-    settings = json.dumps(net.config(), indent=2) + "\n"
-    config, weights = Path(folder) / "config.json", Path(folder) / f"{DIFFUSERS_STEM}.safetensors"
-    if not overwrite and any(map(os.path.lexists, (config, weights))):
+    """Write the folder that diffusers loads with `from_pretrained`, as `build_diffusers_files`. An existing file raises
+    FileExistsError unless `overwrite`; ValueError when diffusers has no such network."""
+    files = {Path(folder) / name: content for name, content in build_diffusers_files(net, extra_metadata).items()}
+    if not overwrite and any(map(os.path.lexists, files)):
         raise FileExistsError(f"{os.fspath(folder)!r} holds a model already; it is only replaced when asked for")
-    config.parent.mkdir(parents=True, exist_ok=True)
-    tensors = net.LAYOUTS["diffusers"](net.state_dict())
-    write_weights(weights, tensors, {**(extra_metadata or {}), **build_metadata(net)}, overwrite=overwrite)
-    write_atomically(config, settings.encode(), overwrite=overwrite)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    write_together(files, replaced=files if overwrite else ())
 
 
 def save_ldm(
-    net: Any,
-    path: str | os.PathLike[str],
-    overwrite: bool = False,
-    extra_metadata: Mapping[str, str] | None = None,
-    temp_prefix: str = "",
+    net: Any, path: str | os.PathLike[str], overwrite: bool = False, extra_metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write one .safetensors file under ldm's names without a prefix, in the network's dtype. What tensors do not
-    show is in its metadata, under `controlnet_ext.config`, with `more` beside it. An existing file raises
-    FileExistsError unless `overwrite`. `temp_prefix` is that of `write_atomically`."""
+    """Write the file of `build_ldm_file`. An existing file raises FileExistsError unless `overwrite`."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    tensors = net.LAYOUTS["ldm"](net.state_dict())
-    write_weights(path, tensors, {**(extra_metadata or {}), **build_metadata(net)}, overwrite, temp_prefix)
-
-
-SAVERS = {"diffusers": save_diffusers, "ldm": save_ldm}
+    write_atomically(path, build_ldm_file(net, extra_metadata), overwrite)
 
 
 def convert_model(
