@@ -50,7 +50,19 @@ def place_pixel_values(values: Any, placement: Placement) -> Any:
     return placement.place_pixels(values.astype(np.float32), float("nan"))
 
 
-@dataclass(frozen=True)
+def read_value_pair(expected: ControlMap, found: ControlMap) -> tuple[np.ndarray, np.ndarray]:
+    """Return the values of two maps as float64 arrays of one shape, such as depth (H, W). Raises ValueError where their
+    shapes differ."""
+    a, b = (np.asarray(each.values, np.float64) for each in (expected, found))
+    if a.shape != b.shape:
+        raise ValueError(
+            f"the values of the expected map of {expected.kind} are {a.shape}, those of the found one {b.shape}: "
+            "make both maps with one preprocessor"
+        )
+    return a, b
+
+
+@dataclass(frozen=True, eq=False)
 class Measure:
     """A comparison of an image's own map with the expected one.
 
@@ -105,7 +117,16 @@ class Measure:
         chosen = self.for_map(expected)
         if expected.size != found.size:
             expected, found = chosen._fit_maps(expected, found, size or found.size[::-1], fit_mode)
-        return {name: float(figure) for name, figure in chosen.function(expected, found).items()}
+        for given, which in ((expected, "expected"), (found, "found")):
+            if chosen.needs_values and given.values is None:
+                raise ValueError(
+                    f"the {which} map of {given.kind} has no values of its size, which {chosen.name!r} reads: "
+                    "make both maps with one preprocessor"
+                )
+        figures = {name: float(figure) for name, figure in chosen.function(expected, found).items()}
+        if chosen.score not in figures:
+            raise ValueError(f"measure {chosen.name!r} returned no figure {chosen.score!r}, its score")
+        return figures
 
     def _fit_maps(
         self, expected: ControlMap, found: ControlMap, size: tuple[int, int], fit_mode: str
@@ -141,7 +162,7 @@ class Measure:
         return compute_share(figures[name], floor[name], ceiling[name])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class NoMeasure:
     """The reason why maps of a preprocessor have no measure: a sentence that also says what to do."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..control_map import ControlMap
-from .compare import Measure
+from .compare import Measure, read_value_pair
 from .similarity import to_gray
 
 _MAX_RATIO = 1.25  # of delta 1
@@ -48,10 +48,7 @@ def _compare_shades(expected: ControlMap, found: ControlMap) -> dict[str, float]
 
 def _compare_meters(expected: ControlMap, found: ControlMap) -> dict[str, float]:
     figures = _compare_shades(expected, found)
-    a = np.asarray(expected.values, np.float64)
-    if found.values is None:
-        return figures | {"abs_rel": float("nan"), "delta1": float("nan")}
-    b = np.asarray(found.values, np.float64)
+    a, b = read_value_pair(expected, found)
     seen = np.isfinite(a) & np.isfinite(b) & (a > 0)
     figures["abs_rel"], figures["delta1"] = _compute_relative_errors(a[seen], b[seen])
     return figures

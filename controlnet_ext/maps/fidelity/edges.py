@@ -45,7 +45,7 @@ def canny_f1(expected: np.ndarray, image: np.ndarray, low: int = 100, high: int 
 
 
 def _binarize(edges: np.ndarray) -> np.ndarray:
-    one = edges.max(2) if edges.ndim == 3 else edges
+    one = np.maximum(np.maximum(edges[..., 0], edges[..., 1]), edges[..., 2]) if edges.ndim == 3 else edges
     return (one.astype(bool) if one.dtype == bool else one > 127).astype(np.uint8)
 
 

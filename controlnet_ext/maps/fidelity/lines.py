@@ -50,10 +50,7 @@ def _place_lines(values: Any, placement: Placement) -> Any:
 def _compare_straight_lines(expected: ControlMap, found: ControlMap) -> dict[str, float]:
     width, height = expected.size
     scale = np.array([_SAP_SIDE / width, _SAP_SIDE / height] * 2)
-    a, b = (
-        np.zeros((0, 4)) if each.values is None else np.asarray(each.values, np.float64).reshape(-1, 4) * scale
-        for each in (expected, found)
-    )
+    a, b = (np.asarray(each.values, np.float64).reshape(-1, 4) * scale for each in (expected, found))
     scores = {f"sap{threshold}": compute_structural_ap(a, b, threshold) for threshold in SAP_THRESHOLDS}
     return {**scores, "msap": float(np.mean(list(scores.values()))), "lines": float(len(a))}
 

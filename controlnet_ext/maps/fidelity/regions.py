@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from ..control_map import ControlMap
-from .compare import Measure, Placement, place_pixel_values
+from .compare import Measure, Placement, place_pixel_values, read_value_pair
 
 MAX_COLORS = 1000  # of a map of segmentation; a photo has more
 _NO_CLASS = -1
@@ -120,7 +120,7 @@ def _compare_objects(expected: ControlMap, found: ControlMap) -> dict[str, float
 
 
 def _compare_foregrounds(expected: ControlMap, found: ControlMap) -> dict[str, float]:
-    a, b = (np.asarray(each.values, np.float64) for each in (expected, found))
+    a, b = read_value_pair(expected, found)
     seen = np.isfinite(a) & np.isfinite(b)
     a, b = a[seen], b[seen]
     front, found_front = a > 0.5, b > 0.5

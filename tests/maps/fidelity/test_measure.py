@@ -1,6 +1,7 @@
 """The measure of an image against its map: sizes, what is refused, what a preprocessor brings."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -85,7 +86,15 @@ def test_a_map_that_needs_values_is_refused_or_measured_by_the_fallback(photo):
     both = Measure("both", lambda a, b: {"x": 2.0}, score="x", needs_values=True, fallback=EDGES)
     assert measure(canny(photo), photo, canny, by=both)["f1"] == 1
     with_values = ControlMap(canny(photo).pixels, "edges", values=(1,))
-    assert measure(with_values, photo, canny, by=both) == {"x": 2.0}
+    assert both.compare(with_values, with_values) == {"x": 2.0}
+    with pytest.raises(ValueError, match="the found map of edges has no values"):
+        measure(with_values, photo, canny, by=both)
+
+
+def test_a_measure_without_its_score_says_so(photo):
+    lost = Measure("lost", lambda a, b: {"x": 2.0}, score="y")
+    with pytest.raises(ValueError, match="'lost' returned no figure 'y'"):
+        measure(canny(photo), photo, canny, by=lost)
 
 
 def test_a_share_is_the_way_from_floor_to_ceiling_in_either_direction():
@@ -184,3 +193,11 @@ def test_a_preprocessor_with_an_unknown_measure_is_not_registered(wrong, error, 
         registry.preprocessor("own", makes="edges", fidelity=wrong)(lambda image: image)
     with pytest.raises(ValueError, match="unknown preprocessor"):
         find("own")
+
+
+def test_every_measure_stands_in_the_reference_with_its_figures():
+    page = (Path(__file__).parents[3] / "docs/reference/score.md").read_text()
+    rows = {row.split("`")[1]: row for row in page.splitlines() if row.startswith("| `")}
+    for name, each in MEASURES.items():
+        assert [figure for figure in each.figures if f"`{figure}`" not in rows[name]] == []
+        assert f"| {'higher' if each.is_better_higher else 'lower'} | {each.perfect:g} |" in rows[name]

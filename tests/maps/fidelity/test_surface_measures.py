@@ -71,7 +71,10 @@ def test_meters_are_compared_as_they_are():
     assert (near["abs_rel"], near["delta1"]) == (pytest.approx(0.2), 1)
     assert METRIC.compare(expected, expected)["abs_rel"] == 0
     assert METRIC.for_map(make_depth(SLOPE)) is DEPTH
-    assert math.isnan(METRIC.compare(expected, make_depth(SLOPE))["abs_rel"])
+    with pytest.raises(ValueError, match="the found map of depth has no values of its size"):
+        METRIC.compare(expected, make_depth(SLOPE))
+    with pytest.raises(ValueError, match=r"are \(5, 5\), those of the found one \(5, 4\)"):
+        METRIC.compare(expected, make_depth(SLOPE, meters[:, :4]))
 
 
 def test_meters_of_a_map_of_another_size_are_fitted():
