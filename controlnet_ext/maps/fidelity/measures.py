@@ -91,6 +91,8 @@ def measure(
     score, `Measure.score` says. Raises ValueError in one line for kinds without a measure, a map that cannot be
     measured, and a preprocessor of another kind of map; TypeError for an image of another shape or type.
     """
+    if not isinstance(image, np.ndarray):
+        raise TypeError(f"an image to measure is an array (H, W, 3) uint8, RGB, not {type(image).__name__}: read_image")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise TypeError(f"an image to measure is (H, W, 3) uint8, RGB, not {image.shape} {image.dtype}")
     chosen = require_measure(get_measure_of_kind(expected.kind) if by is None else by).for_map(expected)

@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from controlnet_ext.preprocessors import registry
@@ -57,6 +58,29 @@ def test_a_found_map_of_another_size_shows_the_whole_image(photo):
 def test_an_image_of_another_type_is_refused(photo):
     with pytest.raises(TypeError, match="uint8"):
         measure(canny(photo), photo / 255, canny)
+    with pytest.raises(TypeError, match="not str"):
+        measure(canny(photo), "photo.png", canny)
+
+
+WITHOUT_WEIGHTS = [
+    spec.name
+    for spec in list_preprocessors()
+    if not spec.weights and isinstance(spec.fidelity, Measure) and "bridges" not in spec.factory.__module__
+]
+
+
+@pytest.mark.parametrize("name", WITHOUT_WEIGHTS)
+def test_the_source_of_a_map_is_perfect_by_each_preprocessor(name, photo):
+    """And one in which every pixel is another is not."""
+    spec = find(name)
+    run = spec.load()
+    image = cv2.resize(photo, (128, 96))
+    cv2.circle(image, (90, 50), 20, (255, 240, 200), -1)
+    cv2.line(image, (5, 90), (100, 5), (0, 0, 0), 3)
+    found = measure(run(image), image, run, by=spec.fidelity)
+    assert found[spec.fidelity.score] == pytest.approx(spec.fidelity.perfect, abs=1e-9)
+    other = measure(run(image), 255 - image[:, ::-1] // 2, run, by=spec.fidelity)[spec.fidelity.score]
+    assert (other < spec.fidelity.perfect) if spec.fidelity.is_better_higher else (other > spec.fidelity.perfect)
 
 
 def test_a_preprocessor_of_another_kind_is_refused(photo):
