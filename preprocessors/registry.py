@@ -30,6 +30,7 @@ from ..files.image_reader import (  # not from files, which brings the readers o
     read_mask,
 )
 from ..maps.control_map import MAP_KINDS, ControlMap
+from ..maps.mirror import Mirroring, get_mirroring_of_kind
 from ..maps.resize import resize_for_detection
 from .parameters import Parameter, Range, read_parameters
 
@@ -62,6 +63,8 @@ class Traits:
     has_resolution_slider: False where sd-webui-controlnet runs it at the image's own size.
     has_threshold_sliders: False where sd-webui-controlnet shows no slider for its parameters.
     is_default_for_kind: the preprocessor that front ends choose first for its kind of map.
+    mirroring: how its map of a mirrored image follows from its map of the image, where that is not as for the other
+        maps of the kind, see `maps.mirror`.
     """
 
     restores_unmasked: bool = False
@@ -72,6 +75,7 @@ class Traits:
     has_resolution_slider: bool = True
     has_threshold_sliders: bool = True
     is_default_for_kind: bool = False
+    mirroring: Mirroring | None = None
 
     @property
     def acts_after_step(self) -> bool:
@@ -118,6 +122,11 @@ class Preprocessor:
         if own is None:
             return get_measure_of_kind(self.makes)
         return get_measure(own) if isinstance(own, str) else own
+
+    @property
+    def mirroring(self) -> Mirroring:
+        """The rule by which its map of a mirrored image follows from its map of the image."""
+        return self.traits.mirroring or get_mirroring_of_kind(self.makes)
 
     @property
     def takes_mask(self) -> bool:

@@ -116,27 +116,33 @@ def _remove_patterns(marks: np.ndarray, patterns: list[np.ndarray]) -> np.ndarra
 FIT_MODES = ("crop", "stretch", "fill")
 
 
-def fit(pixels: np.ndarray, height: int, width: int, mode: str = "crop") -> np.ndarray:
+def fit(pixels: np.ndarray, height: int, width: int, mode: str = "crop", place: float = 0.5) -> np.ndarray:
     """A map (H, W, 3), or (H, W, 4) with a mask as its fourth channel, uint8, at exactly (height, width).
 
-    "crop" covers the size and keeps the middle; "stretch" distorts; "fill" stays inside and gives the rest the median
-    colour of the four border rows and columns (a mask: 255). What `resize` says of marks and colours holds. A map of
+    "crop" covers the size and keeps the middle, or with another `place` (0..1) what lies so far from the left or the
+    top; "stretch" distorts; "fill" stays inside and gives the rest the median colour of the four border rows and
+    columns (a mask: 255). What `resize` says of marks and colours holds. A map of
     that size is returned as it is. Raises ValueError for another `how`, shape or type, and where more than 64
     megapixels would be needed, as when a strip is to cover a square."""
     if pixels.ndim != 3 or pixels.shape[2] not in (3, 4) or 0 in pixels.shape or pixels.dtype != np.uint8:
         raise ValueError(f"a map to fit is (H, W, 3) or (H, W, 4) of uint8, not {pixels.shape} of {pixels.dtype}")
-    return _fit_as(pixels, pixels.shape[:2], height, width, mode)
+    return _fit_as(pixels, pixels.shape[:2], height, width, mode, place)
 
 
 def fit_map_of_image(
-    pixels: np.ndarray, image_size: tuple[int, int], height: int, width: int, mode: str = "crop"
+    pixels: np.ndarray,
+    image_size: tuple[int, int],
+    height: int,
+    width: int,
+    mode: str = "crop",
+    place: float = 0.5,
 ) -> np.ndarray:
     """Return a map (H, W, 3) uint8 at (height, width), of the same part of the image as `fit` leaves of an image of
     `image_size` (height, width).
 
     Raises ValueError as `fit` does, and where `check_same_aspect` does."""
     check_same_aspect(pixels.shape[:2], image_size)
-    return _fit_as(pixels, image_size, height, width, mode)
+    return _fit_as(pixels, image_size, height, width, mode, place)
 
 
 # Sides are rounded to multiples of: controlnet_aux 64 (util.py, resize_image), MiDaS 32, DINOv2's patches 14, a VAE 8
@@ -174,19 +180,23 @@ class FitGeometry:
     left: int
 
     @classmethod
-    def compute(cls, height: int, width: int, target_height: int, target_width: int, mode: str = "crop") -> FitGeometry:
+    def compute(
+        cls, height: int, width: int, target_height: int, target_width: int, mode: str = "crop", place: float = 0.5
+    ) -> FitGeometry:
         """Return the geometry of an image (height, width) that is fitted. Raises ValueError as `fit` does."""
         k = _fit_scale(height, width, target_height, target_width, mode)
         if mode == "stretch":
             return cls(target_height, target_width, 0, 0)
         rows, columns = (max(1, round(side * k)) for side in (height, width))
-        top, left = abs(rows - target_height) // 2, abs(columns - target_width) // 2
+        top, left = int(abs(rows - target_height) * place), int(abs(columns - target_width) * place)
         return cls(rows, columns, -top, -left) if mode == "crop" else cls(rows, columns, top, left)
 
 
-def _fit_as(pixels: np.ndarray, image_size: tuple[int, ...], height: int, width: int, mode: str) -> np.ndarray:
+def _fit_as(
+    pixels: np.ndarray, image_size: tuple[int, ...], height: int, width: int, mode: str, place: float
+) -> np.ndarray:
     """Fit a map to (height, width) as an image of `image_size` (height, width) is fitted."""
-    geometry = FitGeometry.compute(image_size[0], image_size[1], height, width, mode)
+    geometry = FitGeometry.compute(image_size[0], image_size[1], height, width, mode, place)
     check_pixels(height, width, "the size to fit")
     if pixels.shape[:2] == image_size == (height, width):
         return pixels

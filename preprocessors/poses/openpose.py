@@ -280,6 +280,7 @@ class OpenPoseFace:
     fidelity="face",
     weights=(OPENPOSE_BODY_WEIGHTS, OPENPOSE_FACE_WEIGHTS),
     batched=True,
+    traits=Traits(mirroring="plain"),  # dots of one color
 )
 class OpenPoseFaceOnly:
     """Faces as dots, by OpenPose, which looks for bodies first."""

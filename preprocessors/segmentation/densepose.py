@@ -12,7 +12,7 @@ import numpy as np
 from ...files.hub import HUB_FILE_LIST, WeightsFile
 from ..backends.tensors import pad_to_multiple
 from ..backends.torchscript import load_torchscript_network
-from ..registry import preprocessor
+from ..registry import Traits, preprocessor
 from .transformers_segmentation import upsample_argmax
 
 if TYPE_CHECKING:
@@ -120,13 +120,20 @@ def make_parula_colors() -> np.ndarray:
     return np.concatenate([np.zeros((1, 3), np.uint8), compute_part_colors(cv2.COLORMAP_PARULA)[1:]])
 
 
+SIDED_PARTS = Traits(mirroring="sided")  # a left arm has another color than a right one
+
 # sd-webui-controlnet's label has "pruple"
 preprocessor(
-    "densepose", makes="segmentation", label="densepose (pruple bg & purple torso)", weights=DENSEPOSE_WEIGHTS
+    "densepose",
+    makes="segmentation",
+    label="densepose (pruple bg & purple torso)",
+    weights=DENSEPOSE_WEIGHTS,
+    traits=SIDED_PARTS,
 )(make_densepose_preprocessor(make_viridis_colors))
 preprocessor(
     "densepose_parula",
     makes="segmentation",
     label="densepose_parula (black bg & blue torso)",
     weights=DENSEPOSE_WEIGHTS,
+    traits=SIDED_PARTS,
 )(make_densepose_preprocessor(make_parula_colors))
