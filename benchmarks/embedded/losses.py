@@ -7,8 +7,8 @@ from typing import Any
 
 from controlnet_ext.embedded.scenes import TRAINING_SEEDS
 from controlnet_ext.training.bases import FrozenBase
-from controlnet_ext.training.data import SceneDataset
-from controlnet_ext.training.encoding import EncodedExamples
+from controlnet_ext.training.data import LoadingSettings, SceneDataset, Tolerance
+from controlnet_ext.training.encoding import EncodedExamples, ExampleEncoder
 from controlnet_ext.training.evaluation import FixedNoiseLoss
 from controlnet_ext.training.losses import DiffusionLoss
 from tools.embedded_model.train_base import TRAINING_SCENES
@@ -24,9 +24,10 @@ def losses(pipe: Any, net: Any) -> Iterator[tuple[str, Figures]]:
     """The loss as in training, of 128 of the scenes that the base learnt and of 128 that nothing has seen; noise and
     noise levels are the same on both sides."""
     frozen, noising = FrozenBase(pipe, str(pipe.device)), DiffusionLoss(pipe.scheduler)
+    encoder = ExampleEncoder(frozen, LoadingSettings(Tolerance(0, print)))
     sides = {"training": TRAINING_SEEDS[:TRAINING_SCENES], "held_out": MEASURED}
     fixed = {
-        side: FixedNoiseLoss(frozen, EncodedExamples(SceneDataset(seeds, edges), frozen, SIDE, SIDE), noising, BATCH)
+        side: FixedNoiseLoss(frozen, EncodedExamples(SceneDataset(seeds, edges), encoder, (SIDE, SIDE)), noising, BATCH)
         for side, seeds in sides.items()
     }
     yield "loss", {side: each.unguided_loss for side, each in fixed.items()}

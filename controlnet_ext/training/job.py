@@ -14,8 +14,8 @@ from ..models.nn.execution import LayerwiseOffload
 from .bases import EncodedBatch, FrozenBase
 from .checkpoints import read_best_weights
 from .config import Execution, LossSettings, TrainingSchedule
-from .data import ControlDataset
-from .encoding import EncodedExamples
+from .data import TrainingData
+from .encoding import EncodedExamples, ExampleEncoder
 from .evaluation import FixedNoiseLoss, compute_gains
 from .loading import TrainingBatches
 from .loop import PRECISION_DTYPES, train
@@ -44,7 +44,6 @@ class TrainingResult:
 class TrainingJob:
     """A network of a target beside the frozen model of a folder, on a GPU where there is one.
 
-    size: (height, width) in pixels.
     loss: settings of `DiffusionLoss`, None for the defaults.
     execution: precision, optimizer and memory, None for the defaults.
 
@@ -56,9 +55,7 @@ class TrainingJob:
         folder: PipelineFolder,
         target: TrainingTarget,
         settings: TargetSettings,
-        train_set: ControlDataset,
-        held_out: ControlDataset,
-        size: tuple[int, int],
+        data: TrainingData,
         batch_size: int,
         seed: int,
         loss: LossSettings | None = None,
@@ -69,16 +66,18 @@ class TrainingJob:
             batch_size,
             seed,
         )
-        self._size = size
+        self._size = data.sampling.size
         pipe = folder.load(torch.float32, folder.make_scheduler(None))
         self._execution, self._processes = execution or Execution(), Processes()
         self._frozen = FrozenBase(pipe, str(self._processes.device))
         torch.manual_seed(seed)
         self._network = target.create(pipe.unet, settings).requires_grad_(True)
         self._prepare_base()
+        encoder = ExampleEncoder(self._frozen, data.loading)
+        self._batches = TrainingBatches(data.source, encoder, data.sampling, data.loading, batch_size, seed)
         self._examples = {
-            "training": EncodedExamples(train_set, self._frozen, *size),
-            "held_out": EncodedExamples(held_out, self._frozen, *size),
+            "training": EncodedExamples(data.source.measured, encoder, self._size),
+            "held_out": EncodedExamples(data.held_out, encoder, self._size),
         }
 
     def fit(self, schedule: TrainingSchedule, work_dir: Path, settings: MonitorSettings) -> TrainingResult | None:
@@ -86,8 +85,7 @@ class TrainingJob:
 
         Of several processes only the first has the best network.
         """
-        batches = TrainingBatches(self._examples["training"], self._batch_size, self._seed)
-        reader = BatchReader(batches, schedule.accumulation_steps, self._processes)
+        reader = BatchReader(self._batches, schedule.accumulation_steps, self._processes)
         rank, ranks = self._processes.rank, self._processes.count
 
         def compute_loss(net: LayerwiseOffload, step: int, part: int) -> torch.Tensor:

@@ -1,41 +1,155 @@
-"""The batches that a training learns from, in an order that depends on the seed, the step and the part alone."""
+"""The batches that a training learns from: read ahead by other processes, in an order that these do not change."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import count
+import os
+import signal
+from collections import deque
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, replace
 
+import cv2
+import numpy as np
 import torch
+from torch.utils.data import DataLoader, Dataset
 
+from ..errors import one_line
 from .bases import EncodedBatch
-from .encoding import EncodedExamples
-from .losses import make_generator
+from .data import DecodedExample, Draw, LoadingSettings, MapMaker, Sample, Sampling, TrainingSource, View
+from .data.tolerance import MIN_SEEN
+from .encoding import EncodedExample, ExampleEncoder, Size, stack_examples
 
-CAPTION_DROPOUT = 0.1  # share of captions that are left empty, so that guidance without a classifier works
+BATCHES_AHEAD = 2  # of each worker
+MAX_DEFAULT_WORKERS = 4
+
+
+@dataclass(frozen=True)
+class Request:
+    """An example that a worker reads."""
+
+    sample: Sample
+    size: Size
+    view: View
+    needs_pixels: bool
+
+
+class ExampleReader(Dataset[DecodedExample | str]):
+    """Reads examples, in this process or in a worker; one that cannot be read is a sentence instead."""
+
+    def __init__(self, maps: MapMaker):
+        self._maps = maps
+
+    def __getitem__(self, request: Request) -> DecodedExample | str:
+        try:
+            return request.sample.decode(*request.size, request.view, self._maps, request.needs_pixels)
+        except (ValueError, OSError) as error:
+            return one_line(error, 300)
+
+
+@dataclass(frozen=True)
+class PlannedBatch:
+    """The draws of a batch, each with the example where it is in memory already."""
+
+    size: Size
+    draws: tuple[tuple[Draw, EncodedExample | None], ...]
 
 
 class TrainingBatches:
-    """Random batches of examples, equal in every process that asks for the same step and part.
+    """Batches of examples, equal in every process that asks for the same step and part, with any number of workers.
 
     A step has `parts` batches of `batch_size` examples for each of `ranks` processes. They are drawn for all processes
     together; process `rank` gets the examples `rank::ranks` of them. So two processes learn from what one process with
-    twice the batch size learns from.
+    twice the batch size learns from. An example that cannot be read is reported, counted, and replaced by another one
+    that its place in the order alone decides.
     """
 
-    def __init__(self, examples: EncodedExamples, batch_size: int, seed: int, caption_dropout: float = CAPTION_DROPOUT):
-        self._examples, self._batch_size, self._seed = examples, batch_size, seed
-        self._caption_dropout = caption_dropout
+    def __init__(
+        self,
+        source: TrainingSource,
+        encoder: ExampleEncoder,
+        sampling: Sampling,
+        loading: LoadingSettings,
+        batch_size: int,
+        seed: int,
+    ):
+        self._source, self._encoder, self._sampling, self._loading = source, encoder, sampling, loading
+        self._batch_size, self._seed = batch_size, seed
+        self._reader = ExampleReader(source.measured.maps)
 
-    def iterate(self, first_step: int, parts: int = 1, rank: int = 0, ranks: int = 1) -> Iterator[EncodedBatch]:
-        """Yield part 0 of `first_step`, the other parts of that step, then those of the next step, without end."""
-        for step in count(first_step):
-            for part in range(parts):
-                yield self._load(step, part, rank, ranks)
+    def iterate(
+        self, first_step: int, parts: int = 1, rank: int = 0, ranks: int = 1
+    ) -> Generator[EncodedBatch, None, None]:
+        """Yield part 0 of `first_step`, the other parts of that step, then those of the next step, without end.
 
-    def _load(self, step: int, part: int, rank: int, ranks: int) -> EncodedBatch:
-        rng = make_generator(self._seed, step, part)
-        size = self._batch_size * ranks
-        rows = torch.randint(len(self._examples), (size,), generator=rng).tolist()
-        is_dropped = (torch.rand(size, generator=rng) < self._caption_dropout)[rank::ranks]
-        batch = self._examples.load_batch(rows[rank::ranks])
-        return batch.replace_captions(is_dropped, self._examples.empty_caption)
+        Close the iterator to end its workers. Raises ValueError when too many examples cannot be read.
+        """
+        planned: deque[PlannedBatch] = deque()  # by the loader, ahead of what is yielded
+        given = self._loading.workers
+        workers = choose_worker_count(self._encoder.device) if given is None else given
+        loader = DataLoader(
+            self._reader,
+            batch_sampler=self._iter_requests(planned, first_step, parts, rank, ranks),  # type: ignore[arg-type]
+            num_workers=workers,
+            collate_fn=list,
+            prefetch_factor=BATCHES_AHEAD if workers else None,
+            worker_init_fn=_start_worker if workers else None,
+            generator=torch.Generator(),  # or it would take a number from the one that dropout uses
+        )
+        for results in loader:
+            yield self._encode_batch(planned.popleft(), results)
+
+    def _iter_requests(
+        self, planned: deque[PlannedBatch], first_step: int, parts: int, rank: int, ranks: int
+    ) -> Iterator[list[Request]]:
+        """Yield what is to be read for each batch: the examples that are not in memory."""
+        count, tolerance = self._batch_size * ranks, self._loading.tolerance
+        for plan in self._source.iter_plans(self._sampling, count, self._seed, first_step, parts, tolerance):
+            draws = plan.draws[rank::ranks]
+            found = [self._encoder.find(draw.sample, plan.size, draw.view) for draw in draws]
+            planned.append(PlannedBatch(plan.size, tuple(zip(draws, found, strict=True))))
+            yield [
+                self._make_request(draw.sample, plan.size, draw.view)
+                for draw, example in zip(draws, found, strict=True)
+                if example is None
+            ]
+
+    def _make_request(self, sample: Sample, size: Size, view: View) -> Request:
+        return Request(sample, size, view, not self._encoder.has_image(sample, size, view))
+
+    def _encode_batch(self, planned: PlannedBatch, results: list[DecodedExample | str]) -> EncodedBatch:
+        """Return the batch; `results` are those of its examples that were not in memory when it was planned."""
+        waiting = iter(results)
+        found = [
+            self._encode(draw, planned.size, next(waiting)) if example is None else example
+            for draw, example in planned.draws
+        ]
+        draws = [draw for draw, _ in planned.draws]
+        batch = stack_examples(found)
+        batch = batch.replace_captions(torch.tensor([d.drops_caption for d in draws]), self._encoder.empty_caption)
+        drops_map = np.array([draw.drops_map for draw in draws])
+        return replace(batch, maps=np.where(drops_map[:, None, None, None], np.uint8(0), batch.maps))
+
+    def _encode(self, draw: Draw, size: Size, result: DecodedExample | str) -> EncodedExample:
+        """Return the example of a draw, or the first of its substitutes that can be read."""
+        tolerance, sample = self._loading.tolerance, draw.sample
+        for substitute in (*draw.substitutes, None):
+            if isinstance(result, DecodedExample):
+                return self._encoder.encode(sample, size, draw.view, result)
+            tolerance.add(sample.name, result)
+            tolerance.check(self._source.total or max(tolerance.seen, MIN_SEEN))
+            if substitute is not None:
+                sample = substitute
+                result = self._reader[self._make_request(sample, size, sample.resolve_view(draw.view))]
+        raise ValueError(f"{draw.sample.name} and {len(draw.substitutes)} others in its place cannot be read: {result}")
+
+
+def choose_worker_count(device: torch.device) -> int:
+    """Return how many processes read ahead by default: none where the processor computes the training too."""
+    return 0 if device.type == "cpu" else min(MAX_DEFAULT_WORKERS, os.cpu_count() or 1)
+
+
+def _start_worker(_: int) -> None:
+    """Prepare a worker: signals are for the training, which ends its workers, and each has one thread."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    cv2.setNumThreads(1)

@@ -108,7 +108,7 @@ def test_a_batch_of_a_table_is_bounded_by_bytes(options, tmp_path, monkeypatch):
     large = np.random.default_rng(0).bytes(30_000)
     for values, rows in (([large] * 100, 3), ([b"a"] * 200, 64)):
         source, sizes = parquet(tmp_path / "a.parquet", values, **options), []
-        iterate = tables._iter_batches
+        iterate = tables.iter_table_batches
 
         def counting(*given, iterate=iterate, sizes=sizes):
             for batch in iterate(*given):
@@ -116,7 +116,7 @@ def test_a_batch_of_a_table_is_bounded_by_bytes(options, tmp_path, monkeypatch):
                 yield batch
 
         with monkeypatch.context() as patch:
-            patch.setattr(tables, "_iter_batches", counting)
+            patch.setattr(tables, "iter_table_batches", counting)
             assert [image.content for image in source.iter_images(0)] == values
         assert max(sizes) <= (rows if options["use_dictionary"] or rows > 3 else 1)
 

@@ -22,10 +22,10 @@ from networks import randomised
 from controlnet_ext import Unit, guide, load
 from controlnet_ext.cli import main
 from controlnet_ext.files.weights import read_weights
-from controlnet_ext.training import data, evaluation, job, verdict
+from controlnet_ext.training import evaluation, job, verdict
 from controlnet_ext.training.bases import FrozenBase
 from controlnet_ext.training.config import DECAY_SHARE, MAX_LAYOUT_FACTOR, WARM_UP_STEPS
-from controlnet_ext.training.data import Example, check_disjoint, read_examples, split_examples
+from controlnet_ext.training.data import Example, check_disjoint, read_examples, reading, split_examples
 from controlnet_ext.training.verdict import describe_fit
 from controlnet_ext.training.work_folder import LOG_FILE
 
@@ -254,12 +254,12 @@ def test_the_best_weights_are_published_unless_the_last_are_asked_for(capsys, mo
         (["--fidelity-images", "-1"], "--fidelity-images -1: expected 0 or more"),
         (["--draws", "3"], "--draws 3: expected at least 4"),
         (["--wandb", "mine"], "wandb is not installed: pip install wandb"),
-        (["--map", "shuffle", "--fidelity-images", "2"], "--fidelity-images 2: "),
+        (["--map", "invert", "--fidelity-images", "2"], "--fidelity-images 2: "),
         (["--map", "none,kind=depth", "--fidelity-images", "2"], "--fidelity-images 2: all maps are given"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_images_are_read(more, says, monkeypatch, capsys):
-    monkeypatch.setattr(data, "read_examples", lambda *_: pytest.fail("images were read"))
+    monkeypatch.setattr(reading, "read_examples", lambda *_, **__: pytest.fail("images were read"))
     monkeypatch.setitem(sys.modules, "wandb", None)
     assert main(words("out.safetensors", *more)) == 2
     assert says in line(capsys)
@@ -335,7 +335,7 @@ def test_nonsense_is_refused_in_one_line_before_any_work(more, says, capsys, tmp
     ],
 )
 def test_what_is_named_and_not_there_is_found_out_before_the_images_are_read(more, says, monkeypatch, capsys):
-    monkeypatch.setattr(data, "read_examples", lambda *_: pytest.fail("images were read"))
+    monkeypatch.setattr(reading, "read_examples", lambda *_, **__: pytest.fail("images were read"))
     assert main(words("out.safetensors", *more)) == 2
     assert says in line(capsys)
 
@@ -381,7 +381,7 @@ def test_folders_that_cannot_be_learnt_from_are_refused(tmp_path):
     with pytest.raises(ValueError, match="holds no images"):
         read_examples(folder)
     tiny.picture().save(folder / "a.png")
-    with pytest.raises(ValueError, match=r"1 of 1 images have no caption, such as .*a\.png"):
+    with pytest.raises(ValueError, match=r"1 of 1 examples cannot be learnt from.*a\.png' has no caption"):
         read_examples(folder)
     (folder / "a.txt").write_bytes(b"\xff")
     with pytest.raises(ValueError, match=r"a\.txt' is not UTF-8"):

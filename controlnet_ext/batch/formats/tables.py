@@ -43,12 +43,12 @@ class ParquetSource:
     needs_mask: bool = False
 
     def __len__(self) -> int:
-        with _open_parquet(self.path) as file:
+        with open_parquet(self.path) as file:
             return int(file.metadata.num_rows)
 
     def check_columns(self) -> None:
         """Raise ValueError when the table lacks a column of images or masks."""
-        with _open_parquet(self.path) as file:
+        with open_parquet(self.path) as file:
             names = file.schema_arrow.names
         find_image_column(names, self.path)
         if self.needs_mask and MASK_COLUMN not in names:
@@ -56,11 +56,13 @@ class ParquetSource:
 
     def iter_images(self, start: int) -> Generator[InputImage, None, None]:
         """Yield the images from position `start` on."""
-        with _open_parquet(self.path) as file:
+        with open_parquet(self.path) as file:
             column = find_image_column(file.schema_arrow.names, self.path)
             i = 0
             try:
-                for batch in _iter_batches(file, [column, MASK_COLUMN] if self.needs_mask else [column], self.path):
+                for batch in iter_table_batches(
+                    file, [column, MASK_COLUMN] if self.needs_mask else [column], self.path
+                ):
                     values = batch.column(column).to_pylist()
                     masks = batch.column(MASK_COLUMN).to_pylist() if self.needs_mask else [None] * len(values)
                     for value, mask in zip(values, masks, strict=True):
@@ -120,7 +122,7 @@ class ParquetOutput:
 
     def check_columns(self) -> None:
         """Raise ValueError when the table has a column with the name of a column of maps."""
-        with _open_parquet(self.source_path) as file:
+        with open_parquet(self.source_path) as file:
             if taken := sorted({*select_kept_columns(file, self.source_path)} & {*self.map_columns()}):
                 raise ValueError(f"{self.source_path!r} has a column {taken[0]!r} already")
 
@@ -128,14 +130,14 @@ class ParquetOutput:
         """Write the table with the maps of the part."""
         pa, made = import_pyarrow("pyarrow"), iter_indexed_members(part)
         waiting = next(made, None)
-        with _open_parquet(self.source_path) as file:
+        with open_parquet(self.source_path) as file:
             kept = select_kept_columns(file, self.source_path)
             maps = [pa.field(name, pa.binary()) for name in self.map_columns()]
             schema = pa.schema([*(file.schema_arrow.field(name) for name in kept), *maps])
             first = 0
             [(path, _)] = self.output_files(part)
             with import_pyarrow().ParquetWriter(path, schema) as writer:
-                for batch in _iter_batches(file, kept, self.source_path):
+                for batch in iter_table_batches(file, kept, self.source_path):
                     rows: list[dict[str, bytes]] = [{} for _ in range(batch.num_rows)]
                     while waiting is not None and waiting[0] < first + len(rows):
                         rows[waiting[0] - first] = waiting[1]
@@ -146,7 +148,7 @@ class ParquetOutput:
                     writer.write_batch(pa.record_batch(columns, schema=schema))
 
 
-def _iter_batches(file: Any, columns: list[str], path: str) -> Iterator[Any]:
+def iter_table_batches(file: Any, columns: list[str], path: str) -> Iterator[Any]:
     """Yield batches of these columns, of all if there are none, that take `BATCH_BYTES` at most.
 
     A value may be as large as its column in a row group, and a dictionary may repeat it in every row. Raises ValueError
@@ -171,7 +173,8 @@ def _iter_batches(file: Any, columns: list[str], path: str) -> Iterator[Any]:
     yield from file.iter_batches(max(1, min(BATCH_ROWS, BATCH_BYTES // largest)), columns=columns or None)
 
 
-def _open_parquet(path: str) -> Any:
+def open_parquet(path: str) -> Any:
+    """Open a Parquet file. Raises ValueError when it is none, what `open_regular_file` raises."""
     module = import_pyarrow()
     with open_regular_file(path):  # not a pipe, which pyarrow would wait for
         pass

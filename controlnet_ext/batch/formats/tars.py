@@ -59,7 +59,7 @@ class TarSource:
         i = -1
         try:
             with open_shard(self.path) as (tar, limit):
-                for i, (key, members) in enumerate(groupby(_iter_sample_members(tar, limit), lambda part: part[0])):
+                for i, (key, members) in enumerate(groupby(iter_sample_members(tar, limit), lambda part: part[0])):
                     if i >= start:
                         yield InputImage(i, key, f"{self.path}/{key}", *_read_sample(tar, members, self.needs_mask))
         except TAR_ERRORS as error:
@@ -153,7 +153,11 @@ _HEADER_TYPES = (
 )
 
 
-def _iter_sample_members(tar: tarfile.TarFile, limit: int) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
+def iter_sample_members(tar: tarfile.TarFile, limit: int) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
+    """Yield key, field and header of each member that is a file and has both.
+
+    Raises ReadError where there are over `limit` members, or the tar has no end; and others of `TAR_ERRORS`.
+    """
     for count, info in enumerate(iter_members(tar), start=1):
         if count > limit:
             raise tarfile.ReadError(f"it has over {limit} members, too many for a file of its size")

@@ -1,0 +1,39 @@
+"""Aspect buckets: sizes of equal area, of which each image takes the one nearest to its own shape."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+
+MAX_ASPECT = 3.0  # of a bucket's sides; longer images are cropped
+
+
+@lru_cache(maxsize=64)
+def list_sizes(size: tuple[int, int], step: int) -> tuple[tuple[int, int], ...]:
+    """Return the sizes (height, width) whose sides are multiples of `step`, of about the area of `size`, one for each
+    height: `size` itself, and taller and wider ones."""
+    area = size[0] * size[1]
+    found = {size}
+    for height in range(step, math.isqrt(int(area * MAX_ASPECT)) + 1, step):
+        width = max(step, round(area / height / step) * step)
+        if max(height, width) <= MAX_ASPECT * min(height, width) and height != size[0]:
+            found.add((height, width))
+    return tuple(sorted(found))
+
+
+@lru_cache(maxsize=2**14)
+def choose_size(image_size: tuple[int, int], size: tuple[int, int], step: int) -> tuple[int, int]:
+    """Return the bucket (height, width) whose aspect is nearest to that of an image of `image_size`."""
+    aspect = math.log(image_size[1] / image_size[0])
+    return min(list_sizes(size, step), key=lambda each: (abs(math.log(each[1] / each[0]) - aspect), each))
+
+
+def group_by_size(
+    image_sizes: Sequence[tuple[int, int] | None], size: tuple[int, int], step: int
+) -> dict[tuple[int, int], list[int]]:
+    """Return the indices of images by bucket; an image of unknown size takes `size`."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for i, each in enumerate(image_sizes):
+        groups.setdefault(size if each is None else choose_size(each, size, step), []).append(i)
+    return dict(sorted(groups.items()))
