@@ -11,7 +11,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..guidance.contract import Activation, AttentionModel, Residuals, Step
+from ..guidance.contract import Activation, AttentionModel, Hint, Residuals, Step, UndoStack
 from ..guidance.schedule import Span
 from ..hosts.diffusers.host import ENCODER_ARGUMENT, MIDDLE_ARGUMENT, SKIPS_ARGUMENT, DiffusersHost, encode_vae_image
 from ..models.nn.execution import LayerwiseOffload
@@ -76,7 +76,8 @@ class FrozenBase:
             )
         self.is_sdxl = config["addition_embed_type"] == "text_time"
         self.device = torch.device(device)
-        self.pipe = pipe.to(device)
+        self._pipe = pipe.to(device)
+        self._attached = UndoStack()  # what a network changed of the UNet for a backward pass that needs it again
         self.unet = pipe.unet
         self._parts = [pipe.unet, pipe.vae, pipe.text_encoder, *([pipe.text_encoder_2] if self.is_sdxl else [])]
         for part in self._parts:
@@ -85,6 +86,16 @@ class FrozenBase:
             pipe.unet.set_attn_processor(AttnProcessor())
         self.empty_caption = self.encode_caption("")
 
+    @property
+    def pipe(self) -> Any:
+        """The pipeline, as it was."""
+        self.release()
+        return self._pipe
+
+    def release(self) -> None:
+        """Take from the UNet what `predict` left on it for a backward pass that computes parts of it again."""
+        self._attached.close()
+
     @torch.no_grad()
     def encode_latents(self, pixels: np.ndarray) -> Tensor:
         """Return the most likely latents (C, h, w), on the CPU, of RGB (H, W, 3) in 0..255, uint8 or float32.
@@ -92,13 +103,13 @@ class FrozenBase:
         In float32 and one image at a time: an example is equal to the bit in any batch, so a resumed run is too.
         """
         with torch.autocast(self.device.type, enabled=False):
-            return encode_vae_image(self.pipe.vae, pixels, self.device)[0].cpu()
+            return encode_vae_image(self._pipe.vae, pixels, self.device)[0].cpu()
 
     @torch.no_grad()
     def encode_caption(self, caption: str) -> EncodedCaption:
         """Return the text states of a caption, on the CPU."""
         with torch.autocast(self.device.type, enabled=False):
-            found = self.pipe.encode_prompt(
+            found = self._pipe.encode_prompt(
                 caption, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
             )
         return EncodedCaption(found[0][0].cpu(), found[2][0].cpu() if self.is_sdxl else None)
@@ -135,8 +146,10 @@ class FrozenBase:
         """Return the prediction (B, C, h, w) of the UNet for noised latents x (B, C, h, w) of a batch.
 
         `net` guides it with the maps of the batch; None predicts without control. Gradients flow to `net` alone.
-        Raises ValueError if the batch lacks what the model reads.
+        Where the UNet computes activations again in the backward pass, a network that acts inside it stays there until
+        the next prediction, or `release`. Raises ValueError if the batch lacks what the model reads.
         """
+        self.release()
         x, t, context = x.to(self.device), t.to(self.device), batch.context.to(self.device)
         if self.is_inpainting:
             if batch.extra is None:
@@ -153,11 +166,22 @@ class FrozenBase:
             return self._call_unet(step, given)
         hint = net.hint(batch.maps)
         if isinstance(net, AttentionModel):
-            activation = Activation(step, torch.ones(len(x), device=self.device), None, None, 0)
-            with net.attach(DiffusersHost(self.pipe, self.unet), hint, lambda: activation):
-                return self._call_unet(step, given)
+            return self._call_inside(net, step, hint, given)
         residuals: Residuals = net(step, hint)
         return self._call_unet(step, {**given, **_name_residuals(residuals)})
+
+    def _call_inside(self, net: AttentionModel, step: Step, hint: Hint, given: dict[str, Any]) -> Tensor:
+        activation = Activation(step, torch.ones(len(step.x), device=self.device), None, None, 0)
+        is_needed_again = False
+        try:
+            host = DiffusersHost(self._pipe, self.unet)
+            self._attached.enter_context(net.attach(host, hint, lambda: activation))
+            predicted = self._call_unet(step, given)
+            is_needed_again = torch.is_grad_enabled() and self.unet.is_gradient_checkpointing
+            return predicted
+        finally:
+            if not is_needed_again:
+                self.release()
 
     def _call_unet(self, step: Step, given: dict[str, Any]) -> Tensor:
         predicted: Tensor = self.unet(step.x, step.t, step.context, **given).sample

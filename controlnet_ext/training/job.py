@@ -95,17 +95,20 @@ class TrainingJob:
             reader.errors[part] = errors.detach()
             return errors.mean()
 
-        net = train(
-            self._network,
-            compute_loss,
-            self._make_evaluation(work_dir, settings),
-            schedule,
-            work_dir,
-            TrainingMonitor(work_dir, settings) if self._processes.is_first else run_all_steps,
-            self._execution,
-            self._compile,
-            reader.list_suspects,
-        )
+        try:
+            net = train(
+                self._network,
+                compute_loss,
+                self._make_evaluation(work_dir, settings),
+                schedule,
+                work_dir,
+                TrainingMonitor(work_dir, settings) if self._processes.is_first else run_all_steps,
+                self._execution,
+                self._compile,
+                reader.list_suspects,
+            )
+        finally:
+            self._frozen.release()
         if net is None:
             return None
         if not self._processes.is_first:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..models.nn.blocks import ResnetBlock, SpatialTransformer
+from ..models.nn.execution import LayerwiseOffload
 
 CHECKPOINTED_BLOCKS = (ResnetBlock, SpatialTransformer)
 MAX_DIFFERENCE = 0.1  # of a tensor's gradient from that without torch.compile, as a share of its norm; bf16 gives 0.02
@@ -21,7 +22,8 @@ PROBE_SCALE = 0.02  # standard deviation of the weights that replace those of a 
 @contextmanager
 def checkpoint_activations(network: nn.Module) -> Iterator[None]:
     """Compute the blocks of a network again in backward passes within the context, instead of storing activations."""
-    blocks = [module for module in network.modules() if isinstance(module, CHECKPOINTED_BLOCKS)]
+    modules = network.iter_parts() if isinstance(network, LayerwiseOffload) else network.modules()
+    blocks = [module for module in modules if isinstance(module, CHECKPOINTED_BLOCKS)]
     for block in blocks:
         block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
     try:

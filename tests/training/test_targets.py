@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from controlnet_ext.generation.pipeline_folder import PipelineFolder
 from controlnet_ext.models.state_dict.saving import save_ldm
 from controlnet_ext.training.bases import EncodedBatch, FrozenBase
 from controlnet_ext.training.masks import draw_mask
+from controlnet_ext.training.memory import checkpoint_activations
 from controlnet_ext.training.targets import TargetSettings, find_target, list_targets
 
 SIDE = 128  # pixels: the middle block has several, so that its queries and keys matter
@@ -155,6 +157,42 @@ def test_an_error_in_a_step_leaves_nothing_on_the_base(bases: BaseMaker, monkeyp
         predict(base, batch, net)
     assert not any(module._forward_pre_hooks for module in base.unet.modules())
     assert torch.equal(predict(base, batch, None), plain)
+
+
+@pytest.mark.parametrize(
+    ("target", "family", "layer"),
+    [
+        ("controlnet", "SD1.5", "conv1"),
+        ("control-lora", "SD1.5", "conv1"),
+        ("t2i-adapter", "SDXL", None),
+        ("lllite", "SDXL", None),
+    ],
+)
+def test_activations_that_are_computed_again_give_the_same_gradients(
+    target: str, family: str, layer: str | None, bases: BaseMaker
+) -> None:
+    base, batch = bases(family)
+    net = shake(create(target, base)).train()
+    found, calls = [], []
+    for part in net.iter_parts():
+        if layer is not None and hasattr(part, layer):
+            getattr(part, layer).register_forward_hook(lambda *_: calls.append(1))
+    for saves in (False, True):
+        net.zero_grad()
+        calls.clear()
+        try:
+            with checkpoint_activations(net) if saves else nullcontext():
+                base.unet.enable_gradient_checkpointing() if saves else None
+                predict(base, batch, net).square().mean().backward()
+        finally:
+            base.unet.disable_gradient_checkpointing()
+        found.append(([p.grad.clone() for p in net.parameters()], len(calls)))
+    (plain, once), (saved, again) = found
+    assert again == 2 * once and (once > 0) == (layer is not None)
+    for a, b in zip(plain, saved, strict=True):
+        assert a.any() and torch.equal(a, b)
+    assert base.pipe.unet is base.unet  # who asks for the pipeline gets it plain
+    assert not any(module._forward_pre_hooks for module in base.unet.modules())
 
 
 def test_factors_have_the_rank_of_the_smaller_side_at_most(bases: BaseMaker) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import weakref
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from copy import copy
 from typing import Any, ClassVar
 
@@ -151,6 +151,10 @@ class ControlLora(CompilableBlocks):
         net.global_average_pooling = self.global_average_pooling
         residuals: Residuals = net(step, hint)
         return residuals
+
+    def iter_parts(self) -> Iterator[nn.Module]:
+        """Yield the modules that compute: those of the network that was built on a UNet."""
+        yield from self._get_net().modules()
 
     def _get_net(self) -> ControlNet:
         if self._built is None:

@@ -152,7 +152,7 @@ class LLLiteHook:
 
     def __init__(self, name: str, module: LLLiteModule, hint: Tensor, get_activation: Callable[[], Activation | None]):
         self._name, self._module, self._hint, self._get_activation = name, module, hint, get_activation
-        self._encoded_map: Tensor | None = None  # the same in all steps
+        self._encoded_map: Tensor | None = None  # the same in all steps, unless the network is being trained
 
     def __call__(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         now = self._get_activation()
@@ -166,9 +166,11 @@ class LLLiteHook:
                 f"{self._name} is called on {len(x)} of {len(now.strength)} rows (perturbed attention guidance does "
                 "that), whose strength is not known"
             )
-        if self._encoded_map is None:
-            self._encoded_map = self._module.encode_map(self._hint.to(x.dtype))
-        look = self._encoded_map.to(x).expand(len(x), -1, -1, -1)
+        encoded = self._encoded_map
+        if encoded is None:
+            encoded = self._module.encode_map(self._hint.to(x.dtype))
+            self._encoded_map = None if encoded.requires_grad else encoded
+        look = encoded.to(x).expand(len(x), -1, -1, -1)
         if look.shape[-2] * look.shape[-1] != x.shape[1]:
             raise ValueError(
                 f"{self._name} reads {x.shape[1]} pixels, but the map has {look.shape[-1]}x{look.shape[-2]}"

@@ -3,7 +3,7 @@ another device than that of its weights. And base classes of models that wrap a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from typing import Any, Protocol, TypeVar
 
@@ -76,6 +76,10 @@ class LayerwiseOffload(nn.Module, ControlModel):
         streamed = copy(self)
         streamed.stream_device = device
         return streamed
+
+    def iter_parts(self) -> Iterator[nn.Module]:
+        """Yield the modules that compute, those of other networks that it is made of too."""
+        yield from self.modules()
 
 
 class CompilableBlocks(LayerwiseOffload):
