@@ -464,15 +464,16 @@ def test_a_hostile_recipe_is_refused(name: str, capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("§", "its map is not base64"),
-        ("AAAA", "its map is missing, or not a PNG"),
-        (base64_of(64, 64)[:100], "cut short or damaged"),
-        (base64_of(64, 72), "its map is 72x64, but the image 64x64"),
-        (base64_of(9000, 9000), "over the limit of 64"),
+        (lambda: "§", "its map is not base64"),
+        (lambda: "AAAA", "its map is missing, or not a PNG"),
+        (lambda: base64_of(64, 64)[:100], "cut short or damaged"),
+        (lambda: base64_of(64, 72), "its map is 72x64, but the image 64x64"),
+        (lambda: base64_of(9000, 9000), "over the limit of 64"),
     ],
+    ids=["no base64", "no PNG", "cut", "another size", "too large"],
 )
-def test_a_hostile_map_is_refused(text: str, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
-    tampered(lambda _: None, map=text)
+def test_a_hostile_map_is_refused(text: Callable[[], str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    tampered(lambda _: None, map=text())
     assert expected in refused(capsys, ["generate", "--from", "bad.png", "-o", "again.png"])
 
 

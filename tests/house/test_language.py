@@ -3,17 +3,12 @@
 import ast
 import re
 from collections import defaultdict
-from pathlib import Path
 
 from controlnet_ext.preprocessors import list_preprocessors
+from sources import ROOT, parse_all
 
 from controlnet_ext.maps.control_map import MAP_KINDS
 
-ROOT = Path(__file__).parents[2]
-FILES = sorted(
-    path for package in ("annotators", "preprocessors", "controlnet_ext") for path in (ROOT / package).rglob("*.py")
-)
-TREES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text()) for path in FILES}
 FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 # Past participles that do not end in -ed.
@@ -136,7 +131,7 @@ def definitions(tree, owner=""):
 
 def everything():
     """(path, qualified name, node, is public) of everything that is defined."""
-    return [(path, *entry) for path, tree in TREES.items() for entry in definitions(tree)]
+    return [(path, *entry) for path, tree in parse_all().items() for entry in definitions(tree)]
 
 
 def has_docstring(node):
@@ -185,7 +180,7 @@ def test_no_function_is_a_bare_participle():
 def test_functions_fit_on_a_page():
     wrong = [
         f"{path}: {node.name} has {node.end_lineno - node.lineno + 1} lines"
-        for path, tree in TREES.items()
+        for path, tree in parse_all().items()
         for node in ast.walk(tree)
         if isinstance(node, FUNCTION) and node.end_lineno - node.lineno >= MAX_FUNCTION_LINES
     ]
@@ -195,7 +190,7 @@ def test_functions_fit_on_a_page():
 def test_arrays_are_called_images_and_maps():
     wrong = [
         f"{path}: {line.strip()}"
-        for path in TREES
+        for path in parse_all()
         for line in (ROOT / path).read_text().splitlines()
         if "picture" in line.lower() and "--pictures" not in line  # the old name of a flag
     ]
@@ -206,7 +201,7 @@ def test_no_variable_is_named_by_who_spoke():
     spoken = {"said", "told", "asked", "meant", "brought"}  # of what? a value is named by what it is
     wrong = [
         f"{path}:{node.lineno}: {name}"
-        for path, tree in TREES.items()
+        for path, tree in parse_all().items()
         for node in ast.walk(tree)
         for name in [getattr(node, "id", None) or getattr(node, "arg", None)]
         if isinstance(node, (ast.Name, ast.arg)) and name in spoken
@@ -216,7 +211,7 @@ def test_no_variable_is_named_by_who_spoke():
 
 def test_no_exported_name_has_two_meanings():
     places = defaultdict(set)
-    for path, tree in TREES.items():
+    for path, tree in parse_all().items():
         for node in tree.body:
             names = []
             if isinstance(node, (*FUNCTION, ast.ClassDef)):
@@ -232,7 +227,7 @@ def test_no_exported_name_has_two_meanings():
 
 
 def test_every_module_with_code_has_a_docstring():
-    assert [path for path, tree in TREES.items() if tree.body and not has_docstring(tree)] == []
+    assert [path for path, tree in parse_all().items() if tree.body and not has_docstring(tree)] == []
 
 
 def test_every_public_name_has_a_docstring():
@@ -279,9 +274,9 @@ def test_public_functions_name_what_they_raise():
 
 
 def test_names_quoted_in_prose_exist():
-    modules = {path: split_prose((ROOT / path).read_text(), tree) for path, tree in TREES.items()}
+    modules = {path: split_prose((ROOT / path).read_text(), tree) for path, tree in parse_all().items()}
     known = FOREIGN.union(*(words for _, words in modules.values()))
-    known = known.union(*(path.removesuffix(".py").split("/") for path in TREES))
+    known = known.union(*(path.removesuffix(".py").split("/") for path in parse_all()))
     wrong = [
         f"{path}: `{name}`"
         for path, (prose, _) in modules.items()
@@ -316,7 +311,7 @@ def test_roles_of_preprocessors_are_fields_of_the_registry_and_not_comparisons_w
     names = {word.casefold() for each in list_preprocessors() for word in (each.name, each.label, *each.aliases)}
     names -= {*MAP_KINDS}  # which control models compare
     wrong = []
-    for path, tree in TREES.items():
+    for path, tree in parse_all().items():
         for node in ast.walk(tree):
             if isinstance(node, ast.Compare) and not path.startswith("preprocessors/"):
                 constants = {each.value for each in ast.walk(node) if isinstance(each, ast.Constant)} - {None}

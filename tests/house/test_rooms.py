@@ -4,13 +4,10 @@ import ast
 import subprocess
 import sys
 from graphlib import TopologicalSorter
-from pathlib import Path
 
 import pytest
+from sources import FILES, PACKAGES, ROOT, parse
 
-ROOT = Path(__file__).parents[2]
-PACKAGES = ("annotators", "preprocessors", "controlnet_ext")
-FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 HEAVY = {"torch", "diffusers", "transformers", "accelerate", "peft", "torchvision", "controlnet_aux"}
 FLOORS = (  # a room imports rooms of lower floors, and itself
     {"errors"},
@@ -50,7 +47,7 @@ def room(name):
 def imports(path, nodes=None):
     """(line, level, full name) of what a file imports, of names in packages the modules."""
     package = module(path).split(".") if path.name == "__init__.py" else module(path).split(".")[:-1]
-    for node in nodes or ast.walk(ast.parse(path.read_text())):
+    for node in nodes or ast.walk(parse(path)):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, 0, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -63,7 +60,7 @@ def imports(path, nodes=None):
 
 def at_import(path):
     """The nodes that run when a file is imported: not in functions, not for type checkers only."""
-    found, waiting = [], [ast.parse(path.read_text())]
+    found, waiting = [], [parse(path)]
     while waiting:
         node = waiting.pop()
         found.append(node)
@@ -128,7 +125,7 @@ ALLOWED = {"image_reader.py", "image_writer.py"}  # those for weights call none 
 
 def test_only_the_reader_and_the_writer_open_images_and_weights():
     for path in FILES:
-        calls = {ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)}
+        calls = {ast.unparse(node.func) for node in ast.walk(parse(path)) if isinstance(node, ast.Call)}
         if path.parent != ROOT / "controlnet_ext/files" or path.name not in ALLOWED:
             assert calls & (OPEN | WRITE) == set(), path
 

@@ -2,7 +2,8 @@
 
 import ast
 
-from test_rooms import FILES, ROOT, module, room
+from sources import FILES, parse_all
+from test_rooms import module, room
 
 MAX_BARE_ANY = 0.03  # of the parameters outside webui/, whose host has no types
 # Members of foreign objects which one of our classes has too, by file; whose they are
@@ -31,7 +32,6 @@ FOREIGN_MEMBERS = {
     ("controlnet_ext/webui/inputs.py", "enable_hr"),  # the webui: a processing
     ("controlnet_ext/webui/sampling.py", "enable_hr"),
 }
-TREES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text()) for path in FILES}
 
 
 def parameters(tree):
@@ -69,10 +69,10 @@ def lookups(tree):
 
 def test_few_parameters_outside_the_webui_are_any():
     bare, count = [], 0
-    for file, path in zip(TREES, FILES, strict=True):
+    for (file, tree), path in zip(parse_all().items(), FILES, strict=True):
         if room(module(path)) == "webui":
             continue
-        for function, argument in parameters(TREES[file]):
+        for function, argument in parameters(tree):
             count += 1
             if argument.annotation is not None and ast.unparse(argument.annotation) == "Any":
                 bare.append(f"{file}:{function.lineno} {function.name}({argument.arg})")
@@ -83,14 +83,14 @@ def test_few_parameters_outside_the_webui_are_any():
 def test_every_parameter_has_a_type():
     assert [
         f"{file}:{function.lineno} {function.name}({argument.arg})"
-        for file, tree in TREES.items()
+        for file, tree in parse_all().items()
         for function, argument in parameters(tree)
         if argument.annotation is None
     ] == []
 
 
 def test_no_member_of_our_own_is_looked_up_by_name():
-    own = {name for tree in TREES.values() for name in members(tree)}
+    own = {name for tree in parse_all().values() for name in members(tree)}
     assert {"bind", "architecture", "stream_device"} <= own
-    found = {(file, line, name) for file, tree in TREES.items() for line, name in lookups(tree) if name in own}
+    found = {(file, line, name) for file, tree in parse_all().items() for line, name in lookups(tree) if name in own}
     assert not {each for each in found if (each[0], each[2]) not in FOREIGN_MEMBERS}
