@@ -51,7 +51,7 @@ def render_sheet(photo: np.ndarray, edge_map: np.ndarray, columns: Sequence[Colu
         x, y = MARGIN + column * (width + GAP), first + row * pitch
         paper[y : y + height, x : x + width] = image
         for i, line in enumerate(lines):
-            _draw_text(paper, line, x, y + height + 4 + i * LINE_HEIGHT, PALE_TEXT_COLOR if i else TEXT_COLOR)
+            draw_text(paper, line, x, y + height + 4 + i * LINE_HEIGHT, PALE_TEXT_COLOR if i else TEXT_COLOR)
 
     place(0, 0, fit(photo, height, width), "the photo")
     place(0, 1, enlarge(edge_map, scale, cv2.INTER_NEAREST), "its canny map")
@@ -59,7 +59,7 @@ def render_sheet(photo: np.ndarray, edge_map: np.ndarray, columns: Sequence[Colu
     for i, column in enumerate(columns, 1):
         lines = wrap_text(column.prompt, width)
         for k, line in enumerate(lines, 2 - len(lines)):
-            _draw_text(paper, line, MARGIN + i * (width + GAP), MARGIN + k * LINE_HEIGHT, TEXT_COLOR)
+            draw_text(paper, line, MARGIN + i * (width + GAP), MARGIN + k * LINE_HEIGHT, TEXT_COLOR)
         unguided, guided = (enlarge(image, scale, cv2.INTER_CUBIC) for image in (column.unguided, column.guided))
         place(i, 0, unguided, "without guidance", _format_score(column.unguided_score))
         place(i, 1, guided, "guided, from the same noise", _format_score(column.guided_score))
@@ -70,7 +70,7 @@ def render_sheet(photo: np.ndarray, edge_map: np.ndarray, columns: Sequence[Colu
             "the map over the guided image",
         )
     for k, line in enumerate(wrap_text(footer, across - 2 * MARGIN)):
-        _draw_text(paper, line, MARGIN, first + 3 * pitch + k * LINE_HEIGHT, PALE_TEXT_COLOR)
+        draw_text(paper, line, MARGIN, first + 3 * pitch + k * LINE_HEIGHT, PALE_TEXT_COLOR)
     return paper
 
 
@@ -96,9 +96,9 @@ def wrap_text(text: str, width: int, max_lines: int = 2) -> list[str]:
     return lines
 
 
-def _draw_text(paper: np.ndarray, text: str, x: int, y: int, color: Color) -> None:
-    """Draw one line of text with its upper left corner at x, y, as far as it fits; letters beyond ASCII become
-    question marks."""
+def draw_text(paper: np.ndarray, text: str, x: int, y: int, color: Color) -> None:
+    """Draw one line of text onto `paper` (H, W, 3) uint8, its upper left corner at x, y, as far as it fits; letters
+    beyond ASCII become question marks."""
     height, width = LINE_HEIGHT, min(_measure_text(text) + 4, paper.shape[1] - x)
     ink = np.zeros((height * TEXT_SUPERSAMPLING, width * TEXT_SUPERSAMPLING), np.uint8)
     text = text.encode("ascii", "replace").decode()
@@ -122,6 +122,6 @@ def _draw_legend(paper: np.ndarray, x: int, y: int, width: int) -> None:
     """Draw the legend of the last row and of the scores."""
     for i, (colour, text) in enumerate(((HIT_COLOR, "edges that the image has"), (MISS_COLOR, "edges that it misses"))):
         cv2.line(paper, (x, y + 10 + i * LINE_HEIGHT), (x + 24, y + 10 + i * LINE_HEIGHT), colour, 3)
-        _draw_text(paper, text, x + 36, y + i * LINE_HEIGHT, TEXT_COLOR)
+        draw_text(paper, text, x + 36, y + i * LINE_HEIGHT, TEXT_COLOR)
     for i, line in enumerate(wrap_text(F1_LEGEND, width, 4), 3):
-        _draw_text(paper, line, x, y + i * LINE_HEIGHT, PALE_TEXT_COLOR)
+        draw_text(paper, line, x, y + i * LINE_HEIGHT, PALE_TEXT_COLOR)

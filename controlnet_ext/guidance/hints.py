@@ -36,7 +36,20 @@ def make_map(
     size: tuple[int, int] | None = None,
     fit_mode: str = "crop",
 ) -> np.ndarray:
-    """Return the map (H, W, 3) uint8 that `run`, the preprocessor of `spec`, makes of an image (H, W, 3) uint8 RGB.
+    """Return the pixels (H, W, 3) uint8 of `make_control_map`."""
+    return make_control_map(spec, run, image, mask, parameters, size, fit_mode).pixels
+
+
+def make_control_map(
+    spec: Preprocessor,
+    run: PreprocessorCall,
+    image: np.ndarray,
+    mask: np.ndarray | None,
+    parameters: Mapping[str, Any],
+    size: tuple[int, int] | None = None,
+    fit_mode: str = "crop",
+) -> ControlMap:
+    """Return the map that `run`, the preprocessor of `spec`, makes of an image (H, W, 3) uint8 RGB.
 
     A `resolution` of "match" becomes that at which the map neither grows nor shrinks when `fit_mode` fits it to `size`
     (height, width). `mask` is passed on if the preprocessor needs one. Raises what the preprocessor raises."""
@@ -46,7 +59,7 @@ def make_map(
         resolution = compute_fit_resolution(image.shape[0], image.shape[1], *size, fit_mode)
         bounds = RESOLUTION_PARAMETER.range
         values["resolution"] = int(min(max(resolution, bounds.low), bounds.high))
-    return run(image, mask if spec.needs_mask else None, **values).pixels
+    return run(image, mask if spec.needs_mask else None, **values)
 
 
 def extend_for_outpainting(

@@ -38,7 +38,8 @@ class UnitScore:
     `number` counts units from 1; `preprocessor` is the name of the one that found the map again, `kind` that of the
     map, `measure` that of the measure, `figure` that of the score in `figures`. A figure is NaN where it is not
     defined, as for a map without edges. `floor` has the figures of an unguided image, `ceiling` those of the image of
-    which the map was made, None where unknown; `share` is how far the score has come from one to the other.
+    which the map was made, None where unknown; `share` is how far the score has come from one to the other, by
+    `share_figure` where that is another figure than the score's.
     """
 
     number: int
@@ -51,6 +52,7 @@ class UnitScore:
     floor: Figures | None = None
     ceiling: Figures | None = None
     share: float | None = None
+    share_figure: str | None = None
 
     @property
     def score(self) -> float:
@@ -100,7 +102,7 @@ class UnitScorer:
 
     @cached_property
     def expected(self) -> ControlMap:
-        """The map that is asked for; an image of a map has the values of its source, such as key points."""
+        """The map that guided; an image of a map has the values of its source, such as key points."""
         own = self.target.control_map
         if own.values is not None or self._source_map is None or not self._fidelity.needs_values:
             return own
@@ -132,7 +134,6 @@ class UnitScorer:
         `score`."""
         target, figures = self.target, self._compare(found, image)
         floor = None if unguided is None else self._compare(self.detect(unguided), unguided)
-        known = floor is not None and self.ceiling is not None
         return UnitScore(
             target.number,
             target.spec.name,
@@ -143,7 +144,8 @@ class UnitScorer:
             figures,
             floor,
             self.ceiling,
-            self.measure.compute_share(figures, floor, self.ceiling) if known and floor and self.ceiling else None,
+            self.measure.compute_share(figures, floor, self.ceiling) if floor and self.ceiling else None,
+            self.measure.share_figure,
         )
 
     def _compare(self, found: ControlMap, image: np.ndarray) -> dict[str, float]:
@@ -163,7 +165,8 @@ def _cut_to_region(control_map: ControlMap, region: np.ndarray) -> ControlMap:
     is_array = isinstance(values, np.ndarray) and values.shape[:2] == control_map.pixels.shape[:2]
     if not inside.any() or (values is not None and not is_array):
         return control_map
-    pixels = fit(control_map.pixels, *inside.shape, "stretch")
+    height, width = inside.shape
+    pixels = fit(control_map.pixels, height, width, "stretch")
     rows, columns = (np.flatnonzero(inside.any(axis=axis)) for axis in (1, 0))
     box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
     cut = np.ascontiguousarray(np.where(inside[..., None], pixels, np.uint8(0))[box])
@@ -320,7 +323,7 @@ def rank_scores(scores: Sequence[Sequence[UnitScore]]) -> list[float]:
         if not all(map(math.isfinite, gains)):
             continue
         worst, top, count = min(gains), max(gains), count + 1
-        if first.ceiling is not None:
+        if first.ceiling is not None and math.isfinite(first.ceiling[first.figure]):
             top = max(top, first.ceiling[first.figure] * (1 if first.is_better_higher else -1))
         for i, gain in enumerate(gains):
             totals[i] += (gain - worst) / (top - worst) if top > worst else 1.0
@@ -368,12 +371,8 @@ def _read_score(fields: Any, name: str) -> UnitScore:
     if not isinstance(fields, dict) or not all(isinstance(fields.get(word), str) for word in words):
         raise ValueError(f"{name} lacks one of {', '.join(words)}, or it is no text")
     number, figures = parse_whole_number(fields.get("unit")), _read_figures(fields.get("figures"), name)
-    if (
-        number is None
-        or figures is None
-        or fields["score"] not in figures
-        or fields["better"] not in ("higher", "lower")
-    ):
+    is_known = fields["better"] in _DIRECTIONS.values()
+    if number is None or figures is None or fields["score"] not in figures or not is_known:
         raise ValueError(f"{name} has no number of a unit, no figure of its score, or no direction")
     floor, ceiling = (_read_figures(fields.get(key), name) for key in ("floor", "ceiling"))
     for each in (floor, ceiling):
@@ -382,8 +381,11 @@ def _read_score(fields: Any, name: str) -> UnitScore:
     share = fields.get("share")
     return UnitScore(
         number,
-        *(fields[word] for word in words[:4]),
-        fields["better"] == "higher",
+        fields["preprocessor"],
+        fields["kind"],
+        fields["measure"],
+        fields["score"],
+        fields["better"] == _DIRECTIONS[True],
         figures,
         floor,
         ceiling,

@@ -7,7 +7,11 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from ..errors import error_prefix
+from ..files.disk import parse_json
 from ..generation.inpainting import InpaintArea
+from ..scoring.inputs import StatedUnit
+from .modules import USE_DEFAULT, find_module, parameters_from_sliders
 from .requests import INPAINTING_FILLS, WebuiRequest
 from .units import CONTROL_MODES, HR_OPTIONS, RESIZE_MODES, UNION_MAP_TYPES, WebuiUnit
 
@@ -16,6 +20,8 @@ UNIT_TEXT_FIELDS = {  # that a unit's text may set
     *("guidance_end", "pixel_perfect", "control_mode", "enabled", "hr_option", "low_vram", "save_detected_map"),
     *("union_control_type", "weight_schedule", "advanced_weighting"),
 }
+
+UNIT_PATTERN = re.compile(r'ControlNet (\d{1,3}): ("(?:[^"\\]|\\.)*")')  # in the text of an image
 
 
 def format_infotext(
@@ -104,6 +110,27 @@ def parse_unit_text(text: str) -> dict[str, Any]:
         found["advanced_weighting"] = [float(word) for word in words if _is_number(word)]
     if "weight_schedule" in found:
         found["weight_schedule"] = ", ".join(str(found["weight_schedule"]).split())
+    return found
+
+
+def read_stated_units(text: str) -> list[StatedUnit]:
+    """Return how the units in the text of an image made their maps, which the text does not hold. Units that are off,
+    and those without a preprocessor, are left out.
+
+    Raises ValueError in one line for a preprocessor that is not here, or sliders that are no numbers."""
+    found = []
+    for number, quoted in UNIT_PATTERN.findall(text.rpartition("\n")[2]):
+        with error_prefix(f"ControlNet {number}"):
+            unit = parse_unit_text(str(parse_json(quoted.encode(), "its text")))
+            module = find_module(str(unit.get("module", "none")))
+            if module is None or unit.get("enabled") is False:
+                continue
+            sliders = (unit.get(name, USE_DEFAULT) for name in ("processor_res", "threshold_a", "threshold_b"))
+            parameters = parameters_from_sliders(module, *map(float, sliders))
+            if unit.get("pixel_perfect") is True and "resolution" in parameters:
+                parameters["resolution"] = "match"
+            fit_mode = dict(RESIZE_MODES).get(str(unit.get("resize_mode")), "crop")
+            found.append(StatedUnit(module, parameters, fit_mode))
     return found
 
 

@@ -216,6 +216,30 @@ def test_a_choice_that_cannot_be_made_is_refused(
     assert reason in refused(capsys, arguments)
 
 
+def test_score_reads_the_units_of_a_recipe_and_draws_its_floor(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words("plain.png", control=None)) == 0
+    capsys.readouterr()
+    assert main(["score", "made.png", "--json", "--floor"]) == 0
+    (unit,) = json.loads(capsys.readouterr().out)["images"][0]["units"]
+    (stored,) = read_scores(read_png_text("made.png"))
+    assert unit["figures"] == stored.figures and unit["ceiling"] == stored.ceiling  # that of when the photo was there
+    control_map = read_recipe("made.png").units[0].control_map.pixels
+    floor = canny_f1(control_map, read_image("plain.png"), 50, 200).exact
+    assert unit["floor"]["f1"] == pytest.approx(floor, abs=1e-6) and unit["share"] is not None
+    assert main(["score", "made.png", "--json", "--image", "photo.png"]) == 0
+    assert json.loads(capsys.readouterr().out)["images"][0]["units"][0]["ceiling"] == stored.ceiling
+
+
+def test_score_refuses_a_changed_image_and_a_model_that_is_not_the_recipes(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("wide.png").write_bytes(encode_image("w.png", np.zeros((64, 72, 3), np.uint8), read_png_text("made.png")))
+    assert main(["score", "wide.png"]) == 2
+    assert "the image is 72x64 pixels and its recipe's 64x64: it was changed since" in line(capsys)
+    assert main(["score", "made.png", "--floor", "--model", "xl"]) == 2
+    assert "'xl'" in line(capsys)
+    assert main(["score", "made.png", "--map", "photo.png"]) == 2
+    assert "its recipe holds its maps: for others say what they are" in line(capsys)
+
+
 def test_two_units_with_region_schedule_layers_and_a_map_are_repeated() -> None:
     Path("map.png").write_bytes(encode_image("map.png", np.asarray(tiny.picture(seed=4))))
     second = 'none,image=map.png,model="other",region=region.png,weight="0.5@0, 1@0.5",fit=stretch,mode=control'

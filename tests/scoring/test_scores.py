@@ -25,7 +25,6 @@ from controlnet_ext.scoring.scores import (
 )
 
 CANNY = find("canny")
-rng = np.random.default_rng(0)
 
 
 def photo(seed: int = 0) -> np.ndarray:
@@ -148,8 +147,8 @@ def test_a_unit_without_a_score_on_one_image_does_not_count():
 
 
 def test_a_preprocessor_without_a_measure_has_no_scorer():
-    with pytest.raises(ValueError, match="measure"):
-        scorer(spec=find("shuffle"))
+    with pytest.raises(ValueError, match="nothing to obey"):
+        scorer(spec=find("inpaint"))
 
 
 def test_the_default_preprocessor_stands_for_a_kind():

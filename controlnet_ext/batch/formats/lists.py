@@ -29,7 +29,8 @@ def read_list(path: str, needs_mask: bool = False) -> list[InputFile]:
     folder.
     """
     return [
-        _parse_row(row, path, needs_mask, f"line {i} of {path!r}") for i, row in enumerate(_read_rows(path), start=1)
+        _parse_row(row, path, needs_mask, f"line {i} of {path!r}")
+        for i, row in enumerate(iter_list_rows(path), start=1)
     ]
 
 
@@ -41,7 +42,7 @@ def write_list(path: str, out: str, folder: str, spec_names: Sequence[str]) -> N
     """
     rows = (
         {**row, **_move_paths(row, file.key, path, folder), **_name_maps(row, file.key, folder, spec_names)}
-        for row, file in zip(_read_rows(path), read_list(path), strict=True)
+        for row, file in zip(iter_list_rows(path), read_list(path), strict=True)
     )
     lines = (json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n" for row in rows)
     os.makedirs(folder, exist_ok=True)
@@ -85,7 +86,8 @@ def _parse_row(row: dict[str, Any], path: str, needs_mask: bool, where: str) -> 
     return InputFile(os.path.join(folder, image), get_row_key(row, image, where), mask and os.path.join(folder, mask))
 
 
-def _read_rows(path: str) -> Iterator[dict[str, Any]]:
+def iter_list_rows(path: str) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a list. Raises ValueError in one line for one that is no JSON object, or over 1 MiB."""
     with open_regular_file(path) as file:
         i = 0
         while line := file.readline(LINE_LIMIT + 1):
