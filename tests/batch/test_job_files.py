@@ -247,7 +247,7 @@ def test_without_pyarrow_a_table_is_refused_in_one_line(monkeypatch, capsys):
     assert "needs pyarrow: pip install" in capsys.readouterr().err and not Path("maps").exists()
 
 
-def test_a_file_that_holds_pictures_becomes_one_of_its_kind(capsys):
+def test_a_file_that_holds_images_becomes_one_of_its_kind(capsys):
     shard("a.tar", samples())
     for words, reason in (
         ("canny a.tar -o x.png", "expected a folder, or for one result a .tar"),

@@ -64,7 +64,7 @@ def errors(out):
 
 
 @pytest.mark.parametrize("options", ["", "--jobs 2 --batch 2"])
-def test_a_folder_has_masks_called_as_the_pictures(options, filled):
+def test_a_folder_has_masks_called_as_the_images(options, filled):
     assert run(f"{NAME},canny in -o out --recursive --mask masks {options}") == 0
     for i in range(2):
         np.testing.assert_array_equal(read_image(f"out/{i}_{NAME}.png"), filled[i])
@@ -75,7 +75,7 @@ def test_a_folder_has_masks_called_as_the_pictures(options, filled):
     assert Path("one.png").read_bytes() == contents("out")[f"0_{NAME}.png"]
 
 
-def test_a_picture_without_a_mask_is_told_and_the_others_are_done():
+def test_an_image_without_a_mask_is_told_and_the_others_are_done():
     Path("masks/0.png").unlink()
     write_image("masks/1.png", MASKS[1][:9], overwrite=True)
     assert run(f"{NAME},invert in -o out --recursive --mask masks --batch 3") == 1

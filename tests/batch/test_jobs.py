@@ -70,7 +70,7 @@ def test_shards_together_are_the_whole():
     assert run(f"canny in -o parts --recursive --shard {shards[0]} --low 3") == 2  # they exist
 
 
-def test_shards_and_resumed_jobs_put_the_same_pictures_into_a_networks_batch():
+def test_shards_and_resumed_jobs_put_the_same_images_into_a_networks_batch():
     from controlnet_ext.annotators import pidinet
     from lines import random_state  # here, as processes that start import this file
 
@@ -84,7 +84,7 @@ def test_shards_and_resumed_jobs_put_the_same_pictures_into_a_networks_batch():
     assert contents("parts") == contents("whole")
 
 
-def test_bad_pictures_are_in_the_errors_file_and_tried_again_by_the_same_command(capsys):
+def test_bad_images_are_in_the_errors_file_and_tried_again_by_the_same_command(capsys):
     good = Path("in/3.png").read_bytes()
     Path("in/3.png").write_bytes(good[:99])
     Path("in/deeper/8.png").write_text("no picture")
@@ -260,7 +260,7 @@ def full(after, monkeypatch):
 
 
 @pytest.mark.parametrize("out", ["in", "in/maps"])
-def test_results_among_the_pictures_are_not_taken_for_pictures_by_shards_and_resumed_jobs(out, monkeypatch):
+def test_results_among_the_images_are_not_taken_for_images_by_shards_and_resumed_jobs(out, monkeypatch):
     assert run("canny in -o whole --recursive") == 0
     with monkeypatch.context() as patch:
         full(5, patch)
@@ -383,7 +383,7 @@ def test_a_process_ends_with_its_job_so_that_a_kill_does_not_come_between():
 
 @pytest.mark.long
 @pytest.mark.skipif(os.name == "nt", reason="signals")
-def test_two_hundred_kills_of_a_thousand_pictures_leave_no_trace():
+def test_two_hundred_kills_of_a_thousand_images_leave_no_trace():
     for i in range(1000):
         Path(f"many/{i % 10}").mkdir(parents=True, exist_ok=True)
         write_image(f"many/{i % 10}/{i}.png", cv2.resize(rng.integers(0, 256, (8, 8, 3), np.uint8), (128, 128)))
@@ -428,7 +428,7 @@ def test_results_come_in_order_with_few_under_way():
     assert list(results) == list(range(1, 9))
 
 
-def test_a_picture_that_ends_its_process_is_told_and_the_others_are_done():
+def test_an_image_that_ends_its_process_is_told_and_the_others_are_done():
     lots = [["a", "b"], ["d"], ["e", "f"]]
     done = list(ProcessEngine(2).map(doubled, lots, lambda one: f"{one} lost"))
     assert done == [["aa", "b lost"], ["dd"], ["ee", "ff"]]
@@ -481,6 +481,6 @@ def test_progress_is_a_bar_on_a_terminal_and_a_line_a_minute_elsewhere(monkeypat
     loud.close()
 
 
-def test_maps_in_a_tree_are_those_of_the_pictures():
+def test_maps_in_a_tree_are_those_of_the_images():
     assert run("invert in -o maps --recursive --jobs 2") == 0
     assert np.array_equal(read_image("maps/deeper/7_invert.png"), 255 - read_image("in/deeper/7.png"))

@@ -46,7 +46,7 @@ def nearly(path, pixels):
 
 
 @pytest.mark.parametrize("words", ["--library models", "--weights models/table5_pidinet.pth"])
-def test_a_picture_becomes_a_networks_map(words, capsys):
+def test_an_image_becomes_a_networks_map(words, capsys):
     assert run(f"softedge_pidinet in/a.png -o map.png --no-download {words}") == 0
     assert np.array_equal(read_image("map.png"), expected("pidinet", "in/a.png"))
     assert capsys.readouterr().err == "map.png\n"
@@ -59,7 +59,7 @@ def test_the_environment_names_folders(monkeypatch):
 
 
 @pytest.mark.parametrize("batch", ["1", "2", "9"])
-def test_pictures_in_batches_give_the_same_maps(batch):
+def test_images_in_batches_give_the_same_maps(batch):
     assert run(f"pidinet,pidinet_sketch,canny in -o maps --library models --batch {batch}") == 0
     for name in "abcde":
         assert nearly(f"maps/{name}_pidinet.png", expected("pidinet", f"in/{name}.png"))
@@ -67,7 +67,7 @@ def test_pictures_in_batches_give_the_same_maps(batch):
     assert len(list(Path("maps").glob("*.png"))) == 15
 
 
-def test_a_bad_picture_in_a_batch_is_told_and_the_others_are_done(capsys):
+def test_a_bad_image_in_a_batch_is_told_and_the_others_are_done(capsys):
     Path("in/c.png").write_bytes(b"no picture")
     assert run("pidinet in -o maps --library models --batch 3") == 1
     assert sorted(path.name for path in Path("maps").glob("*.png")) == [f"{name}_pidinet.png" for name in "abde"]

@@ -56,7 +56,7 @@ def refused(words, capsys):
     return error.strip()
 
 
-def test_a_picture_becomes_a_file(capsys):
+def test_an_image_becomes_a_file(capsys):
     assert run("canny a.png -o edges.png --low 30 --high 60") == 0
     np.testing.assert_array_equal(read_image("edges.png"), preprocess("canny", PIXELS, low=30, high=60).pixels)
     assert capsys.readouterr() == ("", "edges.png\n")
@@ -85,7 +85,7 @@ def test_a_label_in_any_case_is_a_name():
     assert files("maps") == ["a_invert.png"]
 
 
-def test_a_folder_means_its_pictures():
+def test_a_folder_means_its_images():
     assert run("canny in -o maps/") == 0
     assert files("maps") == ["c_canny.png"]
     assert run("canny in -o all/ --recursive") == 0
@@ -171,7 +171,7 @@ def test_what_cannot_be_done_is_refused_in_one_line_before_any_work(words, reaso
     assert reason in refused(words, capsys)
 
 
-def test_an_empty_out_and_a_folder_without_pictures_are_refused(capsys):
+def test_an_empty_out_and_a_folder_without_images_are_refused(capsys):
     assert cli.main(["preprocess", "canny", "a.png", "-o", ""]) == 2
     assert "OUT is empty" in capsys.readouterr().err
     Path("empty/deeper").mkdir(parents=True)
@@ -187,18 +187,18 @@ def test_nothing_is_replaced_without_overwrite(capsys):
     assert read_image("maps/b_canny.png").shape == (120, 170, 3)
 
 
-def test_a_picture_that_is_still_to_be_read_is_not_replaced(capsys):
+def test_an_image_that_is_still_to_be_read_is_not_replaced(capsys):
     write_image("a_canny.png", PIXELS)
     assert "still to be read" in refused("canny a.png a_canny.png -o ./ --overwrite", capsys)
     np.testing.assert_array_equal(read_image("a_canny.png"), PIXELS)
 
 
-def test_a_picture_may_be_replaced_by_its_own_map():
+def test_an_image_may_be_replaced_by_its_own_map():
     assert run("invert a.png -o a.png --overwrite") == 0
     np.testing.assert_array_equal(read_image("a.png"), 255 - PIXELS)
 
 
-def test_one_bad_picture_among_others_does_not_stop_them(capsys):
+def test_one_bad_image_among_others_does_not_stop_them(capsys):
     Path("in/bad.png").write_bytes(Path("a.png").read_bytes()[:500])
     assert run("canny,invert in a.png -o maps") == 1
     assert files("maps") == ["a_canny.png", "a_invert.png", "c_canny.png", "c_invert.png"]
@@ -206,12 +206,12 @@ def test_one_bad_picture_among_others_does_not_stop_them(capsys):
     assert len(failures) == 1 and "'in/bad.png'" in failures[0]
 
 
-def test_the_only_picture_bad_is_a_refusal(capsys):
+def test_the_only_image_bad_is_a_refusal(capsys):
     Path("bad.png").write_bytes(Path("a.png").read_bytes()[:500])
     assert "'bad.png'" in refused("canny,invert bad.png -o maps/", capsys)
 
 
-def test_the_only_picture_bad_for_one_preprocessor_is_a_failure_on_the_way(capsys):
+def test_the_only_image_bad_for_one_preprocessor_is_a_failure_on_the_way(capsys):
     write_image("strip.png", np.zeros((3, 1000, 3), np.uint8))
     assert run("canny,invert strip.png -o maps --invert.resolution 2048") == 1
     assert files("maps") == ["strip_canny.png"]

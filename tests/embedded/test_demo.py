@@ -76,7 +76,7 @@ def near(a: np.ndarray, b: np.ndarray, most: int) -> bool:
     return int(np.abs(a.astype(int) - b).max()) <= most
 
 
-def test_the_sheet_shows_the_photo_its_map_and_the_pictures_of_generate(shelf: Path) -> None:
+def test_the_sheet_shows_the_photo_its_map_and_the_images_of_generate(shelf: Path) -> None:
     whole, photo = read_image(shelf / "sheet.png"), read_image(embedded.SAMPLE_PHOTO)
     asked = fit(preprocess("canny", photo, resolution=128).pixels, 128, 128)
     assert whole.shape[1] == 2 * MARGIN + 4 * MIN_PANEL_SIDE + 3 * GAP
@@ -97,7 +97,7 @@ def test_the_sheet_shows_the_photo_its_map_and_the_pictures_of_generate(shelf: P
     assert near(dark[~edges], guided[~edges] // 2, 2)
 
 
-def test_scores_are_told_and_are_those_of_the_pictures(capsys: pytest.CaptureFixture[str]) -> None:
+def test_scores_are_told_and_are_those_of_the_images(capsys: pytest.CaptureFixture[str]) -> None:
     photo = ["--image", str(embedded.SAMPLE_PHOTO)]
     assert main(["demo", "--prompt", "a red ring", "--steps", "2", "-o", "one.png"]) == 0
     out, err = capsys.readouterr()
@@ -113,7 +113,7 @@ def test_scores_are_told_and_are_those_of_the_pictures(capsys: pytest.CaptureFix
     assert read_image("one.png").shape[1] == 2 * MARGIN + 2 * MIN_PANEL_SIDE + GAP
 
 
-def test_a_control_net_that_has_not_learnt_leaves_the_pictures_as_they_are(
+def test_a_control_net_that_has_not_learnt_leaves_the_images_as_they_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     standin.save(tmp_path / "fresh", zeros=True)
@@ -125,7 +125,7 @@ def test_a_control_net_that_has_not_learnt_leaves_the_pictures_as_they_are(
     assert not near(panel(whole, 1, 0), panel(whole, 2, 0), 0)
 
 
-def test_each_step_is_one_unet_call_for_all_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_step_is_one_unet_call_for_all_images(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, forward = [], UNet2DConditionModel.forward
 
     @functools.wraps(forward)
@@ -218,7 +218,7 @@ def test_overwrite_replaces_the_sheet() -> None:
     assert read_image("sheet.png").shape[2] == 3
 
 
-def test_asked_edges_are_green_where_the_picture_has_them_and_red_where_not() -> None:
+def test_asked_edges_are_green_where_the_image_has_them_and_red_where_not() -> None:
     picture = np.zeros((12, 12, 3), np.uint8)
     picture[:, 6:] = 200  # canny finds column 6, or 5
     asked = np.zeros((12, 12, 3), np.uint8)

@@ -240,7 +240,7 @@ def test_what_was_drawn_is_not_drawn_again_and_all_else_is(asked, monkeypatch):
     assert len(drawn) == 1 + len(others)
 
 
-def test_a_weight_of_0_is_the_unguided_picture(asked):
+def test_a_weight_of_0_is_the_unguided_image(asked):
     arm = asked.guided
     nothing = asked.sampler.pictures("weight 0", replace(arm, weight=0.0))[0]
     assert np.array_equal(nothing, asked.sampler.pictures("unguided", asked.unguided)[0])

@@ -41,7 +41,7 @@ def test_training_and_held_out_seeds_are_disjoint():
     )
 
 
-def test_the_true_picture_shows_each_named_colour_inside_its_mask(scenes):
+def test_the_true_image_shows_each_named_colour_inside_its_mask(scenes):
     shown = [(find_majority_color(s.pixels, thing.mask), thing.color) for s in scenes for thing in s.things]
     assert all(seen == named for seen, named in shown) and len(shown) > 150
     assert {named for _, named in shown} == set(THING_COLORS)

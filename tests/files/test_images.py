@@ -148,7 +148,7 @@ def difference(got, wanted):
 
 
 @pytest.mark.parametrize(("content", "wanted", "apart"), [pytest.param(*rest, id=name) for name, *rest in awkward()])
-def test_an_awkward_file_gives_the_picture_a_viewer_shows(content, wanted, apart, tmp_path, capfd):
+def test_an_awkward_file_gives_the_image_a_viewer_shows(content, wanted, apart, tmp_path, capfd):
     path = tmp_path / "žluťoučký 猫 .png"  # the suffix says nothing
     path.write_bytes(content)
     with warnings.catch_warnings(record=True) as caught:
@@ -262,7 +262,7 @@ def test_pipes_and_devices_are_refused_without_waiting(tmp_path):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -1, 300])
-def test_floats_that_are_no_picture_are_refused(value):
+def test_floats_that_are_no_image_are_refused(value):
     pixels = GREY.astype(np.float32)
     pixels[4, 5] = value
     assert ("NaN or infinity" if not np.isfinite(value) else "expected 0..1 or 0..255") in refusal(
@@ -331,7 +331,7 @@ def mutated(count):
 
 
 @pytest.mark.parametrize("count", [300, pytest.param(50000, marks=pytest.mark.long)])
-def test_a_mutated_file_gives_a_picture_or_one_line(count):
+def test_a_mutated_file_gives_an_image_or_one_line(count):
     refused = 0
     for number, content in mutated(count):
         try:

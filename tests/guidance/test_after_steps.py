@@ -42,7 +42,7 @@ def pipe() -> Any:
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
-def test_an_output_means_a_picture_and_a_picture_an_output(prediction: str) -> None:
+def test_an_output_means_an_image_and_an_image_an_output(prediction: str) -> None:
     clean, change, gauss, signal, grain = noisy(1), noisy(2), noisy(3), 0.6, 0.8
     x = signal * clean + grain * gauss
     outputs = {"epsilon": gauss, "v_prediction": signal * gauss - grain * clean, "sample": clean}
@@ -64,7 +64,7 @@ SCHEDULERS += ["UniPCMultistep", "DEISMultistep", "DPMSolverSinglestep", "DDPM",
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_the_picture_is_the_schedulers_own(name: str, prediction: str) -> None:
+def test_the_image_is_the_schedulers_own(name: str, prediction: str) -> None:
     """Each scheduler's own word for it, where it has one, in all its calls; x is scaled as the pipeline does."""
     config = tiny.DDIM | {"prediction_type": prediction}
     kind = getattr(diffusers, name + "Scheduler")
@@ -138,7 +138,7 @@ def test_latents_are_painted_where_a_pixel_beside_them_is_white() -> None:
     assert torch.equal(downscale_mask(mask, 8)[0, 0], expected)
 
 
-def test_restore_is_the_picture_where_nothing_is_painted() -> None:
+def test_restore_is_the_image_where_nothing_is_painted() -> None:
     x0, picture = noisy(1), noisy(2, rows=1)
     white = downscale_mask(torch.from_numpy(MASK[..., 0] > 0), 8)
     found = InpaintRestore().apply_to_latents(x0, step(), picture, white)
@@ -157,7 +157,7 @@ def test_a_blur_is_the_mean_of_a_box_with_the_border_continued() -> None:
     torch.testing.assert_close(box_blur(x, 2), expected)
 
 
-def test_colours_are_the_pictures_and_details_the_steps() -> None:
+def test_colours_are_the_images_and_details_the_steps() -> None:
     x0, picture = noisy(1), noisy(2)
     expected = x0 - box_blur(x0, 3) + box_blur(picture, 3)
     assert torch.equal(ColorFix(3).apply_to_latents(x0, step(), picture, None), expected)
@@ -272,7 +272,7 @@ def test_a_unit_that_only_pushes_leaves_the_output_as_it_is(pipe: Any) -> None:
     assert len(seen) == 4 and all(a is b for a, b in zip(outs, seen, strict=True))
 
 
-def test_each_picture_keeps_its_own(pipe: Any) -> None:
+def test_each_image_keeps_its_own(pipe: Any) -> None:
     photos = [PHOTO, np.asarray(tiny.picture(5))]
     unit = Unit(Pushes(0.0), PerSample(photos), after=InpaintRestore(), inpaint=MASK)
     with guide(pipe, [unit]):

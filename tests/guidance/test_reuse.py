@@ -150,7 +150,7 @@ def test_a_reuse_of_1_is_none_to_the_bit_and_one_of_2_halves_the_calls(pipe: Any
     assert counts == [4, 4, 2]
 
 
-def test_each_picture_has_its_own_and_a_run_its_own(pipe: Any) -> None:
+def test_each_image_has_its_own_and_a_run_its_own(pipe: Any) -> None:
     unit = Unit(Pushes(), PerSample([GREY, WHITE]), reuse=4)
     with guide(pipe, [unit]):
         first = run(pipe, ["a cat", "a dog"])

@@ -80,7 +80,7 @@ def test_nonsense_is_refused(given: dict[str, Any], message: str) -> None:
     ("images", "message"),
     [(GREY, "PerSample of ndarray, expected a list"), ([], "PerSample of no images"), ([[GREY]], "a list of images")],
 )
-def test_nonsense_for_each_picture_is_refused(images: Any, message: str) -> None:
+def test_nonsense_for_each_image_is_refused(images: Any, message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
         PerSample(images)
 
@@ -117,7 +117,7 @@ def test_missing_and_broken_files_are_told_when_maps_are_read(tmp_path: Path) ->
         HintImages(Unit(Pushes(), str(tmp_path / "bad.png")))
 
 
-def test_a_map_is_fitted_to_the_size_of_the_picture(tmp_path: Path) -> None:
+def test_a_map_is_fitted_to_the_size_of_the_image(tmp_path: Path) -> None:
     wide = np.zeros((20, 40, 3), np.uint8)
     wide[:, 20:] = 200
     write_image(tmp_path / "wide.png", wide)
@@ -137,7 +137,7 @@ def test_the_preprocessor_makes_the_map() -> None:
     assert np.array_equal(made[0], edges)
 
 
-def test_resolution_match_makes_a_map_as_fine_as_the_picture_needs() -> None:
+def test_resolution_match_makes_a_map_as_fine_as_the_image_needs() -> None:
     photo = cv2.resize(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8), (256, 256))
     unit = Unit(Pushes(), photo, preprocessor="canny", parameters={"resolution": "match"})
     assert np.array_equal(

@@ -239,12 +239,12 @@ def per_row(unit: Unit, at: Step) -> list[float]:
 MAPS = [np.full((64, 64, 3), value, np.uint8) for value in (10, 20, 30, 40)]
 
 
-def test_each_picture_has_its_map() -> None:
+def test_each_image_has_its_map() -> None:
     unit = Unit(Means(), PerSample(MAPS[:2]))
     assert per_row(unit, step(4, [False, False, True, True], samples=torch.tensor([0, 1, 0, 1]))) == [10, 20, 10, 20]
 
 
-def test_each_picture_has_its_map_on_the_rows_of_the_prompt() -> None:
+def test_each_image_has_its_map_on_the_rows_of_the_prompt() -> None:
     unit = Unit(Means(), PerSample(MAPS[:2]), mode="control")
     assert per_row(unit, step(4, [False, False, True, True], samples=torch.tensor([0, 1, 0, 1]))) == [0, 0, 10, 20]
 

@@ -152,13 +152,13 @@ def test_two_nets_with_windows_of_their_own_are_equal() -> None:
 
 @pytest.mark.parametrize("shape", ["SD1.5", "SDXL"])
 @pytest.mark.parametrize("given", [{"guidance_scale": 1.0}, {"num_images_per_prompt": 2}], ids=str)
-def test_without_guidance_and_with_several_pictures_latents_are_equal(shape: str, given: dict[str, Any]) -> None:
+def test_without_guidance_and_with_several_images_latents_are_equal(shape: str, given: dict[str, Any]) -> None:
     theirs, ours = nets(shape)
     plain, controlled = pipelines("text", shape, "DDIM", theirs)
     equal(plain, controlled, [Unit(ours, tiny.picture())], {"image": tiny.picture()}, **given)
 
 
-def test_a_map_for_each_picture_is_equal() -> None:
+def test_a_map_for_each_image_is_equal() -> None:
     theirs, ours = nets("SD1.5")
     plain, controlled = pipelines("text", "SD1.5", "DDIM", theirs)
     maps = [tiny.picture(1), tiny.picture(2)]

@@ -72,7 +72,7 @@ def test_guides_may_be_left_out_of_order(pipe: Any) -> None:
         assert torch.equal(run(pipe), alone)
 
 
-def test_a_batch_is_its_pictures_one_by_one(pipe: Any) -> None:
+def test_a_batch_is_its_images_one_by_one(pipe: Any) -> None:
     unit = Unit(Pushes(), PerSample([GREY, WHITE]), mode="control")
     with guide(pipe, [unit]):
         both = run(pipe, ["a cat", "a dog"])

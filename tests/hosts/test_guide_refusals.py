@@ -108,7 +108,7 @@ def test_residuals_of_another_number_are_refused(pipe: Any) -> None:
         run(pipe)
 
 
-def test_another_number_of_maps_than_pictures_is_refused(pipe: Any) -> None:
+def test_another_number_of_maps_than_images_is_refused(pipe: Any) -> None:
     unit = Unit(Pushes(), PerSample([GREY, GREY, GREY]))
     with guide(pipe, [unit]), pytest.raises(ValueError, match="unit 1 has 3 maps for 2 images"):
         run(pipe, ["a cat", "a dog"])

@@ -149,7 +149,7 @@ def test_and_refused_where_one_does(given: dict[str, Any]) -> None:
         by_hand(pipe, True)
 
 
-def test_two_pictures_that_are_equal_are_not_taken_for_guidance() -> None:
+def test_two_images_that_are_equal_are_not_taken_for_guidance() -> None:
     """Their batch looks like one with and without the prompt, until the step's second call."""
     pipe = tiny.pipeline(StableDiffusionPipeline)
     pipe.scheduler = diffusers.EulerDiscreteScheduler.from_config(pipe.scheduler.config)
@@ -220,7 +220,7 @@ def test_perturbed_attention_guidance_has_its_rows(name: str, shape: str, given:
     assert (residual[-2] - residual[-1]).abs().max() > 1e-2  # each picture its own map
 
 
-def test_as_many_maps_as_pictures_however_many_copies() -> None:
+def test_as_many_maps_as_images_however_many_copies() -> None:
     pipe = tiny.pipeline(StableDiffusionPipeline)
     for scale in (1.0, 5.0):
         model = Pushes()

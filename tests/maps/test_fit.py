@@ -162,7 +162,7 @@ def test_blobs_stay_blobs():
         assert area == pytest.approx((marks > 0).mean(), rel=0.05)
 
 
-def test_a_mask_follows_the_picture_and_stays_binary():
+def test_a_mask_follows_the_image_and_stays_binary():
     mask = np.zeros((120, 170), np.uint8)
     mask[30:90, 40:130] = 255
     for size in ((240, 340), (60, 85)):

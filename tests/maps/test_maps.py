@@ -96,7 +96,7 @@ def test_lineart_standard_follows_its_formula():
         assert result.max() > 127
 
 
-def test_lineart_standard_makes_a_dark_line_white_and_a_blank_picture_black():
+def test_lineart_standard_makes_a_dark_line_white_and_a_blank_image_black():
     image = np.full((64, 64, 3), 255, np.uint8)
     assert not preprocess("lineart_standard", image).pixels.any()
     image[:, 32] = 0
@@ -142,7 +142,7 @@ def test_a_resolution_is_the_short_side_resized_and_padded_as_webui_does():
             np.testing.assert_array_equal(preprocess(name, NOISE, resolution=resolution).pixels, expected)
 
 
-def test_nothing_is_changed_in_the_picture_that_was_given():
+def test_nothing_is_changed_in_the_image_that_was_given():
     image = NOISE.copy()
     for name in ("canny", "invert", "threshold", "lineart_standard", "scribble_xdog"):
         result = preprocess(name, image)

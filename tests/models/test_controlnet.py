@@ -106,7 +106,7 @@ def test_pooled_residuals_equal_diffusers() -> None:
 
 
 @torch.no_grad()
-def test_hint_of_a_picture_equals_diffusers_image_processor() -> None:
+def test_hint_of_an_image_equals_diffusers_image_processor() -> None:
     theirs = reference("SD1.5")
     image = picture(40, 72)
     pixels = VaeImageProcessor(do_normalize=False).preprocess(VaeImageProcessor.numpy_to_pil(image[None] / 255.0))

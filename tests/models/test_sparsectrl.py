@@ -110,7 +110,7 @@ def test_a_guided_video_is_that_of_diffusers_pipeline(
     assert (video(plain) - expected).abs().max() >= 1e-2 * expected.std()
 
 
-def test_one_picture_may_stand_at_several_frames_and_each_frame_may_have_its_own() -> None:
+def test_one_image_may_stand_at_several_frames_and_each_frame_may_have_its_own() -> None:
     plain, _ = pipelines("scribble")
     a, b = tiny.picture(1), tiny.picture(2)
 

@@ -95,7 +95,7 @@ def test_its_tokens_are_those_of_the_authors_network() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("weight", [1.0, 0.5])
-def test_a_picture_is_that_of_prompts_with_the_tokens_appended_as_the_authors_samplers_do(weight: float) -> None:
+def test_an_image_is_that_of_prompts_with_the_tokens_appended_as_the_authors_samplers_do(weight: float) -> None:
     pipe = tiny.pipeline(StableDiffusionPipeline)
     prompt, absent = pipe.encode_prompt("a cat", "cpu", 1, True)
     tokens = ours().hint(torch.from_numpy(states())[None]) * weight
@@ -121,7 +121,7 @@ def test_it_leaves_no_trace_and_rests_outside_its_window() -> None:
     assert not torch.equal(half, plain) and not torch.equal(half, whole)
 
 
-def test_each_picture_of_a_batch_may_have_its_own_style() -> None:
+def test_each_image_of_a_batch_may_have_its_own_style() -> None:
     pipe = tiny.pipeline(StableDiffusionPipeline)
     with guide(pipe, [Unit(ours(), PerSample([seen(1), seen(2)]))]):
         both = fakes.run(pipe, ["a cat", "a dog"])

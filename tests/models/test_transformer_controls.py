@@ -261,7 +261,7 @@ def test_flux_true_guidance_has_the_prompts_residuals_in_both_calls() -> None:
 
 
 @pytest.mark.parametrize("base", PIPES)
-def test_weight_zero_is_nothing_and_each_picture_may_have_its_map(base: str) -> None:
+def test_weight_zero_is_nothing_and_each_image_may_have_its_map(base: str) -> None:
     pipe, net = pipeline(base), ours(base, control(base))
     plain = run(pipe, base, pictures=2)
     with guide(pipe, [Unit(net, tiny.picture(), weight=0)]):
@@ -503,7 +503,7 @@ def test_a_network_for_z_image_leaves_the_base_as_it_was() -> None:
     assert all(torch.equal(t, before[name]) for name, t in pipe.transformer.state_dict().items())
 
 
-def test_pipelines_that_edit_pictures_are_refused() -> None:
+def test_pipelines_that_edit_images_are_refused() -> None:
     pipe, net = pipeline("qwen-image"), ours("qwen-image", control("qwen-image"))
     with pytest.raises(ValueError, match="several images at once"), guide(pipe, [Unit(net, tiny.picture())]):
         pipe.transformer(

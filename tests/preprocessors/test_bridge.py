@@ -180,7 +180,7 @@ def test_parameters_are_read_off_the_source_without_an_import(package):
         entry.check({"every": -1})
 
 
-def test_a_detector_is_fed_and_its_map_has_the_pictures_size(package, capsys):
+def test_a_detector_is_fed_and_its_map_has_the_images_size(package, capsys):
     entry = entered("striped", package, "lines", "Striped")
     made = entry.load()(IMAGE[:50, :70], every=2)
     expected = IMAGE[:50, :70].copy()

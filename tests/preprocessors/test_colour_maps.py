@@ -63,7 +63,7 @@ def test_a_colour_grid_is_t2i_adapters():
     np.testing.assert_array_equal(preprocess("color", image).pixels, expected)
 
 
-def test_a_tile_is_the_picture_or_a_smaller_one():
+def test_a_tile_is_the_image_or_a_smaller_one():
     for rate in (1, 1.09):
         np.testing.assert_array_equal(preprocess("tile_resample", NOISE, down_sampling_rate=rate).pixels, NOISE)
     smaller = preprocess("tile_resample", NOISE, down_sampling_rate=2.0).pixels
@@ -73,7 +73,7 @@ def test_a_tile_is_the_picture_or_a_smaller_one():
     assert preprocess("tile_resample", NOISE[:1, :3], down_sampling_rate=8.0).pixels.shape == (1, 1, 3)
 
 
-def test_at_a_resolution_nothing_but_the_picture_is_blurred_or_made_smaller():
+def test_at_a_resolution_nothing_but_the_image_is_blurred_or_made_smaller():
     resized = cv2.resize(NOISE, (156, 100), interpolation=cv2.INTER_CUBIC)
     blurred = preprocess("blur_gaussian", NOISE, sigma=4.0, resolution=100).pixels
     np.testing.assert_array_equal(blurred, cv2.GaussianBlur(resized, (0, 0), 4.0))
@@ -110,7 +110,7 @@ def test_gamma_is_a_power_of_what_lies_between_black_and_white():
     assert preprocess("recolor_intensity", image, gamma_correction=0.5).pixels[0, :, 0].tolist() == [0, 114, 181, 255]
 
 
-def test_an_inpainting_map_is_the_picture():
+def test_an_inpainting_map_is_the_image():
     for name in ("inpaint", "inpaint_global_harmonious", "Inpaint_Only"):
         result = preprocess(name, NOISE)
         assert result.kind == "inpaint"
@@ -118,7 +118,7 @@ def test_an_inpainting_map_is_the_picture():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_smallest_pictures_have_maps_and_nothing_given_is_changed(name):
+def test_the_smallest_images_have_maps_and_nothing_given_is_changed(name):
     assert preprocess(name, np.zeros((1, 1, 3), np.uint8)).pixels.shape == (1, 1, 3)
     assert preprocess(name, np.zeros((1, 5, 3), np.uint8), resolution=64).pixels.shape == (64, 320, 3)
     image = NOISE.copy()

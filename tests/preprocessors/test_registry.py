@@ -174,7 +174,7 @@ def test_a_class_is_made_once_and_called_for_each_image():
     ]
 
 
-def test_a_class_that_takes_stacks_gets_pictures_of_one_size_together():
+def test_a_class_that_takes_stacks_gets_images_of_one_size_together():
     sizes = []
 
     @preprocessor("fake", makes="depth", batched=True)
@@ -261,7 +261,7 @@ def test_anything_but_a_map_is_refused():
         preprocess("fake", IMAGE)
 
 
-def test_the_picture_may_be_anything_the_reader_takes(tmp_path):
+def test_the_image_may_be_anything_the_reader_takes(tmp_path):
     from PIL import Image
 
     pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)

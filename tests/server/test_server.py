@@ -38,7 +38,7 @@ def guided(server: tuple[Client, Service]) -> np.ndarray:
     return server[0].images(UNIT)[0]
 
 
-def test_a_unit_guides_the_picture_and_its_map_comes_after_it(client: Client, plain: np.ndarray) -> None:
+def test_a_unit_guides_the_image_and_its_map_comes_after_it(client: Client, plain: np.ndarray) -> None:
     picture, shown = client.images({**UNIT, "threshold_a": 100, "threshold_b": 200})
     assert picture.shape == shown.shape == (128, 128, 3)
     assert np.abs(picture.astype(int) - plain).max() > 20
@@ -62,7 +62,7 @@ def test_weight_0_is_no_guidance_to_the_bit(client: Client, plain: np.ndarray) -
         ("ControlNet", {"image": [{"image": photo(), "mask": "None"}], "control_mode": "balanced"}),
     ],
 )
-def test_every_way_to_say_a_unit_gives_the_same_picture(
+def test_every_way_to_say_a_unit_gives_the_same_image(
     client: Client, guided: np.ndarray, title: str, unit: dict[str, Any]
 ) -> None:
     assert np.array_equal(client.images({**UNIT, **unit}, title=title)[0], guided)
@@ -92,7 +92,7 @@ def test_advanced_weighting_replaces_weight_and_soft_weights(client: Client) -> 
     assert np.abs(replaced - client.images({**UNIT, "control_mode": 2})[0]).max() <= 1  # divided and multiplied
 
 
-def test_a_batch_is_its_pictures_one_by_one(client: Client) -> None:
+def test_a_batch_is_its_images_one_by_one(client: Client) -> None:
     batch = client.images(UNIT, batch_size=2)
     assert len(batch) == 3
     assert np.array_equal(batch[1], client.images(UNIT, seed=4)[0])
@@ -286,7 +286,7 @@ def test_what_a_request_cannot_be_is_said_in_one_sentence(client: Client) -> Non
     assert client("/health", Host="evil.example")[0] == 400
 
 
-def test_a_picture_can_be_interrupted_and_health_answers_meanwhile(server: tuple[Client, Service]) -> None:
+def test_an_image_can_be_interrupted_and_health_answers_meanwhile(server: tuple[Client, Service]) -> None:
     client, _ = server
     answers: list[tuple[int, Any]] = []
     thread = threading.Thread(target=lambda: answers.append(client.draw(UNIT, steps=150, batch_size=16)))

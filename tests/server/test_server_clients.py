@@ -78,7 +78,7 @@ CLIENTS = (photoshop, open_outpaint, controlnet_render, blender_controlnet, ai_r
 
 
 @pytest.mark.parametrize("sent", CLIENTS, ids=[sent.__name__ for sent in CLIENTS])
-def test_the_requests_of_clients_give_guided_pictures(client: Client, sent: Any) -> None:
+def test_the_requests_of_clients_give_guided_images(client: Client, sent: Any) -> None:
     (model,) = client("/controlnet/model_list")[1]["model_list"]
     path, more = sent(model)
     plain = {name: value for name, value in more.items() if not name.startswith(("alwayson", "controlnet"))}
@@ -93,7 +93,7 @@ def test_the_requests_of_clients_give_guided_pictures(client: Client, sent: Any)
     assert shown.shape == guided.shape
 
 
-def test_webuiapi_makes_pictures_of_text_and_images_with_one_unit_and_with_two(client: Client) -> None:
+def test_webuiapi_makes_images_of_text_and_images_with_one_unit_and_with_two(client: Client) -> None:
     webuiapi = pytest.importorskip("webuiapi", reason="needs webuiapi from PyPI")
     from PIL import Image
 

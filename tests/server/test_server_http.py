@@ -210,7 +210,7 @@ def test_detect_takes_masks_beside_in_and_over_images() -> None:
     assert (status, answer["detail"]) == (422, "No image selected")
 
 
-def test_pictures_of_a_request_have_64_megapixels_in_all() -> None:
+def test_images_of_a_request_have_64_megapixels_in_all() -> None:
     large = white(6000, 6000)
     units = [{"model": "m", "image": [{"image": large, "mask": large}]}]
     with pytest.raises(ValueError, match=r"^the images of the request have 72 megapixels, expected up to 64 in all$"):

@@ -115,7 +115,7 @@ def patch(rows: slice, columns: slice) -> np.ndarray:
         (slice(0, 100), slice(0, 20), 0, (0, 0, 200, 100)),
     ],
 )
-def test_the_part_around_the_mask_has_the_shape_of_the_picture(rows: Any, columns: Any, padding: int, box: Any) -> None:
+def test_the_part_around_the_mask_has_the_shape_of_the_image(rows: Any, columns: Any, padding: int, box: Any) -> None:
     found = repaint(patch(rows, columns), inpaint_full_res_padding=padding)
     assert found.crop_box == box and found.only_masked
     assert found.image.shape == (64, 128, 3) and found.mask.shape == (64, 128)
@@ -154,7 +154,7 @@ def test_a_blank_mask_repaints_nothing_or_everything() -> None:
 
 
 @pytest.mark.parametrize("only_masked", [False, True])
-def test_outside_of_its_mask_an_inpainted_picture_is_the_initial_one(client: Client, only_masked: bool) -> None:
+def test_outside_of_its_mask_an_inpainted_image_is_the_initial_one(client: Client, only_masked: bool) -> None:
     more = {"path": "img2img", "init_images": [photo()], "mask_blur": 0, "resize_mode": 1, **SMALL}
     more |= {"inpaint_full_res": only_masked, "mask": white(128, 128, slice(64, 128))}
     pictures = {fill: client.images(UNIT, **more, inpainting_fill=fill)[0].astype(int) for fill in range(4)}
@@ -167,7 +167,7 @@ def test_outside_of_its_mask_an_inpainted_picture_is_the_initial_one(client: Cli
     assert np.array_equal(other[:, : side // 2], pictures[0][:, : side // 2])
 
 
-def test_a_control_image_is_seen_where_the_picture_is_repainted(client: Client) -> None:
+def test_a_control_image_is_seen_where_the_image_is_repainted(client: Client) -> None:
     more = {"path": "img2img", "init_images": [photo()], "mask": white(128, 128, slice(64, 128)), "width": 64}
     shown = {crops: client.images({**UNIT, "inpaint_crop_input_image": crops}, **more)[1] for crops in (True, False)}
     own = client.images({**UNIT, "image": ""}, **more)[1]
@@ -188,7 +188,7 @@ def test_layers_of_the_text_encoder_are_skipped(client: Client) -> None:
     assert (status, answer["detail"]) == (422, "CLIP_stop_at_last_layers is 9, expected up to 3")
 
 
-def test_progress_shows_the_picture_and_the_time_that_is_left(server: tuple[Client, Service]) -> None:
+def test_progress_shows_the_image_and_the_time_that_is_left(server: tuple[Client, Service]) -> None:
     client, _ = server
     answers: list[Any] = []
     thread = threading.Thread(target=lambda: answers.append(client.draw(UNIT, steps=150, batch_size=16, **SMALL)))

@@ -186,7 +186,7 @@ def web() -> Iterator[SafeFetcher]:
     server.server_close()
 
 
-def test_a_picture_at_a_public_address_is_fetched_also_after_a_redirect(web: SafeFetcher) -> None:
+def test_an_image_at_a_public_address_is_fetched_also_after_a_redirect(web: SafeFetcher) -> None:
     for url in ("http://a.example/p.jpg", "http://A.example:80/to?/p", "http://a.example/to?http://a.example/to?/p"):
         sent = {"prompt": url, "init_images": [url], "unit": [{"image": {"image": url, "mask": photo()}}]}
         kept = json.dumps(sent)
@@ -201,7 +201,7 @@ def test_a_redirect_to_what_is_not_public_is_not_followed(web: SafeFetcher, targ
         assert asked(lambda: replace_urls({"mask": "http://a.example/to?" + target}, web)) == f"mask: {FETCH_ERROR}"
 
 
-def test_what_is_missing_no_picture_too_large_or_too_slow_is_refused_alike(
+def test_what_is_missing_no_image_too_large_or_too_slow_is_refused_alike(
     web: SafeFetcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fetch, "MAX_BYTES", 100_000)

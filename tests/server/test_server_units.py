@@ -96,7 +96,7 @@ def test_images_come_as_text_with_masks_in_objects_in_pairs_and_several_at_once(
 @pytest.mark.parametrize(
     "image", [5, True, ["a", "b", "c"], {"image": 5}, "a" * 5, "aGVsbG8=", "data:text/html;base64,aGVsbG8="]
 )
-def test_what_is_no_picture_is_refused(image: Any) -> None:
+def test_what_is_no_image_is_refused(image: Any) -> None:
     with pytest.raises(ValueError, match=r"^unit 1: image is no image in base64; paths and URLs are not read$"):
         unit(image=image)
 

@@ -251,7 +251,7 @@ def test_the_settings_say_whether_png_info_brings_units_back(host):
     assert all(function(said) is None for _, function in script.infotext_fields)
 
 
-def test_a_units_pictures_are_saved_beside_the_results_and_come_back(host, tmp_path):
+def test_a_units_images_are_saved_beside_the_results_and_come_back(host, tmp_path):
     from controlnet_ext.sdwebui.images import encode_png_base64 as base64_of
     from controlnet_ext.webui.script import ControlNetScript
 
@@ -302,7 +302,7 @@ def test_a_text_from_elsewhere_makes_no_other_file_be_read(host, tmp_path):
     assert pasted(script, f"Module: canny, Image File: {name}")["image"]["value"].shape == (64, 64, 3)
 
 
-def test_a_picture_that_cannot_be_saved_ends_the_generation(host, tmp_path):
+def test_an_image_that_cannot_be_saved_ends_the_generation(host, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError):
         made(host, api(), outpath_samples=str(tmp_path / "file"))

@@ -47,7 +47,7 @@ def test_maps_of_other_sizes_are_refused():
         edge_f1(LINE, LINE[1:])
 
 
-def test_the_canny_score_of_the_picture_a_map_came_from_is_one():
+def test_the_canny_score_of_the_image_a_map_came_from_is_one():
     picture = np.zeros((32, 32, 3), np.uint8)
     picture[8:24, 8:24] = 200
     asked = cv2.Canny(picture, 100, 200)

@@ -91,7 +91,7 @@ def test_near_is_white():
         assert not flat(np.full((2, 3), 4.0)).any()
 
 
-def test_a_map_has_the_pictures_shades_and_the_depth_itself(models):
+def test_a_map_has_the_images_shades_and_the_depth_itself(models):
     library = Library([models[0]], download=False)
     made = preprocess("depth_midas", IMAGE, library=library)
     expected = (made.values - made.values.min()) / np.ptp(made.values)

@@ -78,7 +78,7 @@ def test_normal_midas_is_the_formula_on_midass_depth(tmp_path):
         np.testing.assert_array_equal(made.pixels, encode_midas_normals(inverse, threshold))
 
 
-def test_a_picture_of_depth_has_normals():
+def test_an_image_of_depth_has_normals():
     plane = (rays(120, 160, 60) * (0.6, 0, 0.8)).sum(axis=2)
     far = plane.max() / plane.min()
     picture = ((plane - plane.min()) / np.ptp(plane) * 255).astype(np.uint8)

@@ -129,7 +129,7 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_pictures_in_a_batch_give_the_maps_of_each_alone(name):
+def test_images_in_a_batch_give_the_maps_of_each_alone(name):
     run = find(name).load(library=random_shelf(NETWORKS[name]))
     images = [NOISE[:60], NOISE[59::-1].copy(), NOISE[:40]]
     assert find(name).batched
@@ -139,7 +139,7 @@ def test_pictures_in_a_batch_give_the_maps_of_each_alone(name):
         assert result.pixels.shape == image.shape and np.median(difference) == 0 and (difference > 1).mean() < 2e-3
 
 
-def test_a_picture_is_worked_on_as_it_is():
+def test_an_image_is_worked_on_as_it_is():
     shelf = random_shelf(NETWORKS["pidinet"])
     net = pidinet.load(shelf.tensors).eval()
     x = torch.from_numpy(NOISE[..., ::-1].copy()).permute(2, 0, 1)[None].float() / 255
@@ -150,14 +150,14 @@ def test_a_picture_is_worked_on_as_it_is():
 
 
 @pytest.mark.parametrize("name", ["pidinet", "softedge_teed", "mlsd", "hed", "lineart", "lineart_anime_denoise"])
-def test_the_smallest_and_oddest_pictures_have_maps(name):
+def test_the_smallest_and_oddest_images_have_maps(name):
     run = find(name).load(library=random_shelf(NETWORKS[name]))
     for height, width in ((1, 1), (5, 33), (67, 2), (49, 35)):
         assert run(NOISE[:height, :width]).pixels.shape == (height, width, 3)
     assert run(NOISE, resolution=64).pixels.shape == (64, 82, 3)
 
 
-def test_pictures_are_extended_by_their_edge():
+def test_images_are_extended_by_their_edge():
     image = np.arange(18, dtype=np.uint8).reshape(1, 2, 3, 3)
     result = pad_to_multiple(image, 4)
     assert result.shape == (1, 4, 4, 3) and (result[0, :, 3] == result[0, :, 2]).all()

@@ -250,7 +250,7 @@ def picture(x, y):
 
 
 @pytest.mark.parametrize("name", ["dw_openpose_full", "rtmpose"])
-def test_points_are_found_where_the_picture_is_brightest(folder, name):
+def test_points_are_found_where_the_image_is_brightest(folder, name):
     library = Library([folder], download=False)
     made = preprocess(name, picture(200, 150), library=library)
     ((one),) = made.values.people

@@ -141,7 +141,7 @@ def test_the_weights_are_the_pinned_ones(library):
 
 
 @pytest.mark.weights
-def test_a_face_is_found_and_turns_with_the_picture(library):
+def test_a_face_is_found_and_turns_with_the_image(library):
     image = cv2.resize(read_image(ASSETS / "images" / "demo.jpg"), None, fx=2, fy=2)
     height, width = image.shape[:2]
     made = preprocess("mediapipe_face", image, library=library)

@@ -208,7 +208,7 @@ def test_a_map_drawn_again_from_its_json_is_the_same(resolution, tmp_path, monke
     np.testing.assert_array_equal(render_pose(poses, *made.pixels.shape[:2]), made.pixels)
 
 
-def test_pictures_together_are_as_each_alone():
+def test_images_together_are_as_each_alone():
     ready = find("openpose_full").load(library=Stands())
     pictures = [NOISE, NOISE[::-1].copy(), NOISE[:, ::-1].copy()]
     together = ready.run_batch(pictures)
@@ -219,7 +219,7 @@ def test_pictures_together_are_as_each_alone():
     assert together[0].values != together[1].values
 
 
-def test_awkward_pictures_have_nobody_and_need_little_memory():
+def test_awkward_images_have_nobody_and_need_little_memory():
     library = Stands()
     seen = []
 

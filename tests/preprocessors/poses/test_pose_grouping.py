@@ -101,7 +101,7 @@ def test_points_that_cannot_be_seen_are_absent():
     assert np.flatnonzero(np.isnan(person[:, 0])).tolist() == [3, 4, 10, 16]
 
 
-def test_padding_is_no_part_of_the_picture():
+def test_padding_is_no_part_of_the_image():
     heat, fields = maps([STANDING, np.add(STANDING, (12, 0))], 23, 30)
     ((person),) = group_bodies(heat, fields, (184, 100), (184, 100))
     assert person[:, 0].max() < 100

@@ -93,7 +93,7 @@ def test_a_limb_is_a_stick_of_nine_pixels_with_dots_at_its_ends():
 
 
 @pytest.mark.parametrize(("side", "scale"), [(499, 1), (500, 2), (999, 2), (1000, 3), (3000, 5), (5000, 7), (7000, 7)])
-def test_sticks_grow_with_the_picture_as_xinsirs_models_saw_them(side, scale):
+def test_sticks_grow_with_the_image_as_xinsirs_models_saw_them(side, scale):
     poses = Poses([body(_3=(0.25, 0.5), _4=(0.75, 0.5))], (), side, 80)
     heights = render_pose(poses, 80, side, scale_sticks=True).any(axis=2).sum(axis=0)
     assert heights[side // 2] == heights[int(side * 0.25)] == 8 * scale + 1
@@ -271,7 +271,7 @@ def test_a_limb_is_edited_and_drawn_again(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err.endswith("controlnet-ext: 'map.png' exists; --overwrite replaces it\n")
 
 
-def test_several_pictures_go_to_a_folder(tmp_path, monkeypatch):
+def test_several_images_go_to_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     one = encode_poses(Poses([body(_0=(0.5, 0.5))], (), 64, 64))
     (tmp_path / "a.json").write_text(json.dumps([one, one]))

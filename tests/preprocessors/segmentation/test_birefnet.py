@@ -108,7 +108,7 @@ def test_a_deformable_convolution_is_torchvisions(size):
     torch.testing.assert_close(convolution(x), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_a_map_is_the_picture_by_its_matte_on_the_ground(state):
+def test_a_map_is_the_image_by_its_matte_on_the_ground(state):
     net = birefnet.load(state).eval()
     for name, image in zip(NAMES, (IMAGE, IMAGE.transpose(1, 0, 2).copy(), IMAGE[:1]), strict=True):
         made = preprocess(name, image, library=Shelf(state), ground=40)

@@ -72,7 +72,7 @@ def typed_out(net, image, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_map_is_the_picture_by_its_matte_on_the_ground(state, name):
+def test_a_map_is_the_image_by_its_matte_on_the_ground(state, name):
     run = find(name).load(library=Shelf(state))
     net = isnet.load(state).eval()
     for image in (IMAGE, IMAGE.transpose(1, 0, 2).copy()):

@@ -101,7 +101,7 @@ def test_the_head_equals_transformers():
     torch.testing.assert_close(one, other, atol=2e-5 * other.abs().max().item(), rtol=0)
 
 
-def test_classes_are_those_of_the_scores_at_the_pictures_size(state, ready):
+def test_classes_are_those_of_the_scores_at_the_images_size(state, ready):
     net = uniformer.load(state).eval()
     mean, deviation = torch.tensor([123.675, 116.28, 103.53]), torch.tensor([58.395, 57.12, 57.375])
     for image, (height, width) in ((IMAGE, (64, 90)), (np.tile(IMAGE, (1, 3, 1)), (38, 160))):
