@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..training.config import TrainingSchedule
 from ..training.monitoring import DEFAULT_FIDELITY_IMAGES, FidelitySettings, MonitorSettings, check_wandb
 from ..training.stopping import STOP_FIGURES, PatienceRule
+from .common import print_stderr
 
 if TYPE_CHECKING:
     import numpy as np
 
     from ..maps.control_map import ControlMap
     from ..maps.fidelity import Measure, NoMeasure
+
+REPORT_ONLY = "--report-only"
 
 
 def add_evaluation_flags(parser: ArgumentParser) -> None:
@@ -48,10 +52,27 @@ def add_evaluation_flags(parser: ArgumentParser) -> None:
         action="store_true",
         help="write the last weights to OUT, not the best (by the figure of --stop, else by the gain)",
     )
+    parser.add_argument("--license", metavar="L", help="license of OUT, for its model card (default: unknown)")
     parser.add_argument("--wandb", metavar="PROJECT", help="also report to this project of Weights & Biases")
     parser.add_argument(
-        "--report-only", metavar="WORK", help="only draw the report of a training's work folder again, without networks"
+        REPORT_ONLY, metavar="WORK", help="only draw the report of a training's work folder again, without networks"
     )
+
+
+def is_report_only(words: Sequence[str]) -> bool:
+    """Return True if the command line only draws a report, for which nothing else is required."""
+    return any(word.partition("=")[0] == REPORT_ONLY for word in words)
+
+
+def draw_report(work: str) -> int:
+    """Draw the report of a work folder again; return the exit code. Raises ValueError or FileNotFoundError."""
+    from ..training.report import write_report
+
+    if not Path(work).is_dir():
+        raise FileNotFoundError(f"{work!r} is not a folder; expected the work folder of a training, OUT.training")
+    for path in write_report(Path(work)):
+        print_stderr(f"{path}: written")
+    return 0
 
 
 def read_monitor_settings(

@@ -117,7 +117,8 @@ class FidelityImages:
             "output_type": "np",
         }
         units = [] if net is None else [Unit(net, PerSample(self._maps))]
-        with guide(pipe, units):
+        device, dtype = self._frozen.device.type, self._frozen.unet.dtype
+        with torch.autocast(device, dtype, enabled=dtype != torch.float32), guide(pipe, units):
             images = pipe(**given).images
         return [np.rint(np.clip(np.nan_to_num(image), 0, 1) * 255).astype(np.uint8) for image in images]
 

@@ -48,6 +48,8 @@ def describe_fit(rows: Sequence[Row]) -> str:
     `training_unguided` and `held_out_unguided`.
     """
     last, fit = rows[-1], classify_fit(rows)
+    if not has_losses(last):
+        return fit.finding
     figures = (
         f"held-out loss {last['held_out']:.4g} ({last['held_out_unguided']:.4g} without control), "
         f"training loss {last['training']:.4g} ({last['training_unguided']:.4g})"
@@ -58,6 +60,8 @@ def describe_fit(rows: Sequence[Row]) -> str:
 
 def classify_fit(rows: Sequence[Row]) -> Fit:
     """Return the state after the last of these rows, see `describe_fit`."""
+    if not all(map(has_losses, rows)):
+        return Fit(UNKNOWN, "the losses with and without control were not measured")
     last, lowest = rows[-1], min(rows, key=lambda row: row["held_out"])
     gained = {side: last[f"{side}_unguided"] - last[side] for side in ("training", "held_out")}
     earlier = next((row for row in reversed(rows) if row["step"] <= 0.75 * last["step"]), last)
@@ -82,6 +86,11 @@ def classify_fit(rows: Sequence[Row]) -> Fit:
     if earlier is last:
         return Fit(UNKNOWN, "too few measurements to tell whether the loss still falls", "a smaller --every")
     return Fit(FITS, "fits: neither over- nor underfits", "", "level")
+
+
+def has_losses(row: Row) -> bool:
+    """Return True if a row has the losses with and without control of both sets of images."""
+    return {"training", "held_out", "training_unguided", "held_out_unguided"} <= row.keys()
 
 
 def find_state_start(rows: Sequence[Row]) -> int:

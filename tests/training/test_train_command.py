@@ -22,7 +22,7 @@ from networks import randomised
 from controlnet_ext import Unit, guide, load
 from controlnet_ext.cli import main
 from controlnet_ext.files.weights import read_weights
-from controlnet_ext.training import evaluation, job, verdict
+from controlnet_ext.training import evaluation, job, monitoring, verdict
 from controlnet_ext.training.bases import FrozenBase
 from controlnet_ext.training.config import DECAY_SHARE, MAX_LAYOUT_FACTOR, WARM_UP_STEPS
 from controlnet_ext.training.data import Example, check_disjoint, read_examples, reading, split_examples
@@ -58,6 +58,7 @@ def shelf(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"photos/{i}.txt").write_text(f"picture {'abcdef'[i]}")
     patch = pytest.MonkeyPatch()
     patch.setattr(evaluation, "EVALUATION_DRAWS", 8)
+    patch.setattr(monitoring, "write_report", lambda work: [])
     patch.chdir(folder)
     assert main(words("out.safetensors")) == 0
     patch.undo()
@@ -67,6 +68,7 @@ def shelf(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def at_the_shelf(shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluation, "EVALUATION_DRAWS", 8)
+    monkeypatch.setattr(monitoring, "write_report", lambda work: [])  # tests/training/test_report.py writes some
     for name in ("sd", "photos"):
         (tmp_path / name).symlink_to(shelf / name)
     monkeypatch.chdir(tmp_path)
@@ -254,7 +256,7 @@ def test_the_best_weights_are_published_unless_the_last_are_asked_for(capsys, mo
         (["--fidelity-images", "-1"], "--fidelity-images -1: expected 0 or more"),
         (["--draws", "3"], "--draws 3: expected at least 4"),
         (["--wandb", "mine"], "wandb is not installed: pip install wandb"),
-        (["--map", "invert", "--fidelity-images", "2"], "--fidelity-images 2: "),
+        (["--map", "invert", "--fidelity-images", "2"], "--fidelity-images 2: invert turns a drawing"),
         (["--map", "none,kind=depth", "--fidelity-images", "2"], "--fidelity-images 2: all maps are given"),
     ],
 )

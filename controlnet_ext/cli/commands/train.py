@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ... import __version__
+from ...embedded import resolve_embedded
 from ...errors import one_line
 from ...files.disk import read_json
 from ...generation.pipeline_folder import INPAINTING_CLASSES, PIPELINE_CLASSES, PipelineFolder, silence_libraries
@@ -26,10 +27,11 @@ from ...models import locate_weights
 from ...training.config import TrainingSchedule
 from ...training.output import TrainingOutput
 from ...training.processes import check_launch, count_processes, is_first_on_machine, read_rank
+from ...training.report.card import build_model_card
 from ...training.targets import DEFAULT_RANK, DEFAULT_TARGET, TargetSettings, find_target, list_targets
 from ...training.work_folder import check_work_folder, open_work_folder, remove_output_leftovers, write_run_facts
 from ..common import add_load_option, print_stderr
-from ..evaluation_options import add_evaluation_flags, read_monitor_settings
+from ..evaluation_options import add_evaluation_flags, draw_report, is_report_only, read_monitor_settings
 from ..training_data import MapSource, add_data_flags, check_data_names, list_data_settings, parse_map, read_data
 from ..training_options import (
     add_loss_flags,
@@ -68,6 +70,9 @@ def arguments(parser: ArgumentParser, argv: list[str]) -> None:
     for add_flags in (_add_target_flags, add_data_flags, add_loss_flags, add_run_flags, add_evaluation_flags):
         add_flags(parser)
     add_load_option(parser, argv)
+    if is_report_only(argv):
+        for action in parser._actions:
+            action.required = False
     parser.set_defaults(command_line=shlex.join(["controlnet-ext", "train", *argv]))
 
 
@@ -101,6 +106,8 @@ def run(options: Namespace) -> int:
 
 
 def _run(options: Namespace) -> int:
+    if options.report_only is not None:
+        return draw_report(options.report_only)
     is_first = read_rank() == 0
     check_launch()
     if options.batch < 1 or options.seed < 0:
@@ -175,6 +182,8 @@ def _collect_facts(options: Namespace, maps: MapSource, train_count: int, held_o
         "command": options.command_line,
         "version": __version__,
         "output": Path(options.output).name,
+        "model": options.model,
+        "license": options.license,
         "kind": maps.kind,
         "training_images": train_count,
         "held_out_images": held_out_count,
@@ -213,7 +222,7 @@ def _train(
         "weights": "best" if result.is_best else "last",
     }
     more = {f"controlnet_ext.{key}": text for key, text in stated.items()}
-    output.write(result.network, more, card="", overwrite=options.overwrite)
+    output.write(result.network, more, card=build_model_card(work), overwrite=options.overwrite)
     print_stderr(f"{options.output}: {result.sentence}")
     return 0
 
@@ -225,7 +234,7 @@ def _check_names(options: Namespace) -> Path | None:
     those that are.
     """
     check_data_names(options)
-    return None if options.control is None else locate_weights(options.control)
+    return None if options.control is None else locate_weights(resolve_embedded(options.control))
 
 
 def _parse_size(text: str | None, folder: PipelineFolder) -> tuple[tuple[int, int], int]:

@@ -1,0 +1,93 @@
+"""The model card of a trained network, as the Hugging Face Hub reads it: YAML between dashes, then Markdown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..stopping import Row
+from .contents import ReportContents
+
+UNKNOWN_LICENSE = "unknown"
+MAX_CURVE_ROWS = 12  # measurements in the card's table
+CARD_COLUMNS = {
+    "step": "step",
+    "training": "training loss",
+    "held_out": "held-out loss",
+    "gain": "gain",
+    "fidelity": "fidelity",
+    "fidelity_share": "share",
+}
+
+
+def build_model_card(work_folder: Path) -> str:
+    """Return the card of a training from its work folder. Raises ValueError where nothing was measured there."""
+    return render_card(ReportContents.read(work_folder))
+
+
+def render_card(contents: ReportContents) -> str:
+    """Return the card: data, steps, license, curves, scores and the command."""
+    facts, arguments, published = contents.facts, contents.arguments, contents.published
+    target = str(arguments.get("target") or "controlnet")
+    tags = ["diffusers", "stable-diffusion", target, "controlnet-ext", *([facts["kind"]] if "kind" in facts else [])]
+    header = {
+        "license": facts.get("license") or UNKNOWN_LICENSE,
+        "base_model": facts.get("model"),
+        "tags": list(dict.fromkeys(tags)),
+        "inference": False,
+    }
+    lines = ["---"]
+    lines += [f"{name}: {json.dumps(value)}" for name, value in header.items() if value is not None]  # JSON is YAML
+    which = "last" if facts.get("publishes_last") else "best"
+    lines += ["---", "", f"# {_escape(contents.name)}", ""]
+    lines += [
+        f"A {target} for maps made by `{arguments.get('map', 'unknown')}`, the {which} weights of its training.",
+        "",
+    ]
+    lines += ["## Data and steps", "", *_list_data(contents), ""]
+    lines += ["## How it fits", "", *(f"{_escape(sentence)}\n" for sentence in contents.sentences)]
+    lines += [
+        "Losses are on noise that never changes; the gain is the held-out loss without control minus that with it."
+    ]
+    if contents.bounds:
+        bounds = contents.bounds
+        score = bounds["score"]
+        lines += [
+            f"Fidelity is the {score} ({bounds['measure']}) of generated held-out images against their maps; its share "
+            f"is 0 for images without control ({bounds['floor'][score]:.4g}), 1 for the source images "
+            f"({bounds['ceiling'][score]:.4g})."
+        ]
+    lines += ["", *_draw_table(contents.rows, published), ""]
+    if "command" in facts:
+        lines += ["## Command", "", "```sh", str(facts["command"]), "```", ""]
+    return "\n".join(lines)
+
+
+def _list_data(contents: ReportContents) -> list[str]:
+    facts, arguments = contents.facts, contents.arguments
+    found = [f"- step {contents.published['step']:,.0f} of {contents.last['step']:,.0f} that were trained"]
+    if "training_images" in facts:
+        found.append(f"- {facts['training_images']:,} images, {facts['held_out_images']:,} more held out")
+    names = {"batch": "images a batch", "rate": "learning rate", "size": "size", "seed": "seed"}
+    found += [f"- {title}: {arguments[name]}" for name, title in names.items() if name in arguments]
+    hashes = {"data": "images and captions", "model": "base model"}
+    found += [f"- {title}: `{arguments[name]}`" for name, title in hashes.items() if name in arguments]
+    return found
+
+
+def _draw_table(rows: Sequence[Row], published: Row) -> list[str]:
+    keys = [key for key in CARD_COLUMNS if key in published]
+    step = max(1, -(-len(rows) // MAX_CURVE_ROWS))
+    shown = [row for i, row in enumerate(rows) if i % step == 0 or row is published or row is rows[-1]]
+    table = ["| " + " | ".join(CARD_COLUMNS[key] for key in keys) + " |", "|" + " --- |" * len(keys)]
+    for row in shown:
+        cells = [f"{row[key]:,.0f}" if key == "step" else f"{row[key]:.4g}" if key in row else "" for key in keys]
+        marked = [f"**{cell}**" if row is published and cell else cell for cell in cells]
+        table.append("| " + " | ".join(marked) + " |")
+    return table
+
+
+def _escape(text: str) -> str:
+    """Return text without what Markdown would read as HTML."""
+    return text.replace("<", "&lt;")
