@@ -2,10 +2,10 @@
 
     python benchmarks/canny.py [--image photo.jpg] [--runs 21]
 
-The floor is a Python process that imports cv2, reads the picture, runs cv2.Canny and writes a PNG. Ours also checks
-the picture, looks the preprocessor up, writes three channels, and flushes the file to the disk before it gets its name:
+The floor is a Python process that imports cv2, reads the image, runs cv2.Canny and writes a PNG. Ours also checks
+the image, looks the preprocessor up, writes three channels, and flushes the file to the disk before it gets its name:
 that flush is measured apart. controlnet_aux, where it is installed, makes the same edges.
-Without --image the picture is 1024x768, noise of all scales and discs. Runs alternate; the first of each is warm-up.
+Without --image the image is 1024x768, noise of all scales and discs. Runs alternate; the first of each is warm-up.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ import tempfile
 import time
 from pathlib import Path
 
-PICTURE = """
+NOISE_IMAGE = """
 import sys, cv2, numpy as np
 rng = np.random.default_rng(0)
-picture = np.full((768, 1024, 3), 110, np.float32)
+image = np.full((768, 1024, 3), 110, np.float32)
 for cells in (4, 16, 64, 256):
     noise = rng.normal(0, 100 / cells**0.5, (cells * 3 // 4, cells, 3))
-    picture += cv2.resize(noise.astype(np.float32), (1024, 768), interpolation=cv2.INTER_CUBIC)
+    image += cv2.resize(noise.astype(np.float32), (1024, 768), interpolation=cv2.INTER_CUBIC)
 for _ in range(60):
     x, y, r, *colour = rng.integers((0, 0, 5, 0, 0, 0), (1024, 768, 90, 256, 256, 256)).tolist()
-    cv2.circle(picture, (x, y), r, colour, -1, cv2.LINE_AA)
-cv2.imwrite(sys.argv[1], picture.clip(0, 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, 90])
+    cv2.circle(image, (x, y), r, colour, -1, cv2.LINE_AA)
+cv2.imwrite(sys.argv[1], image.clip(0, 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, 90])
 """
 FLOOR = "import sys, cv2; cv2.imwrite(sys.argv[2], cv2.Canny(cv2.imread(sys.argv[1]), 100, 200))"
 OURS = "from controlnet_ext.cli import program; program()"  # what pip installs as controlnet-ext
@@ -60,18 +60,18 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=21)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        picture, out, flushed = (str(Path(folder) / name) for name in ("picture.jpg", "edges.png", "flushed"))
+        image, out, flushed = (str(Path(folder) / name) for name in ("image.jpg", "edges.png", "flushed"))
         if options.image:
-            picture = str(options.image.resolve())
+            image = str(options.image.resolve())
         else:
-            python(PICTURE, picture)
+            python(NOISE_IMAGE, image)
         commands = {
-            "floor": [FLOOR, picture, out],
-            "controlnet-ext": [OURS, "preprocess", "canny", picture, "-o", out, "--overwrite"],
-            "controlnet_aux": [AUX, picture, out],
+            "floor": [FLOOR, image, out],
+            "controlnet-ext": [OURS, "preprocess", "canny", image, "-o", out, "--overwrite"],
+            "controlnet_aux": [AUX, image, out],
         }
         try:
-            python(AUX, picture, out)
+            python(AUX, image, out)
         except subprocess.CalledProcessError as error:
             print(f"controlnet_aux is left out: {error.stderr.strip().splitlines()[-1]}")
             del commands["controlnet_aux"]

@@ -1,14 +1,14 @@
-"""Maps of a thousand pictures, files in and out, beside a loop around controlnet_aux's CannyDetector and Pillow.
+"""Maps of a thousand images, files in and out, beside a loop around controlnet_aux's CannyDetector and Pillow.
 
-    python benchmarks/dataset.py [--pictures 1000] [--runs 3] [--memory 10000] [--steps]
+    python benchmarks/dataset.py [--images 1000] [--runs 3] [--memory 10000] [--steps]
 
 Whole processes, one thread each, in turn: ours with --jobs 1 and --jobs 2, theirs in one process. Their loop is also
 timed alone, without the seconds that its imports take: the ratios are to that, by the clock, and by the time of
 processors, which other work on the machine changes less. The maps are compared, all pixels of all
-pictures. These are JPEGs of 512x512, noise of all scales and discs. We flush every file to the disk before it gets its
+images. These are JPEGs of 512x512, noise of all scales and discs. We flush every file to the disk before it gets its
 name, they do not: with --disk /dev/shm nobody waits for a disk. With --memory, instead, the largest memory of all our
-processes together in each tenth of so many pictures. With --steps, instead, what a picture's steps take of the
-processor, each over a hundred pictures: as a job takes them, and where freed memory goes back to the system.
+processes together in each tenth of so many images. With --steps, instead, what an image's steps take of the
+processor, each over a hundred images: as a job takes them, and where freed memory goes back to the system.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ print(time.perf_counter() - clock, time.process_time() - processor)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--pictures", type=int, default=1000)
+    parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--memory", type=int)
     parser.add_argument("--steps", action="store_true")
@@ -58,20 +58,20 @@ def main() -> None:
     options = parser.parse_args()
     print(f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}, OpenCV {cv2.__version__}")
     with tempfile.TemporaryDirectory(dir=options.disk) as folder:
-        pictures, out = Path(folder, "in"), Path(folder, "out")
-        draw(pictures, 100 if options.steps else options.memory or options.pictures)
+        images, out = Path(folder, "in"), Path(folder, "out")
+        draw(images, 100 if options.steps else options.memory or options.images)
         if options.steps:
-            steps(sorted(pictures.iterdir()))
+            steps(sorted(images.iterdir()))
         elif options.memory:
             for jobs in (1, 2):
-                print(f"--jobs {jobs}: MiB in each tenth:", *(f"{peak:.0f}" for peak in peaks(pictures, out, jobs)))
+                print(f"--jobs {jobs}: MiB in each tenth:", *(f"{peak:.0f}" for peak in peaks(images, out, jobs)))
                 subprocess.run(["rm", "-r", str(out)], check=True)
         else:
-            compare(pictures, out, options.runs)
+            compare(images, out, options.runs)
 
 
 def draw(folder: Path, count: int) -> None:
-    """Pictures, of which a hundred are different; the others are links to these."""
+    """Images, of which a hundred are different; the others are links to these."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     for i in range(count):
@@ -79,19 +79,19 @@ def draw(folder: Path, count: int) -> None:
         if i >= 100:
             os.link(folder / f"{i % 100:06}.jpg", path)
             continue
-        picture = np.full((512, 512, 3), 110, np.float32)
+        image = np.full((512, 512, 3), 110, np.float32)
         for cells in (4, 16, 64, 256):
             noise = rng.normal(0, 100 / cells**0.5, (cells, cells, 3)).astype(np.float32)
-            picture += cv2.resize(noise, (512, 512), interpolation=cv2.INTER_CUBIC)
+            image += cv2.resize(noise, (512, 512), interpolation=cv2.INTER_CUBIC)
         for _ in range(60):
             x, y, r, *colour = rng.integers((0, 0, 5, 0, 0, 0), (512, 512, 70, 256, 256, 256)).tolist()
-            cv2.circle(picture, (x, y), r, colour, -1, cv2.LINE_AA)
-        cv2.imwrite(str(path), picture.clip(0, 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, 90])
+            cv2.circle(image, (x, y), r, colour, -1, cv2.LINE_AA)
+        cv2.imwrite(str(path), image.clip(0, 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, 90])
 
 
-def compare(pictures: Path, out: Path, runs: int) -> None:
-    commands = {f"--jobs {jobs}": ours(pictures, out, jobs) for jobs in (1, 2)}
-    commands["controlnet_aux"] = [AUX, str(pictures), str(out)]
+def compare(images: Path, out: Path, runs: int) -> None:
+    commands = {f"--jobs {jobs}": ours(images, out, jobs) for jobs in (1, 2)}
+    commands["controlnet_aux"] = [AUX, str(images), str(out)]
     measured: dict[str, list[tuple[float, float]]] = {name: [] for name in (*commands, "its loop alone")}
     expected: dict[str, np.ndarray] = {}
     for _ in range(runs):
@@ -103,7 +103,7 @@ def compare(pictures: Path, out: Path, runs: int) -> None:
                 measured["its loop alone"].append((clock, processor))
             same(out, expected)
             subprocess.run(["rm", "-r", str(out)], check=True)
-    count = len(list(pictures.iterdir()))
+    count = len(list(images.iterdir()))
     loops = measured["its loop alone"]
     for name, samples in measured.items():
         times, work = (np.array(column) / count * 1e3 for column in zip(*samples, strict=True))
@@ -111,7 +111,7 @@ def compare(pictures: Path, out: Path, runs: int) -> None:
             statistics.median(loop[i] / mine[i] for loop, mine in zip(loops, samples, strict=True)) for i in (0, 1)
         )
         print(
-            f"{name:15} {np.median(times):6.2f} ms a picture ({times.min():.2f} to {times.max():.2f}), "
+            f"{name:15} {np.median(times):6.2f} ms an image ({times.min():.2f} to {times.max():.2f}), "
             f"{np.median(work):.2f} ms of processors; {by_clock:.2f} times as fast as its loop alone, {by_work:.2f} by "
             "the processors"
         )
@@ -151,8 +151,8 @@ def steps(paths: list[Path]) -> None:
             print(f"{name:6}, memory {memory}: {times} ms")
 
 
-def ours(pictures: Path, out: Path, jobs: int) -> list[str]:
-    return [OURS, "preprocess", "canny", str(pictures), "-o", f"{out}/", "--jobs", str(jobs)]
+def ours(images: Path, out: Path, jobs: int) -> list[str]:
+    return [OURS, "preprocess", "canny", str(images), "-o", f"{out}/", "--jobs", str(jobs)]
 
 
 def once(command: list[str]) -> tuple[float, float, str]:
@@ -181,13 +181,13 @@ def same(out: Path, expected: dict[str, np.ndarray]) -> None:
         raise SystemExit("some maps are missing")
 
 
-def peaks(pictures: Path, out: Path, jobs: int) -> list[float]:
+def peaks(images: Path, out: Path, jobs: int) -> list[float]:
     """The largest memory that our processes have together (MiB of their own and their share) in each tenth."""
     import psutil
 
-    count, found = len(list(pictures.iterdir())), [0.0] * 10
+    count, found = len(list(images.iterdir())), [0.0] * 10
     process = subprocess.Popen(
-        [sys.executable, "-c", *ours(pictures, out, jobs)], env=ALONE, stderr=subprocess.DEVNULL, cwd=ROOT
+        [sys.executable, "-c", *ours(images, out, jobs)], env=ALONE, stderr=subprocess.DEVNULL, cwd=ROOT
     )
     while process.poll() is None:
         made = len(os.listdir(out)) if out.is_dir() else 0

@@ -1,4 +1,4 @@
-"""Edges of preprocessors beside human boundaries: F where one threshold is best for all pictures (BSDS500's ODS).
+"""Edges of preprocessors beside human boundaries: F where one threshold is best for all images (BSDS500's ODS).
 
     python benchmarks/edge_quality.py --truth ASSETS/truth/edges [--library ASSETS/weights] [NAME ...]
 
@@ -37,15 +37,15 @@ def main() -> None:
     parser.add_argument("--library", action="append")
     parser.add_argument("--weights", action="append", default=[], metavar="NAME=FILE")
     options = parser.parse_args()
-    pictures = sorted(options.truth.glob("*.jpg"))
+    images = sorted(options.truth.glob("*.jpg"))
     files = dict(pair.split("=", 1) for pair in options.weights)
     library = Library(options.library, download=False, files=files)
-    print(f"{len(pictures)} pictures, matching within {REACH} of the diagonal, {len(THRESHOLDS)} thresholds")
+    print(f"{len(images)} images, matching within {REACH} of the diagonal, {len(THRESHOLDS)} thresholds")
     for name in options.names:
         begin = time.perf_counter()
         run = find(name).load(library=library)
         given = {"safe_steps": 0} if any(p.name == "safe_steps" for p in run.spec.parameters) else {}
-        counts = sum(counted(run(read_image(path), **given).pixels[..., 0], path) for path in pictures)
+        counts = sum(counted(run(read_image(path), **given).pixels[..., 0], path) for path in images)
         precision, recall = counts[:, 0] / np.maximum(counts[:, 1], 1), counts[:, 2] / counts[:, 3]
         f = 2 * precision * recall / np.maximum(precision + recall, 1e-9)
         best = int(f.argmax())

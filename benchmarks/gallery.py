@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--weights", metavar="FOLDER", type=Path)
     options = parser.parse_args(arguments)
     photo = find("inpaint").load()(PHOTO, resolution=RESOLUTION).pixels
-    shown = {panel: one for panel in PANELS if (one := picture(panel, options.weights)) is not None}
+    shown = {panel: one for panel in PANELS if (one := draw_panel(panel, options.weights)) is not None}
     sheet = contact_sheet(
         [
             ("the photo", photo),
@@ -84,7 +84,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"{options.output / 'gallery.md'}: {len(shown)} maps, {len(encoded) / 1e3:.0f} kB")
 
 
-def picture(panel: Panel, weights: Path | None) -> np.ndarray | None:
+def draw_panel(panel: Panel, weights: Path | None) -> np.ndarray | None:
     """The panel's map (H, W, 3) at the sheet's resolution, None where its weights are not in the folder."""
     entry, library = find(panel.name), None
     if entry.weights:
@@ -108,7 +108,7 @@ def people(height: int, width: int) -> np.ndarray:
 
 
 def ball(height: int, width: int) -> np.ndarray:
-    """A ball before a wall as a picture of inverse depth, near white."""
+    """A ball before a wall as an image of inverse depth, near white."""
     y, x = np.mgrid[:height, :width] - np.array([height / 2, width / 2])[:, None, None]
     out = np.sqrt(np.clip(1 - (x**2 + y**2) / (0.4 * height) ** 2, 0, None))  # of the wall, in radii
     grey = 60 + 195 * out
@@ -121,7 +121,7 @@ def titled(panel: Panel) -> str:
 
 
 def contact_sheet(panels: list[tuple[str, np.ndarray]]) -> np.ndarray:
-    """All pictures, made as large as the first, with their words below."""
+    """All images, made as large as the first, with their words below."""
     height, width = panels[0][1].shape[:2]
     rows = -(-len(panels) // COLUMNS)
     paper = np.full((GAP + rows * (height + LINE + GAP), GAP + COLUMNS * (width + GAP), 3), PAPER, np.uint8)

@@ -1,8 +1,8 @@
-"""Networks for lines beside controlnet_aux's on the same weights, pictures in files to maps in files.
+"""Networks for lines beside controlnet_aux's on the same weights, images in files to maps in files.
 
-    python -W ignore benchmarks/lines.py --weights ASSETS/weights [--runs 5] [--pictures 4] [--size 512] [NAME ...]
+    python -W ignore benchmarks/lines.py --weights ASSETS/weights [--runs 5] [--images 4] [--size 512] [NAME ...]
 
-Each run takes all pictures, size x size, through one preprocessor: read, computed, written as PNG. Ours and
+Each run takes all images, size x size, through one preprocessor: read, computed, written as PNG. Ours and
 controlnet_aux's runs alternate; the first of each is warm-up. Where --weights has no file of that name both compute on
 the same random weights. The maps are compared, and ours in bfloat16 with ours in float32. With --profile: how much of
 the time torch's convolutions are. Needs controlnet_aux.
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("names", metavar="NAME", nargs="*", default=list(THEIRS)[:3])
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--pictures", type=int, default=4)
+    parser.add_argument("--images", type=int, default=4)
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--device", default="cpu")
@@ -70,17 +70,17 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     print(
         f"{platform.machine()}, {options.threads} thread(s), torch {torch.__version__}, OpenCV {cv2.__version__}, "
-        f"{options.pictures} pictures of {options.size}x{options.size} a run, {options.device}; median (least to most) "
+        f"{options.images} images of {options.size}x{options.size} a run, {options.device}; median (least to most) "
         f"of {options.runs} runs in turn, after 1"
     )
     with tempfile.TemporaryDirectory() as folder:
-        pictures = made(Path(folder), options.pictures, options.size)
+        images = made(Path(folder), options.images, options.size)
         for name in options.names:
-            compared(name, pictures, options)
+            compared(name, images, options)
 
 
 def made(folder: Path, count: int, size: int) -> list[Path]:
-    """Pictures of noise of all scales, discs and lines."""
+    """Images of noise of all scales, discs and lines."""
     numbers, paths = np.random.default_rng(0), []
     for i in range(count):
         pixels = np.full((size, size, 3), 110, np.float32)
@@ -97,7 +97,7 @@ def made(folder: Path, count: int, size: int) -> list[Path]:
     return paths
 
 
-def compared(name: str, pictures: list[Path], options: argparse.Namespace) -> None:
+def compared(name: str, images: list[Path], options: argparse.Namespace) -> None:
     make, detector, file = THEIRS[name]
     torch.manual_seed(0)
     net = make().eval()
@@ -116,14 +116,14 @@ def compared(name: str, pictures: list[Path], options: argparse.Namespace) -> No
     seconds: dict[str, list[tuple[float, float]]] = {who: [] for who in computed}
     for _ in range(options.runs + 1):
         for who, compute in computed.items():
-            seconds[who].append(timed(compute, pictures, who))
-    print(f"\n{name}, {'the published' if real else 'random'} weights, seconds a picture")
+            seconds[who].append(timed(compute, images, who))
+    print(f"\n{name}, {'the published' if real else 'random'} weights, seconds an image")
     base = tuple(zip(*seconds["controlnet_aux"][1:], strict=True))
-    maps = {who: np.stack([read_image(target(path, who)).astype(int) for path in pictures]) for who in computed}
+    maps = {who: np.stack([read_image(target(path, who)).astype(int) for path in images]) for who in computed}
     for who, pairs in seconds.items():
-        clocks, processors = (np.array(column) / len(pictures) for column in zip(*pairs[1:], strict=True))
+        clocks, processors = (np.array(column) / len(images) for column in zip(*pairs[1:], strict=True))
         ratios = [
-            statistics.median(b / c / len(pictures) for b, c in zip(them, us, strict=True))
+            statistics.median(b / c / len(images) for b, c in zip(them, us, strict=True))
             for them, us in zip(base, (clocks, processors), strict=True)
         ]
         off = np.abs(maps[who] - maps["controlnet_aux" if who == "ours" else "ours"])
@@ -131,14 +131,14 @@ def compared(name: str, pictures: list[Path], options: argparse.Namespace) -> No
             f"  {who:15} {np.median(clocks):.3f} ({clocks.min():.3f} to {clocks.max():.3f}), of the processor "
             f"{np.median(processors):.3f}; {ratios[0]:.2f} times as fast, {ratios[1]:.2f} by the processor"
             + ("" if who == "controlnet_aux" else f"; off by {off.max()} of 255 at most, {off.mean():.4f} on average")
-            + (f"; {convolutions(computed[who], pictures[0]):.0%} convolutions" if options.profile else "")
+            + (f"; {convolutions(computed[who], images[0]):.0%} convolutions" if options.profile else "")
         )
 
 
-def convolutions(compute: Callable[[np.ndarray], np.ndarray], picture: Path) -> float:
+def convolutions(compute: Callable[[np.ndarray], np.ndarray], image: Path) -> float:
     """How much of the operators' time on the CPU convolutions are."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
-        compute(read_image(picture))
+        compute(read_image(image))
     times = {event.key: event.self_cpu_time_total for event in found.key_averages()}
     return sum(time for name, time in times.items() if "conv" in name) / sum(times.values())
 
@@ -147,14 +147,14 @@ def pixels(run: Callable[..., Any], image: np.ndarray) -> np.ndarray:
     return run(image).pixels
 
 
-def target(picture: Path, who: str) -> Path:
-    return picture.with_name(f"{picture.stem}_{who.split()[-1].strip(',')}.png")
+def target(image: Path, who: str) -> Path:
+    return image.with_name(f"{image.stem}_{who.split()[-1].strip(',')}.png")
 
 
-def timed(compute: Callable[[np.ndarray], np.ndarray], pictures: list[Path], who: str) -> tuple[float, float]:
+def timed(compute: Callable[[np.ndarray], np.ndarray], images: list[Path], who: str) -> tuple[float, float]:
     """Seconds on the clock and of the processor."""
     clock, processor = time.perf_counter(), time.process_time()
-    for path in pictures:
+    for path in images:
         write_image(target(path, who), compute(read_image(path)), overwrite=True)
     return time.perf_counter() - clock, time.process_time() - processor
 

@@ -36,7 +36,7 @@ DTYPES = "float32", "bfloat16", "float8_e4m3fn"  # float32's activations are in 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rank", type=int, default=128)
-    parser.add_argument("--latents", type=int, default=32, help="height and width of the latents, 1/8 of the picture's")
+    parser.add_argument("--latents", type=int, default=32, help="height and width of the latents, 1/8 of the image's")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--one", help=argparse.SUPPRESS)

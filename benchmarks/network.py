@@ -45,7 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--latents", type=int, default=16, help="height and width of the latents, 1/8 of the picture's")
+    parser.add_argument("--latents", type=int, default=16, help="height and width of the latents, 1/8 of the image's")
     parser.add_argument("--runs", type=int, default=3)
     options = parser.parse_args()
     device = torch.cuda.get_device_name() if options.device == "cuda" else platform.processor() or platform.machine()

@@ -4,7 +4,7 @@
 
 The frames are of ICL-NUIM, with depth in whole millimetres. True normals are the least axis of the points in 9x9
 pixels, where these are a plane within 2 mm, and elsewhere unknown. Beside them are the normals of `depth_normals` from
-the depth itself, and of the preprocessor normal_depth from a picture of depth in 256 steps, near white.
+the depth itself, and of the preprocessor normal_depth from an image of depth in 256 steps, near white.
 """
 
 from __future__ import annotations
@@ -30,12 +30,10 @@ def main() -> None:
         metres = cv2.imread(str(path), cv2.IMREAD_UNCHANGED) / 1000
         expected, sure = true_normals(metres, FOV)
         inverse = 1 / metres
-        picture = ((inverse - inverse.min()) / np.ptp(inverse) * 255).astype(np.uint8)
+        image = ((inverse - inverse.min()) / np.ptp(inverse) * 255).astype(np.uint8)
         found = {
             "from the depth": normals_from_inverse_depth(inverse, FOV, 2),
-            "from a picture of it": preprocess(
-                "normal_depth", picture, fov=FOV, far=inverse.max() / inverse.min()
-            ).values,
+            "from an image of it": preprocess("normal_depth", image, fov=FOV, far=inverse.max() / inverse.min()).values,
         }
         for name, each in found.items():
             mean, median, right = figures(each, expected, sure)

@@ -2,10 +2,10 @@
 
     python benchmarks/pose_grouping.py --assets FOLDER [--runs 5]
 
-FOLDER holds truth/pose/coco, pictures with their people, and weights/openpose_mnv2small.onnx, a small OpenPose. Maps
+FOLDER holds truth/pose/coco, images with their people, and weights/openpose_mnv2small.onnx, a small OpenPose. Maps
 are (1) that network's, of an input 184 pixels high as controlnet_aux has it, (2) those that a perfect network would
 give of the true people there, so that there are people to put together. Both go from maps at an eighth of the input to
-places in the picture. Then the small network's people at 552 pixels, where it is at its best, beside the true ones: PCK
+places in the image. Then the small network's people at 552 pixels, where it is at its best, beside the true ones: PCK
 is the share of points nearer than a tenth of the box's longer side. One thread; runs alternate, the first of each is
 warm-up.
 """
@@ -30,7 +30,7 @@ LIMBS = (  # points, and the field along them: CMU's poseParameters.cpp
     *((1, 2, 12), (2, 3, 14), (3, 4, 16), (1, 5, 20), (5, 6, 22), (6, 7, 24), (1, 8, 0), (8, 9, 2), (9, 10, 4)),
     *((1, 11, 6), (11, 12, 8), (12, 13, 10), (1, 0, 28), (0, 14, 30), (14, 16, 34), (0, 15, 32), (15, 17, 36)),
 )
-Maps = tuple[np.ndarray, np.ndarray, tuple[int, int], tuple[int, int]]  # heat, fields, inside, size of the picture
+Maps = tuple[np.ndarray, np.ndarray, tuple[int, int], tuple[int, int]]  # heat, fields, inside, size of the image
 
 
 def main() -> None:
@@ -41,14 +41,14 @@ def main() -> None:
     cv2.setNumThreads(1)
     folder = options.assets / "truth" / "pose" / "coco"
     truth = json.loads((folder / "test_coco.json").read_text())
-    pictures = [(cv2.imread(str(folder / one["file_name"])), people(truth, one["id"])) for one in truth["images"]]
+    images = [(cv2.imread(str(folder / one["file_name"])), people(truth, one["id"])) for one in truth["images"]]
     net = cv2.dnn.readNetFromONNX(str(options.assets / "weights" / "openpose_mnv2small.onnx"))
     print(f"{platform.machine()}, Python {platform.python_version()}, OpenCV {cv2.__version__}, numpy {np.__version__}")
-    print(f"median (least to most) of {options.runs} runs in turn, after 1, all {len(pictures)} pictures")
-    compare("small network", [network(net, image, 184) for image, _ in pictures], options.runs)
-    compare("true people", [perfect(image, true) for image, true in pictures], options.runs)
+    print(f"median (least to most) of {options.runs} runs in turn, after 1, all {len(images)} images")
+    compare("small network", [network(net, image, 184) for image, _ in images], options.runs)
+    compare("true people", [perfect(image, true) for image, true in images], options.runs)
     right, of = 0, 0
-    for image, true in pictures:
+    for image, true in images:
         found = group_bodies(*network(net, image, 552))
         for points, box in true:
             seen = ~np.isnan(points[:, 0])
@@ -152,7 +152,7 @@ def controlnet_aux() -> Callable[..., list[np.ndarray]]:
     def grouping(heat: np.ndarray, fields: np.ndarray, inside: object, size: tuple[int, int]) -> list[np.ndarray]:
         body = Body.__new__(Body)
         body.model = Given(heat, fields)
-        candidate, subset = body(np.zeros((*size, 3), np.uint8))  # a resize of this picture is in its time: 1 ms
+        candidate, subset = body(np.zeros((*size, 3), np.uint8))  # a resize of this image is in its time: 1 ms
         absent = [np.nan] * 3
         return [np.array([candidate[int(i)][:3] if i >= 0 else absent for i in row[:18]]) for row in subset]
 

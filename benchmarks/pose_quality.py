@@ -2,7 +2,7 @@
 
     python -m benchmarks.pose_quality --assets FOLDER
 
-FOLDER holds truth/pose/coco, pictures with their people, and weights/openpose_mnv2small.onnx. Each true person with
+FOLDER holds truth/pose/coco, images with their people, and weights/openpose_mnv2small.onnx. Each true person with
 five points or more gets the one of the people found who has most of the points right; COCO has no neck. PCK is the
 share of true points that are nearer than a part of the longer side of the person's box.
 """
@@ -29,12 +29,12 @@ def main() -> None:
     options = parser.parse_args()
     folder = options.assets / "truth" / "pose" / "coco"
     truth = json.loads((folder / "test_coco.json").read_text())
-    pictures = [(cv2.imread(str(folder / one["file_name"])), people(truth, one["id"])) for one in truth["images"]]
+    images = [(cv2.imread(str(folder / one["file_name"])), people(truth, one["id"])) for one in truth["images"]]
     net = cv2.dnn.readNetFromONNX(str(options.assets / "weights" / "openpose_mnv2small.onnx"))
     for height in HEIGHTS:
-        found = [group_bodies(*network(net, image, height)) for image, _ in pictures]
-        shares = [pck(found, [true for _, true in pictures], part) for part in PARTS]
-        counts = f"{sum(map(len, found))} people found of {sum(len(true) for _, true in pictures)}"
+        found = [group_bodies(*network(net, image, height)) for image, _ in images]
+        shares = [pck(found, [true for _, true in images], part) for part in PARTS]
+        counts = f"{sum(map(len, found))} people found of {sum(len(true) for _, true in images)}"
         print(
             f"{height} pixels high: " + ", ".join(f"PCK@{p} {s:.3f}" for p, s in zip(PARTS, shares, strict=True)),
             counts,
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def pck(found: list[list[np.ndarray]], true: list[list[tuple[np.ndarray, list[float]]]], part: float) -> float:
-    """The share of the true points (18, 2) of all pictures that are found within that part of their box."""
+    """The share of the true points (18, 2) of all images that are found within that part of their box."""
     right, of = 0, 0
     for persons, expected in zip(found, true, strict=True):
         for points, box in expected:

@@ -4,7 +4,7 @@
 
 The first of the scenes that the embedded model's figures are taken on, with the same captions, noise and scale. F1
 within a pixel of the asked map, mean and its standard error; the mean difference of F1 from reuse 1 on the same scenes,
-and its standard error; calls of the network a picture; the processor's seconds a picture.
+and its standard error; calls of the network an image; the processor's seconds an image.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def main() -> None:
     print(
         f"{options.scenes} scenes, {options.steps} steps of {type(pipe.scheduler).__name__}, scale {options.guidance:g}"
     )
-    print("| | F1 | beside reuse 1 | calls a picture's run | seconds |\n|---|---|---|---|---|")
+    print("| | F1 | beside reuse 1 | calls an image's run | seconds |\n|---|---|---|---|---|")
     first: np.ndarray | None = None
     for arm in ARMS:
         scores, calls, seconds = measured(pipe, net, options, arm)
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def measured(pipe: Any, net: Any, options: argparse.Namespace, arm: dict[str, Any]) -> tuple[np.ndarray, float, float]:
-    """F1 within a pixel of each scene, calls of the network in a run, seconds a picture."""
+    """F1 within a pixel of each scene, calls of the network in a run, seconds an image."""
     scores, calls, spent, runs = [], 0, 0.0, 0
 
     def count(*_: Any) -> None:
@@ -86,9 +86,9 @@ def measured(pipe: Any, net: Any, options: argparse.Namespace, arm: dict[str, An
             ).images
         spent += time.process_time() - start
         with torch.no_grad():
-            pictures = decoded(pipe.vae, latents / pipe.vae.config["scaling_factor"])
-        pairs = zip(maps, pictures, strict=True)
-        scores += [canny_f1(asked[..., 0], picture).within_1px for asked, picture in pairs if asked.any()]
+            images = decoded(pipe.vae, latents / pipe.vae.config["scaling_factor"])
+        pairs = zip(maps, images, strict=True)
+        scores += [canny_f1(asked[..., 0], image).within_1px for asked, image in pairs if asked.any()]
     handle.remove()
     return np.array(scores), calls / runs, spent / options.scenes
 

@@ -4,7 +4,7 @@
 
 A server of the embedded model is started on a free port. One client sends all requests, one after the other; then each
 of the clients sends its share at once, while another asks /health every 20 ms. No two requests are alike: canny maps,
-pictures of a text, of an image, with one unit and with two. Prints how many answers differ in any byte, the times of
+images of a text, of an image, with one unit and with two. Prints how many answers differ in any byte, the times of
 the requests and of /health, in milliseconds, and exits with 1 if one differs or fails.
 """
 

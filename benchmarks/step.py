@@ -2,9 +2,9 @@
 pipeline.
 
     python benchmarks/step.py [--rounds 3] [--steps 3] [--size 512] [--compiled]
-    python benchmarks/step.py --device cuda --dtype float16 --steps 20 [--pictures 4] [--shape SDXL --size 1024]
+    python benchmarks/step.py --device cuda --dtype float16 --steps 20 [--images 4] [--shape SDXL --size 1024]
 
-They take turns, each with the same ControlNet and two rows a picture for guidance; a step is what lies between two
+They take turns, each with the same ControlNet and two rows an image for guidance; a step is what lies between two
 callbacks of the pipeline: UNet, ControlNet, guidance and scheduler. The first step of each call is its warm-up, which
 also holds our hint. On a GPU ours comes twice, also without a stream of its own for the net; with --compiled once more,
 the net through torch.compile (mode "reduce-overhead": CUDA graphs on a GPU), compiled before it counts. Then one more
@@ -70,8 +70,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--shape", default="SD1.5", choices=SHAPES)
-    parser.add_argument("--pictures", type=int, default=1)
-    parser.add_argument("--size", type=int, default=512, help="height and width of the picture")
+    parser.add_argument("--images", type=int, default=1)
+    parser.add_argument("--size", type=int, default=512, help="height and width of the image")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--compiled", action="store_true", help="an arm with the network through torch.compile")
     parser.add_argument("--steps", type=int, default=3, help="steps of each call, of which the first is warm-up")
@@ -80,63 +80,23 @@ def main() -> None:
     print(f"torch {torch.__version__}, diffusers {diffusers.__version__}, Python {platform.python_version()}")
     print(f"{machine}, {torch.get_num_threads()} threads, {options.dtype}")
     side = options.size // 8
-    print(f"{options.shape} widths, {2 * options.pictures} rows of {side}x{side} latents, {options.size} pixels")
+    print(f"{options.shape} widths, {2 * options.images} rows of {side}x{side} latents, {options.size} pixels")
     compare(options)
 
 
 def compare(options: argparse.Namespace) -> None:
+    """Time the ways in turn and print their steps, then where the time of a guided call goes."""
     dtype, device = getattr(torch, options.dtype), options.device
     shape, plain_kind, controlled_kind = SHAPES[options.shape]
     unet = drawn(UNet2DConditionModel, dtype, device, **shape, **UP.get(options.shape, {}))
     theirs = drawn(ControlNetModel, dtype, device, **shape)
     ours = ControlNet.load(theirs.state_dict(), theirs.config)  # the same tensors, not copies
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-    vae = AutoencoderKL(
-        **blocks, block_out_channels=(8,) * 4, norm_num_groups=4
-    )  # only says that 8 pixels are a latent
-    parts = {"vae": vae, "unet": unet, "text_encoder": None, "tokenizer": None}
-    width = shape["cross_attention_dim"]
-    given = {name: torch.randn(1, 77, width) for name in ("prompt_embeds", "negative_prompt_embeds")}
-    if options.shape == "SDXL":
-        parts |= {"text_encoder_2": None, "tokenizer_2": None, "add_watermarker": False}
-        given |= {f"{sign}pooled_prompt_embeds": torch.randn(1, 1280) for sign in ("", "negative_")}
-    else:
-        parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    given = {name: t.to(device, dtype).repeat_interleave(options.pictures, 0) for name, t in given.items()}
-    given |= {"height": options.size, "width": options.size, "num_inference_steps": options.steps}
+    parts, given = make_parts(options, unet), make_arguments(options, shape["cross_attention_dim"])
     plain = plain_kind(**parts, scheduler=DDIMScheduler(**DDIM))
     controlled = controlled_kind(**parts, controlnet=theirs, scheduler=DDIMScheduler(**DDIM))
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (options.size,) * 2 + (3,), np.uint8))
-    units = [Unit(ours, picture)]
-
-    def guided() -> Result:
-        with guide(plain, units):
-            return steps(plain, device, given)
-
-    def on_one_stream() -> Result:
-        kept, session.open_side_stream = session.open_side_stream, lambda _: None
-        try:
-            return guided()
-        finally:
-            session.open_side_stream = kept
-
-    compiled = copy(ours)
-
-    def compiled_net() -> Result:
-        with guide(plain, [Unit(compiled, picture)]):
-            return steps(plain, device, given)
-
-    if options.compiled:
-        compiled.compile(mode="reduce-overhead")
-        for _ in range(2):  # compiled in the first, recorded in the second
-            compiled_net()
-    ways: dict[str, Callable[[], Result]] = {
-        "unguided": lambda: steps(plain, device, given),
-        "diffusers": lambda: steps(controlled, device, given | {"image": picture}),
-        "ours": guided,
-        **({"one stream": on_one_stream} if device == "cuda" else {}),
-        **({"compiled": compiled_net} if options.compiled else {}),
-    }
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (options.size,) * 2 + (3,), np.uint8))
+    ways = make_ways(options, plain, ours, image, given)
+    ways["diffusers"] = lambda: steps(controlled, device, given | {"image": image})
     walls, works, latents = defaultdict(list), defaultdict(list), {}
     for _ in range(options.rounds):
         for name, way in ways.items():
@@ -145,17 +105,73 @@ def compare(options: argparse.Namespace) -> None:
                 walls[name].append(wall)
                 works[name].append(work)
     print(f"1 warm-up a call, then median (least to most) of {len(walls['ours'])} steps, in {options.rounds} turns")
-    for words, times in (("on the clock", walls), ("of the processor, which other work does not add to", works)):
-        if times is works and device != "cpu":
-            continue
-        print(f"seconds {words}:")
-        for name, seconds in times.items():
-            ratio = statistics.median(seconds) / statistics.median(times["diffusers"])
-            shown = f"{statistics.median(seconds):8.4f} ({min(seconds):.4f} to {max(seconds):.4f})"
-            print(f"  {name:10} {shown}  {ratio:.3f} x diffusers")
+    print_seconds("on the clock", walls)
+    if device == "cpu":
+        print_seconds("of the processor, which other work does not add to", works)
     for name in latents.keys() - {"unguided", "diffusers"}:
         print(f"largest difference of latents, {name}: {(latents[name] - latents['diffusers']).abs().max().item():g}")
-    where(guided, device, options.steps, ours, unet)
+    where(ways["ours"], device, options.steps, ours, unet)
+
+
+def make_parts(options: argparse.Namespace, unet: Any) -> dict[str, Any]:
+    """The components of both pipelines but the ControlNet and the scheduler."""
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    vae = AutoencoderKL(
+        **blocks, block_out_channels=(8,) * 4, norm_num_groups=4
+    )  # only says that 8 pixels are a latent
+    parts = {"vae": vae, "unet": unet, "text_encoder": None, "tokenizer": None}
+    if options.shape == "SDXL":
+        return parts | {"text_encoder_2": None, "tokenizer_2": None, "add_watermarker": False}
+    return parts | {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+
+
+def make_arguments(options: argparse.Namespace, width: int) -> dict[str, Any]:
+    """The arguments of each call of a pipeline, with random prompts `(images, 77, width)`."""
+    prompts = {name: torch.randn(1, 77, width) for name in ("prompt_embeds", "negative_prompt_embeds")}
+    if options.shape == "SDXL":
+        prompts |= {f"{sign}pooled_prompt_embeds": torch.randn(1, 1280) for sign in ("", "negative_")}
+    dtype = getattr(torch, options.dtype)
+    rows = {name: t.to(options.device, dtype).repeat_interleave(options.images, 0) for name, t in prompts.items()}
+    return rows | {"height": options.size, "width": options.size, "num_inference_steps": options.steps}
+
+
+def make_ways(
+    options: argparse.Namespace, pipe: Any, net: ControlNet, image: Image.Image, given: dict[str, Any]
+) -> dict[str, Callable[[], Result]]:
+    """A call of the pipeline without units, and each way of ours to guide it; `--compiled` is compiled here."""
+
+    unit = Unit(net, image)
+
+    def run_guided(unit: Unit = unit) -> Result:
+        with guide(pipe, [unit]):
+            return steps(pipe, options.device, given)
+
+    def run_on_one_stream() -> Result:
+        with mock.patch.object(session, "open_side_stream", lambda _: None):
+            return run_guided()
+
+    ways: dict[str, Callable[[], Result]] = {
+        "unguided": lambda: steps(pipe, options.device, given),
+        "ours": run_guided,
+    }
+    if options.device == "cuda":
+        ways["one stream"] = run_on_one_stream
+    if options.compiled:
+        compiled = copy(net)
+        compiled.compile(mode="reduce-overhead")
+        ways["compiled"] = lambda: run_guided(Unit(compiled, image))
+        for _ in range(2):  # compiled in the first, recorded in the second
+            ways["compiled"]()
+    return ways
+
+
+def print_seconds(words: str, times: dict[str, list[float]]) -> None:
+    """The median and the spread of each way, and its ratio to diffusers'."""
+    print(f"seconds {words}:")
+    for name, seconds in times.items():
+        ratio = statistics.median(seconds) / statistics.median(times["diffusers"])
+        shown = f"{statistics.median(seconds):8.4f} ({min(seconds):.4f} to {max(seconds):.4f})"
+        print(f"  {name:10} {shown}  {ratio:.3f} x diffusers")
 
 
 def where(guided: Callable[[], Any], device: str, count: int, net: ControlNet, unet: Any) -> None:
@@ -171,8 +187,8 @@ def where(guided: Callable[[], Any], device: str, count: int, net: ControlNet, u
 
         return timing
 
-    calls = [(run, name, "checks") for name in ("finite", "summed")]
-    calls += [(run, name, "weighting") for name in ("weighted", "spread")]
+    calls = [(run, name, "checks") for name in ("all_finite", "total_sum")]
+    calls += [(run, name, "weighting") for name in ("apply_weight", "scatter_rows")]
     calls += [(net, "hint", "hint"), (net, "forward", "net"), (unet, "forward", "unet")]
     attentions = [block.attn2 for block in net.modules() if hasattr(block, "attn2")]
     calls += [(layer, "forward", PROMPT) for attention in attentions for layer in (attention.to_k, attention.to_v)]

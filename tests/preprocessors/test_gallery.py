@@ -39,18 +39,18 @@ def test_the_pages_commands_make_the_sheets_maps(tmp_path, monkeypatch):
         words = gallery.command(panel).strip("`").split()[1:]
         words[words.index("map.png")] = str(tmp_path / f"{panel.name}.png")
         assert cli.main(words) == 0
-        np.testing.assert_array_equal(read_image(tmp_path / f"{panel.name}.png"), gallery.picture(panel, None))
+        np.testing.assert_array_equal(read_image(tmp_path / f"{panel.name}.png"), gallery.draw_panel(panel, None))
 
 
 @pytest.mark.weights
 def test_maps_whose_weights_are_there_are_shown_unless_they_are_non_commercial(monkeypatch):
     folder = assets() / "weights"
     teed = next(panel for panel in gallery.PANELS if panel.name == "softedge_teed")
-    assert gallery.picture(teed, folder).std() > 10
-    assert gallery.picture(teed, folder / "none") is None
+    assert gallery.draw_panel(teed, folder).std() > 10
+    assert gallery.draw_panel(teed, folder / "none") is None
     closed = gallery.Panel("pidinet", file="table5_pidinet.pth")
     with pytest.raises(ValueError, match="research only, non-commercial: it may not be shown"):
-        gallery.picture(closed, folder)
+        gallery.draw_panel(closed, folder)
 
 
 def test_the_committed_page_names_the_sheet_and_its_maps():
