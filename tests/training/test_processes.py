@@ -146,7 +146,9 @@ def test_two_processes_learn_what_one_learns_from_the_doubled_batch(found, alone
     expected, network = alone
     assert first["count"] == second["count"] == 2
     for name, tensor in network.state_dict().items():
-        torch.testing.assert_close(first["whole"][name], tensor, rtol=1e-5, atol=1e-5)  # order of sums; Adam divides by small numbers
+        torch.testing.assert_close(
+            first["whole"][name], tensor, rtol=1e-5, atol=1e-5
+        )  # order of sums; Adam divides by small numbers
         assert torch.equal(first["whole"][name], second["whole"][name])
     one, two = read_rows(expected), read_rows(folder / "0/whole")
     assert [row["step"] for row in one] == [row["step"] for row in two] == [2, 4, 6]

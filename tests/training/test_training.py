@@ -1,11 +1,17 @@
+import io
 import json
+import math
+import os
+import signal
+import sys
 
 import pytest
 import torch
 from torch import nn
 
+from controlnet_ext.files.weights import read_weights
 from controlnet_ext.training.checkpoints import CHECKPOINT_FILE, read_best_weights
-from controlnet_ext.training.config import TrainingSchedule
+from controlnet_ext.training.config import Execution, TrainingSchedule
 from controlnet_ext.training.loop import train
 from controlnet_ext.training.stopping import Decision
 from controlnet_ext.training.work_folder import LOG_FILE
@@ -144,3 +150,139 @@ def test_a_stop_rule_ends_the_training_and_keeps_the_best_weights(tmp_path, caps
         step, best = read_best_weights(tmp_path)
         assert step == 10 and all(torch.equal(seen[10][name], t) for name, t in best.items())
     assert sorted(seen) == [5, 10, 15, 20] and "stops at 20" not in capsys.readouterr().err
+
+
+def _write_whole_run(folder):
+    return train(_net(), _loss, _held_out, TrainingSchedule(6, evaluation_interval=2), folder)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="limits of a process")
+@pytest.mark.parametrize("limit", [2000, 20])  # bytes: for the log and not the checkpoint, for neither
+def test_a_full_disk_ends_the_training_and_leaves_the_last_checkpoint(limit, tmp_path):
+    import resource
+
+    whole = _write_whole_run(tmp_path / "whole")
+    before, seen = resource.getrlimit(resource.RLIMIT_FSIZE), []
+
+    def fill_disk(net, step):
+        if step == 4:
+            seen.append((tmp_path / "cut" / CHECKPOINT_FILE).read_bytes())
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        return _held_out(net)
+
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            train(_net(), _loss, fill_disk, TrainingSchedule(6, evaluation_interval=2), tmp_path / "cut")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (tmp_path / "cut" / CHECKPOINT_FILE).read_bytes() == seen[0]
+    assert sorted(os.listdir(tmp_path / "cut")) == [CHECKPOINT_FILE, LOG_FILE]
+    resumed = _write_whole_run(tmp_path / "cut")
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+    assert (tmp_path / "cut" / LOG_FILE).read_text() == (tmp_path / "whole" / LOG_FILE).read_text()
+
+
+def test_an_interruption_between_measurements_changes_no_row(sigint, tmp_path):
+    def interrupt(net, step, batch):
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return _loss(net, step, batch)
+
+    _write_whole_run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(_net(), interrupt, _held_out, TrainingSchedule(6, evaluation_interval=2), tmp_path / "cut")
+    _write_whole_run(tmp_path / "cut")
+    for name in (LOG_FILE, CHECKPOINT_FILE):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_launcher_that_passes_ctrl_c_on_does_not_break_the_checkpoint(sigint, monkeypatch, tmp_path):
+    """It goes to all processes of a terminal, and then from torch.distributed.elastic to those that it started."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+
+    def interrupt(net, step, batch):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+        return _loss(net, step, batch)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(_net(), interrupt, _held_out, TrainingSchedule(6), tmp_path)
+    assert read_weights(tmp_path / CHECKPOINT_FILE).metadata["step"] == "1"
+
+
+class _PoisonousBackward(torch.autograd.Function):
+    """Passes values on, and gradients as NaN."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * math.nan
+
+
+def test_gradients_that_are_not_finite_stop_the_training_before_they_break_it(tmp_path):
+    """Though the loss is finite: one step later the checkpoint could be broken already."""
+
+    def poison(net, step, batch):
+        loss = _loss(net, step, batch)
+        return _PoisonousBackward.apply(loss) if step == 1 else loss
+
+    names = [f"{i}.png" for i in range(10)]
+    with pytest.raises(FloatingPointError) as error:
+        train(
+            _net(),
+            poison,
+            _held_out,
+            TrainingSchedule(5, evaluation_interval=1),
+            tmp_path,
+            list_suspects=lambda: names,
+        )
+    assert "the norm of the gradients of step 2 is nan with '0.png', '1.png'" in str(error.value)
+    assert "'7.png' and 2 more; " in str(error.value) and str(error.value).endswith("is from before")
+    tensors = read_weights(tmp_path / CHECKPOINT_FILE).tensors
+    assert all(t.isfinite().all() for t in tensors.values())
+
+
+def test_a_step_whose_gradients_overflow_in_float16_is_left_out(tmp_path):
+    def overflow(net, step, batch):
+        return _loss(net, step, batch) * (1e6 if step == 0 else 1)
+
+    def run(folder, steps):
+        schedule = TrainingSchedule(steps, evaluation_interval=1, ema_decay=0)
+        return train(_net(), overflow, _held_out, schedule, folder, execution=Execution("fp16"))
+
+    first = run(tmp_path / "one", 1)
+    assert all(torch.equal(a, b) for a, b in zip(_net().parameters(), first.parameters(), strict=True))
+    scale = json.loads(read_weights(tmp_path / "one" / CHECKPOINT_FILE).metadata["scaler"])["scale"]
+    assert scale == 2**15  # half of PyTorch's first
+    resumed, whole = run(tmp_path / "one", 4), run(tmp_path / "two", 4)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+    assert not torch.equal(next(resumed.parameters()), next(first.parameters()))
+
+
+def test_without_averages_the_weights_of_the_last_step_are_measured_and_returned(tmp_path):
+    network, seen = _net(), []
+    schedule = TrainingSchedule(4, ema_decay=0, evaluation_interval=2)
+    trained = train(network, _loss, lambda net, step: seen.append(net) or {}, schedule, tmp_path)
+    assert trained is network and all(net is network for net in seen)
+    assert not {name for name in read_weights(tmp_path / CHECKPOINT_FILE).tensors if name.startswith("averaged")}
+    again = train(_net(), _loss, lambda *_: {}, schedule, tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(trained.parameters(), again.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_the_progress_bar_shows_rate_and_time_left_on_a_terminal_alone(is_terminal, tmp_path, monkeypatch):
+    class Stream(io.StringIO):
+        def isatty(self):
+            return is_terminal
+
+    stream = Stream()
+    monkeypatch.setattr(sys, "stderr", stream)
+    train(_net(), _loss, _held_out, TrainingSchedule(4, evaluation_interval=2), tmp_path)
+    rows = [line for line in stream.getvalue().replace("\r", "\n").splitlines() if line.startswith("step ")]
+    assert [row.split()[1] for row in rows] == ["2", "4"]
+    assert ("4/4" in stream.getvalue()) is is_terminal
+    assert ("step/s" in stream.getvalue() or "s/step" in stream.getvalue()) is is_terminal
+    assert is_terminal or len(stream.getvalue().splitlines()) == 2
