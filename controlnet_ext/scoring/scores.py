@@ -294,9 +294,11 @@ class RecipeScorer:
         for number, unit in enumerate(self._recipe.units, 1):
             try:
                 spec = find_unit_spec(unit)
-                require_measure(spec.fidelity)
+                fidelity = require_measure(spec.fidelity)
                 if unit.preprocessor is None and spec.weights:
                     raise ValueError(f"its map came as an image, and {spec.name}, which finds it again, has weights")
+                if spec.weights and not fidelity.needs_values:  # another run of the network would only give the ceiling
+                    unit = replace(unit, source=None)
                 found.append(UnitScorer(make_target(number, unit, spec, None, ceilings), _load_offline(spec)))
             except (ValueError, OSError) as error:
                 self._unscored[number] = one_line(error, 200)

@@ -114,6 +114,8 @@ def test_a_request_s_fields_are_refused_in_printable_lines(table, value):
         ["convert", EVIL, EVIL, "--to", EVIL],
         ["draw", EVIL, "-o", "out.png"],
         ["train", EVIL, "-o", EVIL],
+        ["score", EVIL],
+        ["score", "--control", EVIL, EVIL],
     ],
 )
 def test_the_command_prints_foreign_text_on_one_printable_line(words, tmp_path, monkeypatch, capsys):

@@ -8,12 +8,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from controlnet_ext.preprocessors.registry import LoadedPreprocessor, find, preprocessor
+from controlnet_ext.preprocessors.registry import Preprocessor, find
 
+from controlnet_ext.files.hub import WeightsFile
+from controlnet_ext.generation.recipe import GenerationRecipe, ModelRef, RecipeUnit
 from controlnet_ext.maps.control_map import ControlMap
-from controlnet_ext.maps.fidelity import canny_f1
+from controlnet_ext.maps.fidelity import Measure, canny_f1
 from controlnet_ext.scoring.scores import (
     SCORE_KEYWORD,
+    RecipeScorer,
     UnitScore,
     UnitScorer,
     UnitTarget,
@@ -157,22 +160,48 @@ def test_the_default_preprocessor_stands_for_a_kind():
         find_default_preprocessor("face")
 
 
+def brightest(image: np.ndarray) -> tuple[np.ndarray, int]:
+    """The image, and its brightest red as the value of the map."""
+    return image, int(image[..., 0].max())
+
+
+def compare_values(expected: ControlMap, found: ControlMap) -> dict[str, float]:
+    return {"off": abs(expected.values - found.values)}
+
+
 def test_values_that_pixels_lack_come_from_the_source():
-    from controlnet_ext.maps.fidelity import Measure
-
-    by_values = Measure("counts", lambda a, b: {"off": abs(a.values - b.values)}, "off", False, 0.0, needs_values=True)
-
-    @preprocessor("counts_rows", makes="other", fidelity=by_values, replace=True)
-    def counts_rows(image: np.ndarray) -> tuple[np.ndarray, int]:
-        return image, int(image[..., 0].max())
-
-    spec = find("counts_rows")
+    by_values = Measure("values", compare_values, "off", False, 0.0, needs_values=True)
+    spec = Preprocessor("brightest", "other", "brightest", brightest, (), own_fidelity=by_values)
     source, image = np.full((8, 8, 3), 7, np.uint8), np.full((8, 8, 3), 5, np.uint8)
     target = UnitTarget(1, ControlMap(source, "other"), spec, source=source)
-    found = UnitScorer(target, LoadedPreprocessor(spec, counts_rows)).score(image)
+    found = UnitScorer(target, spec.load()).score(image)
     assert (found.figures, found.ceiling) == ({"off": 2}, {"off": 0})
     with pytest.raises(ValueError, match="pixels alone"):
-        UnitScorer(replace(target, source=None), LoadedPreprocessor(spec, counts_rows)).score(image)
+        UnitScorer(replace(target, source=None), spec.load()).score(image)
+
+
+@pytest.mark.parametrize(("needs_values", "ceiling", "calls"), [(False, None, 1), (True, {"off": 0}, 2)])
+def test_generate_runs_a_network_on_the_source_only_for_values(needs_values, ceiling, calls, monkeypatch):
+    seen = []
+    fidelity = Measure("values", compare_values if needs_values else lambda a, b: {"off": 2}, "off", False, 0.0)
+    fidelity = replace(fidelity, needs_values=needs_values)
+
+    def run(image: np.ndarray) -> tuple[np.ndarray, int]:
+        seen.append(image)
+        return brightest(image)
+
+    weights = (WeightsFile("owner/repository", "a.safetensors", webui_folder="a", license="MIT"),)
+    spec = Preprocessor("network", "other", "network", run, (), weights, own_fidelity=fidelity)
+    monkeypatch.setattr("controlnet_ext.scoring.scores.find_unit_spec", lambda unit: spec)
+    source = np.full((64, 64, 3), 7, np.uint8)
+    control_map, model = ControlMap(source, "other"), ModelRef("m")
+    unit = RecipeUnit(model=model, control_map=control_map, preprocessor="network", source=source)
+    recipe = GenerationRecipe(
+        **dict.fromkeys(("prompt", "negative_prompt"), ""), seed=0, steps=1, width=64, height=64, guidance_scale=1,
+        dtype="float32", device="cpu", threads=1, model=model, units=(unit,),
+    )  # fmt: skip
+    (found,) = RecipeScorer(recipe).score(source - 2)
+    assert (found.figures, found.ceiling, len(seen)) == ({"off": 2}, ceiling, calls)
 
 
 def test_a_score_in_words_names_what_is_known():
