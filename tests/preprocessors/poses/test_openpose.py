@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from copy import deepcopy
 
 import cv2
 import numpy as np
@@ -141,6 +142,20 @@ def test_weights_are_loaded_strictly(tmp_path):
         Library([tmp_path], download=False).load_network(OPENPOSE_HAND_WEIGHTS, networks.load_hand)
 
 
+def remembering(kind):
+    """An estimator of controlnet_aux that answers what it was asked before from memory: it takes most of the time, and
+    the five preprocessors ask the same of the same image."""
+
+    class Remembering(kind):
+        def __call__(self, image):
+            key, answers = (image.shape, image.tobytes()), self.__dict__.setdefault("answers", {})
+            if key not in answers:
+                answers[key] = super().__call__(image)
+            return deepcopy(answers[key])
+
+    return Remembering.__new__(Remembering)
+
+
 @pytest.mark.parametrize("size", [(256, 256), (512, 512)])
 def test_the_map_is_controlnet_auxs(size):
     open_pose = original("")
@@ -148,7 +163,7 @@ def test_the_map_is_controlnet_auxs(size):
     image = cv2.resize(NOISE, size[::-1])
     people = [np.add(STANDING, (1.3, 0.4)), np.add(STANDING, (9.2, 0.3))]
     theirs = open_pose.OpenposeDetector(
-        *(kind.__new__(kind) for kind in (open_pose.Body, open_pose.Hand, open_pose.Face))
+        *(remembering(kind) for kind in (open_pose.Body, open_pose.Hand, open_pose.Face))
     )
     theirs.body_estimation.model = Given(people)
     theirs.hand_estimation.model, theirs.face_estimation.model = Small(22), Lists(71)
