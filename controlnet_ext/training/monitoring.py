@@ -118,6 +118,10 @@ class TensorBoardLog:
                 self._writer.add_scalar(name, value, int(row["step"]))
         self._writer.flush()
 
+    def close(self) -> None:
+        """Close the file."""
+        self._writer.close()
+
 
 class WandbLog:
     """A run at Weights & Biases, or on disk with WANDB_MODE=offline; a resumed training goes on with its run."""
