@@ -93,6 +93,14 @@ def test_score_writes_a_report_of_two_images(capsys: pytest.CaptureFixture[str])
     assert Path("report.html").read_text().count('<img class="photo"') == 2
 
 
-def test_train_writes_a_control_model() -> None:
-    assert "controlnet" in run_shell("train.sh")
-    assert Path("canny.safetensors").stat().st_size > 1_000_000
+QUICK = "--data scenes:8 --size 64x64 --steps 2 --batch 2 --every 2 --draws 4 --fidelity-images 1"
+
+
+@pytest.mark.parametrize(
+    "words", [QUICK.split(), pytest.param([], marks=pytest.mark.long)], ids=["quick", "as it stands"]
+)
+def test_train_writes_a_control_model_and_a_report(words: list[str]) -> None:
+    assert "controlnet" in run_shell("train.sh", *words)
+    assert Path("lineart.safetensors").stat().st_size > 1_000_000
+    assert "maps made by `lineart_standard`" in Path("lineart.safetensors.md").read_text()
+    assert "Held-out images over time" in Path("lineart.safetensors.training/report.html").read_text()
