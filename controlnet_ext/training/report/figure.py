@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import textwrap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
 
@@ -54,7 +54,9 @@ def render_figure(contents: ReportContents) -> bytes:
 def _draw_chart(axes: Axes, chart: Chart, contents: ReportContents) -> None:
     for line in chart.lines:
         steps, values = zip(*line.points, strict=True) if line.points else ((), ())
-        style = {"linestyle": "--", "alpha": 0.55} if line.is_dashed else {"marker": "o", "markersize": 3}
+        style: dict[str, Any] = (
+            {"linestyle": "--", "alpha": 0.55} if line.is_dashed else {"marker": "o", "markersize": 3}
+        )
         axes.plot(steps, values, color=line.color, linewidth=1.6, label=line.name, **style)
     axes.set_ylim(*chart.value_range)
     axes.set_xlim(0, max(contents.last["step"], 1))
