@@ -4,6 +4,7 @@ holds."""
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -36,7 +37,7 @@ from .scores import UnitTarget, find_default_preprocessor, find_unit_spec, make_
 
 PAIR_FOLDERS = ("images", "maps")  # of a folder of pairs, whose files have equal stems
 SOURCE_FOLDER, UNGUIDED_FOLDER = "sources", "unguided"  # which it may hold too
-SOURCE_COLUMN, UNGUIDED_COLUMN = "source", "unguided"  # of a list
+SOURCE_COLUMN, UNGUIDED_COLUMN, PROMPT_COLUMN = "source", "unguided", "text"  # of a list
 INFOTEXT_KEYWORD = "parameters"  # of the text that the webui writes
 STATED_UNIT_KEYS = ("map", "image", "fit", "region", "kind")
 POSE_SUFFIX, POSE_KINDS = ".json", ("pose", "face")  # of key points, and the kinds of maps that have them
@@ -62,13 +63,14 @@ class StatedUnit:
 class ScoreInput:
     """An image to score. `key` is its path in the input without suffix. `maps` are paths by the name of a preprocessor,
     "" for a map of any; `source` and `unguided` are paths of its source and of an unguided image, None where the input
-    has none."""
+    has none, `prompt` its words."""
 
     path: str
     key: str
     maps: Mapping[str, str] = field(default_factory=dict)
     source: str | None = None
     unguided: str | None = None
+    prompt: str | None = None
 
 
 def parse_stated_unit(text: str) -> StatedUnit:
@@ -142,7 +144,7 @@ def _read_score_list(path: str) -> Iterator[ScoreInput]:
         first = next((paths[name] for name in MAP_COLUMNS if name in paths), None)
         maps = {name: value for name, value in paths.items() if name not in (*PATH_COLUMNS, *MAP_COLUMNS, MASK_COLUMN)}
         maps |= {} if first is None else {"": first}
-        yield ScoreInput(image, key, maps, paths.get(SOURCE_COLUMN), paths.get(UNGUIDED_COLUMN))
+        yield ScoreInput(image, key, maps, paths.get(SOURCE_COLUMN), paths.get(UNGUIDED_COLUMN), row.get(PROMPT_COLUMN))
 
 
 class FolderIndex:
@@ -172,13 +174,15 @@ InfotextReader = Callable[[str], Sequence[StatedUnit]]
 @dataclass(frozen=True, eq=False)
 class ImageTargets:
     """One image (H, W, 3) uint8 RGB and what units ask of it: `targets` of units, and by their number the reasons why
-    others have none; an unguided image, None where it has to be drawn of `recipe`, which is None for images without."""
+    others have none; an unguided image, None where it has to be drawn of `recipe`, which is None for images without;
+    the prompt, None where nobody says it."""
 
     image: np.ndarray
     targets: tuple[UnitTarget, ...]
     unscored: Mapping[int, str]
     unguided: np.ndarray | None
     recipe: GenerationRecipe | None
+    prompt: str | None = None
 
 
 class TargetReader:
@@ -210,6 +214,7 @@ class TargetReader:
         height, width, _ = image.shape
         texts = read_png_text(given.path) if given.path.lower().endswith(".png") else {}
         recipe = self._read_recipe(given, texts, (height, width))
+        prompt = _find_prompt(given, recipe, texts)
         path = self._find_file(self._unguided, given.key, "unguided image") or given.unguided
         unguided = None if path is None else fit(read_image(path), height, width)
         source_path = self._find_file(self._source, given.key, "source") or given.source
@@ -219,7 +224,7 @@ class TargetReader:
                     "its recipe holds its maps: for others say what they are, --kind KIND or --control NAME"
                 )
             source = None if source_path is None else read_image(source_path)
-            return self._read_units(image, recipe, source, texts, unguided)
+            return replace(self._read_units(image, recipe, source, texts, unguided), prompt=prompt)
         stated = self._stated or self._read_stated_infotext(texts)
         if len(self._maps) > len(stated):
             raise ValueError(f"{len(self._maps)} maps (--map) of {len(stated)} units")
@@ -229,7 +234,7 @@ class TargetReader:
         for number, unit in enumerate(stated, 1):
             with error_prefix(f"unit {number}"):
                 targets.append(self._make_target(number, unit, given, source_path, (height, width)))
-        return ImageTargets(image, tuple(targets), {}, unguided, recipe)
+        return ImageTargets(image, tuple(targets), {}, unguided, recipe, prompt)
 
     def _read_recipe(
         self, given: ScoreInput, texts: Mapping[str, str], size: tuple[int, int]
@@ -308,6 +313,15 @@ class TargetReader:
         if found is None:
             raise FileNotFoundError(f"{path!r} holds no {what} called {key!r:.80}")
         return found
+
+
+def _find_prompt(given: ScoreInput, recipe: GenerationRecipe | None, texts: Mapping[str, str]) -> str | None:
+    """Return the words of which an image was made: of a list, of a recipe, or the first lines of the webui's text."""
+    if given.prompt is not None or recipe is not None:
+        return given.prompt if recipe is None else recipe.prompts[0]
+    if INFOTEXT_KEYWORD not in texts:
+        return None
+    return re.split(r"\n(?=Negative prompt: |Steps: )", texts[INFOTEXT_KEYWORD])[0].strip()
 
 
 def _get_resolution(parameters: Mapping[str, Any]) -> int | None:

@@ -17,8 +17,10 @@ from .results import (
     ScorePanel,
     ScorePanels,
     ScoreResult,
+    format_count,
     format_interval,
     get_group,
+    summarize_clip,
     summarize_scores,
 )
 from .scores import UnitScore, format_figure
@@ -66,10 +68,10 @@ def render_report(results: Sequence[ScoreResult], panels: ScorePanels) -> str:
     groups = [
         part
         for summary in summarize_scores(scores)
-        for part in _render_group(summary, [s for s in scores if _belongs(s, summary)], panels)
+        for part in _render_group(summary, [s for s in scores if get_group(s) == summary.group], panels)
     ]
     failed = [result for result in results if result.error is not None]
-    done = f"{len(results) - len(failed)} of {len(results)} images" if failed else _count(len(results), "image")
+    done = f"{len(results) - len(failed)} of {len(results)} images" if failed else format_count(len(results), "image")
     return "\n".join(
         [
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
@@ -79,6 +81,7 @@ def render_report(results: Sequence[ScoreResult], panels: ScorePanels) -> str:
             '<p class="pale">The preprocessor that made the map which guided an image finds the map of that image too; '
             "the two are compared.</p>",
             *groups,
+            *_render_clip(results),
             *_render_failures(failed),
             *_render_table(results),
             "</main>\n</body>\n</html>\n",
@@ -86,28 +89,20 @@ def render_report(results: Sequence[ScoreResult], panels: ScorePanels) -> str:
     )
 
 
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}{'' if number == 1 else 's'}"
-
-
 def _text(value: object) -> str:
     """Return foreign text as HTML."""
     return escape(escape_unprintable(value))
 
 
-def _belongs(score: UnitScore, summary: GroupSummary) -> bool:
-    return get_group(score) == (summary.preprocessor, summary.measure, summary.figure)
-
-
 def _render_group(summary: GroupSummary, scores: Sequence[UnitScore], panels: ScorePanels) -> Iterator[str]:
     better = "higher" if summary.is_better_higher else "lower"
-    yield f"<section>\n<h2>{_text(summary.preprocessor)} <small>{_text(summary.kind)}, {_text(summary.figure)}: "
+    yield f"<section>\n<h2>{_text(summary.title)} <small>{_text(summary.kind)}, {_text(summary.figure)}: "
     yield f"{better} is better</small></h2>"
     yield f'<div class="summary"><div><div class="mean">{format_figure(summary.score.mean)}</div>'
     yield f'<div class="pale">{_describe_interval(summary)}</div></div>'
     yield f'<div class="grow">{_render_scale(summary, scores)}</div></div>'
     yield f"<p>{_describe_group(summary)}</p>"
-    worst = panels.list_worst(get_group(scores[0]))
+    worst = panels.list_worst(summary.group)
     if len(worst) < len(scores):
         yield f'<p class="pale">The {len(worst)} worst of {len(scores)}:</p>'
     yield '<div class="cards">'
@@ -123,7 +118,9 @@ def _describe_interval(summary: GroupSummary) -> str:
 
 
 def _describe_group(summary: GroupSummary) -> str:
-    words = [f"Mean {_text(summary.figure)} {format_interval(summary.score)} of {_count(summary.score.used, 'image')}"]
+    words = [
+        f"Mean {_text(summary.figure)} {format_interval(summary.score)} of {format_count(summary.score.used, 'image')}"
+    ]
     if summary.floor is not None and summary.floor.used:
         words.append(f"unguided images have {format_figure(summary.floor.mean)}")
     if summary.ceiling is not None and summary.ceiling.used:
@@ -132,7 +129,7 @@ def _describe_group(summary: GroupSummary) -> str:
         bounds = "" if summary.share.used < 2 else f" ({summary.share.low:.0%}..{summary.share.high:.0%})"
         words.append(f"which is {summary.share.mean:.0%}{bounds} of the way from the one to the other")
     if summary.score.left_out:
-        words.append(f"{_count(summary.score.left_out, 'image')} left out, whose maps ask for nothing")
+        words.append(f"{format_count(summary.score.left_out, 'image')} left out, whose maps ask for nothing")
     return "; ".join(words) + "."
 
 
@@ -152,7 +149,7 @@ def _render_scale(summary: GroupSummary, scores: Sequence[UnitScore]) -> str:
     bars = "".join(
         f'<rect x="{i * width + 1:.1f}" y="{58 - 50 * count / tallest:.1f}" width="{width - 2:.1f}" '
         f'height="{50 * count / tallest:.1f}" rx="2" fill="var(--score)" opacity=".35">'
-        f"<title>{_count(count, 'image')}</title></rect>"
+        f"<title>{format_count(count, 'image')}</title></rect>"
         for i, count in enumerate(counts.tolist())
         if count
     )
@@ -200,9 +197,8 @@ def _render_card(rank: int, path: str, score: UnitScore, panel: ScorePanel) -> s
         "</figure>"
         for pixels, words, kind in images
     )
-    unit = f"unit {score.number}, " if score.number > 1 else ""
     return (
-        f'<div class="card"><div><div class="pale">{unit}{rank}.</div><b>{format_figure(score.score)}</b> '
+        f'<div class="card"><div><div class="pale">{rank}.</div><b>{format_figure(score.score)}</b> '
         f'<span class="pale">{_text(score.figure)}</span><div class="name">{_text(path)}</div><dl>{listed}</dl></div>'
         f'<div class="panels">{figures}</div></div>'
     )
@@ -213,10 +209,17 @@ def _encode_data(pixels: np.ndarray, kind: str) -> str:
     return f"data:image/{suffix};base64,{base64.b64encode(encode_image(f'panel.{suffix}', pixels)).decode()}"
 
 
+def _render_clip(results: Sequence[ScoreResult]) -> Iterator[str]:
+    interval = summarize_clip(results)
+    if interval is not None:
+        yield f"<section>\n<h2>CLIP score</h2>\n<p>{format_interval(interval)} of 100: how well "
+        yield f"{format_count(interval.used, 'image')} fit their prompts.</p>\n</section>"
+
+
 def _render_failures(failed: Sequence[ScoreResult]) -> Iterator[str]:
     if not failed:
         return
-    yield f"<section>\n<h2>{_count(len(failed), 'image')} without a score</h2>\n<table class='failed'>"
+    yield f"<section>\n<h2>{format_count(len(failed), 'image')} without a score</h2>\n<table class='failed'>"
     yield "<tr><th>image</th><th>reason</th></tr>"
     for result in failed[:MAX_TABLE_ROWS]:
         yield f"<tr><td>{_text(result.path)}</td><td>{_text(result.error)}</td></tr>"
@@ -226,7 +229,7 @@ def _render_failures(failed: Sequence[ScoreResult]) -> Iterator[str]:
 def _render_table(results: Sequence[ScoreResult]) -> Iterator[str]:
     rows = [(result.path, score) for result in results for score in result.scores]
     more = "" if len(rows) <= MAX_TABLE_ROWS else f" (the first {MAX_TABLE_ROWS:,})"
-    yield f"<details><summary>All {_count(len(rows), 'score')}{more}</summary>\n<table>"
+    yield f"<details><summary>All {format_count(len(rows), 'score')}{more}</summary>\n<table>"
     heads = "".join(f'<th class="number">{name}</th>' for name in ("score", "floor", "ceiling", "share"))
     yield f"<tr><th>image</th><th>unit</th><th>figure</th>{heads}</tr>"
     for path, score in rows[:MAX_TABLE_ROWS]:

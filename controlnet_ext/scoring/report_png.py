@@ -23,7 +23,6 @@ from .results import (
     ScorePanels,
     ScoreResult,
     format_summary,
-    get_group,
     summarize_scores,
 )
 from .scores import UnitScore, format_score
@@ -40,13 +39,8 @@ def render_report_image(results: Sequence[ScoreResult], panels: ScorePanels) -> 
     scores = [score for result in results for score in result.scores]
     parts = []
     for summary in summarize_scores(scores):
-        group = summary.preprocessor, summary.measure, summary.figure
         parts.append(_render_lines(wrap_text(format_summary(summary), WIDTH - 2 * MARGIN, 3), CAPTIONS))
-        parts += [
-            _render_row(path, score, panel)
-            for path, score, panel in panels.list_worst(group)[:MAX_ROWS]
-            if get_group(score) == group
-        ]
+        parts += [_render_row(path, score, panel) for path, score, panel in panels.list_worst(summary.group)[:MAX_ROWS]]
     failed = [result for result in results if result.error is not None]
     if failed:
         parts.append(_render_lines([f"{len(failed)} of {len(results)} images have no score"], ()))

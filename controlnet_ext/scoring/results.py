@@ -5,8 +5,8 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -17,8 +17,11 @@ from ..maps.fidelity import Interval, bootstrap_interval, compute_share
 from ..maps.resize import fit
 from ..preprocessors.registry import LoadedPreprocessor, Preprocessor
 from .inputs import ImageTargets, ScoreInput, TargetReader
-from .scores import UnitScore, UnitScorer, describe_score, format_figure
+from .scores import DECIMALS, UnitScore, UnitScorer, describe_score, format_figure
 from .unguided import UnguidedRenderer
+
+if TYPE_CHECKING:
+    from .clip import ClipScorer  # which imports torch
 
 RESULT_FORMAT = 1
 PANEL_SIDE = 256  # pixels of the longer side of an image in a report, at most
@@ -39,21 +42,22 @@ class ScorePanel:
 
 @dataclass(frozen=True, eq=False)
 class ScoreResult:
-    """The scores of an image by its units; by their number why others have none; and why the image as a whole has none,
-    None if it has."""
+    """The scores of an image by its units; by their number why others have none; why the image as a whole has none,
+    None if it has; and how well it fits its prompt by CLIP, 0..100, None where that is not known."""
 
     path: str
     scores: tuple[UnitScore, ...] = ()
     unscored: Mapping[int, str] = field(default_factory=dict)
     error: str | None = None
+    clip_score: float | None = None
 
 
-Group = tuple[str, str, str]  # preprocessor, measure, figure: what can be compared over images
+Group = tuple[int, str, str, str]  # number of the unit, preprocessor, measure, figure: what is compared over images
 
 
 def get_group(score: UnitScore) -> Group:
-    """Return what the score belongs with: scores of one preprocessor by one measure."""
-    return score.preprocessor, score.measure, score.figure
+    """Return what the score belongs with: scores of units of one number and preprocessor, by one measure."""
+    return score.number, score.preprocessor, score.measure, score.figure
 
 
 class ScorePanels:
@@ -83,8 +87,10 @@ def score_images(
     load: Callable[[Preprocessor], LoadedPreprocessor],
     renderer: UnguidedRenderer | None = None,
     panels: ScorePanels | None = None,
+    clip: ClipScorer | None = None,
 ) -> Iterator[ScoreResult]:
-    """Yield the result of each image. With a renderer unguided images of recipes are drawn for the floor.
+    """Yield the result of each image. With a renderer unguided images of recipes are drawn for the floor, with `clip`
+    images are also compared with their prompts, where these are known.
 
     What is wrong with one image is in its result."""
     for given in inputs:
@@ -96,7 +102,11 @@ def score_images(
         except READ_ERRORS as error:
             yield ScoreResult(given.path, error=_describe_error(error, given.path))
             continue
-        yield _score_image(given.path, targets, unguided, load, panels)
+        result = _score_image(given.path, targets, unguided, load, panels)
+        if clip is not None and targets.prompt is not None:
+            (clip_score,) = clip([targets.prompt], [targets.image])
+            result = replace(result, clip_score=round(clip_score, DECIMALS))
+        yield result
 
 
 def _score_image(
@@ -159,6 +169,7 @@ class GroupSummary:
     """The means over images of the scores of one preprocessor by one measure, each with its interval; floor, ceiling
     and share, which is that of the means, None where they are not known of any image."""
 
+    number: int
     preprocessor: str
     kind: str
     measure: str
@@ -168,6 +179,22 @@ class GroupSummary:
     floor: Interval | None
     ceiling: Interval | None
     share: Interval | None
+
+    @property
+    def group(self) -> Group:
+        """The group of the scores."""
+        return self.number, self.preprocessor, self.measure, self.figure
+
+    @property
+    def title(self) -> str:
+        """The preprocessor, after the number of the unit where it is not the first."""
+        return self.preprocessor if self.number == 1 else f"unit {self.number}, {self.preprocessor}"
+
+
+def summarize_clip(results: Sequence[ScoreResult]) -> Interval | None:
+    """Return the mean CLIP score of the images that have one, None if none has."""
+    known = [result.clip_score for result in results if result.clip_score is not None]
+    return bootstrap_interval(known, LEVEL, SAMPLES) if known else None
 
 
 def summarize_scores(scores: Sequence[UnitScore]) -> list[GroupSummary]:
@@ -183,6 +210,7 @@ def _summarize_group(scores: Sequence[UnitScore]) -> GroupSummary:
     floors = [score.floor[score.figure] for score in scores if score.floor is not None]
     ceilings = [score.ceiling[score.figure] for score in scores if score.ceiling is not None]
     return GroupSummary(
+        first.number,
         first.preprocessor,
         first.kind,
         first.measure,
@@ -227,6 +255,7 @@ def encode_results(results: Sequence[ScoreResult]) -> dict[str, Any]:
             "units": [describe_score(score) for score in result.scores],
             "unscored": {str(number): reason for number, reason in result.unscored.items()},
             "error": result.error,
+            "clip_score": result.clip_score,
         }
         for result in results
     ]
@@ -236,22 +265,29 @@ def encode_results(results: Sequence[ScoreResult]) -> dict[str, Any]:
         "images": images,
         "failed": sum(result.error is not None for result in results),
         "summaries": [_encode_summary(summary) for summary in summaries],
+        "clip_score": _encode_interval(summarize_clip(results)),
     }
 
 
 def _encode_summary(summary: GroupSummary) -> dict[str, Any]:
-    found: dict[str, Any] = {"preprocessor": summary.preprocessor, "kind": summary.kind, "measure": summary.measure}
-    found |= {"score": summary.figure, "better": "higher" if summary.is_better_higher else "lower", "level": LEVEL}
+    found: dict[str, Any] = {"unit": summary.number, "preprocessor": summary.preprocessor, "kind": summary.kind}
+    found |= {"measure": summary.measure, "score": summary.figure, "level": LEVEL}
+    found["better"] = "higher" if summary.is_better_higher else "lower"
     for name, interval in (
         ("mean", summary.score),
         ("floor", summary.floor),
         ("ceiling", summary.ceiling),
         ("share", summary.share),
     ):
-        found[name] = interval and {
-            key: round(value, 6) if math.isfinite(value) else None for key, value in interval._asdict().items()
-        }
+        found[name] = _encode_interval(interval)
     return found
+
+
+def _encode_interval(interval: Interval | None) -> dict[str, float | None] | None:
+    if interval is None:
+        return None
+    values = interval._asdict().items()
+    return {key: round(value, DECIMALS) if math.isfinite(value) else None for key, value in values}
 
 
 HEADINGS = ("image", "unit", "figure", "score", "floor", "ceiling", "share")
@@ -274,13 +310,15 @@ def format_table(results: Sequence[ScoreResult]) -> str:
     widths = [max(map(len, column)) for column in zip(HEADINGS, *rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (HEADINGS, *rows)]
     summaries = summarize_scores([score for result in results for score in result.scores])
-    return "\n".join(line.rstrip() for line in [*lines, "", *map(format_summary, summaries)])
+    clip = summarize_clip(results)
+    more = [] if clip is None else [f"CLIP score: {format_interval(clip)} of {format_count(clip.used, 'image')}"]
+    return "\n".join(line.rstrip() for line in [*lines, "", *map(format_summary, summaries), *more])
 
 
 def format_summary(summary: GroupSummary) -> str:
     """Return a summary as a sentence."""
-    count = f"{summary.score.used} image{'' if summary.score.used == 1 else 's'}"
-    parts = [f"{summary.preprocessor}: {summary.figure} {format_interval(summary.score)} of {count}"]
+    count = format_count(summary.score.used, "image")
+    parts = [f"{summary.title}: {summary.figure} {format_interval(summary.score)} of {count}"]
     for name, interval in (("floor", summary.floor), ("ceiling", summary.ceiling)):
         if interval is not None and interval.used:
             parts.append(f"{name} {format_figure(interval.mean)}")
@@ -289,6 +327,11 @@ def format_summary(summary: GroupSummary) -> str:
     if summary.score.left_out:
         parts.append(f"{summary.score.left_out} left out, whose maps ask for nothing")
     return f"{', '.join(parts)}; {'higher' if summary.is_better_higher else 'lower'} is better"
+
+
+def format_count(number: int, word: str) -> str:
+    """Return a number and its word, which stands for several with an s."""
+    return f"{number} {word}{'' if number == 1 else 's'}"
 
 
 def format_interval(interval: Interval) -> str:

@@ -257,7 +257,7 @@ class RecipeScorer:
     def check_ranks(self) -> None:
         """Raise ValueError unless a unit that acts can be scored, so that images can be compared."""
         if not any(map(self._acts, (scorer.target.number for scorer in self._scorers))):
-            reasons = "; ".join(self.describe(())) or "no unit acts"
+            reasons = "; ".join(self.describe(())) if self._unscored else "no unit acts"
             raise ValueError(f"no image is better than another: {reasons}")
 
     def choose_best(self, scores: Sequence[Sequence[UnitScore]]) -> tuple[int, str]:
@@ -280,6 +280,7 @@ class RecipeScorer:
         """Return in words the scores of an image by unit, and why others have none."""
         words = {score.number: format_score(score) for score in scores}
         words |= {number: f"no score, {reason}" for number, reason in self._unscored.items()}
+        words = dict.fromkeys(range(1, len(self._recipe.units) + 1), "no score") | words
         return [f"unit {number}: {words[number]}" for number in sorted(words)]
 
     def _acts(self, number: int) -> bool:

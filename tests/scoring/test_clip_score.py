@@ -1,6 +1,7 @@
 """The CLIP score of a small CLIP with random weights, from a folder and from the cache, offline."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ import torch
 from tiny import tokenizer
 from transformers import CLIPConfig, CLIPModel
 
+from controlnet_ext.cli import main
+from controlnet_ext.files.image_writer import write_image
 from controlnet_ext.scoring.clip import ClipScorer
 
 PROCESSOR = {
@@ -93,3 +96,20 @@ def test_a_clip_that_is_not_at_hand_is_not_downloaded(tmp_path, monkeypatch):
 def test_a_folder_without_its_files_is_refused_by_their_names(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"has no model.safetensors or pytorch_model.bin"):
         ClipScorer(tmp_path)
+
+
+def test_the_command_compares_images_with_the_prompts_of_a_list(folder, tmp_path, scorer, images, capsys):
+    for i, image in enumerate(images):
+        write_image(tmp_path / f"{i}.png", image)
+        write_image(tmp_path / f"{i}_map.png", image)
+    rows = [{"image": f"{i}.png", "map": f"{i}_map.png", "text": "a cat"} for i in range(2)]
+    rows.append({"image": "2.png", "map": "2_map.png"})
+    (tmp_path / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["score", str(tmp_path / "list.jsonl"), "--control", "canny", "--clip", str(folder), "--json"]
+    assert main(words) == 0
+    found = json.loads(capsys.readouterr().out)
+    expected = [*scorer(["a cat"] * 2, images[:2]), None]
+    assert [each["clip_score"] for each in found["images"]] == [x and pytest.approx(x, abs=1e-5) for x in expected]
+    assert found["clip_score"]["mean"] == pytest.approx(np.mean(expected[:2]), abs=1e-5)
+    assert main(words[:-1]) == 0
+    assert re.search(r"^CLIP score: .* of 2 images$", capsys.readouterr().out, re.M)

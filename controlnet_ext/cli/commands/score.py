@@ -39,6 +39,7 @@ from .. import weights_options
 from ..common import MODEL_HELP, add_load_option, print_stderr
 
 if TYPE_CHECKING:
+    from ...scoring.clip import ClipScorer
     from ...scoring.inputs import ScoreInput, StatedUnit
     from ...scoring.results import ScorePanels, ScoreResult
 
@@ -74,6 +75,12 @@ def arguments(parser: ArgumentParser, argv: list[str]) -> None:
         help="draw the unguided image of each recipe, which takes as long as that image",
     )
     parser.add_argument("--model", metavar="M", help=f"with --floor, where the recipes' model lies now: {MODEL_HELP}")
+    parser.add_argument(
+        "--clip",
+        metavar="CLIP",
+        help="also compare images with their prompts by this CLIP, a folder of transformers or owner/name in the local "
+        "Hugging Face cache",
+    )
     parser.add_argument("--recursive", action="store_true", help="include folders in a folder")
     parser.add_argument("--json", action="store_true", help="write JSON to stdout instead of a table")
     parser.add_argument(
@@ -105,7 +112,8 @@ def run(options: Namespace) -> int:
     worst = WORST.default if options.worst is None else WORST.parse(options.worst)
     panels = None if options.report is None else results.ScorePanels(worst)
     renderer = UnguidedRenderer(options.model, options.device) if options.floor else None
-    scored = list(results.score_images(_show_progress(found), reader, load, renderer, panels))
+    clip = None if options.clip is None else _load_clip(options)
+    scored = list(results.score_images(_show_progress(found), reader, load, renderer, panels, clip))
     failed = sum(result.error is not None for result in scored)
     if failed == len(scored) == 1:
         raise ValueError(f"{scored[0].path!r}: {scored[0].error}")
@@ -162,7 +170,7 @@ def _check_files(options: Namespace, found: Sequence[ScoreInput], stated: Sequen
         )
     if options.floor and options.unguided:
         raise ValueError("--floor draws unguided images, and --unguided names them: give one of the two")
-    if options.model is not None and not options.floor:
+    if options.model is not None and not (options.floor or options.clip):
         raise ValueError("--model is for --floor, which draws unguided images")
 
 
@@ -192,11 +200,17 @@ def _make_loader(options: Namespace, stated: Sequence[Preprocessor]) -> Callable
         given = options if spec.weights else plain
         return kept.get_or_create(spec.name, lambda: weights_options.load_preprocessors([spec], given)[0])
 
-    if stated and not any(spec.weights for spec in stated) and not options.floor:
+    if stated and not any(spec.weights for spec in stated) and not (options.floor or options.clip):
         weights_options.load_preprocessors(stated, options)  # which refuses flags for networks
     for spec in stated:
         load(spec)
     return load
+
+
+def _load_clip(options: Namespace) -> ClipScorer:
+    from ...scoring.clip import ClipScorer  # and torch
+
+    return ClipScorer(options.clip, options.device or weights_options.DEVICE)
 
 
 def _show_progress(found: Sequence[ScoreInput]) -> Iterable[ScoreInput]:
