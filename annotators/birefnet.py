@@ -99,9 +99,9 @@ class _DeformableASPP(nn.Module):
         self.bn1 = nn.BatchNorm2d(_BLOCK_CHANNELS)
 
     def forward(self, x: Tensor) -> Tensor:
-        found = [self.aspp1(x), *(each(x) for each in self.aspp_deforms)]
+        branches = [self.aspp1(x), *(each(x) for each in self.aspp_deforms)]
         mean = self.global_avg_pool(x).expand(-1, -1, *x.shape[2:])
-        return F.relu(self.bn1(self.conv1(torch.cat([*found, mean], dim=1))))
+        return F.relu(self.bn1(self.conv1(torch.cat([*branches, mean], dim=1))))
 
 
 class _DeformableConvBnRelu(nn.Module):
@@ -132,15 +132,15 @@ class DeformableConv2d(nn.Module):
         strengths = 2 * self.modulator_conv(x).sigmoid().transpose(0, 1)[:, :, None]  # places, B, 1, H, W
         rows, columns = (torch.arange(side, device=x.device) - self.kernel_size // 2 for side in (height, width))
         image, sides = x.float(), torch.tensor([width, height], device=x.device)
-        found = x.new_zeros(())
+        total = x.new_zeros(())
         for i, (offset, strength) in enumerate(zip(offsets, strengths, strict=True)):
             y = offset[..., 0] + (rows + i // self.kernel_size)[:, None]
             there = torch.stack([offset[..., 1] + columns + i % self.kernel_size, y], dim=-1)
             grid = (2 * there + 1) / sides - 1
             looked = F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
             weight = self.regular_conv.weight[:, :, i // self.kernel_size, i % self.kernel_size, None, None]
-            found = found + F.conv2d(looked.to(x.dtype) * strength, weight)
-        return found
+            total = total + F.conv2d(looked.to(x.dtype) * strength, weight)
+        return total
 
 
 class _SimpleConvs(nn.Module):

@@ -76,13 +76,13 @@ class _RSU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         whole = self.rebnconvin(x)
-        found: list[Tensor] = []
+        outputs: list[Tensor] = []
         for i in range(1, self.height):
-            x = _downsample(found[-1]) if found else whole
-            found.append(getattr(self, f"rebnconv{i}")(x))
-        x = getattr(self, f"rebnconv{self.height}")(found[-1])
+            x = _downsample(outputs[-1]) if outputs else whole
+            outputs.append(getattr(self, f"rebnconv{i}")(x))
+        x = getattr(self, f"rebnconv{self.height}")(outputs[-1])
         for i in range(self.height - 1, 0, -1):
-            side = found.pop()
+            side = outputs.pop()
             x = getattr(self, f"rebnconv{i}d")(torch.cat([_resize_like(x, side), side], dim=1))
         return x + whole
 

@@ -81,9 +81,9 @@ class Library:
             content = source.read()
         stamp = (str(path), file.sha256, status.st_size, status.st_mtime_ns, status.st_ino, len(content))
         if file.sha256 and stamp not in _verified_stamps:
-            if (found := hashlib.sha256(content).hexdigest()) != file.sha256:
+            if (digest := hashlib.sha256(content).hexdigest()) != file.sha256:
                 raise ValueError(
-                    f"{str(path)!r} is refused: its sha256 is {found}, expected {file.sha256}, of {file.path} of "
+                    f"{str(path)!r} is refused: its sha256 is {digest}, expected {file.sha256}, of {file.path} of "
                     f"{file.repo}; remove it, and it is downloaded again"
                 )
             _verified_stamps.add(stamp)

@@ -368,8 +368,8 @@ def _check_fidelity(entry: Preprocessor) -> None:
 @cache
 def _list_module_names() -> dict[str, str]:
     """The modules of the families in this package, by file name."""
-    found = pkgutil.walk_packages([os.path.dirname(__file__)], f"{__package__}.")
-    return {module.name.rpartition(".")[2]: module.name for module in found if not module.ispkg}
+    modules = pkgutil.walk_packages([os.path.dirname(__file__)], f"{__package__}.")
+    return {module.name.rpartition(".")[2]: module.name for module in modules if not module.ispkg}
 
 
 ENTRY_POINT_GROUP = "controlnet_ext.preprocessors"  # of installed packages that bring preprocessors

@@ -102,11 +102,11 @@ def run_stages(
     if recipe.networks is None or engine.runs_networks:
         maps = recipe.read_stage if recipe.networks is None else Chain(recipe.read_stage, recipe.networks)
         made = engine.map(Chain(maps, encode), chunks, lambda image: encode([crashed_item(image)])[0])
-        kept = map_in_threads(WRITER_THREADS, keep, made)
+        results = map_in_threads(WRITER_THREADS, keep, made)
     else:
         items = map(recipe.networks, engine.map(recipe.read_stage, chunks, crashed_item))
-        kept = map_in_threads(WRITER_THREADS, Chain(encode, keep), items)
-    for chunk in kept:
+        results = map_in_threads(WRITER_THREADS, Chain(encode, keep), items)
+    for chunk in results:
         yield from (result for result in chunk if result.image.index >= sink.start_index)
 
 

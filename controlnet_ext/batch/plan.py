@@ -198,7 +198,7 @@ def _job_identity(
     request: MapRequest, containers: Sequence[InputFile], extra_identity: dict[str, Any]
 ) -> dict[str, Any]:
     """Return everything that results depend on. Files that a job continues inside of must be unchanged."""
-    found = [(os.path.abspath(file.path), os.stat(file.path)) for file in containers]
+    stats = [(os.path.abspath(file.path), os.stat(file.path)) for file in containers]
     return {
         "preprocessors": [spec.name for spec in request.specs],
         "values": list(request.parameters),
@@ -206,7 +206,7 @@ def _job_identity(
         "sixteen_bit": request.sixteen_bit,
         "overwrite": request.overwrite,
         "opencv": cv2.__version__,  # encodes
-        "holding": [(path, stat.st_size, stat.st_mtime_ns) for path, stat in found],
+        "holding": [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats],
         **extra_identity,
     }
 

@@ -26,10 +26,10 @@ Stamp = list[int]  # size and modification time in ns, of a mask too
 def stamp_files(path: str, mask: str | None = None) -> Stamp | None:
     """Return size and modification time in ns of a file and of its mask, None where one cannot be looked at."""
     try:
-        found = [os.stat(each) for each in (path, mask) if each is not None]
+        stats = [os.stat(each) for each in (path, mask) if each is not None]
     except (OSError, ValueError):
         return None
-    return [number for each in found for number in (each.st_size, each.st_mtime_ns)]
+    return [number for each in stats for number in (each.st_size, each.st_mtime_ns)]
 
 
 def digest_settings(request: MapRequest, settings: Mapping[str, Any]) -> dict[str, str]:
@@ -127,16 +127,16 @@ def forget_result(path: str) -> None:
 
 def exclude_recorded_maps(files: Sequence[InputFile], folder: str) -> list[InputFile]:
     """Return the images of a folder without the maps that earlier jobs made of others of them."""
-    found = {os.path.abspath(file.path) for file in files}
+    paths = {os.path.abspath(file.path) for file in files}
     folders = {os.path.abspath(folder)}
-    for path in found:
+    for path in paths:
         while (path := os.path.dirname(path)) not in folders and path.startswith(os.path.abspath(folder)):
             folders.add(path)
     maps = {
         os.path.abspath(result_path(each, row["key"], ending))
         for each in folders
         for row in read_rows(list_record_files(each)).values()
-        if os.path.normpath(os.path.join(each, str(row.get("source")))) in found
+        if os.path.normpath(os.path.join(each, str(row.get("source")))) in paths
         for ending in row["made"]
     }
     return [file for file in files if os.path.abspath(file.path) not in maps]

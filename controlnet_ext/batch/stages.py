@@ -203,10 +203,10 @@ class WriteStage:
     store: ResultStore
 
     def __call__(self, results: Sequence[ImageResult]) -> list[ImageResult]:
-        kept = [self._write_result(result) for result in results]
-        pairs = zip(results, kept, strict=True)
+        paths = [self._write_result(result) for result in results]
+        pairs = zip(results, paths, strict=True)
         self.store.fsync([result.image for result, its in pairs if result.files and its.errors == result.errors])
-        return kept
+        return paths
 
     def _write_result(self, result: ImageResult) -> ImageResult:
         try:

@@ -49,11 +49,11 @@ def load_preprocessors(specs: Sequence[Preprocessor], options: Namespace) -> lis
 
     Raises ValueError for an option that none of them can use, and what `Preprocessor.load` raises.
     """
-    given = [name for name in OPTION_NAMES if getattr(options, name) is not None]
+    flags = [name for name in OPTION_NAMES if getattr(options, name) is not None]
     if not any(spec.weights for spec in specs):
-        if given:
+        if flags:
             names = ", ".join(spec.name for spec in specs)
-            raise ValueError(f"--{given[0].replace('_', '-')} is for preprocessors with weights, not for: {names}")
+            raise ValueError(f"--{flags[0].replace('_', '-')} is for preprocessors with weights, not for: {names}")
         return [spec.load() for spec in specs]
     if options.batch is not None and options.batch < 1:
         raise ValueError(f"--batch {options.batch} is below 1")

@@ -16,8 +16,8 @@ SAMPLE_PHOTO = Path(__file__).parent / "coffee.jpg"  # Rachel Michetti, CC0: the
 def resolve_embedded(name: str) -> str:
     """The folder that one of its names means; any other name as it is. FileNotFoundError when the weights are not
     installed, or there is no such ControlNet."""
-    found = re.fullmatch(rf"{EMBEDDED_NAME}(?:/(\w+))?", name)
-    if found is None:
+    match = re.fullmatch(rf"{EMBEDDED_NAME}(?:/(\w+))?", name)
+    if match is None:
         return name
     index = EMBEDDED_FOLDER / "model_index.json"
     if not index.exists():
@@ -25,11 +25,11 @@ def resolve_embedded(name: str) -> str:
             f"the embedded model's weights are not installed: {str(index)!r} does not exist; generate takes another "
             "model with --model"
         )
-    if found[1] is None:
+    if match[1] is None:
         return str(EMBEDDED_FOLDER)
     if name not in (own := list_controls(EMBEDDED_NAME)).values():
         raise FileNotFoundError(f"{name!r}: the embedded model has a ControlNet for {', '.join(own) or 'nothing'} only")
-    return str(EMBEDDED_FOLDER / f"controlnet_{found[1]}")
+    return str(EMBEDDED_FOLDER / f"controlnet_{match[1]}")
 
 
 def list_controls(model: str) -> dict[str, str]:

@@ -82,22 +82,22 @@ def rename_unet(tensors: Mapping[str, Tensor], levels: int, resnets: int) -> dic
 def rename_vae(tensors: Mapping[str, Tensor], levels: int) -> dict[str, Tensor]:
     """An AutoencoderKL's tensors in ldm's layout, where attention's linear layers are convolutions and the decoder's
     levels are numbered from the outside."""
-    found = {}
+    result = {}
     for name, tensor in tensors.items():
         name = re.sub(r"(?<=up_blocks\.)\d+", lambda level: str(levels - 1 - int(level[0])), name)
         for pattern, ldm in VAE_RENAMES:
             name = re.sub(pattern, ldm, name)
         pointwise = ".attn_1." in name and tensor.ndim == 2
-        found[VAE_PREFIX + name] = tensor[:, :, None, None] if pointwise else tensor
-    return found
+        result[VAE_PREFIX + name] = tensor[:, :, None, None] if pointwise else tensor
+    return result
 
 
 def rename_text_encoder(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A CLIPTextModel's tensors under the names that transformers before 5 have too, with the positions that it kept
     among them before 4.31."""
-    found = {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in tensors.items()}
-    positions = len(found["text_model.embeddings.position_embedding.weight"])
-    return found | {"text_model.embeddings.position_ids": torch.arange(positions)[None]}
+    result = {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in tensors.items()}
+    positions = len(result["text_model.embeddings.position_embedding.weight"])
+    return result | {"text_model.embeddings.position_ids": torch.arange(positions)[None]}
 
 
 def get_width_and_heads(unet: UNet) -> tuple[int, int]:

@@ -322,7 +322,7 @@ def _read_tiff_numbers(content: bytes) -> dict[int, list[np.ndarray]]:
     (at,) = struct.unpack_from(order + word, content, 8 if wide == 8 else 4)
     (entries,) = struct.unpack_from(order + count, content, at)
     at += struct.calcsize(count)
-    found: dict[int, list[np.ndarray]] = {}
+    tags: dict[int, list[np.ndarray]] = {}
     looked_at = 0
     for place in range(at, at + min(entries, len(content) // entry_size) * entry_size, entry_size):
         tag, type, length = struct.unpack_from(order + "HH" + word, content, place)
@@ -334,8 +334,8 @@ def _read_tiff_numbers(content: bytes) -> dict[int, list[np.ndarray]]:
         looked_at += size
         if value + size > len(content) or looked_at > len(content):
             break
-        found.setdefault(tag, []).append(np.frombuffer(content, order + _TIFF_INTEGER_DTYPES[type], length, value))
-    return found
+        tags.setdefault(tag, []).append(np.frombuffer(content, order + _TIFF_INTEGER_DTYPES[type], length, value))
+    return tags
 
 
 def keep_needed_png_chunks(content: bytes) -> bytes:
@@ -343,7 +343,7 @@ def keep_needed_png_chunks(content: bytes) -> bytes:
 
     Its decoder would unpack them all. Kept are the first profile, the first EXIF, and texts with the orientation.
     """
-    kept, seen = [content[:8]], set[bytes]()
+    chunks, seen = [content[:8]], set[bytes]()
     for at, name in _iter_png_chunk_places(content):
         size = 12 + int.from_bytes(content[at : at + 4], "big")
         what = name
@@ -353,9 +353,9 @@ def keep_needed_png_chunks(content: bytes) -> bytes:
         else:
             is_needed = name in (b"IDAT", b"IEND") or (name in _PNG_SINGLE_CHUNKS and name not in seen)
         if is_needed:
-            kept.append(content[at : at + size])
+            chunks.append(content[at : at + size])
         seen.add(what)
-    return b"".join(kept)
+    return b"".join(chunks)
 
 
 _PNG_SINGLE_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"iCCP", b"eXIf", b"sRGB", b"gAMA", b"cHRM")
@@ -369,14 +369,14 @@ def remove_ppm_comments(content: bytes, name: str) -> bytes:
     """
     kind, head = content[1:2], content[2:MAX_PPM_HEADER]
     numbers: list[bytes] = []
-    for found in re.finditer(rb"#[^\r\n]*|[^\s#]+", head):
-        if not found[0].startswith(b"#"):
-            numbers.append(found[0][:20])  # Pillow refuses one of over 10 digits
-        if len(numbers) == (2 if kind in b"14" else 3) and found.end() < len(head):
+    for token in re.finditer(rb"#[^\r\n]*|[^\s#]+", head):
+        if not token[0].startswith(b"#"):
+            numbers.append(token[0][:20])  # Pillow refuses one of over 10 digits
+        if len(numbers) == (2 if kind in b"14" else 3) and token.end() < len(head):
             break
     else:
         raise ValueError(f"{name} is a PPM without its size in the first {MAX_PPM_HEADER >> 10} KiB")
-    raster = content[2 + found.end() :]
+    raster = content[2 + token.end() :]
     if kind in b"123" and b"#" in raster:  # a comment may stand between any two numbers
         raster = re.sub(rb"#[^\r\n]*", b"", raster)
     width, height, most = (int(word) if word.isdigit() else 0 for word in (*numbers, b"1")[:3])

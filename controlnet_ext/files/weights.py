@@ -188,8 +188,8 @@ def _read_contents(
 def _extract_state(value: object) -> tuple[dict[str, TensorView], dict[str, str]]:
     """Return the tensor views by name, and numbers and text beside them as metadata."""
     if not isinstance(value, dict):
-        found = "tensor" if isinstance(value, TensorView) else type(value).__name__
-        raise ValueError(f"it holds a {found}, expected a dict of tensors")
+        content = "tensor" if isinstance(value, TensorView) else type(value).__name__
+        raise ValueError(f"it holds a {content}, expected a dict of tensors")
     parts = [value]
     if not _select_tensor_views(value):
         inner = [
@@ -197,8 +197,10 @@ def _extract_state(value: object) -> tuple[dict[str, TensorView], dict[str, str]
         ]
         flat = {} if inner else _flatten_views(value)
         if len(inner) != 1 and not flat:
-            found = f"weights under each of {', '.join(inner)}" if inner else f"no tensors, but {_join_keys(value)}"
-            raise ValueError(f"it holds {found}: expected a dict of tensors, or one under {', '.join(STATE_DICT_KEYS)}")
+            content = f"weights under each of {', '.join(inner)}" if inner else f"no tensors, but {_join_keys(value)}"
+            raise ValueError(
+                f"it holds {content}: expected a dict of tensors, or one under {', '.join(STATE_DICT_KEYS)}"
+            )
         parts.append(value[inner[0]] if inner else flat)
     metadata = {
         key: str(item)

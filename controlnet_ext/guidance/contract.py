@@ -400,7 +400,7 @@ HOOK_TABLES = "_forward_pre_hooks", "_forward_hooks"
 def _remove_hook(module: Any, hook: ModuleHook) -> None:
     """Remove a hook without its handle, which torch returns only after it has registered the hook."""
     tables = vars(module)
-    numbers = [number for name in HOOK_TABLES for number, found in tables[name].items() if found is hook]
+    numbers = [number for name in HOOK_TABLES for number, entry in tables[name].items() if entry is hook]
     for name in (*HOOK_OPTION_TABLES, *HOOK_TABLES):
         for number in numbers:
             tables.get(name, {}).pop(number, None)

@@ -193,14 +193,14 @@ class HintImages:
 
         Raises ValueError if an image has no values, or the values differ in shape.
         """
-        found = []
+        result = []
         for image in self._unit.images:
             maps = image.images if isinstance(image, PerSample) else (image,)
             arrays = [_read_values(each) for each in maps]
             if len({array.shape for array in arrays}) > 1:
                 raise ValueError(f"values of {len(arrays)} maps differ in shape: {arrays[0].shape}, …")
-            found.append(np.stack(arrays))
-        return found
+            result.append(np.stack(arrays))
+        return result
 
     def _read_image(self, image: Any) -> np.ndarray:
         resolution = self._parameters.get("resolution")  # a number here: a larger JPEG may be decoded at a fraction

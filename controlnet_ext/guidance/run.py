@@ -249,11 +249,11 @@ class UnitRun:
     def _reuse_or_call(self, step: Step, cache: ResidualCache) -> list[Residuals]:
         index = list(self._weights).index(step.span)
         with error_prefix(self.name):
-            found = cache.find(step, index)
-        if found is None:
-            found = self._call_model(step)
-            cache.store(step, index, found)
-        return found
+            residuals = cache.find(step, index)
+        if residuals is None:
+            residuals = self._call_model(step)
+            cache.store(step, index, residuals)
+        return residuals
 
     def _call_model(self, step: Step) -> list[Residuals]:
         """Return the residuals of weight 1 of each call of the model."""
@@ -296,7 +296,7 @@ class UnitRun:
                 if is_embedding
                 else [self._hint_images.fit_to_size(*size, crop) for crop in parts]
             )
-            found = []
+            hints = []
             for has_own, maps in zip(own, zip(*arrays, strict=True), strict=True):
                 rows = self._match_maps_to_rows(len(maps[0]), step, image_indices) if has_own else [0] * len(step.x)
                 if len(parts) > 1:
@@ -304,12 +304,12 @@ class UnitRun:
                     chosen = np.stack([maps[place][row] for place, row in zip(places, rows, strict=True)])
                 else:
                     chosen = maps[0][rows] if has_own else maps[0]
-                found.append(self._embed_hint(chosen, step))
+                hints.append(self._embed_hint(chosen, step))
             if step.crops:
                 self._part_pixels += len(step.x) * size[0] * size[1]
                 if self._part_pixels > MAX_PART_PIXELS:  # the first parts stay: a loop over parts begins with them
-                    return found
-            self._hints[key] = found
+                    return hints
+            self._hints[key] = hints
         return self._hints[key]
 
     def _get_image_indices(self, step: Step) -> tuple[int, ...]:

@@ -74,9 +74,9 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def _find_in_folder(folder: Path) -> Path:
-    found = next((folder / name for name in DIFFUSERS_FILE_NAMES if (folder / name).exists()), None)
-    if found:
-        return found
+    path = next((folder / name for name in DIFFUSERS_FILE_NAMES if (folder / name).exists()), None)
+    if path:
+        return path
     if (folder / "model_index.json").exists():
         raise ValueError(f"{str(folder)!r} is a whole pipeline; give the folder of the control model")
     files, indexes = _list_weights(folder), _list_indexes(folder)
@@ -103,9 +103,9 @@ def _list_weights(folder: Path) -> list[Path]:
 
 def _list_indexes(folder: Path) -> list[Path]:
     """Return the indexes of weights in parts: diffusers' first, safetensors before others, variants last."""
-    found = (path for path in folder.iterdir() if INDEX_PATTERN.fullmatch(path.name))
+    paths = (path for path in folder.iterdir() if INDEX_PATTERN.fullmatch(path.name))
     marks = (DIFFUSERS_STEM, ".safetensors.index.json", ".index.json")
-    return sorted(found, key=lambda path: ([mark not in path.name for mark in marks], path.name))
+    return sorted(paths, key=lambda path: ([mark not in path.name for mark in marks], path.name))
 
 
 def _suggest_index(part: Path) -> str:

@@ -43,7 +43,7 @@ class ModelCatalog:
 
     def rescan(self) -> None:
         """Search the folders again."""
-        found = {
+        paths = {
             _make_listed_name(own, path): path
             for own in self._embedded_models
             for path in [find_control_files(own)["weights"]]
@@ -51,8 +51,8 @@ class ModelCatalog:
         for folder in self._folders:
             for path in sorted(p for p in folder.rglob("*") if is_weights_name(p.name) and p.is_file()):
                 stem = path.name.partition(".")[0] if path.suffix == ".json" else path.stem  # of weights in parts
-                found.setdefault(_make_listed_name(stem, path), path)
-        self._paths = found
+                paths.setdefault(_make_listed_name(stem, path), path)
+        self._paths = paths
 
     @property
     def names(self) -> list[str]:

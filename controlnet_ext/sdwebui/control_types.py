@@ -47,13 +47,13 @@ def list_control_types(model_names: Sequence[str]) -> dict[str, Any]:
     """Return, by control type, the labels of its preprocessors, the names of its models, and the default of each;
     "All" is first. Types of `UNSUPPORTED_CONTROL_TYPES`, for which clients look, have nothing but "none"."""
     entries = list_preprocessors()
-    found = {"All": _describe_type([entry.label for entry in entries], model_names, "none", "None")}
+    types = {"All": _describe_type([entry.label for entry in entries], model_names, "none", "None")}
     for kind, name in CONTROL_TYPES.items():
         words = [name.casefold(), *MODEL_NAME_WORDS[kind], *(["union"] if name in UNION_CONTROL_TYPES else [])]
-        found[name] = _describe_type_of(_list_labels(entries, kind), model_names, words)
+        types[name] = _describe_type_of(_list_labels(entries, kind), model_names, words)
     for name, (read_kind, words_) in FURTHER_CONTROL_TYPES.items():
-        found[name] = _describe_type_of(_list_labels(entries, read_kind), model_names, words_)
-    return found | {name: _describe_type([], [], "none", "None") for name in UNSUPPORTED_CONTROL_TYPES}
+        types[name] = _describe_type_of(_list_labels(entries, read_kind), model_names, words_)
+    return types | {name: _describe_type([], [], "none", "None") for name in UNSUPPORTED_CONTROL_TYPES}
 
 
 def _list_labels(entries: Iterable[Preprocessor], kind: str | None) -> list[str]:

@@ -98,10 +98,10 @@ class JsonObject:
 
         Raises ValueError where two of the names have different values.
         """
-        given = [name for name in names if not is_empty_value(self.values.get(name))]
-        if len(given) > 1 and self.values[given[0]] != self.values[given[1]]:
-            raise ValueError(f"{self.owner}: {given[0]} and {given[1]} are one field and differ")
-        return self.values[given[0]] if given else None
+        present = [name for name in names if not is_empty_value(self.values.get(name))]
+        if len(present) > 1 and self.values[present[0]] != self.values[present[1]]:
+            raise ValueError(f"{self.owner}: {present[0]} and {present[1]} are one field and differ")
+        return self.values[present[0]] if present else None
 
     def make_error(self, name: str, value: object, expected: str) -> ValueError:
         """Return the error for a field's value, in one line."""

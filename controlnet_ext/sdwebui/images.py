@@ -68,9 +68,9 @@ def _decode_image_bytes(value: object) -> bytes | None:
     """Bytes of base64 text that begins as an image does; None for everything else."""
     if not isinstance(value, str):
         return None
-    found = DATA_URL_PREFIX.match(value)
+    prefix = DATA_URL_PREFIX.match(value)
     try:
-        content = base64.b64decode("".join(value[found.end() if found else 0 :].split()), validate=True)
+        content = base64.b64decode("".join(value[prefix.end() if prefix else 0 :].split()), validate=True)
     except ValueError:
         return None
     return None if sniff_format(content[:16]) is None else content  # a path may happen to be base64
@@ -83,24 +83,24 @@ def parse_image_mask_pairs(value: object, mask: object, name: str) -> tuple[Imag
     ValueError that begins with `name`.
     """
     if is_empty_value(value):
-        found: list[tuple[Any, Any]] = []
+        pairs: list[tuple[Any, Any]] = []
     elif isinstance(value, Mapping):
-        found = [_split_image_and_mask(value)]
+        pairs = [_split_image_and_mask(value)]
     elif isinstance(value, list) and all(isinstance(entry, Mapping) for entry in value):
-        found = [_split_image_and_mask(entry) for entry in value]
+        pairs = [_split_image_and_mask(entry) for entry in value]
     elif isinstance(value, list) and len(value) <= 2:
-        found = [(value[0], value[1] if len(value) == 2 else None)]
+        pairs = [(value[0], value[1] if len(value) == 2 else None)]
     else:
-        found = [(value, None)]
-    if len(found) > MAX_UNIT_IMAGES:
-        raise ValueError(f"{name}s: {len(found)}, expected up to {MAX_UNIT_IMAGES}")
-    found = [(image, its) for image, its in found if not is_empty_value(image)]
-    if found and is_empty_value(found[0][1]):
-        found[0] = found[0][0], mask
+        pairs = [(value, None)]
+    if len(pairs) > MAX_UNIT_IMAGES:
+        raise ValueError(f"{name}s: {len(pairs)}, expected up to {MAX_UNIT_IMAGES}")
+    pairs = [(image, its) for image, its in pairs if not is_empty_value(image)]
+    if pairs and is_empty_value(pairs[0][1]):
+        pairs[0] = pairs[0][0], mask
     masked = name.replace("image", "mask")
     return tuple(
         (decode_base64_image(image, name), None if is_empty_value(its) else decode_base64_mask(its, masked))
-        for image, its in found
+        for image, its in pairs
     )
 
 

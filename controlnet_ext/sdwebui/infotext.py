@@ -99,18 +99,18 @@ def format_unit_text(unit: WebuiUnit, model_name: str) -> str:
 
 def parse_unit_text(text: str) -> dict[str, Any]:
     """Return the fields of a unit in a text of `format_unit_text` or sd-webui-controlnet; other fields are skipped."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for part in text.split(","):
         name, colon, text_value = part.partition(":")
         key = "_".join(name.casefold().split())
         if colon and key in UNIT_TEXT_FIELDS:
-            found[key] = _parse_value(text_value.strip())
-    if "advanced_weighting" in found:
-        words = str(found["advanced_weighting"]).split()
-        found["advanced_weighting"] = [float(word) for word in words if _is_number(word)]
-    if "weight_schedule" in found:
-        found["weight_schedule"] = ", ".join(str(found["weight_schedule"]).split())
-    return found
+            values[key] = _parse_value(text_value.strip())
+    if "advanced_weighting" in values:
+        words = str(values["advanced_weighting"]).split()
+        values["advanced_weighting"] = [float(word) for word in words if _is_number(word)]
+    if "weight_schedule" in values:
+        values["weight_schedule"] = ", ".join(str(values["weight_schedule"]).split())
+    return values
 
 
 def read_stated_units(text: str) -> list[StatedUnit]:
@@ -118,7 +118,7 @@ def read_stated_units(text: str) -> list[StatedUnit]:
     and those without a preprocessor, are left out.
 
     Raises ValueError in one line for a preprocessor that is not here, or sliders that are no numbers."""
-    found = []
+    units = []
     for number, quoted in UNIT_PATTERN.findall(text.rpartition("\n")[2]):
         with error_prefix(f"ControlNet {number}"):
             unit = parse_unit_text(str(parse_json(quoted.encode(), "its text")))
@@ -130,8 +130,8 @@ def read_stated_units(text: str) -> list[StatedUnit]:
             if unit.get("pixel_perfect") is True and "resolution" in parameters:
                 parameters["resolution"] = "match"
             fit_mode = dict(RESIZE_MODES).get(str(unit.get("resize_mode")), "crop")
-            found.append(StatedUnit(module, parameters, fit_mode))
-    return found
+            units.append(StatedUnit(module, parameters, fit_mode))
+    return units
 
 
 def _parse_value(text: str) -> Any:

@@ -67,20 +67,21 @@ def parameters_from_sliders(
 ) -> dict[str, Any]:
     """Return the values of parameters by name for these sliders; a value outside a slider's range means its default,
     which is logged unless it is -1."""
-    found: dict[str, Any] = {}
+    parameters: dict[str, Any] = {}
     if spec.traits.has_resolution_slider:
         bounds = Range(MIN_RESOLUTION, MAX_RESOLUTION)
         is_valid = _check_slider(spec, "processor_res", int(resolution), bounds, DEFAULT_RESOLUTION)
-        found["resolution"] = int(resolution) if is_valid else DEFAULT_RESOLUTION
+        parameters["resolution"] = int(resolution) if is_valid else DEFAULT_RESOLUTION
     fields = ("threshold_a", threshold_a), ("threshold_b", threshold_b)
     for parameter, (field, value) in zip(get_threshold_parameters(spec), fields, strict=False):
         assert parameter.range is not None
         if _check_slider(spec, field, value, parameter.range, parameter.default):
-            found[parameter.name] = round(value) if parameter.type is int else value
-    taken = {p.name: found.get(p.name, p.default) for p in get_threshold_parameters(spec)}
+            parameters[parameter.name] = round(value) if parameter.type is int else value
+    taken = {p.name: parameters.get(p.name, p.default) for p in get_threshold_parameters(spec)}
     if {"low", "high"} <= set(taken) and taken["low"] > taken["high"]:
-        found |= {"low": taken["high"], "high": taken["low"]}  # as OpenCV takes those of Canny in sd-webui-controlnet
-    return found
+        # as OpenCV takes those of Canny in sd-webui-controlnet
+        parameters |= {"low": taken["high"], "high": taken["low"]}
+    return parameters
 
 
 def _check_slider(spec: Preprocessor, field: str, value: float, bounds: Range, default: float) -> bool:
@@ -93,9 +94,9 @@ def _check_slider(spec: Preprocessor, field: str, value: float, bounds: Range, d
 def describe_sliders(spec: Preprocessor) -> list[Slider]:
     """Return the sliders that a preprocessor has of resolution, threshold_a and threshold_b: name, value, min, max,
     step."""
-    found: list[Slider] = []
+    sliders: list[Slider] = []
     if spec.traits.has_resolution_slider:
-        found.append(
+        sliders.append(
             {
                 "name": RESOLUTION_SLIDER,
                 "value": DEFAULT_RESOLUTION,
@@ -108,14 +109,14 @@ def describe_sliders(spec: Preprocessor) -> list[Slider]:
         assert p.range is not None
         step = 1 if p.type is int else 0.01
         name = p.name.replace("_", " ").title()
-        found.append({"name": name, "value": p.default, "min": p.range.low, "max": p.range.high, "step": step})
-    return found
+        sliders.append({"name": name, "value": p.default, "min": p.range.low, "max": p.range.high, "step": step})
+    return sliders
 
 
 def create_preprocessor_loader(device: str, library: Library) -> Callable[[str], LoadedPreprocessor]:
     """Return a function that loads a preprocessor by name; the last few stay loaded."""
-    kept = LRUCache[LoadedPreprocessor](MAX_LOADED_PREPROCESSORS)
-    return lambda name: kept.get_or_create(name, lambda: find(name).load(device, library))
+    cache = LRUCache[LoadedPreprocessor](MAX_LOADED_PREPROCESSORS)
+    return lambda name: cache.get_or_create(name, lambda: find(name).load(device, library))
 
 
 def cache_maps(

@@ -49,15 +49,15 @@ def replace_urls(value: object, fetch: Callable[[str], bytes]) -> Any:
 
     Raises ValueError with the field's name, in the same words for what cannot be fetched and for what is no image.
     """
-    found: list[tuple[str, str]] = []  # URL and field
-    _map_urls(value, "", lambda url, field: found.append((url, field)))
-    if len(found) > MAX_URLS:
+    links: list[tuple[str, str]] = []  # URL and field
+    _map_urls(value, "", lambda url, field: links.append((url, field)))
+    if len(links) > MAX_URLS:
         raise ValueError(f"the request has over {MAX_URLS} URLs of images")
-    if not found:
+    if not links:
         return value
     contents: dict[str, str] = {}
-    with ThreadPoolExecutor(len(found)) as executor:
-        fetching = [(url, field, executor.submit(fetch, url)) for url, field in found]
+    with ThreadPoolExecutor(len(links)) as executor:
+        fetching = [(url, field, executor.submit(fetch, url)) for url, field in links]
         for url, field, future in fetching:
             try:
                 contents[url] = base64.b64encode(future.result()).decode()

@@ -25,13 +25,16 @@ SLIDER_FIELDS = ("processor_res", "threshold_a", "threshold_b")  # fields of a u
 def update_for_control_type(control_type: str) -> list[Any]:
     """Return updates of the modules of a control type, its models for the loaded checkpoint, and the sliders. "All"
     leaves the unit unchanged, because gradio 4 calls this also when a preset or PNG info sets the type."""
-    found = list_control_types(host.list_fitting_models())[control_type]
+    control_types = list_control_types(host.list_fitting_models())[control_type]
     if control_type == "All":
-        return [*(gr.update(choices=found[f"{field}_list"]) for field in ("module", "model")), *[gr.update()] * 3]
+        return [
+            *(gr.update(choices=control_types[f"{field}_list"]) for field in ("module", "model")),
+            *[gr.update()] * 3,
+        ]
     return [
-        gr.update(choices=found["module_list"], value=found["default_option"]),
-        gr.update(choices=found["model_list"], value=found["default_model"]),
-        *update_sliders(found["default_option"]),
+        gr.update(choices=control_types["module_list"], value=control_types["default_option"]),
+        gr.update(choices=control_types["model_list"], value=control_types["default_model"]),
+        *update_sliders(control_types["default_option"]),
     ]
 
 

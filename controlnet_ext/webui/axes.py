@@ -82,17 +82,17 @@ def _copy_nested(value: Any) -> Any:
 def parse_axis_values(text: Any, convert: Callable[[str], Any]) -> list[Any]:
     """Return the values in a text, separated by commas outside of brackets. Raises what `convert` raises."""
     words = text if isinstance(text, list) else re.split(r",(?![^\[]*\])", str(text))
-    found: list[Any] = []
+    numbers: list[Any] = []
     for word in (str(each).strip() for each in words):
         whole = word.replace(" ", "")
         steps = RANGE_PATTERN.fullmatch(whole) if convert in (int, float) else None
         if word.startswith("[") and word.endswith("]"):
-            found.append([convert(each.strip()) if each.strip() else None for each in word[1:-1].split(",")])
+            numbers.append([convert(each.strip()) if each.strip() else None for each in word[1:-1].split(",")])
         elif steps is not None:
-            found += _expand_range(steps, convert)
+            numbers += _expand_range(steps, convert)
         elif word:
-            found.append(convert(word))
-    return found
+            numbers.append(convert(word))
+    return numbers
 
 
 def _expand_range(match: re.Match[str], convert: Callable[[Any], Any]) -> list[Any]:

@@ -165,9 +165,9 @@ def update_cn_script(script_runner: Any, script_args: Any, cn_units: Iterable[An
     room = script.args_to - script.args_from
     if len(entries) > min(room, host.get_unit_count()):
         raise ValueError(f"{len(entries)} units, expected up to {host.get_unit_count()}")
-    given = list(script_args)
-    given[script.args_from : script.args_to] = [*entries, *[None] * (room - len(entries))]
-    return type(script_args)(given)
+    arguments = list(script_args)
+    arguments[script.args_from : script.args_to] = [*entries, *[None] * (room - len(entries))]
+    return type(script_args)(arguments)
 
 
 def update_cn_script_in_place(script_runner: Any, script_args: list[Any], cn_units: Iterable[Any], **_: Any) -> None:

@@ -77,12 +77,12 @@ def list_model_folders() -> list[str]:
     from modules.paths import models_path
 
     named = (get_setting("control_net_models_path", ""), getattr(shared.cmd_opts, "controlnet_dir", None))
-    found = [
+    paths = [
         Path(models_path) / MODEL_FOLDER_NAME,
         EXTENSION_FOLDER / "models",
         *(_resolve_path(name) for name in named if name),
     ]
-    return [str(folder) for folder in dict.fromkeys(found) if folder.is_dir()]
+    return [str(folder) for folder in dict.fromkeys(paths) if folder.is_dir()]
 
 
 def list_weight_folders() -> list[str]:
@@ -90,8 +90,8 @@ def list_weight_folders() -> list[str]:
     from modules import shared
 
     flag = getattr(shared.cmd_opts, "controlnet_annotator_models_path", None)
-    found = [_resolve_path(name) for name in (flag, get_setting("control_net_modules_path", "")) if name]
-    return [str(folder) for folder in dict.fromkeys(found) if folder.is_dir()]
+    folders = [_resolve_path(name) for name in (flag, get_setting("control_net_modules_path", "")) if name]
+    return [str(folder) for folder in dict.fromkeys(folders) if folder.is_dir()]
 
 
 def list_result_folders() -> list[Path]:
@@ -142,8 +142,8 @@ def get_preprocessor_loader() -> Any:
     """Return a loader of preprocessors by name, on the host's device, with a cache of maps."""
     from modules import shared
 
-    kept = int(getattr(shared.cmd_opts, "controlnet_preprocessor_cache_size", 16))
-    return cache_maps(create_preprocessor_loader(get_device(), Library(list_weight_folders() or None)), kept)
+    count = int(getattr(shared.cmd_opts, "controlnet_preprocessor_cache_size", 16))
+    return cache_maps(create_preprocessor_loader(get_device(), Library(list_weight_folders() or None)), count)
 
 
 def get_unit_builder() -> UnitBuilder:

@@ -140,11 +140,11 @@ def save_unit_inputs(unit: WebuiUnit, p: Any) -> str:
 def load_saved_input(text: str, field: str) -> np.ndarray | None:
     """Return the image (H, W, 3) uint8 RGB that a unit's text names for this field; None if it names none or the file
     is not in the host's folders."""
-    found = re.search(rf"(?:^|, ){INPUT_LABELS[field]}: ({FILE_NAME_PATTERN})(?:,|$)", text)
-    if found is None:
+    match = re.search(rf"(?:^|, ){INPUT_LABELS[field]}: ({FILE_NAME_PATTERN})(?:,|$)", text)
+    if match is None:
         return None
     for folder in host.list_result_folders():
-        path = folder / INPUT_FOLDER / found[1]
+        path = folder / INPUT_FOLDER / match[1]
         if path.is_file() and not path.is_symlink():
             return _read_image_or_none(path)
     return None

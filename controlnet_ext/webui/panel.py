@@ -158,9 +158,9 @@ class UnitComponents:
         self._use_button.click(
             actions.use_map_as_image, [self._preview], [parts["image"], parts["module"], parts["enabled"], *sliders]
         )
-        kept = [parts[name] for name in presets.PRESET_FIELDS]
-        self._save_button.click(actions.save_preset, [self._preset, *kept], [self._preset, self._message])
-        self._load_button.click(actions.load_preset, [self._preset], [*kept, parts["type"], self._message])
+        components = [parts[name] for name in presets.PRESET_FIELDS]
+        self._save_button.click(actions.save_preset, [self._preset, *components], [self._preset, self._message])
+        self._load_button.click(actions.load_preset, [self._preset], [*components, parts["type"], self._message])
         self._delete_button.click(actions.delete_preset, [self._preset], [self._preset, self._message])
 
 

@@ -30,8 +30,8 @@ def create_paste_fields(unit_index: int, components: dict[str, Any]) -> list[tup
 
     texts = [(components[name], of(name)) for name in sorted(UNIT_TEXT_FIELDS)]
     types = [(components["type"], lambda params: "All" if key in params else None)]
-    found = types + texts + [(components[name], image_reader(name)) for name in INPUT_LABELS]
-    return [(component, wanted(function)) for component, function in found]
+    fields = types + texts + [(components[name], image_reader(name)) for name in INPUT_LABELS]
+    return [(component, wanted(function)) for component, function in fields]
 
 
 def _update_image(field: str, text: str) -> Any:

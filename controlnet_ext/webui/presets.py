@@ -26,10 +26,10 @@ def list_preset_names() -> list[str]:
 
 def load(name: str) -> dict[str, Any]:
     """Return the fields of a preset. Raises ValueError if there is none of that name."""
-    found = _read_presets()
-    if name not in found:
+    presets = _read_presets()
+    if name not in presets:
         raise ValueError(f"there is no preset {name!r:.60}")
-    return {key: value for key, value in found[name].items() if key in PRESET_FIELDS}
+    return {key: value for key, value in presets[name].items() if key in PRESET_FIELDS}
 
 
 def save(name: str, fields: dict[str, Any]) -> None:
@@ -48,10 +48,10 @@ def delete(name: str) -> None:
 
 def _read_presets() -> dict[str, dict[str, Any]]:
     path = _presets_path()
-    found = read_json(path) if path.exists() else {}
-    if not isinstance(found, dict) or not all(isinstance(each, dict) for each in found.values()):
+    presets = read_json(path) if path.exists() else {}
+    if not isinstance(presets, dict) or not all(isinstance(each, dict) for each in presets.values()):
         raise ValueError(f"{str(path)!r} holds no presets; move it away")
-    return found
+    return presets
 
 
 def _write_presets(presets: dict[str, Any]) -> None:

@@ -33,10 +33,10 @@ def merge_openapi(host_openapi: Callable[[], Any], document: Mapping[str, Any], 
     )
 
     def both() -> Any:
-        found = host_openapi()
-        parts = found.get("components", {})
+        document = host_openapi()
+        parts = document.get("components", {})
         known = {**parts.get("schemas", {}), **schemas}
-        return {**found, "paths": {**found["paths"], **paths}, "components": {**parts, "schemas": known}}
+        return {**document, "paths": {**document["paths"], **paths}, "components": {**parts, "schemas": known}}
 
     return both
 
@@ -47,11 +47,11 @@ def _to_openapi_3_0(value: Any) -> Any:
         return [_to_openapi_3_0(each) for each in value]
     if not isinstance(value, dict):
         return value
-    found = {key: _to_openapi_3_0(each) for key, each in value.items()}
-    if isinstance(found.get("type"), list):
-        (kind,) = (each for each in found["type"] if each != "null")
-        found |= {"type": kind, "nullable": True}
-    return found
+    schema = {key: _to_openapi_3_0(each) for key, each in value.items()}
+    if isinstance(schema.get("type"), list):
+        (kind,) = (each for each in schema["type"] if each != "null")
+        schema |= {"type": kind, "nullable": True}
+    return schema
 
 
 MAX_PENDING = 16  # requests for maps that wait at most

@@ -78,10 +78,10 @@ class BatchInputs:
 def _list_images(folder: Path, unit_number: int) -> list[Path]:
     if not folder.is_dir():
         raise ValueError(f"unit {unit_number}: the batch folder {str(folder)!r} does not exist")
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-    if not found:
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not paths:
         raise ValueError(f"unit {unit_number}: the batch folder {str(folder)!r} holds no images")
-    return found
+    return paths
 
 
 SCRIPT_TITLE = "ControlNet"

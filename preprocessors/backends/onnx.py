@@ -115,7 +115,7 @@ def _check_in_process(model: bytes, path: str) -> None:
 
 def _select_provider(device: str, available: list[str]) -> tuple[str, dict[str, str]]:
     kind, _, index = device.partition(":")
-    found = [provider for provider in _PROVIDERS.get(kind, ()) if provider in available]
-    if not found:
+    providers = [provider for provider in _PROVIDERS.get(kind, ()) if provider in available]
+    if not providers:
         raise ValueError(f"onnxruntime has no provider for the device {device!r:.40}, only {', '.join(available)}")
-    return found[0], {"device_id": index} if index else {}
+    return providers[0], {"device_id": index} if index else {}

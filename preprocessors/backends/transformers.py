@@ -125,10 +125,12 @@ def make_model_files(
 def fetch_model_folder(library: Library, files: ModelFiles) -> Path:
     """The folder that holds all of a model's files, after a download if there was none. Raises what Library.path does,
     and FileNotFoundError when the files lie apart."""
-    found = [library.fetch(file).parents[file.path.count("/")] for file in files]
-    if len(set(found)) > 1:
-        raise FileNotFoundError(f"the files of {files[0].repo} lie apart, in {', '.join(sorted(set(map(str, found))))}")
-    return found[0]
+    folders = [library.fetch(file).parents[file.path.count("/")] for file in files]
+    if len(set(folders)) > 1:
+        raise FileNotFoundError(
+            f"the files of {files[0].repo} lie apart, in {', '.join(sorted(set(map(str, folders))))}"
+        )
+    return folders[0]
 
 
 def load_transformers_network(library: Library, files: ModelFiles, class_name: str, device: str | Device) -> Network:

@@ -53,8 +53,8 @@ class Package:
     @property
     def folder(self) -> Path | None:
         """The folder of the installed package, or None. The package is not imported for that."""
-        found = PathFinder.find_spec(self.name)
-        return Path(found.origin).parent if found and found.origin else None
+        spec = PathFinder.find_spec(self.name)
+        return Path(spec.origin).parent if spec and spec.origin else None
 
     def import_detector(self, module: str, name: str) -> Any:
         """The class `name` in a module of it. Raises ValueError in one line where the package is missing, too old for
@@ -102,12 +102,12 @@ class Detector:
     def list_parameters(self) -> list[Argument]:
         """The numbers and truth values that its calls take, with their defaults, as its source declares them; none
         where the package is not installed."""
-        found = {**_read_call_defaults(self.package.folder, self.module, self.name), **self.extra_defaults}
+        defaults = {**_read_call_defaults(self.package.folder, self.module, self.name), **self.extra_defaults}
         if self.is_random:
-            found["seed"] = 0
+            defaults["seed"] = 0
         return [
             Argument(name, Argument.KEYWORD_ONLY, default=value, annotation=_make_annotation(value))
-            for name, value in found.items()
+            for name, value in defaults.items()
             if isinstance(value, (bool, int, float)) and name not in (*_SIZE_ARGUMENTS, *self.call_arguments)
         ]
 
@@ -197,14 +197,14 @@ def _call_detector(
     try:
         with _seed_random(seed), redirect_stdout(sys.stderr):  # stdout is for maps
             result = call(image.copy(), **arguments, **sizes, **kind, **detector.call_arguments)
-        found = np.asarray(result if detector.map_index is None else result[detector.map_index])
+        pixels = np.asarray(result if detector.map_index is None else result[detector.map_index])
     except _DETECTOR_ERRORS as error:
         raise ValueError(f"{detector.package.name}'s {detector.name} fails: {_format_error(error)}") from error
-    if found.dtype != np.uint8 or found.shape[2:] not in ((), (3,)):
-        raise ValueError(f"{detector.package.name}'s {detector.name} gives {found.shape} of {found.dtype}, no image")
-    if found.shape[:2] != image.shape[:2]:
-        found = resize_map(found if found.ndim == 3 else np.dstack([found] * 3), *image.shape[:2])
-    return found[:height, :width]
+    if pixels.dtype != np.uint8 or pixels.shape[2:] not in ((), (3,)):
+        raise ValueError(f"{detector.package.name}'s {detector.name} gives {pixels.shape} of {pixels.dtype}, no image")
+    if pixels.shape[:2] != image.shape[:2]:
+        pixels = resize_map(pixels if pixels.ndim == 3 else np.dstack([pixels] * 3), *image.shape[:2])
+    return pixels[:height, :width]
 
 
 @contextmanager

@@ -236,8 +236,10 @@ class DepthLeresBoosted:
 
 def _make_depth_renderer(depth: np.ndarray, near_percent: float, background_percent: float) -> DepthRenderer:
     def at(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-        kept = depth[:height, :width]
-        return _clip_depth(depth_to_uint16(kept, kept.min(), kept.max()), near_percent, background_percent), kept
+        inside = depth[:height, :width]
+        return _clip_depth(
+            depth_to_uint16(inside, inside.min(), inside.max()), near_percent, background_percent
+        ), inside
 
     return at
 

@@ -265,8 +265,8 @@ class DepthMarigold(_Marigold):
         sign = 1 if self.pipeline.model_index.get("prediction_type") == "disparity" else -1
 
         def at(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-            kept = depth[:height, :width]
-            return encode_inverse_depth(sign * kept), kept
+            inside = depth[:height, :width]
+            return encode_inverse_depth(sign * inside), inside
 
         return at
 

@@ -63,8 +63,8 @@ class TransformersDepth:
 
         def drawing(depth: np.ndarray) -> DepthRenderer:
             def at(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-                kept = depth[:height, :width]
-                return self.encode_depth(kept), kept
+                inside = depth[:height, :width]
+                return self.encode_depth(inside), inside
 
             return at
 
@@ -121,10 +121,10 @@ def _make_depth_pro(network: Network, folder_path: Path) -> DepthFunction:
         x = (to_batch_tensor(images) / 255 - mean) / deviation
         size = config["size"]
         x = torch.nn.functional.interpolate(x, (size["height"], size["width"]), mode="bilinear", align_corners=False)
-        found = network(x)
-        inverse = found["predicted_depth"]
-        if found["field_of_view"] is not None:
-            inverse = inverse * 2 * torch.deg2rad(found["field_of_view"] / 2).tan()[:, None, None]
+        output = network(x)
+        inverse = output["predicted_depth"]
+        if output["field_of_view"] is not None:
+            inverse = inverse * 2 * torch.deg2rad(output["field_of_view"] / 2).tan()[:, None, None]
         return 1 / _resize_depth(inverse, images.shape[1:3], "bilinear").clamp(1e-4, 1e4)
 
     return run

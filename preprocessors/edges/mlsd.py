@@ -49,9 +49,9 @@ class Mlsd:
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         height, width = images.shape[1:3]
         with_ones = np.pad(pad_to_multiple(images, 16), ((0, 0), (0, 0), (0, 0), (0, 1)), constant_values=1)
-        found = self.network(to_batch_tensor(with_ones) / 127.5 - 1)
+        output = self.network(to_batch_tensor(with_ones) / 127.5 - 1)
         results = []
-        for segments in self.decode_segments(found, thr_v, thr_d):
+        for segments in self.decode_segments(output, thr_v, thr_d):
             pixels, lines = render_lines(segments.numpy(), *with_ones.shape[1:3])
             results.append((pixels[:height, :width], lines))
         return results

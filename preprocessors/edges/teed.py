@@ -91,8 +91,8 @@ class Anyline:
 def extract_lines(image: np.ndarray) -> np.ndarray:
     """The lines of an image (H, W, 3), (H, W) uint8, less those of fewer than 12 pixels that touch side by side."""
     lines = lineart_standard(image, sigma=2.0, intensity_threshold=3)
-    _, labels, found, _ = cv2.connectedComponentsWithStats((lines > 0).astype(np.uint8), connectivity=4)
-    large = found[:, cv2.CC_STAT_AREA] >= MIN_SPECK_PIXELS
+    _, labels, stats, _ = cv2.connectedComponentsWithStats((lines > 0).astype(np.uint8), connectivity=4)
+    large = stats[:, cv2.CC_STAT_AREA] >= MIN_SPECK_PIXELS
     return np.where(large[labels], lines, np.uint8(0))
 
 

@@ -80,7 +80,7 @@ class InpaintLama:
             image, min(fill_resolution, max(1, _MAX_ASPECT_RATIO * fill_resolution * short // long))
         )
         x = to_batch_tensor(small[None]) / 255
-        found = self.network(x[:, :3], (x[:, 3:] > 0.5).float())[0, :, :height, :width].permute(1, 2, 0).numpy()
-        filled = cv2.resize(found * 255, image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+        output = self.network(x[:, :3], (x[:, 3:] > 0.5).float())[0, :, :height, :width].permute(1, 2, 0).numpy()
+        filled = cv2.resize(output * 255, image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
         share = image[..., 3:] / np.float32(255)
         return (filled * share + image[..., :3] * (1 - share)).clip(0, 255).astype(np.uint8)

@@ -38,10 +38,10 @@ def tile_resample(
     covers."""
 
     def smaller(height: int, width: int) -> np.ndarray:
-        kept = image[:height, :width]
+        inside = image[:height, :width]
         if down_sampling_rate < 1.1:
-            return kept
+            return inside
         size = (max(1, int(side / down_sampling_rate)) for side in (width, height))
-        return cv2.resize(kept, tuple(size), interpolation=cv2.INTER_AREA)
+        return cv2.resize(inside, tuple(size), interpolation=cv2.INTER_AREA)
 
     return smaller

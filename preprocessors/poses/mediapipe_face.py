@@ -49,8 +49,8 @@ def detect_faces(detector: TfliteNetwork, image: np.ndarray, min_confidence: flo
     side = max(height, width)
     crop, turn, corner = _warp_square(image, FaceBox(width / 2, height / 2, side, 0), DETECTOR_INPUT_SIZE, ZEROS)
     boxes, scores = detector(crop.astype(np.float32) / 127.5 - 1)
-    found = _merge_face_boxes(boxes.reshape(896, 8, 2), _sigmoid(scores), min_confidence)
-    return [_make_face_box(*(one @ turn.T + corner)) for one in found]
+    faces = _merge_face_boxes(boxes.reshape(896, 8, 2), _sigmoid(scores), min_confidence)
+    return [_make_face_box(*(one @ turn.T + corner)) for one in faces]
 
 
 def detect_face_mesh(network: TfliteNetwork, image: np.ndarray, box: FaceBox) -> np.ndarray | None:
@@ -65,7 +65,7 @@ def detect_face_mesh(network: TfliteNetwork, image: np.ndarray, box: FaceBox) ->
 def detect_irises(network: TfliteNetwork, image: np.ndarray, mesh: np.ndarray) -> np.ndarray:
     """The points (10, 2) of both irises, in pixels of an RGB image: the middle and four on the border of the right
     eye's, then of the left. `mesh` (468, 2) are the points of the face."""
-    found = []
+    faces = []
     for first, last, is_flipped in _EYE_CORNERS:
         corners = mesh[[first, last]]
         (x, y), (dx, dy) = corners.mean(axis=0), corners[1] - corners[0]
@@ -78,8 +78,8 @@ def detect_irises(network: TfliteNetwork, image: np.ndarray, mesh: np.ndarray) -
         points = points.reshape(-1, 3)[:, :2]
         if is_flipped:  # the network knows one side only
             points = ([IRIS_INPUT_SIZE, 0] + points * [-1, 1])[[0, 3, 2, 1, 4]]  # right and left change places
-        found.append(points * (pixels / IRIS_INPUT_SIZE) @ turn.T + corner)
-    return np.concatenate(found)
+        faces.append(points * (pixels / IRIS_INPUT_SIZE) @ turn.T + corner)
+    return np.concatenate(faces)
 
 
 def _warp_square(image: np.ndarray, box: FaceBox, size: int, border: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

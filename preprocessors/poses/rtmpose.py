@@ -25,8 +25,8 @@ def detect_boxes(network: OnnxNetwork, image: np.ndarray, classes: range) -> np.
     twice that could be a cat or a dog."""
     size = network.height, network.width
     scale = min(size[0] / image.shape[0], size[1] / image.shape[1])
-    found = _decode_boxes(network(_letterbox(image, size, scale))[0], size, classes)
-    return _suppress_overlaps(found / scale)
+    boxes = _decode_boxes(network(_letterbox(image, size, scale))[0], size, classes)
+    return _suppress_overlaps(boxes / scale)
 
 
 def _letterbox(image: np.ndarray, input_size: tuple[int, int], scale: float) -> np.ndarray:

@@ -60,9 +60,9 @@ class VitPose:
     def detect_people(self, image: np.ndarray) -> np.ndarray:
         """People's boxes (N, 4), left, top, width, height in pixels."""
         height, width = image.shape[:2]
-        found = self.detector(self.detector_processor(images=[image], return_tensors="pt")["pixel_values"])
-        sure = found["logits"][0, :, _PERSON_CLASS].sigmoid() > _MIN_PERSON_SCORE
-        x, y, w, h = (found["pred_boxes"][0, sure].numpy() * (width, height, width, height)).T
+        detections = self.detector(self.detector_processor(images=[image], return_tensors="pt")["pixel_values"])
+        sure = detections["logits"][0, :, _PERSON_CLASS].sigmoid() > _MIN_PERSON_SCORE
+        x, y, w, h = (detections["pred_boxes"][0, sure].numpy() * (width, height, width, height)).T
         return np.stack([x - w / 2, y - h / 2, w, h], axis=1)
 
     def estimate_points(self, image: np.ndarray, boxes: np.ndarray) -> list[np.ndarray]:

@@ -98,10 +98,10 @@ def make_densepose_preprocessor(get_colors: Callable[[], np.ndarray]) -> type:
             self.network = load_torchscript_network(library, DENSEPOSE_WEIGHTS, device)
 
         def __call__(self, image: np.ndarray) -> Callable[[int, int], tuple[np.ndarray, DensePoseSurfaces]]:
-            found = _detect_surfaces(self.network, image)
+            surfaces = _detect_surfaces(self.network, image)
 
             def result(height: int, width: int) -> tuple[np.ndarray, DensePoseSurfaces]:
-                labels, uv = (np.ascontiguousarray(x[:height, :width]) for x in (found.labels, found.uv))
+                labels, uv = (np.ascontiguousarray(x[:height, :width]) for x in (surfaces.labels, surfaces.uv))
                 surface = DensePoseSurfaces(labels, uv)
                 return get_colors()[surface.labels], surface
 

@@ -41,15 +41,15 @@ def non_max_suppression(boxes: np.ndarray, scores: np.ndarray, max_iou: float) -
     (intersection over union) with a better one."""
     left, top, right, bottom = boxes.astype(np.float64).T
     areas = (right - left) * (bottom - top)
-    waiting, kept = np.argsort(-scores, kind="stable"), []
+    waiting, indices = np.argsort(-scores, kind="stable"), []
     while len(waiting):
         best, waiting = waiting[0], waiting[1:]
-        kept.append(int(best))
+        indices.append(int(best))
         width = np.minimum(right[best], right[waiting]) - np.maximum(left[best], left[waiting])
         height = np.minimum(bottom[best], bottom[waiting]) - np.maximum(top[best], top[waiting])
         common = width.clip(0) * height.clip(0)
         waiting = waiting[common <= max_iou * (areas[best] + areas[waiting] - common)]
-    return kept
+    return indices
 
 
 def render_masks(masks: list[ObjectMask], height: int, width: int, seed: int) -> np.ndarray:

@@ -68,8 +68,8 @@ class TransformersSam:
         if not self.keeps_aspect:
             used = (self.input_size, self.input_size)
         with torch.inference_mode():
-            found = self._propose_masks(image, used, points, least_score)
-            logits, scores = torch.cat([low for low, _ in found]), torch.cat([score for _, score in found])
+            masks = self._propose_masks(image, used, points, least_score)
+            logits, scores = torch.cat([low for low, _ in masks]), torch.cat([score for _, score in masks])
             stabilities, boxes = self._measure_masks(logits, used, height, width)
             kept = (stabilities > least_stability).nonzero()[:, 0]
             best = non_max_suppression(boxes[kept].numpy(), scores[kept].numpy(), _MAX_BOX_IOU)
@@ -167,10 +167,10 @@ def make_sam_preprocessor(files: ModelFiles) -> type:
             *,
             seed: Annotated[int, Range(0, 2**32 - 1)] = 0,
         ) -> Callable[[int, int], tuple[np.ndarray, tuple[ObjectMask, ...]]]:
-            found = self.masks(image, points, least_score, least_stability)
+            masks = self.masks(image, points, least_score, least_stability)
 
             def result(height: int, width: int) -> tuple[np.ndarray, tuple[ObjectMask, ...]]:
-                kept = [mask for mask in (mask.crop(height, width) for mask in found) if mask.area]
+                kept = [mask for mask in (mask.crop(height, width) for mask in masks) if mask.area]
                 kept.sort(key=lambda mask: -mask.area)
                 return render_masks(kept, height, width, seed), tuple(kept)
 

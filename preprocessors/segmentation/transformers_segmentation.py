@@ -70,8 +70,8 @@ def make_segmentation_renderer(labels: np.ndarray, palette: Palette) -> Segmenta
     """Return the function that renders the map of class numbers `(H, W)`, at the height and width that are kept."""
 
     def at(height: int, width: int) -> tuple[np.ndarray, SegmentationLabels]:
-        kept = np.ascontiguousarray(labels[:height, :width])
-        return palette.colorize(kept), SegmentationLabels(kept, palette.names)
+        inside = np.ascontiguousarray(labels[:height, :width])
+        return palette.colorize(inside), SegmentationLabels(inside, palette.names)
 
     return at
 
@@ -117,9 +117,9 @@ def _score_queries(network: Network, x: Tensor) -> Tensor:
     config: Any = network.module.config
     length = config.task_seq_len
     task = torch.tensor([*_TASK_TOKENS, *[0] * (length - len(_TASK_TOKENS))]).expand(len(x), length)
-    found = network(x, task)
-    classes = found["class_queries_logits"].softmax(dim=-1)[..., :-1]  # the last is "none of them"
-    return torch.einsum("bqc, bqhw -> bchw", classes, found["masks_queries_logits"].sigmoid())
+    output = network(x, task)
+    classes = output["class_queries_logits"].softmax(dim=-1)[..., :-1]  # the last is "none of them"
+    return torch.einsum("bqc, bqhw -> bchw", classes, output["masks_queries_logits"].sigmoid())
 
 
 def _score_pixels(network: Network, x: Tensor) -> Tensor:

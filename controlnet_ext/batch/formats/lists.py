@@ -51,8 +51,8 @@ def write_list(path: str, out: str, folder: str, spec_names: Sequence[str]) -> N
 
 def _name_maps(row: Mapping[str, Any], key: str, folder: str, spec_names: Sequence[str]) -> dict[str, str]:
     maps = {name: f"{key}_{name}.png" for name in spec_names if os.path.exists(result_path(folder, key, f"{name}.png"))}
-    given = any(row.get(name) is not None for name in MAP_COLUMNS)
-    return maps | ({MAP_COLUMNS[0]: maps[spec_names[0]]} if maps and len(spec_names) == 1 and not given else {})
+    has_columns = any(row.get(name) is not None for name in MAP_COLUMNS)
+    return maps | ({MAP_COLUMNS[0]: maps[spec_names[0]]} if maps and len(spec_names) == 1 and not has_columns else {})
 
 
 def _move_paths(row: Mapping[str, Any], key: str, path: str, folder: str) -> dict[str, str]:

@@ -180,16 +180,16 @@ def _read_sample(
     tar: tarfile.TarFile, members: Iterator[tuple[str, str, tarfile.TarInfo]], needs_mask: bool
 ) -> tuple[Any, Any]:
     """Return the image of a sample and, if it is needed and present, its mask."""
-    fields, found = [], dict[str, Any]()
+    fields, values = [], dict[str, Any]()
     for _, field, info in members:
         begin, _, suffix = field.lower().rpartition(".")
-        if suffix not in SAMPLE_IMAGE_FIELDS or begin not in ("", MASK_COLUMN) or begin in found:
+        if suffix not in SAMPLE_IMAGE_FIELDS or begin not in ("", MASK_COLUMN) or begin in values:
             fields.append(field)
         elif needs_mask or not begin:
-            found[begin] = _read_member(tar, info)
-        if "" in found and (MASK_COLUMN in found or not needs_mask):
+            values[begin] = _read_member(tar, info)
+        if "" in values and (MASK_COLUMN in values or not needs_mask):
             break
-    return found.get("", ValueError(f"no image among the fields {', '.join(fields)}")), found.get(MASK_COLUMN)
+    return values.get("", ValueError(f"no image among the fields {', '.join(fields)}")), values.get(MASK_COLUMN)
 
 
 def _read_member(tar: tarfile.TarFile, info: tarfile.TarInfo) -> Any:

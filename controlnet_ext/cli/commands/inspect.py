@@ -30,12 +30,12 @@ def run(options: Namespace) -> int:
 
     failed = False
     for i, name in enumerate(options.files):
-        found = asdict(inspect(name))
+        description = asdict(inspect(name))
         if options.json:
-            print(json.dumps(found))
+            print(json.dumps(description))
         else:
-            print("\n" * bool(i) + "\n".join(_format_lines(found)))
-        failed |= found["problem"] is not None
+            print("\n" * bool(i) + "\n".join(_format_lines(description)))
+        failed |= description["problem"] is not None
     return int(failed)
 
 

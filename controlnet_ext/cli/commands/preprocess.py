@@ -127,23 +127,25 @@ def _find_images(options: Namespace) -> list[InputFile]:
     """Return the input files, of folders and globs without the maps that earlier jobs laid among the images."""
     files = []
     for word in options.inputs:
-        found = find_inputs([word], options.recursive)
-        if os.path.isdir(word) or len(found) > 1:
+        inputs = find_inputs([word], options.recursive)
+        if os.path.isdir(word) or len(inputs) > 1:
             from ...batch.results import RECORD_NAME, exclude_recorded_maps
 
             folder = (
-                word if os.path.isdir(word) else os.path.commonpath([os.path.dirname(f.path) or "." for f in found])
+                word if os.path.isdir(word) else os.path.commonpath([os.path.dirname(f.path) or "." for f in inputs])
             )
-            kept = exclude_recorded_maps(found, folder)
-            if len(kept) < len(found):
-                print_stderr(f"controlnet-ext: {len(found) - len(kept)} maps of earlier jobs in {word!r} are left out")
+            others = exclude_recorded_maps(inputs, folder)
+            if len(others) < len(inputs):
+                print_stderr(
+                    f"controlnet-ext: {len(inputs) - len(others)} maps of earlier jobs in {word!r} are left out"
+                )
             elif os.path.realpath(options.output) == os.path.realpath(folder):
                 print_stderr(
                     f"controlnet-ext: maps go among the images of {word!r}; by the file {RECORD_NAME} there later jobs "
                     "tell them from images"
                 )
-            found = kept
-        files += found
+            inputs = others
+        files += inputs
     return files
 
 

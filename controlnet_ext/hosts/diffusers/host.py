@@ -101,8 +101,8 @@ class UNetCall(DenoiserCall):
 
     def __init__(self, unet: ModelMixin, args: tuple[Any, ...], kwargs: dict[str, Any]):
         super().__init__(unet, args, kwargs)
-        given = self.arguments
-        x, t, context = given["sample"], given["timestep"], given["encoder_hidden_states"]
+        arguments = self.arguments
+        x, t, context = arguments["sample"], arguments["timestep"], arguments["encoder_hidden_states"]
         self.frames = x.shape[2] if x.ndim == 5 else 1
         self.x = x.transpose(1, 2).flatten(0, 1) if x.ndim == 5 else x  # (B, C, F, h, w) to (B F, C, h, w)
         self.t = torch.as_tensor(t, device=x.device).reshape(-1)
@@ -119,10 +119,10 @@ class UNetCall(DenoiserCall):
 
     def _build_added_vector(self) -> Tensor | None:
         """SDXL's vector, as the UNet makes it (diffusers 0.42, unet_2d_condition.py, get_aug_embed)."""
-        given = self.arguments.get("added_cond_kwargs")
-        if self.unet.config["addition_embed_type"] != "text_time" or not given:
+        conditions = self.arguments.get("added_cond_kwargs")
+        if self.unet.config["addition_embed_type"] != "text_time" or not conditions:
             return None
-        pooled, sizes = given["text_embeds"], given["time_ids"]
+        pooled, sizes = conditions["text_embeds"], conditions["time_ids"]
         return torch.cat([pooled, self.unet.add_time_proj(sizes.flatten()).reshape(len(pooled), -1)], dim=-1)
 
     def _expand_rows(self, value: Any) -> Any:
@@ -421,8 +421,8 @@ def encode_vae_image(vae: ModelMixin, image: np.ndarray, device: torch.device, a
     video = "temperal_downsample" in vae.config  # Qwen-Image's VAE is one of videos; an image is a frame
     with _upcast_vae(vae):
         pixels = pixels.to(vae.dtype) / 127.5 - 1
-        found = vae.encode(pixels[:, :, None] if video else pixels)
-    latents: Tensor = found.latents if hasattr(found, "latents") else found.latent_dist.mode()
+        encoding = vae.encode(pixels[:, :, None] if video else pixels)
+    latents: Tensor = encoding.latents if hasattr(encoding, "latents") else encoding.latent_dist.mode()
     if video:
         mean, std = (latents.new_tensor(vae.config[f"latents_{name}"])[:, None, None] for name in ("mean", "std"))
         return (latents[:, :, 0] - mean) / std

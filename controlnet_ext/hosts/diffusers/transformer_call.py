@@ -58,10 +58,10 @@ class TransformerCall(DenoiserCall):
             .reshape(-1)
             .expand(len(self.x))
         )
-        given = {name: self.arguments[name] for name in self.NETWORK_INPUTS if name in self.arguments}
-        given[self.LATENTS_ARGUMENT] = self._get_network_latents()
-        given |= {"joint_attention_kwargs": self.arguments.get(self.LORA_ARGUMENT)}
-        return TransformerStep(self.x, t, self._get_context(), span, positive, None, samples, arguments=given)
+        inputs = {name: self.arguments[name] for name in self.NETWORK_INPUTS if name in self.arguments}
+        inputs[self.LATENTS_ARGUMENT] = self._get_network_latents()
+        inputs |= {"joint_attention_kwargs": self.arguments.get(self.LORA_ARGUMENT)}
+        return TransformerStep(self.x, t, self._get_context(), span, positive, None, samples, arguments=inputs)
 
     def _get_network_latents(self) -> Any:
         """Return what a control network reads as the latents."""

@@ -38,8 +38,8 @@ class LdmUNetView:
 
     def get_submodule(self, name: str) -> Any:
         """Return the module with this name in diffusers."""
-        (found,) = ldm_keys.rename_keys({name: None}, self._ldm_names)
-        return self.unet.get_submodule(found)
+        (diffusers_name,) = ldm_keys.rename_keys({name: None}, self._ldm_names)
+        return self.unet.get_submodule(diffusers_name)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the tensors of the encoder, the middle block and the embeddings, by diffusers' names."""
@@ -60,8 +60,8 @@ class LdmUNetView:
         blocks = iter(self.unet.output_blocks)
         for i, level in enumerate(reversed(self.down_blocks)):
             parts = [part for block in islice(blocks, len(level.resnets) + 1) for part in block]
-            found = (part for part in parts if hasattr(part, "transformer_blocks"))
-            yield from ((f"up_blocks.{i}.attentions.{j}", part) for j, part in enumerate(found))
+            transformers = (part for part in parts if hasattr(part, "transformer_blocks"))
+            yield from ((f"up_blocks.{i}.attentions.{j}", part) for j, part in enumerate(transformers))
 
     def _build_config(self) -> dict[str, Any]:
         first = self.unet.input_blocks[0][0]

@@ -218,9 +218,9 @@ def _check_shapes(name: str, layer: nn.Module, parts: Mapping[str, Tensor]) -> N
         if part in parts and parts[part].shape != wanted.shape:
             raise ValueError(f"tensor {name}.{part} is {list(parts[part].shape)}, expected {list(wanted.shape)}")
         if part == "weight" and "up" in parts:
-            found = [parts["up"].shape[0], parts["down"][0].numel()]
-            if found != [wanted.shape[0], wanted[0].numel()]:
-                raise ValueError(f"tensors {name}.up and .down make {found} of {list(wanted.shape)}")
+            sizes = [parts["up"].shape[0], parts["down"][0].numel()]
+            if sizes != [wanted.shape[0], wanted[0].numel()]:
+                raise ValueError(f"tensors {name}.up and .down make {sizes} of {list(wanted.shape)}")
 
 
 detect = KeyMarkers(((re.escape(MARKER_KEY),),))

@@ -104,15 +104,15 @@ class ControlLLLite(LayerwiseOffload, AttentionModel):
 
     def bind(self, unet: UNet) -> None:
         """Check that the UNet has all layers that the file names, of their widths. Raises ValueError if not."""
-        found = _find_linear_layers(unet)
+        layers = _find_linear_layers(unet)
         for name, lite in self.lites.items():
             width = lite.width
-            if name not in found:
+            if name not in layers:
                 raise ValueError(f"the ControlLLLite changes {name}, which the model does not have")
-            if unwrap(found[name]).in_features != width:
+            if unwrap(layers[name]).in_features != width:
                 raise ValueError(
                     f"the ControlLLLite has width {width} for {name}, but the model has "
-                    f"{unwrap(found[name]).in_features}"
+                    f"{unwrap(layers[name]).in_features}"
                 )
 
     def hint(self, image: np.ndarray | Tensor) -> Tensor:
@@ -129,13 +129,13 @@ class ControlLLLite(LayerwiseOffload, AttentionModel):
     @contextmanager
     def attach(self, host: Host, hint: Tensor, get_activation: Callable[[], Activation | None]) -> Iterator[None]:
         """Change the inputs of the layers within this context; `hint` is `(B, 3, H, W)`."""
-        found = _find_linear_layers(host.unet)
+        layers = _find_linear_layers(host.unet)
         self.bind(host.unet)
         undo = UndoStack()
         try:
             try:
                 for name, lite in self.lites.items():
-                    undo.register_forward_pre_hook(found[name], LLLiteHook(name, lite, hint, get_activation))
+                    undo.register_forward_pre_hook(layers[name], LLLiteHook(name, lite, hint, get_activation))
                 yield
             finally:
                 undo.close()
@@ -236,11 +236,11 @@ def _find_linear_layers(unet: UNet) -> dict[str, Any]:
     Raises ValueError if queries, keys and values are fused.
     """
     per = [len(level.resnets) for level in unet.down_blocks]
-    found = {}
+    modules = {}
     for name, module in _iter_linear_layers(unet):
-        found[LLLITE_PREFIX + name.replace(".", "_")] = module
-        found[LLLITE_PREFIX + _to_ldm_name(name, per).replace(".", "_")] = module
-    return found
+        modules[LLLITE_PREFIX + name.replace(".", "_")] = module
+        modules[LLLITE_PREFIX + _to_ldm_name(name, per).replace(".", "_")] = module
+    return modules
 
 
 def _iter_linear_layers(unet: UNet) -> Iterator[tuple[str, Any]]:

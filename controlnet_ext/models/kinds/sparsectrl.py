@@ -119,30 +119,30 @@ def to_diffusers_motion_keys(tensors: Mapping[str, T]) -> dict[str, T]:
 
 def to_animatediff_keys(tensors: Mapping[str, T]) -> dict[str, T]:
     """Return tensors with diffusers' names under those of the authors' files."""
-    found = {}
+    result = {}
     for name, tensor in tensors.items():
         if module := MODULE_PATTERN.fullmatch(name):
             inner = module[2]
             for theirs, ours in ANIMATEDIFF_KEYS:
                 inner = inner.replace(ours, theirs)
             name = module[1] + ANIMATEDIFF_PREFIX + inner
-        found[name] = tensor
-    return found
+        result[name] = tensor
+    return result
 
 
 def read_motion_depths(names: Collection[str]) -> list[list[int]]:
     """Return for each level the number of blocks in each of its motion modules, from diffusers' names."""
     levels: list[list[int]] = []
     for level in count():
-        found: list[int] = []
+        counts: list[int] = []
         for place in count():
             blocks = f"down_blocks.{level}.motion_modules.{place}.transformer_blocks.{{}}.norm1.weight"
-            found.append(next(n for n in count() if blocks.format(n) not in names))
-            if not found[-1]:
+            counts.append(next(n for n in count() if blocks.format(n) not in names))
+            if not counts[-1]:
                 break
-        if len(found) == 1:
+        if len(counts) == 1:
             return levels
-        levels.append(found[:-1])
+        levels.append(counts[:-1])
     return levels
 
 

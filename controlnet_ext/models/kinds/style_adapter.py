@@ -142,8 +142,8 @@ class TokenAppendingHook:
         if now is None:
             return None
         name = "context" if "context" in kwargs else "encoder_hidden_states"  # ldm's word, and diffusers'
-        given = kwargs[name]
-        context, *more = given if isinstance(given, tuple) else (given,)  # more: an IP-Adapter's
+        value = kwargs[name]
+        context, *more = value if isinstance(value, tuple) else (value,)  # more: an IP-Adapter's
         if kwargs.get("attention_mask") is not None:
             raise ValueError("a style adapter appends tokens to the prompt, which a mask of the prompt does not know")
         if self._last_append[0] is not context or self._last_append[1] is not now:
@@ -152,8 +152,8 @@ class TokenAppendingHook:
         return args, {**kwargs, name: (appended, *more) if more else appended}
 
     def _append_tokens(self, context: Tensor, activation: Activation) -> Tensor:
-        for what, given in (("layers", activation.layers), ("region", activation.region)):
-            if given is not None:
+        for what, value in (("layers", activation.layers), ("region", activation.region)):
+            if value is not None:
                 raise ValueError(f"a style adapter takes no {what}: it acts through the prompt, everywhere")
         positive, count = activation.step.positive, self._hint.shape[1]
         if positive is None:

@@ -33,7 +33,7 @@ def to_tencent_keys(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return an adapter's tensors under TencentARC's names, which number the resnets of all levels through."""
     light = "conv_in.weight" not in tensors
     per = 1 + max(int(name.split(".")[3]) for name in tensors if ".resnets." in name)
-    found = {}
+    result = {}
     for name, tensor in tensors.items():
         match name.split("."):
             case ["body", level, "resnets", place, *rest]:
@@ -43,8 +43,8 @@ def to_tencent_keys(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 name = ".".join([f"body.{level if light else int(level) * per}.down_opt.op", *rest])
             case ["body", level, "in_conv", *rest] if not light:
                 name = ".".join([f"body.{int(level) * per}.in_conv", *rest])
-        found[name] = tensor
-    return found
+        result[name] = tensor
+    return result
 
 
 def build_t2i_key_table(tensors: Mapping[str, Tensor]) -> dict[str, str]:

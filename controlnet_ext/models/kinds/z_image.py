@@ -77,12 +77,12 @@ class ZImageControlNet(TransformerControlNet):
 
     def forward(self, step: TransformerStep, hint: Tensor) -> Residuals:
         """Return residuals of weight 1; the hint has a row for each of x's, or one for all."""
-        given = dict(step.arguments)
-        given.pop("joint_attention_kwargs", None)
-        given["x"] = [row.to(self.device, self.dtype) for row in given["x"]]
+        arguments = dict(step.arguments)
+        arguments.pop("joint_attention_kwargs", None)
+        arguments["x"] = [row.to(self.device, self.dtype) for row in arguments["x"]]
         rows = list(hint.expand(len(step.x), *hint.shape[1:]).unbind())
         weight = step.weight if self.net.config["add_control_noise_refiner"] else 1.0
-        made = self.net(control_context=rows, conditioning_scale=weight, **given)
+        made = self.net(control_context=rows, conditioning_scale=weight, **arguments)
         if self._is_net_compiled:  # the next replay of CUDA graphs writes over its results
             made = {layer: h.clone() for layer, h in made.items()}
         zero = step.x.new_zeros(())

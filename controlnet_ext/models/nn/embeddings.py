@@ -101,14 +101,14 @@ def check_hint_size(pixels: Tensor, scale: int) -> None:
 def expand_rows(what: str, values: Tensor, step: Step) -> Tensor:
     """Return values `(B, …)` with a row for each row of the step's x. Given are one for all, one for each image's
     frames, or already one for each row; ValueError for another number."""
-    given, rows = values.shape[0], step.x.shape[0]
-    if given == rows:
+    samples, rows = values.shape[0], step.x.shape[0]
+    if samples == rows:
         return values
-    if given == 1:
+    if samples == 1:
         return values.expand(rows, *values.shape[1:])
-    if given * step.frames == rows:
+    if samples * step.frames == rows:
         return values.repeat_interleave(step.frames, dim=0)
-    raise ValueError(f"{given} {what} for {rows} rows of x and {step.frames} frames")
+    raise ValueError(f"{samples} {what} for {rows} rows of x and {step.frames} frames")
 
 
 def expand_hint(hint: Tensor, x: Tensor, step: Step) -> Tensor:

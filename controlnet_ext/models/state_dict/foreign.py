@@ -230,5 +230,5 @@ def _is_of_kind(kind: ForeignKind, text: str, sizes: Mapping[str, Sequence[int]]
     if kind.size is None:
         return True
     name, axis, length = kind.size
-    found = [sizes[start + name] for start in starts if start + name in sizes]
-    return any(axis < len(size) and size[axis] == length for size in found)
+    matches = [sizes[start + name] for start in starts if start + name in sizes]
+    return any(axis < len(size) and size[axis] == length for size in matches)

@@ -37,12 +37,12 @@ RESNET_KEYS = {
 
 def strip_prefix(tensors: Mapping[str, T]) -> dict[str, T]:
     """The tensors of the ControlNet in a checkpoint that holds more; those of any other file."""
-    found = {
+    table = {
         name.removeprefix(CONTROL_MODEL_PREFIX): tensor
         for name, tensor in tensors.items()
         if name.startswith(CONTROL_MODEL_PREFIX)
     }
-    return found or dict(tensors)
+    return table or dict(tensors)
 
 
 def build_key_table(resnets: Sequence[int], scale_count: int) -> dict[str, str]:
@@ -106,10 +106,10 @@ def _count_matches(pattern: str, names: Iterable[str]) -> int:
 def rename_keys(tensors: Mapping[str, T], table: Mapping[str, str]) -> dict[str, T]:
     """Return the tensors under the names that `table` gives the modules above them; others keep theirs. ValueError when
     two would have the same name."""
-    found = {_rename_key(name, table): tensor for name, tensor in tensors.items()}
-    if len(found) != len(tensors):
+    renamed_tensors = {_rename_key(name, table): tensor for name, tensor in tensors.items()}
+    if len(renamed_tensors) != len(tensors):
         raise ValueError("holds one tensor twice, under ldm's name and under diffusers'")
-    return found
+    return renamed_tensors
 
 
 def _rename_key(name: str, table: Mapping[str, str]) -> str:
