@@ -6,9 +6,11 @@ the error on training images and that on held-out ones.
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from .config import WARM_UP_STEPS
 from .stopping import Row, has_learnt
@@ -60,11 +62,21 @@ def describe_fit(rows: Sequence[Row]) -> str:
 
 def classify_fit(rows: Sequence[Row]) -> Fit:
     """Return the state after the last of these rows, see `describe_fit`."""
-    if not all(map(has_losses, rows)):
+    return _classify(rows, [row["step"] for row in rows], len(rows) - 1, min(rows, key=_read_held_out))
+
+
+def _read_held_out(row: Row) -> float:
+    return row.get("held_out", math.inf)
+
+
+def _classify(rows: Sequence[Row], steps: Sequence[float], i: int, lowest: Row) -> Fit:
+    """Return the state after row i, of the steps `steps`, where `lowest` has the lowest held-out loss up to it."""
+    last = rows[i]
+    if not has_losses(last) or not has_losses(lowest):
         return Fit(UNKNOWN, "the losses with and without control were not measured")
-    last, lowest = rows[-1], min(rows, key=lambda row: row["held_out"])
     gained = {side: last[f"{side}_unguided"] - last[side] for side in ("training", "held_out")}
-    earlier = next((row for row in reversed(rows) if row["step"] <= 0.75 * last["step"]), last)
+    before = bisect.bisect_right(steps, 0.75 * last["step"], 0, i + 1) - 1
+    earlier = rows[before] if before >= 0 else last
     if last["step"] < MIN_VERDICT_STEPS:
         few = f"too few steps to tell, {last['step']:.0f} of at least {MIN_VERDICT_STEPS}"
         return Fit(UNKNOWN, few, "more steps")
@@ -72,7 +84,7 @@ def classify_fit(rows: Sequence[Row]) -> Fit:
         where = f"the held-out loss was lowest, {lowest['held_out']:.4g}, after {lowest['step']:.0f} steps"
         if last["training"] > (1 + SIGNIFICANT_CHANGE) * lowest["training"]:
             return Fit(DIVERGES, f"diverges: {where}, and both losses rise", "a lower --rate", "rising like it")
-        trend = "rising" if len(rows) < 2 or last["held_out"] >= rows[-2]["held_out"] else "above its lowest"
+        trend = "rising" if i == 0 or last["held_out"] >= rows[i - 1]["held_out"] else "above its lowest"
         return Fit(OVERFITS, f"overfits: {where}", "more images, or fewer steps", trend)
     if has_learnt(last) and gained["held_out"] < MIN_SHARED_GAIN * gained["training"]:
         share = math.floor(100 * gained["held_out"] / gained["training"])
@@ -98,13 +110,15 @@ def find_state_start(rows: Sequence[Row]) -> int:
 
     Overfitting by a rise of the held-out loss began with the measurement after the lowest, which is seen only later.
     """
-    state = classify_fit(rows).status
-    since = len(rows) - 1
-    while since and classify_fit(rows[:since]).status == state:
+    steps, lowest = [row["step"] for row in rows], list(accumulate(rows, lambda a, b: min(a, b, key=_read_held_out)))
+    last = len(rows) - 1
+    status = _classify(rows, steps, last, lowest[last]).status
+    since = last
+    while since and _classify(rows, steps, since - 1, lowest[since - 1]).status == status:
         since -= 1
-    if state in (OVERFITS, DIVERGES):
-        lowest = min(range(len(rows)), key=lambda i: rows[i]["held_out"])
-        since = min(since, lowest + 1) if lowest + 1 < len(rows) else since
+    if status in (OVERFITS, DIVERGES):
+        after = next(i for i in range(len(rows)) if rows[i] is lowest[last]) + 1
+        since = min(since, after) if after <= last else since
     return since
 
 

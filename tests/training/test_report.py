@@ -118,6 +118,7 @@ def test_the_model_card_states_data_steps_license_scores_and_command(work):
     assert stated["license"] == "mit" and stated["base_model"] == "embedded" and "controlnet" in stated["tags"]
     assert "<script" not in text and "- step 400 of 600 that were trained" in text
     assert "| **400** | **0.25** | **0.5** |" in text and "```sh\ncontrolnet-ext train --data 'a & <b>'\n```" in text
+    assert "held-out loss  █▁▅  0.6 to 0.55" in text
     assert "images without control (0.1), 1 for the source images (0.9)" in text
 
 

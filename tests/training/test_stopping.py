@@ -1,9 +1,10 @@
 """When a training stops, and what is said of how it fits: from rows typed out."""
 
+import numpy as np
 import pytest
 
 from controlnet_ext.training.stopping import PatienceRule
-from controlnet_ext.training.verdict import classify_fit, describe_change, describe_state
+from controlnet_ext.training.verdict import classify_fit, describe_change, describe_state, find_state_start
 
 
 def make_rows(held_out, training=None, every=200, **more):
@@ -71,6 +72,19 @@ def test_underfitting_is_said_too():
     )
     useless = make_rows([1.0, 1.0, 1.01], [1.0, 1.0, 1.0])
     assert "no better than without control" in describe_state(useless, 200)
+
+
+def test_the_start_of_a_state_is_that_of_each_row_on_its_own():
+    """Compared with classifying each beginning of the log anew."""
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        held_out = list(0.3 + 0.5 * rng.random(12))
+        rows = make_rows(held_out, list(0.25 + 0.5 * rng.random(12)))
+        states = [classify_fit(rows[: i + 1]).status for i in range(12)]
+        first = next(i for i in range(12) if set(states[i:]) == {states[-1]})
+        after = held_out.index(min(held_out)) + 1
+        rises = states[-1] in ("overfits", "diverges") and after < 12
+        assert find_state_start(rows) == (min(first, after) if rises else first)
 
 
 def test_two_losses_that_rise_are_no_overfitting():

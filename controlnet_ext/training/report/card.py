@@ -10,7 +10,8 @@ from ..stopping import Row
 from .contents import ReportContents
 
 UNKNOWN_LICENSE = "unknown"
-MAX_CURVE_ROWS = 12  # measurements in the card's table
+MAX_CURVE_ROWS, MAX_CURVE_BLOCKS = 12, 60  # measurements in the card's table, and in its curves
+BLOCKS = "▁▂▃▄▅▆▇█"
 CARD_COLUMNS = {
     "step": "step",
     "training": "training loss",
@@ -59,6 +60,14 @@ def render_card(contents: ReportContents) -> str:
             f"({bounds['ceiling'][score]:.4g})."
         ]
     lines += ["", *_draw_table(contents.rows, published), ""]
+    lines += [
+        "Curves, each from its lowest to its highest value:",
+        "",
+        "```text",
+        *_draw_curves(contents.rows),
+        "```",
+        "",
+    ]
     if "command" in facts:
         lines += ["## Command", "", "```sh", str(facts["command"]), "```", ""]
     return "\n".join(lines)
@@ -86,6 +95,20 @@ def _draw_table(rows: Sequence[Row], published: Row) -> list[str]:
         marked = [f"**{cell}**" if row is published and cell else cell for cell in cells]
         table.append("| " + " | ".join(marked) + " |")
     return table
+
+
+def _draw_curves(rows: Sequence[Row]) -> list[str]:
+    """Return a line of blocks for each figure, as high as its values, of at most `MAX_CURVE_BLOCKS` measurements."""
+    keys = [key for key in CARD_COLUMNS if key != "step" and all(key in row for row in rows)]
+    stride = -(-len(rows) // MAX_CURVE_BLOCKS)
+    found = []
+    for key in keys:
+        values = [row[key] for row in rows[::stride]]
+        low, high = min(values), max(values)
+        levels = [round((len(BLOCKS) - 1) * (value - low) / (high - low)) if high > low else 0 for value in values]
+        curve = "".join(BLOCKS[level] for level in levels)
+        found.append(f"{CARD_COLUMNS[key]:14} {curve}  {values[0]:.4g} to {rows[-1][key]:.4g}")
+    return found
 
 
 def _escape(text: str) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 from ...files.image_writer import encode_image
 from ..stopping import Row
 from ..verdict import DIVERGES, FITS, OVERFITS, UNDERFITS, has_losses
+from ..work_folder import LOG_FILE
 from .charts import Chart, Line, build_charts, compute_gap, compute_ticks
 from .contents import ReportContents, Strip
 
@@ -20,6 +21,7 @@ CHART_WIDTH, CHART_HEIGHT = 560, 300  # of an SVG's view box
 LEFT, RIGHT, TOP, BOTTOM = 58, 16, 34, 34  # margins of the plot in it
 MAX_IMAGE_HEIGHT = 256  # pixels of an image in the page
 MAX_HASH_DIGITS = 16
+MAX_TABLE_ROWS, MAX_DOTS = 300, 200  # measurements that have a row of their own, and a dot in each line
 TITLES = {OVERFITS: "Overfits", DIVERGES: "Diverges", UNDERFITS: "Underfits", FITS: "Fits"}
 REPORT_STYLE = """
 :root { color-scheme: light; --ink: #1d2127; --soft: #5c6470; --line: #e3e6ea; --paper: #f5f6f8; --good: #0f8a6d;
@@ -162,7 +164,7 @@ def _render_line(line: Line, chart: Chart, places: Sequence[tuple[float, float]]
     dash = ' stroke-dasharray="5 4" opacity="0.55"' if line.is_dashed else ""
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
     drawn = f'<polyline points="{path}" fill="none" stroke="{line.color}" stroke-width="2"{dash}/>'
-    if line.is_dashed:
+    if line.is_dashed or len(places) > MAX_DOTS:
         return drawn
     dots = (
         f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{line.color}"><title>{escape(line.name)}, step {step:,.0f}: '
@@ -213,10 +215,12 @@ def _render_table(contents: ReportContents) -> str:
         cells = "".join(f"<td>{_format_figure(key, row)}</td>" for key in keys)
         return f'<tr class="best">{cells}</tr>' if row["step"] == contents.best["step"] else f"<tr>{cells}</tr>"
 
-    rows = "".join(render_row(row) for row in contents.rows)
+    stride = -(-len(contents.rows) // MAX_TABLE_ROWS)
+    shown = [row for i, row in enumerate(contents.rows) if i % stride == 0 or row in (contents.best, contents.last)]
+    rows = "".join(render_row(row) for row in shown)
     table = f'<div class="scroll"><table><tr>{head}</tr>{rows}</table></div>'
-    count = len(contents.rows)
-    return f'<details class="card"><summary>All figures of {count} measurements</summary>{table}</details>'
+    title = f"All figures of {len(shown)} of {len(contents.rows)} measurements; all of them are in {LOG_FILE}"
+    return f'<details class="card"><summary>{title}</summary>{table}</details>'
 
 
 def _format_figure(key: str, row: Row) -> str:
