@@ -16,6 +16,7 @@ import numpy as np
 from ..batch.formats.lists import MAP_COLUMNS, MASK_COLUMN, PATH_COLUMNS, iter_list_rows
 from ..batch.inputs import LIST_SUFFIXES, find_inputs, is_container
 from ..errors import error_prefix, suggest_names
+from ..files.disk import open_regular_file
 from ..files.image_reader import read_image, read_mask
 from ..files.image_writer import read_png_text
 from ..generation.options import split_unit_text
@@ -38,6 +39,7 @@ from .scores import UnitTarget, find_default_preprocessor, find_unit_spec, make_
 PAIR_FOLDERS = ("images", "maps")  # of a folder of pairs, whose files have equal stems
 SOURCE_FOLDER, UNGUIDED_FOLDER = "sources", "unguided"  # which it may hold too
 SOURCE_COLUMN, UNGUIDED_COLUMN, PROMPT_COLUMN = "source", "unguided", "text"  # of a list
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 INFOTEXT_KEYWORD = "parameters"  # of the text that the webui writes
 STATED_UNIT_KEYS = ("map", "image", "fit", "region", "kind")
 POSE_SUFFIX, POSE_KINDS = ".json", ("pose", "face")  # of key points, and the kinds of maps that have them
@@ -212,7 +214,7 @@ class TargetReader:
         its map or its source cannot be read, or nobody says what its units are."""
         image = read_image(given.path)
         height, width, _ = image.shape
-        texts = read_png_text(given.path) if given.path.lower().endswith(".png") else {}
+        texts = _read_texts(given.path)
         recipe = self._read_recipe(given, texts, (height, width))
         prompt = _find_prompt(given, recipe, texts)
         path = self._find_file(self._unguided, given.key, "unguided image") or given.unguided
@@ -313,6 +315,13 @@ class TargetReader:
         if found is None:
             raise FileNotFoundError(f"{path!r} holds no {what} called {key!r:.80}")
         return found
+
+
+def _read_texts(path: str) -> dict[str, str]:
+    """Return the texts of a PNG, whatever it is called; none of other images."""
+    with open_regular_file(path) as file:
+        is_png = file.read(len(PNG_SIGNATURE)) == PNG_SIGNATURE
+    return read_png_text(path) if is_png else {}
 
 
 def _find_prompt(given: ScoreInput, recipe: GenerationRecipe | None, texts: Mapping[str, str]) -> str | None:

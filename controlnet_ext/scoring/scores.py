@@ -250,7 +250,7 @@ class RecipeScorer:
             for scorer in self._scorers:
                 try:
                     found.append(scorer.score(image))
-                except (ValueError, TypeError, RuntimeError) as error:
+                except Exception as error:  # no image is lost because its score cannot be found
                     self._unscored[scorer.target.number] = one_line(error, 200)
         return tuple(found)
 

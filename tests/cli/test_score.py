@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import cv2
@@ -35,23 +36,30 @@ def edges(image: np.ndarray, low: int = 100, high: int = 200) -> np.ndarray:
     return cv2.Canny(image, low, high)
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """pairs/ with images a (its own source), b (another photo) and c (gray), their maps, sources and unguided images;
     a.png and a_map.png."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("CONTROLNET_EXT_MODELS", raising=False)
+    place = tmp_path_factory.mktemp("files")
     for name in ("images", "maps", "sources", "unguided"):
-        Path("pairs", name).mkdir(parents=True)
+        (place / "pairs" / name).mkdir(parents=True)
     images = {"a": photo(0), "b": photo(9), "c": np.full((64, 64, 3), 90, np.uint8)}
     for seed, (key, image) in enumerate(images.items()):
-        write_image(f"pairs/images/{key}.png", image)
-        write_image(f"pairs/maps/{key}.png", edges(photo(seed)))
-        write_image(f"pairs/sources/{key}.png", photo(seed))
-        write_image(f"pairs/unguided/{key}.png", photo(20 + seed))
-    write_image("a.png", photo(9))
-    write_image("a_map.png", edges(photo(0)))
-    return tmp_path
+        write_image(place / f"pairs/images/{key}.png", image)
+        write_image(place / f"pairs/maps/{key}.png", edges(photo(seed)))
+        write_image(place / f"pairs/sources/{key}.png", photo(seed))
+        write_image(place / f"pairs/unguided/{key}.png", photo(20 + seed))
+    write_image(place / "a.png", photo(9))
+    write_image(place / "a_map.png", edges(photo(0)))
+    return place
+
+
+@pytest.fixture(autouse=True)
+def folder(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working folder with these files."""
+    shutil.copytree(files, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CONTROLNET_EXT_MODELS", raising=False)
 
 
 def score(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> tuple[dict, str]:

@@ -230,6 +230,14 @@ def test_score_reads_the_units_of_a_recipe_and_draws_its_floor(capsys: pytest.Ca
     assert json.loads(capsys.readouterr().out)["images"][0]["units"][0]["ceiling"] == stored.ceiling
 
 
+def test_from_refuses_a_hostile_score(capsys: pytest.CaptureFixture[str]) -> None:
+    texts = read_png_text("made.png") | {"controlnet-ext score": '{"format": 1, "units": [{"unit": 1}]}'}
+    Path("bad.png").write_bytes(encode_image("bad.png", read_image("made.png"), texts))
+    assert "'bad.png': its score 1 lacks one of" in refused(
+        capsys, ["generate", "--from", "bad.png", "-o", "again.png"]
+    )
+
+
 def test_score_refuses_a_changed_image_and_a_model_that_is_not_the_recipes(capsys: pytest.CaptureFixture[str]) -> None:
     Path("wide.png").write_bytes(encode_image("w.png", np.zeros((64, 72, 3), np.uint8), read_png_text("made.png")))
     assert main(["score", "wide.png"]) == 2

@@ -180,6 +180,26 @@ def test_values_that_pixels_lack_come_from_the_source():
         UnitScorer(replace(target, source=None), spec.load()).score(image)
 
 
+def test_a_preprocessor_that_fails_costs_its_score_and_not_the_image():
+    def fail(image: np.ndarray) -> np.ndarray:
+        raise LookupError("no such thing")
+
+    scorer = RecipeScorer(recipe_of(ControlMap(photo(), "edges")))
+    assert [found.figure for found in scorer.score(photo())] == ["f1"]
+    (unit,) = scorer._scorers
+    unit._run = fail
+    assert scorer.score(photo(1)) == () and scorer.describe(()) == ["unit 1: no score, no such thing"]
+
+
+def recipe_of(control_map: ControlMap, **fields) -> GenerationRecipe:
+    """A recipe of 64x64 pixels with a canny unit, or one with these fields."""
+    model = ModelRef("m")
+    unit = RecipeUnit(**{"model": model, "control_map": control_map, "preprocessor": "canny", **fields})
+    numbers = {"seed": 0, "steps": 1, "width": 64, "height": 64, "guidance_scale": 1, "threads": 1}
+    words = {"prompt": "", "negative_prompt": "", "dtype": "float32", "device": "cpu"}
+    return GenerationRecipe(**words, **numbers, model=model, units=(unit,))
+
+
 @pytest.mark.parametrize(("needs_values", "ceiling", "calls"), [(False, None, 1), (True, {"off": 0}, 2)])
 def test_generate_runs_a_network_on_the_source_only_for_values(needs_values, ceiling, calls, monkeypatch):
     seen = []
@@ -194,12 +214,7 @@ def test_generate_runs_a_network_on_the_source_only_for_values(needs_values, cei
     spec = Preprocessor("network", "other", "network", run, (), weights, own_fidelity=fidelity)
     monkeypatch.setattr("controlnet_ext.scoring.scores.find_unit_spec", lambda unit: spec)
     source = np.full((64, 64, 3), 7, np.uint8)
-    control_map, model = ControlMap(source, "other"), ModelRef("m")
-    unit = RecipeUnit(model=model, control_map=control_map, preprocessor="network", source=source)
-    recipe = GenerationRecipe(
-        **dict.fromkeys(("prompt", "negative_prompt"), ""), seed=0, steps=1, width=64, height=64, guidance_scale=1,
-        dtype="float32", device="cpu", threads=1, model=model, units=(unit,),
-    )  # fmt: skip
+    recipe = recipe_of(ControlMap(source, "other"), preprocessor="network", source=source)
     (found,) = RecipeScorer(recipe).score(source - 2)
     assert (found.figures, found.ceiling, len(seen)) == ({"off": 2}, ceiling, calls)
 
