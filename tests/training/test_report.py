@@ -16,7 +16,7 @@ from test_stopping import make_rows
 from controlnet_ext.cli import main
 from controlnet_ext.training.report import write_report
 from controlnet_ext.training.report.card import build_model_card
-from controlnet_ext.training.report.charts import Chart, Line, compute_gap, compute_ticks
+from controlnet_ext.training.report.charts import Chart, Line, build_charts, compute_gap, compute_ticks
 from controlnet_ext.training.report.contents import MAX_STEP_STRIPS, ReportContents
 
 HOSTILE = "<script>alert(1)</script>.safetensors"
@@ -98,6 +98,17 @@ def test_few_of_many_measurements_are_shown_as_images_the_best_among_them(tmp_pa
     strips = ReportContents.read(write_work_folder(tmp_path / "w", 30)).strips[3:]
     assert len(strips) <= MAX_STEP_STRIPS and [strip.label for strip in strips if strip.is_best] == ["step 400"]
     assert (strips[0].label, strips[-1].label) == ("step 200", "step 6,000")
+
+
+def test_losses_without_control_are_words_where_they_would_flatten_the_curves(tmp_path):
+    folder = write_work_folder(tmp_path / "w")
+    near = build_charts(ReportContents.read(folder))[0]
+    assert [line.is_dashed for line in near.lines] == [False, False, True, True]
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    rows = [row | {"training_unguided": 5.0, "held_out_unguided": 4.0} for row in rows]
+    (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    far = build_charts(ReportContents.read(folder))[0]
+    assert len(far.lines) == 2 and far.subtitle == "fixed noise; without control they are 5 and 4"
 
 
 def test_the_gap_is_what_is_gained_on_training_images_alone():

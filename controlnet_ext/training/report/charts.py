@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..stopping import Row
 from ..verdict import has_losses
@@ -12,6 +12,7 @@ from .contents import ReportContents
 
 TRAINING_COLOR, HELD_OUT_COLOR, UNGUIDED_COLOR, FIDELITY_COLOR = "#2f6fde", "#e0631c", "#9aa0a8", "#0f8a6d"
 QUARTILE_COLORS = ("#a9c9f5", "#6ea3ea", "#3a74cc", "#173f86")  # the least noise first
+MAX_STRETCH = 3.0  # times that losses without control may stretch the range of the others
 QUARTILE_NAMES = ("least noise", "second quarter", "third quarter", "most noise")
 
 
@@ -56,18 +57,7 @@ class Chart:
 def build_charts(contents: ReportContents) -> list[Chart]:
     """Return the charts of what was measured: losses, gain by noise level, the gap, fidelity."""
     rows = contents.rows
-    charts = [
-        Chart(
-            "Losses",
-            "fixed noise; dashed: the model without control",
-            [
-                Line("training", TRAINING_COLOR, _read_points(rows, "training")),
-                Line("held-out", HELD_OUT_COLOR, _read_points(rows, "held_out")),
-                Line("training, no control", TRAINING_COLOR, _read_points(rows, "training_unguided"), True),
-                Line("held-out, no control", HELD_OUT_COLOR, _read_points(rows, "held_out_unguided"), True),
-            ],
-        )
-    ]
+    charts = [_build_loss_chart(rows)]
     quartiles = [_read_points(rows, f"gain_q{i}") for i in range(1, 5)]
     if any(quartiles):
         lines = [
@@ -93,6 +83,25 @@ def build_charts(contents: ReportContents) -> list[Chart]:
         note = f"{_name_score(contents)}; 0 %: without control"
         charts.append(Chart("Fidelity of generated held-out images", note, lines, True, is_percent=True))
     return charts
+
+
+def _build_loss_chart(rows: Sequence[Row]) -> Chart:
+    """Return the chart of the losses; those without control are words where as lines they would flatten the rest."""
+    lines = [
+        Line("training", TRAINING_COLOR, _read_points(rows, "training")),
+        Line("held-out", HELD_OUT_COLOR, _read_points(rows, "held_out")),
+    ]
+    baselines = [
+        Line("training, no control", TRAINING_COLOR, _read_points(rows, "training_unguided"), True),
+        Line("held-out, no control", HELD_OUT_COLOR, _read_points(rows, "held_out_unguided"), True),
+    ]
+    with_baselines = Chart("Losses", "fixed noise; dashed: the model without control", [*lines, *baselines])
+    alone = Chart("Losses", "fixed noise", lines)
+    (low, high), (lowest, highest) = alone.value_range, with_baselines.value_range
+    if highest - lowest <= MAX_STRETCH * (high - low) or not all(line.points for line in baselines):
+        return with_baselines
+    levels = " and ".join(f"{line.points[-1][1]:.4g}" for line in baselines)
+    return replace(alone, subtitle=f"fixed noise; without control they are {levels}")
 
 
 def compute_gap(row: Row) -> float:
