@@ -246,6 +246,7 @@ def test_targets_are_found_by_name() -> None:
         ("control-lora", "SD1.5", {"rank": 64}, r"rank 64 is outside 1\.\.63"),
         ("control-lora", "SD1.5", {"rank": 0}, r"rank 0 is outside 1\.\.63"),
         ("controlnet", "SD1.5", {"rank": 8}, "rank 8: a controlnet has none to choose"),
+        ("lllite", "SDXL", {"is_compiled": True}, "a lllite acts inside the model's layers.* without --compile"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(

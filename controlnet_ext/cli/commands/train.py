@@ -28,7 +28,7 @@ from ...training.config import TrainingSchedule
 from ...training.output import TrainingOutput
 from ...training.processes import check_launch, count_processes, is_first_on_machine, read_rank
 from ...training.report.card import build_model_card
-from ...training.targets import DEFAULT_RANK, DEFAULT_TARGET, TargetSettings, find_target, list_targets
+from ...training.targets import DEFAULT_RANK, DEFAULT_TARGET, TargetSettings, TrainingTarget, find_target, list_targets
 from ...training.work_folder import check_work_folder, open_work_folder, remove_output_leftovers, write_run_facts
 from ..common import add_load_option, print_stderr
 from ..evaluation_options import add_evaluation_flags, draw_report, is_report_only, read_monitor_settings
@@ -117,8 +117,8 @@ def _run(options: Namespace) -> int:
     work = options.work or output.work_folder
     if is_first:
         remove_output_leftovers(work, output.path, output.temp_prefix)
-    init_from = _check_names(options)
-    target, target_settings = find_target(options.target, init_from), TargetSettings(init_from, options.rank)
+    check_data_names(options)
+    target, target_settings = _find_target(options)
     if is_first:
         output.check(target, options.overwrite, is_resumed=work.is_dir())
     maps = parse_map(options.map)
@@ -142,7 +142,7 @@ def _run(options: Namespace) -> int:
             **{name: getattr(options, name) for name in EVALUATION_KEYS if getattr(options, name) is not None},
             **({"processes": count} if (count := count_processes()) > 1 else {}),
             "size": f"{width}x{height}",
-            "control": None if init_from is None else hash_weights(init_from),
+            "control": None if target_settings.control is None else hash_weights(target_settings.control),
             "model": hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest(),
             "data": data.source.identity,
             "validation": data.held_out.identity,
@@ -227,14 +227,10 @@ def _train(
     return 0
 
 
-def _check_names(options: Namespace) -> Path | None:
-    """Return the file of --control, None without one.
-
-    Raises FileNotFoundError or ValueError where a file or folder that is named is not there: it takes long to read
-    those that are.
-    """
-    check_data_names(options)
-    return None if options.control is None else locate_weights(resolve_embedded(options.control))
+def _find_target(options: Namespace) -> tuple[TrainingTarget, TargetSettings]:
+    """Return what is trained. Raises FileNotFoundError or ValueError for an unknown target or a missing --control."""
+    control = None if options.control is None else locate_weights(resolve_embedded(options.control))
+    return find_target(options.target, control), TargetSettings(control, options.rank, options.compile)
 
 
 def _parse_size(text: str | None, folder: PipelineFolder) -> tuple[tuple[int, int], int]:

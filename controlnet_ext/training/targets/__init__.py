@@ -24,11 +24,12 @@ DEFAULT_RANK = 128  # of the smaller of Stability's two sets of Control-LoRAs
 
 @dataclass(frozen=True)
 class TargetSettings:
-    """Settings of a network: the file `control` to train further, None for a fresh one, and its `rank` where the target
-    has one (None: its default)."""
+    """Settings of a network: the file `control` to train further, None for a fresh one; its `rank` where the target has
+    one (None: its default); and whether network and model are compiled."""
 
     control: Path | None = None
     rank: int | None = None
+    is_compiled: bool = False
 
 
 class TrainingTarget:
@@ -44,6 +45,8 @@ class TrainingTarget:
     """The class of diffusers that reads it from a folder, None if there is none."""
     has_rank: bool = False
     """It has a rank to choose."""
+    can_compile: bool = True
+    """It is trained beside a compiled UNet too."""
 
     @property
     def name(self) -> str:
@@ -60,13 +63,19 @@ class TrainingTarget:
     def check(self, unet: UNet, settings: TargetSettings) -> None:
         """Check all that can be known before weights are read; the UNet may have none.
 
-        Raises ValueError, or FileNotFoundError, in one line: a rank where there is none to choose, a file of another
-        kind or for another family of models, and what `check_unet` refuses.
+        Raises ValueError, or FileNotFoundError, in one line: a rank where there is none to choose, a compilation that
+        would not notice the network, a file of another kind or for another family of models, and what `check_unet`
+        refuses.
         """
         if settings.rank is not None and not self.has_rank:
             raise ValueError(f"rank {settings.rank}: a {self.name} has none to choose")
         if settings.rank is not None and settings.control is not None:
             raise ValueError(f"rank {settings.rank}: {str(settings.control)!r}, which is trained further, has its own")
+        if settings.is_compiled and not self.can_compile:
+            raise ValueError(
+                f"a {self.name} acts inside the model's layers, which compiled ones do not notice: train it "
+                "without --compile"
+            )
         self.check_unet(unet, settings)
         if settings.control is not None:
             file = self._read_control(settings.control, with_values=False)

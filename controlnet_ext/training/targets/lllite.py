@@ -16,6 +16,7 @@ class LLLiteTarget(TrainingTarget):
     """A ControlLLLite. A fresh one acts as nothing."""
 
     kind = "lllite"
+    can_compile = False
 
     def check_unet(self, unet: UNet, settings: TargetSettings) -> None:
         """Raise ValueError for a UNet that is no SDXL's: the programs that read such files have no other."""
