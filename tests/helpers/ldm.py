@@ -1,5 +1,5 @@
-"""A stand-in for ldm's UNetModel over the modules of a diffusers UNet: the same weights, ldm's blocks and ldm's way
-through them (CompVis/stable-diffusion, openaimodel.py), so that both hosts can be compared to the bit."""
+"""A stand-in for ldm's UNetModel over the modules of a diffusers UNet: the same weights under ldm's names, ldm's blocks
+and its way through them (CompVis/stable-diffusion, openaimodel.py), so that both hosts can be compared to the bit."""
 
 from __future__ import annotations
 
@@ -10,18 +10,33 @@ from torch import Tensor, nn
 
 
 class Resnet(nn.Module):
-    """ldm's names for what control models look for; diffusers' module does the work."""
+    """ldm's names for a resnet's layers; diffusers' module does the work."""
 
     def __init__(self, resnet: Any):
         super().__init__()
-        self.out_channels, self.in_layers = resnet.out_channels, [resnet.norm1, nn.SiLU(), resnet.conv1]
-        self.inner = resnet
+        self.out_channels, self.inner = resnet.out_channels, [resnet]  # in a list: it is no module of this one
+        self.in_layers = nn.Sequential(resnet.norm1, nn.SiLU(), resnet.conv1)
+        self.emb_layers = nn.Sequential(nn.SiLU(), resnet.time_emb_proj)
+        self.out_layers = nn.Sequential(resnet.norm2, nn.SiLU(), nn.Dropout(0), resnet.conv2)
+        self.skip_connection = nn.Identity() if resnet.conv_shortcut is None else resnet.conv_shortcut
 
 
 class Transformer(nn.Module):
     def __init__(self, transformer: Any):
         super().__init__()
-        self.transformer_blocks, self.inner = transformer.transformer_blocks, transformer
+        self.inner = [transformer]
+        self.norm, self.proj_in = transformer.norm, transformer.proj_in
+        self.transformer_blocks, self.proj_out = transformer.transformer_blocks, transformer.proj_out
+
+
+class Downsample(nn.Module):
+    def __init__(self, downsampler: Any):
+        super().__init__()
+        self.op, self.inner = downsampler.conv, [downsampler]
+
+    def forward(self, h: Tensor) -> Tensor:
+        down: Tensor = self.inner[0](h)
+        return down
 
 
 class Block(nn.Sequential):
@@ -30,9 +45,9 @@ class Block(nn.Sequential):
     def forward(self, h: Tensor, emb: Tensor, context: Tensor | None = None) -> Tensor:
         for part in self:
             if isinstance(part, Resnet):
-                h = part.inner(h, emb)
+                h = part.inner[0](h, emb)
             elif isinstance(part, Transformer):
-                h = part.inner(h, encoder_hidden_states=context).sample
+                h = part.inner[0](h, encoder_hidden_states=context).sample
             else:
                 h = part(h)
         return h
@@ -41,11 +56,12 @@ class Block(nn.Sequential):
 class UNetModel(nn.Module):
     def __init__(self, unet: Any):
         super().__init__()
-        self.inner, self.time_embed = [unet], unet.time_embedding
+        self.inner, embedding = [unet], unet.time_embedding
+        self.time_embed = nn.Sequential(embedding.linear_1, nn.SiLU(), embedding.linear_2)
         encoder, decoder = [Block(unet.conv_in)], []
         for level in unet.down_blocks:
             encoder += _blocks(level)
-            encoder += [Block(part) for part in level.downsamplers or ()]
+            encoder += [Block(Downsample(part)) for part in level.downsamplers or ()]
         for level in unet.up_blocks:
             blocks = _blocks(level)
             for part in level.upsamplers or ():
@@ -57,7 +73,8 @@ class UNetModel(nn.Module):
             Resnet(middle.resnets[0]), Transformer(middle.attentions[0]), Resnet(middle.resnets[1])
         )
         if getattr(unet, "add_embedding", None) is not None:
-            self.label_emb = nn.Sequential(nn.Sequential(unet.add_embedding.linear_1))
+            added = unet.add_embedding
+            self.label_emb = nn.Sequential(nn.Sequential(added.linear_1, nn.SiLU(), added.linear_2))
 
     def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor | None = None) -> Tensor:
         (unet,) = self.inner

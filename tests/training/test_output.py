@@ -12,13 +12,18 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from killing import Killed, contents, killed_at
+from ldm import UNetModel
 from networks import all_of, randomised, step_for, theirs_on
+from test_ldm_host import guided as guided_in_ldm
+from test_ldm_host import inputs as ldm_inputs
 
-from controlnet_ext import load
+from controlnet_ext import Unit, load
 from controlnet_ext.files.weights import read_weights
 from controlnet_ext.models import ControlFile
 from controlnet_ext.models.state_dict import saving
+from controlnet_ext.training.bases import EncodedBatch, FrozenBase
 from controlnet_ext.training.output import TrainingOutput
 from controlnet_ext.training.targets import TargetSettings, find_target
 from controlnet_ext.training.work_folder import remove_output_leftovers
@@ -137,6 +142,35 @@ def test_a_lllite_has_the_names_of_sd_scripts(unets: dict[str, Any]) -> None:
         name for name in tensors if name.startswith(f"{stem}.")
     }
     assert all(name.startswith("lllite_unet_") for name in tensors)
+
+
+@pytest.mark.parametrize(
+    ("target", "shape"),
+    [
+        ("controlnet", "SD1.5"),
+        ("controlnet", "SDXL"),
+        ("control-lora", "SD1.5"),
+        ("control-lora", "SDXL"),
+        ("t2i-adapter", "SD1.5"),
+        ("lllite", "SDXL"),
+    ],
+)
+@torch.no_grad()
+def test_a_file_guides_the_webuis_unet_as_the_network_was_trained(target: str, shape: str) -> None:
+    kind = StableDiffusionXLPipeline if shape == "SDXL" else StableDiffusionPipeline
+    base = FrozenBase(tiny.pipeline(kind, shape), "cpu")
+    net = randomised(create(target, base.unet))
+    x, t, context, y = ldm_inputs(shape)
+    pooled, sizes = torch.randn(len(x), 32), torch.full((len(x), 6), 64.0)
+    if y is not None:
+        y = torch.cat([pooled, base.unet.add_time_proj(sizes.flatten()).reshape(len(x), -1)], dim=1)
+    image = np.array(tiny.picture())
+    batch = EncodedBatch(x, context, np.stack([image] * len(x)), added=torch.cat([pooled, sizes], dim=1))
+    expected = base.predict(x, t, batch, net)
+    unit = Unit(load(write(net, "out.safetensors")), image)
+    found = guided_in_ldm(UNetModel(base.unet), [unit], (x, t, context, y))
+    assert torch.equal(found, expected)
+    assert (found - base.predict(x, t, batch, None)).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize(
