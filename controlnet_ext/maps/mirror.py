@@ -6,14 +6,15 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-# plain: as the image. normals: also, and the direction to the right, in red, turns around. sided: colors tell left from
-# right, as those of limbs, so that no rule on pixels gives the map.
-Mirroring: TypeAlias = Literal["plain", "normals", "sided"]
-MIRRORING_OF_KINDS: dict[str, Mirroring] = {"normals": "normals", "pose": "sided", "face": "sided"}  # others: plain
+# plain: as the image. red normals, blue normals: also, and the sideways direction, in that channel, turns around.
+# sided: colors tell left from right, as those of limbs, so that no rule on pixels gives the map.
+Mirroring: TypeAlias = Literal["plain", "red normals", "blue normals", "sided"]
+MIRRORING_OF_KINDS: dict[str, Mirroring] = {"normals": "red normals", "pose": "sided", "face": "sided"}
+SIDEWAYS_CHANNELS: dict[Mirroring, int] = {"red normals": 0, "blue normals": 2}
 
 
 def get_mirroring_of_kind(kind: str) -> Mirroring:
-    """Return the rule for most maps of this kind."""
+    """Return the rule for most maps of this kind, plain for kinds that are not in the table."""
     return MIRRORING_OF_KINDS.get(kind, "plain")
 
 
@@ -28,7 +29,8 @@ def mirror_map(pixels: np.ndarray, mirroring: Mirroring) -> np.ndarray:
             "name the preprocessor that makes such maps, or do without --flip"
         )
     mirrored = np.ascontiguousarray(pixels[:, ::-1])
-    if mirroring == "normals":
+    channel = SIDEWAYS_CHANNELS.get(mirroring)
+    if channel is not None:
         is_direction = mirrored.any(axis=2)
-        mirrored[..., 0] = np.where(is_direction, 255 - mirrored[..., 0], mirrored[..., 0])
+        mirrored[..., channel] = np.where(is_direction, 255 - mirrored[..., channel], 0)
     return mirrored

@@ -49,6 +49,10 @@ class EncodedExample:
         return int(self.map.nbytes) + sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
+class MissingPixelsError(ValueError):
+    """Latents that were on disk when an example was planned are gone or damaged, and its pixels were not read."""
+
+
 class ExampleEncoder:
     """Encodes examples with a frozen model and keeps them: the first ones, up to 2 GiB, in memory, or on disk.
 
@@ -92,7 +96,7 @@ class ExampleEncoder:
     def encode(self, sample: Sample, size: Size, view: View, decoded: DecodedExample) -> EncodedExample:
         """Return the example, whose pixels may be absent where `has_image` is True.
 
-        Raises ValueError where they are absent and needed.
+        Raises MissingPixelsError where they are absent and needed.
         """
         image = self._encode_image(sample, size, view, decoded)
         text = self._encode_caption(decoded.caption)
@@ -119,7 +123,7 @@ class ExampleEncoder:
         if "latents" in stored:
             return EncodedImage(stored["latents"], stored.get("extra"))
         if decoded.pixels is None:
-            raise ValueError(f"{str(path)!r} is gone or damaged")
+            raise MissingPixelsError(f"{str(path)!r} is gone or damaged")
         rng = np.random.default_rng(int(hashlib.sha256(sample.key.encode()).hexdigest()[:16], 16))
         latents = self._frozen.encode_latents(decoded.pixels)
         extra = self._frozen.encode_extra(decoded.pixels, draw_mask(rng, *size))

@@ -6,18 +6,19 @@ import os
 import signal
 from collections import deque
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from ..errors import one_line
 from .bases import EncodedBatch
 from .data import DecodedExample, Draw, LoadingSettings, MapMaker, Sample, Sampling, TrainingSource, View
 from .data.tolerance import MIN_SEEN
-from .encoding import EncodedExample, ExampleEncoder, Size, stack_examples
+from .encoding import EncodedExample, ExampleEncoder, MissingPixelsError, Size, stack_examples
 
 BATCHES_AHEAD = 2  # of each worker
 MAX_DEFAULT_WORKERS = 4
@@ -37,11 +38,11 @@ class ExampleReader(Dataset[DecodedExample | str]):
     """Reads examples, in this process or in a worker; one that cannot be read is a sentence instead."""
 
     def __init__(self, maps: MapMaker):
-        self._maps = maps
+        self.maps = maps
 
     def __getitem__(self, request: Request) -> DecodedExample | str:
         try:
-            return request.sample.decode(*request.size, request.view, self._maps, request.needs_pixels)
+            return request.sample.decode(*request.size, request.view, self.maps, request.needs_pixels)
         except (ValueError, OSError) as error:
             return one_line(error, 300)
 
@@ -95,7 +96,9 @@ class TrainingBatches:
             worker_init_fn=_start_worker if workers else None,
             generator=torch.Generator(),  # or it would take a number from the one that dropout uses
         )
-        for results in loader:
+        with _without_cv2_threads():
+            iterator = iter(loader)
+        for results in iterator:
             yield self._encode_batch(planned.popleft(), results)
 
     def _iter_requests(
@@ -131,15 +134,20 @@ class TrainingBatches:
 
     def _encode(self, draw: Draw, size: Size, result: DecodedExample | str) -> EncodedExample:
         """Return the example of a draw, or the first of its substitutes that can be read."""
-        tolerance, sample = self._loading.tolerance, draw.sample
+        tolerance, sample, view = self._loading.tolerance, draw.sample, draw.view
         for substitute in (*draw.substitutes, None):
             if isinstance(result, DecodedExample):
-                return self._encoder.encode(sample, size, draw.view, result)
+                try:
+                    return self._encoder.encode(sample, size, view, result)
+                except MissingPixelsError:  # its latents were on disk, and are gone or damaged
+                    result = self._reader[Request(sample, size, view, needs_pixels=True)]
+            if isinstance(result, DecodedExample):
+                return self._encoder.encode(sample, size, view, result)
             tolerance.add(sample.name, result)
-            tolerance.check(self._source.total or max(tolerance.seen, MIN_SEEN))
+            tolerance.check(self._source.total or max(tolerance.seen, MIN_SEEN), self._source.total or tolerance.seen)
             if substitute is not None:
-                sample = substitute
-                result = self._reader[self._make_request(sample, size, sample.resolve_view(draw.view))]
+                sample, view = substitute, substitute.resolve_view(draw.view)
+                result = self._reader[Request(sample, size, view, needs_pixels=True)]
         raise ValueError(f"{draw.sample.name} and {len(draw.substitutes)} others in its place cannot be read: {result}")
 
 
@@ -148,8 +156,23 @@ def choose_worker_count(device: torch.device) -> int:
     return 0 if device.type == "cpu" else min(MAX_DEFAULT_WORKERS, os.cpu_count() or 1)
 
 
+@contextmanager
+def _without_cv2_threads() -> Iterator[None]:
+    """End the threads of OpenCV while workers start: a forked process hangs as soon as it waits for one of them."""
+    count = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(count)
+
+
 def _start_worker(_: int) -> None:
-    """Prepare a worker: signals are for the training, which ends its workers, and each has one thread."""
+    """Prepare a worker: signals are for the training, which ends its workers, and networks are loaded anew, because
+    the threads of some runtimes do not outlive a fork."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    cv2.setNumThreads(1)
+    cv2.setNumThreads(1)  # where the process was not forked
+    worker = get_worker_info()
+    if worker is not None and isinstance(worker.dataset, ExampleReader):
+        worker.dataset.maps.unload()

@@ -13,7 +13,7 @@ import numpy as np
 
 from ...maps.fidelity import NoMeasure
 from ..parameters import Range
-from ..registry import preprocessor
+from ..registry import Traits, preprocessor
 from .depth_models import MIDAS_FILES
 from .transformers_depth import TransformersDepth
 
@@ -108,7 +108,14 @@ def normal_depth(
     return encode_normals(n), n
 
 
-@preprocessor("normal_map", makes="normals", label="normal_midas", weights=MIDAS_FILES, batched=True)
+@preprocessor(
+    "normal_map",
+    makes="normals",
+    label="normal_midas",
+    weights=MIDAS_FILES,
+    batched=True,
+    traits=Traits(mirroring="blue normals"),
+)
 class NormalMap:
     """Normals for ControlNet 1.0, from MiDaS's depth; those of NormalBae, and of ControlNet 1.1, have red and blue
     exchanged. Depth below `background_threshold`, 0 the farthest and 1 the nearest, becomes flat."""

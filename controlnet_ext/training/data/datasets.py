@@ -67,7 +67,9 @@ class FolderDataset:
         object.__setattr__(self, "maps", make_map_maker(self.make_map))
         without = next((each for each in self.examples if each.map is None), None)
         if self.maps.make is None and without:
-            raise ValueError(f"{without.name} has no map: list one, or name a preprocessor with --map")
+            raise ValueError(
+                f"{without.name} has no map: list it, name the folder of maps with --maps, or a preprocessor with --map"
+            )
 
     def __len__(self) -> int:
         return len(self.examples)

@@ -106,6 +106,18 @@ class DecodedExample:
     pixels: np.ndarray | None = None
 
 
+class UnloadableMaps(ABC):
+    """A `MapFunction` with networks that can be dropped."""
+
+    @abstractmethod
+    def unload(self) -> None:
+        """Drop networks that are loaded; the next call loads them again."""
+
+    @abstractmethod
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        """Return the pixels (h, w, 3) uint8 of the map of an image (H, W, 3) uint8 RGB."""
+
+
 class MapMaker:
     """The maps of examples that have none: made by `make` of the cropped image.
 
@@ -124,6 +136,11 @@ class MapMaker:
         if self.make is None:
             raise ValueError("it has no map: list one, or name a preprocessor with --map")
         return fit(self.make(pixels()), height, width, "stretch")
+
+    def unload(self) -> None:
+        """Drop networks that are loaded; they are loaded again when they are needed."""
+        if isinstance(self.make, UnloadableMaps):
+            self.make.unload()
 
 
 class Sample(Protocol):

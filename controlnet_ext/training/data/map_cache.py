@@ -19,12 +19,12 @@ from ...files.image_writer import encode_image
 from ...maps.control_map import ControlMap
 from ...maps.mirror import Mirroring
 from ...preprocessors.registry import LoadedPreprocessor, find, get_loaded_files, register_file
-from .examples import MapFunction, MapMaker, View
+from .examples import MapFunction, MapMaker, UnloadableMaps, View
 
 STALE_SECONDS = 3600  # after which a temporary file is nobody's
 
 
-class PreprocessorMaps:
+class PreprocessorMaps(UnloadableMaps):
     """A preprocessor with its parameters as a function of pixels, which can be sent to another process.
 
     It is loaded there again on first use, from the same files. Raises what `Preprocessor.load` raises.
@@ -52,6 +52,10 @@ class PreprocessorMaps:
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         """Return the pixels (h, w, 3) uint8 of that map."""
         return self.preprocess(pixels).pixels
+
+    def unload(self) -> None:
+        """Drop the loaded preprocessor."""
+        self._loaded = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restore_unloaded, (self._name, self._parameters, self._files)

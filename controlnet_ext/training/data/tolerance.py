@@ -31,15 +31,16 @@ class Tolerance:
     def add_streamed(self, name: str, reason: str) -> None:
         """Note that an example of a stream is broken. Raises ValueError as `check` does, of at least 1,000 examples."""
         self.add(name, reason)
-        self.check(max(self.seen, MIN_SEEN))
+        self.check(max(self.seen, MIN_SEEN), self.seen)
 
-    def check(self, total: int) -> None:
-        """Report the examples that are new. Raises ValueError when over the share of `total` examples are broken."""
-        reasons = list(self._reasons.values())
+    def check(self, total: int, seen: int | None = None) -> None:
+        """Report the examples that are new. Raises ValueError when over the share of `total` examples are broken;
+        `seen` is the number to state, where it is another."""
+        reasons, stated = list(self._reasons.values()), total if seen is None else seen
         if len(reasons) > self.share * total:
             more = f", and {len(reasons) - MAX_REASONS} more" if len(reasons) > MAX_REASONS else ""
             raise ValueError(
-                f"{len(reasons)} of {total} examples cannot be learnt from, over --tolerate {self.share:g}: "
+                f"{len(reasons)} of {stated} examples cannot be learnt from, over --tolerate {self.share:g}: "
                 f"{'; '.join(reasons[:MAX_REASONS])}{more}"
             )
         for reason in reasons[self._reported :]:
