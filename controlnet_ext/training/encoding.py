@@ -75,11 +75,6 @@ class ExampleEncoder:
         return self._frozen.device
 
     @property
-    def dataset(self) -> ControlDataset:
-        """The examples before they are encoded."""
-        return self.dataset
-
-    @property
     def empty_caption(self) -> EncodedCaption:
         """The empty caption, on the CPU."""
         return self._frozen.empty_caption

@@ -26,6 +26,7 @@ from .work_folder import BOUNDS_FILE, IMAGES_FOLDER, MAPS_STRIP, SOURCES_STRIP, 
 
 SAMPLING_STEPS = 10  # denoising steps of an image
 SAMPLE_GUIDANCE = 3.0  # classifier-free
+MAX_TRIES = 20  # images that are tried in place of broken ones
 FIRST_SEED = 20_000  # of the noise, one for each image
 
 
@@ -50,8 +51,7 @@ class FidelityImages:
         self._folder.mkdir(parents=True, exist_ok=True)
         for path in list_temporary_files(self._folder):
             path.unlink(missing_ok=True)
-        count = min(settings.count, len(dataset))
-        examples = [dataset.read(i * len(dataset) // count, *size) for i in range(count)]
+        examples = _read_examples(dataset, settings.count, size)
         self._sources = [pixels for pixels, _, _ in examples]
         self._maps = [self._make_map(pixels, control) for pixels, control, _ in examples]
         self._captions = [caption for _, _, caption in examples]
@@ -121,6 +121,28 @@ class FidelityImages:
         with torch.autocast(device, dtype, enabled=dtype != torch.float32), guide(pipe, units):
             images = pipe(**given).images
         return [np.rint(np.clip(np.nan_to_num(image), 0, 1) * 255).astype(np.uint8) for image in images]
+
+
+def _read_examples(
+    dataset: ControlDataset, count: int, size: tuple[int, int]
+) -> list[tuple[np.ndarray, np.ndarray, str]]:
+    """Return up to `count` examples from all over a dataset, as `read` does; broken ones give way to the next.
+
+    Raises ValueError where none can be read.
+    """
+    total, found, broken = len(dataset), [], ""
+    count = min(count, total)
+    for i in range(count):
+        first, end = i * total // count, (i + 1) * total // count
+        for j in range(first, min(end, first + MAX_TRIES)):
+            try:
+                found.append(dataset.read(j, *size))
+                break
+            except (ValueError, OSError) as error:  # the losses report it
+                broken = str(error)
+    if not found:
+        raise ValueError(f"no held-out image can be read to measure the fidelity of images by its map: {broken}")
+    return found
 
 
 def _write_strip(path: Path, images: Sequence[np.ndarray]) -> None:
