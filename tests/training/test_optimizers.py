@@ -111,6 +111,19 @@ def test_adamw_stores_tensors_only():
     assert state.read()[1] == {}
 
 
+def test_adamw_in_one_kernel_is_that_of_pytorch():
+    networks = [net(), net()]
+    first = make_optimizer("adamw", networks[0].parameters(), 1e-2, 0.1)
+    second = torch.optim.AdamW(networks[1].parameters(), 1e-2, (0.9, 0.98), weight_decay=0.1, foreach=False)
+    for step in range(5):
+        for network, optimizer in zip(networks, (first, second), strict=True):
+            optimizer.zero_grad()
+            loss(network, step, 0).backward()
+            optimizer.step()
+    for a, b in zip(*(network.parameters() for network in networks), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)  # order of rounding
+
+
 @pytest.mark.parametrize("name", PACKAGES)
 def test_a_missing_library_is_named_with_its_command(name, monkeypatch):
     monkeypatch.setitem(sys.modules, PACKAGES[name], None)
