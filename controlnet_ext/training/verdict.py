@@ -16,7 +16,8 @@ from .config import WARM_UP_STEPS
 from .stopping import Row, has_learnt
 
 MIN_VERDICT_STEPS = WARM_UP_STEPS  # before, the rate has not risen to its value yet
-SIGNIFICANT_CHANGE = 0.02  # share of a loss that the verdict calls a change
+SIGNIFICANT_CHANGE = 0.02  # share of a loss that the verdict calls a change, in two measurements in succession
+LARGE_CHANGE = 0.1  # share of a loss that it calls a change in one
 MIN_SHARED_GAIN = 0.5  # share of the gain on training images that must hold for others
 
 OVERFITS, DIVERGES, UNDERFITS, FITS, UNKNOWN = "overfits", "diverges", "underfits", "fits", "unknown"
@@ -80,7 +81,7 @@ def _classify(rows: Sequence[Row], steps: Sequence[float], i: int, lowest: Row) 
     if last["step"] < MIN_VERDICT_STEPS:
         few = f"too few steps to tell, {last['step']:.0f} of at least {MIN_VERDICT_STEPS}"
         return Fit(UNKNOWN, few, "more steps")
-    if last["held_out"] > (1 + SIGNIFICANT_CHANGE) * lowest["held_out"]:
+    if _has_risen(rows, i, lowest):
         where = f"the held-out loss was lowest, {lowest['held_out']:.4g}, after {lowest['step']:.0f} steps"
         if last["training"] > (1 + SIGNIFICANT_CHANGE) * lowest["training"]:
             return Fit(DIVERGES, f"diverges: {where}, and both losses rise", "a lower --rate", "rising like it")
@@ -98,6 +99,15 @@ def _classify(rows: Sequence[Row], steps: Sequence[float], i: int, lowest: Row) 
     if earlier is last:
         return Fit(UNKNOWN, "too few measurements to tell whether the loss still falls", "a smaller --every")
     return Fit(FITS, "fits: neither over- nor underfits", "", "level")
+
+
+def _has_risen(rows: Sequence[Row], i: int, lowest: Row) -> bool:
+    """Return True if the held-out loss of row i, and that of the row before, lie clearly above the lowest.
+
+    One measurement alone may do so by chance, unless it lies far above.
+    """
+    rises = [row["held_out"] / lowest["held_out"] - 1 for row in rows[max(i - 1, 0) : i + 1]]
+    return min(rises) > SIGNIFICANT_CHANGE or rises[-1] > LARGE_CHANGE
 
 
 def has_losses(row: Row) -> bool:

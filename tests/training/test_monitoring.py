@@ -14,7 +14,7 @@ from controlnet_ext.training import monitoring
 from controlnet_ext.training.monitoring import MonitorSettings, TensorBoardLog, TrainingMonitor
 from controlnet_ext.training.stopping import PatienceRule
 
-ROWS = make_rows([0.9, 0.7, 0.6, 0.65, 0.7], [0.8, 0.6, 0.5, 0.4, 0.3])
+ROWS = make_rows([0.9, 0.7, 0.6, 0.67, 0.7], [0.8, 0.6, 0.5, 0.4, 0.3])
 
 
 def test_a_change_of_the_fit_is_said_once_and_the_report_is_written_each_time(tmp_path, monkeypatch):
@@ -25,7 +25,7 @@ def test_a_change_of_the_fit_is_said_once_and_the_report_is_written_each_time(tm
     decisions = [monitor(ROWS[: i + 1]) for i in range(len(ROWS))]
     assert [decision.best_step for decision in decisions] == [200, 400, 600, 600, 600]
     assert (
-        decisions[3].message == "overfitting since step 800: training 0.4, held-out 0.65 and rising; best was step 600"
+        decisions[3].message == "overfitting since step 800: training 0.4, held-out 0.67 and rising; best was step 600"
     )
     assert decisions[4].message is None and decisions[4].reason.startswith("stopped after step 1,000")
     assert decisions[3].reason is None and written == [tmp_path] * 5

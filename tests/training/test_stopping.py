@@ -58,11 +58,18 @@ def test_rules_that_make_no_sense_are_refused(text):
 
 
 def test_overfitting_is_said_in_the_moment_in_which_it_shows_and_not_again():
-    rows = make_rows([0.9, 0.7, 0.6, 0.605, 0.63, 0.7, 0.8], [0.8, 0.6, 0.5, 0.45, 0.4, 0.35, 0.3])
+    rows = make_rows([0.9, 0.7, 0.6, 0.605, 0.62, 0.63, 0.8], [0.8, 0.6, 0.5, 0.45, 0.42, 0.4, 0.3])
     said = [describe_change(rows[: i + 1], 600) for i in range(len(rows))]
-    assert [i for i, line in enumerate(said) if line and line.startswith("overfitting")] == [4]
-    assert said[4] == "overfitting since step 800: training 0.4, held-out 0.63 and rising; best was step 600"
+    assert [i for i, line in enumerate(said) if line and line.startswith("overfitting")] == [5]
+    assert said[5] == "overfitting since step 800: training 0.4, held-out 0.63 and rising; best was step 600"
     assert describe_state(rows, 600).startswith("overfitting since step 800: training 0.3, held-out 0.8 and rising")
+
+
+def test_one_measurement_that_is_worse_is_no_overfitting_unless_it_is_much_worse():
+    training = [0.7, 0.5, 0.5, 0.5]
+    assert classify_fit(make_rows([0.8, 0.6, 0.6, 0.63], training)).status == "fits"
+    assert classify_fit(make_rows([0.8, 0.6, 0.6, 0.7], training)).status == "overfits"
+    assert classify_fit(make_rows([0.8, 0.6, 0.63, 0.63], training)).status == "overfits"
 
 
 def test_underfitting_is_said_too():
