@@ -155,6 +155,20 @@ LOCK_FILE = "lock"  # in a folder that one process at a time works in
 _TEMPORARY_NAME = r"[0-9a-f]{16}\.part"
 
 
+_files_of_locks: set[BinaryIO] = set()  # that a forked process would hold locked when this one is killed
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: [file.close() for file in _files_of_locks])
+
+
+@contextmanager
+def _close_in_forks(file: BinaryIO) -> Iterator[None]:
+    _files_of_locks.add(file)
+    try:
+        yield
+    finally:
+        _files_of_locks.discard(file)
+
+
 @contextmanager
 def lock_folder(folder: Path, work: str) -> Iterator[None]:
     """Keep other processes from the folder, which exists, within the context; a kill releases it too.
@@ -167,7 +181,7 @@ def lock_folder(folder: Path, work: str) -> Iterator[None]:
         return
     import fcntl
 
-    with open(folder / LOCK_FILE, "wb") as file:
+    with open(folder / LOCK_FILE, "wb") as file, _close_in_forks(file):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system opens it when this process ends
         except BlockingIOError:

@@ -261,6 +261,22 @@ def read_image(source: ImageLike, min_side: int | None = None) -> np.ndarray:
     return _read_source(source, decode_pixels, _convert_image_array, min_side)
 
 
+def read_small_image(content: bytes, name: str, min_side: int) -> np.ndarray:
+    """Read the bytes of an image as `read_image` does, (H, W, 3) uint8 RGB, but most JPEGs at 1/2, 1/4 or 1/8 of their
+    size, the smallest whose short side has `min_side` pixels; that takes a fraction of the time.
+
+    Raises what `read_image` raises, beginning with `name`.
+    """
+    if sniff_format(content[:16]) == "JPEG":
+        check_budget(content, "JPEG", name)
+        size = _read_plain_jpeg_size(content)
+        factor = next((f for f in JPEG_FACTORS if size is not None and min(size) // f >= min_side), 1)
+        if size is not None and factor > 1:
+            check_pixels(*size, name)
+            return _decode_plain_jpeg(content, name, factor)
+    return _read_image_file(io.BytesIO(content), name, decode_pixels)
+
+
 def read_mask(source: ImageLike) -> np.ndarray:
     """Read a mask as a new array, (H, W, 3) uint8 with three equal channels, white where it selects.
 

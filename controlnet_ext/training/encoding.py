@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import one_line
 from ..files.safetensors import write_weights
 from ..files.weights import read_weights
 from .bases import EncodedBatch, EncodedCaption, FrozenBase
@@ -65,6 +66,7 @@ class ExampleEncoder:
         self._in_memory = loading.cache == "memory"
         self._folder = loading.folder if loading.cache == "disk" and loading.identity else None
         self._identity = loading.identity
+        self.tolerance = loading.tolerance
         self._examples: dict[tuple[Sample, Size, View], EncodedExample] = {}
         self._bytes = 0
         self._captions: dict[str, EncodedCaption] = {}
@@ -168,15 +170,26 @@ class EncodedExamples:
         return len(self.dataset)
 
     def load_batch(self, rows: Sequence[int]) -> EncodedBatch:
-        """Return these examples, nothing of them dropped. Raises ValueError for one that cannot be read."""
-        return stack_examples([self._load_example(self.dataset[i]) for i in rows])
+        """Return these examples, nothing of them dropped. One that cannot be read is reported, and the next one taken.
 
-    def _load_example(self, sample: Sample) -> EncodedExample:
-        found = self._encoder.find(sample, self._size, CENTER)
-        if found is not None:
-            return found
-        decoded = sample.decode(*self._size, CENTER, self.dataset.maps)
-        return self._encoder.encode(sample, self._size, CENTER, decoded)
+        Raises ValueError when too many cannot.
+        """
+        return stack_examples([self._load_example(i) for i in rows])
+
+    def _load_example(self, i: int) -> EncodedExample:
+        for k in range(len(self.dataset)):
+            sample = self.dataset[(i + k) % len(self.dataset)]
+            found = self._encoder.find(sample, self._size, CENTER)
+            if found is not None:
+                return found
+            try:
+                decoded = sample.decode(*self._size, CENTER, self.dataset.maps)
+            except (ValueError, OSError) as error:
+                self._encoder.tolerance.add(sample.name, one_line(error, 300))
+                self._encoder.tolerance.check(len(self.dataset))
+                continue
+            return self._encoder.encode(sample, self._size, CENTER, decoded)
+        raise ValueError(f"none of {len(self.dataset)} examples can be read")
 
 
 def stack_examples(found: Sequence[EncodedExample]) -> EncodedBatch:

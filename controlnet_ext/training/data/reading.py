@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,7 +81,7 @@ def _read_sets(
     if match := SCENES_PATTERN.fullmatch(request.data):
         return _make_scenes(match[1], request, maps, sampling)
     if is_shard_pattern(request.data):
-        return _read_shards(request, maps, sampling, loading)
+        return _read_shards(request, maps, sampling, loading, report)
     validation = request.validation or DEFAULT_VALIDATION
     share = parse_share(validation)
     examples = read_examples(Path(request.data), options=_make_options(request, loading))
@@ -92,9 +92,15 @@ def _read_sets(
         examples, held_out = split_examples(examples, share)
     _check_flips((*examples, *held_out), maps, sampling)
     sets = FolderDataset(examples, maps), FolderDataset(held_out, maps)
-    if line := describe_near_duplicates(find_near_duplicates(examples, held_out)):
-        report(line)
+    _report_near_duplicates(examples, held_out, report)
     return RandomSource(sets[0]), sets[1]
+
+
+def _report_near_duplicates(
+    train_set: Sequence[Example], held_out: Sequence[Example], report: Callable[[str], None]
+) -> None:
+    if line := describe_near_duplicates(find_near_duplicates(train_set, held_out)):
+        report(line)
 
 
 def _make_options(request: DataRequest, loading: LoadingSettings) -> ReadingOptions:
@@ -125,7 +131,11 @@ def _make_scenes(
 
 
 def _read_shards(
-    request: DataRequest, maps: MapMaker, sampling: Sampling, loading: LoadingSettings
+    request: DataRequest,
+    maps: MapMaker,
+    sampling: Sampling,
+    loading: LoadingSettings,
+    report: Callable[[str], None],
 ) -> tuple[TrainingSource, ControlDataset]:
     if request.maps is not None:
         raise ValueError(f"--maps {str(request.maps)!r} belongs to a folder of images; shards hold their maps")
@@ -144,6 +154,7 @@ def _read_shards(
             "side: more of them, or --validation"
         )
     _check_flips((*first, *held_out), maps, sampling)
+    _report_near_duplicates(first, held_out, report)
     measured = FolderDataset(tuple(first), maps)
     return StreamSource(stream, measured), FolderDataset(tuple(held_out), maps)
 

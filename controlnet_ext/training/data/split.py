@@ -8,11 +8,13 @@ from contextlib import suppress
 import cv2
 import numpy as np
 
-from .examples import Example, decode_source
+from ...files.image_reader import read_small_image
+from .examples import Example, read_source
 
 HASH_BITS = 64
 MAX_DISTANCE = 4  # bits in which the hashes of near-duplicates differ
 MIN_CONTRAST = 4.0  # of 255, standard deviation of the small image: below, all grounds are alike
+MIN_HASHED_SIDE = 32  # pixels of an image that a JPEG is decoded to at least
 MAX_COMPARED = 10_000  # images that are decoded for it
 
 
@@ -77,7 +79,9 @@ def _hash_examples(examples: Sequence[Example]) -> list[tuple[Example, int]]:
     found = []
     for example in examples:
         with suppress(ValueError, OSError):
-            if (bits := compute_dhash(decode_source(example.image))) is not None:
+            if (
+                bits := compute_dhash(read_small_image(read_source(example.image), example.name, MIN_HASHED_SIDE))
+            ) is not None:
                 found.append((example, bits))
     return found
 

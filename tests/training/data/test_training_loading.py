@@ -2,6 +2,7 @@
 
 import itertools
 import multiprocessing
+import os
 import pickle
 import re
 import signal
@@ -23,6 +24,7 @@ from training_sets import (
     write_shards,
 )
 
+from controlnet_ext.files.disk import lock_folder
 from controlnet_ext.training.data import (
     CENTER,
     FolderDataset,
@@ -233,6 +235,18 @@ def test_measured_examples_are_the_middles_in_order(folder):
     assert base.images == 3
 
 
+def test_a_broken_example_is_not_measured_but_the_next_one(folder, tmp_path):
+    examples = read_examples(folder)
+    (tmp_path / "broken.png").write_bytes(encode_png(make_pixels(9))[:-9])
+    dataset = FolderDataset((replace(examples[0], image=tmp_path / "broken.png"), *examples[1:]), lambda pixels: pixels)
+    lines = []
+    loading = make_loading(tolerance=Tolerance(0.2, lines.append))
+    batch = EncodedExamples(dataset, ExampleEncoder(CountingBase(), loading), (SIDE, SIDE)).load_batch([0, 1, 0])
+    assert [name.rpartition("/")[2] for name in batch.names] == ["1.png'"] * 3 and len(lines) == 1
+    with pytest.raises(ValueError, match="over --tolerate 0:"):
+        EncodedExamples(dataset, ExampleEncoder(CountingBase(), make_loading()), (SIDE, SIDE)).load_batch([0])
+
+
 def test_random_numbers_of_the_network_are_not_used(folder):
     torch.manual_seed(0)
     expected = torch.rand(3)
@@ -256,3 +270,13 @@ def test_workers_start_beside_threads_of_opencv(folder):
     count = cv2.getNumThreads()
     assert len(take(make_batches(make_source(folder), workers=2, cache="none"), 3)) == 3
     assert cv2.getNumThreads() == count
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no folder is locked there")
+def test_a_worker_that_outlives_the_training_does_not_keep_its_folder_locked(folder, tmp_path):
+    iterator = make_batches(make_source(folder), workers=1, cache="none").iterate(0)
+    with lock_folder(tmp_path, "training"):
+        next(iterator)  # the worker starts within the lock
+    with lock_folder(tmp_path, "training"):
+        pass
+    iterator.close()

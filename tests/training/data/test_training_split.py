@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from training_sets import encode_png, make_loading, make_sampling, write_list
 
-from controlnet_ext.files.image_reader import read_image
+from controlnet_ext.files.image_reader import read_image, read_small_image
 from controlnet_ext.training.data import Example, MapMaker
 from controlnet_ext.training.data.reading import DataRequest, read_training_data
 from controlnet_ext.training.data.split import compute_dhash, describe_near_duplicates, find_near_duplicates
@@ -44,6 +44,18 @@ def test_a_changed_copy_of_an_image_is_a_near_duplicate(tmp_path, photo, change)
     others = [write(tmp_path, f"{i}.png", np.roll(small, 37 * i + 20, axis=1)[:, ::-1]) for i in range(4)]
     assert find_near_duplicates([*others, learnt], [held]) == [(held, learnt)]
     assert find_near_duplicates(others, [held]) == []
+
+
+def test_a_jpeg_is_decoded_at_a_fraction_of_its_size_and_hashes_alike(request, photo):
+    content = (request.config.rootpath / PHOTO).read_bytes()
+    small = read_small_image(content, "the photo", 32)
+    height, width = photo.shape[:2]
+    assert small.shape == (-(-height // 8), -(-width // 8), 3) and min(small.shape[:2]) >= 32
+    assert (compute_dhash(small) ^ compute_dhash(photo)).bit_count() <= 2
+    np.testing.assert_array_equal(read_small_image(content, "the photo", 10_000), photo)
+    for broken in (content[:-200], b"", b"text"):
+        with pytest.raises(ValueError, match="the photo"):
+            read_small_image(broken, "the photo", 32)
 
 
 def test_even_grounds_and_files_that_cannot_be_read_are_no_near_duplicates(tmp_path):
