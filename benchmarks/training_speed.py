@@ -71,7 +71,7 @@ from controlnet_ext.training.targets import DEFAULT_TARGET, TargetSettings, find
 WARM_UP = 1
 IMAGES = 4
 WIDTHS = {"half": (160, 320, 640, 640), "sd15": (320, 640, 1280, 1280)}
-SCHEDULER = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
+SCHEDULER = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 CONFIGURATIONS = {  # flags of ours, for --memory
     "fp32": ["--precision", "fp32"],
     "fp32, checkpointing": ["--precision", "fp32", "--checkpointing"],
@@ -182,11 +182,24 @@ def make_pipeline(name: str) -> StableDiffusionPipeline:
         )
     )
     config = CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12
+        vocab_size=len(tokenizer),
+        hidden_size=768,
+        intermediate_size=3072,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
     )
     text = CLIPTextModel(config).eval()
     return StableDiffusionPipeline(
-        vae, text, tokenizer, unet, DDPMScheduler(**SCHEDULER), None, None, requires_safety_checker=False
+        vae,
+        text,
+        tokenizer,
+        unet,
+        DDPMScheduler(**SCHEDULER, steps_offset=1, clip_sample=False),
+        None,
+        None,
+        requires_safety_checker=False,
     )
 
 

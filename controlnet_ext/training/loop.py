@@ -110,7 +110,8 @@ class TrainingLoop(Generic[TrainedModule]):
         )
         self._scaler = make_scaler(device.type, execution.precision)
         self._state = TrainingState(self._network, self._averaged, OptimizerState(self._optimizer), self._scaler)
-        folder.mkdir(parents=True, exist_ok=True)
+        if self._processes.is_first:
+            folder.mkdir(parents=True, exist_ok=True)
         self._first = self._state.restore(folder / CHECKPOINT_FILE, self._processes)
         self._idle = {name: p for name, p in network.named_parameters() if p.requires_grad}
         self._began = time.monotonic()

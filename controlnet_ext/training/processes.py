@@ -21,17 +21,21 @@ T = TypeVar("T")
 
 def read_rank() -> int:
     """Return the number of this process among those of a launcher, 0 without one."""
-    return int(os.environ.get("RANK", 0))
+    return int(os.environ.get("RANK", 0)) if _is_launched() else 0
 
 
 def count_processes() -> int:
     """Return the number of processes that a launcher started, 1 without one."""
-    return int(os.environ.get("WORLD_SIZE", 1))
+    return int(os.environ.get("WORLD_SIZE", 1)) if _is_launched() else 1
 
 
 def is_first_on_machine() -> bool:
     """Return True for one process of each machine."""
     return int(os.environ.get("LOCAL_RANK", 0)) == 0
+
+
+def _is_launched() -> bool:
+    return "LOCAL_RANK" in os.environ  # what accelerate looks at; RANK alone is also set by others
 
 
 def check_launch() -> None:
@@ -47,6 +51,8 @@ class Processes:
     """The group of processes that train together, and this one's place in it.
 
     Each computes the gradients of its part of a batch. The first alone reads and writes files, measures and prints.
+
+    Raises ValueError where another launcher than accelerate's or PyTorch's started them.
     """
 
     def __init__(self) -> None:
@@ -57,6 +63,11 @@ class Processes:
         self.rank: int = state.process_index
         self.count: int = state.num_processes
         self.device: torch.device = state.device
+        if (self.rank, self.count) != (read_rank(), count_processes()):
+            raise ValueError(
+                f"accelerate finds process {self.rank} of {self.count}, the environment names {read_rank()} of "
+                f"{count_processes()}: start them with accelerate launch or torchrun"
+            )
 
     @property
     def is_first(self) -> bool:

@@ -185,9 +185,19 @@ def test_the_place_among_processes_is_known_before_torch_is_loaded(monkeypatch):
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     assert (read_rank(), count_processes(), is_first_on_machine()) == (0, 1, True)
-    for name, value in (("RANK", "3"), ("LOCAL_RANK", "1"), ("WORLD_SIZE", "4")):
+    for name, value in (("RANK", "3"), ("WORLD_SIZE", "4")):
         monkeypatch.setenv(name, value)
+    assert (read_rank(), count_processes(), is_first_on_machine()) == (0, 1, True)  # of another launcher
+    monkeypatch.setenv("LOCAL_RANK", "1")
     assert (read_rank(), count_processes(), is_first_on_machine()) == (3, 4, False)
+
+
+def test_processes_that_accelerate_counts_otherwise_are_refused(monkeypatch):
+    Processes()  # alone, as accelerate then remembers
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=r"accelerate finds process 0 of 1, the environment names 1 of 2: start them"):
+        Processes()
 
 
 @pytest.mark.parametrize("variable", ["ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"])

@@ -299,6 +299,13 @@ def test_scenes_are_drawn_where_no_photos_are_needed():
         (["--timesteps", "0-500"], "timesteps '0-500': expected FIRST..END, such as 0..1000"),
         (["--timesteps", "0..1001"], "timesteps 0..1001 of the training, the model has 0..1000"),
         (["--decay", "1.5"], "decay 1.5 of the training is outside 0..1"),
+        (["--precision", "fp8"], "precision 'fp8' of the training, expected one of bf16, fp16, fp32"),
+        (["--precision", "fp16"], "precision fp16 needs a GPU, which is not there: --precision bf16 or fp32"),
+        (
+            ["--optimizer", "sgd"],
+            "optimizer 'sgd' of the training, expected one of adamw, adamw8bit, adafactor, prodigy",
+        ),
+        (["--optimizer", "prodigy"], "optimizer prodigy needs prodigyopt: pip install prodigyopt"),
         (["--steps", "many"], "invalid int value: 'many'"),
         (["--target", "control-lra"], "unknown target 'control-lra', the nearest are: control-lora"),
         (["--target", "lllite"], "a ControlLLLite is made for SDXL, but the model is narrow SD (context 32)"),
@@ -318,7 +325,9 @@ def test_scenes_are_drawn_where_no_photos_are_needed():
         (["--train_batch_size=4"], "unknown argument '--train_batch_size=4'; it is called --batch here"),
     ],
 )
-def test_nonsense_is_refused_in_one_line_before_any_work(more, says, capsys, tmp_path):
+def test_nonsense_is_refused_in_one_line_before_any_work(more, says, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setitem(sys.modules, "prodigyopt", None)
     before = sorted(os.listdir())
     command = words("out.safetensors", *(more if more[0] != "-o" else []))
     if more[0] == "-o":

@@ -112,7 +112,9 @@ def _run(options: Namespace) -> int:
     check_launch()
     if options.batch < 1 or options.seed < 0:
         raise ValueError(f"batch {options.batch}, seed {options.seed}: expected at least 1 and 0")
-    loss, schedule = read_loss_settings(options), read_schedule(options)
+    if importlib.util.find_spec("accelerate") is None:
+        raise ValueError('train needs accelerate: pip install "controlnet-ext[train]"')
+    loss, schedule, execution = read_loss_settings(options), read_schedule(options), read_execution(options)
     output = TrainingOutput.parse(options.output)
     work = options.work or output.work_folder
     if is_first:
@@ -128,11 +130,8 @@ def _run(options: Namespace) -> int:
         (height, width), step = _parse_size(options.size, folder)
         monitor = read_monitor_settings(options, maps.kind, maps.preprocess, maps.fidelity, _is_inpainting(folder))
         data = read_data(options, maps, (height, width), step, work)
-        if importlib.util.find_spec("accelerate") is None:
-            raise ValueError('train needs accelerate: pip install "controlnet-ext[train]"')
         from ...training.job import TrainingJob
 
-        execution = read_execution(options)
         hashes = hash_files(folder.files())
         settings = {
             **{name: getattr(options, name) for name in RESUME_KEYS},
