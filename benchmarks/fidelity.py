@@ -1,7 +1,7 @@
 """What the measures of control maps cost, and what images score by their own maps.
 
     python -m benchmarks.fidelity speed
-    python -m benchmarks.fidelity ceiling PHOTOS --weights FOLDER [--file NAME=PATH …] [--taesd FOLDER]
+    python -m benchmarks.fidelity ceiling PHOTOS --weights FOLDER [--file NAME=PATH …] [--taesd FOLDER] [--only NAME …]
 
 `speed`: milliseconds of each measure on maps of 512x512 pixels, and of torchmetrics, scikit-image and pycocotools where
 they have it and are installed, one thread each; the median of some runs, and the ratio.
@@ -47,6 +47,7 @@ def main() -> None:
     ceiling.add_argument("--weights", type=Path, required=True)
     ceiling.add_argument("--file", action="append", default=[], metavar="NAME=PATH")
     ceiling.add_argument("--taesd", type=Path)
+    ceiling.add_argument("--only", action="append", default=[], metavar="NAME")
     options = parser.parse_args()
     cv2.setNumThreads(1)
     print(f"{platform.machine()}, Python {platform.python_version()}, numpy {np.__version__}, OpenCV {cv2.__version__}")
@@ -54,7 +55,8 @@ def main() -> None:
     if options.command == "speed":
         print_speed()
     else:
-        print_ceilings(options.photos, options.weights, dict(x.split("=", 1) for x in options.file), options.taesd)
+        library = Library([options.weights], download=False, files=dict(x.split("=", 1) for x in options.file))
+        print_ceilings(options.photos, library, options.taesd, options.only)
 
 
 def make_pair(kind: str) -> tuple[ControlMap, ControlMap]:
@@ -156,9 +158,9 @@ def list_others() -> Iterator[tuple[str, tuple[str, Callable[[], Any]]]]:
     yield "color", ("scikit-image deltaE_cie76", lambda: color.deltaE_cie76(color.rgb2lab(m), color.rgb2lab(n)))
 
 
-def print_ceilings(photos: Path, weights: Path, files: dict[str, str], taesd: Path | None) -> None:
-    """Print a table of the scores of photos by their own maps, for each preprocessor that can be loaded."""
-    library = Library([weights], download=False, files=files)
+def print_ceilings(photos: Path, library: Library, taesd: Path | None, only: list[str]) -> None:
+    """Print a table of the scores of photos by their own maps, for each preprocessor, or those named, that can be
+    loaded."""
     decode = load_taesd(taesd) if taesd else None
     paths = sorted(path for path in photos.iterdir() if path.suffix in (".png", ".jpg", ".jpeg"))
     full = [read_image(path) for path in paths]
@@ -168,7 +170,7 @@ def print_ceilings(photos: Path, weights: Path, files: dict[str, str], taesd: Pa
     print("| preprocessor | score | itself | of its full size | through TAESD | another photo | with a score |")
     print("|---|---|---|---|---|---|---|")
     for spec in list_preprocessors():
-        if spec.needs_mask or not isinstance(spec.fidelity, Measure):
+        if spec.needs_mask or (only and spec.name not in only) or not isinstance(spec.fidelity, Measure):
             continue
         try:
             run = spec.load("cpu", library)
