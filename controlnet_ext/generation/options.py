@@ -195,10 +195,10 @@ def recipe_from_png(options: Namespace) -> tuple[GenerationRecipe, str, None]:
         renamed |= {i} if "model" in changes else set()
     if options.model is not None:
         given["model"] = ModelRef(options.model, saved.model.sha256)
-    elif _is_network_path(saved.model):
+    elif is_network_path(saved.model):
         raise ValueError(f"the recipe's model lies on another machine, {saved.model.path!r:.80}: name it with --model")
     for i, unit in enumerate(units):
-        if i not in renamed and _is_network_path(unit.model):
+        if i not in renamed and is_network_path(unit.model):
             raise ValueError(
                 f"the model of unit {i + 1} lies on another machine: name it with --control {i + 1},model=PATH"
             )
@@ -258,6 +258,6 @@ def _get_torch_threads() -> int:
     return torch.get_num_threads()
 
 
-def _is_network_path(ref: ModelRef) -> bool:
+def is_network_path(ref: ModelRef) -> bool:
     """Return True for a path that Windows would ask another machine for, and tell it who asks."""
     return ref.path[:1] in ("\\", "/") and ref.path[1:2] in ("\\", "/")

@@ -19,7 +19,7 @@ from ..errors import error_prefix, suggest_names
 from ..files.disk import open_regular_file
 from ..files.image_reader import read_image, read_mask
 from ..files.image_writer import read_png_text
-from ..generation.options import split_unit_text
+from ..generation.options import UNIT_SETTINGS, parse_settings, split_unit_text
 from ..generation.recipe import GenerationRecipe
 from ..generation.recipe_png import PNG_KEYWORD, read_recipe
 from ..guidance.hints import make_control_map
@@ -77,7 +77,8 @@ class ScoreInput:
 
 def parse_stated_unit(text: str) -> StatedUnit:
     """Return the unit that a text such as `canny,low=50,map=canny.png` describes: a preprocessor, its parameters and
-    `STATED_UNIT_KEYS`; `none,kind=depth` for a map of which only the kind is known.
+    `STATED_UNIT_KEYS`; `none,kind=depth` for a map of which only the kind is known. What `generate` reads beside
+    these, model and `UNIT_SETTINGS`, is checked and means nothing here.
 
     Raises ValueError or TypeError in one line: an unknown preprocessor or key with the nearest names, an invalid
     value."""
@@ -91,8 +92,9 @@ def parse_stated_unit(text: str) -> StatedUnit:
     elif kind is not None:
         raise ValueError(f"kind {kind!r:.40} of a map that {spec.name} makes, whose maps are {spec.makes!r}")
     known = [parameter.name for parameter in (*spec.parameters, RESOLUTION_PARAMETER)]
+    parse_settings(values)  # of how the unit guided, which the text may say too
     for key in values:
-        if key not in (*STATED_UNIT_KEYS, *known):
+        if key not in (*STATED_UNIT_KEYS, *UNIT_SETTINGS, "model", *known):
             raise ValueError(suggest_names(f"{key!r:.80} is unknown to {spec.name}", key, [*STATED_UNIT_KEYS, *known]))
     fit_mode = values.get("fit", "crop")
     if fit_mode not in FIT_MODES:

@@ -16,7 +16,7 @@ from ..errors import error_prefix, one_line
 from ..files.disk import parse_object, parse_whole_number
 from ..files.image_reader import read_image
 from ..files.image_writer import read_png_text
-from ..generation.recipe import MAX_UNITS, GenerationRecipe, RecipeUnit
+from ..generation.recipe import MAX_UNITS, GenerationRecipe, RecipeUnit, limit_threads
 from ..generation.render import deterministic_torch
 from ..maps.control_map import ControlMap
 from ..maps.fidelity import Measure, require_measure
@@ -189,7 +189,7 @@ def find_unit_spec(unit: RecipeUnit) -> Preprocessor:
     if spec is not None:
         return spec
     if unit.preprocessor is not None:
-        raise ValueError(f"its preprocessor {unit.preprocessor!r:.80} is not one of this installation")
+        raise ValueError(f"its preprocessor {unit.preprocessor!r:.80} is not here: load its file with --load")
     if unit.control_map.kind == "other":
         raise ValueError("its map came as an image of no stated kind")
     return find_default_preprocessor(unit.control_map.kind)
@@ -246,7 +246,7 @@ class RecipeScorer:
         if self._recorded and self._recorded.scores and np.array_equal(image, self._recorded.pixels):
             return self._recorded.scores
         found = []
-        with deterministic_torch(self._recipe.threads, self._recipe.device):
+        with deterministic_torch(limit_threads(self._recipe.threads), self._recipe.device):
             for scorer in self._scorers:
                 try:
                     found.append(scorer.score(image))

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..generation.options import choose_device
+from ..generation.options import choose_device, is_network_path
 from ..generation.prepare import LoadedRecipe, load_recipe
-from ..generation.recipe import GenerationRecipe, ModelRef
+from ..generation.recipe import GenerationRecipe, ModelRef, limit_threads
 from ..generation.render import render_recipe
 
 
@@ -26,8 +26,16 @@ class UnguidedRenderer:
         """Return the image (H, W, 3) uint8 RGB. Raises FileNotFoundError, ValueError or TypeError in one line where the
         model is not the recipe's or cannot be loaded, RuntimeError where the run fails."""
         device = choose_device(self._device or recipe.device)
-        path = recipe.model.path if self._model is None else self._model
-        bare = replace(recipe, units=(), model=ModelRef(path, recipe.model.sha256), device=device.partition(":")[0])
+        if self._model is None and is_network_path(recipe.model):
+            path = recipe.model.path
+            raise ValueError(f"the recipe's model lies on another machine, {path!r:.80}: name it with --model")
+        bare = replace(
+            recipe,
+            units=(),
+            model=recipe.model if self._model is None else ModelRef(self._model, recipe.model.sha256),
+            device=device.partition(":")[0],
+            threads=limit_threads(recipe.threads),
+        )
         if self._loaded is None or not _has_same_pipeline(self._loaded.recipe, bare):
             self._loaded = load_recipe(bare, device)
             self._loaded.pipe.set_progress_bar_config(disable=True)

@@ -216,6 +216,29 @@ def test_what_cannot_be_scored_is_refused_in_one_line(words, reason, capsys):
     assert reason in refusal(capsys, *words)
 
 
+def test_a_report_is_no_image_of_the_next_run_and_replaces_none(capsys):
+    words = ["score", "pairs/images", "--map", "pairs/maps", "--control", "canny", "--report"]
+    assert main([*words, "pairs/images/report.png"]) == 0
+    assert main([*words, "pairs/images/report.png", "--overwrite"]) == 0
+    capsys.readouterr()
+    before = Path("pairs/images/a.png").read_bytes()
+    assert "would replace an image that is scored" in refusal(capsys, *words[1:], "pairs/images/a.png", "--overwrite")
+    assert Path("pairs/images/a.png").read_bytes() == before
+
+
+def test_the_unit_of_generate_may_be_repeated_as_it_was(capsys):
+    text = 'canny,model=control.safetensors,weight="0@0, 1@0.5",window=0..0.6,mode=prompt,low=50'
+    found, _ = score(capsys, "a.png", "--map", "a_map.png", "--control", text)
+    assert found == score(capsys, "a.png", "--map", "a_map.png", "--control", "canny,low=50")[0]
+    assert "window '0'" in refusal(capsys, "a.png", "--map", "a_map.png", "--control", "canny,window=0")
+
+
+def test_weights_of_preprocessors_that_a_png_names_are_not_downloaded(capsys, monkeypatch):
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("the network was asked"))
+    write_image("webui.png", photo(9), {"parameters": INFOTEXT.replace("Module: canny", "Module: depth_midas")})
+    assert "downloads are off" in refusal(capsys, "webui.png", "--map", "a_map.png")
+
+
 def test_several_images_without_any_score_are_refused(capsys):
     assert main(["score", "pairs/images"]) == 2
     out, err = capsys.readouterr()

@@ -230,6 +230,12 @@ def test_score_reads_the_units_of_a_recipe_and_draws_its_floor(capsys: pytest.Ca
     assert json.loads(capsys.readouterr().out)["images"][0]["units"][0]["ceiling"] == stored.ceiling
 
 
+def test_a_floor_is_not_drawn_of_a_model_on_another_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    tampered(lambda recipe: recipe["model"].update(path="\\\\evil\\share"))
+    assert main(["score", "bad.png", "--floor"]) == 2
+    assert "the recipe's model lies on another machine" in line(capsys)
+
+
 def test_from_refuses_a_hostile_score(capsys: pytest.CaptureFixture[str]) -> None:
     texts = read_png_text("made.png") | {"controlnet-ext score": '{"format": 1, "units": [{"unit": 1}]}'}
     Path("bad.png").write_bytes(encode_image("bad.png", read_image("made.png"), texts))

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 
 from ...errors import error_prefix
 from ...files.disk import check_stdout, check_target_folder, write_atomically
-from ...files.image_writer import encode_image
+from ...files.image_writer import encode_image, read_png_text
 from ...maps.control_map import MAP_KINDS
 from ...maps.fidelity import require_measure
 from ...preprocessors.parameters import Parameter, Range
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from ...scoring.results import ScorePanels, ScoreResult
 
 REPORT_SUFFIXES = (".html", ".png")
+REPORT_KEYWORD = "controlnet-ext report"  # of a text in the PNG of a report
 WORST = Parameter("worst", int, 100, Range(1, 10_000))
 MAX_LOADED = 4  # preprocessors that stay loaded
 
@@ -105,6 +106,7 @@ def run(options: Namespace) -> int:
     stated = _parse_stated_units(options)
     found = inputs.find_score_inputs(options.inputs, options.recursive)
     _check_files(options, found, stated)
+    found = _leave_out_report(options, found)
     load = _make_loader(options, [unit.spec for unit in stated])
     reader = inputs.TargetReader(
         stated, load, read_stated_units, options.map, options.image, options.unguided, options.floor
@@ -174,6 +176,17 @@ def _check_files(options: Namespace, found: Sequence[ScoreInput], stated: Sequen
         raise ValueError("--model is for --floor, which draws unguided images")
 
 
+def _leave_out_report(options: Namespace, found: list[ScoreInput]) -> list[ScoreInput]:
+    """Return the inputs without an earlier report in their folder. Raises ValueError where the report would replace
+    an image."""
+    if options.report is None or not os.path.exists(options.report):
+        return found
+    others = [each for each in found if not os.path.samefile(each.path, options.report)]
+    if len(others) < len(found) and REPORT_KEYWORD not in read_png_text(options.report):
+        raise ValueError(f"--report {options.report!r} would replace an image that is scored")
+    return others
+
+
 def _check_report(options: Namespace) -> None:
     """Raise ValueError or FileExistsError where no report can be written."""
     if options.report is None:
@@ -190,14 +203,15 @@ def _check_report(options: Namespace) -> None:
 
 def _make_loader(options: Namespace, stated: Sequence[Preprocessor]) -> Callable[[Preprocessor], LoadedPreprocessor]:
     """Return a function that loads each preprocessor once. Those that are stated are loaded at once, so that missing
-    weights are refused before any work."""
+    weights are refused before any work; for those that images name nothing is downloaded."""
     from ...preprocessors.cache import LRUCache
 
     kept = LRUCache[LoadedPreprocessor](MAX_LOADED)
     plain = Namespace(**dict.fromkeys(weights_options.OPTION_NAMES))
+    offline = Namespace(**{**vars(options), "no_download": True})
 
     def load(spec: Preprocessor) -> LoadedPreprocessor:
-        given = options if spec.weights else plain
+        given = plain if not spec.weights else options if spec in stated else offline
         return kept.get_or_create(spec.name, lambda: weights_options.load_preprocessors([spec], given)[0])
 
     if stated and not any(spec.weights for spec in stated) and not (options.floor or options.clip):
@@ -234,7 +248,7 @@ def _write_report(options: Namespace, scored: Sequence[ScoreResult], panels: Sco
     if path.suffix.lower() == ".png":
         from ...scoring.report_png import render_report_image
 
-        content = encode_image("report.png", render_report_image(scored, panels))
+        content = encode_image("report.png", render_report_image(scored, panels), {REPORT_KEYWORD: "score"})
     else:
         from ...scoring.report_html import render_report
 
