@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,22 @@ class EncodedBatch:
         return replace(self, context=context, added=torch.cat([pooled, sizes], dim=1))
 
 
+def reads_masked_image(unet_config: Mapping[str, Any], vae_config: Mapping[str, Any]) -> bool:
+    """Return True if a UNet reads mask and masked latents beside the latents, as for inpainting.
+
+    Raises ValueError for a UNet with other inputs than those of SD1.5, SD2.1, SDXL and their inpainting models.
+    """
+    latents, channels = vae_config.get("latent_channels", 4), unet_config["in_channels"]  # 4: diffusers' default
+    if channels not in (latents, 2 * latents + 1):
+        raise ValueError(
+            f"the model's UNet reads {channels} channels, expected {latents}, or {2 * latents + 1} for inpainting"
+        )
+    added = unet_config.get("addition_embed_type")
+    if added not in (None, "text_time"):
+        raise ValueError(f"the model's UNet has addition_embed_type {added!r:.40}, expected that of SDXL, or none")
+    return bool(channels != latents)
+
+
 class FrozenBase:
     """A pipeline of SD1.5, SD2.1 or SDXL, or of their inpainting models, that is evaluated and stays unchanged.
 
@@ -67,13 +84,8 @@ class FrozenBase:
     """
 
     def __init__(self, pipe: DiffusionPipeline, device: str):
-        config, latent_channels = pipe.unet.config, pipe.vae.config["latent_channels"]
-        self.is_inpainting = config["in_channels"] == 2 * latent_channels + 1
-        if not self.is_inpainting and config["in_channels"] != latent_channels:
-            raise ValueError(
-                f"the model's UNet reads {config['in_channels']} channels, expected {latent_channels}, or "
-                f"{2 * latent_channels + 1} for inpainting"
-            )
+        config = pipe.unet.config
+        self.is_inpainting = reads_masked_image(config, pipe.vae.config)
         self.is_sdxl = config["addition_embed_type"] == "text_time"
         self.device = torch.device(device)
         self._pipe = pipe.to(device)

@@ -13,9 +13,8 @@ import torch
 from diffusers import AutoencoderTiny, DDPMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 
 from controlnet_ext.cli import main
-from controlnet_ext.files.weights import read_weights
 from controlnet_ext.generation.pipeline_folder import PipelineFolder
-from controlnet_ext.training.bases import EncodedBatch, FrozenBase
+from controlnet_ext.training.bases import EncodedBatch, FrozenBase, reads_masked_image
 from controlnet_ext.training.masks import draw_mask
 
 IMAGE = np.array(tiny.picture())
@@ -114,8 +113,12 @@ def test_latents_are_those_of_either_kind_of_vae(tiny_vae: AutoencoderTiny) -> N
 
 
 def test_a_unet_with_other_inputs_is_refused() -> None:
+    vae, unet = {"latent_channels": 4}, {"in_channels": 4, "addition_embed_type": None}
+    assert not reads_masked_image(unet, vae) and reads_masked_image({**unet, "in_channels": 9}, vae)
     with pytest.raises(ValueError, match="reads 8 channels, expected 4, or 9 for inpainting"):
-        FrozenBase(tiny.pipeline(StableDiffusionPipeline, channels=8), "cpu")
+        reads_masked_image({**unet, "in_channels": 8}, vae)
+    with pytest.raises(ValueError, match="addition_embed_type 'image'"):
+        reads_masked_image({**unet, "addition_embed_type": "image"}, vae)
 
 
 def test_masks_are_random_and_repeat() -> None:
@@ -127,37 +130,27 @@ def test_masks_are_random_and_repeat() -> None:
     assert all(np.array_equal(mask, draw_mask(np.random.default_rng(i), 40, 64)) for i, mask in enumerate(masks))
 
 
-@pytest.fixture
-def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_with_a_tiny_vae_has_a_size_also_where_it_states_no_block_out_channels(
+    tiny_vae: AutoencoderTiny, tmp_path: Path
+) -> None:
+    tiny.pipeline(StableDiffusionPipeline, vae=tiny_vae).save_pretrained(tmp_path / "sd")
+    assert PipelineFolder.find(str(tmp_path / "sd")).size == (64, 64)
+    config = tmp_path / "sd/vae/config.json"  # as diffusers wrote it at first
+    config.write_text(config.read_text().replace('"block_out_channels"', '"something_else"'))
+    assert PipelineFolder.find(str(tmp_path / "sd")).size == (64, 64)
+
+
+def test_a_controlnet_is_trained_beside_an_inpainting_model_of_v_prediction_with_a_tiny_vae(
+    tiny_vae: AutoencoderTiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("photos").mkdir()
     for i in range(2):
         tiny.picture(seed=i).save(f"photos/{i}.png")
         Path(f"photos/{i}.txt").write_text("ab"[i])
-    monkeypatch.setattr("controlnet_ext.training.evaluation.EVALUATION_DRAWS", 2)
-
-
-def train(*more: str) -> int:
-    words = ["--map", "canny", "--steps", "1", "--batch", "1", "--validation", "0.5", "--size", "64x64"]
-    return main(["train", "--model", "sd", "--data", "photos", *words, *more, "-o", "out.safetensors"])
-
-
-@pytest.mark.usefixtures("photos")
-@pytest.mark.parametrize("states_widths", [True, False])
-def test_a_folder_with_a_tiny_vae_is_trained_beside(states_widths: bool, tiny_vae: AutoencoderTiny) -> None:
-    tiny.pipeline(StableDiffusionPipeline, vae=tiny_vae).save_pretrained("sd")
-    if not states_widths:  # as diffusers wrote it at first
-        path = Path("sd/vae/config.json")
-        path.write_text(path.read_text().replace('"block_out_channels"', '"something_else"'))
-    assert PipelineFolder.find("sd").size == (64, 64)
-    if states_widths:
-        assert train() == 0
-
-
-@pytest.mark.usefixtures("photos")
-def test_a_v_prediction_inpainting_folder_is_trained_beside() -> None:
-    pipe = tiny.pipeline(diffusers.StableDiffusionInpaintPipeline, "SD2.1", 9)
+    pipe = tiny.pipeline(diffusers.StableDiffusionInpaintPipeline, "SD2.1", 9, vae=tiny_vae)
     pipe.scheduler = DDPMScheduler(prediction_type="v_prediction")
     pipe.save_pretrained("sd")
-    assert train() == 0
-    assert read_weights("out.safetensors").tensors["input_blocks.0.0.weight"].shape[1] == 4
+    words = "--map canny --steps 1 --batch 1 --validation 0.5 --size 64x64 --draws 4 --fidelity-images 0"
+    assert main(["train", "--model", "sd", "--data", "photos", *words.split(), "-o", "out/"]) == 0
+    assert diffusers.ControlNetModel.from_pretrained("out").config["in_channels"] == 4

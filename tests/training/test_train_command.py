@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from networks import randomised
 
 from controlnet_ext import Unit, guide, load
@@ -358,12 +358,6 @@ def test_an_existing_output_is_not_replaced(capsys):
     assert Path("out.safetensors").read_text() == "mine"
     assert main(words("out.safetensors", "--overwrite", steps=1)) == 0
     assert load("out.safetensors").architecture == "controlnet"
-
-
-def test_an_sdxl_is_trained_with_its_pooled_captions_and_sizes():
-    tiny.pipeline(StableDiffusionXLPipeline, "SDXL").save_pretrained("xl")
-    assert main(words("out.safetensors", "--model", "xl", "--size", "64x64", "--batch", "1", steps=1)) == 0
-    assert load("out.safetensors").unet_signature.added_width == 32 + 6 * 8
 
 
 def photos(folder: Path, count: int = 2) -> Path:

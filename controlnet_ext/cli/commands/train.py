@@ -126,9 +126,9 @@ def _run(options: Namespace) -> int:
     maps = parse_map(options.map)
     with silence_libraries():
         folder = PipelineFolder.find(options.model, (*PIPELINE_CLASSES, *INPAINTING_CLASSES))
-        target.check(folder.make_meta_unet(), target_settings)
+        is_inpainting = _check_base(folder, target, target_settings)
         (height, width), step = _parse_size(options.size, folder)
-        monitor = read_monitor_settings(options, maps.kind, maps.preprocess, maps.fidelity, _is_inpainting(folder))
+        monitor = read_monitor_settings(options, maps.kind, maps.preprocess, maps.fidelity, is_inpainting)
         data = read_data(options, maps, (height, width), step, work)
         from ...training.job import TrainingJob
 
@@ -170,9 +170,14 @@ def _filter_unet(hashes: dict[str, str]) -> dict[str, str]:
     return {name: digest for name, digest in hashes.items() if name.startswith("unet/")}
 
 
-def _is_inpainting(folder: PipelineFolder) -> bool:
-    channels = read_json(folder.path / "unet" / "config.json").get("in_channels")
-    return channels != read_json(folder.path / "vae" / "config.json").get("latent_channels", channels)
+def _check_base(folder: PipelineFolder, target: TrainingTarget, settings: TargetSettings) -> bool:
+    """Return True for an inpainting model. Raises ValueError where nothing, or not this, can be trained beside it."""
+    from ...training.bases import reads_masked_image
+
+    unet = folder.make_meta_unet()
+    is_inpainting = reads_masked_image(unet.config, read_json(folder.path / "vae" / "config.json"))
+    target.check(unet, settings)
+    return is_inpainting
 
 
 def _collect_facts(options: Namespace, maps: MapSource, train_count: int, held_out_count: int) -> dict[str, Any]:
