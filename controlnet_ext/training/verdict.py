@@ -70,6 +70,10 @@ def _read_held_out(row: Row) -> float:
     return row.get("held_out", math.inf)
 
 
+def _choose_lower(a: Row, b: Row) -> Row:
+    return b if _read_held_out(b) < _read_held_out(a) else a
+
+
 def _classify(rows: Sequence[Row], steps: Sequence[float], i: int, lowest: Row) -> Fit:
     """Return the state after row i, of the steps `steps`, where `lowest` has the lowest held-out loss up to it."""
     last = rows[i]
@@ -120,7 +124,7 @@ def find_state_start(rows: Sequence[Row]) -> int:
 
     Overfitting by a rise of the held-out loss began with the measurement after the lowest, which is seen only later.
     """
-    steps, lowest = [row["step"] for row in rows], list(accumulate(rows, lambda a, b: min(a, b, key=_read_held_out)))
+    steps, lowest = [row["step"] for row in rows], list(accumulate(rows, _choose_lower))
     last = len(rows) - 1
     status = _classify(rows, steps, last, lowest[last]).status
     since = last
