@@ -254,8 +254,11 @@ class StreamSource(TrainingSource):
         """Yield batches without end. Those before `first_step` are passed over: their headers are read, no image."""
         waiting: dict[tuple[int, int], list[tuple[Sample, tuple[Sample, ...]]]] = {}
         earlier: deque[Sample] = deque(maxlen=SUBSTITUTES)
-        number = 0
-        for example in self._stream.iter_examples(seed, tolerance):
+        number, skip = 0, 0
+        if not sampling.has_buckets:  # where batches wait to be full, those before decide on the next
+            number = max(0, first_step * parts - -(-SUBSTITUTES // batch_size))  # those before may be substitutes
+            skip = number * batch_size
+        for example in self._stream.iter_examples(seed, tolerance, skip):
             size = sampling.size
             if sampling.has_buckets and example.size is not None:
                 size = choose_size(example.size, sampling.size, sampling.step)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from ...batch.inputs import IMAGE_SUFFIXES, InputFile
@@ -19,12 +18,21 @@ def list_captioned_images(folder: Path, maps: Path | None, list_name: str) -> li
     """
     images = [Path(f.path) for f in exclude_recorded_maps(_list_inputs(folder), str(folder))]
     by_stem: dict[str, list[Path]] = {}
-    for path in _list_images(maps) if maps is not None else ():
+    for path in list_images(maps) if maps is not None else ():
         by_stem.setdefault(path.stem, []).append(path)
-    return [_make_row(image, images, by_stem.get(image.stem, []), maps, list_name) for image in images]
+    return [_make_row(image, by_stem.get(image.stem, []), maps, list_name) for image in images]
 
 
-def _make_row(image: Path, images: Sequence[Path], found: list[Path], maps: Path | None, list_name: str) -> ExampleRow:
+def describe_orphans(folder: Path) -> str | None:
+    """Return a line on captions of a folder whose images are not there, None without any."""
+    stems = {path.stem for path in list_images(folder)}
+    orphans = sorted(p for p in folder.iterdir() if p.suffix in CAPTION_SUFFIXES and p.stem not in stems)
+    if not orphans:
+        return None
+    return f"{len(orphans)} captions in {str(folder)!r} have no image of their stem, such as {orphans[0].name!r}"
+
+
+def _make_row(image: Path, found: list[Path], maps: Path | None, list_name: str) -> ExampleRow:
     captions = [image.with_suffix(suffix) for suffix in CAPTION_SUFFIXES if image.with_suffix(suffix).exists()]
     problem = None
     if not captions:
@@ -40,9 +48,10 @@ def _make_row(image: Path, images: Sequence[Path], found: list[Path], maps: Path
     return ExampleRow(image, captions[0] if captions else "", found[0] if found else None, problem)
 
 
-def _list_images(folder: Path) -> list[Path]:
+def list_images(folder: Path) -> list[Path]:
+    """Return the images of a folder by name, without hidden ones."""
     return [p for p in sorted(folder.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
 
 
 def _list_inputs(folder: Path) -> list[InputFile]:
-    return [InputFile(str(path), path.stem) for path in _list_images(folder)]
+    return [InputFile(str(path), path.stem) for path in list_images(folder)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .examples import Example
-from .folders import list_captioned_images
+from .folders import describe_orphans, list_captioned_images, list_images
 from .lists import LIST_SUFFIXES, METADATA_FILES, TUTORIAL_FILE, read_list_rows
 from .rows import USUAL_COLUMNS, Columns, ExampleRow, build_examples
 from .shards import is_shard_pattern, list_shards
@@ -45,16 +45,24 @@ class ReadingOptions:
 
 def check_data_source(text: str) -> None:
     """Raise FileNotFoundError or ValueError unless the text names a folder, a list, a table, or shards that exist."""
+    path = Path(text)
     if is_shard_pattern(text):
         list_shards(text)
+        if path.is_dir() and (other := _find_beside_shards(path)):
+            raise ValueError(f"{text!r} holds both shards and {other}: name what is meant with --data")
         return
-    path = Path(text)
     suffixes = (*LIST_SUFFIXES, ".parquet", ".arrow")
     if not path.is_dir() and not (path.suffix.lower() in suffixes and path.is_file()):
         raise FileNotFoundError(
             f"{text!r} is not a folder; expected one with images, a list ({', '.join(LIST_SUFFIXES)}), a table "
             "(.parquet, .arrow), shards (data/{0000..0099}.tar), or the word scenes"
         )
+
+
+def _find_beside_shards(folder: Path) -> str | None:
+    """Return the name of other training data in a folder of shards, None without any."""
+    found = [marker for marker, holds in MARKERS.items() if holds(folder)]
+    return found[0] if found else next((path.name for path in list_images(folder)), None)
 
 
 def read_examples(
@@ -85,7 +93,11 @@ def _read_rows(path: Path, options: ReadingOptions) -> list[ExampleRow]:
         raise ValueError(f"{str(path)!r} holds both {found[0]} and {found[1]}: remove one, or name one with --data")
     if not found:
         rows = list_captioned_images(path, options.maps, METADATA_FILES[0])
-        return _read_rows(path / TRAIN_SPLIT, options) if not rows and (path / TRAIN_SPLIT).is_dir() else rows
+        if not rows and (path / TRAIN_SPLIT).is_dir():
+            return _read_rows(path / TRAIN_SPLIT, options)
+        if rows and (line := describe_orphans(path)):
+            options.tolerance.note(line)
+        return rows
     _refuse_maps(options, repr(found[0]))
     if found[0] == ARROW:
         files = list_arrow_files(path)

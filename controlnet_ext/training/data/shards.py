@@ -30,12 +30,15 @@ from .rows import CAPTION_LIMIT, TEXT_COLUMNS, Columns, decode_caption, read_tex
 from .tolerance import Tolerance
 
 SHARD_SUFFIX = ".tar"
+COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+COMPRESSED_MARKS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")
 MAX_SHARDS = 100_000  # that a pattern names
 MAX_FIELDS = 64  # members of an example
 HASHED_BYTES = 4096  # at the beginning and the end of an image, with its length, that decide on its side of the split
 HEADER_BYTES = 2**18  # in which the size of an image stands
 MAP_ROLES = (*MAP_COLUMNS, "cond", "conditioning", "control", "hint", "source")
 PHOTO_ROLES = ("", "image", "target")
+TEXT_FIELDS = ("txt", *TEXT_COLUMNS, *(f"{name}.txt" for name in TEXT_COLUMNS))
 BRACES = re.compile(r"\{([^{}]*)\}")
 RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
 
@@ -77,7 +80,8 @@ class TarMember(PackedFile):
 def is_shard_pattern(text: str) -> bool:
     """Return True if the text names shards: a .tar, a pattern with braces of such, or a folder of them."""
     path = Path(text)
-    return text.endswith(SHARD_SUFFIX) or (path.is_dir() and any(path.glob(f"*{SHARD_SUFFIX}")))
+    is_tar = text.lower().endswith((SHARD_SUFFIX, *COMPRESSED_SUFFIXES)) and not path.is_dir()
+    return is_tar or (path.is_dir() and any(path.glob(f"*{SHARD_SUFFIX}")))
 
 
 def list_shards(text: str) -> list[Path]:
@@ -90,7 +94,7 @@ def list_shards(text: str) -> list[Path]:
     for path in paths:
         with open_regular_file(path) as file:
             head = file.read(6)
-        if head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0")):
+        if head.startswith(COMPRESSED_MARKS):
             raise ValueError(f"{str(path)!r} is compressed, and no place in it can be looked up: unpack it to a .tar")
     return paths
 
@@ -194,7 +198,8 @@ class ShardReader:
         return Example(image, caption, control, digest, size)
 
     def _read_caption(self, fields: dict[str, TarMember], file: BinaryIO, name: str) -> str:
-        texts = [f for f in fields if (f == self.columns.text if self.columns.text else f in ("txt", *TEXT_COLUMNS))]
+        given = self.columns.text
+        texts = [f for f in fields if (f in (given, f"{given}.txt") if given else f in TEXT_FIELDS)]
         if len(texts) > 1:
             raise ValueError(f"{name} has {len(texts)} captions, expected one: {', '.join(texts):.200}")
         if texts:
@@ -249,17 +254,24 @@ class ShardStream:
         rows += [self.reader.share, self.buffer_size, vars(self.reader.columns)]
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
-    def iter_examples(self, seed: int, tolerance: Tolerance) -> Iterator[Example]:
-        """Yield examples without end. Raises ValueError when an epoch has none."""
-        epoch = 0
+    def iter_examples(self, seed: int, tolerance: Tolerance, skip: int = 0) -> Iterator[Example]:
+        """Yield examples without end, the first `skip` of all left out. Raises ValueError when an epoch has none.
+
+        What is left out costs the headers of two epochs at most: all have as many examples as the first.
+        """
+        epoch, count = 0, 0
         while True:
-            count = 0
+            passed = 0
             for example in self._iter_epoch(seed, epoch, tolerance):
-                count += 1
-                yield example
-            if not count:
+                passed += 1
+                if passed > skip:
+                    yield example
+            if not passed:
                 raise ValueError(f"{str(self.paths[0])!r} and its like hold no examples to learn from")
-            epoch += 1
+            count = count or passed
+            skip = max(0, skip - passed)
+            epoch += 1 + skip // count
+            skip %= count
 
     def _iter_epoch(self, seed: int, epoch: int, tolerance: Tolerance) -> Iterator[Example]:
         rng = np.random.default_rng([seed, epoch])

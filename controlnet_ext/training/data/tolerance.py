@@ -24,6 +24,10 @@ class Tolerance:
         """Number of broken examples."""
         return len(self._reasons)
 
+    def note(self, line: str) -> None:
+        """Print a line that counts for nothing."""
+        self._report(line)
+
     def add(self, name: str, reason: str) -> None:
         """Note that an example is broken; the reason names it."""
         self._reasons.setdefault(name, reason)

@@ -202,3 +202,12 @@ def test_a_broken_image_is_reported_by_name_and_left_out(tmp_path):
     assert [line.partition(" has")[0].rpartition("/")[2][:5] for line in lines] == ["1.png", "2.png"]
     with pytest.raises(ValueError, match=r"2 of 3 examples cannot be learnt from, over --tolerate 0\.6: .*1\.png"):
         read_examples(tmp_path / "images", options=options(tolerance=Tolerance(0.6, lines.append)))
+
+
+def test_captions_without_images_are_named_and_no_reason_to_stop(tmp_path):
+    write_files(tmp_path, captions=".txt")
+    (tmp_path / "images/notes.txt").write_text("mine")
+    lines = []
+    found = read_examples(tmp_path / "images", options=options(tolerance=Tolerance(0.0, lines.append)))
+    assert len(found) == 3
+    assert len(lines) == 1 and "1 captions in" in lines[0] and lines[0].endswith("such as 'notes.txt'")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from training_sets import SIDE, make_loading, make_pixels, make_png, make_sampling, write_shards, write_tar
 
-from controlnet_ext.training.data import CENTER, MapMaker, StreamSource, Tolerance
+from controlnet_ext.training.data import CENTER, MapMaker, StreamSource, Tolerance, check_data_source
 from controlnet_ext.training.data.reading import DataRequest, read_training_data
 from controlnet_ext.training.data.rows import Columns
 from controlnet_ext.training.data.shards import (
@@ -64,6 +64,9 @@ def test_a_shard_that_is_missing_or_compressed_is_refused_at_once(tmp_path):
         pass
     with pytest.raises(ValueError, match=r"packed\.tar' is compressed, and no place in it can be looked up"):
         list_shards(str(tmp_path))
+    (tmp_path / "packed.tar").rename(tmp_path / "packed.tar.gz")
+    with pytest.raises(ValueError, match=r"packed\.tar\.gz' is compressed"):
+        check_data_source(str(tmp_path / "packed.tar.gz"))
 
 
 def test_an_example_is_looked_up_in_its_shard(pattern):
@@ -80,6 +83,7 @@ def test_an_example_is_looked_up_in_its_shard(pattern):
         ({"a.jpg": 0, "a.cond.png": 1, "a.json": b'{"caption": "text"}'}, {}),
         ({"a.png": 0, "a.conditioning_image.png": 1, "a.caption": b"text"}, {}),
         ({"deep/a.webp": 0, "deep/a.map.webp": 1, "deep/a.txt": b"\xef\xbb\xbftext\n", "deep/a.cls": b"3"}, {}),
+        ({"a.image.jpg": 0, "a.conditioning_image.png": 1, "a.caption.txt": b"text"}, {}),
         ({"a.photo.png": 0, "a.edges.png": 1, "a.words": b"text"}, {"image": "photo", "map": "edges", "text": "words"}),
     ],
 )
@@ -99,6 +103,24 @@ def test_each_epoch_has_every_example_once_in_an_order_of_its_own(pattern):
     assert epochs[0] != epochs[1] != epochs[2] and epochs[0] != sorted(epochs[0])
     assert names == [example.caption for example in take(stream.iter_examples(3, strict()), 60)]
     assert names != [example.caption for example in take(stream.iter_examples(4, strict()), 60)]
+
+
+@pytest.mark.parametrize("skip", [0, 1, 19, 20, 21, 40, 59, 133])
+def test_what_is_left_out_of_a_stream_costs_two_epochs_at_most(pattern, monkeypatch, skip):
+    stream, opened = make_stream(pattern), []
+    expected = take(stream.iter_examples(3, strict()), skip + 25)[skip:]
+    iterate = ShardReader.iter_shard
+    monkeypatch.setattr(ShardReader, "iter_shard", lambda *a: opened.append(a[1].name) or iterate(*a))
+    assert next(stream.iter_examples(3, strict(), skip)) == expected[0] and len(opened) <= 2 * 4
+    assert take(stream.iter_examples(3, strict(), skip), 25) == expected
+
+
+def test_a_folder_of_shards_and_other_data_is_refused(tmp_path):
+    write_shards(tmp_path, 1, 1)
+    check_data_source(str(tmp_path))
+    (tmp_path / "a.png").write_bytes(make_png(0))
+    with pytest.raises(ValueError, match=r"holds both shards and a\.png: name what is meant"):
+        check_data_source(str(tmp_path))
 
 
 def list_plans(source, first_step, count, parts=2, batch=3, **sampling):
