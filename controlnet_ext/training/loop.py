@@ -221,7 +221,7 @@ class TrainingLoop(Generic[TrainedModule]):
         wrong = next((f"loss of step {step + 1} is {loss}" for loss in losses if not math.isfinite(loss)), None)
         if wrong is None and (math.isfinite(norm) or overflows):
             return
-        names = [repr(name) for each in self._processes.gather(list(self.list_suspects())) for name in each]
+        names = [name for each in self._processes.gather(list(self.list_suspects())) for name in each]
         more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
         examples = f" with {', '.join(names[:MAX_NAMES])}{more}" if names else ""
         raise FloatingPointError(

@@ -177,7 +177,7 @@ def test_all_processes_end_together(found):
     assert first["evaluation"] == "OSError: the disk is full"
     assert second["evaluation"] == "RuntimeError: process 0: the disk is full"
     for each in (first, second):
-        assert each["nan"].startswith("FloatingPointError: the loss of step 4 is nan with 'image 0', 'image 1'; ")
+        assert each["nan"].startswith("FloatingPointError: the loss of step 4 is nan with image 0, image 1; ")
     assert all(torch.equal(t, second["stopped"][name]) for name, t in first["stopped"].items())
 
 

@@ -229,7 +229,7 @@ def test_gradients_that_are_not_finite_stop_the_training_before_they_break_it(tm
         loss = _loss(net, step, batch)
         return _PoisonousBackward.apply(loss) if step == 1 else loss
 
-    names = [f"{i}.png" for i in range(10)]
+    names = [f"'{i}.png'" for i in range(10)]
     with pytest.raises(FloatingPointError) as error:
         train(
             _net(),
