@@ -2,6 +2,7 @@
 
     python -m benchmarks.training_speed [--model tiny|half|sd15] [--size 256] [--batch 1] [--steps 4] [--rounds 2]
     python -m benchmarks.training_speed --memory [--model half] ...
+    python -m benchmarks.training_speed --count
 
 The loop of diffusers is that of huggingface/diffusers @ 58eb52c, examples/controlnet/train_controlnet.py: its image
 transforms, its loader, its forward and backward pass, its optimizer, without trackers and validation. Both train in
@@ -10,7 +11,8 @@ model; `half` and `sd15` have the shape of SD1.5 with half its channels and with
 
 Prints, for each, images per second by the median step, in wall time and in time of this process (which other processes
 on the machine do not lengthen), and where the time goes. Then what ours encodes once for each image. --memory prints
-the largest resident memory of processes that train for two steps with different settings.
+the largest resident memory of processes that train for two steps with different settings. --count counts the
+operations of a step of SD1.5 on tensors without values: those of both, less what ours does once for each image.
 """
 
 from __future__ import annotations
@@ -158,6 +160,23 @@ def make_random(build: Callable[[], nn.Module]) -> Any:
     return module.eval()
 
 
+def list_parts(name: str) -> dict[str, Callable[[], Any]]:
+    """Return what makes the UNet and the VAE of a model."""
+    share = WIDTHS[name][0] / 320
+    return {
+        "unet": lambda: UNet2DConditionModel(
+            block_out_channels=WIDTHS[name], cross_attention_dim=768, attention_head_dim=8
+        ),
+        "vae": lambda: AutoencoderKL(
+            block_out_channels=tuple(int(c * share) for c in (128, 256, 512, 512)),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=2,
+            latent_channels=4,
+        ),
+    }
+
+
 def make_pipeline(name: str) -> StableDiffusionPipeline:
     """Return the embedded model, or one of the shape of SD1.5 with random weights."""
     folder = PipelineFolder.find("embedded")
@@ -167,20 +186,8 @@ def make_pipeline(name: str) -> StableDiffusionPipeline:
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
     torch.manual_seed(0)
-    share = WIDTHS[name][0] / 320
     tokenizer = CLIPTokenizer.from_pretrained(folder.path / "tokenizer", model_max_length=77)
-    unet = make_random(
-        lambda: UNet2DConditionModel(block_out_channels=WIDTHS[name], cross_attention_dim=768, attention_head_dim=8)
-    )
-    vae = make_random(
-        lambda: AutoencoderKL(
-            block_out_channels=tuple(int(c * share) for c in (128, 256, 512, 512)),
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            layers_per_block=2,
-            latent_channels=4,
-        )
-    )
+    unet, vae = (make_random(build) for build in list_parts(name).values())
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=768,
@@ -393,6 +400,45 @@ def compare_memory(options: argparse.Namespace) -> None:
         print(f"{name}: {done.stdout.strip() or done.stderr.strip().splitlines()[-1]}", flush=True)
 
 
+def count_operations(size: int) -> dict[str, float]:
+    """Return the floating point operations of a step with one image of SD1.5, in 10^9, by part."""
+    from torch.utils.flop_counter import FlopCounterMode
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    def count(call: Callable[[], Any]) -> tuple[float, Any]:
+        with FlopCounterMode(display=False) as counter:
+            found = call()
+        return counter.get_total_flops() / 1e9, found
+
+    with torch.device("meta"):
+        pipe = {name: build() for name, build in list_parts("sd15").items()}
+        copy = ControlNetModel(cross_attention_dim=768)
+        config = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+        text = CLIPTextModel(config)
+        x, t, context = torch.empty(1, 4, size // 8, size // 8), torch.empty(1).long(), torch.empty(1, 77, 768)
+        image, ids = torch.empty(1, 3, size, size), torch.empty(1, 77).long()
+    unet, vae = pipe["unet"].requires_grad_(False), pipe["vae"].requires_grad_(False)
+    found = {
+        "VAE": count(lambda: vae.encode(image).latent_dist.parameters)[0],
+        "text encoder": count(lambda: text(ids)[0])[0],
+    }
+    found["copy"], (down, middle) = count(lambda: copy(x, t, context, controlnet_cond=image, return_dict=False))
+    given = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+    found["UNet"], predicted = count(lambda: unet(x, t, context, **given, return_dict=False)[0])
+    found["backward"] = count(lambda: predicted.sum().backward())[0]
+    return found
+
+
+def report_operations() -> None:
+    for size in (256, 512):
+        parts = count_operations(size)
+        total, once = sum(parts.values()), parts["VAE"] + parts["text encoder"]
+        print(f"{size} px: " + ", ".join(f"{name} {operations:,.0f}" for name, operations in parts.items()))
+        print(
+            f"  10^9 operations; diffusers {total:,.0f}, ours {total - once:,.0f}: ratio {total / (total - once):.2f}"
+        )
+
+
 def measure_memory(options: argparse.Namespace) -> None:
     pipe = make_pipeline(options.model)
     with tempfile.TemporaryDirectory() as name:
@@ -415,6 +461,7 @@ def main() -> None:
     parser.add_argument("--optimizer", default="adamw")
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--memory", action="store_true", help="memory by settings instead of time")
+    parser.add_argument("--count", action="store_true", help="operations instead of time")
     parser.add_argument("--only", choices=["ours", "diffusers"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.only is not None:
@@ -423,7 +470,9 @@ def main() -> None:
     print(f"torch {torch.__version__}, diffusers {diffusers.__version__}, Python {platform.python_version()}")
     load = os.getloadavg()[0]
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, load {load:.1f}, {options.precision}")
-    if options.memory:
+    if options.count:
+        report_operations()
+    elif options.memory:
         compare_memory(options)
     else:
         compare(options)
