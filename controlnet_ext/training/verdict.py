@@ -17,7 +17,9 @@ from .stopping import Row, has_learnt
 
 MIN_VERDICT_STEPS = WARM_UP_STEPS  # before, the rate has not risen to its value yet
 SIGNIFICANT_CHANGE = 0.02  # share of a loss that the verdict calls a change, in two measurements in succession
-LARGE_CHANGE = 0.1  # share of a loss that it calls a change in one
+MAX_LOST_GAIN = 0.2  # share of the gain whose loss is a change too
+CHANCE_FACTOR = 5.0  # times so large, one measurement shows a change
+SIGNIFICANT_GAP = 0.05  # share of the gain on training images by which the gap grows where a network overfits
 MIN_SHARED_GAIN = 0.5  # share of the gain on training images that must hold for others
 
 OVERFITS, DIVERGES, UNDERFITS, FITS, UNKNOWN = "overfits", "diverges", "underfits", "fits", "unknown"
@@ -89,8 +91,9 @@ def _classify(rows: Sequence[Row], steps: Sequence[float], i: int, lowest: Row) 
         where = f"the held-out loss was lowest, {lowest['held_out']:.4g}, after {lowest['step']:.0f} steps"
         if last["training"] > (1 + SIGNIFICANT_CHANGE) * lowest["training"]:
             return Fit(DIVERGES, f"diverges: {where}, and both losses rise", "a lower --rate", "rising like it")
-        trend = "rising" if i == 0 or last["held_out"] >= rows[i - 1]["held_out"] else "above its lowest"
-        return Fit(OVERFITS, f"overfits: {where}", "more images, or fewer steps", trend)
+        if compute_gap(last) - compute_gap(lowest) > SIGNIFICANT_GAP * max(gained["training"], 0):
+            trend = "rising" if i == 0 or last["held_out"] >= rows[i - 1]["held_out"] else "above its lowest"
+            return Fit(OVERFITS, f"overfits: {where}", "more images, or fewer steps", trend)
     if has_learnt(last) and gained["held_out"] < MIN_SHARED_GAIN * gained["training"]:
         share = math.floor(100 * gained["held_out"] / gained["training"])
         what = f"overfits: {share} % of what control gains on training images holds for others"
@@ -108,10 +111,19 @@ def _classify(rows: Sequence[Row], steps: Sequence[float], i: int, lowest: Row) 
 def _has_risen(rows: Sequence[Row], i: int, lowest: Row) -> bool:
     """Return True if the held-out loss of row i, and that of the row before, lie clearly above the lowest.
 
-    One measurement alone may do so by chance, unless it lies far above.
+    Clearly means by 2 % of the loss, or where control gains little, by a fifth of its gain. One measurement alone may
+    do so by chance, unless it lies five times as far above.
     """
-    rises = [row["held_out"] / lowest["held_out"] - 1 for row in rows[max(i - 1, 0) : i + 1]]
-    return min(rises) > SIGNIFICANT_CHANGE or rises[-1] > LARGE_CHANGE
+    gain = lowest["held_out_unguided"] - lowest["held_out"]
+    clear = SIGNIFICANT_CHANGE * lowest["held_out"]
+    clear = min(clear, MAX_LOST_GAIN * gain) if gain > 0 else clear
+    rises = [row["held_out"] - lowest["held_out"] for row in rows[max(i - 1, 0) : i + 1]]
+    return min(rises) > clear or rises[-1] > CHANCE_FACTOR * clear
+
+
+def compute_gap(row: Row) -> float:
+    """Return the gain on training images minus the gain on held-out ones: 0 where one holds for the other."""
+    return (row["training_unguided"] - row["training"]) - (row["held_out_unguided"] - row["held_out"])
 
 
 def has_losses(row: Row) -> bool:

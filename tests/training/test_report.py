@@ -16,8 +16,9 @@ from test_stopping import make_rows
 from controlnet_ext.cli import main
 from controlnet_ext.training.report import write_report
 from controlnet_ext.training.report.card import build_model_card
-from controlnet_ext.training.report.charts import Chart, Line, build_charts, compute_gap, compute_ticks
+from controlnet_ext.training.report.charts import Chart, Line, build_charts, compute_ticks
 from controlnet_ext.training.report.contents import MAX_STEP_STRIPS, ReportContents
+from controlnet_ext.training.verdict import compute_gap
 
 HOSTILE = "<script>alert(1)</script>.safetensors"
 

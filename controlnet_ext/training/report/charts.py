@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..stopping import Row
-from ..verdict import has_losses
+from ..verdict import compute_gap, has_losses
 from .contents import ReportContents
 
 TRAINING_COLOR, HELD_OUT_COLOR, UNGUIDED_COLOR, FIDELITY_COLOR = "#2f6fde", "#e0631c", "#9aa0a8", "#0f8a6d"
@@ -102,11 +102,6 @@ def _build_loss_chart(rows: Sequence[Row]) -> Chart:
         return with_baselines
     levels = " and ".join(f"{line.points[-1][1]:.4g}" for line in baselines)
     return replace(alone, subtitle=f"fixed noise; without control they are {levels}")
-
-
-def compute_gap(row: Row) -> float:
-    """Return the gain on training images minus the gain on held-out ones: 0 where one holds for the other."""
-    return (row["training_unguided"] - row["training"]) - (row["held_out_unguided"] - row["held_out"])
 
 
 def compute_ticks(low: float, high: float, count: int = 5) -> list[float]:

@@ -12,9 +12,9 @@ import numpy as np
 
 from ...files.image_writer import encode_image
 from ..stopping import Row
-from ..verdict import DIVERGES, FITS, OVERFITS, UNDERFITS, has_losses
+from ..verdict import DIVERGES, FITS, OVERFITS, UNDERFITS, compute_gap, has_losses
 from ..work_folder import LOG_FILE
-from .charts import Chart, Line, build_charts, compute_gap, compute_ticks
+from .charts import Chart, Line, build_charts, compute_ticks
 from .contents import ReportContents, Strip
 
 CHART_WIDTH, CHART_HEIGHT = 560, 300  # of an SVG's view box
