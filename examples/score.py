@@ -1,10 +1,11 @@
-"""A folder of photos to a scored report: python examples/score.py
+"""A folder of photos to a scored report: python examples/score.py [STEPS]
 
 Draws an image by the edges of each photo, and an unguided one from the same noise, and writes report.html, which says
 how well the images obey. `controlnet-ext score` finds what belongs together in pairs/: files of one name in images/,
 maps/, sources/ and unguided/. Images of `controlnet-ext generate` hold their maps, and need no such folders.
 """
 
+import sys
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from controlnet_ext.cli import main
 from controlnet_ext.embedded import EMBEDDED_FOLDER
 
 PROMPTS = ["a blue blob and a yellow curve on a red ground", "a green blob and a white curve on a brown ground"]
-STEPS = 4  # with 20 the images obey better
+STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 10  # with 20 the images obey better
 
 photo = Image.open(Path(__file__).parent / "coffee.jpg")
 photos = [ImageOps.fit(photo, (128, 128), centering=(x, 0.5)) for x in (0.2, 0.8)]  # two parts of it

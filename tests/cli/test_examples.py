@@ -87,7 +87,10 @@ def test_the_client_gets_an_image_and_its_map_from_the_server() -> None:
     assert set(np.unique(read("served_map.png"))) == {0, 255}
 
 
-def test_score_writes_a_report_of_two_images(capsys: pytest.CaptureFixture[str]) -> None:
+def test_score_writes_a_report_of_two_images(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["score.py", "1"])
     runpy.run_path(str(EXAMPLES / "score.py"))
     assert "of 2 images, floor 0." in capsys.readouterr().out
     assert Path("report.html").read_text().count('<img class="photo"') == 2
