@@ -56,7 +56,8 @@ def arguments(parser: ArgumentParser, argv: list[str]) -> None:
         "--model",
         metavar="M",
         required=True,
-        help="folder saved by diffusers (SD1.5, SD2.1), or owner/name in the local Hugging Face cache",
+        help="folder saved by diffusers (SD1.5, SD2.1, SDXL, and for inpainting), or owner/name in the local Hugging "
+        "Face cache",
     )
     parser.add_argument(
         "-o",

@@ -28,7 +28,8 @@ class T2IAdapterTarget(TrainingTarget):
         config: dict[str, Any] = {"adapter_type": "full_adapter", "downscale_factor": factor, "channels": widths}
         if factor == 16:
             config |= {"adapter_type": "full_adapter_xl", "channels": [*widths, widths[-1]]}
-        return t2i_adapter.load(diffusers.T2IAdapter(**config).state_dict(), config)
+        adapter: Any = diffusers.T2IAdapter(**config)
+        return t2i_adapter.load(adapter.state_dict(), config)
 
 
 TARGET = T2IAdapterTarget()
