@@ -12,6 +12,7 @@ from ..generation.options import split_unit_text
 from ..maps.control_map import MAP_KINDS
 from ..maps.mirror import Mirroring, get_mirroring_of_kind
 from ..preprocessors.registry import find_unless_none
+from ..training.work_folder import CACHE_FOLDER, MAP_FOLDER
 from .common import print_stderr
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from ..training.data import MapMaker, TrainingData
     from ..training.data.map_cache import PreprocessorMaps
 
-MAP_FOLDER, CACHE_FOLDER = "maps", "cache"  # in the folder of the work
 SAMPLING_DEFAULTS = {
     "crop": "center", "flip": False, "buckets": False, "caption_dropout": 0.1, "map_dropout": 0.0, "columns": None,
     "maps": None,
@@ -162,6 +162,8 @@ def parse_map(text: str) -> MapSource:
         if values or kind not in MAP_KINDS:
             raise ValueError(f"--map {text!r}: expected none,kind=K, K one of {', '.join(MAP_KINDS)}")
         return MapSource(kind, get_mirroring_of_kind(kind), None)
+    if spec.needs_mask:
+        raise ValueError(f"--map {text!r}: {spec.name} needs a mask of each image, which training data has not")
     maps = PreprocessorMaps(spec.name, spec.parse(values))
     return MapSource(spec.makes, spec.mirroring, maps, None if values else spec.name, spec.fidelity)
 
@@ -187,6 +189,7 @@ def read_data(options: Namespace, maps: MapSource, size: tuple[int, int], step: 
     ValueError in one line for data that cannot be learnt from.
     """
     from ..training.data import LoadingSettings, Sampling, Tolerance
+    from ..training.data.map_cache import remove_stale_files
     from ..training.data.reading import DataRequest, read_training_data
     from ..training.data.rows import Columns
 
@@ -200,5 +203,7 @@ def read_data(options: Namespace, maps: MapSource, size: tuple[int, int], step: 
     sampling = Sampling(size, step, options.buckets, is_random, options.flip, *dropout)
     tolerance = Tolerance(options.tolerate, report)
     loading = LoadingSettings(tolerance, options.workers, options.cache, work / CACHE_FOLDER)
+    for folder in (work / MAP_FOLDER, work / CACHE_FOLDER):
+        remove_stale_files(folder)
     maker = maps.make_maker(None if options.cache == "none" else work / MAP_FOLDER)
     return read_training_data(request, maker, sampling, loading, report)

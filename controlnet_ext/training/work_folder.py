@@ -12,6 +12,7 @@ from typing import Any
 
 from ..files.disk import LOCK_FILE, list_temporary_files, lock_folder, read_json, write_atomically
 
+MAP_FOLDER, CACHE_FOLDER = "maps", "cache"  # of the data; what lies in them may be removed at any time
 ARGUMENTS_FILE = "arguments.json"
 LOG_FILE = "log.jsonl"
 FACTS_FILE = "run.json"  # what the report states beside arguments and figures
@@ -98,6 +99,6 @@ def _check_content(folder: Path, settings: Mapping[str, Any]) -> None:
                     "the same arguments to go on, or another --work"
                 )
     elif os.path.lexists(folder):
-        own = {LOCK_FILE, *(path.name for path in list_temporary_files(folder))}
+        own = {LOCK_FILE, MAP_FOLDER, CACHE_FOLDER, *(path.name for path in list_temporary_files(folder))}
         if not folder.is_dir() or {path.name for path in folder.iterdir()} - own:
             raise ValueError(f"{str(folder)!r} exists and is no folder of a training: name another with --work")

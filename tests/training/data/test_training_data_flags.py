@@ -1,5 +1,6 @@
 """The flags of `train` that name data: refused in one line before anything is loaded, and read."""
 
+import os
 from argparse import ArgumentParser
 
 import numpy as np
@@ -13,6 +14,7 @@ from controlnet_ext.cli.training_data import (
     parse_map,
     read_data,
 )
+from controlnet_ext.training.work_folder import check_work_folder
 
 
 @pytest.fixture
@@ -63,6 +65,7 @@ def read(here, *words, size=(64, 64)):
         (["--data", "scenes", "--validation", "0.1"], "scenes are square"),
         (["--data", "photos.zip"], r"is not a folder; expected one with images, a list .* shards"),
         (["--map", "none"], r"has no map: list it, name the folder of maps with --maps"),
+        (["--map", "inpaint_only+lama"], r"inpaint_only\+lama needs a mask of each image"),
         (["--data", "shards", "--columns", "map=edges", "--map", "none"], "has no map among"),
     ],
 )
@@ -108,3 +111,20 @@ def test_maps_that_are_made_are_kept_in_the_folder_of_the_work(here):
     np.testing.assert_array_equal(read(here).held_out.read(0, 64, 64)[1], made)
     read(here, "--cache", "none").held_out.read(0, 48, 48)
     assert list((here / "work/maps").iterdir()) == [path]
+
+
+def test_a_work_folder_with_nothing_but_caches_is_new(here):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    pa = pytest.importorskip("pyarrow")
+    images = [encode_png(make_pixels(i, 64, 64)) for i in range(4)]
+    parquet.write_table(pa.table({"image": images, "text": ["a"] * 4}), here / "set.parquet")
+    (here / "work/cache").mkdir(parents=True)
+    stale, fresh = (here / f"work/cache/.{name * 16}.part" for name in "ab")
+    for path in (stale, fresh):
+        path.touch()
+    os.utime(stale, (0, 0))
+    data = read(here, "--data", "set.parquet")
+    assert data.source.total == 3 and not stale.exists() and fresh.exists()
+    data.held_out.read(0, 64, 64)
+    assert {path.name for path in (here / "work").iterdir()} == {"maps", "cache"}
+    check_work_folder(here / "work", {"steps": 1})

@@ -38,7 +38,7 @@ from controlnet_ext.training.data.map_cache import CachedMapMaker, PreprocessorM
 from controlnet_ext.training.data.rows import Columns
 from controlnet_ext.training.data.shards import ShardReader, ShardStream, list_shards
 from controlnet_ext.training.encoding import EncodedExamples, ExampleEncoder
-from controlnet_ext.training.loading import TrainingBatches
+from controlnet_ext.training.loading import ExampleReader, Request, TrainingBatches
 
 
 @pytest.fixture(scope="module")
@@ -220,6 +220,15 @@ def test_a_preprocessor_can_be_sent_to_another_process():
     pixels = make_pixels(3, 32, 32)
     np.testing.assert_array_equal(sent(pixels), preprocess("canny", pixels, low=50).pixels)
     assert sent.identity == maps.identity != PreprocessorMaps("canny", {"low": 60}).identity
+
+
+def test_a_reader_can_be_sent_to_another_process(folder, tmp_path):
+    maps = CachedMapMaker(PreprocessorMaps("canny", {}), "plain", "canny", tmp_path)
+    sample = read_examples(folder)[1]
+    request = Request(sample, (SIDE, SIDE), CENTER, needs_pixels=True)
+    one, other = (each[request] for each in (ExampleReader(maps), pickle.loads(pickle.dumps(ExampleReader(maps)))))
+    assert np.array_equal(one.pixels, other.pixels) and np.array_equal(one.map, other.map)
+    assert pickle.loads(pickle.dumps(request)) == request
 
 
 def test_measured_examples_are_the_middles_in_order(folder):
