@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import error_prefix
 from ..files.disk import parse_json
 from ..generation.inpainting import InpaintArea
-from ..scoring.inputs import StatedUnit
 from .modules import USE_DEFAULT, find_module, parameters_from_sliders
 from .requests import INPAINTING_FILLS, WebuiRequest
 from .units import CONTROL_MODES, HR_OPTIONS, RESIZE_MODES, UNION_MAP_TYPES, WebuiUnit
+
+if TYPE_CHECKING:
+    from ..scoring.inputs import StatedUnit
 
 UNIT_TEXT_FIELDS = {  # that a unit's text may set
     *("module", "model", "weight", "resize_mode", "processor_res", "threshold_a", "threshold_b", "guidance_start"),
