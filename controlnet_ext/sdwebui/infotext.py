@@ -120,6 +120,8 @@ def read_stated_units(text: str) -> list[StatedUnit]:
     and those without a preprocessor, are left out.
 
     Raises ValueError in one line for a preprocessor that is not here, or sliders that are no numbers."""
+    from ..scoring.inputs import StatedUnit  # which hosts of the webui do not need
+
     units = []
     for number, quoted in UNIT_PATTERN.findall(text.rpartition("\n")[2]):
         with error_prefix(f"ControlNet {number}"):
