@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 
 DIFFUSERS_STEM = "diffusion_pytorch_model"
+WEIGHTS_FILE = f"{DIFFUSERS_STEM}.safetensors"  # that diffusers writes
 DIFFUSERS_FILE_NAMES = [
     f"{DIFFUSERS_STEM}{variant}.{suffix}" for suffix in ("safetensors", "bin") for variant in ("", ".fp16")
 ]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..files.disk import Content, check_target_folder, make_temporary_name, write_together
+from ..models import WEIGHTS_FILE
 from .targets import TrainingTarget
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ class TrainingOutput:
         Raises ValueError for a file that does not end in .safetensors.
         """
         path = Path(text)
+        if path.name in ("", ".."):
+            path = path.resolve()
         if path.suffix == ".safetensors" and not text.endswith(("/", os.sep)):
             return cls(path, False)
         if not text.endswith(("/", os.sep)) and not path.is_dir():
@@ -72,6 +75,8 @@ class TrainingOutput:
                 check_target_folder(self.path)
                 if not overwrite and any(self.path.iterdir()):
                     raise FileExistsError(f"{name} holds files already; --overwrite replaces a model in it")
+                if self.card.exists() and not (self.path / WEIGHTS_FILE).exists():
+                    raise FileExistsError(f"{str(self.card)!r} is of no model, and the model card goes there")
             return
         if os.path.lexists(self.path) and (self.path.is_dir() or not overwrite):
             raise FileExistsError(f"{name} exists; --overwrite replaces a file")

@@ -55,7 +55,8 @@ def remove_output_leftovers(folder: Path, output: Path, temp_prefix: str) -> Non
     """Remove what a killed training in this folder left of `output` under temporary names, unless one works there."""
     if (folder / LOCK_FILE).exists():
         with suppress(ValueError), lock_folder(folder, "training"):
-            for path in list_temporary_files(output.parent, temp_prefix):
+            folders = (output.parent, output) if output.is_dir() else (output.parent,)
+            for path in [path for folder in folders for path in list_temporary_files(folder, temp_prefix)]:
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)
                 else:

@@ -21,7 +21,7 @@ from test_ldm_host import inputs as ldm_inputs
 
 from controlnet_ext import Unit, load
 from controlnet_ext.files.weights import read_weights
-from controlnet_ext.models import ControlFile
+from controlnet_ext.models import WEIGHTS_FILE, ControlFile
 from controlnet_ext.models.state_dict import saving
 from controlnet_ext.training.bases import EncodedBatch, FrozenBase
 from controlnet_ext.training.output import TrainingOutput
@@ -182,6 +182,7 @@ def test_a_file_guides_the_webuis_unet_as_the_network_was_trained(target: str, s
         ("out/", "control-lora", "diffusers reads no control-lora from a folder"),
         ("full/", "controlnet", "'full' holds files already; --overwrite"),
         ("full", "controlnet", "'full' holds files already; --overwrite"),
+        (".", "controlnet", "holds files already; --overwrite"),
         ("here.safetensors/", "controlnet", "'here.safetensors' is a file, expected a folder"),
         ("here.safetensors", "controlnet", "'here.safetensors' exists; --overwrite"),
         ("carded.safetensors", "controlnet", "'carded.safetensors.md' exists, where the model card goes"),
@@ -193,6 +194,13 @@ def test_what_cannot_be_written_or_would_be_replaced_is_refused(out: str, target
         Path(name).write_text("mine")
     with pytest.raises((ValueError, FileExistsError), match=says):
         TrainingOutput.parse(out).check(find_target(target), overwrite=False, is_resumed=False)
+
+
+def test_a_readme_that_is_of_no_model_is_not_replaced() -> None:
+    Path("mine").mkdir()
+    Path("mine/README.md").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"'mine/README\.md' is of no model"):
+        TrainingOutput.parse("mine/").check(find_target("controlnet"), overwrite=True, is_resumed=False)
 
 
 def test_overwriting_replaces_the_model_and_nothing_else(unets: dict[str, Any]) -> None:
@@ -223,7 +231,7 @@ def test_an_output_is_whole_or_not_there_at_any_kill(out: str, tmp_path: Path, m
     monkeypatch.setattr(saving, "build_metadata", lambda net: {})
     torch.manual_seed(0)
     net, output = OneLayer(2, 2), TrainingOutput.parse(out)
-    weights = output.path / saving.WEIGHTS_FILE if output.is_folder else output.path
+    weights = output.path / WEIGHTS_FILE if output.is_folder else output.path
     for count in itertools.count():
         (tmp_path / str(count)).mkdir()
         monkeypatch.chdir(tmp_path / str(count))

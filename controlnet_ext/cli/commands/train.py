@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from ...training.monitoring import MonitorSettings
 
 EVALUATION_KEYS = ("draws", "fidelity_images")  # where they are given
-RESUME_KEYS = ("target", "rank", "steps", "batch", "accumulate", "weighting", "seed", "map")
+RESUME_KEYS = ("rank", "steps", "batch", "accumulate", "weighting", "seed", "map")
 
 
 def arguments(parser: ArgumentParser, argv: list[str]) -> None:
@@ -135,6 +135,7 @@ def _run(options: Namespace) -> int:
 
         hashes = hash_files(folder.files())
         settings = {
+            "target": None if target.name == DEFAULT_TARGET else target.name,
             **{name: getattr(options, name) for name in RESUME_KEYS},
             "rate": schedule.learning_rate,
             **list_changed_settings(options),

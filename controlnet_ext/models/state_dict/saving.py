@@ -10,14 +10,11 @@ from typing import Any
 
 from ...files.disk import Content, write_atomically, write_together
 from ...files.safetensors import serialize_weights
-from .. import CONFIG_METADATA_KEY, DIFFUSERS_STEM, MAP_METADATA_KEY, ControlFile
+from .. import CONFIG_METADATA_KEY, MAP_METADATA_KEY, WEIGHTS_FILE, ControlFile
 from ..inspection import find_map_type
 from ..nn.execution import CompilableBlocks
 
 METADATA_PREFIX = "controlnet_ext."  # what of a file's metadata goes along when it is converted
-
-
-WEIGHTS_FILE = f"{DIFFUSERS_STEM}.safetensors"
 
 
 def build_diffusers_files(net: Any, extra_metadata: Mapping[str, str] | None = None) -> dict[str, Content]:
