@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,6 +22,7 @@ from .rows import Columns, ExampleRow, read_text_value
 
 STATE_FILE, SPLITS_FILE = "state.json", "dataset_dict.json"  # of `save_to_disk`
 TRAIN_SPLIT = "train"
+SPLIT_WORDS = re.compile(r"[-_.]")  # between the words of names such as fill50k-train-00000-of-00002.arrow
 STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"  # of an Arrow stream that was written to its end
 FILE_MARK = b"ARROW1"  # at both ends of an Arrow file
 FREE_BYTES, UNPACKED_PER_BYTE = 2**26, 64  # that a table may take in memory: so many, and so many for each byte of it
@@ -54,7 +56,7 @@ class ArrowImage(PackedFile):
 
 
 def list_arrow_files(folder: Path) -> list[Path]:
-    """Return the files of a dataset that `save_to_disk` wrote, or all Arrow files of a folder.
+    """Return the files of a dataset that `save_to_disk` wrote, or the Arrow files of a folder.
 
     Of one with several splits, those of `train`, or of its only one. Raises ValueError where it has others, or a file
     that its list names is outside the folder; FileNotFoundError for one that is missing.
@@ -67,7 +69,7 @@ def list_arrow_files(folder: Path) -> list[Path]:
         split = resolve_inside(folder, TRAIN_SPLIT if TRAIN_SPLIT in names else names[0], repr(str(folder)))
         return list_arrow_files(split)
     if not (folder / STATE_FILE).exists():
-        return sorted(folder.glob("*.arrow"))
+        return _choose_training_split(sorted(folder.glob("*.arrow")))
     where = repr(str(folder / STATE_FILE))
     state = read_json(folder / STATE_FILE)
     files = state.get("_data_files")
@@ -85,8 +87,12 @@ def list_arrow_files(folder: Path) -> list[Path]:
 def list_parquet_files(folder: Path) -> list[Path]:
     """Return the Parquet files of a folder, or of `data` in it, as repositories of datasets have them: those of the
     split `train` where the names say so."""
-    found = sorted(folder.glob("*.parquet")) or sorted((folder / "data").glob("*.parquet"))
-    return [path for path in found if path.name.startswith(TRAIN_SPLIT)] or found
+    return _choose_training_split(sorted(folder.glob("*.parquet")) or sorted((folder / "data").glob("*.parquet")))
+
+
+def _choose_training_split(files: list[Path]) -> list[Path]:
+    """Return the files with the word train in their names, all of them if none has it."""
+    return [path for path in files if TRAIN_SPLIT in SPLIT_WORDS.split(path.stem)] or files
 
 
 def read_arrow_rows(path: Path, columns: Columns, map_column: str | None) -> list[ExampleRow]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from training_sets import SIDE, encode_png, make_pixels, make_png, write_list
 
 from controlnet_ext.training.data import FolderDataset, ReadingOptions, Tolerance, read_examples
@@ -12,6 +13,9 @@ from controlnet_ext.training.data.rows import Columns
 
 pa = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
+
+
+COLUMNS = {"image": 0, "conditioning_image": 100}  # with the seed of the first
 
 
 def options(**given):
@@ -126,6 +130,27 @@ def test_the_training_split_of_saved_datasets_is_taken(tmp_path):
     (tmp_path / "set/dataset_dict.json").write_text('{"splits": ["a", "b"]}')
     with pytest.raises(ValueError, match="has the splits a, b: name one"):
         read_examples(tmp_path / "set")
+
+
+def test_of_files_of_several_splits_those_of_train_are_taken(tmp_path):
+    write_arrow(tmp_path / "set/fill50k-train-00000-of-00002.arrow", table().slice(0, 2))
+    write_arrow(tmp_path / "set/fill50k-train-00001-of-00002.arrow", table().slice(2, 1))
+    write_arrow(tmp_path / "set/fill50k-test.arrow", table())
+    check(read_examples(tmp_path / "set"))
+
+
+def test_datasets_of_the_library_datasets_are_read(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    images = [{name: Image.fromarray(make_pixels(seed + i)) for name, seed in COLUMNS.items()} for i in range(3)]
+    features = datasets.Features({**{name: datasets.Image() for name in COLUMNS}, "text": datasets.Value("string")})
+    rows = [{**row, "text": f"caption {i}"} for i, row in enumerate(images)]
+    made = datasets.Dataset.from_list(rows, features=features)
+    made.save_to_disk(tmp_path / "plain")
+    made.select([2, 1, 0]).select([2, 1, 0]).save_to_disk(tmp_path / "with indices")
+    datasets.DatasetDict({"train": made, "test": made.select([0])}).save_to_disk(tmp_path / "splits")
+    made.to_parquet(tmp_path / "set.parquet")
+    for name in ("plain", "with indices", "splits", "set.parquet"):
+        check(read_examples(tmp_path / name, options=options(unpack_folder=tmp_path)))
 
 
 @pytest.mark.parametrize("place", ["set.parquet", "set/0.parquet", "set/data/train-00000-of-00001.parquet"])
