@@ -65,7 +65,7 @@ def _draw_chart(axes: Axes, chart: Chart, contents: ReportContents) -> None:
     axes.axvline(contents.best["step"], color=BEST, linestyle=":", linewidth=1.3)
     if chart.has_zero:
         axes.axhline(0, color="#8b929c", linewidth=0.8)
-    axes.set_title(chart.title, fontsize=10.5, loc="left", color=INK, weight="bold")
+    axes.set_title(chart.title, fontsize=10.5, loc="left", color=INK, weight="bold", pad=20)
     axes.grid(axis="y", color="#e8eaee")
     axes.tick_params(labelsize=8, colors=SOFT, length=0)
     axes.yaxis.set_major_formatter(lambda value, _: chart.format_value(value))
@@ -73,4 +73,4 @@ def _draw_chart(axes: Axes, chart: Chart, contents: ReportContents) -> None:
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     if len(chart.lines) > 1:
-        axes.legend(fontsize=7, frameon=False, loc="lower right", bbox_to_anchor=(1.01, 0.98), ncols=2)
+        axes.legend(fontsize=7, frameon=False, loc="lower left", bbox_to_anchor=(-0.01, 0.98), ncols=4)
