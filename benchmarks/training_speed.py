@@ -12,7 +12,7 @@ model; `half` and `sd15` have the shape of SD1.5 with half its channels and with
 Prints, for each, images per second by the median step, in wall time and in time of this process (which other processes
 on the machine do not lengthen), and where the time goes. Then what ours encodes once for each image. --memory prints
 the largest resident memory of processes that train for two steps with different settings. --count counts the
-operations of a step of SD1.5 on tensors without values: those of both, less what ours does once for each image.
+operations of a step of SD1.5 on tensors without values, and the bytes of state that each optimizer keeps.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from controlnet_ext.embedded.scenes import TRAINING_SEEDS, draw_scene
 from controlnet_ext.generation.pipeline_folder import PipelineFolder
 from controlnet_ext.training.bases import FrozenBase
-from controlnet_ext.training.config import Execution, TrainingSchedule
+from controlnet_ext.training.config import OPTIMIZERS, Execution, TrainingSchedule
 from controlnet_ext.training.data import (
     FolderDataset,
     LoadingSettings,
@@ -67,6 +67,7 @@ from controlnet_ext.training.job import BatchReader, compute_control_errors
 from controlnet_ext.training.loading import TrainingBatches
 from controlnet_ext.training.loop import train
 from controlnet_ext.training.losses import DiffusionLoss, make_generator
+from controlnet_ext.training.optimizers import OptimizerState, check_optimizer, make_optimizer
 from controlnet_ext.training.processes import Processes
 from controlnet_ext.training.targets import DEFAULT_TARGET, TargetSettings, find_target
 
@@ -439,6 +440,23 @@ def report_operations() -> None:
         )
 
 
+def report_states() -> None:
+    """Print the bytes that optimizers keep for each parameter of a large tensor."""
+    for name in OPTIMIZERS:
+        try:
+            check_optimizer(name)
+        except ValueError as error:
+            print(f"{name}: {error}")
+            continue
+        parameter = nn.Parameter(torch.randn(1024, 1024))
+        optimizer = make_optimizer(name, [parameter], 1e-3, 0.01)
+        state = OptimizerState(optimizer)
+        parameter.grad = torch.randn_like(parameter)
+        optimizer.step()
+        size = sum(tensor.nbytes for tensor in state.read()[0].values()) / parameter.numel()
+        print(f"{name}: {size:.2f} bytes a parameter")
+
+
 def measure_memory(options: argparse.Namespace) -> None:
     pipe = make_pipeline(options.model)
     with tempfile.TemporaryDirectory() as name:
@@ -472,6 +490,7 @@ def main() -> None:
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, load {load:.1f}, {options.precision}")
     if options.count:
         report_operations()
+        report_states()
     elif options.memory:
         compare_memory(options)
     else:
