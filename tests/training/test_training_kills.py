@@ -95,6 +95,14 @@ def test_a_training_killed_at_any_operation_on_files_goes_on_to_the_same_bytes(t
     assert count > 25 and {"mkdir", "open", "os.open", "write", "fsync", "replace", "link", "unlink"} <= set(done)
 
 
+def test_a_result_that_cannot_be_written_is_a_failure_of_work_and_written_by_the_same_command(monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingOutput, "write", lambda *_, **more: os.write(-1, b""))
+        assert run() == 1
+    assert "controlnet-ext: [Errno 9] Bad file descriptor\n" in capsys.readouterr().err and not OUT.exists()
+    assert run() == 0 and OUT.exists()
+
+
 def test_a_folder_of_nothing_but_part_files_is_new_and_another_file_makes_it_none():
     WORK.mkdir()
     (WORK / f".{'0' * 16}.part").write_bytes(b"half")

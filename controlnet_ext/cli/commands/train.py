@@ -43,7 +43,7 @@ from ..training_options import (
 )
 
 if TYPE_CHECKING:
-    from ...training.job import TrainingJob
+    from ...training.job import TrainingJob, TrainingResult
     from ...training.monitoring import MonitorSettings
 
 EVALUATION_KEYS = ("draws", "fidelity_images")  # where they are given
@@ -210,17 +210,22 @@ def _train(
     """Train and write OUT with these metadata; return the exit code."""
     try:
         result = job.fit(schedule, work, monitor)
+        if result is not None and read_rank() == 0:
+            _write(options, output, result, work, metadata)
     except (RuntimeError, ValueError, ArithmeticError, OSError) as error:
         if read_rank() == 0:
             print_stderr(f"controlnet-ext: {one_line(error, 500)}")
         return 1
-    if read_rank() != 0:
-        return 0 if result is not None else 1
-    if result is None:
+    if result is None and read_rank() == 0:
         print_stderr(
             f"controlnet-ext: {options.minutes:g} minutes are over; the same command goes on from {str(work)!r}"
         )
-        return 1
+    return 1 if result is None else 0
+
+
+def _write(
+    options: Namespace, output: TrainingOutput, result: TrainingResult, work: Path, metadata: dict[str, str]
+) -> None:
     stated = {
         **metadata,
         "preprocessor": options.map,
@@ -230,7 +235,6 @@ def _train(
     more = {f"controlnet_ext.{key}": text for key, text in stated.items()}
     output.write(result.network, more, card=build_model_card(work), overwrite=options.overwrite)
     print_stderr(f"{options.output}: {result.sentence}")
-    return 0
 
 
 def _find_target(options: Namespace) -> tuple[TrainingTarget, TargetSettings]:
