@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from ..errors import one_line
 from .bases import EncodedBatch
 from .data import DecodedExample, Draw, LoadingSettings, MapMaker, Sample, Sampling, TrainingSource, View
-from .data.tolerance import MIN_SEEN
 from .encoding import EncodedExample, ExampleEncoder, MissingPixelsError, Size, stack_examples
 
 BATCHES_AHEAD = 2  # of each worker
@@ -144,7 +143,7 @@ class TrainingBatches:
             if isinstance(result, DecodedExample):
                 return self._encoder.encode(sample, size, view, result)
             tolerance.add(sample.name, result)
-            tolerance.check(self._source.total or max(tolerance.seen, MIN_SEEN), self._source.total or tolerance.seen)
+            tolerance.check(self._source.total or 0)
             if substitute is not None:
                 sample, view = substitute, substitute.resolve_view(draw.view)
                 result = self._reader[Request(sample, size, view, needs_pixels=True)]

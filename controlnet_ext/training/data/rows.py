@@ -116,7 +116,8 @@ def build_examples(rows: Sequence[ExampleRow], tolerance: Tolerance) -> tuple[Ex
             found.append(_build_example(row))
         except (ValueError, OSError) as error:
             tolerance.add(name_source(row.image), one_line(error))
-    tolerance.check(len(rows))
+    tolerance.listed += len(rows)
+    tolerance.check()
     return tuple(found)
 
 

@@ -155,13 +155,15 @@ class ShardReader:
                 found = next(samples, None)
             except TAR_ERRORS as error:
                 reason = f"{str(path)!r} is broken after {n} examples: {one_line(error, 200)}"
-                return tolerance.add_streamed(str(path), reason)
+                tolerance.add(str(path), reason)
+                return tolerance.check()
             if found is None:
                 return None
             n += 1
-            tolerance.seen += 1
+            tolerance.streamed += 1
             if isinstance(found, BrokenSample):
-                tolerance.add_streamed(found.name, found.reason)
+                tolerance.add(found.name, found.reason)
+                tolerance.check()
             else:
                 yield found, int(found.sha256[:16], 16) < self.share * 2**64
 
@@ -300,7 +302,7 @@ class ShardStream:
                 if len(found[is_held_out]) < count:
                     found[is_held_out].append(example)
                 if min(map(len, found)) == count:
-                    tolerance.check(tolerance.seen)
+                    tolerance.check(is_whole=True)
                     return found
-        tolerance.check(tolerance.seen)
+        tolerance.check(is_whole=True)
         return found

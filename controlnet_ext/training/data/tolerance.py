@@ -9,13 +9,17 @@ MIN_SEEN = 1000  # of a stream whose length nobody knows: the share is taken of 
 
 
 class Tolerance:
-    """A count of broken examples, each once. `share` of all may be broken; `report` prints a line."""
+    """A count of broken examples, each once. `share` of all may be broken; `report` prints a line.
+
+    listed: number of examples of folders, lists and tables.
+    streamed: number of examples of shards that were seen.
+    """
 
     def __init__(self, share: float, report: Callable[[str], None]):
         if not 0 <= share <= 1:
             raise ValueError(f"--tolerate {share:g} is outside 0..1")
         self.share, self._report = share, report
-        self.seen = 0  # examples of a stream
+        self.listed, self.streamed = 0, 0
         self._reasons: dict[str, str] = {}  # by name
         self._reported = 0
 
@@ -32,20 +36,20 @@ class Tolerance:
         """Note that an example is broken; the reason names it."""
         self._reasons.setdefault(name, reason)
 
-    def add_streamed(self, name: str, reason: str) -> None:
-        """Note that an example of a stream is broken. Raises ValueError as `check` does, of at least 1,000 examples."""
-        self.add(name, reason)
-        self.check(max(self.seen, MIN_SEEN), self.seen)
+    def check(self, at_least: int = 0, is_whole: bool = False) -> None:
+        """Report the examples that are new. Raises ValueError when over the share of all are broken.
 
-    def check(self, total: int, seen: int | None = None) -> None:
-        """Report the examples that are new. Raises ValueError when over the share of `total` examples are broken;
-        `seen` is the number to state, where it is another."""
-        reasons, stated = list(self._reasons.values()), total if seen is None else seen
-        if len(reasons) > self.share * total:
+        All are `listed`, `at_least` so many where none was listed, and of streams those that were seen, 1,000 at least
+        unless they are seen as a whole.
+        """
+        listed = self.listed if self.listed or self.streamed else at_least
+        streamed = self.streamed if is_whole or not self.streamed else max(self.streamed, MIN_SEEN)
+        reasons = list(self._reasons.values())
+        if len(reasons) > self.share * (listed + streamed):
             more = f", and {len(reasons) - MAX_REASONS} more" if len(reasons) > MAX_REASONS else ""
             raise ValueError(
-                f"{len(reasons)} of {stated} examples cannot be learnt from, over --tolerate {self.share:g}: "
-                f"{'; '.join(reasons[:MAX_REASONS])}{more}"
+                f"{len(reasons)} of {listed + self.streamed} examples cannot be learnt from, over --tolerate "
+                f"{self.share:g}: {'; '.join(reasons[:MAX_REASONS])}{more}"
             )
         for reason in reasons[self._reported :]:
             self._report(f"left out: {reason}")
