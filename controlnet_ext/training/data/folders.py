@@ -6,21 +6,44 @@ from pathlib import Path
 
 from ...batch.inputs import IMAGE_SUFFIXES, InputFile
 from ...batch.results import exclude_recorded_maps
+from ...preprocessors.registry import list_preprocessors
 from .rows import ExampleRow
 
 CAPTION_SUFFIXES = (".txt", ".caption")  # the latter is that of kohya's sd-scripts
 
 
-def list_captioned_images(folder: Path, maps: Path | None, list_name: str) -> list[ExampleRow]:
-    """Return a row for each image of a folder, with its map of the same stem in `maps` where that is given.
+def list_captioned_images(
+    folder: Path, maps: Path | None, list_name: str, preprocessor: str | None = None
+) -> list[ExampleRow]:
+    """Return a row for each image of a folder, with its map in `maps` where that is given: of the same stem, or as
+    `preprocess` names it, of this preprocessor if there are several.
 
     Rows without caption or map have a problem.
     """
     images = [Path(f.path) for f in exclude_recorded_maps(_list_inputs(folder), str(folder))]
-    by_stem: dict[str, list[Path]] = {}
-    for path in list_images(maps) if maps is not None else ():
-        by_stem.setdefault(path.stem, []).append(path)
+    by_stem = {} if maps is None else _index_maps(maps, preprocessor)
     return [_make_row(image, by_stem.get(image.stem, []), maps, list_name) for image in images]
+
+
+def _index_maps(folder: Path, preprocessor: str | None) -> dict[str, list[Path]]:
+    """Return the maps of a folder by the stem of their image: their own, or what stands before the name of a
+    preprocessor; where there are maps of several preprocessors, those of this one."""
+    paths = list_images(folder)
+    found: dict[str, list[Path]] = {}
+    for path in paths:
+        found.setdefault(path.stem, []).append(path)
+    if not any("_" in path.stem for path in paths):
+        return found
+    names = {spec.name for spec in list_preprocessors()}
+    made: dict[str, dict[str, list[Path]]] = {}
+    for path in paths:
+        for place in (i for i, letter in enumerate(path.stem) if letter == "_"):
+            if path.stem[place + 1 :] in names:
+                made.setdefault(path.stem[:place], {}).setdefault(path.stem[place + 1 :], []).append(path)
+    for stem, by_name in made.items():
+        several = [path for each in by_name.values() for path in each]
+        found.setdefault(stem, by_name.get(preprocessor or "", several))
+    return found
 
 
 def describe_orphans(folder: Path) -> str | None:

@@ -92,7 +92,7 @@ def _read_rows(path: Path, options: ReadingOptions) -> list[ExampleRow]:
     if len(found) > 1:
         raise ValueError(f"{str(path)!r} holds both {found[0]} and {found[1]}: remove one, or name one with --data")
     if not found:
-        rows = list_captioned_images(path, options.maps, METADATA_FILES[0])
+        rows = list_captioned_images(path, options.maps, METADATA_FILES[0], options.map_column)
         if not rows and (path / TRAIN_SPLIT).is_dir():
             return _read_rows(path / TRAIN_SPLIT, options)
         if rows and (line := describe_orphans(path)):

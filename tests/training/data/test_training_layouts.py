@@ -65,6 +65,18 @@ def test_images_without_a_map_of_their_stem_are_refused_by_name(tmp_path):
         read_examples(tmp_path / "images", options=options(maps=tmp_path / "maps"))
 
 
+def test_maps_are_found_under_the_names_that_preprocess_gives(tmp_path):
+    write_files(tmp_path, captions=".txt")
+    for i in range(3):
+        (tmp_path / f"maps/{i}.png").rename(tmp_path / f"maps/{i}_depth_midas.png")
+    check(read_examples(tmp_path / "images", options=options(maps=tmp_path / "maps")))
+    for i in range(3):
+        (tmp_path / f"maps/{i}_canny.png").write_bytes(make_png(9))
+    check(read_examples(tmp_path / "images", options=options(maps=tmp_path / "maps", map_column="depth_midas")))
+    with pytest.raises(ValueError, match=r"holds 2 maps called '0', expected one"):
+        read_examples(tmp_path / "images", options=options(maps=tmp_path / "maps"))
+
+
 @pytest.mark.parametrize("name", ["list.jsonl", "list.json", "list.csv"])
 def test_lists_of_the_training_scripts_of_diffusers_are_read(tmp_path, name):
     write_files(tmp_path)
