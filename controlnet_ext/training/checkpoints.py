@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from ..files.disk import write_atomically
 from ..files.safetensors import write_weights
 from ..files.weights import read_weights
+from ..guidance.contract import ControlModel
+from ..models.state_dict.saving import build_metadata
 from .optimizers import OptimizerState
 from .processes import Processes
 from .work_folder import LOG_FILE, read_log
@@ -98,9 +100,13 @@ def trim_log(folder: Path, step: int) -> None:
 
 
 def write_best_weights(folder: Path, network: nn.Module, step: int) -> None:
-    """Write the weights of a step beside the best of before: until the checkpoint is written, a kill leaves both."""
+    """Write the weights of a step beside the best of before: until the checkpoint is written, a kill leaves both.
+
+    The file of a ControlNet is one that `load` reads.
+    """
     tensors = {name: t.detach() for name, t in network.state_dict().items()}
-    write_weights(folder / f"best_{step}.safetensors", tensors, {"step": str(step)}, overwrite=True)
+    stated = build_metadata(network) if isinstance(network, ControlModel) else {}
+    write_weights(folder / f"best_{step}.safetensors", tensors, {**stated, "step": str(step)}, overwrite=True)
 
 
 def remove_best_weights(folder: Path, kept: float | None) -> None:

@@ -114,6 +114,10 @@ def test_training_lowers_the_loss_below_that_of_the_model_without_control(shelf)
 def test_what_was_trained_loads_and_guides(shelf):
     net = load(shelf / "out.safetensors")
     assert net.net_config.heads == (8, 8, 8, 8)
+    (best,) = (shelf / "out.safetensors.training").glob("best_*.safetensors")  # can be tried while the training goes on
+    kept = load(best)
+    assert kept.net_config == net.net_config
+    assert all(torch.equal(t, kept.state_dict()[name]) for name, t in net.state_dict().items())
     pipe = tiny.pipeline(StableDiffusionPipeline, unet=unet())
 
     def latents(*units: Unit) -> torch.Tensor:
