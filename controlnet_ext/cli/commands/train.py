@@ -43,6 +43,7 @@ from ..training_options import (
 )
 
 if TYPE_CHECKING:
+    from ...training.data import TrainingSource
     from ...training.job import TrainingJob, TrainingResult
     from ...training.monitoring import MonitorSettings
 
@@ -163,7 +164,7 @@ def _run(options: Namespace) -> int:
         )
         with open_work_folder(work, settings) if is_first else nullcontext():
             if is_first:
-                write_run_facts(work, _collect_facts(options, maps, data.source.total or 0, len(data.held_out)))
+                write_run_facts(work, _collect_facts(options, maps, data.source, len(data.held_out)))
             metadata = {"map": maps.kind, "base": json.dumps(_filter_unet(hashes))}
             return _train(options, output, job, schedule, work, metadata, monitor)
 
@@ -182,7 +183,7 @@ def _check_base(folder: PipelineFolder, target: TrainingTarget, settings: Target
     return is_inpainting
 
 
-def _collect_facts(options: Namespace, maps: MapSource, train_count: int, held_out_count: int) -> dict[str, Any]:
+def _collect_facts(options: Namespace, maps: MapSource, source: TrainingSource, held_out_count: int) -> dict[str, Any]:
     """Return what the report states of a training beside its arguments and figures."""
     return {
         "command": options.command_line,
@@ -191,7 +192,7 @@ def _collect_facts(options: Namespace, maps: MapSource, train_count: int, held_o
         "model": options.model,
         "license": options.license,
         "kind": maps.kind,
-        "training_images": train_count,
+        **({"training_shards": source.shard_count} if source.total is None else {"training_images": source.total}),
         "held_out_images": held_out_count,
         "stop": options.stop,
         "publishes_last": options.last,

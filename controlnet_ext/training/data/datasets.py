@@ -177,6 +177,11 @@ class TrainingSource(ABC):
     def total(self) -> int | None:
         """Number of examples, None of a stream."""
 
+    @property
+    def shard_count(self) -> int:
+        """Number of shards of a stream."""
+        return 0
+
     @abstractmethod
     def iter_plans(
         self, sampling: Sampling, batch_size: int, seed: int, first_step: int, parts: int, tolerance: Tolerance
@@ -247,6 +252,11 @@ class StreamSource(TrainingSource):
     def total(self) -> None:
         """None: nobody has counted."""
         return
+
+    @property
+    def shard_count(self) -> int:
+        """Number of shards."""
+        return len(self._stream.paths)
 
     def iter_plans(
         self, sampling: Sampling, batch_size: int, seed: int, first_step: int, parts: int, tolerance: Tolerance

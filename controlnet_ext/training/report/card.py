@@ -78,6 +78,8 @@ def _list_data(contents: ReportContents) -> list[str]:
     found = [f"- step {contents.published['step']:,.0f} of {contents.last['step']:,.0f} that were trained"]
     if "training_images" in facts:
         found.append(f"- {facts['training_images']:,} images, {facts['held_out_images']:,} more held out")
+    elif "training_shards" in facts:
+        found.append(f"- the images of {facts['training_shards']:,} shards, {facts['held_out_images']:,} held out")
     names = {"batch": "images a batch", "rate": "learning rate", "size": "size", "seed": "seed"}
     found += [f"- {title}: {arguments[name]}" for name, title in names.items() if name in arguments]
     hashes = {"data": "images and captions", "model": "base model"}

@@ -89,6 +89,8 @@ def _describe_data(contents: ReportContents) -> str:
     found = [f"{contents.last['step']:,.0f} of {arguments.get('steps', contents.last['step']):,} steps"]
     if "training_images" in facts:
         found.append(f"{facts['training_images']:,} training images, {facts['held_out_images']:,} held out")
+    elif "training_shards" in facts:
+        found.append(f"{facts['training_shards']:,} shards of training images, {facts['held_out_images']:,} held out")
     if "map" in arguments:
         found.append(f"maps: {arguments['map']}")
     return " · ".join(found)

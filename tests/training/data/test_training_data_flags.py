@@ -92,6 +92,8 @@ def test_data_is_read_into_two_sides(here, words):
     assert pixels.shape == control.shape == (SIDE, SIDE, 3) and isinstance(caption, str)
     keys = [{side[i].key for i in range(len(side))} for side in (data.source.measured, data.held_out)]
     assert not keys[0] & keys[1] or "photos" in words
+    is_stream = any("shards" in word for word in words)
+    assert (data.source.total is None, data.source.shard_count) == (is_stream, 2 if is_stream else 0)
     assert (data.sampling.flips, data.sampling.has_buckets) == ("--flip" in words, "--buckets" in words)
 
 
