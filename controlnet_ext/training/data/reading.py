@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...embedded.scenes import HELD_OUT_SEEDS, TRAINING_SEEDS
@@ -19,10 +20,10 @@ from .datasets import (
     TrainingData,
     TrainingSource,
 )
-from .examples import Example, MapMaker
+from .examples import Example, MapMaker, read_source
 from .layouts import ReadingOptions, read_examples
 from .rows import USUAL_COLUMNS, Columns
-from .shards import ShardReader, ShardStream, is_shard_pattern, list_shards
+from .shards import HASHED_BYTES, ShardReader, ShardStream, hash_ends, is_shard_pattern, list_shards
 from .split import check_disjoint, describe_near_duplicates, find_near_duplicates, split_examples
 
 SCENES_PATTERN = re.compile(r"scenes(?::(\d{1,8}))?")
@@ -110,7 +111,8 @@ def _make_options(request: DataRequest, loading: LoadingSettings) -> ReadingOpti
 def _read_held_out(validation: str, request: DataRequest, loading: LoadingSettings) -> tuple[Example, ...]:
     if is_shard_pattern(validation):
         stream = ShardStream(tuple(list_shards(validation)), ShardReader(request.columns, 0.0, needs_size=True))
-        return tuple(stream.find_first(MEASURED_EXAMPLES, loading.tolerance)[0])
+        found = stream.find_first(MEASURED_EXAMPLES, loading.tolerance)[0]
+        return tuple(replace(each, sha256=hashlib.sha256(read_source(each.image)).hexdigest()) for each in found)
     return read_examples(Path(validation), options=_make_options(request, loading))
 
 
@@ -143,11 +145,12 @@ def _read_shards(
     share = parse_share(validation)
     if share is not None and not 0 < share < 1:
         raise ValueError(f"validation {share:g} of the shards leaves none on one side")
-    reader = ShardReader(request.columns, share or 0.0, sampling.has_buckets, maps.make is None)
+    given = [] if share is not None else list(_read_held_out(validation, request, loading))
+    hashes = frozenset(_hash_ends_of(example) for example in given)
+    reader = ShardReader(request.columns, share or 0.0, sampling.has_buckets, maps.make is None, hashes)
     stream = ShardStream(tuple(list_shards(request.data)), reader)
-    first, held_out = stream.find_first(MEASURED_EXAMPLES, loading.tolerance)
-    if share is None:
-        held_out = list(_read_held_out(validation, request, loading))
+    first, found = stream.find_first(MEASURED_EXAMPLES, loading.tolerance)
+    held_out = found if share is not None else given
     if not first or not held_out:
         raise ValueError(
             f"validation {validation} of {len(first) + len(held_out)} examples in {request.data!r} leaves none on one "
@@ -157,6 +160,12 @@ def _read_shards(
     _report_near_duplicates(first, held_out, report)
     measured = FolderDataset(tuple(first), maps)
     return StreamSource(stream, measured), FolderDataset(tuple(held_out), maps)
+
+
+def _hash_ends_of(example: Example) -> str:
+    """Return the hash by which shards know an image."""
+    content = read_source(example.image)
+    return hash_ends(content[:HASHED_BYTES], content[-HASHED_BYTES:], len(content))
 
 
 def _check_flips(examples: Iterable[Example], maps: MapMaker, sampling: Sampling) -> None:

@@ -135,13 +135,15 @@ class ShardReader:
     """The examples of shards, in the order of their members.
 
     `share` of them is held out: those the hash of whose image (`HASHED_BYTES` at both ends, and its length) is low, so
-    that copies of an image are on one side. `needs_size` reads the size of each image.
+    that copies of an image are on one side; and those whose hash is in `held_out`. `needs_size` reads the size of each
+    image.
     """
 
     columns: Columns
     share: float
     needs_size: bool = False
     needs_map: bool = False
+    held_out: frozenset[str] = frozenset()
 
     def iter_shard(self, path: Path, tolerance: Tolerance) -> Iterator[tuple[Example, bool]]:
         """Yield each example, and whether it is held out. What cannot be an example is added to `tolerance`.
@@ -165,7 +167,9 @@ class ShardReader:
                 tolerance.add(found.name, found.reason)
                 tolerance.check()
             else:
-                yield found, int(found.sha256[:16], 16) < self.share * 2**64
+                if found.sha256 in self.held_out:
+                    tolerance.note(f"{found.name} is also in the data of --validation, and not learnt from")
+                yield found, found.sha256 in self.held_out or int(found.sha256[:16], 16) < self.share * 2**64
 
     def _iter_samples(self, path: Path) -> Iterator[Example | BrokenSample]:
         with open_shard(path) as (tar, limit), open_regular_file(path) as file:
@@ -194,8 +198,7 @@ class ShardReader:
             raise ValueError(f"{name} has no map among {', '.join(fields):.200}: expected {key:.80}.map.png, or --map")
         caption = self._read_caption(fields, file, name)
         head = image.read_from(file, HASHED_BYTES)
-        tail = image.read_from(file, HASHED_BYTES, max(0, image.length - HASHED_BYTES))
-        digest = hashlib.sha256(b"".join((head, tail, image.length.to_bytes(8, "big")))).hexdigest()
+        digest = hash_ends(head, image.read_from(file, HASHED_BYTES, max(0, image.length - HASHED_BYTES)), image.length)
         size = _measure(image, file) if self.needs_size else None
         return Example(image, caption, control, digest, size)
 
@@ -210,6 +213,11 @@ class ShardReader:
             raise ValueError(f"{name} has no caption: expected a .txt, or a .json with text")
         row = parse_object(fields["json"].read_from(file, CAPTION_LIMIT), name)
         return read_text_value(row[self.columns.find_text(row, name)], name)
+
+
+def hash_ends(head: bytes, tail: bytes, length: int) -> str:
+    """Return the SHA-256 of the first and the last `HASHED_BYTES` of a file, and its length."""
+    return hashlib.sha256(b"".join((head, tail, length.to_bytes(8, "big")))).hexdigest()
 
 
 def _find_image(fields: dict[str, TarMember], given: str | None, usual: Sequence[str]) -> TarMember | None:
@@ -294,14 +302,15 @@ class ShardStream:
     def find_first(self, count: int, tolerance: Tolerance) -> tuple[list[Example], list[Example]]:
         """Return the first examples to learn from and the first that are held out, up to `count` of each.
 
-        No more of the shards is read than that takes. Raises ValueError when more than `tolerance` of it is broken.
+        Without a share that is held out, none of the latter is looked for. No more of the shards is read than that
+        takes. Raises ValueError when more than `tolerance` of it is broken.
         """
         found: tuple[list[Example], list[Example]] = ([], [])
         for path in self.paths:
             for example, is_held_out in self.reader.iter_shard(path, tolerance):
                 if len(found[is_held_out]) < count:
                     found[is_held_out].append(example)
-                if min(map(len, found)) == count:
+                if len(found[0]) == count and (not self.reader.share or len(found[1]) == count):
                     tolerance.check(is_whole=True)
                     return found
         tolerance.check(is_whole=True)

@@ -22,6 +22,7 @@ class Tolerance:
         self.listed, self.streamed = 0, 0
         self._reasons: dict[str, str] = {}  # by name
         self._reported = 0
+        self._notes: set[str] = set()
 
     @property
     def count(self) -> int:
@@ -29,8 +30,10 @@ class Tolerance:
         return len(self._reasons)
 
     def note(self, line: str) -> None:
-        """Print a line that counts for nothing."""
-        self._report(line)
+        """Print a line that counts for nothing, once."""
+        if line not in self._notes:
+            self._notes.add(line)
+            self._report(line)
 
     def add(self, name: str, reason: str) -> None:
         """Note that an example is broken; the reason names it."""

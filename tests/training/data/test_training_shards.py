@@ -163,6 +163,43 @@ def test_no_more_of_the_shards_is_read_than_the_measured_examples_take(pattern, 
     assert len(learnt) == len(held) == 1 and opened == ["00.tar"]
 
 
+@pytest.mark.parametrize("as_shard", [False, True])
+def test_images_of_other_validation_data_are_not_learnt_from(tmp_path, pattern, as_shard):
+    given = {"a.png": make_png(3), "a.map.png": make_png(1), "a.txt": b"a"}
+    lines, validation = [], tmp_path / "held"
+    validation.mkdir()
+    if as_shard:
+        write_tar(validation / "0.tar", given)
+    else:
+        for name in ("a.png", "a.txt"):
+            (validation / name).write_bytes(given[name])
+    loading = make_loading(tolerance=Tolerance(0.0, lines.append))
+    maps = MapMaker(lambda pixels: pixels)
+    data = read_training_data(DataRequest(str(pattern), str(validation)), maps, make_sampling(), loading, print)
+    assert len(data.held_out) == 1 and len(data.source.measured) == 19
+    plans = take(data.source.iter_plans(make_sampling(), 19, 0, 0, 1, loading.tolerance), 2)
+    assert all("caption 3" not in [draw.sample.caption for draw in plan.draws] for plan in plans)
+    assert len(lines) == 1 and "00.tar/003.png' is also in the data of --validation" in lines[0]
+
+
+def test_images_of_validation_shards_may_not_be_in_a_folder_to_learn_from(tmp_path):
+    for i in range(3):
+        (tmp_path / f"{i}.png").write_bytes(make_png(i))
+        (tmp_path / f"{i}.txt").write_text("a")
+    (tmp_path / "held").mkdir()
+    shard = write_tar(tmp_path / "held/0.tar", {"x.png": make_png(2), "x.txt": b"a"})
+    with pytest.raises(ValueError, match=r"x\.png' is held out and also to be learnt, as .*2\.png'"):
+        request = DataRequest(str(tmp_path), str(shard))
+        read_training_data(request, MapMaker(lambda pixels: pixels), make_sampling(), make_loading(), print)
+
+
+def test_other_validation_data_does_not_make_all_shards_be_read(tmp_path, pattern, monkeypatch):
+    stream, opened = make_stream(pattern), []
+    iterate = ShardReader.iter_shard
+    monkeypatch.setattr(ShardReader, "iter_shard", lambda *a: opened.append(a[1].name) or iterate(*a))
+    assert len(stream.find_first(2, strict())[0]) == 2 and opened == ["00.tar"]
+
+
 @pytest.mark.parametrize(
     ("members", "says"),
     [
