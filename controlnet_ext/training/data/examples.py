@@ -31,6 +31,11 @@ class PackedFile(ABC):
     def name(self) -> str:
         """Its name, for messages."""
 
+    @property
+    def place(self) -> str:
+        """Its place, for files whose hash is not that of all of their bytes; empty for others."""
+        return ""
+
     @abstractmethod
     def read(self) -> bytes:
         """Return its bytes. Raises FileNotFoundError or ValueError in one line."""
@@ -190,8 +195,8 @@ class Example:
 
     @property
     def key(self) -> str:
-        """SHA-256 of the image."""
-        return self.sha256
+        """SHA-256 of the image, with its place where that is not of all of its bytes."""
+        return self.sha256 + (self.image.place if isinstance(self.image, PackedFile) else "")
 
     @property
     def map_key(self) -> str:

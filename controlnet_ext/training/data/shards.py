@@ -57,6 +57,11 @@ class TarMember(PackedFile):
         """The tar and the member."""
         return f"{self.path}/{self.member}"
 
+    @property
+    def place(self) -> str:
+        """The file name of the tar, and the member: images without compression may differ in the middle alone."""
+        return f" {Path(self.path).name}/{self.member}"
+
     def read(self) -> bytes:
         """Return the bytes. Raises ValueError when the tar has become shorter, or over 1 GiB."""
         with open_regular_file(self.path) as file:

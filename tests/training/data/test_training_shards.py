@@ -5,6 +5,7 @@ import tarfile
 
 import numpy as np
 import pytest
+from PIL import Image
 from training_sets import SIDE, make_loading, make_pixels, make_png, make_sampling, write_shards, write_tar
 
 from controlnet_ext.training.data import CENTER, MapMaker, StreamSource, Tolerance, check_data_source
@@ -153,6 +154,18 @@ def test_copies_of_an_image_are_on_one_side_of_the_split(tmp_path):
     assert not {example.sha256 for example in learnt} & {example.sha256 for example in held}
     epoch = take(stream.iter_examples(0, strict()), len(learnt))
     assert sorted(e.caption for e in epoch) == sorted(e.caption for e in learnt)
+
+
+def test_images_that_differ_in_the_middle_alone_are_on_one_side_and_not_taken_for_each_other(tmp_path):
+    images = [np.full((64, 64, 3), 255, np.uint8) for _ in range(2)]
+    images[1][30:34] = 0
+    members = {}
+    for i, image in enumerate(images):
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "BMP")
+        members |= {f"{i}.bmp": buffer.getvalue(), f"{i}.txt": b"a"}
+    one, other = read(write_tar(tmp_path / "a.tar", members))
+    assert one.sha256 == other.sha256 and one.key != other.key
 
 
 def test_no_more_of_the_shards_is_read_than_the_measured_examples_take(pattern, monkeypatch):
