@@ -1,11 +1,12 @@
 """The extension in a running stable-diffusion-webui, checked over its HTTP API: docs/evidence/webui.md.
 
-    python -m benchmarks.webui --url http://127.0.0.1:7860 [--diffusers] [--page shot.png]
+    python -m benchmarks.webui --url http://127.0.0.1:7860 [--diffusers] [--trained NAME FOLDER] [--page shot.png]
 
 The webui has the embedded model and its ControlNet as docs/guides/webui.md says. Prints what was tried and seen as a
 table in Markdown, and exits with 1 if anything is not as it should be. `--diffusers` compares a guided image with a
-loop over diffusers' own UNet and ControlNet; `--page` works the panel in headless Chromium by selenium, on the same
-machine, and writes a screenshot.
+loop over diffusers' own UNet and ControlNet. `--trained` does so with a FOLDER that `controlnet-ext train` wrote for
+the embedded model; `python -m controlnet_ext.embedded.export_ldm` made the file that the webui calls NAME. `--page`
+works the panel in headless Chromium by selenium, on the same machine, and writes a screenshot.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ def main() -> int:
     parser.add_argument("--url", default="http://127.0.0.1:7860")
     parser.add_argument("--only", nargs="+", choices=[part.__name__ for part in PARTS], help="these parts of the table")
     parser.add_argument("--diffusers", action="store_true")
+    parser.add_argument("--trained", nargs=2, metavar=("NAME", "FOLDER"))
     parser.add_argument("--page", type=Path, metavar="PNG")
     options = parser.parse_args()
     webui = Webui(options.url)
@@ -49,10 +51,13 @@ def rows(webui: Webui, options: argparse.Namespace) -> Iterator[Seen]:
     for part in PARTS:
         if options.only is None or part.__name__ in options.only:
             yield from part(webui)
-    if options.diffusers:
+    if options.diffusers or options.trained:
         from .beside_diffusers import beside
 
-        yield beside(webui)
+        if options.diffusers:
+            yield beside(webui)
+        if options.trained:
+            yield beside(webui, *options.trained)
     if options.page is not None:
         from .page import page
 

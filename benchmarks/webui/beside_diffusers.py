@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,20 +16,24 @@ from .calls import SIDE, Seen, Webui
 PROMPT, SEED, STEPS, SCALE = "a red circle and a blue star on a green ground", 7, 10, 7.5
 
 
-def beside(webui: Webui) -> Seen:
-    """Both have the weights rounded to half precision, as the export does. The webui cuts to 0..255, and does not
+def beside(webui: Webui, name: str | None = None, folder: str | Path = EMBEDDED_FOLDER / "controlnet_canny") -> Seen:
+    """Compare an image of the webui's model `name`, its canny model by default, with that of the same in a folder.
+
+    Both have the weights rounded to half precision, as the export does. The webui cuts to 0..255, and does not
     round."""
-    theirs = webui.drawn({}, prompt=PROMPT, seed=SEED, steps=STEPS, cfg_scale=SCALE)
-    parts = loaded()
+    unit = {} if name is None else {"model": name}
+    theirs = webui.drawn(unit, prompt=PROMPT, seed=SEED, steps=STEPS, cfg_scale=SCALE)
+    parts = loaded(folder)
     guided, plain = (_apart(theirs.first, drawn(parts, theirs.maps[0], scale)) for scale in (1.0, 0.0))
     words = f"{guided[0]} of {theirs.first.size} values differ, by {guided[1]} of 255 at most"
-    what = f"guided txt2img, {STEPS} steps of DDIM, beside diffusers' UNet and ControlNetModel"
-    return Seen(what, f"{words} (from the unguided: {plain[0]}, by {plain[1]})", guided[1] <= 1 < plain[1])
+    what = f"guided txt2img, {STEPS} steps of DDIM, {'by ' + name + ' ' if name else ''}beside diffusers' UNet and "
+    figure = f"{words} (from the unguided: {plain[0]}, by {plain[1]})"
+    return Seen(f"{what}ControlNetModel", figure, guided[1] <= 1 < plain[1])
 
 
-def loaded() -> dict[str, Any]:
+def loaded(folder: str | Path) -> dict[str, Any]:
     pipe: Any = StableDiffusionPipeline.from_pretrained(EMBEDDED_FOLDER, local_files_only=True)
-    net: Any = ControlNetModel.from_pretrained(EMBEDDED_FOLDER / "controlnet_canny")
+    net: Any = ControlNetModel.from_pretrained(folder)
     for part in (pipe.unet, pipe.vae, pipe.text_encoder, net):
         part.eval().half().float()
     return {"pipe": pipe, "net": net}
