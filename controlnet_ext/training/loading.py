@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+import time
 from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -21,6 +23,7 @@ from .encoding import EncodedExample, ExampleEncoder, MissingPixelsError, Size, 
 
 BATCHES_AHEAD = 2  # of each worker
 MAX_DEFAULT_WORKERS = 4
+PARENT_INTERVAL = 1.0  # seconds between looks at whether the training still runs
 
 
 @dataclass(frozen=True)
@@ -166,12 +169,20 @@ def _without_cv2_threads() -> Iterator[None]:
         cv2.setNumThreads(count)
 
 
+def _end_with_parent(parent: int) -> None:
+    """End this process when its parent is gone: it would wait forever to hand over what nobody reads."""
+    while os.getppid() == parent:
+        time.sleep(PARENT_INTERVAL)
+    os._exit(1)
+
+
 def _start_worker(_: int) -> None:
     """Prepare a worker: signals are for the training, which ends its workers, and networks are loaded anew, because
     the threads of some runtimes do not outlive a fork."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     cv2.setNumThreads(1)  # where the process was not forked
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     worker = get_worker_info()
     if worker is not None and isinstance(worker.dataset, ExampleReader):
         worker.dataset.maps.unload()

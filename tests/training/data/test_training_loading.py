@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from controlnet_ext.preprocessors import preprocess
+from limits import wait_until
 from training_sets import (
     SIDE,
     CountingBase,
@@ -25,6 +26,7 @@ from training_sets import (
 )
 
 from controlnet_ext.files.disk import lock_folder
+from controlnet_ext.training import loading
 from controlnet_ext.training.data import (
     CENTER,
     FolderDataset,
@@ -289,3 +291,36 @@ def test_a_worker_that_outlives_the_training_does_not_keep_its_folder_locked(fol
     with lock_folder(tmp_path, "training"):
         pass
     iterator.close()
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for a process in /proc")
+def test_workers_of_a_killed_training_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "PARENT_INTERVAL", 0.02)
+    for i in range(7):  # of a size that does not fit into a pipe
+        (tmp_path / f"{i}.png").write_bytes(encode_png(make_pixels(i, 160, 160)))
+        (tmp_path / f"{i}.txt").write_text("a")
+    source = make_source(tmp_path)
+    reader, writer = os.pipe()
+    training = os.fork()
+    if not training:
+        try:
+            settings = make_loading(workers=1, cache="none")
+            encoder, sampling = ExampleEncoder(CountingBase(), settings), make_sampling(size=(160, 160))
+            batches = TrainingBatches(source, encoder, sampling, settings, 3, seed=4).iterate(0)
+            next(batches)
+            os.write(writer, str(multiprocessing.active_children()[0].pid).encode())
+            signal.pause()
+        finally:
+            os._exit(1)
+    os.close(writer)
+    worker = int(os.read(reader, 20))
+    os.kill(training, signal.SIGKILL)
+    os.waitpid(training, 0)
+    wait_until(lambda: not is_running(worker))
+    os.close(reader)
+
+
+def is_running(pid):
+    """Whether a process is there and no zombie."""
+    status = Path(f"/proc/{pid}/stat")
+    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
