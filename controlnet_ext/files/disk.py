@@ -267,7 +267,11 @@ def _stage_file(target: Path, content: Content, temp_prefix: str = "") -> Iterat
             _write_temporary(temporary, [content] if isinstance(content, bytes) else content)
         yield temporary
     finally:
-        temporary.unlink(missing_ok=True)
+        try:
+            temporary.unlink(missing_ok=True)
+        except KeyboardInterrupt:  # which came before the file was removed
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..batch.formats.lists import MAP_COLUMNS, MASK_COLUMN, PATH_COLUMNS, iter_list_rows
 from ..batch.inputs import LIST_SUFFIXES, find_inputs, is_container
-from ..errors import error_prefix, suggest_names
+from ..errors import check_choice, error_prefix, suggest_names
 from ..files.disk import open_regular_file
 from ..files.image_reader import read_image, read_mask
 from ..files.image_writer import read_png_text
@@ -97,8 +97,7 @@ def parse_stated_unit(text: str) -> StatedUnit:
         if key not in (*STATED_UNIT_KEYS, *UNIT_SETTINGS, "model", *known):
             raise ValueError(suggest_names(f"{key!r:.80} is unknown to {spec.name}", key, [*STATED_UNIT_KEYS, *known]))
     fit_mode = values.get("fit", "crop")
-    if fit_mode not in FIT_MODES:
-        raise ValueError(f"fit {fit_mode!r:.40} is none of: {', '.join(FIT_MODES)}")
+    check_choice("fit", fit_mode, FIT_MODES)
     is_match = values.get("resolution") == "match"
     texts = {key: value for key, value in values.items() if key in known and not (is_match and key == "resolution")}
     region = read_mask(values["region"])[..., 0].astype(np.float32) / 255 if "region" in values else None

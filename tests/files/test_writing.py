@@ -116,6 +116,21 @@ def test_whichever_call_fails_nothing_is_left_behind(overwrite, failure, tmp_pat
         assert left == ({"a": b"abcdefg" if number > 6 else b"old"} if overwrite else {})
 
 
+def test_an_interruption_of_the_removal_leaves_nothing(tmp_path, monkeypatch):
+    unlink, interrupted = os.unlink, []
+
+    def interrupt_once(*given, **named):
+        if not interrupted:
+            interrupted.append(given)
+            raise KeyboardInterrupt
+        unlink(*given, **named)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "unlink", interrupt_once)
+        write_atomically(tmp_path / "a", b"abc")
+    assert len(interrupted) == 1 and os.listdir(tmp_path) == ["a"]
+
+
 def test_a_failure_in_what_is_written_leaves_nothing(tmp_path):
     def parts():
         yield b"abc"

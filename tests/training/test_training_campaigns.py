@@ -132,7 +132,7 @@ def test_two_launched_processes_have_the_curve_of_one_with_the_doubled_batch(she
     assert (shelf / "two/out.safetensors").exists()
 
 
-def test_ctrl_c_stops_both_processes_at_a_checkpoint_from_which_they_go_on(shelf: Path) -> None:
+def test_ctrl_c_stops_both_processes_at_a_checkpoint_from_which_they_go_on(shelf: Path, sigint: None) -> None:
     (shelf / "stopped").mkdir()
     flags = "--steps 3000 --every 2 --precision fp32 --batch 2"
     process = launch(shelf / "stopped", flags)

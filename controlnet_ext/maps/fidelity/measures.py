@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ...errors import check_choice, quote_value
+from ...errors import check_choice
 from ..control_map import MAP_KINDS, ControlMap
 from .colors import COLOR, COLOR_DISTRIBUTION, EMBEDDING, LIGHTNESS
 from .compare import Measure, NoMeasure, require_measure
@@ -66,8 +66,7 @@ _BY_KIND: dict[str, Measure | NoMeasure] = {
 
 def get_measure(name: str) -> Measure:
     """Return the measure of this name. Raises ValueError with all names for another."""
-    if name not in MEASURES:
-        raise ValueError(f"measure {quote_value(name)} is none of: {', '.join(MEASURES)}")
+    check_choice("measure", name, MEASURES)
     return MEASURES[name]
 
 
