@@ -263,6 +263,8 @@ def train_like_diffusers(
 ) -> None:
     """Train as train_controlnet.py does: lines 1015 to 1105 of it, with its defaults."""
     unet, vae, text = pipe.unet, pipe.vae, pipe.text_encoder
+    for part in (unet, vae, text):
+        part.requires_grad_(False)
     noise_scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
     controlnet = ControlNetModel.from_unet(unet).train()
     optimizer = torch.optim.AdamW(controlnet.parameters(), lr=5e-6, betas=(0.9, 0.999), weight_decay=1e-2, eps=1e-8)
