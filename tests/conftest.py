@@ -13,6 +13,22 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is first imported
 gc.disable()  # while tests are collected: a third of that time, for the million objects that imports make
+LONGEST = (  # files with tests of seconds: at the end, one process of xdist would wait for the other's
+    "test_examples.py",
+    "test_compiled.py",
+    "test_guide_traces.py",
+    "test_depth_boost.py",
+    "test_shapes.py",
+    "test_inpainting.py",
+    "test_contributing.py",
+    "test_train_command.py",
+    "test_control_lora.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files, in their own order."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 def pytest_collection_finish() -> None:
