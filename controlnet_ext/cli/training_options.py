@@ -16,9 +16,12 @@ from ..training.config import (
     MAX_LAYOUT_FACTOR,
     OPTIMIZERS,
     PRECISIONS,
+    REWARD_TIMESTEPS,
+    REWARDS,
     WEIGHTINGS,
     Execution,
     LossSettings,
+    RewardSettings,
     TrainingSchedule,
 )
 from ..training.optimizers import PACKAGES as OPTIMIZER_PACKAGES
@@ -73,7 +76,23 @@ def add_loss_flags(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--timesteps", metavar="A..B", help="noise levels to train, A up to but not B (default: all, such as 0..1000)"
     )
+    _add_reward_flags(parser)
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="seed of noise and order")
+
+
+def _add_reward_flags(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--reward",
+        metavar="NAME:WEIGHT",
+        help="add WEIGHT times the difference between edges or lines of the predicted image and of the example, by one "
+        f"of: {', '.join(REWARDS)}; such as canny:0.5",
+    )
+    parser.add_argument(
+        "--reward-timesteps",
+        metavar="N",
+        type=int,
+        help=f"noise levels with that reward, the least noise first (default: {REWARD_TIMESTEPS})",
+    )
 
 
 def add_run_flags(parser: ArgumentParser) -> None:
@@ -176,7 +195,22 @@ def read_loss_settings(options: Namespace) -> LossSettings:
         options.huber_schedule,
         options.noise_offset,
         timesteps,
+        _read_reward(options),
     )
+
+
+def _read_reward(options: Namespace) -> RewardSettings | None:
+    if options.reward is None:
+        if options.reward_timesteps is not None:
+            raise ValueError(f"reward-timesteps {options.reward_timesteps} without --reward, such as canny:0.5")
+        return None
+    name, _, text = options.reward.partition(":")
+    try:
+        weight = float(text)
+    except ValueError:
+        raise ValueError(f"reward {options.reward!r:.80}: expected NAME:WEIGHT, such as canny:0.5") from None
+    levels = options.reward_timesteps
+    return RewardSettings(name, weight, REWARD_TIMESTEPS if levels is None else levels)
 
 
 def read_schedule(options: Namespace) -> TrainingSchedule:

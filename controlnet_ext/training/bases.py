@@ -117,6 +117,14 @@ class FrozenBase:
         with torch.autocast(self.device.type, enabled=False):
             return encode_vae_image(self._pipe.vae, pixels, self.device)[0].cpu()
 
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Return RGB (B, 3, H, W), about 0..1, of latents (B, C, h, w). Gradients flow to the latents alone."""
+        vae = self._pipe.vae
+        with torch.autocast(self.device.type, enabled=False):
+            x = latents.to(self.device, vae.dtype) / vae.config["scaling_factor"]
+            decoded: Tensor = vae.decode(x + (vae.config.get("shift_factor") or 0)).sample
+        return decoded / 2 + 0.5
+
     @torch.no_grad()
     def encode_caption(self, caption: str) -> EncodedCaption:
         """Return the text states of a caption, on the CPU."""

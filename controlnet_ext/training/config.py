@@ -14,12 +14,37 @@ WEIGHTINGS = (
 MAX_LAYOUT_FACTOR = 50.0  # times the weight of min-snr, at most
 LOSSES = ("l2", "huber", "smooth-l1")
 HUBER_SCHEDULES = ("constant", "exponential", "snr")
+REWARDS = ("canny", "lineart_standard", "hed", "lineart")  # preprocessors with a form that has gradients
+REWARD_TIMESTEPS = 200  # noise levels, the least noise first, as in ControlNet++
 WARM_UP_STEPS = 100  # steps
 DECAY_SHARE = 0.4  # the last share of the steps, in which the rate falls to zero
 PRECISIONS = ("bf16", "fp16", "fp32")
 OPTIMIZERS = ("adamw", "adamw8bit", "adafactor", "prodigy")
 LEARNING_RATES = {"prodigy": 1.0}  # of the command by optimizer; of Prodigy a factor of the rate that it finds
 DEFAULT_LEARNING_RATE = 1e-4
+
+
+@dataclass(frozen=True)
+class RewardSettings:
+    """A loss of the image that a prediction would draw, seen through an annotator, see `training.reward.Reward`.
+
+    name: one of `REWARDS`.
+    weight: factor of that loss, which is added to that of the prediction.
+    timesteps: number of noise levels that have it, from the least noise on.
+
+    Raises ValueError for values out of range.
+    """
+
+    name: str
+    weight: float
+    timesteps: int = REWARD_TIMESTEPS
+
+    def __post_init__(self) -> None:
+        _check_choice("reward", self.name, REWARDS)
+        if not 0 < self.weight < math.inf:
+            raise ValueError(f"weight {self.weight:g} of the reward {self.name}, expected more than 0")
+        if self.timesteps < 1:
+            raise ValueError(f"reward-timesteps {self.timesteps} of the training, expected at least 1")
 
 
 @dataclass(frozen=True)
@@ -33,6 +58,7 @@ class LossSettings:
     huber_schedule: how that difference depends on the noise level, one of `HUBER_SCHEDULES`.
     noise_offset: standard deviation of a shift of the noise of each channel of each image.
     timesteps: first noise level that is trained, and the one after the last; None trains all.
+    reward: a loss of the image that is predicted, beside that of the prediction; None for none.
 
     Raises ValueError for values out of range.
     """
@@ -44,6 +70,7 @@ class LossSettings:
     huber_schedule: str = "snr"
     noise_offset: float = 0.0
     timesteps: tuple[int, int] | None = None
+    reward: RewardSettings | None = None
 
     def __post_init__(self) -> None:
         _check_choice("weighting", self.weighting, WEIGHTINGS)
@@ -58,6 +85,11 @@ class LossSettings:
         if self.timesteps is not None and not 0 <= self.timesteps[0] < self.timesteps[1]:
             first, end = self.timesteps
             raise ValueError(f"timesteps {first}..{end} of the training hold none, expected such as 0..1000")
+        if self.timesteps is not None and self.reward is not None and self.timesteps[0] >= self.reward.timesteps:
+            raise ValueError(
+                f"timesteps {self.timesteps[0]}..{self.timesteps[1]} of the training have no reward, which ends at "
+                f"{self.reward.timesteps}: choose more --reward-timesteps, or leave out --reward"
+            )
 
 
 @dataclass(frozen=True)

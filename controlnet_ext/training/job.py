@@ -22,6 +22,7 @@ from .loop import PRECISION_DTYPES, train
 from .losses import DiffusionLoss, make_generator
 from .monitoring import MonitorSettings, TrainingMonitor
 from .processes import Processes
+from .reward import Reward
 from .samples import FidelityImages
 from .stopping import run_all_steps
 from .targets import TargetSettings, TrainingTarget
@@ -70,6 +71,8 @@ class TrainingJob:
         pipe = folder.load(torch.float32, folder.make_scheduler(None))
         self._execution, self._processes = execution or Execution(), Processes()
         self._frozen = FrozenBase(pipe, str(self._processes.device))
+        reward = None if loss is None else loss.reward
+        self._reward = None if reward is None else Reward(reward, self._frozen, self._objective)
         torch.manual_seed(seed)
         self._network = target.create(pipe.unet, settings).requires_grad_(True)
         self._prepare_base()
@@ -91,7 +94,7 @@ class TrainingJob:
         def compute_loss(net: LayerwiseOffload, step: int, part: int) -> torch.Tensor:
             rng = make_generator(self._seed, step, part, NOISE_STREAM)
             batch = reader.read(step, part)
-            errors = compute_control_errors(net, self._frozen, batch, self._objective, rng, rank, ranks)
+            errors = compute_control_errors(net, self._frozen, batch, self._objective, rng, rank, ranks, self._reward)
             reader.errors[part] = errors.detach()
             return errors.mean()
 
@@ -148,6 +151,8 @@ class TrainingJob:
             self._frozen.unet.to(PRECISION_DTYPES[self._execution.precision])
         if self._execution.has_checkpointing:
             self._frozen.unet.enable_gradient_checkpointing()
+            if self._reward is not None:
+                self._frozen.pipe.vae.enable_gradient_checkpointing()
 
     def _compile(self, network: nn.Module) -> None:
         network.compile()
@@ -212,7 +217,10 @@ def compute_control_errors(
     rng: torch.Generator,
     rank: int = 0,
     ranks: int = 1,
+    reward: Reward | None = None,
 ) -> Tensor:
     """Return the losses (B,) on a batch with noise from `rng`. Gradients flow to the network alone."""
     x, target, t = objective.sample(batch.latents, rng, rank, ranks)
-    return objective.compute_errors(frozen.predict(x, t, batch, net), target, t)
+    predicted = frozen.predict(x, t, batch, net)
+    errors = objective.compute_errors(predicted, target, t)
+    return errors if reward is None else errors + reward.compute_errors(x, predicted, t, batch)

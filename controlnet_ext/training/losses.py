@@ -88,6 +88,15 @@ class DiffusionLoss:
             t,
         )
 
+    def predict_clean(self, x: Tensor, predicted: Tensor, t: Tensor) -> Tensor:
+        """Return the latents without noise (B, C, h, w) that predictions of that shape mean for noised latents x.
+
+        `t` (B,) are their timesteps. On the device of `predicted`, in float32.
+        """
+        x, predicted = x.to(predicted.device), predicted.float()
+        signal, sigma = (each[t].view(-1, 1, 1, 1).to(x.device) for each in (self._signal, self._noise))
+        return signal * x - sigma * predicted if self._predicts_velocity else (x - sigma * predicted) / signal
+
     def compute_loss(self, predicted: Tensor, target: Tensor, t: Tensor, importance_sampled: bool = True) -> Tensor:
         """Return the mean of `compute_errors`, shape ()."""
         return self.compute_errors(predicted, target, t, importance_sampled).mean()

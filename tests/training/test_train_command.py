@@ -17,12 +17,13 @@ import pytest
 import tiny
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from huggingface_hub import constants
 from networks import randomised
 
 from controlnet_ext import Unit, guide, load
 from controlnet_ext.cli import main
 from controlnet_ext.files.weights import read_weights
-from controlnet_ext.training import evaluation, job, monitoring, verdict
+from controlnet_ext.training import evaluation, job, monitoring, reward, verdict
 from controlnet_ext.training.bases import FrozenBase
 from controlnet_ext.training.config import DECAY_SHARE, MAX_LAYOUT_FACTOR, WARM_UP_STEPS
 from controlnet_ext.training.data import Example, check_disjoint, read_examples, reading, split_examples
@@ -284,6 +285,24 @@ def test_scenes_are_drawn_where_no_photos_are_needed():
     assert log(Path("out.safetensors.training"))[0]["held_out_unguided"] > 0
 
 
+def test_a_reward_compares_images_of_predictions_with_the_examples(monkeypatch, capsys):
+    shapes = []
+
+    def annotate(pixels: torch.Tensor) -> torch.Tensor:
+        shapes.append((tuple(pixels.shape), pixels.requires_grad))
+        if len(shapes) == 2:
+            raise RuntimeError("both were seen")
+        return pixels
+
+    monkeypatch.setattr(reward, "load_annotator", lambda *_: annotate)
+    rewarded = ["--reward", "canny:0.5", "--reward-timesteps", "1000"]
+    assert main(words("out.safetensors", *rewarded, steps=1)) == 1
+    assert "both were seen" in line(capsys)
+    assert shapes == [((2, 3, 64, 64), False), ((2, 3, 64, 64), True)]
+    assert main(words("out.safetensors", "--reward", "canny:1", *rewarded[2:], steps=1)) == 2
+    assert "another reward (canny:0.5, now canny:1)" in line(capsys)
+
+
 @pytest.mark.parametrize(
     ("more", "says"),
     [
@@ -298,6 +317,12 @@ def test_scenes_are_drawn_where_no_photos_are_needed():
         (["--loss", "l1"], "loss 'l1' of the training, expected one of l2, huber, smooth-l1"),
         (["--timesteps", "0-500"], "timesteps '0-500': expected FIRST..END, such as 0..1000"),
         (["--timesteps", "0..1001"], "timesteps 0..1001 of the training, the model has 0..1000"),
+        (["--reward", "depth:0.5"], "reward 'depth' of the training, expected one of canny, lineart_standard, hed"),
+        (["--reward", "canny"], "reward 'canny': expected NAME:WEIGHT, such as canny:0.5"),
+        (["--reward", "canny:0"], "weight 0 of the reward canny, expected more than 0"),
+        (["--reward", "hed:0.5"], "ControlNetHED.pth could not be downloaded"),
+        (["--reward-timesteps", "300"], "reward-timesteps 300 without --reward"),
+        (["--reward", "canny:1", "--timesteps", "200..500"], "timesteps 200..500 of the training have no reward"),
         (["--decay", "1.5"], "decay 1.5 of the training is outside 0..1"),
         (["--precision", "fp8"], "precision 'fp8' of the training, expected one of bf16, fp16, fp32"),
         (["--precision", "fp16"], "precision fp16 needs a GPU, which is not there: --precision bf16 or fp32"),
@@ -328,6 +353,7 @@ def test_scenes_are_drawn_where_no_photos_are_needed():
 def test_nonsense_is_refused_in_one_line_before_any_work(more, says, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setitem(sys.modules, "prodigyopt", None)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     before = sorted(os.listdir())
     command = words("out.safetensors", *(more if more[0] != "-o" else []))
     if more[0] == "-o":

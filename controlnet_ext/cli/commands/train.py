@@ -24,7 +24,7 @@ from ...files.disk import read_json
 from ...generation.pipeline_folder import INPAINTING_CLASSES, PIPELINE_CLASSES, PipelineFolder, silence_libraries
 from ...generation.recipe import hash_files, hash_weights
 from ...models import locate_weights
-from ...training.config import TrainingSchedule
+from ...training.config import RewardSettings, TrainingSchedule
 from ...training.output import TrainingOutput
 from ...training.processes import check_launch, count_processes, is_first_on_machine, read_rank
 from ...training.report.card import build_model_card
@@ -128,7 +128,7 @@ def _run(options: Namespace) -> int:
     maps = parse_map(options.map)
     with silence_libraries():
         folder = PipelineFolder.find(options.model, (*PIPELINE_CLASSES, *INPAINTING_CLASSES))
-        is_inpainting = _check_base(folder, target, target_settings)
+        is_inpainting = _check_base(folder, target, target_settings, loss.reward)
         (height, width), step = _parse_size(options.size, folder)
         monitor = read_monitor_settings(options, maps.kind, maps.preprocess, maps.fidelity, is_inpainting)
         data = read_data(options, maps, (height, width), step, work)
@@ -173,13 +173,20 @@ def _filter_unet(hashes: dict[str, str]) -> dict[str, str]:
     return {name: digest for name, digest in hashes.items() if name.startswith("unet/")}
 
 
-def _check_base(folder: PipelineFolder, target: TrainingTarget, settings: TargetSettings) -> bool:
-    """Return True for an inpainting model. Raises ValueError where nothing, or not this, can be trained beside it."""
+def _check_base(
+    folder: PipelineFolder, target: TrainingTarget, settings: TargetSettings, reward: RewardSettings | None
+) -> bool:
+    """Return True for an inpainting model.
+
+    Raises ValueError where nothing, or not this, can be trained beside it, FileNotFoundError without the reward's file.
+    """
     from ...training.bases import reads_masked_image
+    from ...training.reward import check_reward
 
     unet = folder.make_meta_unet()
     is_inpainting = reads_masked_image(unet.config, read_json(folder.path / "vae" / "config.json"))
     target.check(unet, settings)
+    check_reward(reward, is_inpainting)
     return is_inpainting
 
 
