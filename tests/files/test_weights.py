@@ -665,7 +665,8 @@ for name in ("small", "a.safetensors", "a.pth", "old.pth"):
     )
     for line in run.stdout.splitlines()[1:]:  # Linux counts pages in batches per CPU: a peak is right to about 1 MiB
         reading, both = map(float, line.split())
-        assert max(reading, both) < 1.1 * mebibytes + 2 and reading > mebibytes - 2, run.stdout
+        assert max(reading, both) < 1.1 * mebibytes + 2, run.stdout
+        assert reading > mebibytes / 2, run.stdout  # a machine that is short of memory takes other pages back meanwhile
     assert (tmp_path / "copy of old.pth").read_bytes() == (tmp_path / "a.safetensors").read_bytes()
 
 
