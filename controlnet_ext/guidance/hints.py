@@ -35,19 +35,6 @@ def make_map(
     parameters: Mapping[str, Any],
     size: tuple[int, int] | None = None,
     fit_mode: str = "crop",
-) -> np.ndarray:
-    """Return the pixels (H, W, 3) uint8 of `make_control_map`."""
-    return make_control_map(spec, run, image, mask, parameters, size, fit_mode).pixels
-
-
-def make_control_map(
-    spec: Preprocessor,
-    run: PreprocessorCall,
-    image: np.ndarray,
-    mask: np.ndarray | None,
-    parameters: Mapping[str, Any],
-    size: tuple[int, int] | None = None,
-    fit_mode: str = "crop",
 ) -> ControlMap:
     """Return the map that `run`, the preprocessor of `spec`, makes of an image (H, W, 3) uint8 RGB.
 
@@ -216,7 +203,8 @@ class HintImages:
     def _make_map(self, pixels: np.ndarray, mask: np.ndarray | None, size: tuple[int, int] | None) -> np.ndarray:
         assert self._preprocessor is not None
         parameters = self._parameters if self._is_outpainting else self._unit.parameters
-        return make_map(self._preprocessor.spec, self._preprocessor, pixels, mask, parameters, size, self._fit_mode)
+        made = make_map(self._preprocessor.spec, self._preprocessor, pixels, mask, parameters, size, self._fit_mode)
+        return made.pixels
 
     def _fit_part(self, pixels: np.ndarray, height: int, width: int, crop: Crop | None) -> np.ndarray:
         """A map at that size, or the part of it that a UNet call of that size shows; the mask as in `_fit_map`."""

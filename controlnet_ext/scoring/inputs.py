@@ -22,7 +22,7 @@ from ..files.image_writer import read_png_text
 from ..generation.options import UNIT_SETTINGS, parse_settings, split_unit_text
 from ..generation.recipe import GenerationRecipe
 from ..generation.recipe_png import PNG_KEYWORD, read_recipe
-from ..guidance.hints import make_control_map
+from ..guidance.hints import make_map
 from ..maps.control_map import ControlMap
 from ..maps.resize import FIT_MODES, fit
 from ..preprocessors.poses.json import read_poses
@@ -296,7 +296,7 @@ class TargetReader:
             )
         else:
             run = self._load(unit.spec)
-            control_map = make_control_map(unit.spec, run, source, None, unit.parameters, size, unit.fit)
+            control_map = make_map(unit.spec, run, source, None, unit.parameters, size, unit.fit)
         region = unit.region
         if region is not None:  # then maps are cut to it, at the size of the image
             region = cv2.resize(region, size[::-1], interpolation=cv2.INTER_LINEAR)

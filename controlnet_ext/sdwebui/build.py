@@ -289,7 +289,8 @@ def _make_maps(
         mask = _resize_mask(mask, images[0])
         images[0], mask = extend_for_outpainting(spec, images[0], mask, size, webui_unit.fit)
     run = load_preprocessor(spec.name)
-    return [make_map(spec, run, image, mask, parameters, size, webui_unit.fit) for image in images], mask
+    made = (make_map(spec, run, image, mask, parameters, size, webui_unit.fit) for image in images)
+    return [each.pixels for each in made], mask
 
 
 def _select_source(pair: ImageMaskPair, is_inpaint: bool) -> np.ndarray:

@@ -76,6 +76,14 @@ def measure_image(content: bytes, name: str) -> tuple[int, int]:
     format = sniff_format(content[:16])
     if format is None or not is_complete(content, format):
         raise ValueError(f"{name} is {'no image' if format is None else f'a {format} that is cut short or damaged'}")
+    return measure_header(content, format, name)
+
+
+def measure_header(content: bytes, format: str, name: str) -> tuple[int, int]:
+    """Return (height, width) of an image, upright, by its header alone.
+
+    Raises ValueError, beginning with `name`: damaged, too large.
+    """
     image = open_image_header(content, format, name)
     check_pixels(image.height, image.width, name)
     return read_upright_size(image)

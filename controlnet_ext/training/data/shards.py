@@ -23,9 +23,9 @@ from ...batch.formats.lists import MAP_COLUMNS
 from ...batch.formats.tars import SAMPLE_IMAGE_FIELDS, TAR_ERRORS, iter_sample_members, open_shard
 from ...errors import one_line, quote_value
 from ...files.disk import open_regular_file, parse_object
-from ...files.image_formats import check_pixels, sniff_format
-from ...files.image_reader import IMAGE_FILE_LIMIT, open_image_header, read_upright_size
-from .examples import Example, PackedFile
+from ...files.image_formats import sniff_format
+from ...files.image_reader import IMAGE_FILE_LIMIT
+from .examples import Example, PackedFile, measure_header
 from .rows import CAPTION_LIMIT, TEXT_COLUMNS, Columns, decode_caption, read_text_value
 from .tolerance import Tolerance
 
@@ -242,9 +242,7 @@ def _measure(image: TarMember, file: BinaryIO) -> tuple[int, int]:
     format = sniff_format(head[:16])
     if format is None:
         raise ValueError(f"{name} is no image")
-    header = open_image_header(head, format, name)
-    check_pixels(header.height, header.width, name)
-    return read_upright_size(header)
+    return measure_header(head, format, name)
 
 
 @dataclass(frozen=True)

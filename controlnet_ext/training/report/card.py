@@ -74,12 +74,10 @@ def render_card(contents: ReportContents) -> str:
 
 
 def _list_data(contents: ReportContents) -> list[str]:
-    facts, arguments = contents.facts, contents.arguments
+    arguments = contents.arguments
     found = [f"- step {contents.published['step']:,.0f} of {contents.last['step']:,.0f} that were trained"]
-    if "training_images" in facts:
-        found.append(f"- {facts['training_images']:,} images, {facts['held_out_images']:,} more held out")
-    elif "training_shards" in facts:
-        found.append(f"- the images of {facts['training_shards']:,} shards, {facts['held_out_images']:,} held out")
+    if contents.image_counts:
+        found.append(f"- {contents.image_counts}")
     names = {"batch": "images a batch", "rate": "learning rate", "size": "size", "seed": "seed"}
     found += [f"- {title}: {arguments[name]}" for name, title in names.items() if name in arguments]
     hashes = {"data": "images and captions", "model": "base model"}

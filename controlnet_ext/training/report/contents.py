@@ -116,6 +116,13 @@ class ReportContents:
         return [_capitalize(each) + "." for each in found if each]
 
     @property
+    def image_counts(self) -> str | None:
+        """Numbers of images to learn from and held out, in words; None where they are not known."""
+        counts = (("training_images", "images"), ("training_shards", "shards of images"))
+        known = next(((self.facts[name], words) for name, words in counts if name in self.facts), None)
+        return known and f"{known[0]:,} {known[1]}, {self.facts['held_out_images']:,} more held out"
+
+    @property
     def best_title(self) -> str:
         """The figure by which the best measurement is chosen, in words."""
         return STOP_FIGURES[self.rule.figure].title

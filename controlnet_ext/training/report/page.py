@@ -85,12 +85,10 @@ def render_page(contents: ReportContents) -> str:
 
 
 def _describe_data(contents: ReportContents) -> str:
-    facts, arguments = contents.facts, contents.arguments
+    arguments = contents.arguments
     found = [f"{contents.last['step']:,.0f} of {arguments.get('steps', contents.last['step']):,} steps"]
-    if "training_images" in facts:
-        found.append(f"{facts['training_images']:,} training images, {facts['held_out_images']:,} held out")
-    elif "training_shards" in facts:
-        found.append(f"{facts['training_shards']:,} shards of training images, {facts['held_out_images']:,} held out")
+    if contents.image_counts:
+        found.append(contents.image_counts)
     if "map" in arguments:
         found.append(f"maps: {arguments['map']}")
     return " · ".join(found)
