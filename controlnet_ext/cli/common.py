@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from argparse import ArgumentError, ArgumentParser
-from collections.abc import Sequence
+from argparse import ArgumentError, ArgumentParser, Namespace
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from ..errors import escape_unprintable
 from ..files.disk import STDOUT, check_stdout, check_target_folder, is_folder_name, write_atomically, write_stdout
@@ -39,6 +40,17 @@ def add_load_option(parser: ArgumentParser, argv: Sequence[str]) -> None:
         return  # a flag without its value, which the parser itself says
     for file in files:
         register_file(file)
+
+
+def list_changed_flags(
+    options: Namespace, add_flags: Callable[[ArgumentParser], None], left_out: Collection[str]
+) -> dict[str, Any]:
+    """Return the values that are not the defaults of the flags that `add_flags` declares, but of those left out."""
+    parser = ArgumentParser(add_help=False)
+    add_flags(parser)
+    defaults = {action.dest: action.default for action in parser._actions if action.dest not in left_out}
+    given = vars(options)
+    return {name: given[name] for name, default in defaults.items() if given[name] != default}
 
 
 def add_output_options(parser: ArgumentParser, help: str, default: str | None = None) -> None:

@@ -12,8 +12,9 @@ from ..generation.options import split_unit_text
 from ..maps.control_map import MAP_KINDS
 from ..maps.mirror import Mirroring, get_mirroring_of_kind
 from ..preprocessors.registry import find_unless_none
+from ..training.config import CACHES, CAPTION_DROPOUT, TOLERANCE, VALIDATION_SHARE
 from ..training.work_folder import CACHE_FOLDER, MAP_FOLDER
-from .common import print_stderr
+from .common import list_changed_flags, print_stderr
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,10 +24,8 @@ if TYPE_CHECKING:
     from ..training.data import MapMaker, TrainingData
     from ..training.data.map_cache import PreprocessorMaps
 
-SAMPLING_DEFAULTS = {
-    "crop": "center", "flip": False, "buckets": False, "caption_dropout": 0.1, "map_dropout": 0.0, "columns": None,
-    "maps": None,
-}  # fmt: skip
+# Flags that change nothing of what is learnt, or that the work folder knows by the data itself.
+NOT_OF_THE_WORK = ("data", "map", "validation", "size", "tolerate", "workers", "cache")
 CROPS = ("center", "random")
 
 
@@ -57,7 +56,7 @@ def add_data_flags(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--validation",
         metavar="V",
-        help="held-out images: a share of the different ones, or data like --data (default: 0.1)",
+        help=f"held-out images: a share of the different ones, or data like --data (default: {VALIDATION_SHARE})",
     )
     _add_sampling_flags(parser)
     _add_loading_flags(parser)
@@ -81,7 +80,7 @@ def _add_sampling_flags(parser: ArgumentParser) -> None:
         action="store_true",
         help="mirror half of the images, with their maps; those whose captions say left or right stay",
     )
-    for what, to, default in (("caption", "empty", 0.1), ("map", "black", 0.0)):
+    for what, to, default in (("caption", "empty", CAPTION_DROPOUT), ("map", "black", 0.0)):
         parser.add_argument(
             f"--{what}-dropout",
             metavar="P",
@@ -97,8 +96,8 @@ def _add_loading_flags(parser: ArgumentParser) -> None:
         "--tolerate",
         metavar="P",
         type=float,
-        default=0.01,
-        help="share of images that may be broken; they are named, and left out (default: 0.01)",
+        default=TOLERANCE,
+        help=f"share of images that may be broken; they are named, and left out (default: {TOLERANCE:g})",
     )
     parser.add_argument(
         "--workers",
@@ -108,20 +107,17 @@ def _add_loading_flags(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--cache",
-        choices=("memory", "disk", "none"),
-        default="memory",
-        help="where latents and text states are kept: up to 2 GiB in memory, or in --work on disk (default: memory)",
+        choices=CACHES,
+        default=CACHES[0],
+        help="where latents and text states are kept: up to 2 GiB in memory, or in --work on disk (default: "
+        f"{CACHES[0]})",
     )
 
 
 def list_data_settings(options: Namespace) -> dict[str, Any]:
     """Return the settings that change what is learnt and are not the default."""
-    given = {name: getattr(options, name) for name in SAMPLING_DEFAULTS}
-    return {
-        name: str(value) if isinstance(value, Path) else value
-        for name, value in given.items()
-        if value != SAMPLING_DEFAULTS[name]
-    }
+    changed = list_changed_flags(options, add_data_flags, NOT_OF_THE_WORK)
+    return {name: str(value) if isinstance(value, Path) else value for name, value in changed.items()}
 
 
 @dataclass(frozen=True, eq=False)

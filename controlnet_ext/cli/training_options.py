@@ -26,6 +26,7 @@ from ..training.config import (
 )
 from ..training.optimizers import PACKAGES as OPTIMIZER_PACKAGES
 from ..training.optimizers import check_optimizer
+from .common import list_changed_flags
 
 
 def add_loss_flags(parser: ArgumentParser) -> None:
@@ -254,14 +255,10 @@ def list_changed_settings(options: Namespace) -> dict[str, Any]:
 
     Weighting, steps, batch, accumulation and rate are left out.
     """
-    parser = ArgumentParser()
-    add_loss_flags(parser)
-    add_run_flags(parser)
-    defaults = vars(parser.parse_args([]))
     stated = ("weighting", "seed", "steps", "batch", "accumulate", "rate")
     left_out = (*stated, "minutes", "work", "checkpointing", "compile")
     return {
-        name: getattr(options, name)
-        for name, default in defaults.items()
-        if name not in left_out and getattr(options, name) != default
+        name: value
+        for add_flags in (add_loss_flags, add_run_flags)
+        for name, value in list_changed_flags(options, add_flags, left_out).items()
     }

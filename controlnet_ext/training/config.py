@@ -22,6 +22,10 @@ PRECISIONS = ("bf16", "fp16", "fp32")
 OPTIMIZERS = ("adamw", "adamw8bit", "adafactor", "prodigy")
 LEARNING_RATES = {"prodigy": 1.0}  # of the command by optimizer; of Prodigy a factor of the rate that it finds
 DEFAULT_LEARNING_RATE = 1e-4
+CACHES = ("memory", "disk", "none")  # of latents and text states
+CAPTION_DROPOUT = 0.1  # share of captions that are empty
+TOLERANCE = 0.01  # share of examples that may be broken
+VALIDATION_SHARE = "0.1"  # of the different images, as text: the flag may name data instead
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,12 @@ from typing import Protocol
 import numpy as np
 
 from ...errors import check_choice
+from ..config import CACHES, CAPTION_DROPOUT
 from .buckets import choose_size, group_by_size
 from .examples import CENTER, Example, MapFunction, MapMaker, Sample, SceneSample, View, make_map_maker
 from .shards import ShardStream
 from .tolerance import Tolerance
 
-CACHES = ("memory", "disk", "none")
 MAX_WORKERS = 64
 CROP_PLACES = 8  # of a random crop, so that the latents and maps of all crops of an image can be kept
 SUBSTITUTES = 4  # examples that may replace one that is broken
@@ -131,7 +131,7 @@ class Sampling:
     has_buckets: bool = False
     is_random_crop: bool = False
     flips: bool = False
-    caption_dropout: float = 0.1
+    caption_dropout: float = CAPTION_DROPOUT
     map_dropout: float = 0.0
 
     def __post_init__(self) -> None:

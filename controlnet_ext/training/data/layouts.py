@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..config import TOLERANCE
 from .examples import Example
 from .folders import describe_orphans, list_captioned_images, list_images
 from .lists import LIST_SUFFIXES, METADATA_FILES, TUTORIAL_FILE, read_list_rows
@@ -21,8 +22,6 @@ from .tables import (
     unpack_parquet,
 )
 from .tolerance import Tolerance
-
-DEFAULT_TOLERANCE = 0.01
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def read_examples(
     hashed; their pixels are not decoded. Raises FileNotFoundError or ValueError in one line: no images, no captions,
     files that are no complete images, maps that `check_same_aspect` refuses.
     """
-    options = options or ReadingOptions(Tolerance(DEFAULT_TOLERANCE, lambda _: None), map_column=map_column)
+    options = options or ReadingOptions(Tolerance(TOLERANCE, lambda _: None), map_column=map_column)
     check_data_source(str(path))
     rows = _read_rows(path, options)
     if not rows:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...embedded.scenes import HELD_OUT_SEEDS, TRAINING_SEEDS
+from ..config import VALIDATION_SHARE
 from .datasets import (
     ControlDataset,
     FolderDataset,
@@ -27,7 +28,6 @@ from .shards import HASHED_BYTES, ShardReader, ShardStream, hash_ends, is_shard_
 from .split import check_disjoint, describe_near_duplicates, find_near_duplicates, split_examples
 
 SCENES_PATTERN = re.compile(r"scenes(?::(\d{1,8}))?")
-DEFAULT_VALIDATION = "0.1"
 MEASURED_EXAMPLES = 1024  # of shards, on either side
 
 
@@ -83,7 +83,7 @@ def _read_sets(
         return _make_scenes(match[1], request, maps, sampling)
     if is_shard_pattern(request.data):
         return _read_shards(request, maps, sampling, loading, report)
-    validation = request.validation or DEFAULT_VALIDATION
+    validation = request.validation or VALIDATION_SHARE
     share = parse_share(validation)
     examples = read_examples(Path(request.data), options=_make_options(request, loading))
     if share is None:
@@ -141,7 +141,7 @@ def _read_shards(
 ) -> tuple[TrainingSource, ControlDataset]:
     if request.maps is not None:
         raise ValueError(f"--maps {str(request.maps)!r} belongs to a folder of images; shards hold their maps")
-    validation = request.validation or DEFAULT_VALIDATION
+    validation = request.validation or VALIDATION_SHARE
     share = parse_share(validation)
     if share is not None and not 0 < share < 1:
         raise ValueError(f"validation {share:g} of the shards leaves none on one side")
