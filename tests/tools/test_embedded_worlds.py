@@ -1,17 +1,23 @@
 """The worlds that the embedded model learns on: the same seed gives the same scene, and captions say what is there."""
 
+import json
+from dataclasses import replace
 from functools import cache
+from shutil import copytree
 
 import cv2
 import numpy as np
 import pytest
 from diffusers import AutoencoderTiny
 
-from controlnet_ext.embedded.scenes import TRAINING_SEEDS
-from tools.embedded_model import encode_worlds, landscapes, render_worlds, things
-from tools.embedded_model.world_sets import open_pixels, write_part
+from controlnet_ext.embedded.scenes import HELD_OUT_SEEDS, TRAINING_SEEDS, draw_scene
+from tools.embedded_model import control_lists, encode_worlds, landscapes, render_worlds, things
+from tools.embedded_model.world_sets import DOMAINS, find_person, open_pixels, write_part
+from tools.embedded_model.world_sets import renderer as make_renderer
 
 SIZE = 64
+SHAPE_SEEDS = TRAINING_SEEDS[:5]
+PERSON_ROWS = [1, 4]
 
 
 @pytest.fixture(scope="module")
@@ -153,3 +159,86 @@ def test_latents_of_a_rendered_set_are_those_of_its_images_and_keep_its_captions
     assert captions == [row["text"] for row in rows[:2]]  # whole parts only
     image = cv2.imread(str(tmp_path / "images" / "shapes" / rows[1]["file_name"]), cv2.IMREAD_COLOR_RGB)
     assert np.array_equal(latents[1], encode_worlds.encode_images(vae, [image], 32)[0])
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    """A folder with a rendered set of five scenes of shapes, of which two have a person."""
+    folder = tmp_path_factory.mktemp("shapes")
+    render_worlds.render_set(folder, "shapes", "training", SHAPE_SEEDS, SIZE)
+    return folder
+
+
+def test_shapes_with_a_person_have_a_map_of_its_pose(shapes):
+    rows = render_worlds.read_rows(shapes, "shapes", "training")
+    assert [i for i, row in enumerate(rows) if "pose" in row] == PERSON_ROWS
+    drawn = cv2.imread(str(shapes / "images" / "shapes" / rows[4]["pose"]), cv2.IMREAD_COLOR_RGB)
+    person = find_person(draw_scene(SHAPE_SEEDS[4], SIZE))
+    assert np.array_equal(drawn, render_worlds.draw_pose_map(person, scale=2))
+
+
+def test_a_map_of_pose_shows_the_points_that_are_visible():
+    person = find_person(draw_scene(SHAPE_SEEDS[1], 192))
+    whole = render_worlds.draw_pose_map(person, 1)
+    nose = person.points[0].astype(int)
+    assert tuple(whole[nose[1], nose[0]]) == (255, 0, 0)  # OpenPose's color of the nose
+    hidden = replace(person, mask=person.mask & (np.arange(192)[:, None] > nose[1] + 30))
+    below = render_worlds.draw_pose_map(hidden, 1)
+    assert not below[nose[1], nose[0]].any()
+    assert below.any()
+    thin = render_worlds.draw_pose_map(person, 3)
+    assert 0 < (thin > 0).sum() < 0.6 * (whole > 0).sum()
+
+
+def test_maps_of_pose_are_added_to_a_set_that_lacks_them_and_only_once(shapes, tmp_path):
+    copytree(shapes, tmp_path, dirs_exist_ok=True)
+    path = render_worlds.list_file(tmp_path, "shapes", "training")
+    complete = path.read_text()
+    rows = render_worlds.read_rows(tmp_path, "shapes", "training")
+    drawn = [row.pop("pose") for row in rows if "pose" in row]
+    contents = [(path.parent / name).read_bytes() for name in drawn]
+    for name in drawn:
+        (path.parent / name).unlink()
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert render_worlds.add_maps(tmp_path, "shapes", "training", SHAPE_SEEDS) == len(drawn) > 0
+    assert path.read_text() == complete
+    assert [(path.parent / name).read_bytes() for name in drawn] == contents
+    assert render_worlds.add_maps(tmp_path, "shapes", "training", SHAPE_SEEDS) == 0
+
+
+def test_maps_are_not_added_to_a_set_of_other_seeds(shapes, tmp_path):
+    copytree(shapes, tmp_path, dirs_exist_ok=True)
+    path = render_worlds.list_file(tmp_path, "shapes", "training")
+    path.write_text(path.read_text().replace('"pose"', '"other"'))
+    with pytest.raises(ValueError, match=r"is 'flat drawing of .*, but its seed gives 'flat drawing of"):
+        render_worlds.add_maps(tmp_path, "shapes", "training", range(20, 30))
+
+
+@pytest.mark.parametrize("seed", [TRAINING_SEEDS[3], HELD_OUT_SEEDS[3]])
+def test_people_are_scenes_with_a_person_of_the_same_seeds(seed, tmp_path):
+    made = make_renderer("people", tmp_path)(seed, SIZE)
+    assert find_person(made) is not None
+    assert made.caption == make_renderer("people", tmp_path)(seed, SIZE).caption
+
+
+def test_a_control_is_listed_with_the_scenes_that_have_its_map(shapes, tmp_path):
+    copytree(shapes, tmp_path, dirs_exist_ok=True)
+    path = render_worlds.list_file(tmp_path, "landscapes", "training")
+    path.parent.mkdir()
+    row = {"file_name": "training/000000.jpg", "text": "landscape", "depth": "depth.png", "segmentation": "classes.png"}
+    path.write_text(f"{json.dumps(row)}\n" * 2)
+    lists = {name: control_lists.list_control(tmp_path, name, DOMAINS) for name in control_lists.MAPS}
+    assert {name: len(rows) for name, rows in lists.items()} == {
+        "canny": 7,
+        "depth": 7,
+        "segmentation": 2,
+        "pose": len(PERSON_ROWS),
+    }
+    assert [row["file_name"] for row in lists["canny"]][:3] == [
+        "shapes/training/000000.jpg",
+        "landscapes/training/000000.jpg",
+        "shapes/training/000001.jpg",
+    ]
+    assert "map" not in lists["canny"][0]
+    assert lists["segmentation"][0]["map"] == "landscapes/classes.png"
+    assert [row["map"] for row in lists["pose"]] == [f"shapes/training/{i:06d}_pose.png" for i in PERSON_ROWS]

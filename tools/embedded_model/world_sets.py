@@ -15,26 +15,42 @@ from typing import Any
 
 import numpy as np
 
-from controlnet_ext.embedded.scenes import HELD_OUT_SEEDS, TRAINING_SEEDS, Scene, draw_scene
+from controlnet_ext.embedded.scenes import HELD_OUT_SEEDS, TRAINING_SEEDS, Scene, Thing, draw_scene
 from tools.embedded_model.landscapes import render as render_landscape
 from tools.embedded_model.things import ThingRenderer
 
 SHAPE_STYLE = "flat drawing of"
 DOMAINS = ("shapes", "things", "landscapes")
-SEEDS = {"training": TRAINING_SEEDS, "held_out": HELD_OUT_SEEDS}
+RENDERED = (*DOMAINS, "people")  # people are shapes again: more scenes with a person, for its pose
+# Nothing is chosen on the first 256 held-out scenes, on which figures are taken.
+SEEDS = {"training": TRAINING_SEEDS, "held_out": HELD_OUT_SEEDS, "choosing": HELD_OUT_SEEDS[2000:3000]}
 PART = 128
+PERSON = "person"  # the kind of thing that has key points
+PEOPLE_STRIDE = 25_000  # from a scene of shapes to the one that is tried next
 
 
 def renderer(domain: str, folder: Path) -> Callable[[int, int], Any]:
     """Return `render(seed, size)`, which gives an object with `pixels`, `caption` and `depth`."""
-    return {"shapes": _render_shapes, "things": ThingRenderer(folder / "emoji").render, "landscapes": render_landscape}[
-        domain
-    ]
+    if domain == "things":
+        return ThingRenderer(folder / "emoji").render
+    return {"shapes": _render_shapes, "people": _render_people, "landscapes": render_landscape}[domain]
+
+
+def find_person(scene: Scene) -> Thing | None:
+    """Return the person of a scene of shapes, None if it has none."""
+    return next((thing for thing in scene.things if thing.kind == PERSON), None)
 
 
 def _render_shapes(seed: int, size: int) -> Scene:
     made = draw_scene(seed, size)
     return replace(made, caption=f"{SHAPE_STYLE} {made.caption}")
+
+
+def _render_people(seed: int, size: int) -> Scene:
+    """The first scene with a person of the seeds that lie one stride, two strides and so on behind."""
+    seeds = next(seeds for seeds in (TRAINING_SEEDS, HELD_OUT_SEEDS) if seed in seeds)
+    later = range(seed + PEOPLE_STRIDE, seeds.stop, PEOPLE_STRIDE)
+    return _render_shapes(next(each for each in later if find_person(draw_scene(each, 32)) is not None), size)
 
 
 def open_pixels(folder: Path, domain: str, split: str) -> list[np.ndarray]:

@@ -1,0 +1,51 @@
+"""List the rendered worlds for the trainings of controls: `python -m tools.embedded_model.control_lists WORLDS`.
+
+WORLDS/images/canny.jsonl, depth.jsonl, segmentation.jsonl and pose.jsonl mix the domains and are what
+`controlnet-ext train --data` reads: images with their captions, and in the column `map` the map, but for canny, whose
+maps the training makes. A scene without a map is in no list of that map. Held-out scenes are in none: figures are
+taken on them, so no training may be chosen by them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from itertools import chain, zip_longest
+from pathlib import Path
+
+from tools.embedded_model.render_worlds import read_rows
+from tools.embedded_model.world_sets import DOMAINS, RENDERED
+
+MAPS = {"canny": None, "depth": "depth", "segmentation": "segmentation", "pose": "pose"}  # columns of rendered sets
+
+
+def list_control(worlds: Path, control: str, domains: tuple[str, ...]) -> list[dict[str, str]]:
+    """Return the rows of the training scenes of these domains that have the map of a control, one of each in turn."""
+    column, lists = MAPS[control], []
+    for domain in domains:
+        rows = read_rows(worlds, domain, "training")
+        lists.append(
+            [
+                {"file_name": f"{domain}/{row['file_name']}", "text": row["text"]}
+                | ({} if column is None else {"map": f"{domain}/{row[column]}"})
+                for row in rows
+                if column is None or column in row
+            ]
+        )
+    return [row for row in chain.from_iterable(zip_longest(*lists)) if row is not None]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("worlds", type=Path, help="what render_worlds filled")
+    parser.add_argument("--count", type=int, help="so many rows of each list, for a trial")
+    options = parser.parse_args()
+    for control in MAPS:
+        rows = list_control(options.worlds, control, RENDERED if control == "pose" else DOMAINS)
+        path = options.worlds / "images" / f"{control}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows[: options.count]))
+        print(f"{len(rows[: options.count])} rows in {path}")
+
+
+if __name__ == "__main__":
+    main()
