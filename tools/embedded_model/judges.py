@@ -1,33 +1,37 @@
 """Networks that judge what the embedded model draws.
 
-`python -m tools.embedded_model.judges classes WORLDS runs/classes` and `... depth WORLDS runs/depth` train them.
+`python -m tools.embedded_model.judges classes WORLDS runs/judges` trains one, so do `depth` and `segmentation`.
 
-Both learn on rendered scenes only, and log their accuracy or error on held-out ones. The classifier names the thing of
+They learn on rendered scenes only, and log their accuracy or error on held-out ones. The classifier names the thing of
 a scene of one thing, and the season and the time of day of a landscape. The depth network draws the map of depth of a
-scene of any domain, as `render_worlds` does. Images are shifted, blurred, brightened and made noisy while they learn,
-so that what an autoencoder does to an image does not change their mind.
+scene of any domain, as `render_worlds` does, and the segmentation network the classes of a landscape. Images are
+shifted, blurred, brightened and made noisy while they learn, so that what an autoencoder does to an image does not
+change their mind; `--vae VAE` measures that it does not.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
+from diffusers import AutoencoderTiny
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from controlnet_ext.maps.fidelity.regions import compute_class_ious
 from controlnet_ext.training.config import TrainingSchedule
 from controlnet_ext.training.loop import train
 from controlnet_ext.training.losses import make_generator
 from tools.embedded_model import landscapes, things
-from tools.embedded_model.render_worlds import list_file, read_rows
+from tools.embedded_model.render_worlds import list_file, read_class_map, read_rows
 from tools.embedded_model.world_sets import DOMAINS
 
 SIDE = 96  # pixels that the networks look at
@@ -73,13 +77,13 @@ class SceneClassifier(nn.Module):
         return {name: head(features) for name, head in self.heads.items()}
 
 
-class DepthNetwork(nn.Module):
-    """Maps of depth (B, 1, 96, 96) in 0..1, 1 the nearest, for images (B, 3, 96, 96) in -1..1."""
+class MapNetwork(nn.Module):
+    """Maps (B, outputs, 96, 96) for images (B, 3, 96, 96) in -1..1, as fine as half their size."""
 
-    def __init__(self, width: int = 24):
+    def __init__(self, outputs: int, width: int):
         super().__init__()
         widths = (width, 2 * width, 4 * width, 5 * width)
-        self.first = conv(3, width)
+        self.first = conv(3, width, 2)
         self.down = nn.ModuleList(
             nn.Sequential(conv(before, after, 2), conv(after, after))
             for before, after in zip((width, *widths), widths, strict=False)
@@ -87,9 +91,10 @@ class DepthNetwork(nn.Module):
         self.up = nn.ModuleList(
             conv(below + beside, beside) for below, beside in zip(widths[::-1], (*widths[-2::-1], width), strict=True)
         )
-        self.last = nn.Conv2d(width, 1, 1)
+        self.last = nn.Conv2d(width, outputs, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        size = x.shape[2:]
         kept = [self.first(x)]
         for stage in self.down:
             kept.append(stage(kept[-1]))
@@ -97,39 +102,81 @@ class DepthNetwork(nn.Module):
         for stage in self.up:
             skip = kept.pop()
             x = stage(torch.cat([F.interpolate(x, size=skip.shape[2:]), skip], 1))
-        return torch.sigmoid(self.last(x))
+        return F.interpolate(self.last(x), size=size, mode="bilinear")
+
+
+class DepthNetwork(MapNetwork):
+    """Maps of depth (B, 1, 96, 96) in 0..1, 1 the nearest."""
+
+    def __init__(self, width: int = 24):
+        super().__init__(1, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(super().forward(x))
+
+
+class SegmentationNetwork(MapNetwork):
+    """Logits of the classes of landscapes (B, 7, 96, 96)."""
+
+    def __init__(self, width: int = 24):
+        super().__init__(len(landscapes.CLASSES), width)
 
 
 @dataclass(frozen=True, eq=False)
 class JudgeSet:
-    """Images (N, 96, 96, 3) uint8 RGB; their labels by head, (N,) indices or UNNAMED; their maps of depth (N, 96, 96)
-    uint8."""
+    """Images (N, 96, 96, 3) uint8 RGB; their labels by head, (N,) indices or UNNAMED; their maps (N, 96, 96) uint8, of
+    depth or of numbers of classes, none for the classifier."""
 
     images: np.ndarray
     labels: dict[str, Tensor]
-    depths: np.ndarray
+    maps: np.ndarray | None
 
     @classmethod
-    def read(cls, worlds: Path, split: str, domains: Iterable[str]) -> JudgeSet:
-        """Read the rendered sets of these domains."""
-        images, depths, named = [], [], []
-        for domain in domains:
+    def read(cls, worlds: Path, split: str, judge: Judge, count: int, vae: Any = None) -> JudgeSet:
+        """Read the first `count` images of each domain of a judge; with a VAE as it gives them back."""
+        images, maps, named = [], [], []
+        for domain in judge.domains:
             folder = list_file(worlds, domain, split).parent
-            for row in read_rows(worlds, domain, split):
+            for row in read_rows(worlds, domain, split)[:count]:
                 image = cv2.imread(str(folder / row["file_name"]), cv2.IMREAD_COLOR_RGB)
-                depth = cv2.imread(str(folder / row["depth"]), cv2.IMREAD_GRAYSCALE)
-                images.append(cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_AREA))
-                depths.append(cv2.resize(depth, (SIDE, SIDE), interpolation=cv2.INTER_AREA))
+                images.append(shrink(image if vae is None else reconstruct(vae, image[None])[0]))
                 named.append(read_labels(row["text"]))
+                if judge.column is not None:
+                    maps.append(read_map(folder / row[judge.column], judge.column))
         labels = {
             head: torch.tensor([UNNAMED if each[head] is None else names.index(each[head]) for each in named])
             for head, names in HEADS.items()
         }
-        return cls(np.stack(images), labels, np.stack(depths))
+        return cls(np.stack(images), labels, np.stack(maps) if maps else None)
 
     def named_rows(self) -> Tensor:
         """Numbers of the images that have a label."""
         return torch.nonzero(torch.stack(list(self.labels.values())).ne(UNNAMED).any(0))[:, 0]
+
+
+def shrink(image: np.ndarray) -> np.ndarray:
+    """Return an image (H, W, 3) or a map (H, W) uint8 at the size that the networks look at."""
+    return cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+
+
+def read_map(path: Path, column: str) -> np.ndarray:
+    """Return a rendered map (96, 96) uint8: depth, or the number of the class of each pixel."""
+    if column == "depth":
+        return shrink(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE))
+    return cv2.resize(
+        read_class_map(cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)), (SIDE, SIDE), interpolation=cv2.INTER_NEAREST
+    )
+
+
+@torch.no_grad()
+def reconstruct(vae: Any, images: np.ndarray) -> np.ndarray:
+    """Return images (N, H, W, 3) uint8 RGB encoded and decoded by a VAE of either kind, 16 at a time."""
+    parts = []
+    for part in to_input(images).to(vae.device).split(16):
+        encoding = vae.encode(part)
+        latents = encoding.latents if hasattr(encoding, "latents") else encoding.latent_dist.mode()
+        parts.append(((vae.decode(latents).sample.clamp(-1, 1) + 1) * 127.5).round().byte())
+    return torch.cat(parts).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def to_input(images: np.ndarray) -> Tensor:
@@ -137,17 +184,17 @@ def to_input(images: np.ndarray) -> Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def disturb(x: Tensor, depth: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+def disturb(x: Tensor, maps: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     """Return images (B, 3, H, W) and their maps (B, 1, H, W), shifted alike; the images half the time blurred, all
     brighter or darker and a little noisy."""
     top, left = torch.randint(2 * MARGIN + 1, (2,), generator=rng).tolist()
-    both = F.pad(torch.cat([x, depth], 1), (MARGIN,) * 4, "replicate")
+    both = F.pad(torch.cat([x, maps], 1), (MARGIN,) * 4, "replicate")
     both = both[:, :, top : top + x.shape[2], left : left + x.shape[3]]
-    x, depth = both[:, :3], both[:, 3:]
+    x, maps = both[:, :3], both[:, 3:]
     if torch.rand((), generator=rng) < 0.5:
         x = F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
     gain = 1 + 0.2 * (torch.rand(len(x), 1, 1, 1, generator=rng) - 0.5)
-    return x * gain + 0.05 * torch.randn(x.shape, generator=rng), depth
+    return x * gain + 0.05 * torch.randn(x.shape, generator=rng), maps
 
 
 def classes_loss(net: nn.Module, data: JudgeSet, rng: torch.Generator) -> Tensor:
@@ -161,29 +208,70 @@ def classes_loss(net: nn.Module, data: JudgeSet, rng: torch.Generator) -> Tensor
     return torch.stack(parts).nan_to_num(0).sum()  # nan where a batch has no label of a head
 
 
+def draw_batch(data: JudgeSet, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return disturbed images (B, 3, H, W) and their maps (B, H, W), 0..255."""
+    assert data.maps is not None
+    rows = torch.randint(len(data.images), (BATCH,), generator=rng).numpy()
+    x, maps = disturb(to_input(data.images[rows]), torch.from_numpy(data.maps[rows])[:, None].float(), rng)
+    return x, maps[:, 0]
+
+
 def depth_loss(net: nn.Module, data: JudgeSet, rng: torch.Generator) -> Tensor:
     """Mean absolute error of the maps of a batch."""
-    rows = torch.randint(len(data.images), (BATCH,), generator=rng).numpy()
-    x, depth = disturb(to_input(data.images[rows]), torch.from_numpy(data.depths[rows])[:, None] / 255, rng)
-    return (net(x).float() - depth).abs().mean()
+    x, maps = draw_batch(data, rng)
+    return (net(x)[:, 0].float() - maps / 255).abs().mean()
 
 
-@torch.no_grad()
+def segmentation_loss(net: nn.Module, data: JudgeSet, rng: torch.Generator) -> Tensor:
+    """Mean cross entropy of the pixels of a batch."""
+    x, maps = draw_batch(data, rng)
+    return F.cross_entropy(net(x).float(), maps.long())
+
+
 def measure_classes(net: nn.Module, data: JudgeSet) -> dict[str, float]:
     """Share of right names by head."""
-    chosen = [{head: x.argmax(1) for head, x in net(to_input(part)).items()} for part in batches(data.images)]
+    chosen = name_images(net, data.images)
     shares = {}
     for head, labels in data.labels.items():
-        right = torch.cat([part[head] for part in chosen])[labels != UNNAMED] == labels[labels != UNNAMED]
-        shares[f"held_out_{head}"] = right.float().mean().item()
+        right = (chosen[head] == labels.numpy())[labels.numpy() != UNNAMED]
+        shares[head] = float(right.mean()) if len(right) else float("nan")
     return shares
 
 
-@torch.no_grad()
 def measure_depth(net: nn.Module, data: JudgeSet) -> dict[str, float]:
     """Mean absolute error of the maps, which are 0..1."""
-    maps = torch.cat([net(to_input(part))[:, 0].float() for part in batches(data.images)])
-    return {"held_out": (maps - torch.from_numpy(data.depths) / 255).abs().mean().item()}
+    assert data.maps is not None
+    return {"depth": float(np.abs(draw_depths(net, data.images) - data.maps / 255).mean())}
+
+
+def measure_segmentation(net: nn.Module, data: JudgeSet) -> dict[str, float]:
+    """Share of pixels of the right class, and the mean over images of their mean intersection over union."""
+    assert data.maps is not None
+    found = draw_classes(net, data.images)
+    ious = [
+        np.mean(list(compute_class_ious(*(each.astype(np.int64).ravel() for each in pair)).values()))
+        for pair in zip(data.maps, found, strict=True)
+    ]
+    return {"pixels": float((found == data.maps).mean()), "miou": float(np.mean(ious))}
+
+
+@torch.no_grad()
+def name_images(net: nn.Module, images: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the numbers (N,) of the names of each of HEADS for images (N, 96, 96, 3) uint8 RGB."""
+    parts = [net(to_input(part)) for part in batches(images)]
+    return {head: torch.cat([part[head].argmax(1) for part in parts]).numpy() for head in HEADS}
+
+
+@torch.no_grad()
+def draw_depths(net: nn.Module, images: np.ndarray) -> np.ndarray:
+    """Return maps of depth (N, 96, 96), 0..1, for images (N, 96, 96, 3) uint8 RGB."""
+    return torch.cat([net(to_input(part))[:, 0].float() for part in batches(images)]).numpy()
+
+
+@torch.no_grad()
+def draw_classes(net: nn.Module, images: np.ndarray) -> np.ndarray:
+    """Return numbers of classes (N, 96, 96) uint8 for images (N, 96, 96, 3) uint8 RGB."""
+    return torch.cat([net(to_input(part)).argmax(1).byte() for part in batches(images)]).numpy()
 
 
 def batches(images: np.ndarray) -> list[np.ndarray]:
@@ -191,16 +279,30 @@ def batches(images: np.ndarray) -> list[np.ndarray]:
     return [images[first : first + 64] for first in range(0, len(images), 64)]
 
 
+@dataclass(frozen=True)
+class Judge:
+    """How a network is made, learns and is measured; its domains, and the column of the maps that it learns."""
+
+    create: Callable[..., nn.Module]
+    compute_loss: Callable[[nn.Module, JudgeSet, torch.Generator], Tensor]
+    measure: Callable[[nn.Module, JudgeSet], dict[str, float]]
+    domains: tuple[str, ...]
+    column: str | None = None
+
+
 JUDGES = {
-    "classes": (SceneClassifier, classes_loss, measure_classes, ("things", "landscapes")),
-    "depth": (DepthNetwork, depth_loss, measure_depth, DOMAINS),
+    "classes": Judge(SceneClassifier, classes_loss, measure_classes, ("things", "landscapes")),
+    "depth": Judge(DepthNetwork, depth_loss, measure_depth, DOMAINS, "depth"),
+    "segmentation": Judge(
+        SegmentationNetwork, segmentation_loss, measure_segmentation, ("landscapes",), "segmentation"
+    ),
 }
 
 
 def load_judge(name: str, folder: Path) -> nn.Module:
     """Return the judge of JUDGES that was trained in a folder."""
-    net = JUDGES[name][0]()
-    net.load_state_dict(load_file(folder / "judge.safetensors"))
+    net = JUDGES[name].create()
+    net.load_state_dict(load_file(folder / name / "judge.safetensors"))
     return net.eval().requires_grad_(False)
 
 
@@ -208,22 +310,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("judge", choices=JUDGES)
     parser.add_argument("worlds", type=Path, help="what render_worlds filled")
-    parser.add_argument("folder", type=Path, help="where checkpoint, log.jsonl and judge.safetensors go")
+    parser.add_argument("folder", type=Path, help="FOLDER/JUDGE gets checkpoint, log.jsonl and judge.safetensors")
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--every", type=int, default=250)
+    parser.add_argument("--count", type=int, default=20_000, help="images of each domain")
+    parser.add_argument("--vae", type=Path, help="only measure the trained judge, also on what this VAE gives back")
     options = parser.parse_args()
-    create, loss, measure, domains = JUDGES[options.judge]
-    training, held_out = (JudgeSet.read(options.worlds, split, domains) for split in ("training", "held_out"))
+    judge, folder = JUDGES[options.judge], options.folder / options.judge
+    held_out = JudgeSet.read(options.worlds, "held_out", judge, options.count)
+    if options.vae is not None:
+        net = load_judge(options.judge, options.folder)
+        vae = AutoencoderTiny.from_pretrained(options.vae).eval()
+        given_back = JudgeSet.read(options.worlds, "held_out", judge, options.count, vae)
+        print(f"{len(held_out.images)} held-out images", judge.measure(net, held_out))
+        print("as the VAE gives them back", judge.measure(net, given_back))
+        return
+    training = JudgeSet.read(options.worlds, "training", judge, options.count)
+    print(f"{len(training.images)} images to learn from", flush=True)
     torch.manual_seed(0)
     net = train(
-        create(),
-        lambda net, step, part: loss(net, training, make_generator(step, part)),
-        lambda net, step: measure(net, held_out),
+        judge.create(),
+        lambda net, step, part: judge.compute_loss(net, training, make_generator(step, part)),
+        lambda net, step: {f"held_out_{name}": value for name, value in judge.measure(net, held_out).items()},
         TrainingSchedule(options.steps, learning_rate=2e-3, evaluation_interval=options.every),
-        options.folder,
+        folder,
     )
     if net is not None:
-        save_file(net.state_dict(), options.folder / "judge.safetensors")
+        save_file(net.state_dict(), folder / "judge.safetensors")
 
 
 if __name__ == "__main__":

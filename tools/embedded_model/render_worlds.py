@@ -49,6 +49,12 @@ def draw_class_map(classes: np.ndarray) -> np.ndarray:
     return np.array(list(CLASS_COLORS.values()), np.uint8)[classes]
 
 
+def read_class_map(colors: np.ndarray) -> np.ndarray:
+    """Return the indices of CLASSES (H, W) uint8 of a map (H, W, 3) uint8 RGB that `draw_class_map` drew."""
+    matches = [(colors == color).all(2) for color in CLASS_COLORS.values()]
+    return np.argmax(matches, 0).astype(np.uint8)
+
+
 def draw_pose_map(person: Thing, scale: int) -> np.ndarray:
     """Return the map (H, W, 3) uint8 RGB of the points of a person that are visible, as preprocessors draw it of an
     image `scale` times as large, resized as guidance resizes it: sticks have 8 pixels in an image of any size."""
