@@ -15,7 +15,7 @@ from tools.embedded_model.train_base import TRAINING_SCENES
 
 from .arms import Figures
 from .sampling import BATCH
-from .scenes import MEASURED, edges
+from .scenes import EVALUATION_SEEDS, edges
 
 SIDE = 128
 
@@ -25,11 +25,11 @@ def losses(pipe: Any, net: Any) -> Iterator[tuple[str, Figures]]:
     noise levels are the same on both sides."""
     frozen, noising = FrozenBase(pipe, str(pipe.device)), DiffusionLoss(pipe.scheduler)
     encoder = ExampleEncoder(frozen, LoadingSettings(Tolerance(0, print)))
-    sides = {"training": TRAINING_SEEDS[:TRAINING_SCENES], "held_out": MEASURED}
-    fixed = {
+    sides = {"training": TRAINING_SEEDS[:TRAINING_SCENES], "held_out": EVALUATION_SEEDS}
+    fixed_losses = {
         side: FixedNoiseLoss(frozen, EncodedExamples(SceneDataset(seeds, edges), encoder, (SIDE, SIDE)), noising, BATCH)
         for side, seeds in sides.items()
     }
-    yield "loss", {side: each.unguided_loss for side, each in fixed.items()}
+    yield "loss", {side: each.unguided_loss for side, each in fixed_losses.items()}
     if net is not None:
-        yield "loss, guided", {side: each(net) for side, each in fixed.items()}
+        yield "loss, guided", {side: each(net) for side, each in fixed_losses.items()}

@@ -41,10 +41,10 @@ ROWS = (
     Row("colour words of the scene, another scene's caption", "guided, another scene's caption", "colours", -0.30),
     Row("colour words where the things are, unguided", "unguided", "colours"),
     Row("colour words, the VAE's ceiling", "VAE", "colours"),
-    Row("named colours anywhere in the picture, unguided", "unguided", "seen"),
+    Row("named colours anywhere in the image, unguided", "unguided", "seen"),
     Row("as many that are not named, unguided", "unguided", "seen_unnamed"),
-    Row("processor's seconds a picture, guided", "guided", "seconds"),
-    Row("processor's seconds a picture, unguided", "unguided", "seconds"),
+    Row("processor's seconds an image, guided", "guided", "seconds"),
+    Row("processor's seconds an image, unguided", "unguided", "seconds"),
 )
 AXES = {  # the arms of a curve: what its axis shows, and the value and arm of each point
     "weights": ("weight of the unit", [(value, f"weight {value:g}") for value in WEIGHTS]),
@@ -76,15 +76,15 @@ def report(arms: Arms) -> str:
 
 def curves(arms: Arms) -> dict[str, str]:
     """An SVG by name for each curve that is whole."""
-    made = {}
+    svgs = {}
     for name, (axis, points) in AXES.items():
         if all(arm in arms for _, arm in points):
-            shown = {
+            lines = {
                 words: [(value, arms[arm][figure]) for value, arm in points]
                 for words, figure in (("F1 within 1 px", "f1"), ("F1 exact", "f1_exact"), ("colour words", "colours"))
             }
-            made[name] = chart(f"Fidelity by {axis}", axis, "share", shown)
-    return made
+            svgs[name] = chart(f"Fidelity by {axis}", axis, "share", lines)
+    return svgs
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -94,10 +94,10 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _row(row: Row, figures: Figures) -> tuple[str, str, str, str]:
     value = figures[row.figure]
-    measured = f"{value:.3f}" if isinstance(value, float) else str(value)
+    text = f"{value:.3f}" if isinstance(value, float) else str(value)
     if row.figure == "f1":
-        measured += f" ± {figures['f1_error']:.3f}"
+        text += f" ± {figures['f1_error']:.3f}"
     if not row.goal:
-        return row.words, measured, "", ""
-    reached = value >= row.goal if row.goal > 0 else value <= -row.goal
-    return row.words, measured, f"{'≥' if row.goal > 0 else '≤'} {abs(row.goal):.2f}", "yes" if reached else "**no**"
+        return row.words, text, "", ""
+    is_reached = value >= row.goal if row.goal > 0 else value <= -row.goal
+    return row.words, text, f"{'≥' if row.goal > 0 else '≤'} {abs(row.goal):.2f}", "yes" if is_reached else "**no**"

@@ -1,4 +1,4 @@
-"""Pictures of the embedded model, always from the same noise for the same number, kept on disk batch by batch."""
+"""Images of the embedded model, always from the same noise for the same number, kept on disk batch by batch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BATCH = 32
 
 @dataclass(frozen=True, eq=False)
 class Arm:
-    """Pictures to make: one for each caption, from the noise of each number, guided by each map (H, W, 3) uint8.
+    """Images to make: one for each caption, from the noise of each number, guided by each map (H, W, 3) uint8.
     `maps` None leaves them unguided; `guidance` is the scale by which the caption is followed."""
 
     captions: Sequence[str]
@@ -40,7 +40,7 @@ class Arm:
 
 
 class Sampler:
-    """Makes the pictures of arms, and finds again those that were made: a file in `folder` for each batch, named by
+    """Makes the images of arms, and finds again those that were made: a file in `folder` for each batch, named by
     the sha256 of all that it depends on. `made_with` names the weights. `net` None refuses guided arms."""
 
     def __init__(self, pipe: Any, net: Any, steps: int, made_with: Mapping[str, Any], folder: Path):
@@ -49,28 +49,28 @@ class Sampler:
         self._pipe.set_progress_bar_config(disable=True)
         folder.mkdir(parents=True, exist_ok=True)
 
-    def pictures(self, name: str, arm: Arm) -> tuple[np.ndarray, float]:
-        """The arm's pictures (N, H, W, 3) RGB uint8, and the processor's seconds that each took, the first time."""
-        pictures, seconds = [], 0.0
+    def sample(self, name: str, arm: Arm) -> tuple[np.ndarray, float]:
+        """The arm's images (N, H, W, 3) RGB uint8, and the processor's seconds that each took, the first time."""
+        batches, seconds = [], 0.0
         for begin in range(0, len(arm.captions), BATCH):
             part = arm.part(begin, begin + BATCH)
-            made, spent = self._kept(part)
-            pictures.append(made)
+            batch, spent = self._load_or_sample(part)
+            batches.append(batch)
             seconds += spent
-            done = begin + len(made)
-            print(f"{name}: {done} of {len(arm.captions)}, {seconds / done:.2f} s each", file=sys.stderr, flush=True)
-        return np.concatenate(pictures), seconds / len(arm.captions)
+            count = begin + len(batch)
+            print(f"{name}: {count} of {len(arm.captions)}, {seconds / count:.2f} s each", file=sys.stderr, flush=True)
+        return np.concatenate(batches), seconds / len(arm.captions)
 
-    def _kept(self, part: Arm) -> tuple[np.ndarray, float]:
+    def _load_or_sample(self, part: Arm) -> tuple[np.ndarray, float]:
         path = self._folder / f"{self._digest(part)}.npz"
         if not path.exists():
             begin = time.process_time()
-            pictures = self._made(part)
+            sample = self._sample_batch(part)
             file = io.BytesIO()
-            np.savez(file, pictures=pictures, seconds=time.process_time() - begin)
+            np.savez(file, images=sample, seconds=time.process_time() - begin)
             write_atomically(path, file.getvalue(), overwrite=True)  # another process may have made it too
-        with np.load(path) as kept:
-            return kept["pictures"], float(kept["seconds"])
+        with np.load(path) as archive:
+            return archive["images"], float(archive["seconds"])
 
     def _digest(self, part: Arm) -> str:
         numbers = [part.guidance, *([] if part.maps is None else [part.weight, part.window.start, part.window.end])]
@@ -81,7 +81,7 @@ class Sampler:
         return digest.hexdigest()
 
     @torch.no_grad()
-    def _made(self, part: Arm) -> np.ndarray:
+    def _sample_batch(self, part: Arm) -> np.ndarray:
         pipe, units = self._pipe, []
         if part.maps is not None:
             if self._net is None:
@@ -95,7 +95,7 @@ class Sampler:
                 guidance_scale=part.guidance,
                 output_type="latent",
             ).images
-        return decoded(pipe.vae, latents / pipe.vae.config["scaling_factor"])
+        return decode_latents(pipe.vae, latents / pipe.vae.config["scaling_factor"])
 
     def _noise(self, number: int) -> torch.Tensor:
         config = self._pipe.unet.config
@@ -103,14 +103,14 @@ class Sampler:
         return torch.randn(size, generator=torch.Generator().manual_seed(number))
 
 
-def decoded(vae: Any, latents: torch.Tensor) -> np.ndarray:
-    """Pictures (N, H, W, 3) RGB uint8 of the VAE's own latents (N, C, h, w), unscaled."""
+def decode_latents(vae: Any, latents: torch.Tensor) -> np.ndarray:
+    """Images (N, H, W, 3) RGB uint8 of the VAE's own latents (N, C, h, w), unscaled."""
     pixels = torch.cat([vae.decode(part).sample for part in latents.split(BATCH)]).clamp(-1, 1)
     return ((pixels + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
 @torch.no_grad()
-def through_vae(vae: Any, pictures: np.ndarray) -> np.ndarray:
-    """Pictures (N, H, W, 3) RGB uint8 encoded and decoded: the ceiling of everything that the model makes."""
-    x = torch.from_numpy(pictures).permute(0, 3, 1, 2).to(vae.device).float() / 127.5 - 1
-    return decoded(vae, torch.cat([vae.encode(part).latent_dist.mode() for part in x.split(BATCH)]))
+def through_vae(vae: Any, images: np.ndarray) -> np.ndarray:
+    """Images (N, H, W, 3) RGB uint8 encoded and decoded: the ceiling of everything that the model makes."""
+    x = torch.from_numpy(images).permute(0, 3, 1, 2).to(vae.device).float() / 127.5 - 1
+    return decode_latents(vae, torch.cat([vae.encode(part).latent_dist.mode() for part in x.split(BATCH)]))

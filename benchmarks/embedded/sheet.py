@@ -9,7 +9,7 @@ import numpy as np
 
 from .scenes import edges
 
-HEADINGS = ("picture", "map", "guided", "unguided", "map over guided")
+HEADINGS = ("image", "map", "guided", "unguided", "map over guided")
 GAP, LINE = 6, 16  # pixels
 PAPER, INK = 255, 40
 OVERLAY = np.array((255, 0, 220), np.uint8)
@@ -22,17 +22,17 @@ def sheet(rows: Sequence[tuple[str, np.ndarray, np.ndarray, np.ndarray]]) -> np.
         np.vstack([_headings(rows[0][1].shape[1]), *map(_row, part)]) for part in (rows[:half], rows[half:]) if part
     ]
     tallest = max(len(part) for part in halves)
-    padded = [np.pad(part, ((0, tallest - len(part)), (0, GAP), (0, 0)), constant_values=PAPER) for part in halves]
-    return np.hstack(padded)
+    columns = [np.pad(part, ((0, tallest - len(part)), (0, GAP), (0, 0)), constant_values=PAPER) for part in halves]
+    return np.hstack(columns)
 
 
 def _row(row: tuple[str, np.ndarray, np.ndarray, np.ndarray]) -> np.ndarray:
-    caption, picture, guided, unguided = row
-    asked = edges(picture)
-    over = np.where(asked > 0, OVERLAY, guided)
+    caption, scene, guided_image, unguided_image = row
+    edge_map = edges(scene)
+    over = np.where(edge_map > 0, OVERLAY, guided_image)
     tiles = [
         np.pad(tile, ((0, GAP), (GAP, 0), (0, 0)), constant_values=PAPER)
-        for tile in (picture, asked, guided, unguided, over)
+        for tile in (scene, edge_map, guided_image, unguided_image, over)
     ]
     band = np.hstack(tiles)
     return np.vstack([_words(band.shape[1], [(GAP, caption)]), band])

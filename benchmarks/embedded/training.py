@@ -32,8 +32,8 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--title", default="Training")
     options = parser.parse_args(words)
     rows = read(options.log)
-    shown = {name: [(row["step"], row[key]) for row in rows] for key, name in WORDS.items() if key in rows[-1]}
-    svg = chart(options.title, "steps", "loss (logarithmic)", shown, log=True)
+    lines = {name: [(row["step"], row[key]) for row in rows] for key, name in WORDS.items() if key in rows[-1]}
+    svg = chart(options.title, "steps", "loss (logarithmic)", lines, log=True)
     write_atomically(options.svg, svg.encode(), overwrite=True)
     print(describe_fit(rows) if "training_unguided" in rows[-1] else fitting(rows))
 

@@ -29,10 +29,10 @@ def write_vocabulary(folder: Path) -> None:
         vocab_size=10_000, end_of_word_suffix="</w>", special_tokens=[*alphabet, *SPECIAL_TOKENS], show_progress=False
     )
     bpe.train_from_iterator(VOCABULARY, trainer)
-    trained = json.loads(bpe.to_str())["model"]
+    bpe_model = json.loads(bpe.to_str())["model"]
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps(trained["vocab"], indent=0))
-    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in trained["merges"]]
+    (folder / "vocab.json").write_text(json.dumps(bpe_model["vocab"], indent=0))
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in bpe_model["merges"]]
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
 
 

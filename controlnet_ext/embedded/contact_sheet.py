@@ -30,8 +30,8 @@ class Column:
     """The results of one prompt: images (H, W, 3) RGB uint8 of the map's size, and how well each obeys the map."""
 
     prompt: str
-    unguided: np.ndarray
-    guided: np.ndarray
+    unguided_image: np.ndarray
+    guided_image: np.ndarray
     unguided_score: EdgeScore
     guided_score: EdgeScore
 
@@ -60,13 +60,14 @@ def render_sheet(photo: np.ndarray, edge_map: np.ndarray, columns: Sequence[Colu
         lines = wrap_text(column.prompt, width)
         for k, line in enumerate(lines, 2 - len(lines)):
             draw_text(paper, line, MARGIN + i * (width + GAP), MARGIN + k * LINE_HEIGHT, TEXT_COLOR)
-        unguided, guided = (enlarge(image, scale, cv2.INTER_CUBIC) for image in (column.unguided, column.guided))
-        place(i, 0, unguided, "without guidance", _format_score(column.unguided_score))
-        place(i, 1, guided, "guided, from the same noise", _format_score(column.guided_score))
+        images = column.unguided_image, column.guided_image
+        unguided_image, guided_image = (enlarge(image, scale, cv2.INTER_CUBIC) for image in images)
+        place(i, 0, unguided_image, "without guidance", _format_score(column.unguided_score))
+        place(i, 1, guided_image, "guided, from the same noise", _format_score(column.guided_score))
         place(
             i,
             2,
-            enlarge(overlay_edges(edge_map, column.guided), scale, cv2.INTER_NEAREST),
+            enlarge(overlay_edges(edge_map, column.guided_image), scale, cv2.INTER_NEAREST),
             "the map over the guided image",
         )
     for k, line in enumerate(wrap_text(footer, across - 2 * MARGIN)):
@@ -77,9 +78,9 @@ def render_sheet(photo: np.ndarray, edge_map: np.ndarray, columns: Sequence[Colu
 def overlay_edges(edge_map: np.ndarray, image: np.ndarray) -> np.ndarray:
     """The image (H, W, 3) RGB uint8, darkened, and on it the edges of the map in `HIT_COLOR` or `MISS_COLOR`."""
     near = cv2.dilate(cv2.Canny(np.ascontiguousarray(image), 100, 200), np.ones((3, 3), np.uint8)) > 0
-    edges, shown = edge_map.max(2) > 127, image // 2
-    shown[edges & near], shown[edges & ~near] = HIT_COLOR, MISS_COLOR
-    return shown
+    edges, overlay = edge_map.max(2) > 127, image // 2
+    overlay[edges & near], overlay[edges & ~near] = HIT_COLOR, MISS_COLOR
+    return overlay
 
 
 def enlarge(image: np.ndarray, scale: int, interpolation: int) -> np.ndarray:

@@ -36,8 +36,7 @@ from ..models.state_dict.ldm_keys import (
     rename_keys,
     to_ldm_keys,
 )
-from . import EMBEDDED_NAME as EMBEDDED
-from . import resolve_embedded
+from . import EMBEDDED_NAME, resolve_embedded
 from .captions import encode_text_files
 from .wide import LDM_GROUPS, compute_width_factor, widen_state_dict
 
@@ -233,20 +232,20 @@ def export_model(model: Path, out: Path, dtype: torch.dtype = torch.float16, ove
     encoder = rename_text_encoder(pipe.text_encoder.state_dict())
     write_weights(text / "model.safetensors", _cast_tensors(dtype, encoder), METADATA, overwrite)
 
-    def write(name: str, tensors: dict[str, Tensor], metadata: dict[str, str], stated: dict[str, Any]) -> Path:
+    def write(name: str, tensors: dict[str, Tensor], metadata: dict[str, str], config: dict[str, Any]) -> Path:
         path = out / f"{name}.safetensors"
-        write_atomically(path.with_suffix(".yaml"), yaml.safe_dump(stated, sort_keys=False).encode(), overwrite)
+        write_atomically(path.with_suffix(".yaml"), yaml.safe_dump(config, sort_keys=False).encode(), overwrite)
         write_weights(path, _cast_tensors(dtype, tensors), metadata, overwrite)
         return path
 
     base = build_model_yaml(pipe.unet, pipe.vae, pipe.scheduler, text)
-    written = [write(FILE_PREFIX, build_checkpoint(pipe.unet, pipe.vae, pipe.text_encoder), METADATA, base)]
+    paths = [write(FILE_PREFIX, build_checkpoint(pipe.unet, pipe.vae, pipe.text_encoder), METADATA, base)]
     for folder in sorted(model.glob("controlnet_*")):
         net: Any = models.load(folder)
         net.bind(pipe.unet)
         name = f"{FILE_PREFIX}_{folder.name.removeprefix('controlnet_')}"
-        written.append(write(name, *build_control_file(net), build_control_yaml(base, net.net_config.hint_channels[0])))
-    return written
+        paths.append(write(name, *build_control_file(net), build_control_yaml(base, net.net_config.hint_channels[0])))
+    return paths
 
 
 def _cast_tensors(dtype: torch.dtype, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -257,7 +256,7 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path, metavar="FOLDER")
-    parser.add_argument("--model", default=EMBEDDED, help="a diffusers folder (default: %(default)s)")
+    parser.add_argument("--model", default=EMBEDDED_NAME, help="a diffusers folder (default: %(default)s)")
     parser.add_argument("--fp32", action="store_true", help="fp16 otherwise")
     parser.add_argument("--overwrite", action="store_true")
     options = parser.parse_args()

@@ -45,10 +45,10 @@ def find_majority_color(pixels: np.ndarray, mask: np.ndarray) -> str:
     ValueError for an empty mask."""
     if not mask.any():
         raise ValueError("an empty mask has no colour: give a mask with at least one pixel")
-    named = _to_scaled_lab(np.array([PALETTE[name] for name in THING_COLORS]))
-    seen = _to_scaled_lab(pixels[mask])
-    nearest = ((seen[:, None] - named[None]) ** 2).sum(2).argmin(1)
-    return THING_COLORS[int(np.bincount(nearest, minlength=len(named)).argmax())]
+    palette = _to_scaled_lab(np.array([PALETTE[name] for name in THING_COLORS]))
+    colors = _to_scaled_lab(pixels[mask])
+    nearest = ((colors[:, None] - palette[None]) ** 2).sum(2).argmin(1)
+    return THING_COLORS[int(np.bincount(nearest, minlength=len(palette)).argmax())]
 
 
 # OpenPose COCO-18: nose, neck, then right before left: shoulder, elbow, wrist; hip, knee, ankle (each side whole);
@@ -126,7 +126,7 @@ def draw_scene(seed: int, size: int = 128) -> Scene:
     """The scene of that seed, `size` pixels square: the same for ever."""
     rng = np.random.default_rng(seed)
     count = int(rng.choice([1, 2, 3], p=[0.25, 0.45, 0.3]))
-    drawn, seen = _arrange_things(rng, count, size)
+    shapes, visible_masks = _arrange_things(rng, count, size)
     ground = str(rng.choice(list(GROUNDS), p=[0.34, 0.12, 0.11, 0.11, 0.12, 0.1, 0.1]))
     ground_color = str(rng.choice(list(PALETTE)))
     colors = rng.choice([c for c in THING_COLORS if c != ground_color], count, replace=False)
@@ -134,7 +134,7 @@ def draw_scene(seed: int, size: int = 128) -> Scene:
     depth = np.repeat(np.linspace(10, 4, size, dtype=np.float32)[:, None], size, 1)
     things = []
     far = np.sort(rng.uniform(1.5, 4, count))[::-1]
-    for thing, colour, meters, visible in zip(drawn, colors, far, seen, strict=True):
+    for thing, colour, meters, visible in zip(shapes, colors, far, visible_masks, strict=True):
         pixels = _draw_shadow(pixels, thing.alpha, rng)
         shade = _jitter_color(rng, str(colour)) * _make_light_ramp(rng, size, 0.14)
         pixels = pixels + thing.alpha[..., None] * (shade - pixels)
@@ -144,9 +144,9 @@ def draw_scene(seed: int, size: int = 128) -> Scene:
     pixels = (
         pixels + cv2.GaussianBlur(rng.standard_normal((size, size, 1)).astype(np.float32), (0, 0), 1)[..., None] * 4
     )
-    named = " and ".join(_join_names([f"a {thing.color} {thing.kind}" for thing in things], rng))
+    listing = " and ".join(_join_names([f"a {thing.color} {thing.kind}" for thing in things], rng))
     adjective = "" if ground == "plain" else f"{ground} "
-    caption = _fix_articles(f"{named} on a {adjective}{ground_color} ground")
+    caption = _fix_articles(f"{listing} on a {adjective}{ground_color} ground")
     return Scene(np.clip(np.rint(pixels), 0, 255).astype(np.uint8), caption, tuple(things), depth)
 
 
@@ -164,12 +164,12 @@ def _arrange_things(rng: Rng, count: int, size: int) -> tuple[list[_DrawnThing],
     """`count` things of different kinds, far to near, and what is visible of each: drawn until all are seen enough."""
     kinds = [str(kind) for kind in rng.choice(THING_KINDS, count, replace=False)]
     while True:
-        drawn = [_draw_thing(rng, kind, count, size) for kind in kinds]
-        covers = [thing.alpha > 0.5 for thing in drawn]
-        seen = [c & ~np.any(covers[i + 1 :], axis=0) if i + 1 < count else c for i, c in enumerate(covers)]
+        shapes = [_draw_thing(rng, kind, count, size) for kind in kinds]
+        covers = [thing.alpha > 0.5 for thing in shapes]
+        visible_masks = [c & ~np.any(covers[i + 1 :], axis=0) if i + 1 < count else c for i, c in enumerate(covers)]
         least = MIN_VISIBLE_PIXELS * (size / 128) ** 2
-        if all(s.sum() >= max(least, MIN_VISIBLE_SHARE * c.sum()) for s, c in zip(seen, covers, strict=True)):
-            return drawn, seen
+        if all(s.sum() >= max(least, MIN_VISIBLE_SHARE * c.sum()) for s, c in zip(visible_masks, covers, strict=True)):
+            return shapes, visible_masks
 
 
 def _draw_thing(rng: Rng, kind: str, count: int, size: int) -> _DrawnThing:
@@ -180,18 +180,18 @@ def _draw_thing(rng: Rng, kind: str, count: int, size: int) -> _DrawnThing:
     outline: Outline
     if kind == "person":
         outline, points = make_person(rng)
-        placed = (points * radius + middle) * (size / 128)
+        keypoints = (points * radius + middle) * (size / 128)
     else:
-        outline, placed = FIGURES[kind](rng), None
+        outline, keypoints = FIGURES[kind](rng), None
     if rng.random() < 0.5:
         outline = [o * [-1, 1] for o in outline]
-        placed = None if placed is None else _mirror_points(placed, middle[0] * size / 128)
+        keypoints = None if keypoints is None else _mirror_points(keypoints, middle[0] * size / 128)
     curves = [np.rint((o * radius + middle) * (size / 128 * MASK_SUPERSAMPLING * 16)).astype(np.int32) for o in outline]
     fine = np.zeros((size * MASK_SUPERSAMPLING, size * MASK_SUPERSAMPLING), np.uint8)
     for group in [[c] for c in curves] if kind == "person" else [curves]:
         cv2.fillPoly(fine, group, 255, shift=4)
     alpha = cv2.resize(fine, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
-    return _DrawnThing(kind, alpha, placed)
+    return _DrawnThing(kind, alpha, keypoints)
 
 
 def _mirror_points(points: np.ndarray, x: float) -> np.ndarray:
@@ -223,5 +223,5 @@ def _draw_ground(rng: Rng, ground: str, color: str, size: int) -> np.ndarray:
 def _draw_shadow(pixels: np.ndarray, alpha: np.ndarray, rng: Rng) -> np.ndarray:
     """A soft shadow under the thing, too soft to make an edge of its own."""
     k = len(alpha) / 128
-    moved = np.roll(alpha, rng.integers(-4, 5, 2) * max(1, round(k)), (0, 1))
-    return pixels * (1 - np.float32(rng.uniform(0, 0.16)) * cv2.GaussianBlur(moved, (0, 0), 5 * k)[..., None])
+    shadow = np.roll(alpha, rng.integers(-4, 5, 2) * max(1, round(k)), (0, 1))
+    return pixels * (1 - np.float32(rng.uniform(0, 0.16)) * cv2.GaussianBlur(shadow, (0, 0), 5 * k)[..., None])

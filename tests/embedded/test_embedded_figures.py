@@ -31,18 +31,26 @@ sys.path.append(str(ROOT))  # benchmarks are not installed
 from benchmarks.embedded import __main__ as command  # noqa: E402
 from benchmarks.embedded import arms, training  # noqa: E402
 from benchmarks.embedded import photos as photo_arms  # noqa: E402
-from benchmarks.embedded.arms import Asked, guidance, guided, swapped, truth, unguided, weights, windows  # noqa: E402
+from benchmarks.embedded.arms import (  # noqa: E402
+    GROUPS,
+    Measurement,
+    guidance_figures,
+    swapped_figures,
+    truth_figures,
+    weight_figures,
+    window_figures,
+)
 from benchmarks.embedded.chart import chart, decades, ticks  # noqa: E402
 from benchmarks.embedded.report import curves, report  # noqa: E402
 from benchmarks.embedded.sampling import Arm, Sampler  # noqa: E402
 from benchmarks.embedded.scenes import (  # noqa: E402
     CHOOSING,
-    MEASURED,
+    EVALUATION_SEEDS,
     edges,
     elsewhere,
     ground_colour,
-    mismatched,
-    recoloured,
+    next_indices,
+    recolour_caption,
 )
 from benchmarks.embedded.scores import colour_share, colours_by_count, colours_seen, edge_figures, seen_share  # noqa: E402
 
@@ -50,12 +58,12 @@ SEEDS = range(HELD_OUT_SEEDS.start, HELD_OUT_SEEDS.start + 60)
 
 
 @pytest.fixture(scope="module")
-def drawn() -> list[Scene]:
+def scenes() -> list[Scene]:
     return [draw_scene(seed) for seed in SEEDS]
 
 
-def filled(*colours: str) -> np.ndarray:
-    """A picture of 32x32 in upright stripes of the same width."""
+def draw_stripes(*colours: str) -> np.ndarray:
+    """An image of 32x32 in upright stripes of the same width."""
     row = np.repeat(np.array([PALETTE[colour] for colour in colours], np.uint8), 32 // len(colours), 0)
     return np.tile(row, (32, 1, 1))
 
@@ -64,89 +72,90 @@ def two_things() -> Scene:
     left = np.zeros((32, 32), bool)
     left[:, :16] = True
     things = Thing("circle", "red", left, 2.0), Thing("star", "blue", ~left, 1.0)
-    return Scene(filled("red", "blue"), "a blue star and a red circle on a white ground", things, np.ones((32, 32)))
+    caption = "a blue star and a red circle on a white ground"
+    return Scene(draw_stripes("red", "blue"), caption, things, np.ones((32, 32)))
 
 
 def test_colours_are_counted_by_the_number_of_things_and_mistaken_ones_told():
-    swapped, plain = filled("blue", "red"), filled("red", "green")  # of things that are red and blue
-    figures = colours_by_count([two_things()] * 2, [swapped, plain])
+    images = [draw_stripes("blue", "red"), draw_stripes("red", "green")]  # of things that are red and blue
+    figures = colours_by_count([two_things()] * 2, images)
     assert figures == {"colours_of_2": 0.25, "mistaken": 2 / 3}
-    assert np.isnan(colours_by_count([two_things()], [filled("red", "blue")])["mistaken"])
+    assert np.isnan(colours_by_count([two_things()], [draw_stripes("red", "blue")])["mistaken"])
 
 
 def test_the_map_of_another_scene_is_never_the_own_one():
     for count in (2, 7, 256):
-        assert sorted(mismatched(count)) == [*range(count)]
-        assert all(j != i for i, j in enumerate(mismatched(count)))
+        assert sorted(next_indices(count)) == [*range(count)]
+        assert all(j != i for i, j in enumerate(next_indices(count)))
     with pytest.raises(ValueError, match="1 scenes hold no other one"):
-        mismatched(1)
+        next_indices(1)
 
 
-def test_a_swapped_caption_names_the_same_things_and_ground_and_none_of_the_scenes_colours(drawn):
-    for seed, each in zip(SEEDS, drawn, strict=True):
-        caption, colours = recoloured(each, seed)
-        named = {ground_colour(each.caption), *(thing.color for thing in each.things)}
-        assert not named & set(colours) and len(set(colours)) == len(colours) and set(colours) <= set(THING_COLORS)
+def test_a_swapped_caption_names_the_same_things_and_ground_and_none_of_the_scenes_colours(scenes):
+    for seed, each in zip(SEEDS, scenes, strict=True):
+        caption, colours = recolour_caption(each, seed)
+        names = {ground_colour(each.caption), *(thing.color for thing in each.things)}
+        assert not names & set(colours) and len(set(colours)) == len(colours) and set(colours) <= set(THING_COLORS)
         for thing, colour in zip(each.things, colours, strict=True):
             assert f"{'an' if colour == 'orange' else 'a'} {colour} {thing.kind}" in caption
         assert caption.split(" on a")[1] == each.caption.split(" on a")[1]
         assert set(caption.replace(",", " ,").split()) <= set(VOCABULARY)
         assert len(caption.split()) == len(each.caption.split())
-        assert recoloured(each, seed) == (caption, colours)
+        assert recolour_caption(each, seed) == (caption, colours)
 
 
-def test_a_caption_from_elsewhere_names_none_of_the_scenes_colours(drawn):
-    for each, j in zip(drawn, elsewhere(drawn), strict=True):
-        words = drawn[j].caption.split()
+def test_a_caption_from_elsewhere_names_none_of_the_scenes_colours(scenes):
+    for each, j in zip(scenes, elsewhere(scenes), strict=True):
+        words = scenes[j].caption.split()
         assert all(thing.color not in words for thing in each.things)
     with pytest.raises(ValueError, match="names other colours than 'a blue star and"):
         elsewhere([two_things(), two_things()])
 
 
 def test_the_measured_scenes_are_held_out_and_nothing_was_chosen_on_them():
-    assert len(MEASURED) == 256 and len(CHOOSING) == 1000
-    for seeds in (MEASURED, CHOOSING):
+    assert len(EVALUATION_SEEDS) == 256 and len(CHOOSING) == 1000
+    for seeds in (EVALUATION_SEEDS, CHOOSING):
         assert HELD_OUT_SEEDS.start + HELD_OUT_SCENES <= seeds.start and seeds.stop <= HELD_OUT_SEEDS.stop
-    assert not set(MEASURED) & set(CHOOSING)
+    assert not set(EVALUATION_SEEDS) & set(CHOOSING)
     controlnet = {HELD_OUT_SEEDS[i * len(HELD_OUT_SEEDS) // 128] for i in range(128)}  # as FixedLoss takes them
-    assert not controlnet & set(MEASURED)
+    assert not controlnet & set(EVALUATION_SEEDS)
 
 
-def test_the_asked_map_is_that_of_the_canny_preprocessor(drawn):
-    assert np.array_equal(edges(drawn[0].pixels), preprocess("canny", drawn[0].pixels).pixels)
+def test_the_asked_map_is_that_of_the_canny_preprocessor(scenes):
+    assert np.array_equal(edges(scenes[0].pixels), preprocess("canny", scenes[0].pixels).pixels)
 
 
-def test_the_scenes_themselves_score_1(drawn):
-    pictures = [each.pixels for each in drawn]
-    figures = edge_figures([edges(each.pixels) for each in drawn], pictures)
+def test_the_scenes_themselves_score_1(scenes):
+    images = [each.pixels for each in scenes]
+    figures = edge_figures([edges(each.pixels) for each in scenes], images)
     assert (figures["f1_exact"], figures["f1"], figures["f1_error"], figures["empty"]) == (1, 1, 0, 0)
-    assert figures["density"] == pytest.approx(np.mean([(cv2.Canny(p, 100, 200) > 0).mean() for p in pictures]))
-    assert colour_share(drawn, pictures) == 1
+    assert figures["density"] == pytest.approx(np.mean([(cv2.Canny(p, 100, 200) > 0).mean() for p in images]))
+    assert colour_share(scenes, images) == 1
 
 
 def test_edge_figures_are_means_without_the_empty_maps():
-    striped, plain = filled("white", "black"), filled("white")
-    asked = [edges(striped), edges(striped), edges(plain)]
-    figures = edge_figures(asked, [striped, plain, striped])
+    stripes, plain = draw_stripes("white", "black"), draw_stripes("white")
+    maps = [edges(stripes), edges(stripes), edges(plain)]
+    figures = edge_figures(maps, [stripes, plain, stripes])
     assert figures["f1"] == figures["f1_exact"] == 0.5 and figures["empty"] == 1
     assert figures["f1_error"] == pytest.approx(0.5)  # deviation of (1, 0), by n - 1, over the root of 2
-    assert figures["density"] == pytest.approx(2 / 3 * (edges(striped)[..., 0] > 0).mean())
-    assert math.isnan(edge_figures([edges(plain)], [striped])["f1"])
+    assert figures["density"] == pytest.approx(2 / 3 * (edges(stripes)[..., 0] > 0).mean())
+    assert math.isnan(edge_figures([edges(plain)], [stripes])["f1"])
 
 
 def test_colours_count_by_thing_against_the_scenes_own_or_other_names():
     each = two_things()
-    assert colour_share([each, each], [filled("red", "green"), filled("blue", "red")]) == 0.25
-    assert colour_share([each], [filled("green", "pink")]) == 0
-    assert colour_share([each], [filled("green", "pink")], [("green", "pink")]) == 1
+    assert colour_share([each, each], [draw_stripes("red", "green"), draw_stripes("blue", "red")]) == 0.25
+    assert colour_share([each], [draw_stripes("green", "pink")]) == 0
+    assert colour_share([each], [draw_stripes("green", "pink")], [("green", "pink")]) == 1
 
 
 def test_a_colour_is_seen_from_two_blocks_on():
-    picture = filled("white")
-    picture[:8, :8] = PALETTE["red"]
-    assert colours_seen(picture) == {"white"}
-    picture[24:, 24:] = PALETTE["red"]
-    assert colours_seen(picture) == {"white", "red"}
+    image = draw_stripes("white")
+    image[:8, :8] = PALETTE["red"]
+    assert colours_seen(image) == {"white"}
+    image[24:, 24:] = PALETTE["red"]
+    assert colours_seen(image) == {"white", "red"}
     assert seen_share([{"white", "red"}] * 2, [["red", "white"], ["blue", "red"]]) == 0.75
 
 
@@ -167,7 +176,7 @@ def model(tmp_path_factory) -> Path:
     return folder
 
 
-class Spied:
+class SpyPipeline:
     """A pipeline's calls: the latents that its UNet saw first in each."""
 
     def __init__(self, pipe: Any):
@@ -190,28 +199,28 @@ class Spied:
 
 
 @pytest.fixture(scope="module")
-def loaded(model) -> tuple[Any, Any]:
+def pair(model) -> tuple[Any, Any]:
     pipe = StableDiffusionPipeline.from_pretrained(model, local_files_only=True)
     return pipe, command.load(str(model / "controlnet_canny"))
 
 
 @pytest.fixture
-def spied(loaded) -> Any:
-    loaded[0].unet._forward_pre_hooks.clear()
-    loaded[0].unet._forward_pre_hooks_with_kwargs.clear()
-    return Spied(loaded[0])
+def spy(pair) -> Any:
+    pair[0].unet._forward_pre_hooks.clear()
+    pair[0].unet._forward_pre_hooks_with_kwargs.clear()
+    return SpyPipeline(pair[0])
 
 
 @pytest.fixture
-def asked(loaded, spied, tmp_path) -> Asked:
-    return Asked.of(CHOOSING[:3], Sampler(spied, loaded[1], 2, {"base": "untrained"}, tmp_path), 4.0)
+def measurement(pair, spy, tmp_path) -> Measurement:
+    return Measurement.of(CHOOSING[:3], Sampler(spy, pair[1], 2, {"base": "untrained"}, tmp_path), 4.0)
 
 
-def test_every_arm_starts_from_the_same_noise(asked, spied):
-    figures = {name: dict(group(asked)) for name, group in (("guided", guided), ("unguided", unguided))}
-    other = Asked.of(CHOOSING[:1], asked.sampler, 2.0)
-    other.measured("alone", other.guided)
-    first, second, alone = spied.first
+def test_every_arm_starts_from_the_same_noise(measurement, spy):
+    figures = {name: dict(GROUPS[name](measurement)) for name in ("guided", "unguided")}
+    other = Measurement.of(CHOOSING[:1], measurement.sampler, 2.0)
+    other.measure("alone", other.guided_arm)
+    first, second, alone = spy.first
     assert first.shape == (6, 4, 16, 16)  # the empty caption's rows, then the captions'
     assert torch.equal(first, second) and torch.equal(first[:1], alone[:1])
     assert not torch.equal(first[0], first[1])
@@ -219,15 +228,15 @@ def test_every_arm_starts_from_the_same_noise(asked, spied):
     assert set(figures["guided"]) == {"guided", "guided, another scene's map"}
 
 
-def test_what_was_drawn_is_not_drawn_again_and_all_else_is(asked, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(asked.sampler, "_made", lambda part: drawn.append(part) or asked.truth)
-    arm = asked.guided
+def test_what_was_drawn_is_not_drawn_again_and_all_else_is(measurement, monkeypatch):
+    samples = []
+    monkeypatch.setattr(measurement.sampler, "_sample_batch", lambda part: samples.append(part) or measurement.truth)
+    arm = measurement.guided_arm
     for same in (arm, arm, replace(arm, weight=1, window=Window(0, 1))):
-        assert np.array_equal(asked.sampler.pictures("guided", same)[0], asked.truth)
-    assert len(drawn) == 1
+        assert np.array_equal(measurement.sampler.sample("guided", same)[0], measurement.truth)
+    assert len(samples) == 1
     others = [
-        asked.unguided,
+        measurement.unguided_arm,
         replace(arm, guidance=3.0),
         replace(arm, weight=0.5),
         replace(arm, window=Window(0, 0.5)),
@@ -236,18 +245,18 @@ def test_what_was_drawn_is_not_drawn_again_and_all_else_is(asked, monkeypatch):
         replace(arm, maps=[arm.maps[1]] * 3),
     ]
     for other in others:
-        asked.sampler.pictures("other", other)
-    assert len(drawn) == 1 + len(others)
+        measurement.sampler.sample("other", other)
+    assert len(samples) == 1 + len(others)
 
 
-def test_a_weight_of_0_is_the_unguided_image(asked):
-    arm = asked.guided
-    nothing = asked.sampler.pictures("weight 0", replace(arm, weight=0.0))[0]
-    assert np.array_equal(nothing, asked.sampler.pictures("unguided", asked.unguided)[0])
+def test_a_weight_of_0_is_the_unguided_image(measurement):
+    arm = measurement.guided_arm
+    nothing = measurement.sampler.sample("weight 0", replace(arm, weight=0.0))[0]
+    assert np.array_equal(nothing, measurement.sampler.sample("unguided", measurement.unguided_arm)[0])
 
 
-def test_the_truth_is_its_own_ceiling_and_the_vae_stays_below_it(asked):
-    figures = dict(truth(asked))
+def test_the_truth_is_its_own_ceiling_and_the_vae_stays_below_it(measurement):
+    figures = dict(truth_figures(measurement))
     assert figures["scenes"]["f1"] == figures["scenes"]["colours"] == figures["scenes"]["seen"] == 1
     assert 0.8 < figures["VAE"]["f1"] < 1 and figures["VAE"]["colours"] == 1
     assert figures["another scene"]["f1"] < 0.5
@@ -259,17 +268,17 @@ class Remembering:
     def __init__(self) -> None:
         self.arms: list[Arm] = []
 
-    def pictures(self, name: str, arm: Arm) -> tuple[np.ndarray, float]:
+    def sample(self, name: str, arm: Arm) -> tuple[np.ndarray, float]:
         self.arms.append(arm)
         return np.stack([draw_scene(number).pixels for number in arm.noise]), 0.25
 
 
 def test_swapped_captions_are_drawn_with_the_scenes_own_maps_and_noise():
     sampler = Remembering()
-    some = Asked.of(CHOOSING[:12], sampler, 4.0)
-    figures = dict(swapped(some))
-    coloured = figures["guided, colours swapped"]
-    assert (coloured["colours"], coloured["colours_asked"], coloured["seconds"]) == (1, 0, 0.25)
+    some = Measurement.of(CHOOSING[:12], sampler, 4.0)
+    figures = dict(swapped_figures(some))
+    row = figures["guided, colours swapped"]
+    assert (row["colours"], row["colours_asked"], row["seconds"]) == (1, 0, 0.25)
     assert len(sampler.arms) == len(figures) == 2
     for arm in sampler.arms:
         assert all(np.array_equal(a, b) for a, b in zip(arm.maps, some.maps, strict=True))
@@ -280,9 +289,9 @@ def test_swapped_captions_are_drawn_with_the_scenes_own_maps_and_noise():
 def test_curves_share_captions_noise_and_maps_and_vary_one_thing(monkeypatch):
     monkeypatch.setattr(arms, "SUBSET", 2)
     sampler = Remembering()
-    some = Asked.of(CHOOSING[100:103], sampler, 4.0)
-    assert [*dict(windows(some))] == ["window 0..0", *(f"window 0..{x:g}" for x in (0.2, 0.4, 0.6, 0.8, 1))]
-    assert [*dict(weights(some))] == [f"weight {w:g}" for w in (0, 0.25, 0.5, 0.75, 1, 1.25, 1.5)]
+    some = Measurement.of(CHOOSING[100:103], sampler, 4.0)
+    assert [*dict(window_figures(some))] == ["window 0..0", *(f"window 0..{x:g}" for x in (0.2, 0.4, 0.6, 0.8, 1))]
+    assert [*dict(weight_figures(some))] == [f"weight {w:g}" for w in (0, 0.25, 0.5, 0.75, 1, 1.25, 1.5)]
     of_windows, of_weights = sampler.arms[:6], sampler.arms[6:]
     assert of_windows[0].maps is None and [arm.window.end for arm in of_windows[1:]] == [0.2, 0.4, 0.6, 0.8, 1]
     assert [arm.weight for arm in of_weights] == [0, 0.25, 0.5, 0.75, 1, 1.25, 1.5]
@@ -290,24 +299,25 @@ def test_curves_share_captions_noise_and_maps_and_vary_one_thing(monkeypatch):
         assert list(arm.captions) == [each.caption for each in some.scenes[:2]]
         assert list(arm.noise) == list(some.seeds[:2])
     sampler.arms.clear()
-    assert [*dict(guidance(Asked.of(MEASURED[:3], sampler, 4.0)))][:2] == ["guidance 1", "guidance 2"]
+    figures = dict(guidance_figures(Measurement.of(EVALUATION_SEEDS[:3], sampler, 4.0)))
+    assert [*figures][:2] == ["guidance 1", "guidance 2"]
     assert [arm.guidance for arm in sampler.arms] == [1, 2, 3, 4, 5, 7.5]
     assert all(list(arm.noise) == list(CHOOSING[:2]) for arm in sampler.arms)
 
 
 def test_photos_are_scored_from_four_noises_and_only_the_folders_count_in_the_mean(tmp_path, monkeypatch):
     for name, colours in {"a.png": ("red", "blue"), "b.jpg": ("white", "black"), "house_line.png": ("red",)}.items():
-        write_image(tmp_path / name, filled(*colours))
-    monkeypatch.setattr(photo_arms, "through_vae", lambda vae, pictures: pictures)
+        write_image(tmp_path / name, draw_stripes(*colours))
+    monkeypatch.setattr(photo_arms, "through_vae", lambda vae, images: images)
 
-    class Drawn(Remembering):
+    class MapSampler(Remembering):
         vae = None
 
-        def pictures(self, name: str, arm: Arm) -> tuple[np.ndarray, float]:
+        def sample(self, name: str, arm: Arm) -> tuple[np.ndarray, float]:
             self.arms.append(arm)
             return np.stack([arm.maps[i] if arm.maps else np.zeros((128, 128, 3), np.uint8) for i in range(12)]), 0.0
 
-    sampler = Drawn()
+    sampler = MapSampler()
     figures = dict(photo_arms.photos(tmp_path, sampler))
     assert [*figures] == ["photo coffee.jpg", "photo a.png", "photo b.jpg", "photos"]
     assert all(list(arm.noise) == [0, 1, 2, 3] * 3 and set(arm.captions) == {""} for arm in sampler.arms)
@@ -326,7 +336,7 @@ def test_the_command_draws_once_and_keeps_figures_of_the_same_settings(model, tm
     out = capsys.readouterr().out
     assert "| F1 within 1 px, guided |" in out and "| ≥ 0.80 | **no** |" in out
     assert cv2.imread(str(tmp_path / "embedded_sheet.png")).shape[1] > 2 * 5 * 128
-    monkeypatch.setattr(Sampler, "_made", None)  # nothing may be drawn again
+    monkeypatch.setattr(Sampler, "_sample_batch", None)  # nothing may be drawn again
     second = run(model, tmp_path, "--only", "guided,truth")
     assert second.keys() == {*first, "scenes", "VAE", "another scene"} and second.items() >= first.items()
     assert [*run(model, tmp_path, "--only", "truth", "--guidance", "3")] == ["scenes", "VAE", "another scene"]

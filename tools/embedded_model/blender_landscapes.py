@@ -90,10 +90,10 @@ def _add_camera(scene, focal: float, horizon: float) -> None:
     camera = bpy.data.cameras.new("camera")
     camera.sensor_width, camera.lens, camera.shift_y = 1.0, focal, horizon - 0.5
     camera.clip_start, camera.clip_end = 0.5, 60_000
-    placed = bpy.data.objects.new("camera", camera)
-    placed.rotation_euler = (math.pi / 2, 0, 0)  # looks along +y, up is +z
-    scene.collection.objects.link(placed)
-    scene.camera = placed
+    camera_object = bpy.data.objects.new("camera", camera)
+    camera_object.rotation_euler = (math.pi / 2, 0, 0)  # looks along +y, up is +z
+    scene.collection.objects.link(camera_object)
+    scene.camera = camera_object
 
 
 def export_scene(seed: int, path: Path) -> bool:

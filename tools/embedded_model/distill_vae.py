@@ -113,13 +113,14 @@ def distillation_loss(vae: Any, teacher: Any, x: Tensor) -> tuple[Tensor, dict[s
     """The loss of a batch (B, 3, H, W) in -1..1, and its parts; B is even."""
     half = len(x) // 2
     with torch.no_grad():
-        wanted = teacher.encode(x[:half]).latents
-        painted = teacher.decode(wanted).sample.float().clamp(-1, 1)
+        target = teacher.encode(x[:half]).latents
+        teacher_images = teacher.decode(target).sample.float().clamp(-1, 1)
     latents = vae.encode(x).latents
-    y = vae.decode(torch.cat([wanted.to(latents.dtype), latents[half:]])).sample.float()
-    taught = TEACHER_SHARE * image_loss(y[:half], painted) + (1 - TEACHER_SHARE) * image_loss(y[:half], x[:half])
-    image, wanted = 0.5 * (taught + image_loss(y[half:], x[half:])), wanted.float()
-    latent = F.smooth_l1_loss(latents[:half].float(), wanted, beta=0.1)
+    y = vae.decode(torch.cat([target.to(latents.dtype), latents[half:]])).sample.float()
+    toward_teacher, toward_input = (image_loss(y[:half], each) for each in (teacher_images, x[:half]))
+    decoder_loss = TEACHER_SHARE * toward_teacher + (1 - TEACHER_SHARE) * toward_input
+    image, target = 0.5 * (decoder_loss + image_loss(y[half:], x[half:])), target.float()
+    latent = F.smooth_l1_loss(latents[:half].float(), target, beta=0.1)
     return image + LATENT_WEIGHT * latent, {"image": image.item(), "latent": latent.item()}
 
 
@@ -142,8 +143,8 @@ def rate_at(step: int, steps: int) -> float:
 def make_optimizers(vae: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
     """Muon for the convolutions inside, Adam for biases and for the first and last layers of either half."""
     inside = [p for name, p in vae.named_parameters() if p.ndim == 4 and min(p.shape[:2]) == WIDTH]
-    known = {id(p) for p in inside}
-    others = [p for p in vae.parameters() if id(p) not in known]
+    inner_ids = {id(p) for p in inside}
+    others = [p for p in vae.parameters() if id(p) not in inner_ids]
     return [Muon(inside, rate), torch.optim.Adam(others, rate / 10, betas=(0.9, 0.98))]
 
 
@@ -170,14 +171,14 @@ def parse_options() -> argparse.Namespace:
 
 
 def restore_checkpoint(
-    path: Path, vae: nn.Module, averaged: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
+    path: Path, vae: nn.Module, average: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
 ) -> int:
     """Load the state of a training, and return the number of its steps: 0 where there is no checkpoint."""
     if not path.exists():
         return 0
     state = torch.load(path, weights_only=True)
     vae.load_state_dict(state["network"])
-    averaged.load_state_dict(state["averaged"])
+    average.load_state_dict(state["averaged"])
     for optimizer, each in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(each)
     return state["step"]
@@ -192,14 +193,14 @@ def main() -> None:
     held_out = held_out_crops(options.worlds)
     teacher = load_taesd(options.teacher).to(memory_format=torch.channels_last)
     vae = student_vae().to(memory_format=torch.channels_last)
-    averaged = copy.deepcopy(vae).eval().requires_grad_(False)
+    average = copy.deepcopy(vae).eval().requires_grad_(False)
     optimizers = make_optimizers(vae, options.rate)
     path = options.folder / "checkpoint.pt"
-    first = restore_checkpoint(path, vae, averaged, optimizers)
+    first = restore_checkpoint(path, vae, average, optimizers)
     sums: dict[str, list[float]] = {}
-    saved, ended = time.monotonic(), []
+    last_save, signals = time.monotonic(), []
     for number in (signal.SIGTERM, signal.SIGINT):  # either ends the training at a checkpoint
-        signal.signal(number, lambda *_: ended.append(True))
+        signal.signal(number, lambda *_: signals.append(True))
     for step in range(first, options.steps):
         for optimizer, rate in zip(optimizers, (options.rate, options.rate / 10), strict=True):
             optimizer.param_groups[0]["lr"] = rate * rate_at(step, options.steps)
@@ -213,25 +214,25 @@ def main() -> None:
             optimizer.step()
         with torch.no_grad():
             decay = min(0.998, (step + 1) / (step + 10))
-            for slow, fast in zip(averaged.parameters(), vae.parameters(), strict=True):
+            for slow, fast in zip(average.parameters(), vae.parameters(), strict=True):
                 slow.lerp_(fast, 1 - decay)
         for name, value in parts.items():
             sums.setdefault(name, []).append(value)
-        done = step + 1
-        if done % options.every == 0 or done == options.steps:
+        count = step + 1
+        if count % options.every == 0 or count == options.steps:
             means = {name: sum(values) / len(values) for name, values in sums.items()}
-            row = {"step": done, **means, **measure_held_out(averaged, teacher, held_out)}
+            row = {"step": count, **means, **measure_held_out(average, teacher, held_out)}
             sums = {}
             with (options.folder / "log.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")
             print(*(f"{name} {value:.4g}" for name, value in row.items()), flush=True)
-        if ended or done == options.steps or time.monotonic() - saved > CHECKPOINT_SECONDS:
+        if signals or count == options.steps or time.monotonic() - last_save > CHECKPOINT_SECONDS:
             states = [optimizer.state_dict() for optimizer in optimizers]
-            content = {"step": done, "network": vae.state_dict(), "averaged": averaged.state_dict()}
+            content = {"step": count, "network": vae.state_dict(), "averaged": average.state_dict()}
             save_checkpoint(path, {**content, "optimizers": states})
-            averaged.save_pretrained(options.folder / "vae")
-            saved = time.monotonic()
-        if ended:
+            average.save_pretrained(options.folder / "vae")
+            last_save = time.monotonic()
+        if signals:
             break
 
 

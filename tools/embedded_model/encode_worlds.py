@@ -23,8 +23,8 @@ from tools.embedded_model.world_sets import DOMAINS, PART, SEEDS
 @torch.no_grad()
 def encode_images(vae: Any, images: Sequence[np.ndarray], size: int) -> np.ndarray:
     """Return latents (N, 4, size / 8, size / 8) float16 of images (H, W, 3) RGB uint8, scaled down first."""
-    scaled = np.stack([cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA) for image in images])
-    x = torch.from_numpy(scaled).permute(0, 3, 1, 2).float() / 127.5 - 1
+    small = np.stack([cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA) for image in images])
+    x = torch.from_numpy(small).permute(0, 3, 1, 2).float() / 127.5 - 1
     with torch.autocast("cpu", torch.bfloat16):
         parts = [vae.encode(part.contiguous(memory_format=torch.channels_last)).latents.float() for part in x.split(8)]
     return (torch.cat(parts) * vae.config["scaling_factor"]).half().numpy()
@@ -35,8 +35,9 @@ def read_latents(worlds: Path, domain: str, split: str, size: int) -> tuple[np.n
     parts = sorted((worlds / f"latents{size}" / domain).glob(f"{split}-*.npz"))
     if not parts:
         raise FileNotFoundError(f"no latents of {domain}, {split}, in {worlds}: run encode_worlds first")
-    loaded = [np.load(part) for part in parts]
-    return np.concatenate([part["latents"] for part in loaded]), [str(c) for part in loaded for c in part["captions"]]
+    archives = [np.load(part) for part in parts]
+    captions = [str(caption) for part in archives for caption in part["captions"]]
+    return np.concatenate([part["latents"] for part in archives]), captions
 
 
 def encode_set(worlds: Path, vae: Any, domain: str, split: str, size: int) -> None:

@@ -37,7 +37,7 @@ from tools.embedded_model.world_sets import DOMAINS
 SIDE = 96  # pixels that the networks look at
 MARGIN = 8  # of them an image is shifted by, at most
 BATCH = 32
-UNNAMED = -100  # the label that cross entropy leaves out
+NO_LABEL = -100  # the label that cross entropy leaves out
 KINDS = tuple(kind for group in things.read_catalog().values() for kind in group)
 HEADS = {"thing": KINDS, "season": landscapes.SEASONS, "time": tuple(landscapes.TIMES)}
 
@@ -50,8 +50,8 @@ def read_labels(caption: str) -> dict[str, str | None]:
         labels["season"] = next((season for season in landscapes.SEASONS if season in words), None)
         labels["time"] = next((time for time, text in landscapes.TIMES.items() if text in caption), None)
     elif caption.startswith(things.STYLE):
-        named = [kind for kind in KINDS if kind in words]
-        labels["thing"] = named[0] if len(named) == 1 else None
+        kinds = [kind for kind in KINDS if kind in words]
+        labels["thing"] = kinds[0] if len(kinds) == 1 else None
     return labels
 
 
@@ -95,12 +95,12 @@ class MapNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         size = x.shape[2:]
-        kept = [self.first(x)]
+        skips = [self.first(x)]
         for stage in self.down:
-            kept.append(stage(kept[-1]))
-        x = kept.pop()
+            skips.append(stage(skips[-1]))
+        x = skips.pop()
         for stage in self.up:
-            skip = kept.pop()
+            skip = skips.pop()
             x = stage(torch.cat([F.interpolate(x, size=skip.shape[2:]), skip], 1))
         return F.interpolate(self.last(x), size=size, mode="bilinear")
 
@@ -134,24 +134,24 @@ class JudgeSet:
     @classmethod
     def read(cls, worlds: Path, split: str, judge: Judge, count: int, vae: Any = None) -> JudgeSet:
         """Read the first `count` images of each domain of a judge; with a VAE as it gives them back."""
-        images, maps, named = [], [], []
+        images, maps, label_rows = [], [], []
         for domain in judge.domains:
             folder = list_file(worlds, domain, split).parent
             for row in read_rows(worlds, domain, split)[:count]:
                 image = cv2.imread(str(folder / row["file_name"]), cv2.IMREAD_COLOR_RGB)
                 images.append(shrink(image if vae is None else reconstruct(vae, image[None])[0]))
-                named.append(read_labels(row["text"]))
+                label_rows.append(read_labels(row["text"]))
                 if judge.column is not None:
                     maps.append(read_map(folder / row[judge.column], judge.column))
         labels = {
-            head: torch.tensor([UNNAMED if each[head] is None else names.index(each[head]) for each in named])
+            head: torch.tensor([NO_LABEL if each[head] is None else names.index(each[head]) for each in label_rows])
             for head, names in HEADS.items()
         }
         return cls(np.stack(images), labels, np.stack(maps) if maps else None)
 
     def named_rows(self) -> Tensor:
         """Numbers of the images that have a label."""
-        return torch.nonzero(torch.stack(list(self.labels.values())).ne(UNNAMED).any(0))[:, 0]
+        return torch.nonzero(torch.stack(list(self.labels.values())).ne(NO_LABEL).any(0))[:, 0]
 
 
 def shrink(image: np.ndarray) -> np.ndarray:
@@ -199,8 +199,8 @@ def disturb(x: Tensor, maps: Tensor, rng: torch.Generator) -> tuple[Tensor, Tens
 
 def classes_loss(net: nn.Module, data: JudgeSet, rng: torch.Generator) -> Tensor:
     """Mean cross entropy of the labels that a batch has."""
-    named = data.named_rows()
-    rows = named[torch.randint(len(named), (BATCH,), generator=rng)]
+    candidates = data.named_rows()
+    rows = candidates[torch.randint(len(candidates), (BATCH,), generator=rng)]
     x = to_input(data.images[rows.numpy()])
     x, _ = disturb(x, torch.zeros(len(x), 1, *x.shape[2:]), rng)
     logits = net(x)
@@ -230,10 +230,10 @@ def segmentation_loss(net: nn.Module, data: JudgeSet, rng: torch.Generator) -> T
 
 def measure_classes(net: nn.Module, data: JudgeSet) -> dict[str, float]:
     """Share of right names by head."""
-    chosen = name_images(net, data.images)
+    predictions = name_images(net, data.images)
     shares = {}
     for head, labels in data.labels.items():
-        right = (chosen[head] == labels.numpy())[labels.numpy() != UNNAMED]
+        right = (predictions[head] == labels.numpy())[labels.numpy() != NO_LABEL]
         shares[head] = float(right.mean()) if len(right) else float("nan")
     return shares
 

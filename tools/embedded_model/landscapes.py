@@ -240,7 +240,7 @@ def _noise(rng, x, z, wave: float, octaves: int, footprint=0.0, gain: float = 0.
     return total
 
 
-def _eroded(rng, x, z, wave: float, octaves: int, footprint) -> np.ndarray:
+def _mountains(rng, x, z, wave: float, octaves: int, footprint) -> np.ndarray:
     """Mountains about 0..1: each octave is damped where the sum so far is steep, so slopes are smooth and ridges rough
     (Quilez, "Value noise derivatives"); the first octaves are ridged."""
     u0, v0, turn = rng.uniform(0, 64), rng.uniform(0, 64), rng.uniform(0, 2 * math.pi)
@@ -329,7 +329,7 @@ def _mountain_heights(rng, plan, x, z, footprint):
     wave = rng.uniform(2400, 4200)
     begin = rng.uniform(500, 1300)
     rise = _smoothstep(begin, begin + rng.uniform(2000, 4000), z)
-    peaks = _eroded(rng, x, z, wave, 7, footprint)
+    peaks = _mountains(rng, x, z, wave, 7, footprint)
     ground = _foreground(rng, plan, x, z, footprint)
     hills = 90 * _smoothstep(250, 1600, z) * (_noise(rng, x, z, 700, 5, footprint) + 0.15)
     range_ = rise * np.clip(peaks * 0.62 + 0.12, -0.05, None)
@@ -364,7 +364,7 @@ def _desert_heights(rng, plan, x, z, footprint):
 
 def _island_heights(rng, plan, x, z, footprint):
     base = 1.5 * _noise(rng, x, z, rng.uniform(500, 1100), 6, footprint)
-    peaks = _eroded(rng, x, z, 1500, 7, footprint)
+    peaks = _mountains(rng, x, z, 1500, 7, footprint)
     shape = base - rng.uniform(0.0, 0.25) - 0.4 * (1 - _smoothstep(40, 250, z))
     if rng.random() < 0.6:  # a beach before the camera
         near = rng.uniform(14, 45) * (1 + 0.5 * _noise(rng, x, z, 60, 3, footprint)) + rng.uniform(-0.6, 0.6) * x
@@ -436,13 +436,13 @@ def _cast_rays(grid: Grid, plan: Plan, eye: float, size: int) -> np.ndarray:
     for column in range(size):
         ladder = highest[:, column]
         index = np.searchsorted(ladder, rise)
-        met = index < STEPS
-        met_index = index[met]
-        before = np.maximum(met_index - 1, 0)
+        is_hit = index < STEPS
+        hit_index = index[is_hit]
+        before = np.maximum(hit_index - 1, 0)
         # the crossing between two distances, linear in the tangent that the ray itself sees
-        low, high = tangents[before, column], tangents[met_index, column]
-        share = np.clip((rise[met] - low) / np.maximum(high - low, 1e-9), 0, 1)
-        hit[met, column] = np.where(met_index > 0, before + share, 0)
+        low, high = tangents[before, column], tangents[hit_index, column]
+        share = np.clip((rise[is_hit] - low) / np.maximum(high - low, 1e-9), 0, 1)
+        hit[is_hit, column] = np.where(hit_index > 0, before + share, 0)
     return hit
 
 
@@ -473,8 +473,8 @@ def _to_display(pixels: np.ndarray, plan: Plan) -> np.ndarray:
     """Linear light to sRGB 0..255, bright parts rolled off."""
     bright = np.percentile(pixels.mean(2)[::4, ::4], 96)
     pixels = pixels * min(1.0, 0.82 / bright)  # exposure: snow in the sun keeps its shape
-    rolled = np.where(pixels < 0.6, pixels, 0.6 + 0.4 * (1 - np.exp(-(pixels - 0.6) / 0.4)))
-    return 255 * np.clip(rolled, 0, 1) ** (1 / 2.2)
+    soft = np.where(pixels < 0.6, pixels, 0.6 + 0.4 * (1 - np.exp(-(pixels - 0.6) / 0.4)))
+    return 255 * np.clip(soft, 0, 1) ** (1 / 2.2)
 
 
 def _draw_sky(rng: np.random.Generator, plan: Plan, size: int) -> np.ndarray:
@@ -744,8 +744,8 @@ def _fill_water(rng, plan, eye, pixels, depth, classes, sky):
     limit = size - 1
     source = np.clip(mirror, 0, limit).astype(np.int32)
     for _ in range(4):  # the waterline depends on the depth of what is seen, which depends on the waterline
-        seen = depth[source, columns]
-        line = horizon + focal * (eye - plan.water_level) / np.maximum(seen, z)
+        image_depth = depth[source, columns]
+        line = horizon + focal * (eye - plan.water_level) / np.maximum(image_depth, z)
         source = np.clip(2 * line - rows + swell * 0.06 * size, 0, limit).astype(np.int32)
     for _ in range(3):  # off by a row at the shore: look a little higher
         source = np.where(classes[source, columns] == WATER, np.maximum(source - 2, 0), source)

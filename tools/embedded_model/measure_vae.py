@@ -51,8 +51,8 @@ def encode(vae: Any, images: np.ndarray) -> list[Tensor]:
 @torch.no_grad()
 def decode(vae: Any, latents: list[Tensor]) -> np.ndarray:
     """The images (N, H, W, 3) RGB uint8 of latents in parts."""
-    made = torch.cat([vae.decode(part).sample.clamp(-1, 1) for part in latents])
-    return ((made + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    pixels = torch.cat([vae.decode(part).sample.clamp(-1, 1) for part in latents])
+    return ((pixels + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
@@ -61,19 +61,19 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
     return float((10 * np.log10(255**2 / np.maximum(errors, 1e-6))).mean())
 
 
-def mean_f1(images: np.ndarray, made: np.ndarray) -> float:
+def mean_f1(images: np.ndarray, outputs: np.ndarray) -> float:
     """Mean canny F1 (1 px) of reconstructions; images without edges are left out."""
-    scores = [canny_f1(cv2.Canny(a, 100, 200), b).within_1px for a, b in zip(images, made, strict=True)]
+    scores = [canny_f1(cv2.Canny(a, 100, 200), b).within_1px for a, b in zip(images, outputs, strict=True)]
     return float(np.nanmean(scores))
 
 
 def measure(ours: Any, taesd: Any, images: np.ndarray) -> dict[str, float]:
     """The row of one domain."""
-    latents, known = encode(ours, images), encode(taesd, images)
-    made = {"ours": decode(ours, latents), "taesd": decode(taesd, known)}
-    made |= {"taesd>ours": decode(ours, known), "ours>taesd": decode(taesd, latents)}
-    row = {name: psnr(images, made[name]) for name in COLUMNS}
-    return {**row, "F1 ours": mean_f1(images, made["ours"]), "F1 taesd": mean_f1(images, made["taesd"])}
+    latents, taesd_latents = encode(ours, images), encode(taesd, images)
+    outputs = {"ours": decode(ours, latents), "taesd": decode(taesd, taesd_latents)}
+    outputs |= {"taesd>ours": decode(ours, taesd_latents), "ours>taesd": decode(taesd, latents)}
+    row = {name: psnr(images, outputs[name]) for name in COLUMNS}
+    return {**row, "F1 ours": mean_f1(images, outputs["ours"]), "F1 taesd": mean_f1(images, outputs["taesd"])}
 
 
 def main() -> None:

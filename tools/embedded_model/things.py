@@ -118,7 +118,7 @@ class ThingScene:
 
 
 @dataclass(frozen=True, eq=False)
-class _Placed:
+class _Placement:
     """A thing in its place: `image (h, w, 4)` float32 0..255, its lower left corner, and the floor's row below."""
 
     kind: str
@@ -181,17 +181,17 @@ class ThingRenderer:
         count = int(rng.choice([1, 2, 3], p=[0.4, 0.4, 0.2]))
         horizon, wall = size * rng.uniform(0.18, 0.32), rng.uniform(6, 8.5)
         pixels, depth, place = _draw_ground(rng, size, horizon, wall)
-        placed = self._place_things(rng, count, size, horizon, wall)
+        placements = self._place_things(rng, count, size, horizon, wall)
         lean, light = rng.choice([-1, 1]) * rng.uniform(0.2, 0.8), rng.uniform(0.3, 0.5)
-        for thing in placed:
+        for thing in placements:
             pixels = _cast_shadow(pixels, thing, lean, light)
         things = []
-        for thing in placed:
+        for thing in placements:
             alpha = _paste(pixels, depth, thing)
             things = [Thing(t.kind, t.color, t.mask & (alpha < 0.5), t.depth) for t in things]
             things.append(Thing(thing.kind, thing.color, alpha > 0.5, thing.depth))
         pixels *= _vignette(rng, size)
-        caption = f"{STYLE} {_name_things(rng, placed, size)} {place}"
+        caption = f"{STYLE} {_name_things(rng, placements, size)} {place}"
         return ThingScene(np.clip(np.rint(pixels), 0, 255).astype(np.uint8), caption, depth, tuple(things))
 
     def _place_things(self, rng: np.random.Generator, count: int, size: int, horizon: float, wall: float):
@@ -201,14 +201,14 @@ class ThingRenderer:
         colors = [_choose_color(rng, image, kind) for kind, image in zip(kinds, looks, strict=True)]
         looks = [image if c is None else tint(image, c) for image, c in zip(looks, colors, strict=True)]
         for _ in range(200):
-            placed = [
+            placements = [
                 _place(rng, kind, color, image, count, size, horizon, wall)
                 for kind, color, image in zip(kinds, colors, looks, strict=True)
             ]
-            placed.sort(key=lambda thing: -thing.depth)
-            if all(_share_visible(placed, i, size) > 0.72 for i in range(count)):
-                return placed
-        return placed[-1:]
+            placements.sort(key=lambda thing: -thing.depth)
+            if all(_share_visible(placements, i, size) > 0.72 for i in range(count)):
+                return placements
+        return placements[-1:]
 
     def _choose_look(self, rng: np.random.Generator, kind: str) -> np.ndarray:
         image = self.emoji(kind)
@@ -241,18 +241,18 @@ def tint(image: np.ndarray, color: str) -> np.ndarray:
     new[..., 1] = np.clip(hsv[..., 1] * saturation, 0, 0.9)
     new[..., 2] = np.clip(hsv[..., 2] ** exponent * (0.5 + 0.47 * shading), 0, 1)
     rgb, plain = (cv2.cvtColor(c, cv2.COLOR_HSV2RGB) for c in (new, hsv))
-    mixed = plain + share[..., None] * (rgb - plain)
-    return np.dstack([np.rint(mixed * 255).astype(np.uint8), image[..., 3]])
+    mixture = plain + share[..., None] * (rgb - plain)
+    return np.dstack([np.rint(mixture * 255).astype(np.uint8), image[..., 3]])
 
 
 def _choose_color(rng: np.random.Generator, image: np.ndarray, kind: str) -> str | None:
     """A color word for half of the things that have one main hue."""
     color = str(rng.choice(list(TINTS)))
-    tinted = rng.random() < 0.5
-    return color if tinted and kind not in AS_THEY_ARE and main_hue(image)[1] > 0.55 else None
+    wants_tint = rng.random() < 0.5
+    return color if wants_tint and kind not in AS_THEY_ARE and main_hue(image)[1] > 0.55 else None
 
 
-def _place(rng, kind, color, image, count, size, horizon, wall) -> _Placed:
+def _place(rng, kind, color, image, count, size, horizon, wall) -> _Placement:
     """A thing somewhere on the floor, between the wall and the camera."""
     meters = rng.uniform(0.9, 1.9) if count == 1 else rng.uniform(0.65, 1.35)
     lower, upper = (0.9, 1.9) if count == 1 else (0.65, 1.35)
@@ -264,34 +264,34 @@ def _place(rng, kind, color, image, count, size, horizon, wall) -> _Placed:
     scale = meters * FOCAL * size / depth / max(image.shape[:2])
     scale = min(scale, 0.8 * size / max(image.shape[:2]))
     height, width = (max(8, round(length * scale)) for length in image.shape[:2])
-    premultiplied = image.astype(np.float32)
-    premultiplied[..., :3] *= premultiplied[..., 3:] / 255
-    small = cv2.resize(premultiplied, (width, height), interpolation=cv2.INTER_AREA)
+    weighted_by_alpha = image.astype(np.float32)
+    weighted_by_alpha[..., :3] *= weighted_by_alpha[..., 3:] / 255
+    small = cv2.resize(weighted_by_alpha, (width, height), interpolation=cv2.INTER_AREA)
     lift = rng.uniform(0.2, 0.6) * FOCAL * size / depth if kind in FLYING else 0
     base = int(max(min(round(floor - lift), size - 2), height + 2))
     left = int(rng.integers(2, max(3, size - width - 2)))
-    return _Placed(kind, color, word, small, left, base, floor, depth)
+    return _Placement(kind, color, word, small, left, base, floor, depth)
 
 
-def _share_visible(placed: list[_Placed], index: int, size: int) -> float:
+def _share_visible(placements: list[_Placement], index: int, size: int) -> float:
     """The share of a thing that the nearer ones leave visible, by rectangles on a coarse grid."""
-    thing = placed[index]
+    thing = placements[index]
     mask = np.zeros((size, size), bool)
     _window(mask, thing)[...] = _alpha_inside(thing, size) > 0.5
     total = mask.sum()
-    for nearer in placed[index + 1 :]:
+    for nearer in placements[index + 1 :]:
         _window(mask, nearer)[_alpha_inside(nearer, size) > 0.5] = False
     return mask.sum() / max(total, 1)
 
 
-def _window(array: np.ndarray, thing: _Placed) -> np.ndarray:
+def _window(array: np.ndarray, thing: _Placement) -> np.ndarray:
     """The part of an array (H, W, ...) that a thing covers, as a view."""
     height, width = thing.image.shape[:2]
     top = thing.base - height
     return array[max(top, 0) : thing.base, thing.left : thing.left + width]
 
 
-def _alpha_inside(thing: _Placed, size: int) -> np.ndarray:
+def _alpha_inside(thing: _Placement, size: int) -> np.ndarray:
     """Alpha 0..1 of the part that lies in the image."""
     height, width = thing.image.shape[:2]
     return thing.image[max(height - thing.base, 0) :, : min(width, size - thing.left), 3] / 255
@@ -341,8 +341,8 @@ def _draw_room(rng, size, x, z, edge, rows, columns):
     if two:
         skirting = np.exp(-(((rows - edge - 0.012 * size) / (0.02 * size)) ** 2))[..., None]
         pixels = pixels * (1 - 0.22 * skirting)
-    named = "wooden" if pattern == "wooden" else f"{pattern} {floor_color}".strip()
-    place = f"on {article(named)} {named} ground"
+    floor_name = "wooden" if pattern == "wooden" else f"{pattern} {floor_color}".strip()
+    place = f"on {article(floor_name)} {floor_name} ground"
     if two:
         place += f" in front of {article(wall_color)} {wall_color} wall"
     return pixels.astype(np.float32), place
@@ -399,32 +399,32 @@ def _ground_noise(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.
     return total
 
 
-def _cast_shadow(pixels: np.ndarray, thing: _Placed, lean: float, strength: float) -> np.ndarray:
+def _cast_shadow(pixels: np.ndarray, thing: _Placement, lean: float, strength: float) -> np.ndarray:
     """A long soft shadow to one side and a dark one where the thing stands."""
     size = len(pixels)
     height, width = thing.image.shape[:2]
     alpha = thing.image[..., 3]
-    lifted = max(thing.floor - thing.base, 0)
+    lift = max(thing.floor - thing.base, 0)
     shade = np.zeros((size, size), np.float32)
-    weak = 0.55 if lifted > 4 else 1.0
+    weak = 0.55 if lift > 4 else 1.0
     for tall, skew, blur, share in ((0.3, lean, 0.035, strength), (0.1, 0.1 * lean, 0.014, 0.75 * strength)):
-        spread = width * (0.03 if tall == 0.1 else 0)
+        margin = width * (0.03 if tall == 0.1 else 0)
         # patch (u, v) -> image: the base keeps its width, the top leans to the side and lies flat
         matrix = np.array(
             [
-                [(width - 2 * spread) / width, -skew, thing.left + spread + skew * height + skew * lifted * 0.5],
+                [(width - 2 * margin) / width, -skew, thing.left + margin + skew * height + skew * lift * 0.5],
                 [0, tall, thing.floor - tall * height + 0.012 * size],
             ],
             np.float32,
         )
         cast = cv2.warpAffine(alpha, matrix, (size, size), flags=cv2.INTER_LINEAR) / 255
-        cast = cv2.GaussianBlur(cast, (0, 0), blur * size * (1.3 if lifted > 4 else 1))
+        cast = cv2.GaussianBlur(cast, (0, 0), blur * size * (1.3 if lift > 4 else 1))
         shade = 1 - (1 - shade) * (1 - share * weak * cast)
-    tinted = np.array([0.92, 0.95, 1.0], np.float32)  # what is left in the shadow is a little blue
-    return pixels * (1 - shade[..., None] / tinted * 0.95)
+    blue_tone = np.array([0.92, 0.95, 1.0], np.float32)  # what is left in the shadow is a little blue
+    return pixels * (1 - shade[..., None] / blue_tone * 0.95)
 
 
-def _paste(pixels: np.ndarray, depth: np.ndarray, thing: _Placed) -> np.ndarray:
+def _paste(pixels: np.ndarray, depth: np.ndarray, thing: _Placement) -> np.ndarray:
     """Put a thing into pixels and depth in place; return its alpha (H, W) 0..1."""
     size = len(pixels)
     inside = _alpha_inside(thing, size)
@@ -449,15 +449,15 @@ def _vignette(rng: np.random.Generator, size: int) -> np.ndarray:
     return (1.02 + side * x - rng.uniform(0.02, 0.08) * (x * x + y * y))[..., None]
 
 
-def _name_things(rng: np.random.Generator, placed: list[_Placed], size: int) -> str:
+def _name_things(rng: np.random.Generator, placements: list[_Placement], size: int) -> str:
     """The things in random order, each with its size, color and kind; a single one with its side."""
     names = []
-    for index in rng.permutation(len(placed)):
-        thing = placed[index]
+    for index in rng.permutation(len(placements)):
+        thing = placements[index]
         words = " ".join(word for word in (thing.size_word, thing.color, thing.kind) if word)
         names.append(f"{article(words)} {words}")
-    if len(placed) == 1:
-        middle = (placed[0].left + placed[0].image.shape[1] / 2) / size
+    if len(placements) == 1:
+        middle = (placements[0].left + placements[0].image.shape[1] / 2) / size
         if abs(middle - 0.5) > 0.17:
             names[0] += f" on the {'left' if middle < 0.5 else 'right'} side"
         return names[0]

@@ -80,13 +80,13 @@ class LatentExamples:
     def load_or_encode(cls, file: Path, vae: Path, tokenizer: CLIPTokenizer, seeds: range) -> LatentExamples:
         """Those in the file, made first if need be."""
         if not file.exists():
-            made = cls.from_scenes(vae, tokenizer, seeds)
+            examples = cls.from_scenes(vae, tokenizer, seeds)
             file.parent.mkdir(parents=True, exist_ok=True)
             with file.with_suffix(".part").open("wb") as part:
-                np.savez(part, latents=made.latents.half().numpy(), tokens=made.tokens.short().numpy())
+                np.savez(part, latents=examples.latents.half().numpy(), tokens=examples.tokens.short().numpy())
             file.with_suffix(".part").rename(file)
-        with np.load(file) as kept:
-            return cls(torch.from_numpy(kept["latents"]).float(), torch.from_numpy(kept["tokens"]).long())
+        with np.load(file) as archive:
+            return cls(torch.from_numpy(archive["latents"]).float(), torch.from_numpy(archive["tokens"]).long())
 
 
 @torch.no_grad()
@@ -109,8 +109,8 @@ def compute_base_loss(
 ) -> Tensor:
     numbers = make_generator(step, batch)
     rows = torch.randint(len(examples.latents), (BATCH_SIZE,), generator=numbers)
-    dropped = torch.rand(BATCH_SIZE, 1, generator=numbers) < EMPTY_CAPTION_RATE
-    words = torch.where(dropped, empty_tokens, examples.tokens[rows])
+    has_no_caption = torch.rand(BATCH_SIZE, 1, generator=numbers) < EMPTY_CAPTION_RATE
+    words = torch.where(has_no_caption, empty_tokens, examples.tokens[rows])
     x, noise, t = objective.sample(examples.latents[rows], numbers)
     return objective.compute_loss(net(x, t, words), noise, t)
 

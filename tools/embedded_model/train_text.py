@@ -59,8 +59,8 @@ class BindingTargets:
 
 def compute_binding_loss(text: nn.Module, targets: BindingTargets, tokens: Tensor) -> Tensor:
     """Squared errors of the states: of things' and of all others', each its share."""
-    wanted, things = targets(tokens)
-    errors = (text(tokens).last_hidden_state.float() - wanted).square().mean(2)
+    target, things = targets(tokens)
+    errors = (text(tokens).last_hidden_state.float() - target).square().mean(2)
     return THING_LOSS_SHARE * errors[things].mean() + (1 - THING_LOSS_SHARE) * errors[~things].mean()
 
 
@@ -71,18 +71,18 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2_000)
     options = parser.parse_args()
     pipe: Any = StableDiffusionPipeline.from_pretrained(options.base / "model", local_files_only=True)
-    with np.load(options.base / "training.npz") as kept:
-        tokens = torch.from_numpy(kept["tokens"]).long()
-    bound = BindingTargets(copy.deepcopy(pipe.text_encoder).eval(), pipe.tokenizer)
+    with np.load(options.base / "training.npz") as archive:
+        tokens = torch.from_numpy(archive["tokens"]).long()
+    binding_targets = BindingTargets(copy.deepcopy(pipe.text_encoder).eval(), pipe.tokenizer)
     held_out = tokens[-HELD_OUT_CAPTIONS:]
 
     def step_loss(text: nn.Module, step: int, batch: int) -> Tensor:
         rows = torch.randint(len(tokens) - HELD_OUT_CAPTIONS, (BATCH_SIZE,), generator=make_generator(step, batch))
-        return compute_binding_loss(text, bound, tokens[rows])
+        return compute_binding_loss(text, binding_targets, tokens[rows])
 
     def measure(text: nn.Module, step: int) -> dict[str, float]:
         with torch.no_grad():
-            return {"held_out": compute_binding_loss(text, bound, held_out).item()}
+            return {"held_out": compute_binding_loss(text, binding_targets, held_out).item()}
 
     schedule = TrainingSchedule(options.steps, learning_rate=1e-3, ema_decay=0.99, weight_decay=0)
     net = train(pipe.text_encoder, step_loss, measure, schedule, options.folder)

@@ -49,8 +49,8 @@ def make_vae() -> Any:
 
 def render_scenes(seeds: range) -> Tensor:
     """Scenes (B, 3, 128, 128) float32 in -1..1."""
-    stacked = np.stack([draw_scene(seed).pixels for seed in seeds])
-    return torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 127.5 - 1
+    images = np.stack([draw_scene(seed).pixels for seed in seeds])
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def compute_differences(x: Tensor) -> tuple[Tensor, Tensor]:

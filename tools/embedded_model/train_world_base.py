@@ -101,9 +101,9 @@ def base_loss(
 ) -> Tensor:
     """The loss on one batch; `empty` (1, 77) are the tokens of no caption."""
     latents, tokens = examples.draw(BATCH, numbers)
-    dropped = torch.rand(BATCH, 1, generator=numbers) < EMPTY_CAPTIONS
+    has_no_caption = torch.rand(BATCH, 1, generator=numbers) < EMPTY_CAPTIONS
     x, noise, t = noising.sample(latents, numbers)
-    return noising.compute_loss(net(x, t, torch.where(dropped, empty, tokens)), noise, t)
+    return noising.compute_loss(net(x, t, torch.where(has_no_caption, empty, tokens)), noise, t)
 
 
 @torch.no_grad()

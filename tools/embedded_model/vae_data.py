@@ -37,8 +37,8 @@ class CropSource:
     def crops(self, seed: int, count: int) -> Tensor:
         """Return (count, 3, size, size) float32 in -1..1."""
         rng = np.random.default_rng(seed)
-        made = [self._crop(rng) for _ in range(count)]
-        return torch.from_numpy(np.stack(made)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+        crops = [self._crop(rng) for _ in range(count)]
+        return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
     def _crop(self, rng: np.random.Generator) -> np.ndarray:
         if not self._sets or rng.random() < PHOTO_SHARE:

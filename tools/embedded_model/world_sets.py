@@ -42,8 +42,8 @@ def find_person(scene: Scene) -> Thing | None:
 
 
 def _render_shapes(seed: int, size: int) -> Scene:
-    made = draw_scene(seed, size)
-    return replace(made, caption=f"{SHAPE_STYLE} {made.caption}")
+    scene = draw_scene(seed, size)
+    return replace(scene, caption=f"{SHAPE_STYLE} {scene.caption}")
 
 
 def _render_people(seed: int, size: int) -> Scene:

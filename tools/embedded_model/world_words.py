@@ -38,10 +38,10 @@ def write_tokenizer(folder: Path) -> CLIPTokenizer:
         vocab_size=10_000, end_of_word_suffix="</w>", special_tokens=[*alphabet, *SPECIAL_TOKENS], show_progress=False
     )
     bpe.train_from_iterator(vocabulary(), trainer)
-    trained = json.loads(bpe.to_str())["model"]
+    bpe_model = json.loads(bpe.to_str())["model"]
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps(trained["vocab"], indent=0))
-    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in trained["merges"]]
+    (folder / "vocab.json").write_text(json.dumps(bpe_model["vocab"], indent=0))
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in bpe_model["merges"]]
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
     return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=MAX_TOKENS)
 

@@ -86,11 +86,11 @@ def run(options: Namespace) -> int:
         print_stderr(f"controlnet-ext: {remark}")
     start = time.perf_counter()
     pipe, net = _load_models(folder, control)
-    loaded = time.perf_counter()
+    load_end = time.perf_counter()
     try:
         columns = _generate_columns(pipe, net, control_map, request)
-        drawn = time.perf_counter()
-        times = f"{2 * len(prompts)} images in {drawn - loaded:.1f} s, loaded in {loaded - start:.1f} s"
+        render_end = time.perf_counter()
+        times = f"{2 * len(prompts)} images in {render_end - load_end:.1f} s, loaded in {load_end - start:.1f} s"
         words = f"seed {seed}, {steps} steps, guidance {GUIDANCE_SCALE:g}; {times}"
         whole = render_sheet(photo, control_map.pixels, columns, f"controlnet-ext's embedded model: {words}")
         write_output(out, encode_image("sheet.png", whole), options.overwrite)
@@ -100,10 +100,10 @@ def run(options: Namespace) -> int:
         print_stderr(f"controlnet-ext: {one_line(error, 500)}")
         return 1
     for column in columns:
-        guided, unguided = column.guided_score, column.unguided_score
+        guided_score, unguided_score = column.guided_score, column.unguided_score
         print_stderr(
-            f"{column.prompt}: F1 within 1 px {guided.within_1px:.2f}, unguided {unguided.within_1px:.2f}; "
-            f"exact {guided.exact:.2f}, unguided {unguided.exact:.2f}"
+            f"{column.prompt}: F1 within 1 px {guided_score.within_1px:.2f}, unguided {unguided_score.within_1px:.2f}; "
+            f"exact {guided_score.exact:.2f}, unguided {unguided_score.exact:.2f}"
         )
     print_stderr(f"{out or 'stdout'}: {words}")
     return 0
@@ -133,8 +133,8 @@ def _generate_columns(
 ) -> list[Column]:
     from ...generation.pairs import generate_pairs
 
-    unguided, guided = generate_pairs(pipe, model, control_map, request)
+    unguided_images, guided_images = generate_pairs(pipe, model, control_map, request)
     return [
         Column(prompt, a, b, canny_f1(control_map.pixels, a), canny_f1(control_map.pixels, b))
-        for prompt, a, b in zip(request.prompts, unguided, guided, strict=True)
+        for prompt, a, b in zip(request.prompts, unguided_images, guided_images, strict=True)
     ]
