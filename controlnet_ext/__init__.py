@@ -53,10 +53,11 @@ def load(
     FileNotFoundError in one line that begins with the name.
     """
     from . import models
-    from .embedded import resolve_embedded
+    from .embedded import resolve_embedded, restrict_map_kind
 
-    path = resolve_embedded(path_or_repo) if isinstance(path_or_repo, str) else path_or_repo
-    return models.load(path, device, dtype)
+    if not isinstance(path_or_repo, str):
+        return models.load(path_or_repo, device, dtype)
+    return restrict_map_kind(models.load(resolve_embedded(path_or_repo), device, dtype), path_or_repo)
 
 
 def crop_maps(

@@ -487,6 +487,15 @@ def find_or_none(name: str | None) -> Preprocessor | None:
         return None
 
 
+def find_default_preprocessor(kind: str) -> Preprocessor:
+    """Return the preprocessor that finds maps of a kind of which nobody says how they were made. Raises ValueError
+    where there is none."""
+    for spec in list_preprocessors():
+        if spec.makes == kind and spec.traits.is_default_for_kind:
+            return spec
+    raise ValueError(f"no preprocessor stands for maps of kind {kind!r}: name the one that made the map")
+
+
 @overload
 def preprocess(
     name: str,

@@ -4,6 +4,7 @@ Units are written as text: `canny,model=control.safetensors,weight=.8,window=0..
 
 The name of a preprocessor comes first, or `none` where the image is a map already, whose `kind` may be given. Then
 key=value: keys of `UNIT_KEYS`, and the preprocessor's parameters. A value with commas stands in quotes, "…" or '…'.
+Controls of the embedded model are names too: `depth,map=depth.png`.
 """
 
 from __future__ import annotations
@@ -11,25 +12,32 @@ from __future__ import annotations
 import os
 import re
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, cast
 
-from ..embedded import EMBEDDED_NAME, list_controls
+from ..embedded import EMBEDDED_NAME, get_control_kind, list_controls
 from ..errors import error_prefix, suggest_names
 from ..files.disk import open_regular_file
 from ..files.image_reader import read_image, read_mask
 from ..guidance.schedule import Window
-from ..maps.control_map import ControlMap
-from ..preprocessors.registry import RESOLUTION_PARAMETER, Preprocessor, find_unless_none
+from ..maps.control_map import ControlMap, normalize_kind
+from ..preprocessors.registry import (
+    RESOLUTION_PARAMETER,
+    Preprocessor,
+    find_default_preprocessor,
+    find_or_none,
+    find_unless_none,
+)
 from .pipeline_folder import PipelineFolder
 from .prepare import check_control_model, fit_unit, refit_unit
 from .recipe import ATTRIBUTES, NUMBER_FIELDS, GenerationRecipe, ModelRef, RecipeUnit, UnitSpec
 from .recipe_png import read_recipe
 
 UNIT_SETTINGS = ("weight", "window", "mode", "layers")  # how a unit acts, whatever its map
-UNIT_KEYS = ("model", "image", "kind", "mask", *UNIT_SETTINGS, "region", "fit")
+UNIT_KEYS = ("model", "image", "map", "kind", "mask", *UNIT_SETTINGS, "region", "fit")
 _PART_PATTERN = re.compile(r"""\s*(?:([\w.-]+)\s*=\s*)?(?:"([^"]*)"|'([^']*)'|([^,"'\s][^,]*|))\s*(,|$)""")
 
 
@@ -38,14 +46,16 @@ def parse_unit(
     image: str | None = None,
     models: Mapping[str, str] = MappingProxyType({}),
     mask: str | None = None,
+    map_image: str | None = None,
 ) -> UnitSpec:
     """Return the unit that a text describes.
 
-    Where the text names none, `image` is the image, `models` has the model by preprocessor, and `mask` is the mask of
-    units that inpaint. Raises ValueError or TypeError in one line: an unknown preprocessor, key or parameter with the
-    nearest names, a key given twice, an invalid value."""
+    Where the text names none, `image` is the image or `map_image` the map, `mask` is the mask of units that inpaint,
+    and `models` has the model by control, such as "depth": by the name of the control or by the kind of its maps.
+    Raises ValueError or TypeError in one line: an unknown preprocessor, key or parameter with the nearest names, a key
+    given twice, an invalid value."""
     name, values = split_unit_text(text)
-    spec = find_unless_none(name)
+    spec = _find_preprocessor(name, models)
     own = [] if spec is None else [p.name for p in (*spec.parameters, RESOLUTION_PARAMETER)]
     for key in values:
         if key not in UNIT_KEYS and key not in own:
@@ -55,30 +65,78 @@ def parse_unit(
                 if spec is None
                 else spec.suggest_parameter(message, key, UNIT_KEYS)
             )
-    model = values.get("model", models.get(spec.name) if spec else None)
+    if "kind" in values and spec is not None:
+        raise ValueError(f"kind {values['kind']!r} of a map that {spec.name} makes, whose maps are {spec.makes!r}")
+    kind = values.get("kind") if spec is None else spec.makes
+    model = values.get("model") or _find_model(name, kind, models)
     if model is None:
         known = f" (the embedded model has its own for {', '.join(models)})" if models else ""
         raise ValueError(f"no control model given{known}: name one with model=PATH")
-    source = values.get("image", image)
-    if source is None:
-        raise ValueError("no image given: name one with image=PATH, or for all units with --image")
-    if "kind" in values and spec is not None:
-        raise ValueError(f"kind {values['kind']!r} of a map that {spec.name} makes, whose maps are {spec.makes!r}")
+    source, is_map = _find_source(values, image, map_image)
+    if is_map and spec is not None:
+        _check_given_map(spec, [key for key in values if key in own])
     white = values.get("mask", mask if spec is not None and spec.takes_mask else None)
     if white is None and spec is not None and spec.traits.restores_unmasked:
         raise ValueError(
             f"{spec.name} needs to know where to paint: give a mask, white there, with mask=PATH or --mask"
         )
+    is_map = is_map or spec is None
     return UnitSpec(
         model=ModelRef(model),
-        image=ControlMap(read_image(source), values["kind"]) if "kind" in values else source,
+        image=ControlMap(read_image(source), normalize_kind(kind)) if is_map and kind else source,
         **parse_settings(values),
         inpaint=white,
         region=read_mask(values["region"]) if "region" in values else None,
         fit=cast(Any, values.get("fit", "crop")),
-        preprocessor=None if spec is None else spec.name,
-        parameters=_parse_parameters(spec, {key: value for key, value in values.items() if key in own}),
+        preprocessor=None if spec is None or is_map else spec.name,
+        parameters={} if is_map else _parse_parameters(spec, {key: v for key, v in values.items() if key in own}),
     )
+
+
+def _find_preprocessor(name: str, models: Mapping[str, str]) -> Preprocessor | None:
+    """Return the preprocessor of a name, None for "none". A control of `models` that is no preprocessor stands for the
+    one that front ends choose first for its maps. Raises ValueError with the nearest names."""
+    kind = get_control_kind(name) if name in models and find_or_none(name) is None else None
+    return find_unless_none(name) if kind is None else find_default_preprocessor(kind)
+
+
+def _find_model(name: str, kind: str | None, models: Mapping[str, str]) -> str | None:
+    """Return the model of the control of this name, else of the first that reads maps of this kind."""
+    fitting = (path for control, path in models.items() if kind is not None and get_control_kind(control) == kind)
+    return models.get(name) or next(fitting, None)
+
+
+def _find_source(values: Mapping[str, str], image: str | None, map_image: str | None) -> tuple[str, bool]:
+    """Return the file that a unit reads, and whether it holds the map itself. Raises ValueError for none or two."""
+    named = [key for key in ("image", "map") if key in values]
+    given = {"image": image, "map": map_image} if not named else {key: values[key] for key in named}
+    found = [(path, key == "map") for key, path in given.items() if path is not None]
+    if len(found) > 1:
+        raise ValueError(
+            "image and map: a unit reads an image, of which its preprocessor makes the map, or the map itself; name "
+            "one of the two with image=PATH or map=PATH"
+        )
+    if not found:
+        raise ValueError(
+            "no image given: name one with image=PATH, or for all units with --image; a finished map with map=PATH or "
+            "--map"
+        )
+    return found[0]
+
+
+def _check_given_map(spec: Preprocessor, parameters: Sequence[str]) -> None:
+    """Raise ValueError where a preprocessor has more to do than its map, which is given, or parameters for it."""
+    if parameters:
+        raise ValueError(
+            f"{parameters[0]} is for {spec.name} to make a map, which is given already: leave one of the two"
+        )
+    if (
+        spec.needs_mask
+        or spec.traits.acts_after_step
+        or spec.traits.changes_finished_image
+        or spec.traits.starts_from_map
+    ):
+        raise ValueError(f"{spec.name} does more than make a map: give its image with image=PATH or --image, not a map")
 
 
 def split_unit_text(text: str) -> tuple[str, dict[str, str]]:
@@ -140,7 +198,7 @@ def recipe_from_options(options: Namespace) -> tuple[GenerationRecipe, str, Pipe
     Raises FileNotFoundError, ValueError or TypeError in one line."""
     if options.prompt is None:
         raise ValueError("no PROMPT given, and no recipe (--from)")
-    for name in ("image", "mask"):
+    for name in ("image", "map", "mask"):
         if getattr(options, name) is not None and not options.control:
             raise ValueError(f"--{name} {getattr(options, name)!r} without a --control that reads it")
     given, specs = _parse_fields(options), []
@@ -148,7 +206,7 @@ def recipe_from_options(options: Namespace) -> tuple[GenerationRecipe, str, Pipe
     folder = PipelineFolder.find(model)
     for i, text in enumerate(options.control, 1):
         with error_prefix(f"unit {i}"):
-            specs.append(parse_unit(text, options.image, list_controls(model), options.mask))
+            specs.append(parse_unit(text, options.image, list_controls(model), options.mask, options.map))
             _check_files(specs[-1])
         check_control_model(specs[-1].model, i)
     if "width" not in given:
@@ -161,9 +219,21 @@ def recipe_from_options(options: Namespace) -> tuple[GenerationRecipe, str, Pipe
     recipe = GenerationRecipe(**{**defaults, **given}, model=ModelRef(model), units=())
     units = []
     for i, spec in enumerate(specs, 1):
-        with error_prefix(f"unit {i}"):
+        with error_prefix(f"unit {i}"), _suggest_map(spec):
             units.append(fit_unit(spec, recipe.height, recipe.width))
     return replace(recipe, units=tuple(units)), device, folder
+
+
+@contextmanager
+def _suggest_map(spec: UnitSpec) -> Iterator[None]:
+    """Add to a FileNotFoundError of the preprocessor's weights that a finished map needs none."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        preprocessor = find_or_none(spec.preprocessor)
+        if preprocessor is None or not preprocessor.weights:
+            raise
+        raise FileNotFoundError(f"{error}; or give the finished map with map=PATH or --map") from error
 
 
 def _check_files(spec: UnitSpec) -> None:
@@ -180,7 +250,7 @@ def recipe_from_png(options: Namespace) -> tuple[GenerationRecipe, str, None]:
     not looked at yet.
 
     Raises FileNotFoundError, ValueError or TypeError in one line."""
-    for name in ("image", "mask"):
+    for name in ("image", "map", "mask"):
         if getattr(options, name) is not None:
             raise ValueError(f"--{name} with --from: the recipe holds its maps already")
     saved = read_recipe(options.recipe)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import cv2
 import numpy as np
 
+from ..embedded import restrict_map_kind
 from ..errors import error_prefix, one_line
 from ..guidance.hints import HintImages, describe_unprocessed
 from ..guidance.schedule import Span
@@ -169,11 +170,12 @@ def _make_guidance_setup(recipe_units: Sequence[RecipeUnit], units: tuple[Unit, 
 
 
 def _describe_misfits(units: Sequence[Unit]) -> Iterator[str]:
-    """Yield a sentence on each image that is taken for a map of its model's kind, and plainly is none."""
+    """Yield a sentence on each image that is taken for a map of its stated kind, else of its model's, and plainly is
+    none."""
     for i, unit in enumerate(units, 1):
-        kind, image = unit.model.map_type, cast(ControlMap, unit.image)
-        is_bare = unit.preprocessor is None and isinstance(image, ControlMap) and image.kind == "other"
-        if is_bare and kind and (has := describe_misfit(image.pixels, kind)):
+        image = cast(ControlMap, unit.image)
+        kind = unit.model.map_type if image.kind == "other" else image.kind
+        if unit.preprocessor is None and kind and (has := describe_misfit(image.pixels, kind)):
             yield f"unit {i}: {describe_unprocessed(has, kind)}"
 
 
@@ -219,7 +221,7 @@ def _load_model(
         raise
     hashes = {"weights": file.weights.sha256, **hash_files({k: v for k, v in files.items() if k != "weights"})}
     verify_hashes(ref, hashes, option)
-    model: Any = file.load()
+    model: Any = restrict_map_kind(file.load(), ref.path)
     model = model.to(device=device, dtype=dtype)
     try:
         model.bind(unet)

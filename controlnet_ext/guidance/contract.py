@@ -209,6 +209,8 @@ class ControlModel:
     """The family of base models, for messages: "sd15", "sd21", "sdxl", …, or "every"."""
     map_type: str | None = None
     """The kind of maps that it was trained with, where its file or the file's name states one."""
+    refuses_other_maps: bool = False
+    """Maps that are stated to be of another kind than `map_type` are refused before anything is drawn."""
     hint_input: Literal["pixels", "latents", "embedding"] = "pixels"
     """The input of `hint()`: images, latents of them made by `Host.encode`, or `ControlMap.values`."""
     needs_vae_shift: bool = True

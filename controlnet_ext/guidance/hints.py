@@ -137,6 +137,13 @@ class HintImages:
 
         Warns where an image that is taken for a map as it stands plainly is none of the model's kind.
         """
+        if model.refuses_other_maps:
+            for kind in self.kinds:
+                if kind not in (None, "other", model.map_type):
+                    raise ValueError(
+                        f"a map of {kind} for a control model that reads maps of {model.map_type} only: name the "
+                        "control model of the map, or a preprocessor that makes such maps"
+                    )
         if self._preprocessor is None and model.map_type is not None:
             for given, arrays in zip(self._unit.images, self._images, strict=True):
                 images = given.images if isinstance(given, PerSample) else (given,)

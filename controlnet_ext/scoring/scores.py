@@ -21,7 +21,7 @@ from ..generation.render import deterministic_torch
 from ..maps.control_map import ControlMap
 from ..maps.fidelity import Measure, require_measure
 from ..maps.resize import fit
-from ..preprocessors.registry import LoadedPreprocessor, Preprocessor, find_or_none, list_preprocessors
+from ..preprocessors.registry import LoadedPreprocessor, Preprocessor, find_default_preprocessor, find_or_none
 
 SCORE_KEYWORD = "controlnet-ext score"  # of the text in a PNG
 SCORE_FORMAT = 1
@@ -171,15 +171,6 @@ def _cut_to_region(control_map: ControlMap, region: np.ndarray) -> ControlMap:
     box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
     cut = np.ascontiguousarray(np.where(inside[..., None], pixels, np.uint8(0))[box])
     return ControlMap(cut, control_map.kind, values[box] if is_array and values.shape[:2] == inside.shape else None)
-
-
-def find_default_preprocessor(kind: str) -> Preprocessor:
-    """Return the preprocessor that finds maps of a kind of which nobody says how they were made. Raises ValueError
-    where there is none."""
-    for spec in list_preprocessors():
-        if spec.makes == kind and spec.traits.is_default_for_kind:
-            return spec
-    raise ValueError(f"no preprocessor stands for maps of kind {kind!r}: name the one that made the map")
 
 
 def find_unit_spec(unit: RecipeUnit) -> Preprocessor:

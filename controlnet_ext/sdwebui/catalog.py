@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..embedded import list_controls
+from ..embedded import list_controls, restrict_map_kind
 from ..errors import suggest_names
 from ..files.disk import open_regular_file
 from ..generation.recipe import find_control_files
@@ -48,6 +48,7 @@ class ModelCatalog:
             for own in self._embedded_models
             for path in [find_control_files(own)["weights"]]
         }
+        self._embedded_names = frozenset(paths)
         for folder in self._folders:
             for path in sorted(p for p in folder.rglob("*") if is_weights_name(p.name) and p.is_file()):
                 stem = path.name.partition(".")[0] if path.suffix == ".json" else path.stem  # of weights in parts
@@ -90,7 +91,8 @@ class ModelCatalog:
         from .. import models
 
         path = self._paths[name]
-        return self._networks.get_or_create((path, device, dtype), lambda: models.load(path, device, dtype))
+        model = self._networks.get_or_create((path, device, dtype), lambda: models.load(path, device, dtype))
+        return restrict_map_kind(model, name.rpartition(" [")[0]) if name in self._embedded_names else model
 
 
 def _probe(path: Path) -> Any:

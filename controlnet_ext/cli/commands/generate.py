@@ -1,11 +1,12 @@
 """Generate an image that follows control maps. The PNG holds its recipe; --from PNG repeats it to the bit.
 
---control TEXT is one unit: first a preprocessor (see `controlnet-ext preprocessors`), or none for an image that is a
-map already; then, joined by commas,
+--control TEXT is one unit: first a preprocessor (see `controlnet-ext preprocessors`) or a control of the embedded
+model, or none for an image that is a map already; then, joined by commas,
 
   model=PATH     control model: a file, a folder, or owner/name in the cache; by default that of the embedded model for
-                 the preprocessor; none for a preprocessor that acts only after each step (inpaint_only, tile_colorfix)
+                 such maps; none for a preprocessor that acts only after each step (inpaint_only, tile_colorfix)
   image=IMG      image of the unit, if not that of --image
+  map=IMG        the finished map instead, if not that of --map: nothing is preprocessed
   kind=KIND      after none: map kind, such as depth, for models that read several
   weight=1       -2..2, or weights at fractions of the run: "0.2@0, 1@0.3"
   window=0..1    part of the run in which the unit acts
@@ -77,6 +78,7 @@ def arguments(parser: ArgumentParser, argv: list[str]) -> None:
         "--control", metavar="TEXT", action="append", default=[], help="one unit, see above; may be given several times"
     )
     parser.add_argument("--image", metavar="IMG", help="image of all units that name none")
+    parser.add_argument("--map", metavar="IMG", help="finished map of all units that name neither a map nor an image")
     parser.add_argument(
         "--mask",
         metavar="IMG",
