@@ -14,7 +14,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.connection import wait
@@ -53,9 +53,46 @@ class InProcessEngine:
 
 
 def map_in_threads(workers: int, stage: Callable[[In], Out], chunks: Iterable[In]) -> Generator[Out, None, None]:
-    """Yield the results of `stage` over the chunks, in order, computed in `workers` threads of this process."""
-    with closing_pool(ThreadPoolExecutor(workers)) as pool:
-        yield from map_ordered(lambda chunk: pool.submit(stage, chunk), chunks, workers)
+    """Yield the results of `stage` over the chunks, in order, computed in `workers` threads of this process.
+
+    No thread is at work any more when the generator ends, for whatever reason.
+    """
+    calls = _ThreadCalls()
+    try:
+        with closing_pool(ThreadPoolExecutor(workers)) as pool:
+            yield from map_ordered(lambda chunk: pool.submit(calls.run, stage, chunk), chunks, workers)
+    finally:
+        calls.end()
+
+
+class _ThreadCalls:
+    """Calls in threads, whose end can be awaited.
+
+    A pool knows nothing of a thread that it has just started when an interruption comes, and does not wait for it.
+    """
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._count, self._has_ended = 0, False
+
+    def run(self, stage: Callable[[In], Out], chunk: In) -> Out:
+        """Return `stage(chunk)`. Raises CancelledError after `end`."""
+        with self._condition:
+            if self._has_ended:
+                raise CancelledError
+            self._count += 1
+        try:
+            return stage(chunk)
+        finally:
+            with self._condition:
+                self._count -= 1
+                self._condition.notify_all()
+
+    def end(self) -> None:
+        """Let no call begin any more, and wait for those that have begun."""
+        with self._condition:
+            self._has_ended = True
+            self._condition.wait_for(lambda: self._count == 0)
 
 
 def map_ordered(submit: Callable[[In], Future[Out]], chunks: Iterable[In], max_in_flight: int) -> Iterator[Out]:
