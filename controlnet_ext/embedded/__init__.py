@@ -8,10 +8,13 @@ serves several is `controlnet_<control>+<control>`.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from copy import copy
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ..files.disk import read_json
 from ..maps.control_map import MAP_KINDS, MODEL_NAME_WORDS
 
 if TYPE_CHECKING:
@@ -77,8 +80,80 @@ def _find_control_folders() -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-# Words of captions, as `scenes` and `grounds` have them, which take longer to import
-THING_WORDS = ("circle", "square", "triangle", "star", "heart", "ring", "moon", "cross", "blob", "curve", "person")
-COLOR_WORDS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink", "white", "black", "grey", "brown")
-GROUND_WORDS = ("striped", "checked", "dotted", "wavy", "mosaic", "mottled")
-OTHER_WORDS = ("plain", "ground", "and", "an", "on", "a")
+ABOUT_FILE = "about.json"  # in the model's folder: its version, those before it, and its words
+UNET_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"  # whose sha256 tells versions apart
+MAX_QUOTED_WORDS = 8  # of a prompt, in a sentence on those that the model does not know
+
+
+@dataclass(frozen=True)
+class Style:
+    """A world that the model draws. `name` begins a prompt and says which it is, "" for the only one; `words` are all
+    that it knows there; `draws` says what that is, and `example` is a prompt."""
+
+    name: str
+    words: frozenset[str]
+    draws: str
+    example: str
+
+    @classmethod
+    def parse(cls, fields: Mapping[str, Any]) -> Style:
+        """Return the style that its fields in `ABOUT_FILE` describe."""
+        return cls(fields["style"], frozenset(fields["words"]), fields["draws"], fields["example"])
+
+    def begins(self, words: Sequence[str]) -> bool:
+        """Return True if a prompt of these words names the style."""
+        own = self.name.split()
+        return list(words[: len(own)]) == own
+
+
+def describe_unknown_words(folder: Path, prompts: Sequence[str | None], negative: str | None = None) -> str | None:
+    """Return a sentence on the words of prompts that the embedded model in this folder does not know, and on prompts
+    that name none of its styles; None if there is nothing to say, or nobody says what it knows."""
+    styles = [Style.parse(fields) for fields in _read_about(folder).get("styles", [])]
+    if not styles:
+        return None
+    everything = frozenset().union(*(style.words for style in styles))
+    unknown: dict[Style | None, dict[str, None]] = {}
+    has_no_style = False
+    for prompt in [*prompts, negative]:
+        words = re.findall(r"[^\W\d_]+", (prompt or "").casefold())
+        style = next((style for style in styles if style.begins(words)), None)
+        has_no_style |= bool(words) and style is None and prompt is not negative
+        known = everything if style is None else style.words
+        unknown.setdefault(style, {}).update(dict.fromkeys(word for word in words if word not in known))
+    remarks = []
+    if has_no_style:
+        named = ", ".join(f'"{style.name}"' for style in styles)
+        remarks.append(f"the embedded model draws what the beginning of a prompt names, one of {named}, as in: ")
+        remarks[-1] += styles[0].example
+    for style, some in unknown.items():
+        if some:
+            after = f' after "{style.name}"' if style is not None and style.name else ""
+            sentence = f"the embedded model does not know {_quote_words(list(some))}{after}"
+            remarks.append(sentence if style is None else f"{sentence}: it draws {style.draws}, as in: {style.example}")
+    return "; ".join(remarks) or None
+
+
+def describe_other_version(sha256: Mapping[str, str], here: Mapping[str, str]) -> str | None:
+    """Return a sentence on the versions of the embedded model, unless files of these sha256, by their names in its
+    folder, are of the one that has those `here`."""
+    if UNET_WEIGHTS not in sha256 or sha256[UNET_WEIGHTS] == here.get(UNET_WEIGHTS):
+        return None
+    about = _read_about(EMBEDDED_FOLDER)
+    version = about.get("earlier", {}).get(sha256[UNET_WEIGHTS])
+    made_with = "another version" if version is None else f"version {version}"
+    return (
+        f"the recipe was made with the embedded model of {made_with}, this package has version "
+        f"{about.get('version', 'unknown')}, which draws other images: repeat it with the controlnet-ext that made it, "
+        "or generate a new image"
+    )
+
+
+def _read_about(folder: Path) -> dict[str, Any]:
+    path = folder / ABOUT_FILE
+    return read_json(path) if path.exists() else {}
+
+
+def _quote_words(words: Sequence[str]) -> str:
+    more = f" and {len(words) - MAX_QUOTED_WORDS} more" if len(words) > MAX_QUOTED_WORDS else ""
+    return ", ".join(word[:40] for word in words[:MAX_QUOTED_WORDS]) + more

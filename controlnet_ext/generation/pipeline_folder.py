@@ -46,7 +46,6 @@ SCHEDULER_CLASSES = {
     "pndm": "PNDMScheduler",
     "unipc": "UniPCMultistepScheduler",
 }
-MAX_QUOTED_WORDS = 8  # of a prompt, in a sentence on those that the embedded model does not know
 TEXT_SUFFIXES = (".json", ".txt", ".model")  # what tokenizers and configurations are written in
 
 
@@ -131,24 +130,12 @@ class PipelineFolder:
         widths = config.get("block_out_channels", config.get("encoder_block_out_channels"))
         return widths if isinstance(widths, list) else []
 
-    def describe_unknown_words(self, *texts: str | None) -> str | None:
+    def describe_unknown_words(self, *prompts: str | None, negative: str | None = None) -> str | None:
         """Return a sentence on the words of prompts that the embedded model does not know; None if it knows all of
         them, or this is another model."""
         if self.path != embedded.EMBEDDED_FOLDER:
             return None
-        things, colors, grounds = embedded.THING_WORDS, embedded.COLOR_WORDS, embedded.GROUND_WORDS
-        known = {*things, *colors, *grounds, *embedded.OTHER_WORDS}
-        words = (word for text in texts for word in re.findall(r"[^\W\d_]+", (text or "").casefold()))
-        unknown = [word for word in dict.fromkeys(words) if word not in known]
-        if not unknown:
-            return None
-        more = f" and {len(unknown) - MAX_QUOTED_WORDS} more" if len(unknown) > MAX_QUOTED_WORDS else ""
-        quoted = ", ".join(word[:40] for word in unknown[:MAX_QUOTED_WORDS]) + more
-        return (
-            f"the embedded model does not know {quoted}: it draws things ({', '.join(things)}) in colors "
-            f"({', '.join(colors)}) on a ground ({', '.join(grounds)}), as in: a blue blob and a red star on a dotted "
-            "green ground"
-        )
+        return embedded.describe_unknown_words(self.path, prompts, negative)
 
     def make_meta_unet(self) -> Any:
         """Return its UNet without weights, on torch's meta device, to check control models against."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import cv2
 import numpy as np
 
-from ..embedded import restrict_map_kind
+from ..embedded import EMBEDDED_NAME, describe_other_version, restrict_map_kind
 from ..errors import error_prefix, one_line
 from ..guidance.hints import HintImages, describe_unprocessed
 from ..guidance.schedule import Span
@@ -135,9 +135,9 @@ def load_recipe(recipe: GenerationRecipe, device: str, folder: PipelineFolder | 
             raise ValueError(f"the {type(scheduler).__name__} has other settings here than the recipe's")
         _check_steps(recipe, scheduler)
         dtype = getattr(torch, recipe.dtype)
+        hashes = _verify_model(recipe.model, folder) if recipe.model.sha256 else {}
         recipe_units, units = _load_units(recipe.units, folder, device, dtype)
-        hashes = hash_files(folder.files())
-        verify_hashes(recipe.model, hashes, "--model")
+        hashes = hashes or hash_files(folder.files())
         complete = replace(
             recipe,
             model=ModelRef(recipe.model.path, hashes),
@@ -153,7 +153,7 @@ def load_recipe(recipe: GenerationRecipe, device: str, folder: PipelineFolder | 
     with guide(pipe, units):
         pass  # units that cannot act on this pipeline are refused here, not in the run
     guidance = _make_guidance_setup(recipe_units, units)
-    unknown = folder.describe_unknown_words(*recipe.prompts, recipe.negative_prompt)
+    unknown = folder.describe_unknown_words(*recipe.prompts, negative=recipe.negative_prompt)
     warnings = (*_compare_versions(recipe, complete), *_describe_misfits(units), *((unknown,) if unknown else ()))
     return LoadedRecipe(complete, png_texts, warnings, pipe, guidance)
 
@@ -177,6 +177,15 @@ def _describe_misfits(units: Sequence[Unit]) -> Iterator[str]:
         kind = unit.model.map_type if image.kind == "other" else image.kind
         if unit.preprocessor is None and kind and (has := describe_misfit(image.pixels, kind)):
             yield f"unit {i}: {describe_unprocessed(has, kind)}"
+
+
+def _verify_model(ref: ModelRef, folder: PipelineFolder) -> dict[str, str]:
+    """Return the hashes of the model's files. Raises ValueError in one line where they are not those of `ref`."""
+    hashes = hash_files(folder.files())
+    if ref.path == EMBEDDED_NAME and (other := describe_other_version(ref.sha256, hashes)):
+        raise ValueError(other)
+    verify_hashes(ref, hashes, "--model")
+    return hashes
 
 
 def _load_units(

@@ -110,7 +110,7 @@ class GenerationEngine:
             if unit.returns_map
             for pixels in each.list_pass_maps()
         ]
-        unknown = self._folder.describe_unknown_words(request.prompt, request.negative_prompt)
+        unknown = self._folder.describe_unknown_words(*request.prompts, negative=request.negative_prompt)
         notes = dict.fromkeys((*request.warnings, *([unknown] if unknown else []), *warned))
         info = _build_info(request, texts, sampled, self.checkpoint_name, list(notes))
         return {"images": images + maps if request.returns_images else [], "info": json.dumps(info)}

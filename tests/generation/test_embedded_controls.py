@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from controlnet_ext.files.image_writer import encode_image, read_png_text
 from controlnet_ext.generation.options import parse_unit
 from controlnet_ext.generation.pipeline_folder import PipelineFolder
 from controlnet_ext.sdwebui.catalog import ModelCatalog
+from tools.embedded_model import publish
 
 KINDS = {"canny": "edges", "depth": "depth", "pose": "pose", "segmentation": "segmentation"}
 
@@ -168,3 +170,53 @@ def test_one_network_may_serve_several_controls(model: Path, tmp_path: Path, mon
         catalog.load(catalog.resolve_name(f"embedded/{c}"), "cpu", torch.float32) for c in ("depth", "pose")
     )
     assert (first.map_type, second.map_type) == ("depth", "pose")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [
+        ("flat drawing of a red star on a plain blue ground", None),
+        ("Glossy render of (a red car:1.2), a small cat on grass", None),
+        ("landscape of hills in spring by day", None),
+        ("", None),
+        (
+            "flat drawing of a red cat",
+            'the embedded model does not know cat after "flat drawing of": it draws things (circle',
+        ),
+        (
+            "landscape of a lake, a zeppelin and ice",
+            'does not know zeppelin, ice after "landscape of": it draws mountains',
+        ),
+        (
+            "a red cat",
+            'one of "flat drawing of", "glossy render of", "landscape of", as in: flat drawing of a blue blob',
+        ),
+        (
+            "a photo of a cat",
+            "of a blue blob and a red star on a dotted green ground; the embedded model does not know photo",
+        ),
+    ],
+)
+def test_words_are_judged_by_the_style_that_a_prompt_names(prompt: str, said: str | None) -> None:
+    remark = PipelineFolder.find("embedded").describe_unknown_words(prompt, negative="cat")
+    assert remark is said is None or (said is not None and said in str(remark))
+
+
+def test_a_recipe_of_another_embedded_model_says_of_which_version(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert generate("made.png", "--control", "depth,map=map.png") == 0
+    shutil.copytree(model, tmp_path / "newer")
+    weights = tmp_path / "newer" / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    monkeypatch.setattr(embedded, "EMBEDDED_FOLDER", tmp_path / "newer")
+    publish.write_about(tmp_path / "newer", [], publish.find_earlier_versions(model))
+    assert main(["generate", "--from", "made.png", "-o", "again.png"]) == 2
+    said = (
+        "the recipe was made with the embedded model of version 1, this package has version 2, which draws other images"
+    )
+    assert said in capsys.readouterr().err
+    publish.write_about(tmp_path / "newer", [], {"0" * 64: 6})
+    assert main(["generate", "--from", "made.png", "-o", "again.png"]) == 2
+    assert "of another version, this package has version 7" in capsys.readouterr().err
+    assert not Path("again.png").exists()

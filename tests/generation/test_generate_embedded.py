@@ -268,13 +268,14 @@ KNOWN = "a blue blob and a red star on a dotted green ground"
 
 
 def test_words_that_the_model_knows_are_those_of_its_vocabulary() -> None:
-    folder = Path(embedded.__file__).parent / "model" / "tokenizer"
-    vocabulary = json.loads((folder / "vocab.json").read_text())
-    assert (tuple(THING_KINDS), tuple(PALETTE)) == (embedded.THING_WORDS, embedded.COLOR_WORDS)
-    assert {*embedded.GROUND_WORDS, "plain"} == {*GROUNDS}
-    known = [*PALETTE, *THING_KINDS, *GROUNDS, *embedded.OTHER_WORDS]
+    folder = Path(embedded.__file__).parent / "model"
+    vocabulary = json.loads((folder / "tokenizer" / "vocab.json").read_text())
+    styles = json.loads((folder / "about.json").read_text())["styles"]
+    known = {word for style in styles for word in style["words"]}
+    assert {*PALETTE, *THING_KINDS, *GROUNDS} <= known
     assert [word for word in known if word != "plain" and f"{word}</w>" not in vocabulary] == []
+    assert [style["example"] for style in styles if {*style["example"].split()} - {*style["words"]}] == []
     describe = PipelineFolder.find("embedded").describe_unknown_words
-    assert describe(" ".join(known), None, "") is None
+    assert describe(" ".join([*PALETTE, *THING_KINDS, *GROUNDS]), None, "") is None
     many = describe(" ".join(f"{a}{b}" for a in "abcd" for b in "xyz"))
     assert "does not know ax, ay, az, bx, by, bz, cx, cy and 4 more: " in many

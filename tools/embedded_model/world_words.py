@@ -7,23 +7,61 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from controlnet_ext.embedded.captions import MAX_TOKENS, SPECIAL_TOKENS
 from controlnet_ext.embedded.captions import VOCABULARY as SHAPE_WORDS
+from controlnet_ext.embedded.grounds import GROUNDS
+from controlnet_ext.embedded.scenes import PALETTE, THING_KINDS
 from tools.embedded_model import landscapes, things
 from tools.embedded_model.world_sets import SHAPE_STYLE
 
 WIDTH = 128
 LAYERS = 4
+SHOWN_KINDS = 6  # of each group of things, in a sentence on what the model draws
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789.!?'-,"
 
 
 def vocabulary() -> list[str]:
     """Every word that a caption of the three worlds can hold, sorted."""
     return sorted({*SHAPE_STYLE.split(), *SHAPE_WORDS} | things.vocabulary() | landscapes.vocabulary())
+
+
+def describe_shapes(style: str = SHAPE_STYLE) -> dict[str, Any]:
+    """What a model draws of the first world, as `controlnet_ext.embedded.Style` reads it; "" if it draws no other."""
+    kinds, colors, grounds = map(", ".join, (THING_KINDS, PALETTE, [ground for ground in GROUNDS if ground != "plain"]))
+    return {
+        "style": style,
+        "draws": f"things ({kinds}) in colors ({colors}) on a ground ({grounds})",
+        "example": f"{style} a blue blob and a red star on a dotted green ground".strip(),
+        "words": sorted({*style.split(), *SHAPE_WORDS, "plain"} - {","}),
+    }
+
+
+def describe_styles() -> list[dict[str, Any]]:
+    """What a model of the three worlds draws, as `controlnet_ext.embedded.Style` reads it."""
+    catalog = {group: list(kinds) for group, kinds in things.read_catalog().items()}
+    groups = [f"{group} ({', '.join(kinds[:SHOWN_KINDS])}, ...)" for group, kinds in catalog.items()]
+    outdoors = f"on {', '.join(things.OUTDOORS)} or a floor"
+    weather = [*landscapes.SEASONS, *landscapes.TIMES.values(), *landscapes.WEATHERS.values()]
+    return [
+        describe_shapes(),
+        {
+            "style": things.STYLE,
+            "draws": f"{', '.join(groups)} in colors ({', '.join(things.TINTS)}) {outdoors}",
+            "example": f"{things.STYLE} a red car and a small cat on grass under a blue sky",
+            "words": sorted(things.vocabulary() - {","}),
+        },
+        {
+            "style": landscapes.STYLE,
+            "draws": f"{', '.join(landscapes.TERRAINS)}, by a lake or in the sea, with trees, {', '.join(weather)}",
+            "example": f"{landscapes.STYLE} snowy mountains by a lake with pine trees in winter at sunset",
+            "words": sorted(landscapes.vocabulary() - {","}),
+        },
+    ]
 
 
 def write_tokenizer(folder: Path) -> CLIPTokenizer:
