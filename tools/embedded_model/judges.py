@@ -50,9 +50,15 @@ def read_labels(caption: str) -> dict[str, str | None]:
         labels["season"] = next((season for season in landscapes.SEASONS if season in words), None)
         labels["time"] = next((time for time, text in landscapes.TIMES.items() if text in caption), None)
     elif caption.startswith(things.STYLE):
-        kinds = [kind for kind in KINDS if kind in words]
+        kinds = read_kinds(caption)
         labels["thing"] = kinds[0] if len(kinds) == 1 else None
     return labels
+
+
+def read_kinds(caption: str) -> list[str]:
+    """Return the things that a caption of a glossy scene names."""
+    words = set(re.findall(r"\w+", caption)) if caption.startswith(things.STYLE) else set()
+    return [kind for kind in KINDS if kind in words]
 
 
 def conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
@@ -63,17 +69,18 @@ def conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
 class SceneClassifier(nn.Module):
     """Logits of each of HEADS, (B, n), for images (B, 3, 96, 96) in -1..1."""
 
-    def __init__(self, width: int = 32):
+    def __init__(self, width: int = 40):
         super().__init__()
         widths = (width, 2 * width, 4 * width, 6 * width)
         stages = [conv(3, width, 2)]
         for before, after in zip((width, *widths), widths, strict=False):
             stages += [conv(before, after, 2), conv(after, after)]
         self.trunk = nn.Sequential(*stages)
-        self.heads = nn.ModuleDict({name: nn.Linear(widths[-1], len(names)) for name, names in HEADS.items()})
+        self.heads = nn.ModuleDict({name: nn.Linear(2 * widths[-1], len(names)) for name, names in HEADS.items()})
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        features = self.trunk(x).mean((2, 3))
+        x = self.trunk(x)
+        features = torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1)
         return {name: head(features) for name, head in self.heads.items()}
 
 
@@ -124,34 +131,39 @@ class SegmentationNetwork(MapNetwork):
 
 @dataclass(frozen=True, eq=False)
 class JudgeSet:
-    """Images (N, 96, 96, 3) uint8 RGB; their labels by head, (N,) indices or UNNAMED; their maps (N, 96, 96) uint8, of
-    depth or of numbers of classes, none for the classifier."""
+    """Images (N, 96, 96, 3) uint8 RGB; their labels by head, (N,) indices or NO_LABEL; which things they show,
+    (N, kinds) bool; their maps (N, 96, 96) uint8, of depth or of numbers of classes, none for the classifier."""
 
     images: np.ndarray
     labels: dict[str, Tensor]
+    kinds: Tensor
     maps: np.ndarray | None
 
     @classmethod
     def read(cls, worlds: Path, split: str, judge: Judge, count: int, vae: Any = None) -> JudgeSet:
         """Read the first `count` images of each domain of a judge; with a VAE as it gives them back."""
-        images, maps, label_rows = [], [], []
+        images, maps, captions = [], [], []
         for domain in judge.domains:
             folder = list_file(worlds, domain, split).parent
             for row in read_rows(worlds, domain, split)[:count]:
                 image = cv2.imread(str(folder / row["file_name"]), cv2.IMREAD_COLOR_RGB)
                 images.append(shrink(image if vae is None else reconstruct(vae, image[None])[0]))
-                label_rows.append(read_labels(row["text"]))
+                captions.append(row["text"])
                 if judge.column is not None:
                     maps.append(read_map(folder / row[judge.column], judge.column))
+        label_rows = [read_labels(caption) for caption in captions]
         labels = {
             head: torch.tensor([NO_LABEL if each[head] is None else names.index(each[head]) for each in label_rows])
             for head, names in HEADS.items()
         }
-        return cls(np.stack(images), labels, np.stack(maps) if maps else None)
+        shown = [set(read_kinds(caption)) for caption in captions]
+        kinds = torch.tensor([[kind in each for kind in KINDS] for each in shown])
+        return cls(np.stack(images), labels, kinds, np.stack(maps) if maps else None)
 
-    def named_rows(self) -> Tensor:
-        """Numbers of the images that have a label."""
-        return torch.nonzero(torch.stack(list(self.labels.values())).ne(NO_LABEL).any(0))[:, 0]
+    def labeled_groups(self) -> list[Tensor]:
+        """Numbers of the images that show things, and of those that have a season or a time of day."""
+        landscape = torch.stack([self.labels["season"], self.labels["time"]]).ne(NO_LABEL).any(0)
+        return [torch.nonzero(each)[:, 0] for each in (self.kinds.any(1), landscape) if each.any()]
 
 
 def shrink(image: np.ndarray) -> np.ndarray:
@@ -198,13 +210,16 @@ def disturb(x: Tensor, maps: Tensor, rng: torch.Generator) -> tuple[Tensor, Tens
 
 
 def classes_loss(net: nn.Module, data: JudgeSet, rng: torch.Generator) -> Tensor:
-    """Mean cross entropy of the labels that a batch has."""
-    candidates = data.named_rows()
-    rows = candidates[torch.randint(len(candidates), (BATCH,), generator=rng)]
+    """Mean cross entropy of the labels of a batch, half things and half landscapes. The things of a scene share one:
+    so scenes of several teach what things look like too."""
+    groups = data.labeled_groups()
+    rows = torch.cat([group[torch.randint(len(group), (BATCH // len(groups),), generator=rng)] for group in groups])
     x = to_input(data.images[rows.numpy()])
     x, _ = disturb(x, torch.zeros(len(x), 1, *x.shape[2:]), rng)
-    logits = net(x)
-    parts = [F.cross_entropy(logits[head].float(), labels[rows]) for head, labels in data.labels.items()]
+    logits = {head: each.float() for head, each in net(x).items()}
+    kinds = data.kinds[rows].float()
+    parts = [-(kinds * F.log_softmax(logits["thing"], 1)).sum() / kinds.sum().clamp(min=1)]
+    parts += [F.cross_entropy(logits[head], data.labels[head][rows]) for head in ("season", "time")]
     return torch.stack(parts).nan_to_num(0).sum()  # nan where a batch has no label of a head
 
 
