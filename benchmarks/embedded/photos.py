@@ -24,14 +24,14 @@ SIDE = 128
 PROMPTS = ("", "a white circle on a brown ground", "a blue ring on a yellow ground")  # of the printed images
 
 
-def photos(folder: Path, sampler: Sampler) -> Iterator[tuple[str, Figures]]:
+def photos(folder: Path, sampler: Sampler, side: int = SIDE) -> Iterator[tuple[str, Figures]]:
     """F1 within a pixel of each photo, guided and unguided, the mean from four noises, and the VAE's ceiling; the empty
     caption, whose guidance scale does not matter. Then the means of the folder's photos."""
     files = sorted(p for p in folder.glob("*") if p.suffix.lower() in SUFFIXES and p.name not in DRAWINGS)
     if not files:
         print(f"no photos in {str(folder)!r}: only {COFFEE.name}", file=sys.stderr)
     paths = [COFFEE, *files]
-    originals = np.stack([read_photo(path) for path in paths])
+    originals = np.stack([read_photo(path, side) for path in paths])
     maps = [edges(each) for each in originals]
     unguided_arm = Arm([""] * (len(paths) * len(NOISES)), [*NOISES] * len(paths), None, guidance=1.0)
     targets = [each for each in maps for _ in NOISES]
@@ -67,5 +67,5 @@ def sample_prompts(sampler: Sampler, guidance: float) -> list[tuple[str, np.ndar
     return list(zip(words, [photo] * len(PROMPTS), *images, strict=True))
 
 
-def read_photo(path: Path) -> np.ndarray:
-    return fit(read_image(path), SIDE, SIDE, "crop")
+def read_photo(path: Path, side: int = SIDE) -> np.ndarray:
+    return fit(read_image(path), side, side, "crop")

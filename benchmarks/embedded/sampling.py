@@ -18,6 +18,7 @@ import torch
 from controlnet_ext import Unit, Window, guide
 from controlnet_ext.files.disk import write_atomically
 from controlnet_ext.guidance.unit import PerSample
+from tools.embedded_model.judges import reconstruct
 
 BATCH = 32
 
@@ -41,10 +42,14 @@ class Arm:
 
 class Sampler:
     """Makes the images of arms, and finds again those that were made: a file in `folder` for each batch, named by
-    the sha256 of all that it depends on. `made_with` names the weights. `net` None refuses guided arms."""
+    the sha256 of all that it depends on. `made_with` names the weights. `net` None refuses guided arms. `is_bfloat16`
+    computes all steps in bfloat16 by autocast."""
 
-    def __init__(self, pipe: Any, net: Any, steps: int, made_with: Mapping[str, Any], folder: Path):
+    def __init__(
+        self, pipe: Any, net: Any, steps: int, made_with: Mapping[str, Any], folder: Path, is_bfloat16: bool = False
+    ):
         self._pipe, self._net, self._steps, self.vae = pipe, net, steps, pipe.vae
+        self._autocast = torch.autocast(pipe.device.type, torch.bfloat16, enabled=is_bfloat16)
         self._made_with, self._folder = {**made_with, "steps": steps}, folder
         self._pipe.set_progress_bar_config(disable=True)
         folder.mkdir(parents=True, exist_ok=True)
@@ -67,7 +72,7 @@ class Sampler:
             begin = time.process_time()
             sample = self._sample_batch(part)
             file = io.BytesIO()
-            np.savez(file, images=sample, seconds=time.process_time() - begin)
+            np.savez_compressed(file, images=sample, seconds=time.process_time() - begin)
             write_atomically(path, file.getvalue(), overwrite=True)  # another process may have made it too
         with np.load(path) as archive:
             return archive["images"], float(archive["seconds"])
@@ -87,7 +92,7 @@ class Sampler:
             if self._net is None:
                 raise ValueError("a guided arm without a control model: name one with --control")
             units = [Unit(self._net, PerSample(list(part.maps)), weight=part.weight, window=part.window)]
-        with guide(pipe, units):
+        with guide(pipe, units), self._autocast:
             latents = pipe(
                 list(part.captions),
                 latents=torch.stack([self._noise(number) for number in part.noise]).to(pipe.device),
@@ -95,7 +100,7 @@ class Sampler:
                 guidance_scale=part.guidance,
                 output_type="latent",
             ).images
-        return decode_latents(pipe.vae, latents / pipe.vae.config["scaling_factor"])
+        return decode_latents(pipe.vae, latents.float() / pipe.vae.config["scaling_factor"])
 
     def _noise(self, number: int) -> torch.Tensor:
         config = self._pipe.unet.config
@@ -109,8 +114,6 @@ def decode_latents(vae: Any, latents: torch.Tensor) -> np.ndarray:
     return ((pixels + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
-@torch.no_grad()
 def through_vae(vae: Any, images: np.ndarray) -> np.ndarray:
     """Images (N, H, W, 3) RGB uint8 encoded and decoded: the ceiling of everything that the model makes."""
-    x = torch.from_numpy(images).permute(0, 3, 1, 2).to(vae.device).float() / 127.5 - 1
-    return decode_latents(vae, torch.cat([vae.encode(part).latent_dist.mode() for part in x.split(BATCH)]))
+    return reconstruct(vae, images)
