@@ -19,7 +19,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests/helpers"))
 
 from diffusers import ControlNetModel
-from networks import all_of, ours, picture, reference, step_for, theirs_on, unet
+from networks import all_of, ours, random_image, reference, step_for, theirs_on, unet
 from test_control_lora import parts, written
 
 from controlnet_ext.models.kinds.controlnet import ControlNet
@@ -59,10 +59,10 @@ def main() -> None:
         biases = [name for name in wrong if name.endswith(".bias") and name.replace(".bias", ".up") in file]
         print(f"{shape}: {len(wrong)} of {len(whole)} tensors differ, {len(biases)} of them biases beside factors")
         step = step_for(ours(theirs))
-        expected = all_of(formula(step, formula.hint(picture())))
+        expected = all_of(formula(step, formula.hint(random_image())))
 
         def difference(step: Any = step, net: Any = net, expected: Any = expected) -> float:
-            made = theirs_on(net, step, picture())
+            made = theirs_on(net, step, random_image())
             return max(((a - b).abs().max() / b.std()).item() for a, b in zip(made, expected, strict=True))
 
         before = difference()

@@ -1,4 +1,4 @@
-"""Pictures for schemathesis, which cannot guess them: tiny PNGs in base64, plain and as data URLs, some of them cut."""
+"""Images for schemathesis, which cannot guess them: tiny PNGs in base64, plain and as data URLs, some of them cut."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _png(height: int, width: int, seed: int, cut: bool, head: str) -> str:
 
 
 SIDES = st.integers(1, 24)
-PICTURES = st.builds(
+IMAGES = st.builds(
     _png,
     SIDES,
     SIDES,
@@ -25,4 +25,4 @@ PICTURES = st.builds(
     st.sampled_from([False] * 9 + [True]),
     st.sampled_from(["", "data:image/png;base64,"]),
 )
-schemathesis.openapi.format("byte", PICTURES)
+schemathesis.openapi.format("byte", IMAGES)

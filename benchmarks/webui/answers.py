@@ -65,13 +65,13 @@ def texts(webui: Webui) -> Iterator[Seen]:
     start = {
         "init_images": [IMAGE],
         "denoising_strength": 0.9,
-    }  # a request's text brings no picture: this is the unit's
+    }  # a request's text brings no image: this is the unit's
     expected = webui.drawn({**SAID, "image": None}, **start)
     status, answer = webui.post("/sdapi/v1/img2img", {**ASKED, "infotext": expected.text, **start})
     again = [pixels(each) for each in answer.get("images", [])]
     same = status == 200 and apart(again[0], expected.first) == 0 and apart(again[1], expected.maps[0]) == 0
     yield Seen(
-        "a request of nothing but the infotext and a picture", "equal" if same else f"{status}: {answer}"[:200], same
+        "a request of nothing but the infotext and an image", "equal" if same else f"{status}: {answer}"[:200], same
     )
 
 

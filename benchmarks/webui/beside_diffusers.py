@@ -41,7 +41,7 @@ def loaded(folder: str | Path) -> dict[str, Any]:
 
 @torch.no_grad()
 def drawn(parts: dict[str, Any], edges: np.ndarray, scale: float) -> np.ndarray:
-    """The picture (H, W, 3) uint8 that this map guides, with the ControlNet's residuals times `scale`."""
+    """The image (H, W, 3) uint8 that this map guides, with the ControlNet's residuals times `scale`."""
     pipe, net = parts["pipe"], parts["net"]
     words = pipe.tokenizer(["", PROMPT], padding="max_length", truncation=True, return_tensors="pt").input_ids
     context = pipe.text_encoder(words).last_hidden_state

@@ -17,7 +17,7 @@ from PIL import Image
 
 from controlnet_ext.embedded import SAMPLE_PHOTO
 
-SIDE = 128  # of the pictures, in pixels
+SIDE = 128  # of the images, in pixels
 ASKED: dict[str, Any] = {
     "prompt": "a blue blob and a yellow curve on a red ground",
     "seed": 3,
@@ -41,16 +41,16 @@ class Seen:
 
 @dataclass(frozen=True, eq=False)
 class Drawn:
-    """Pictures and the maps after them, (H, W, 3) uint8 RGB, and the first picture's PNG in base64 with its text."""
+    """Images and the maps after them, (H, W, 3) uint8 RGB, and the first image's PNG in base64 with its text."""
 
-    pictures: list[np.ndarray]
+    images: list[np.ndarray]
     maps: list[np.ndarray]
     png: str
     text: str
 
     @property
     def first(self) -> np.ndarray:
-        return self.pictures[0]
+        return self.images[0]
 
 
 class Webui:
@@ -106,7 +106,7 @@ class Webui:
 
 
 def pixels(png: str) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of a picture in base64."""
+    """(H, W, 3) uint8 RGB of an image in base64."""
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB"))
 
 
@@ -117,5 +117,5 @@ def png(array: np.ndarray) -> str:
 
 
 def apart(a: np.ndarray, b: np.ndarray) -> int:
-    """The largest difference of two pictures, of 255."""
+    """The largest difference of two images, of 255."""
     return int(np.abs(a.astype(int) - b).max())

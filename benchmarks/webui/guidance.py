@@ -17,7 +17,7 @@ SAMPLERS = (
     *("DDIM CFG++", "DPM2 a", "LMS"),
 )
 FIXED = {"module": "tile_colorfix", "threshold_a": 3}
-GUIDED = 0.3  # F1 from which a picture is guided; without a unit it is 0.1 to 0.2
+GUIDED = 0.3  # F1 from which an image is guided; without a unit it is 0.1 to 0.2
 
 
 def guidance(webui: Webui) -> Iterator[Seen]:
@@ -25,7 +25,7 @@ def guidance(webui: Webui) -> Iterator[Seen]:
     edges = guided.maps[0]
     before, after = (_f1(edges, each) for each in (plain, guided))
     yield Seen(
-        f"F1 of the map and the picture's, {SIDE}x{SIDE}, 4 steps of DDIM",
+        f"F1 of the map and the image's, {SIDE}x{SIDE}, 4 steps of DDIM",
         f"plain {before:.2f}, guided {after:.2f}",
         after > GUIDED > before,
     )
@@ -54,7 +54,7 @@ def guidance(webui: Webui) -> Iterator[Seen]:
     yield Seen(
         "batch size 2, count 2: the first beside one alone",
         f"{apart(batch.first, guided.first)} of 255",
-        apart(batch.first, guided.first) <= 1 and len(batch.pictures) == 4,
+        apart(batch.first, guided.first) <= 1 and len(batch.images) == 4,
     )
     yield _equal("low VRAM, and without", guided, webui.drawn({"low_vram": True}))
 
@@ -70,7 +70,7 @@ def passes(webui: Webui) -> Iterator[Seen]:
     for names in (SAMPLERS[:5], SAMPLERS[5:10], SAMPLERS[10:]):
         yield _scores(", ".join(names), edges, [webui.drawn({}, sampler_name=name) for name in names])
     how = {"init_images": [IMAGE], "denoising_strength": 0.9}
-    yield _scores("img2img, of its own picture", edges, [webui.drawn({"image": None}, **how)])
+    yield _scores("img2img, of its own image", edges, [webui.drawn({"image": None}, **how)])
 
 
 def inpainting(webui: Webui) -> Iterator[Seen]:
@@ -82,8 +82,8 @@ def inpainting(webui: Webui) -> Iterator[Seen]:
     whole, part = (webui.drawn({}, inpaint_full_res=full, **how) for full in (False, True))
     outside = max(apart(each.first[mask == 0], start[mask == 0]) for each in (whole, part))
     inside = _f1(whole.maps[0] * (mask > 0)[..., None], Drawn([whole.first * (mask > 0)[..., None]], [], "", ""))
-    yield Seen("inpainting, whole picture: inside the mask", f"{inside:.2f}", inside > GUIDED)
-    yield Seen("inpainting, whole picture and only masked: outside", f"{outside} of 255 changed", outside == 0)
+    yield Seen("inpainting, whole image: inside the mask", f"{inside:.2f}", inside > GUIDED)
+    yield Seen("inpainting, whole image and only masked: outside", f"{outside} of 255 changed", outside == 0)
     cut = webui.drawn({"inpaint_crop_input_image": False}, inpaint_full_res=True, **how)
     yield Seen(
         "only masked: the map is that of the masked part",
@@ -93,10 +93,10 @@ def inpainting(webui: Webui) -> Iterator[Seen]:
 
 
 def afterwards(webui: Webui) -> Iterator[Seen]:
-    """What units do after each step and to the picture in the end."""
+    """What units do after each step and to the image in the end."""
     mask = np.zeros((SIDE, SIDE), np.uint8)
     mask[40:100, 40:100] = 255
-    image = webui.drawn({"module": "none"}).maps[0]  # the photo, as large as the picture
+    image = webui.drawn({"module": "none"}).maps[0]  # the photo, as large as the image
     painted = webui.drawn({}, {"module": "inpaint_only", "image": png(image), "mask": png(mask)}).first
     far = cv2.dilate(mask, np.ones((15, 15), np.uint8)) == 0
     changed = int((painted != image).any(axis=2)[mask > 0].mean() * 100)
@@ -107,14 +107,14 @@ def afterwards(webui: Webui) -> Iterator[Seen]:
     )
     grey = webui.drawn({"module": "recolor_intensity"})
     off = int(np.abs(grey.first.max(axis=2).astype(int) - grey.maps[0][..., 0]).max())
-    yield Seen("recolor_intensity: the picture's V beside its map's", f"{off} of 255 at most", off <= 2)
+    yield Seen("recolor_intensity: the image's V beside its map's", f"{off} of 255 at most", off <= 2)
     colours = [np.abs(_coarse(webui.drawn(*units).first) - _coarse(image)).mean() for units in ((), (FIXED,))]
     words = f"{colours[0]:.0f} without, {colours[1]:.0f} with it, of 255"
     yield Seen("tile_colorfix: mean colours of 32x32 pixels beside the image's", words, colours[1] < colours[0] / 2)
 
 
-def _coarse(picture: np.ndarray) -> np.ndarray:
-    return cv2.resize(picture, (SIDE // 32, SIDE // 32), interpolation=cv2.INTER_AREA).astype(float)
+def _coarse(image: np.ndarray) -> np.ndarray:
+    return cv2.resize(image, (SIDE // 32, SIDE // 32), interpolation=cv2.INTER_AREA).astype(float)
 
 
 def _f1(edges: np.ndarray, drawn: Drawn) -> float:

@@ -1,4 +1,4 @@
-"""What happens while a guided picture is made."""
+"""What happens while a guided image is made."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from .calls import Seen, Webui, apart
 
-LONG = 60  # steps of the picture that is interrupted
+LONG = 60  # steps of the image that is interrupted
 
 
 def meanwhile(webui: Webui) -> Iterator[Seen]:

@@ -35,7 +35,7 @@ def page(webui: Webui, shot: Path) -> Iterator[Seen]:
         yield from _worked(tab)
         first, text = tab.generated(), tab.text()
         tab.browser.save_screenshot(str(shot))
-        yield Seen("Generate", f"a picture of {first.shape[:2]}, with its unit's text", "ControlNet 0:" in text)
+        yield Seen("Generate", f"an image of {first.shape[:2]}, with its unit's text", "ControlNet 0:" in text)
         yield from _pasted(tab, first, text)
         yield _refused(tab)
     finally:
@@ -95,7 +95,7 @@ class Tab:
         self.browser.execute_script(script, self.one(selector), value)
 
     def generated(self) -> np.ndarray:
-        """The first picture after a click on Generate."""
+        """The first image after a click on Generate."""
         self.one("#txt2img_generate").click()
         self.until(lambda: self.one("#html_log_txt2img").text.count("Time taken"))
         address = self.until(lambda: self.one("#txt2img_gallery img").get_attribute("src"))
@@ -108,7 +108,7 @@ class Tab:
 
 
 def _worked(tab: Tab) -> Iterator[Seen]:
-    """From a picture's upload to all that Generate needs."""
+    """From an image's upload to all that Generate needs."""
     tab.fresh()
     tab.one(f"{UNIT}image_0 input[type=file]").send_keys(str(SAMPLE_PHOTO))
     on = tab.until(lambda: tab.one(f"{UNIT}enabled_0 input").is_selected())
@@ -133,7 +133,7 @@ def _worked(tab: Tab) -> Iterator[Seen]:
 
 
 def _pasted(tab: Tab, first: np.ndarray, text: str) -> Iterator[Seen]:
-    """A picture's text, pasted into a new page."""
+    """An image's text, pasted into a new page."""
     tab.fresh()
     tab.write("#txt2img_prompt textarea", text)
     time.sleep(1)

@@ -1,4 +1,4 @@
-"""`controlnet-ext preprocess` of what holds pictures: shards of WebDataset, videos, lists and tables."""
+"""`controlnet-ext preprocess` of what holds images: shards of WebDataset, videos, lists and tables."""
 
 import errno
 import io
@@ -21,7 +21,7 @@ from controlnet_ext.files.image_reader import read_image
 from controlnet_ext.files.image_writer import encode_image, write_image
 
 rng = np.random.default_rng(0)
-PICTURES = [cv2.resize(rng.integers(0, 256, (8, 8, 3), np.uint8), (65, 61)) for _ in range(9)]
+IMAGES = [cv2.resize(rng.integers(0, 256, (8, 8, 3), np.uint8), (65, 61)) for _ in range(9)]
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +42,7 @@ def shard(path, samples):
 
 
 def samples():
-    for i, pixels in enumerate(PICTURES):
+    for i, pixels in enumerate(IMAGES):
         yield f"part/{i:05}.json", b"{}"
         yield f"part/{i:05}.jpg", encode_image("x.jpg", pixels)
         yield f"part/{i:05}.seg.png", b"another field"
@@ -90,7 +90,7 @@ def test_several_shards_are_taken_in_turn_by_the_shards_of_a_job():
 
 
 def test_bad_samples_and_a_shard_that_breaks_off_are_errors_and_the_others_are_done():
-    bad = [("b.png", b"no picture"), ("c.txt", b"no field"), ("d.png", encode_image("x.png", PICTURES[0]))]
+    bad = [("b.png", b"no image"), ("c.txt", b"no field"), ("d.png", encode_image("x.png", IMAGES[0]))]
     shard("a.tar", [*list(samples())[:3], *bad])
     whole = Path("a.tar").read_bytes()
     shard("b.tar", samples())
@@ -118,7 +118,7 @@ def full(monkeypatch, after):
 
 @pytest.mark.parametrize("harm", ["nothing", "half a member", "a cut journal", "lost bytes"])
 def test_a_shard_interrupted_anywhere_goes_on_to_the_same_bytes(harm, monkeypatch):
-    shard("a.tar", [("bad.png", b"no picture"), *samples()])
+    shard("a.tar", [("bad.png", b"no image"), *samples()])
     assert run("canny,invert a.tar -o whole/") == 1
     with monkeypatch.context() as patch:
         full(patch, 7)
@@ -142,7 +142,7 @@ def test_a_shard_interrupted_anywhere_goes_on_to_the_same_bytes(harm, monkeypatc
 @pytest.mark.long
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 def test_a_shard_killed_forty_times_is_the_same():
-    shard("a.tar", [(f"{i:05}.jpg", encode_image("x.jpg", PICTURES[i % 9])) for i in range(2000)])
+    shard("a.tar", [(f"{i:05}.jpg", encode_image("x.jpg", IMAGES[i % 9])) for i in range(2000)])
     assert run("canny,invert a.tar -o whole/") == 0
     kills, jobs = killed_often("canny,invert a.tar -o", "maps/", 40, lambda: contents("maps") == contents("whole"))
     print(f"{kills} kills, {jobs} jobs to their end")
@@ -152,7 +152,7 @@ def test_a_shard_killed_forty_times_is_the_same():
 def video(path, size=(65, 61), frames=9):
     writer = cv2.VideoWriter(path, cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"mp4v"), 12.5, (64, 60))
     for i in range(frames):
-        writer.write(cv2.resize(PICTURES[i % 9], (64, 60)))
+        writer.write(cv2.resize(IMAGES[i % 9], (64, 60)))
     writer.release()
 
 
@@ -172,7 +172,7 @@ def test_a_video_becomes_a_video_with_its_frames_and_rate(suffix):
     rate, made = frames(f"out{suffix}")
     assert rate == 12.5 and len(made) == 9 and sorted(os.listdir()) == ["in.mp4", f"out{suffix}"]
     loss = max(np.abs(a.astype(int) - (255 - b)).mean() for a, b in zip(made, given, strict=True))
-    assert loss < (1 if suffix == ".avi" else 20)  # MPEG-4 loses most in pictures as small as these
+    assert loss < (1 if suffix == ".avi" else 20)  # MPEG-4 loses most in images as small as these
 
 
 def test_several_maps_of_a_video_are_several_videos_also_after_an_interruption(monkeypatch):
@@ -201,7 +201,7 @@ def test_what_is_no_video_or_tar_is_an_error_and_the_only_one_a_refusal(capfd):
 def test_a_list_becomes_the_same_rows_with_the_places_of_their_maps(capsys):
     Path("data/b").mkdir(parents=True)
     for i in range(3):
-        write_image(f"data/b/{i}.png", PICTURES[i])
+        write_image(f"data/b/{i}.png", IMAGES[i])
     rows = [{"file_name": f"b/{i}.png", "text": "猫"} for i in range(3)] + [{"path": "b/0.png", "key": "own"}]
     Path("data/list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"path": "b/no.png"}]))
     assert run("canny,invert data/list.jsonl -o maps") == 1
@@ -212,8 +212,8 @@ def test_a_list_becomes_the_same_rows_with_the_places_of_their_maps(capsys):
     expected = [row | more for row, more in zip(moved, maps, strict=True)]
     assert made == [*expected, {"path": "../data/b/no.png", "key": "b/no"}]
     assert run("invert maps/list.jsonl -o again") == 1  # the list holds where it lies
-    assert np.array_equal(read_image("again/b/2_invert.png"), 255 - PICTURES[2])
-    assert np.array_equal(read_image("maps/own_invert.png"), 255 - PICTURES[0])
+    assert np.array_equal(read_image("again/b/2_invert.png"), 255 - IMAGES[2])
+    assert np.array_equal(read_image("maps/own_invert.png"), 255 - IMAGES[0])
     for row in ({"path": "../x.png"}, {"path": "b/0.png", "key": "/etc/x"}, {"text": "no path"}):
         Path("data/bad.jsonl").write_text(json.dumps(row) + "\n")
         assert run("canny data/bad.jsonl -o other") == 2
@@ -224,20 +224,20 @@ def test_a_table_becomes_the_same_rows_with_their_maps():
     pa = pytest.importorskip("pyarrow", reason="a .parquet file needs pyarrow")
     import pyarrow.parquet as pq
 
-    content = [encode_image("x.png", pixels) for pixels in PICTURES]
+    content = [encode_image("x.png", pixels) for pixels in IMAGES]
     table = {"id": list(range(9)), "image": [{"bytes": c, "path": None} for c in content]}
-    table["image"][4] = {"bytes": b"no picture", "path": None}
+    table["image"][4] = {"bytes": b"no image", "path": None}
     pq.write_table(pa.table(table), "in.parquet")
     assert run("canny,invert in.parquet -o maps --jobs 2") == 1
     made = pq.read_table("maps/in.parquet").to_pylist()
     assert [list(row) for row in made] == [["id", "canny", "invert"]] * 9 and [row["id"] for row in made] == [*range(9)]
-    assert made[4]["canny"] is None and np.array_equal(read_image(made[8]["invert"]), 255 - PICTURES[8])
+    assert made[4]["canny"] is None and np.array_equal(read_image(made[8]["invert"]), 255 - IMAGES[8])
     assert errors("maps")[0]["path"] == "in.parquet/4"
     pq.write_table(pa.table({"path": ["x.png"], "text": ["y"]}), "paths.parquet")
-    write_image("x.png", PICTURES[0])
+    write_image("x.png", IMAGES[0])
     assert run("invert paths.parquet -o maps.parquet") == 0
     [row] = pq.read_table("maps.parquet").to_pylist()
-    assert row["path"] == "x.png" and np.array_equal(read_image(row["invert"]), 255 - PICTURES[0])
+    assert row["path"] == "x.png" and np.array_equal(read_image(row["invert"]), 255 - IMAGES[0])
 
 
 def test_without_pyarrow_a_table_is_refused_in_one_line(monkeypatch, capsys):

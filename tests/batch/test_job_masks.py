@@ -19,7 +19,7 @@ from controlnet_ext.files.image_writer import encode_image, write_image
 from controlnet_ext.files.safetensors import write_weights
 
 rng = np.random.default_rng(0)
-PICTURES = [rng.integers(0, 256, (5, 6, 3), np.uint8).repeat(6, 0).repeat(6, 1) for _ in range(3)]
+IMAGES = [rng.integers(0, 256, (5, 6, 3), np.uint8).repeat(6, 0).repeat(6, 1) for _ in range(3)]
 MASKS = [np.where(rng.random((30, 36)) > 0.6, np.uint8(255), np.uint8(0)) for _ in range(3)]
 NAME = "inpaint_only+lama"
 
@@ -39,8 +39,8 @@ def folder(state, tmp_path, monkeypatch):
     write_weights("ControlNetLama.pth", state)
     for place in ("in/deeper", "masks/deeper"):
         Path(place).mkdir(parents=True)
-    for i, (picture, mask) in enumerate(zip(PICTURES, MASKS, strict=True)):
-        write_image(f"in/{key(i)}.png", picture)
+    for i, (image, mask) in enumerate(zip(IMAGES, MASKS, strict=True)):
+        write_image(f"in/{key(i)}.png", image)
         write_image(f"masks/{key(i)}.{'jpg' if i == 2 else 'png'}", mask)
 
 
@@ -48,7 +48,7 @@ def folder(state, tmp_path, monkeypatch):
 def filled(state):
     """The three maps."""
     shelf = Shelf(state)
-    return [preprocess(NAME, p, mask=m, library=shelf).pixels for p, m in zip(PICTURES, MASKS, strict=True)]
+    return [preprocess(NAME, p, mask=m, library=shelf).pixels for p, m in zip(IMAGES, MASKS, strict=True)]
 
 
 def key(i):
@@ -69,7 +69,7 @@ def test_a_folder_has_masks_called_as_the_images(options, filled):
     for i in range(2):
         np.testing.assert_array_equal(read_image(f"out/{i}_{NAME}.png"), filled[i])
     made, jpeg = read_image(f"out/deeper/2_{NAME}.png"), read_image("masks/deeper/2.jpg")
-    np.testing.assert_array_equal(made[jpeg[..., 0] == 0], PICTURES[2][jpeg[..., 0] == 0])
+    np.testing.assert_array_equal(made[jpeg[..., 0] == 0], IMAGES[2][jpeg[..., 0] == 0])
     assert len(contents("out")) == 6
     assert run(f"{NAME} in/0.png -o one.png --mask masks") == 0
     assert Path("one.png").read_bytes() == contents("out")[f"0_{NAME}.png"]
@@ -103,8 +103,8 @@ def test_lists_name_masks(filled):
 
 def test_shards_hold_masks(filled):
     with tarfile.open("a.tar", "w") as tar:
-        for i, (picture, mask) in enumerate(zip(PICTURES, MASKS, strict=True)):
-            fields = {"mask.png": mask, "png": picture} if i < 2 else {"jpg": picture, "seg.png": mask}
+        for i, (image, mask) in enumerate(zip(IMAGES, MASKS, strict=True)):
+            fields = {"mask.png": mask, "png": image} if i < 2 else {"jpg": image, "seg.png": mask}
             for field, pixels in fields.items():
                 content = encode_image(f"x.{field}", pixels)
                 info = tarfile.TarInfo(f"{i}.{field}")
@@ -125,7 +125,7 @@ def test_shards_hold_masks(filled):
 def test_tables_hold_masks(filled, capsys):
     pa = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
-    png = [encode_image("x.png", pixels) for pixels in PICTURES]
+    png = [encode_image("x.png", pixels) for pixels in IMAGES]
     masks = [*(encode_image("x.png", mask) for mask in MASKS[:2]), None]
     parquet.write_table(pa.table({"png": png, "mask": masks}), "a.parquet")
     assert run(f"{NAME} a.parquet -o out/") == 1
@@ -165,6 +165,6 @@ def test_what_cannot_have_masks_is_refused_before_any_work(capsys):
 
 def test_a_mask_is_not_replaced_by_a_map(capsys):
     Path(f"masks/1_{NAME}.png").write_bytes(Path("masks/1.png").read_bytes())
-    write_image(f"in/1_{NAME}.png", PICTURES[1])
+    write_image(f"in/1_{NAME}.png", IMAGES[1])
     assert run(f"{NAME} in -o masks --mask masks --overwrite") == 2
     assert "would replace an image that is still to be read" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""`controlnet-ext preprocess` over many pictures: the same bytes in every way to work, and after every interruption."""
+"""`controlnet-ext preprocess` over many images: the same bytes in every way to work, and after every interruption."""
 
 import errno
 import itertools
@@ -30,7 +30,7 @@ rng = np.random.default_rng(0)
 
 
 @pytest.fixture(autouse=True)
-def pictures(tmp_path, monkeypatch):
+def images(tmp_path, monkeypatch):
     """A working folder with in/0.png to in/5.png and in/deeper/6.png to in/deeper/9.png."""
     monkeypatch.chdir(tmp_path)
     Path("in/deeper").mkdir(parents=True)
@@ -87,7 +87,7 @@ def test_shards_and_resumed_jobs_put_the_same_images_into_a_networks_batch():
 def test_bad_images_are_in_the_errors_file_and_tried_again_by_the_same_command(capsys):
     good = Path("in/3.png").read_bytes()
     Path("in/3.png").write_bytes(good[:99])
-    Path("in/deeper/8.png").write_text("no picture")
+    Path("in/deeper/8.png").write_text("no image")
     for _ in range(2):
         assert run("canny,invert in -o maps --recursive --jobs 2") == 1
         rows = [json.loads(line) for line in Path("maps.job/errors.jsonl").read_text().splitlines()]
@@ -119,7 +119,7 @@ def test_another_job_in_the_same_place_is_refused_or_starts_anew_when_asked(caps
 
 def test_a_job_that_has_tried_everything_blocks_no_other_and_is_tried_again(capsys):
     good = Path("in/3.png").read_bytes()
-    Path("in/3.png").write_text("no picture")
+    Path("in/3.png").write_text("no image")
     assert run("canny in -o maps") == 1
     assert run("invert in -o maps") == 1
     assert "in/3.png" in Path("maps.job/errors.jsonl").read_text()
@@ -410,7 +410,7 @@ def test_processes_end_with_the_one_that_started_them():
 
 @pytest.mark.skipif(os.name == "nt", reason="locks")
 def test_two_processes_do_not_work_at_one_job(capsys):
-    Path("in/3.png").write_text("no picture")
+    Path("in/3.png").write_text("no image")
     assert run("canny in -o maps") == 1
     with lock_folder(Path("maps.job"), "job"):
         assert run("canny in -o maps") == 2
@@ -446,7 +446,7 @@ def test_two_workers_of_a_ray_cluster_give_the_same_bytes(monkeypatch):
     from lines import random_state
 
     write_weights("table5_pidinet.pth", random_state(pidinet.PiDiNet(20, 8).state_dict()))
-    Path("in/3.png").write_text("no picture")
+    Path("in/3.png").write_text("no image")
     words = "canny,pidinet in --recursive --library . --batch 2 -o"
     assert run(f"{words} here") == 1
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *sys.path]))

@@ -1,4 +1,4 @@
-"""`controlnet-ext preprocess` with networks: where weights come from, several pictures at once, what is refused."""
+"""`controlnet-ext preprocess` with networks: where weights come from, several images at once, what is refused."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ rng = np.random.default_rng(0)
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    """A working folder with pictures in/a.png to in/e.png, of two sizes, and random weights of a PiDiNet."""
+    """A working folder with images in/a.png to in/e.png, of two sizes, and random weights of a PiDiNet."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("CONTROLNET_EXT_MODELS", raising=False)
     Path("in").mkdir()
@@ -36,8 +36,8 @@ def run(words):
     return cli.main(["preprocess", *words.split()])
 
 
-def expected(name, picture, **given):
-    return preprocess(name, picture, library=Library(["models"], download=False), **given).pixels
+def expected(name, image, **given):
+    return preprocess(name, image, library=Library(["models"], download=False), **given).pixels
 
 
 def nearly(path, pixels):
@@ -68,7 +68,7 @@ def test_images_in_batches_give_the_same_maps(batch):
 
 
 def test_a_bad_image_in_a_batch_is_told_and_the_others_are_done(capsys):
-    Path("in/c.png").write_bytes(b"no picture")
+    Path("in/c.png").write_bytes(b"no image")
     assert run("pidinet in -o maps --library models --batch 3") == 1
     assert sorted(path.name for path in Path("maps").glob("*.png")) == [f"{name}_pidinet.png" for name in "abde"]
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("controlnet-ext:")]

@@ -24,13 +24,13 @@ PIXELS = cv2.resize(rng.integers(0, 256, (12, 17, 3), np.uint8), (170, 120), int
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    """A working folder with pictures a.png, b.jpg, in/c.png, in/deeper/d.png."""
+    """A working folder with images a.png, b.jpg, in/c.png, in/deeper/d.png."""
     monkeypatch.chdir(tmp_path)
     Path("in/deeper").mkdir(parents=True)
     for name in ("a.png", "b.jpg", "in/c.png", "in/deeper/d.png"):
         write_image(name, PIXELS)
-    Path("in/notes.txt").write_text("no picture")
-    Path("in/.hidden.png").write_text("no picture")
+    Path("in/notes.txt").write_text("no image")
+    Path("in/.hidden.png").write_text("no image")
     Path("in/.thumbnails").mkdir()
     write_image("in/.thumbnails/e.png", PIXELS)
     return tmp_path

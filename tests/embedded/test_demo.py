@@ -59,7 +59,7 @@ def installed(shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def panel(whole: np.ndarray, column: int, row: int) -> np.ndarray:
-    """A picture on a sheet, as it is shown."""
+    """An image on a sheet, as it is shown."""
     x, y = (
         MARGIN + column * (MIN_PANEL_SIDE + GAP),
         MARGIN + 2 * LINE_HEIGHT + 4 + row * (MIN_PANEL_SIDE + 2 * LINE_HEIGHT + GAP),
@@ -87,9 +87,9 @@ def test_the_sheet_shows_the_photo_its_map_and_the_images_of_generate(shelf: Pat
         "guided.png", PROMPTS[1], "--image", str(embedded.SAMPLE_PHOTO), "--control", "canny,resolution=match"
     )
     assert not near(plain, guided, 8)
-    for row, picture in enumerate((plain, guided)):
+    for row, image in enumerate((plain, guided)):
         shown = panel(whole, 2, row)
-        enlarged = cv2.resize(picture, (MIN_PANEL_SIDE, MIN_PANEL_SIDE), interpolation=cv2.INTER_CUBIC)
+        enlarged = cv2.resize(image, (MIN_PANEL_SIDE, MIN_PANEL_SIDE), interpolation=cv2.INTER_CUBIC)
         assert near(shown, enlarged, 3)  # a batch of 12 rows and one of 2 differ in their last bits
     dark = panel(whole, 2, 2)[::2, ::2]
     edges = asked[..., 0] > 0
@@ -219,16 +219,16 @@ def test_overwrite_replaces_the_sheet() -> None:
 
 
 def test_asked_edges_are_green_where_the_image_has_them_and_red_where_not() -> None:
-    picture = np.zeros((12, 12, 3), np.uint8)
-    picture[:, 6:] = 200  # canny finds column 6, or 5
+    image = np.zeros((12, 12, 3), np.uint8)
+    image[:, 6:] = 200  # canny finds column 6, or 5
     asked = np.zeros((12, 12, 3), np.uint8)
     asked[5, 1:10] = 255
-    shown = overlay_edges(asked, picture)
-    column = int(cv2.Canny(picture, 100, 200)[5].argmax())
+    shown = overlay_edges(asked, image)
+    column = int(cv2.Canny(image, 100, 200)[5].argmax())
     assert [tuple(colour) for colour in shown[5, 1:10].tolist()] == [
         HIT_COLOR if abs(x - column) <= 1 else MISS_COLOR for x in range(1, 10)
     ]
-    assert np.array_equal(shown[0], picture[0] // 2)
+    assert np.array_equal(shown[0], image[0] // 2)
 
 
 def test_text_stays_in_its_lines() -> None:

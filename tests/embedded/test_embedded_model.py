@@ -60,9 +60,9 @@ def test_a_things_colour_is_in_its_noun_at_any_place(pipe: StableDiffusionPipeli
 
 
 def test_plain_diffusers_draws_what_a_caption_says(pipe: StableDiffusionPipeline) -> None:
-    pictures = drawn(pipe, ["a red circle on a white ground", "a blue star on a yellow ground"])
-    for picture, thing, ground in zip(pictures, ("red", "blue"), ("white", "yellow"), strict=True):
-        blocks = [picture[y : y + 8, x : x + 8] for y in range(0, 128, 8) for x in range(0, 128, 8)]
+    images = drawn(pipe, ["a red circle on a white ground", "a blue star on a yellow ground"])
+    for image, thing, ground in zip(images, ("red", "blue"), ("white", "yellow"), strict=True):
+        blocks = [image[y : y + 8, x : x + 8] for y in range(0, 128, 8) for x in range(0, 128, 8)]
         seen = [find_majority_color(block, np.ones((8, 8), bool)) for block in blocks]
         assert seen.count(ground) > 80
         assert seen.count(thing) > 3
@@ -75,10 +75,10 @@ def test_diffusers_own_control_pipeline_obeys_maps(pipe: StableDiffusionPipeline
     scenes = [draw_scene(seed) for seed in HELD_OUT_SEEDS[5000:5004]]
     maps = [cv2.Canny(each.pixels, 100, 200) for each in scenes]
     hints = [Image.fromarray(each).convert("RGB") for each in maps]
-    pictures = drawn(guided, [each.caption for each in scenes], image=hints)
-    assert np.mean([canny_f1(asked, each).within_1px for asked, each in zip(maps, pictures, strict=True)]) > 0.6
+    images = drawn(guided, [each.caption for each in scenes], image=hints)
+    assert np.mean([canny_f1(asked, each).within_1px for asked, each in zip(maps, images, strict=True)]) > 0.6
     others = [*maps[1:], maps[0]]
-    assert np.mean([canny_f1(asked, each).within_1px for asked, each in zip(others, pictures, strict=True)]) < 0.3
+    assert np.mean([canny_f1(asked, each).within_1px for asked, each in zip(others, images, strict=True)]) < 0.3
 
 
 def test_load_takes_the_names_that_the_command_takes() -> None:

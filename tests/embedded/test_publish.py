@@ -33,7 +33,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return base, out
 
 
-def picture(folder: Path) -> np.ndarray:
+def draw_image(folder: Path) -> np.ndarray:
     pipe = StableDiffusionPipeline.from_pretrained(folder)
     assert {pipe.unet.dtype, pipe.vae.dtype, pipe.text_encoder.dtype} == {torch.float32}
     pipe.set_progress_bar_config(disable=True)
@@ -42,7 +42,7 @@ def picture(folder: Path) -> np.ndarray:
 
 
 def test_what_is_published_draws_as_what_was_trained(folders: tuple[Path, Path]) -> None:
-    trained, published = map(picture, folders)
+    trained, published = map(draw_image, folders)
     assert np.abs(trained - published).max() < 0.02  # rounded to fp16
 
 

@@ -104,8 +104,8 @@ def test_the_wider_controlnet_gives_the_same_residuals_and_zeros(narrow, files):
         context=torch.randn(2, 77, 128, generator=draw),
         span=Span(0, 1),
     )
-    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    given, expected = (net(step, net.hint(picture)) for net in (wide, narrow.net))
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    given, expected = (net(step, net.hint(image)) for net in (wide, narrow.net))
     pairs = list(zip((*given.skips, given.middle), (*expected.skips, expected.middle), strict=True))
     assert len(pairs) == 13
     for a, b in pairs:

@@ -76,7 +76,7 @@ def palette_with_transparency():
 
 
 def keyed(values, colour, depth):
-    """A PNG in which one colour, that of the pixel (3, 3), is transparent, and the picture wanted."""
+    """A PNG in which one colour, that of the pixel (3, 3), is transparent, and the image wanted."""
     key = np.atleast_1d(values[3, 3])
     mask = (np.atleast_3d(values) == key).all(axis=2)
     rows = big_endian(values) if depth == 16 else [row.tobytes() for row in values]
@@ -86,7 +86,7 @@ def keyed(values, colour, depth):
 
 
 def awkward():
-    """(name, file, the picture wanted, largest difference from it)"""
+    """(name, file, the image wanted, largest difference from it)"""
     second = Image.fromarray(RGB[::-1])
     bits = np.where(GREY > 127, 255, 0).astype(np.uint8)
     cmyk = Image.fromarray(RGB).convert("CMYK")
@@ -163,7 +163,7 @@ def test_avif_is_read():
     assert difference(read_image(encoded(RGB, "AVIF", quality=100, subsampling="4:4:4")), RGB) <= 4
 
 
-# where the wanted picture's first row and first column lie in the stored one (Exif 2.3, orientation)
+# where the wanted image's first row and first column lie in the stored one (Exif 2.3, orientation)
 STORED = {
     1: lambda x: x,
     2: lambda x: x[:, ::-1],
@@ -239,7 +239,7 @@ def test_what_is_not_an_image_is_refused_in_one_line(tmp_path):
     assert "cannot be read" in refusal("a\0b.png")
     for name, content, reason in (
         ("empty.png", b"", "is empty"),
-        ("text.png", b"I am not a picture", "begins with b'I am not"),
+        ("text.png", b"I am not an image", "begins with b'I am not"),
         ("pdf.png", b"%PDF-1.4 and so on", "none of JPEG"),
         ("ps.png", b"%!PS-Adobe-3.0 EPSF-3.0", "none of JPEG"),
         ("bm.png", b"BM, a text beginning so", "cannot be read"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from networks import all_of, picture, reference, step_for
+from networks import all_of, random_image, reference, step_for
 from safetensors.torch import save_file
 from test_weights import formats
 
@@ -60,10 +60,10 @@ def test_a_file_overwritten_cut_or_gone_while_its_model_lives_changes_nothing(tm
     save_file(reference("SD1.5").state_dict(), file)
     net = models.load(file)
     step = step_for(net)
-    before = all_of(net(step, net.hint(picture())))
+    before = all_of(net(step, net.hint(random_image())))
 
     def unchanged() -> bool:
-        return all(torch.equal(a, b) for a, b in zip(all_of(net(step, net.hint(picture()))), before, strict=True))
+        return all(torch.equal(a, b) for a, b in zip(all_of(net(step, net.hint(random_image()))), before, strict=True))
 
     with open(file, "r+b") as opened:
         opened.write(os.urandom(2**20))

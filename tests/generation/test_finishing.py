@@ -1,4 +1,4 @@
-"""What is done to pictures after their run, and what runs of inpaint_only+lama begin with: over the HTTP API, in the
+"""What is done to images after their run, and what runs of inpaint_only+lama begin with: over the HTTP API, in the
 webui."""
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Fills:
 
 
 @pytest.mark.parametrize(("make", "channel"), [(recolor_luminance, "lightness"), (recolor_intensity, "value")])
-def test_recolor_gives_a_picture_the_lightness_of_its_map(make: Any, channel: str) -> None:
+def test_recolor_gives_an_image_the_lightness_of_its_map(make: Any, channel: str) -> None:
     grey = cv2.merge([make(PHOTO)] * 3)
     other = np.full_like(PHOTO, (140, 120, 130))  # of little strength: strong colours have no place at every lightness
     found = replace_lightness(other, grey, channel)
@@ -57,7 +57,7 @@ def test_recolor_gives_a_picture_the_lightness_of_its_map(make: Any, channel: st
     assert np.array_equal(replace_lightness(other, grey[:32, :32], channel).shape, other.shape)
 
 
-def test_most_preprocessors_leave_the_picture() -> None:
+def test_most_preprocessors_leave_the_image() -> None:
     for name in ("canny", "inpaint", "tile_resample"):
         assert postprocess_for(find(name), PHOTO, PHOTO, "crop") is None
     assert postprocess_for(find("inpaint_only"), PHOTO, None, "crop") is None
@@ -69,7 +69,7 @@ def unit(**said: Any) -> Any:
     return found
 
 
-def test_what_is_added_around_a_picture_is_painted_too() -> None:
+def test_what_is_added_around_an_image_is_painted_too() -> None:
     """384x384 into 64 x 128: 32 columns are added on both sides, and LaMa sees them white in its mask."""
     fills = Fills()
     its = unit(module="inpaint_only+lama", resize_mode="Resize and Fill")
@@ -139,20 +139,20 @@ def test_colours_of_a_second_pass_come_from_larger_boxes() -> None:
 
 def test_over_the_api_inpaint_only_keeps_the_pixels_around(client: Client) -> None:
     its = {"image": photo(), "mask": white(384, 384, slice(192, 384)), "module": "inpaint_only", "model": CANNY}
-    (picture, shown) = client.images(its, **SMALL)
-    assert np.array_equal(picture[:, :24], shown[:, :24])
-    assert not np.array_equal(picture[:, 40:], shown[:, 40:])
+    (image, shown) = client.images(its, **SMALL)
+    assert np.array_equal(image[:, :24], shown[:, :24])
+    assert not np.array_equal(image[:, 40:], shown[:, 40:])
     (nothing,) = client.images(**SMALL)
     assert np.array_equal(client.images({**its, "weight": 0}, **SMALL)[0], nothing)
 
 
 def test_over_the_api_recolor_keeps_the_lightness(client: Client) -> None:
     its = {"image": photo(), "module": "recolor_intensity", "model": CANNY, "processor_res": 64}
-    (picture, shown) = client.images(its, **SMALL)
-    assert np.abs(picture.max(axis=2).astype(int) - shown[..., 0]).max() <= 2
+    (image, shown) = client.images(its, **SMALL)
+    assert np.abs(image.max(axis=2).astype(int) - shown[..., 0]).max() <= 2
 
 
-def test_beside_a_mask_of_img2img_inpaint_only_is_the_whole_pictures(client: Client) -> None:
+def test_beside_a_mask_of_img2img_inpaint_only_is_the_whole_images(client: Client) -> None:
     more = {"path": "img2img", "init_images": [photo()], "mask": white(384, 384, slice(192, 384)), **SMALL}
     its = {"model": CANNY, "image": "", "processor_res": 64}
     one, other = (client.images({**its, "module": name}, **more)[0] for name in ("inpaint_only", "inpaint"))
@@ -189,7 +189,7 @@ def host(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Any:
         yield install(monkeypatch, tmp_path, torch.nn.Module())
 
 
-def test_the_webuis_pictures_are_finished_in_place_and_cut_to_the_same_numbers(host: Any) -> None:
+def test_the_webuis_images_are_finished_in_place_and_cut_to_the_same_numbers(host: Any) -> None:
     from controlnet_ext.webui.script import ControlNetScript
 
     mask = np.zeros_like(PHOTO)
@@ -200,14 +200,14 @@ def test_the_webuis_pictures_are_finished_in_place_and_cut_to_the_same_numbers(h
     request = SimpleNamespace(built_units=[SimpleNamespace(finish=finish), SimpleNamespace(finish=None)])
     ControlNetScript().postprocess_batch(SimpleNamespace(controlnet_ext=request), images=images, batch_number=0)
     cut = (255.0 * images.permute(0, 2, 3, 1).numpy()).astype(np.uint8)  # modules/processing.py
-    for found, picture in zip(cut, made, strict=True):
-        assert np.array_equal(found, composite(picture, PHOTO, mask))
+    for found, image in zip(cut, made, strict=True):
+        assert np.array_equal(found, composite(image, PHOTO, mask))
     before = images.clone()
     ControlNetScript().postprocess_batch(SimpleNamespace(), images=images, batch_number=0)
     assert torch.equal(images, before)
 
 
-def test_the_webuis_first_noise_holds_the_picture_and_no_other(host: Any) -> None:
+def test_the_webuis_first_noise_holds_the_image_and_no_other(host: Any) -> None:
     from controlnet_ext.webui.sampling import inject_initial_noise
 
     class Numbers:
@@ -274,7 +274,7 @@ def test_a_sampling_of_the_webui_begins_with_what_a_unit_wants(host: Any, monkey
             assert seen.pop() is wanted and not seen
 
 
-def test_in_the_webui_too_inpaint_only_beside_a_mask_is_the_whole_pictures(host: Any) -> None:
+def test_in_the_webui_too_inpaint_only_beside_a_mask_is_the_whole_images(host: Any) -> None:
     from controlnet_ext.webui.inputs import get_host_inputs
 
     mask = Image.fromarray(np.zeros((64, 64), np.uint8))

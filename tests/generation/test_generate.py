@@ -43,14 +43,14 @@ KEYWORD = "controlnet-ext"
 
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with models, a picture, and a picture that was made of them."""
+    """A folder with models, an image, and an image that was made of them."""
     folder = tmp_path_factory.mktemp("shelf")
     tiny.pipeline(StableDiffusionPipeline).save_pretrained(folder / "sd")
     tiny.pipeline(StableDiffusionXLPipeline, "SDXL").save_pretrained(folder / "xl")
     for name, net in (("control", tiny.control()), ("xl", tiny.control("SDXL"))):
         save_ldm(ControlNet.load(net.state_dict(), net.config), folder / f"{name}.safetensors")
     tiny.control(seed=7).save_pretrained(folder / "other")
-    tiny.picture(size=96).save(folder / "photo.png")
+    tiny.random_image(size=96).save(folder / "photo.png")
     cv2.imwrite(str(folder / "region.png"), np.tile(np.uint8([0, 0, 90, 255]), (3, 1)))
     here = os.getcwd()
     os.chdir(folder)
@@ -75,7 +75,7 @@ CONTROL = "canny,model=control.safetensors,weight=.8,window=0..0.7,mode=prompt,l
 
 
 def words(out: str, *more: str, control: str | None = CONTROL, model: str = "sd") -> list[str]:
-    """A command line for a picture."""
+    """A command line for an image."""
     controls = [] if control is None else ["--image", "photo.png", "--control", control]
     return ["generate", "a cat", "--model", model, *controls, "--steps", "3", "--seed", "3", *more, "-o", out]
 
@@ -96,7 +96,7 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
     return line(capsys)
 
 
-def test_the_picture_is_that_of_guide_in_python(shelf: Path) -> None:
+def test_the_image_is_that_of_guide_in_python(shelf: Path) -> None:
     pipe = StableDiffusionPipeline.from_pretrained(shelf / "sd", safety_checker=None)
     pipe.set_progress_bar_config(disable=True)
     unit = Unit(
@@ -149,7 +149,7 @@ def test_what_is_named_and_not_there_is_found_out_before_anything_is_made_or_loa
     assert reason in refused(capsys, arguments)
 
 
-def test_from_repeats_the_file_bit_for_bit_without_the_control_picture() -> None:
+def test_from_repeats_the_file_bit_for_bit_without_the_control_image() -> None:
     Path("photo.png").unlink()
     assert main(["generate", "--from", "made.png", "-o", "again.png"]) == 0
     assert Path("again.png").read_bytes() == Path("made.png").read_bytes()
@@ -255,7 +255,7 @@ def test_score_refuses_a_changed_image_and_a_model_that_is_not_the_recipes(capsy
 
 
 def test_two_units_with_region_schedule_layers_and_a_map_are_repeated() -> None:
-    Path("map.png").write_bytes(encode_image("map.png", np.asarray(tiny.picture(seed=4))))
+    Path("map.png").write_bytes(encode_image("map.png", np.asarray(tiny.random_image(seed=4))))
     second = 'none,image=map.png,model="other",region=region.png,weight="0.5@0, 1@0.5",fit=stretch,mode=control'
     layers = ",".join(["1", ".5"] * 6 + ["2"])
     more = ["--control", f'{second},layers="{layers}"', "--negative", "a dog", "--guidance", "3", "--size", "64x96"]
@@ -279,7 +279,7 @@ def test_options_change_a_recipe() -> None:
 
 
 def test_the_commands_in_the_documentation_work() -> None:
-    Path("map.png").write_bytes(encode_image("map.png", np.asarray(tiny.picture(seed=4))))
+    Path("map.png").write_bytes(encode_image("map.png", np.asarray(tiny.random_image(seed=4))))
     Path("left.png").symlink_to("region.png")
     lines = (Path(__file__).parents[2] / "docs" / "guides" / "generate.md").read_text().splitlines()
     lines = lines[lines.index('```sh title="needs a model sd, control.safetensors and images"') :]
@@ -299,11 +299,11 @@ def test_sdxl_is_repeated() -> None:
 
 def test_every_scheduler_draws() -> None:
     prepared = load_recipe(replace(read_recipe("made.png"), steps=2), "cpu")
-    pictures = set()
+    images = set()
     for name in SCHEDULER_CLASSES:
         prepared.pipe.scheduler = PipelineFolder.find("sd").make_scheduler(name)
-        pictures.add(render_recipe(prepared).tobytes())
-    assert len(pictures) > 8  # some are one method in other words, such as DDIM and Euler
+        images.add(render_recipe(prepared).tobytes())
+    assert len(images) > 8  # some are one method in other words, such as DDIM and Euler
 
 
 def test_a_model_that_lies_elsewhere_is_named_again(capsys: pytest.CaptureFixture[str]) -> None:
@@ -372,13 +372,13 @@ def test_a_model_folder_that_asks_for_all_memory_is_refused(capsys: pytest.Captu
         assert words in line
 
 
-def tampered(change: Callable[[Any], Any], **pictures: str) -> None:
+def tampered(change: Callable[[Any], Any], **images: str) -> None:
     """bad.png: made.png with another recipe, which `change` alters or gives as text."""
     texts = read_png_text("made.png")
     recipe = json.loads(texts[KEYWORD])
     changed = change(recipe)
     texts[KEYWORD] = changed if isinstance(changed, str) else json.dumps(recipe)
-    texts |= {f"{KEYWORD} unit 1 {name} 1": text for name, text in pictures.items()}
+    texts |= {f"{KEYWORD} unit 1 {name} 1": text for name, text in images.items()}
     Path("bad.png").write_bytes(encode_image("bad.png", read_image("made.png"), texts))
 
 
@@ -424,7 +424,7 @@ HOSTILE: dict[str, tuple[Callable[[Any], Any], str]] = {
     "a seed of a hundred digits": (recipe_with(seed=10**100), "is outside"),
     "guidance NaN": (recipe_with(guidance=float("nan")), "guidance nan is outside 0..100"),
     "guidance infinite": (recipe_with(guidance=float("inf")), "guidance inf is outside 0..100"),
-    "a giant picture": (recipe_with(width=60000, height=60000), "width 60000 is outside"),
+    "a giant image": (recipe_with(width=60000, height=60000), "width 60000 is outside"),
     "an odd size": (recipe_with(width=65), "multiples of 8"),
     "another size than the map's": (recipe_with(width=128), "map is 64x64, but the image 128x64"),
     "a million threads": (recipe_with(threads=10**6), "threads 1000000 is outside"),
@@ -515,7 +515,7 @@ def test_a_hostile_map_is_refused(text: Callable[[], str], expected: str, capsys
     assert expected in refused(capsys, ["generate", "--from", "bad.png", "-o", "again.png"])
 
 
-def test_pictures_without_a_whole_recipe_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_without_a_whole_recipe_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     import struct
     import zlib
 
@@ -575,7 +575,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "an image without a unit": (words("out.png", "--image", "photo.png", control=None), "without a --control"),
     "no control model": (words("out.png", control="canny"), "no control model given: name one with model=PATH"),
     "a missing control model": (replaced("control.s", "absent.s"), "unit 1: 'absent.safetensors' does not exist"),
-    "a picture for a model": (replaced("control.safetensors", "photo.png"), "neither safetensors nor of torch.save"),
+    "an image for a model": (replaced("control.safetensors", "photo.png"), "neither safetensors nor of torch.save"),
     "a control model of SDXL": (
         replaced("control.s", "xl.s"),
         "unit 1: 'xl.safetensors' does not fit the model: the ControlNet has context width 64, but the model has 32",
@@ -600,7 +600,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "an unknown dtype": (words("out.png", "--dtype", "float8"), "dtype 'float8' is none of"),
     "a JPEG to write": (words("out.jpg"), "does not end in .png"),
     "a folder that is not there": (words("photo.png/out.png"), "'photo.png' is a file, expected a folder"),
-    "a picture that is there": (words("photo.png"), "'photo.png' exists; --overwrite replaces it"),
+    "an image that is there": (words("photo.png"), "'photo.png' exists; --overwrite replaces it"),
     "an image for a recipe": (
         ["generate", "--from", "made.png", "--image", "photo.png", "-o", "out.png"],
         "--image with --from: the recipe holds its maps already",
@@ -700,7 +700,7 @@ def test_a_run_that_overflows_fails_with_its_step(capsys: pytest.CaptureFixture[
     assert sorted(os.listdir()) == before
 
 
-def test_a_picture_that_cannot_be_shown_fails(
+def test_an_image_that_cannot_be_shown_fails(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = sorted(os.listdir())
@@ -741,10 +741,10 @@ def test_what_is_interrupted_leaves_nothing(
 
 
 def test_a_folder_gets_the_seed_as_name_and_overwrite_replaces() -> None:
-    assert main(words("pictures/", control=None)) == 0
-    assert os.listdir("pictures") == ["3.png"]
-    assert main(words("pictures", "--overwrite", "--steps", "2", control=None)) == 0
-    assert json.loads(read_png_text("pictures/3.png")[KEYWORD])["steps"] == 2
+    assert main(words("images/", control=None)) == 0
+    assert os.listdir("images") == ["3.png"]
+    assert main(words("images", "--overwrite", "--steps", "2", control=None)) == 0
+    assert json.loads(read_png_text("images/3.png")[KEYWORD])["steps"] == 2
 
 
 def test_the_process_writes_to_stdout_and_nothing_else_to_it(warm_python: str) -> None:

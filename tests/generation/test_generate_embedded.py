@@ -32,10 +32,10 @@ GUIDED = ["--image", "photo.png", "--control", "canny,resolution=match"]
 
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the model, a photo, and a picture made of them."""
+    """A folder with the model, a photo, and an image made of them."""
     folder = tmp_path_factory.mktemp("shelf")
     standin.save(folder / "model")
-    tiny.picture(size=160).crop((0, 0, 160, 96)).save(folder / "photo.png")
+    tiny.random_image(size=160).crop((0, 0, 160, 96)).save(folder / "photo.png")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(embedded, "EMBEDDED_FOLDER", folder / "model")
         patched.chdir(folder)
@@ -205,8 +205,8 @@ def test_a_part_is_painted_and_the_pixels_around_it_are_the_photos_also_made_aga
     assert generate("both.png", *alone, "--control", "canny,resolution=match") == 0
     photo = cropped("photo.png")
     for name in ("alone", "both"):
-        picture = read_image(f"{name}.png")
-        assert np.array_equal(picture[:, :60], photo[:, :60]) and not np.array_equal(picture[:, 90:], photo[:, 90:])
+        image = read_image(f"{name}.png")
+        assert np.array_equal(image[:, :60], photo[:, :60]) and not np.array_equal(image[:, 90:], photo[:, 90:])
         assert main(["generate", "--from", f"{name}.png", "-o", f"{name}_again.png"]) == 0
         assert Path(f"{name}_again.png").read_bytes() == Path(f"{name}.png").read_bytes()
     assert not np.array_equal(read_image("alone.png"), read_image("both.png"))

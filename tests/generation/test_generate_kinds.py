@@ -1,4 +1,4 @@
-"""`controlnet-ext generate` with each kind of control file, and again from the picture."""
+"""`controlnet-ext generate` with each kind of control file, and again from the image."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def union() -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("kind", ["control-lora", "difference", "union"])
-def test_a_picture_is_made_and_made_again(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_is_made_and_made_again(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     pipe, shape = (StableDiffusionXLPipeline, "SDXL") if kind == "union" else (StableDiffusionPipeline, "SD1.5")
     tiny.pipeline(pipe, shape).save_pretrained("sd")
-    tiny.picture(size=64).save("photo.png")
+    tiny.random_image(size=64).save("photo.png")
     net = tiny.control()
     match kind:
         case "control-lora":
@@ -49,10 +49,10 @@ def test_a_picture_is_made_and_made_again(kind: str, tmp_path: Path, monkeypatch
 def test_the_user_says_a_unions_type(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """And the picture's recipe keeps it; without it the union is refused before any work."""
+    """And the image's recipe keeps it; without it the union is refused before any work."""
     monkeypatch.chdir(tmp_path)
     tiny.pipeline(StableDiffusionXLPipeline, "SDXL").save_pretrained("sd")
-    tiny.picture(size=64).save("map.png")
+    tiny.random_image(size=64).save("map.png")
     save_file(union(), "union.safetensors")
     words = ["generate", "a cat", "--steps", "1", "--model", "sd", "--seed", "1", "--control"]
     control = "none,image=map.png,model=union.safetensors"
@@ -67,10 +67,10 @@ def test_the_user_says_a_unions_type(
     assert Path("again.png").read_bytes() == Path("depth.png").read_bytes()
 
 
-def test_colours_are_fixed_again_in_a_picture_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_colours_are_fixed_again_in_an_image_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     tiny.pipeline(StableDiffusionPipeline).save_pretrained("sd")
-    tiny.picture(size=64).save("photo.png")
+    tiny.random_image(size=64).save("photo.png")
     save_file(tiny.control().state_dict(), "control.safetensors")
     words = ["generate", "a cat", "--steps", "2", "--model", "sd", "--seed", "1", "--image", "photo.png", "--control"]
     for name, control in (("a", "tile_colorfix+sharp,variation=4"), ("b", "none,kind=tile")):

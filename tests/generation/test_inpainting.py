@@ -1,4 +1,4 @@
-"""Repainting part of a picture: what is kept is kept, in the noise, in each step, and in the pixels."""
+"""Repainting part of an image: what is kept is kept, in the noise, in each step, and in the pixels."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def drawn(pipe: Any, units: list[Unit], **given: Any) -> np.ndarray:
         return (pipe("a green star on a blue ground", **call).images[0] * 255).round().astype(np.uint8)
 
 
-def test_outside_of_the_mask_the_embedded_models_picture_is_the_photo(embedded: Any) -> None:
+def test_outside_of_the_mask_the_embedded_models_image_is_the_photo(embedded: Any) -> None:
     photo = draw_scene(10_500_000).pixels
     net = load(str(EMBEDDED_FOLDER / "controlnet_canny"))
     units = [
@@ -56,7 +56,7 @@ def test_outside_of_the_mask_the_embedded_models_picture_is_the_photo(embedded: 
     with torch.no_grad():
         ceiling = embedded.vae.decode(encoded(embedded, photo) / embedded.vae.config.scaling_factor).sample
     through = ((ceiling[0].permute(1, 2, 0).numpy().clip(-1, 1) + 1) * 127.5).round()
-    # measured 3.7: the scheduler ends with 3 % of noise, and the decoder's norms and attention see the whole picture
+    # measured 3.7: the scheduler ends with 3 % of noise, and the decoder's norms and attention see the whole image
     assert np.abs(kept.astype(float) - through)[far].mean() < 5
     assert np.abs(free.astype(float) - through)[far].mean() > 25
     assert np.abs(kept.astype(float) - photo)[48:80, 72:].mean() > 10  # and inside it is another
@@ -80,47 +80,47 @@ def test_the_embedded_models_colours_are_the_photos(embedded: Any) -> None:
     assert np.abs(means[1] - means[0]).mean() < 0.5 * np.abs(means[2] - means[0]).mean()
 
 
-def test_the_beginning_is_the_filled_picture_in_noise() -> None:
+def test_the_beginning_is_the_filled_image_in_noise() -> None:
     pipe = tiny.pipeline(StableDiffusionPipeline)
-    filled = np.asarray(tiny.picture(3, 96))
+    filled = np.asarray(tiny.random_image(3, 96))
     found = make_initial_latents(pipe, filled, 64, 48, torch.Generator().manual_seed(7))
     noise = torch.randn(1, 4, 8, 6, generator=torch.Generator().manual_seed(7))
-    picture = encoded(pipe, fit(filled, 64, 48, "crop"))
+    image = encoded(pipe, fit(filled, 64, 48, "crop"))
     alpha = pipe.scheduler.alphas_cumprod[999]
-    torch.testing.assert_close(found, alpha**0.5 * picture + (1 - alpha) ** 0.5 * noise)
+    torch.testing.assert_close(found, alpha**0.5 * image + (1 - alpha) ** 0.5 * noise)
 
 
 def test_a_run_may_begin_with_it() -> None:
-    """Where the UNet predicts nothing but that, the picture is what was filled in."""
+    """Where the UNet predicts nothing but that, the image is what was filled in."""
     pipe = tiny.pipeline(StableDiffusionPipeline)
     pipe.scheduler = diffusers.EulerDiscreteScheduler.from_config(pipe.scheduler.config)
-    latents = make_initial_latents(pipe, tiny.picture(3), 64, 64, torch.Generator().manual_seed(7))
-    with guide(pipe, [Unit(InpaintRestore(), tiny.picture(3), inpaint=np.zeros((64, 64, 3), np.uint8))]):
+    latents = make_initial_latents(pipe, tiny.random_image(3), 64, 64, torch.Generator().manual_seed(7))
+    with guide(pipe, [Unit(InpaintRestore(), tiny.random_image(3), inpaint=np.zeros((64, 64, 3), np.uint8))]):
         found = pipe("a", latents=latents, num_inference_steps=3, output_type="latent").images
-    torch.testing.assert_close(found, encoded(pipe, np.asarray(tiny.picture(3))), rtol=0, atol=2e-4)
+    torch.testing.assert_close(found, encoded(pipe, np.asarray(tiny.random_image(3))), rtol=0, atol=2e-4)
 
 
 def test_pixels_are_mixed_over_the_masks_border() -> None:
     """In one row: the mask is white from column 8 on; dilated by 1 and averaged over 3, columns 6, 7 mix."""
-    original, picture = np.zeros((5, 16, 3), np.uint8), np.full((5, 16, 3), 240, np.uint8)
+    original, image = np.zeros((5, 16, 3), np.uint8), np.full((5, 16, 3), 240, np.uint8)
     mask = np.zeros((5, 16, 3), np.uint8)
     mask[:, 8:] = 255
     expected = [0] * 6 + [80, 160] + [240] * 8
-    assert composite(picture, original, mask, blur=3)[2, :, 0].tolist() == expected
-    assert composite(Image.fromarray(picture), original, mask, blur=0)[2, :, 0].tolist() == [0] * 8 + [240] * 8
+    assert composite(image, original, mask, blur=3)[2, :, 0].tolist() == expected
+    assert composite(Image.fromarray(image), original, mask, blur=0)[2, :, 0].tolist() == [0] * 8 + [240] * 8
 
 
 def test_what_cannot_be_pasted_is_refused() -> None:
-    picture = np.zeros((8, 8, 3), np.uint8)
+    image = np.zeros((8, 8, 3), np.uint8)
     with pytest.raises(ValueError, match="the mask is 4x8 pixels, but the image 8x8"):
-        composite(picture, picture, picture[:, :4])
+        composite(image, image, image[:, :4])
     with pytest.raises(ValueError, match=r"blur 65, expected a whole number 0\.\.64"):
-        composite(picture, picture, picture, blur=65)
+        composite(image, image, image, blur=65)
 
 
 def test_restoring_needs_no_network() -> None:
-    unit = Unit(InpaintRestore(), tiny.picture(3), inpaint=np.zeros((64, 64, 3), np.uint8))
+    unit = Unit(InpaintRestore(), tiny.random_image(3), inpaint=np.zeros((64, 64, 3), np.uint8))
     assert unit.after is unit.model
     with pytest.raises(ValueError, match="inpaint_only changes what an inpaint mask covers"):
-        Unit(InpaintRestore(), tiny.picture(3))
-    assert Unit(Pushes(), tiny.picture(3)).after is None
+        Unit(InpaintRestore(), tiny.random_image(3))
+    assert Unit(Pushes(), tiny.random_image(3)).after is None

@@ -20,7 +20,7 @@ from controlnet_ext.hosts.diffusers.host import read_noise_level
 
 MASK = np.zeros((tiny.SIZE, tiny.SIZE, 3), np.uint8)
 MASK[:, 32:] = 255  # the right half is repainted
-PHOTO = np.asarray(tiny.picture(3))
+PHOTO = np.asarray(tiny.random_image(3))
 
 
 def step(positive: list[bool] | None = None, rows: int = 2) -> Step:
@@ -93,7 +93,7 @@ def test_the_image_is_the_schedulers_own(name: str, prediction: str) -> None:
 
 
 def own(scheduler: Any, out: torch.Tensor, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor | None:
-    """What the scheduler takes for the picture, where `step` does not tell."""
+    """What the scheduler takes for the image, where `step` does not tell."""
     name = type(scheduler).__name__
     if name in ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DPMSolverSinglestepScheduler"):
         if scheduler.step_index is None:
@@ -139,12 +139,12 @@ def test_latents_are_painted_where_a_pixel_beside_them_is_white() -> None:
 
 
 def test_restore_is_the_image_where_nothing_is_painted() -> None:
-    x0, picture = noisy(1), noisy(2, rows=1)
+    x0, image = noisy(1), noisy(2, rows=1)
     white = downscale_mask(torch.from_numpy(MASK[..., 0] > 0), 8)
-    found = InpaintRestore().apply_to_latents(x0, step(), picture, white)
+    found = InpaintRestore().apply_to_latents(x0, step(), image, white)
     assert torch.equal(found[..., 4:], x0[..., 4:])  # column 3 touches the mask's border
     assert torch.equal(found[..., 3], x0[..., 3])
-    assert torch.equal(found[..., :3], picture.expand(2, -1, -1, -1)[..., :3])
+    assert torch.equal(found[..., :3], image.expand(2, -1, -1, -1)[..., :3])
 
 
 def test_a_blur_is_the_mean_of_a_box_with_the_border_continued() -> None:
@@ -158,23 +158,23 @@ def test_a_blur_is_the_mean_of_a_box_with_the_border_continued() -> None:
 
 
 def test_colours_are_the_images_and_details_the_steps() -> None:
-    x0, picture = noisy(1), noisy(2)
-    expected = x0 - box_blur(x0, 3) + box_blur(picture, 3)
-    assert torch.equal(ColorFix(3).apply_to_latents(x0, step(), picture, None), expected)
-    flat = torch.full_like(x0, 0.5)  # without details: the mean of the picture
+    x0, image = noisy(1), noisy(2)
+    expected = x0 - box_blur(x0, 3) + box_blur(image, 3)
+    assert torch.equal(ColorFix(3).apply_to_latents(x0, step(), image, None), expected)
+    flat = torch.full_like(x0, 0.5)  # without details: the mean of the image
     torch.testing.assert_close(
         ColorFix(8).apply_to_latents(flat, step(), torch.full_like(x0, 2.0), None), torch.full_like(x0, 2.0)
     )
 
 
 def test_sharpness_blurs_the_rows_without_the_prompt() -> None:
-    x0, picture = noisy(1), noisy(2)
-    plain = ColorFix(3).apply_to_latents(x0, step(), picture, None)
-    found = ColorFix(3, 2).apply_to_latents(x0, step([False, True]), picture, None)
+    x0, image = noisy(1), noisy(2)
+    plain = ColorFix(3).apply_to_latents(x0, step(), image, None)
+    found = ColorFix(3, 2).apply_to_latents(x0, step([False, True]), image, None)
     assert torch.equal(found[1], plain[1])
     torch.testing.assert_close(found[0], 0.02 * box_blur(plain, 3)[0] + 0.98 * plain[0])
     with pytest.raises(ValueError, match="the host cannot tell which"):
-        ColorFix(3, 1).apply_to_latents(x0, step(), picture, None)
+        ColorFix(3, 1).apply_to_latents(x0, step(), image, None)
 
 
 # -- units
@@ -214,8 +214,8 @@ def test_the_preprocessor_says_what_is_done() -> None:
 # -- runs
 
 
-def encoded(pipe: Any, picture: np.ndarray) -> torch.Tensor:
-    pixels = torch.from_numpy(picture)[None].permute(0, 3, 1, 2) / 127.5 - 1
+def encoded(pipe: Any, image: np.ndarray) -> torch.Tensor:
+    pixels = torch.from_numpy(image)[None].permute(0, 3, 1, 2) / 127.5 - 1
     with torch.no_grad():
         return pipe.vae.encode(pixels).latent_dist.mode() * pipe.vae.config.scaling_factor
 
@@ -232,7 +232,7 @@ def test_what_is_not_painted_is_kept_whatever_the_model_predicts(pipe: Any, sche
         found = run(pipe)
     assert state(pipe) == before
     expected = encoded(pipe, PHOTO)
-    # eps at signal 0.07 loses four bits of float32; the pictures differ by 1
+    # eps at signal 0.07 loses four bits of float32; the images differ by 1
     torch.testing.assert_close(found[..., :3], expected[..., :3], rtol=0, atol=2e-4)
     assert (plain - expected)[..., :3].abs().max() > 0.1
     assert (found - expected)[..., 4:].abs().max() > 0.1
@@ -273,7 +273,7 @@ def test_a_unit_that_only_pushes_leaves_the_output_as_it_is(pipe: Any) -> None:
 
 
 def test_each_image_keeps_its_own(pipe: Any) -> None:
-    photos = [PHOTO, np.asarray(tiny.picture(5))]
+    photos = [PHOTO, np.asarray(tiny.random_image(5))]
     unit = Unit(Pushes(0.0), PerSample(photos), after=InpaintRestore(), inpaint=MASK)
     with guide(pipe, [unit]):
         found = run(pipe, ["a cat", "a dog"])
@@ -283,7 +283,7 @@ def test_each_image_keeps_its_own(pipe: Any) -> None:
 
 def test_nested_guides_act_after_a_step_in_order_of_entry(pipe: Any) -> None:
     """The outer one restores the left half, the inner one the right half of what it gave."""
-    other = np.asarray(tiny.picture(5))
+    other = np.asarray(tiny.random_image(5))
     first = Unit(Pushes(0.0), PHOTO, after=InpaintRestore(), inpaint=MASK)
     second = Unit(Plus(0.0), other, after=InpaintRestore(), inpaint=255 - MASK)
     with guide(pipe, [first, second]):
@@ -297,7 +297,7 @@ def test_nested_guides_act_after_a_step_in_order_of_entry(pipe: Any) -> None:
 
 def test_a_model_may_act_after_steps_itself(pipe: Any) -> None:
     class Blue(ControlModel):
-        """Residuals of none, and a picture of one colour."""
+        """Residuals of none, and an image of one colour."""
 
         architecture, family = "blue", "sd15"
         makes_residuals, acts_after_step = False, True

@@ -53,6 +53,6 @@ def test_a_video_unet_refuses_a_t2i_adapter_when_the_guide_begins() -> None:
     model = t2i_adapter.load(theirs.state_dict(), theirs.config)
     with (
         pytest.raises(ValueError, match="a T2I-Adapter acts inside the encoder, where a UNet with motion modules"),
-        guide(pipe, [Unit(model, tiny.picture())]),
+        guide(pipe, [Unit(model, tiny.random_image())]),
     ):
         pass

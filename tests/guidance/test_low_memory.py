@@ -17,7 +17,7 @@ import tiny
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from fakes import run
-from networks import all_of, ours, picture, reference, step_for, unet
+from networks import all_of, ours, random_image, reference, step_for, unet
 
 from controlnet_ext import Unit, guide
 from controlnet_ext.guidance.contract import Step
@@ -64,14 +64,16 @@ def test_a_network_computes_on_another_device_than_its_weights(make: Any) -> Non
     net = make()
 
     def residuals(of: Any, at: Step) -> list[torch.Tensor]:
-        hint = of.hint(picture())
+        hint = of.hint(random_image())
         return all_of(of(at, [hint] if make is union else hint))
 
     step = step_for(net)
     expected = residuals(net, step)
     before = {name: (tensor.data_ptr(), tensor.device) for name, tensor in net.state_dict().items()}
     made = residuals(net.stream_to(META), elsewhere(step))
-    assert net.stream_to(META).hint(picture()).device == META and [h.shape for h in made] == [h.shape for h in expected]
+    assert net.stream_to(META).hint(random_image()).device == META and [h.shape for h in made] == [
+        h.shape for h in expected
+    ]
     assert all(h.device == META and h.dtype == e.dtype for h, e in zip(made, expected, strict=True))
     assert {name: (tensor.data_ptr(), tensor.device) for name, tensor in net.state_dict().items()} == before
     # the network itself computes where it did
@@ -82,8 +84,8 @@ def test_a_network_computes_on_another_device_than_its_weights(make: Any) -> Non
 def test_so_do_those_for_faces_and_videos() -> None:
     net = InstantID(plain(), torch.ones(3, 64))
     step = step_for(net)
-    assert net.stream_to(META)(elsewhere(step), net.stream_to(META).hint(picture())).middle.device == META  # type: ignore[union-attr]
-    for kind, image in (("scribble", picture()), ("rgb", torch.ones(1, 4, 8, 8))):
+    assert net.stream_to(META)(elsewhere(step), net.stream_to(META).hint(random_image())).middle.device == META  # type: ignore[union-attr]
+    for kind, image in (("scribble", random_image()), ("rgb", torch.ones(1, 4, 8, 8))):
         sparse = test_sparsectrl.ours(kind)
         far = sparse.at_frames(0, 2).stream_to(META)
         made = far(elsewhere(test_sparsectrl.step()), [far.hint(image)])
@@ -93,9 +95,9 @@ def test_so_do_those_for_faces_and_videos() -> None:
 @torch.no_grad()
 def test_so_do_adapters_and_what_acts_inside_the_attention() -> None:
     adapter = t2i_adapter.load(test_t2i_adapter.theirs("light").state_dict(), {})
-    features = adapter.stream_to(META).hint(picture())
+    features = adapter.stream_to(META).hint(random_image())
     assert [h.device for h in features] == [META] * len(features)
-    assert [h.shape for h in features] == [h.shape for h in adapter.hint(picture())]
+    assert [h.shape for h in features] == [h.shape for h in adapter.hint(random_image())]
     style = test_style.ours()
     states = torch.from_numpy(test_style.states())[None]
     assert style.stream_to(META).hint(states).device == META and style.hint(states).device.type == "cpu"
@@ -127,7 +129,7 @@ def test_low_vram_changes_no_bit() -> None:
     net = ControlNet.load(theirs.state_dict(), theirs.config)
     made = []
     for low in (False, True):
-        with guide(pipe, [Unit(net, tiny.picture(), low_vram=low)]):
+        with guide(pipe, [Unit(net, tiny.random_image(), low_vram=low)]):
             made.append(run(pipe, steps=2))
     assert torch.equal(*made) and net.stream_device is None
 
@@ -136,9 +138,9 @@ def test_low_vram_changes_no_bit_of_adapters_and_attention() -> None:
     plain, xl = tiny.pipeline(StableDiffusionPipeline), tiny.pipeline(StableDiffusionXLPipeline, "SDXL")
     adapter = t2i_adapter.load(test_t2i_adapter.theirs("full").state_dict(), {})
     for pipe, net, image in (
-        (plain, adapter, tiny.picture()),
+        (plain, adapter, tiny.random_image()),
         (plain, test_style.ours(), test_style.seen()),
-        (xl, lllite.load(test_lllite.weights(), {}), tiny.picture()),
+        (xl, lllite.load(test_lllite.weights(), {}), tiny.random_image()),
     ):
         made = []
         for low in (False, True):

@@ -94,5 +94,5 @@ def test_a_guided_run_has_a_region_of_any_size(pipe: Any, height: int, width: in
     left[:, :641] = 1
     half = made(region=left)
     changed = (half - none).abs().mean(dim=(0, 1, 2))
-    # beyond a few latents the right half only feels the norms, which see the whole picture
+    # beyond a few latents the right half only feels the norms, which see the whole image
     assert changed[: len(changed) // 3].mean() > 2 * changed[-len(changed) // 3 :].mean()

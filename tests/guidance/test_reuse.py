@@ -38,7 +38,7 @@ SPANS = [Span(i / 6, (i + 1) / 6) for i in range(6)]
 
 
 def step(i: int, **changes: Any) -> Step:
-    """Step i of six, two rows for one picture; x turns by 0.1 of its norm a step."""
+    """Step i of six, two rows for one image; x turns by 0.1 of its norm a step."""
     x = torch.ones(2, 4, 8, 8)
     x[:, 0] += 0.2 * i
     given = {"x": x, "t": torch.full((2,), 900.0 - i), "context": torch.zeros(2, 3, 3), "span": SPANS[i]}
@@ -143,7 +143,7 @@ def test_a_reuse_of_1_is_none_to_the_bit_and_one_of_2_halves_the_calls(pipe: Any
     for reuse in (None, 1, 2):
         calls.clear()
         given = {} if reuse is None else {"reuse": reuse}
-        with guide(pipe, [Unit(net, tiny.picture(), weight=0.8, mode="control", **given)]):
+        with guide(pipe, [Unit(net, tiny.random_image(), weight=0.8, mode="control", **given)]):
             found.append(run(pipe))
         counts.append(len(calls))
     assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])

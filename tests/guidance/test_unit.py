@@ -112,7 +112,7 @@ def test_a_unit_keeps_copies_of_what_may_change() -> None:
 def test_missing_and_broken_files_are_told_when_maps_are_read(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="does not exist"):
         HintImages(Unit(Pushes(), tmp_path / "no.png"))
-    (tmp_path / "bad.png").write_bytes(b"not a picture")
+    (tmp_path / "bad.png").write_bytes(b"not an image")
     with pytest.raises(ValueError, match="is none of"):
         HintImages(Unit(Pushes(), str(tmp_path / "bad.png")))
 

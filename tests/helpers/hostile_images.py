@@ -46,7 +46,7 @@ def segment(marker, content=b""):
 
 
 def progressive(width, height, scans, *before, channels=1, data=b"\0" * 100):
-    """A JPEG whose scans say nothing, each over the whole picture."""
+    """A JPEG whose scans say nothing, each over the whole image."""
     components = b"".join(bytes([i + 1, 0x11, 0]) for i in range(channels))
     frame = segment(0xC2, struct.pack(">BHHB", 8, height, width, channels) + components)
     tables = segment(0xDB, b"\0" + b"\1" * 64)
@@ -129,8 +129,8 @@ HOSTILE_IMAGES: dict[str, tuple[Callable[[], bytes], str | None]] = {
     ),
     "JPEG of scans": (lambda: progressive(4000, 4000, 80_000), "parts"),
     "JPEG of scans with EXIF": (lambda: progressive(4000, 4000, 3000, segment(0xE1, b"Exif\0\0")), "scans"),
-    "JPEG of few scans of a large picture": (lambda: progressive(8000, 8000, 60), "scans"),
-    "JPEG of scans of a small picture": (lambda: progressive(64, 64, 80_000), "parts"),
+    "JPEG of few scans of a large image": (lambda: progressive(8000, 8000, 60), "scans"),
+    "JPEG of scans of a small image": (lambda: progressive(64, 64, 80_000), "parts"),
     "JPEG of coefficients": (lambda: progressive(8000, 8000, 3, channels=3), "would take"),
     "JPEG of comments": (lambda: jpeg_with(segment(0xFE) * (MB // 4)), "parts"),
     "JPEG of EXIF": (lambda: jpeg_with(segment(0xE1, b"Exif\0\0") * (MB // 10)), "parts"),

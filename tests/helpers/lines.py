@@ -77,8 +77,8 @@ def golden(name):
     return [torch.from_numpy(y) for y in np.load(assets() / "golden" / name).values()], x
 
 
-def picture(name, size=None):
-    """A picture of the assets, (width, height) large."""
+def asset_image(name, size=None):
+    """An image of the assets, (width, height) large."""
     image = read_image(assets() / "images" / name)
     return image if size is None else cv2.resize(image, size, interpolation=cv2.INTER_AREA)
 

@@ -116,7 +116,7 @@ def step_for(net: ControlNet, rows: int = 2, height: int = 8, width: int = 8, se
     )
 
 
-def picture(height: int = 64, width: int = 64, seed: int = 2) -> np.ndarray:
+def random_image(height: int = 64, width: int = 64, seed: int = 2) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 

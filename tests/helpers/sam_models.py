@@ -26,7 +26,7 @@ def sam():
 
 
 def sam2_video():
-    """The network for videos, whose files those for pictures are published as."""
+    """The network for videos, whose files those for images are published as."""
     backbone = {
         "model_type": "sam2_hiera_det_model",
         "hidden_size": 8,

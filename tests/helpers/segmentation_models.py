@@ -22,7 +22,7 @@ def swin():
 
 
 def oneformer(count=150):
-    """As the published ones are: on a Swin, the picture's short side given."""
+    """As the published ones are: on a Swin, the image's short side given."""
     config = transformers.OneFormerConfig(
         backbone_config=swin(),
         num_queries=12,

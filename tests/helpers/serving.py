@@ -45,8 +45,8 @@ def noise(side: int) -> str:
     return base64.b64encode(cv2.imencode(".png", pixels)[1].tobytes()).decode()
 
 
-def pixels(picture: str) -> np.ndarray:
-    return read_image(base64.b64decode(picture))
+def pixels(image: str) -> np.ndarray:
+    return read_image(base64.b64decode(image))
 
 
 class Client:
@@ -78,7 +78,7 @@ class Client:
     def images(self, *units: Any, **more: Any) -> list[np.ndarray]:
         status, answer = self.draw(*units, **more)
         assert status == 200, answer
-        return [pixels(picture) for picture in answer["images"]]
+        return [pixels(image) for image in answer["images"]]
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from networks import copy_module, randomised
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-SIZE = 64  # pixels: the pictures' sides
+SIZE = 64  # pixels: the images' sides
 DDIM = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
@@ -127,7 +127,7 @@ def pipeline(kind: type, shape: str = "SD1.5", channels: int = 4, **others: Any)
     return pipe
 
 
-def picture(seed: int = 0, size: int = SIZE) -> Image.Image:
+def random_image(seed: int = 0, size: int = SIZE) -> Image.Image:
     """Noise in blocks: something at every scale."""
     draw = np.random.default_rng(seed)
     pixels = sum(np.kron(draw.random((size // n, size // n, 3)), np.ones((n, n, 1))) for n in (1, 8, 32)) / 3

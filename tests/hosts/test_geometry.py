@@ -43,7 +43,7 @@ def net() -> ControlNet:
 
 @functools.cache
 def photo(seed: int = 0) -> np.ndarray:
-    return np.array(tiny.picture(seed, CANVAS))
+    return np.array(tiny.random_image(seed, CANVAS))
 
 
 @functools.cache

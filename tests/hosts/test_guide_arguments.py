@@ -14,7 +14,7 @@ from test_guide_equals_diffusers import latents, nets, pipelines
 
 from controlnet_ext import PerSample, Unit, Window, guide
 
-MAPS = [tiny.picture(1), tiny.picture(2)]
+MAPS = [tiny.random_image(1), tiny.random_image(2)]
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -46,7 +46,7 @@ def test_a_window_is_a_fraction_of_the_schedule_that_denoising_end_cuts(task: st
     given: dict[str, Any] = {"num_inference_steps": 8, "denoising_end": 0.7}
     if task != "text":
         mask = tiny.Image.new("L", (tiny.SIZE, tiny.SIZE), 255)
-        given |= {"image": tiny.picture(9), "mask_image": mask, "strength": 0.99}
+        given |= {"image": tiny.random_image(9), "mask_image": mask, "strength": 0.99}
     where = {"image": MAPS[0]} if task == "text" else {"control_image": MAPS[0]}
     expected = latents(
         controlled,
@@ -77,4 +77,4 @@ def test_a_strength_that_leaves_no_step_is_named() -> None:
         pytest.raises(RuntimeError, match="had no step that a unit could guide: raise strength or num_inference_steps"),
         guide(pipe, [Unit(Pushes(), GREY)]),
     ):
-        run(pipe, image=tiny.picture(), strength=0.1, steps=4)
+        run(pipe, image=tiny.random_image(), strength=0.1, steps=4)

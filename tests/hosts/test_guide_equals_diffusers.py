@@ -28,7 +28,7 @@ SCHEDULERS = {
 WINDOWS = [(0.0, 1.0), (0.0, 0.5), (0.3, 0.8)]
 MASK = Image.new("L", (tiny.SIZE, tiny.SIZE))
 MASK.paste(255, (16, 16, 48, 56))
-INIT = tiny.picture(seed=9)
+INIT = tiny.random_image(seed=9)
 
 HALF = {"image": INIT, "strength": 0.5, "num_inference_steps": 6}
 
@@ -111,7 +111,7 @@ def unguided(task: str, scheduler: str, shape: str) -> torch.Tensor:
 def test_latents_are_equal(task: str, scheduler: str, window: tuple[float, float], shape: str) -> None:
     theirs, ours = nets(shape)
     plain, controlled = pipelines(task, shape, scheduler, theirs)
-    given, map_ = arguments(task, scheduler), tiny.picture()
+    given, map_ = arguments(task, scheduler), tiny.random_image()
     where = {"image": map_} if task == "text" else {"control_image": map_}
     start, end = window
     expected = latents(
@@ -139,7 +139,7 @@ def equal(plain: Any, controlled: Any, units: list[Unit], where: dict[str, Any],
 def test_two_nets_with_windows_of_their_own_are_equal() -> None:
     first, second = nets("SD1.5"), nets("SD1.5", 3)
     plain, controlled = pipelines("text", "SD1.5", "Euler", [first[0], second[0]])
-    maps = [tiny.picture(1), tiny.picture(2)]
+    maps = [tiny.random_image(1), tiny.random_image(2)]
     units = [Unit(first[1], maps[0], 0.7, Window(0, 0.5)), Unit(second[1], maps[1], 1.2, Window(0.3, 1))]
     where = {"image": maps, "controlnet_conditioning_scale": [0.7, 1.2]}
     equal(
@@ -155,13 +155,13 @@ def test_two_nets_with_windows_of_their_own_are_equal() -> None:
 def test_without_guidance_and_with_several_images_latents_are_equal(shape: str, given: dict[str, Any]) -> None:
     theirs, ours = nets(shape)
     plain, controlled = pipelines("text", shape, "DDIM", theirs)
-    equal(plain, controlled, [Unit(ours, tiny.picture())], {"image": tiny.picture()}, **given)
+    equal(plain, controlled, [Unit(ours, tiny.random_image())], {"image": tiny.random_image()}, **given)
 
 
 def test_a_map_for_each_image_is_equal() -> None:
     theirs, ours = nets("SD1.5")
     plain, controlled = pipelines("text", "SD1.5", "DDIM", theirs)
-    maps = [tiny.picture(1), tiny.picture(2)]
+    maps = [tiny.random_image(1), tiny.random_image(2)]
     equal(plain, controlled, [Unit(ours, PerSample(maps))], {"image": maps}, prompt=["a cat", "a dog"])
 
 
@@ -170,7 +170,7 @@ def test_a_net_that_pools_globally_is_equal(scale: float) -> None:
     theirs, ours = nets("SD1.5", global_pool_conditions=True)
     plain, controlled = pipelines("text", "SD1.5", "DDIM", theirs)
     # at another weight the last bit differs: diffusers multiplies before it takes the mean
-    equal(plain, controlled, [Unit(ours, tiny.picture())], {"image": tiny.picture()}, guidance_scale=scale)
+    equal(plain, controlled, [Unit(ours, tiny.random_image())], {"image": tiny.random_image()}, guidance_scale=scale)
 
 
 def test_a_video_is_equal() -> None:
@@ -179,7 +179,7 @@ def test_a_video_is_equal() -> None:
         block_out_channels=(32, 64, 64, 64), motion_layers_per_block=2, motion_num_attention_heads=2
     )
     moving = UNetMotionModel.from_unet2d(tiny.unet(), randomised(adapter, seed=6))
-    frames = [tiny.picture(seed) for seed in range(3)]
+    frames = [tiny.random_image(seed) for seed in range(3)]
     made = []
     for kind, others in (("AnimateDiffPipeline", {}), ("AnimateDiffControlNetPipeline", {"controlnet": theirs})):
         parts = {k: v for k, v in tiny.parts().items() if k not in ("safety_checker", "unet")}

@@ -28,11 +28,11 @@ def test_offloaded_pipelines_are_guided_and_models_go_back(way: str, low_vram: b
     theirs = tiny.control()
     net = ControlNet.load({name: t.clone() for name, t in theirs.state_dict().items()}, theirs.config)
     controlled = fresh(StableDiffusionControlNetPipeline, controlnet=theirs.cuda()).to("cuda")
-    expected = run(controlled, image=tiny.picture())
+    expected = run(controlled, image=tiny.random_image())
     pipe = fresh(StableDiffusionPipeline)
     getattr(pipe, way)(*(["cuda"] if way == "to" else []))
     plain = run(pipe)
-    with guide(pipe, [Unit(net, tiny.picture(), low_vram=low_vram)]):
+    with guide(pipe, [Unit(net, tiny.random_image(), low_vram=low_vram)]):
         guided = run(pipe)
         assert net.device.type == ("cpu" if low_vram else "cuda")
     # kernels are chosen by the device, not by offloading; last bits may differ
@@ -45,10 +45,10 @@ def test_of_a_model_with_low_vram_only_single_layers_are_on_the_gpu() -> None:
     theirs = tiny.control()
     net = ControlNet.load({name: t.clone() for name, t in theirs.state_dict().items()}, theirs.config)
     pipe = fresh(StableDiffusionPipeline).to("cuda")
-    with guide(pipe, [Unit(net, tiny.picture())]):
+    with guide(pipe, [Unit(net, tiny.random_image())]):
         expected = run(pipe)
     held = torch.cuda.memory_allocated()
-    with guide(pipe, [Unit(net, tiny.picture(), low_vram=True)]):
+    with guide(pipe, [Unit(net, tiny.random_image(), low_vram=True)]):
         assert torch.allclose(run(pipe), expected, rtol=0, atol=1e-3)
         assert torch.cuda.memory_allocated() - held < 0.2 * sum(p.nbytes for p in net.parameters())
 
@@ -56,7 +56,7 @@ def test_of_a_model_with_low_vram_only_single_layers_are_on_the_gpu() -> None:
 def test_on_a_stream_of_its_own_the_net_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     nets = [ControlNet.load(theirs.state_dict(), theirs.config) for theirs in map(tiny.control, ["SD1.5"] * 2, [2, 3])]
     pipe = fresh(StableDiffusionPipeline).to("cuda")
-    units = [Unit(net, tiny.picture(), mode=mode) for net, mode in zip(nets, ["balanced", "control"], strict=True)]
+    units = [Unit(net, tiny.random_image(), mode=mode) for net, mode in zip(nets, ["balanced", "control"], strict=True)]
 
     def guided() -> torch.Tensor:
         with guide(pipe, units):
@@ -75,9 +75,9 @@ def test_cuda_graphs_of_two_nets_give_the_same_guidance(compiled_unet: bool) -> 
     for net in nets:
         net.to("cuda")
     units = [
-        Unit(nets[0], tiny.picture(), weight="1@0, 0.2@1"),
-        Unit(nets[0], tiny.picture(1), weight=0.6, reuse=2),
-        Unit(nets[1], tiny.picture(2), mode="control"),
+        Unit(nets[0], tiny.random_image(), weight="1@0, 0.2@1"),
+        Unit(nets[0], tiny.random_image(1), weight=0.6, reuse=2),
+        Unit(nets[1], tiny.random_image(2), mode="control"),
     ]
 
     def guided() -> torch.Tensor:

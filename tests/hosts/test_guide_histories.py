@@ -93,7 +93,7 @@ def expected(kinds: tuple[str, ...]) -> torch.Tensor:
 
 
 def is_expected(latents: torch.Tensor, kinds: tuple[str, ...]) -> bool:
-    """Where guides nest that act after a step, each reads the picture off the output of the one before, which rounds:
+    """Where guides nest that act after a step, each reads the image off the output of the one before, which rounds:
     measured 2e-6 where values reach 6. What a unit does is over 0.06."""
     return (latents - expected(kinds)).abs().max().item() < 1e-4
 

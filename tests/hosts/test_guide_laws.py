@@ -90,7 +90,7 @@ def test_residuals_that_the_pipeline_passes_itself_stay() -> None:
     ours = ControlNet.load(theirs[1].state_dict(), theirs[1].config)
     both = tiny.pipeline(diffusers.StableDiffusionControlNetPipeline, controlnet=theirs)
     one = tiny.pipeline(diffusers.StableDiffusionControlNetPipeline, controlnet=theirs[0])
-    images = [tiny.picture(1), tiny.picture(2)]
+    images = [tiny.random_image(1), tiny.random_image(2)]
     expected = run(both, image=images, controlnet_conditioning_scale=[0.7, 0.6])
     with guide(one, [Unit(ours, images[1], weight=0.6)]):
         assert torch.equal(run(one, image=images[0], controlnet_conditioning_scale=0.7), expected)
@@ -100,7 +100,7 @@ def test_a_t2i_adapter_that_the_pipeline_has_stays(pipe: Any) -> None:
     torch.manual_seed(0)
     adapter = diffusers.T2IAdapter(channels=(32, 64, 64, 64), num_res_blocks=1, downscale_factor=8).eval()
     adapted = tiny.pipeline(diffusers.StableDiffusionAdapterPipeline, adapter=adapter)
-    given = {"image": tiny.picture(1), "height": tiny.SIZE, "width": tiny.SIZE}
+    given = {"image": tiny.random_image(1), "height": tiny.SIZE, "width": tiny.SIZE}
     with guide(adapted, [Unit(Pushes(), GREY)]):
         both = run(adapted, **given)
     with guide(pipe, [Unit(Pushes(), GREY)]):
@@ -140,7 +140,7 @@ def test_fractions_are_those_of_the_steps_that_run() -> None:
     half = tiny.pipeline(StableDiffusionImg2ImgPipeline)
     model = Pushes()
     with guide(half, [Unit(model, GREY)]):
-        run(half, image=tiny.picture(), strength=0.5, steps=6)
+        run(half, image=tiny.random_image(), strength=0.5, steps=6)
     assert [step.span for step in model.steps] == [(i / 3, (i + 1) / 3) for i in range(3)]
 
 
@@ -154,7 +154,7 @@ def test_a_run_that_ends_early_has_fractions_of_the_whole_schedule() -> None:
 
 def test_the_hint_is_made_once_a_run_and_size(pipe: Any) -> None:
     model = Pushes()
-    with guide(pipe, [Unit(model, tiny.picture(size=96), window=Window(0.25, 1))]):
+    with guide(pipe, [Unit(model, tiny.random_image(size=96), window=Window(0.25, 1))]):
         run(pipe)
         assert model.hints == [(2, 64, 64, 3)]
         pipe("a cat", height=64, width=128, num_inference_steps=4, output_type="latent")
@@ -195,11 +195,11 @@ def test_perturbed_rows_have_the_prompt() -> None:
 
 
 def test_a_batch_of_another_make_is_not_guessed(pipe: Any) -> None:
-    """instruct-pix2pix stacks three copies, prompt first; with two pictures that divides by two."""
+    """instruct-pix2pix stacks three copies, prompt first; with two images that divides by two."""
     nine = tiny.unet("SD1.5", channels=8)
     other = tiny.pipeline(diffusers.StableDiffusionInstructPix2PixPipeline, unet=nine, image_encoder=None)
     model = Pushes()
-    call = {"image": tiny.picture(), "num_inference_steps": 2, "output_type": "latent"}
+    call = {"image": tiny.random_image(), "num_inference_steps": 2, "output_type": "latent"}
     with guide(other, [Unit(model, GREY)]):
         other(["a cat", "a dog"], **call)
     assert model.steps[0].positive is None and len(model.steps[0].x) == 6

@@ -1,4 +1,4 @@
-"""What cannot act is refused in one line: there is never a picture without its guidance."""
+"""What cannot act is refused in one line: there is never an image without its guidance."""
 
 from __future__ import annotations
 
@@ -141,9 +141,9 @@ def test_another_pipeline_that_shares_the_unet_is_refused(pipe: Any) -> None:
         (12, 0.8, "UNet call 5"),
     ):
         with guide(pipe, [Unit(Pushes(), GREY)]), pytest.raises(ValueError, match=message):
-            run(other, image=tiny.picture(), steps=steps, strength=strength)
+            run(other, image=tiny.random_image(), steps=steps, strength=strength)
     with guide(pipe, [Unit(Pushes(), GREY)]), pytest.raises(ValueError, match="is none of the scheduler's"):
-        run(own, image=tiny.picture(), steps=7, strength=0.9)
+        run(own, image=tiny.random_image(), steps=7, strength=0.9)
 
 
 def test_a_unit_for_the_second_run_wants_a_second_run(pipe: Any) -> None:

@@ -18,7 +18,7 @@ from controlnet_ext import PerSample, Span, Unit, guide
 from controlnet_ext.models.kinds.controlnet import ControlNet
 
 PROMPTS = ["a cat", "a dog"]
-MAPS = [tiny.picture(1), tiny.picture(2)]
+MAPS = [tiny.random_image(1), tiny.random_image(2)]
 STEPS = 3
 
 
@@ -47,7 +47,7 @@ def latents(pipe: Any, **given: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize("scheduler", [diffusers.EulerDiscreteScheduler, diffusers.DDIMScheduler])
 def test_guidance_split_over_two_calls_is_that_of_one(scheduler: Any) -> None:
-    """A map for each picture, and residuals on the prompt's rows only, which both need to know the rows."""
+    """A map for each image, and residuals on the prompt's rows only, which both need to know the rows."""
     config = diffusers.DDIMScheduler(**tiny.DDIM).config
     whole = tiny.pipeline(StableDiffusionXLPipeline, "SDXL", scheduler=scheduler.from_config(config))
     split = modular(diffusers.ClassifierFreeGuidance(guidance_scale=5.0), scheduler.from_config(config))
@@ -193,7 +193,7 @@ def test_views_of_a_panorama_are_refused_by_name() -> None:
 
 PAG: list[tuple[str, str, dict[str, Any]]] = [
     ("StableDiffusionPAGPipeline", "SD1.5", {}),
-    ("StableDiffusionPAGImg2ImgPipeline", "SD1.5", {"image": tiny.picture(), "strength": 1.0}),
+    ("StableDiffusionPAGImg2ImgPipeline", "SD1.5", {"image": tiny.random_image(), "strength": 1.0}),
     ("StableDiffusionXLPAGPipeline", "SDXL", {}),
 ]
 
@@ -217,7 +217,7 @@ def test_perturbed_attention_guidance_has_its_rows(name: str, shape: str, given:
     assert len(residual) == 2 * copies
     assert torch.equal(residual[:2], torch.zeros_like(residual[:2])) is bool(scale)
     torch.testing.assert_close(residual[-2:], residual[-4:-2], rtol=0, atol=1e-5)
-    assert (residual[-2] - residual[-1]).abs().max() > 1e-2  # each picture its own map
+    assert (residual[-2] - residual[-1]).abs().max() > 1e-2  # each image its own map
 
 
 def test_as_many_maps_as_images_however_many_copies() -> None:

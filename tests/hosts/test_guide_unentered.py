@@ -13,7 +13,7 @@ from fakes import Pushes
 from controlnet_ext import ControlMap, PerSample, Unit, guide
 from controlnet_ext.hosts.ldm.guide import guide_ldm
 
-PHOTO = np.asarray(tiny.picture(seed=1))
+PHOTO = np.asarray(tiny.random_image(seed=1))
 
 
 @pytest.fixture(scope="module")

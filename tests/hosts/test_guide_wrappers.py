@@ -207,7 +207,7 @@ def animate(pipe: Any, **given: Any) -> torch.Tensor:
 def test_free_noise_split_inference_is_guided_as_diffusers_does() -> None:
     theirs = tiny.control()
     net = ControlNet.load(theirs.state_dict())  # without a config: heads come from the UNet
-    frames = [tiny.picture(seed) for seed in range(4)]
+    frames = [tiny.random_image(seed) for seed in range(4)]
     expected = animate(animate_diff(theirs), conditioning_frames=frames)
     pipe = animate_diff()
     with guide(pipe, [Unit(net, PerSample(frames))]):
@@ -248,8 +248,8 @@ def test_offloaded_and_cast_networks_are_guided_as_diffusers_does(way: str, with
         offload(way, pipe.unet)
     if with_net:
         offload(way, net, theirs)
-    expected = fakes.run(pipes[1], steps=2, image=tiny.picture(), height=tiny.SIZE, width=tiny.SIZE)
-    with guide(pipes[0], [Unit(net, tiny.picture())]):
+    expected = fakes.run(pipes[1], steps=2, image=tiny.random_image(), height=tiny.SIZE, width=tiny.SIZE)
+    with guide(pipes[0], [Unit(net, tiny.random_image())]):
         found = fakes.run(pipes[0], steps=2)
     # a cast network computes in float32 what float8 stores; norms, which diffusers does not cast, are the same
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
@@ -277,8 +277,8 @@ def test_cast_transformer_networks_are_guided_as_diffusers_does(base: str) -> No
     pipes = [transformers.pipeline(base), transformers.pipeline(base, theirs)]
     for pipe in pipes:
         pipe.transformer.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
-    expected = transformers.run(pipes[1], base, control_image=tiny.picture(), controlnet_conditioning_scale=1.0)
-    with guide(pipes[0], [Unit(transformers.ours(base, own), tiny.picture())]):
+    expected = transformers.run(pipes[1], base, control_image=tiny.random_image(), controlnet_conditioning_scale=1.0)
+    with guide(pipes[0], [Unit(transformers.ours(base, own), tiny.random_image())]):
         found = transformers.run(pipes[0], base)
     assert transformers.near(found, expected)
     assert (found - transformers.run(pipes[0], base)).abs().max() > 1e-3
@@ -288,6 +288,6 @@ def test_a_cast_flux_union_reads_its_kind() -> None:
     net = transformers.control("flux", num_mode=10)
     net.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
     pipe = transformers.pipeline("flux")
-    with guide(pipe, [Unit(FluxUnion(net).with_types("depth"), tiny.picture())]):
+    with guide(pipe, [Unit(FluxUnion(net).with_types("depth"), tiny.random_image())]):
         found = transformers.run(pipe, "flux")
     assert found.isfinite().all() and (found - transformers.run(pipe, "flux")).abs().max() > 1e-3

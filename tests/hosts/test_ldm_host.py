@@ -15,7 +15,7 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 from fakes import run
 from ldm import UNetModel
-from tiny import DDIM, control, parts, picture, pipeline, unet
+from tiny import DDIM, control, parts, pipeline, random_image, unet
 
 from controlnet_ext import PerSample, Unit, Window, guide
 from controlnet_ext.guidance.after_steps import ColorFix
@@ -37,7 +37,7 @@ def net(shape="SD1.5", seed=2):
 
 
 def unit(**changes):
-    return Unit(**({"model": net(), "image": picture()} | changes))
+    return Unit(**({"model": net(), "image": random_image()} | changes))
 
 
 def inputs(shape="SD1.5", rows=2, seed=0):
@@ -156,9 +156,9 @@ def _hooks(model):
 
 @pytest.mark.parametrize("parts", [(4,), (2, 2), (1, 1, 1, 1), (3, 1)])
 def test_rows_are_known_however_the_host_splits_a_step(parts):
-    """The mode "control" acts on the prompt's rows only; PerSample has a map for each picture."""
+    """The mode "control" acts on the prompt's rows only; PerSample has a map for each image."""
     given = inputs(rows=4)
-    units = [unit(mode="control", image=PerSample([picture(1), picture(2)]))]
+    units = [unit(mode="control", image=PerSample([random_image(1), random_image(2)]))]
     model = UNetModel(unet())
     plain, whole = called(model, given), guided(model, units, given)
     assert torch.equal(whole[2:], plain[2:])
@@ -176,7 +176,7 @@ def _split(given, parts):
 
 
 def test_a_prompt_of_several_parts_has_a_row_for_each():
-    """AND: two prompts for the first picture, one for the second, then the rows without prompts."""
+    """AND: two prompts for the first image, one for the second, then the rows without prompts."""
     given = tuple(None if g is None else torch.cat([g, g[:1]]) for g in inputs(rows=4))
     announced = BatchRows(SPANS[0], [0, 0, 1, 0, 1], [True, True, True, False, False])
     model, units = UNetModel(unet()), [unit(mode="control")]
@@ -202,7 +202,7 @@ def test_what_a_unit_needs_and_the_host_cannot_tell_is_refused():
 
 
 def test_a_map_may_be_of_any_size_and_two_runs_have_hints_of_their_own():
-    model, units = UNetModel(unet()), [unit(image=np.asarray(picture(3, 192)))]
+    model, units = UNetModel(unet()), [unit(image=np.asarray(random_image(3, 192)))]
     small = inputs()
     large = tuple(None if g is None else torch.nn.functional.pad(g, (0, 8, 0, 8)) if g.ndim == 4 else g for g in small)
     with guide_ldm(model, units) as guiding:
@@ -277,7 +277,7 @@ def test_without_the_model_what_needs_it_is_refused():
 def attached(shape):
     """A unit that acts inside the attention, of each kind that does."""
     if shape == "SDXL":
-        return Unit(lllite.load(test_lllite.weights(), {}), picture(), weight=0.6)
+        return Unit(lllite.load(test_lllite.weights(), {}), random_image(), weight=0.6)
     return Unit(test_style.ours(), test_style.holding(test_style.states()), weight=0.7)
 
 
@@ -290,7 +290,7 @@ def acting(shape, kind):
         model = test_union.ours(test_union.theirs(tiny_one=True)).with_types("depth")
     else:
         model = t2i_adapter.load(test_t2i_adapter.theirs(kind).state_dict(), {})
-    return Unit(model, picture(), weight=0.6)
+    return Unit(model, random_image(), weight=0.6)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from controlnet_ext.guidance.after_steps import InpaintRestore
 from controlnet_ext.hosts.diffusers.host import PipelineCall
 from controlnet_ext.models.kinds.controlnet import ControlNet
 
-PHOTO, MAP = tiny.picture(1, 128), tiny.picture(2, 128)
+PHOTO, MAP = tiny.random_image(1, 128), tiny.random_image(2, 128)
 PAD = 8
 
 
@@ -93,7 +93,7 @@ def test_the_part_lies_where_diffusers_puts_it(
     box: tuple[int, int, int, int], size: tuple[int, int], drawn: tuple[int, int]
 ) -> None:
     pipe = tiny.pipeline(diffusers.StableDiffusionInpaintPipeline)
-    smooth = tiny.picture(4, 128).resize(size).filter(ImageFilter.GaussianBlur(6))
+    smooth = tiny.random_image(4, 128).resize(size).filter(ImageFilter.GaussianBlur(6))
     painted, model = mask(box, size), Reads()
     width, height = drawn
     with guide(pipe, [Unit(model, smooth)]):

@@ -83,9 +83,12 @@ def make_units(kind: str) -> list[Unit]:
     theirs = tiny.control()
     net = ControlNet.load(theirs.state_dict(), dict(theirs.config))
     return {
-        "residuals": [Unit(net, tiny.picture(), window=Window(0, 0.5)), Unit(net, GREY, weight=0.5, mode="control")],
-        "attention": [Unit(Plus(), GREY), Unit(net, tiny.picture())],
-        "after the step": [Unit(net, tiny.picture(), after=ColorFix(2, 1.0))],
+        "residuals": [
+            Unit(net, tiny.random_image(), window=Window(0, 0.5)),
+            Unit(net, GREY, weight=0.5, mode="control"),
+        ],
+        "attention": [Unit(Plus(), GREY), Unit(net, tiny.random_image())],
+        "after the step": [Unit(net, tiny.random_image(), after=ColorFix(2, 1.0))],
         "none": [],
     }[kind]
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 from pytest import MonkeyPatch
 from ldm import UNetModel
-from tiny import control, picture, unet
+from tiny import control, random_image, unet
 from webui_host import Request, install
 
 place = pathlib.Path(tempfile.mkdtemp())
@@ -19,7 +19,7 @@ host = install(MonkeyPatch(), place, UNetModel(unet()))
 from controlnet_ext.sdwebui.images import encode_png_base64
 from controlnet_ext.webui.script import ControlNetScript
 
-image = encode_png_base64(np.asarray(picture()))
+image = encode_png_base64(np.asarray(random_image()))
 unit = {"module": "canny", "model": "diffusion_pytorch_model", "image": image, "processor_res": 64}
 request = Request(host, host.model.model.diffusion_model, saves=False)
 script, shown = ControlNetScript(), SimpleNamespace(images=[])

@@ -1,4 +1,4 @@
-"""The maps that need no network: small pictures with the answer typed out, formulas in float64, the published map."""
+"""The maps that need no network: small images with the answer typed out, formulas in float64, the published map."""
 
 import os
 from pathlib import Path
@@ -13,8 +13,8 @@ rng = np.random.default_rng(0)
 NOISE = cv2.resize(rng.integers(0, 256, (40, 57, 3), np.uint8), (170, 120), interpolation=cv2.INTER_CUBIC)
 
 
-def picture(rows):
-    """A grey picture (H, W, 3) from rows of digits, each digit times 28."""
+def typed_image(rows):
+    """A grey image (H, W, 3) from rows of digits, each digit times 28."""
     grey = np.array([[int(digit) * 28 for digit in row] for row in rows.split()], np.uint8)
     return np.repeat(grey[..., None], 3, axis=2)
 
@@ -27,7 +27,7 @@ def drawn(control_map):
 
 def test_canny_marks_the_border_of_a_square():
     # both sides of the step have the same gradient: the first in reading order is kept, the corner is cut
-    assert drawn(preprocess("canny", picture("00000 00000 00999 00999 00999"))) == "..... ...## ..#.. .#... .#..."
+    assert drawn(preprocess("canny", typed_image("00000 00000 00999 00999 00999"))) == "..... ...## ..#.. .#... .#..."
 
 
 def test_canny_sees_an_edge_that_grey_does_not():
@@ -39,7 +39,7 @@ def test_canny_sees_an_edge_that_grey_does_not():
 
 
 def test_canny_keeps_weak_edges_only_where_they_touch_strong_ones():
-    weak = picture("0000011111 0000011111 0000011111 0000011111")  # a step of 28 has an L1 gradient of 4 * 28 = 112
+    weak = typed_image("0000011111 0000011111 0000011111 0000011111")  # a step of 28 has an L1 gradient of 4 * 28 = 112
     assert drawn(preprocess("canny", weak)) == " ".join([".........."] * 4)
     assert drawn(preprocess("canny", weak, low=50, high=111)) == " ".join(["....#....."] * 4)
 

@@ -16,7 +16,7 @@ import test_union
 import tiny
 import torch
 from fakes import run, state
-from networks import all_of, ours, picture, randomised, reference, step_for, unet
+from networks import all_of, ours, random_image, randomised, reference, step_for, unet
 from test_guide_histories import PIPE
 
 from controlnet_ext import Unit, Window, guide
@@ -85,9 +85,11 @@ def test_a_run_is_the_same_and_makes_few_graphs() -> None:
     pipe = PIPE
     nets = [net_for(PIPE, seed) for seed in (2, 3)]
     units = [
-        Unit(nets[0], tiny.picture(), weight="1@0, 0.2@1"),
-        Unit(nets[0], tiny.picture(1), weight=0.6, reuse=2),  # whose first residuals outlast the next call of the net
-        Unit(nets[1], tiny.picture(2), mode="prompt", window=Window(0.25, 0.8)),
+        Unit(nets[0], tiny.random_image(), weight="1@0, 0.2@1"),
+        Unit(
+            nets[0], tiny.random_image(1), weight=0.6, reuse=2
+        ),  # whose first residuals outlast the next call of the net
+        Unit(nets[1], tiny.random_image(2), mode="prompt", window=Window(0.25, 0.8)),
     ]
 
     def guided() -> torch.Tensor:
@@ -109,7 +111,7 @@ def test_a_run_is_the_same_and_makes_few_graphs() -> None:
 def test_a_graph_that_fails_leaves_nothing() -> None:
     pipe = PIPE
     net = net_for(PIPE)
-    unit = Unit(net, tiny.picture())
+    unit = Unit(net, tiny.random_image())
     with guide(pipe, [unit]):
         expected = run(pipe)
     plain, before = run(pipe), state(pipe)
@@ -126,7 +128,7 @@ def test_a_graph_that_fails_leaves_nothing() -> None:
 def test_all_kinds_of_control_nets_compile_whole(make: Any) -> None:
     net, many = make(), make in (union, test_sparsectrl.ours)
     step = test_sparsectrl.step() if make is test_sparsectrl.ours else step_for(net)
-    hint = [net.hint(picture())] if many else net.hint(picture())
+    hint = [net.hint(random_image())] if many else net.hint(random_image())
     steps = [replace(step, x=step.x * scale, t=step.t - 20, span=step.span) for scale in (1, 0.9)]
     expected = [all_of(net(each, hint)) for each in steps]
     replays = Replays()
@@ -142,7 +144,7 @@ def test_other_sizes_and_copies_of_a_net_take_few_graphs() -> None:
     net = net_for(PIPE)
     replays = Replays()
     sizes = [(2, 8, 8), (1, 16, 8), (3, 24, 16), (4, 8, 24)]
-    cases = [(step_for(net, *size), net.hint(picture(8 * size[1], 8 * size[2]))) for size in sizes]
+    cases = [(step_for(net, *size), net.hint(random_image(8 * size[1], 8 * size[2]))) for size in sizes]
     expected = [h for each in (net, with_global_average_pooling(net)) for case in cases for h in all_of(each(*case))]
     net.compile(backend=replays)
     made = [h for each in (net, with_global_average_pooling(net)) for case in cases for h in all_of(each(*case))]
@@ -155,7 +157,7 @@ def test_other_sizes_and_copies_of_a_net_take_few_graphs() -> None:
 @pytest.mark.parametrize("base", transformers.PIPES)
 def test_networks_of_transformers_compile_too(base: str) -> None:
     net, pipe = transformers.ours(base, transformers.control(base)), transformers.pipeline(base)
-    units = [Unit(net, tiny.picture(), weight=0.7), Unit(net, tiny.picture(1), weight=0.5)]
+    units = [Unit(net, tiny.random_image(), weight=0.7), Unit(net, tiny.random_image(1), weight=0.5)]
     made = []
     for replays in (None, Replays()):
         if replays is not None:
@@ -172,16 +174,16 @@ def test_a_pickled_net_is_compiled_the_same_way() -> None:
     step = step_for(net)
     again = pickle.loads(pickle.dumps(net))
     assert type(again.block_runner) is type(net.block_runner)
-    assert equal(all_of(again(step, again.hint(picture()))), all_of(net(step, net.hint(picture()))))
+    assert equal(all_of(again(step, again.hint(random_image()))), all_of(net(step, net.hint(random_image()))))
 
 
 def test_what_compiles_nothing_that_units_call_is_refused() -> None:
     net = ours(reference("SDXL small"))
     with pytest.raises(ValueError, match=r"the controlnet is compiled around what a unit calls.*net\.compile"):
-        Unit(torch.compile(net), picture())  # type: ignore[arg-type]
+        Unit(torch.compile(net), random_image())  # type: ignore[arg-type]
     torch.nn.Module.compile(net)
     with pytest.raises(ValueError, match="the controlnet is compiled around what a unit calls"):
-        Unit(net, picture())
+        Unit(net, random_image())
 
 
 @torch.no_grad()
@@ -191,7 +193,7 @@ def test_torchs_own_backend_gives_the_residuals_to_rounding() -> None:
     """Of float32, whose sums it takes in another order: 1e-5 of the largest."""
     net = ours(reference("SDXL small"))
     step = step_for(net)
-    expected = all_of(net(step, net.hint(picture())))
+    expected = all_of(net(step, net.hint(random_image())))
     net.compile()
-    for a, b in zip(all_of(net(step, net.hint(picture()))), expected, strict=True):
+    for a, b in zip(all_of(net(step, net.hint(random_image()))), expected, strict=True):
         assert (a - b).abs().max() <= 1e-5 * b.abs().max()

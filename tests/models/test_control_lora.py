@@ -16,7 +16,7 @@ from diffusers import (
     StableDiffusionPipeline,
     UNetMotionModel,
 )
-from networks import all_of, ours, picture, randomised, reference, step_for, theirs_on, unet
+from networks import all_of, ours, random_image, randomised, reference, step_for, theirs_on, unet
 from safetensors.torch import save_file
 
 from controlnet_ext import Unit, cli, guide, models
@@ -79,7 +79,9 @@ def test_residuals_equal_those_of_the_network_written_out(shape: str, tmp_path: 
     assert (lora.architecture, lora.unet_signature) == ("control-lora", net.unet_signature)
     lora.bind(base)
     step = step_for(net)
-    for a, b in zip(all_of(lora(step, lora.hint(picture()))), all_of(net(step, net.hint(picture()))), strict=True):
+    for a, b in zip(
+        all_of(lora(step, lora.hint(random_image()))), all_of(net(step, net.hint(random_image()))), strict=True
+    ):
         assert b.std() >= 0.1
         assert (a - b).abs().max() <= 1e-5 * b.std()  # the product is added as it is made
 
@@ -97,7 +99,7 @@ def test_residuals_equal_those_of_diffusers_loader_given_the_biases_that_it_leav
     lora = load(file | MARK, {})
     lora.bind(base)
     step = step_for(lora)
-    for a, b in zip(all_of(lora(step, lora.hint(picture()))), theirs_on(net, step, picture()), strict=True):
+    for a, b in zip(all_of(lora(step, lora.hint(random_image()))), theirs_on(net, step, random_image()), strict=True):
         assert (a - b).abs().max() <= 1e-5 * b.std()
 
 
@@ -113,7 +115,7 @@ def test_it_holds_what_the_file_holds_and_the_unet_stays() -> None:
     size = sum(tensor.numel() for tensor in file.values())
     assert sum(p.numel() for p in lora.parameters()) == size < 0.5 * sum(p.numel() for p in theirs.parameters())
     step = step_for(lora)
-    hint, held = lora.hint(picture()), live()
+    hint, held = lora.hint(random_image()), live()
     lora(step, hint)
     assert live() == held  # no layer's weights were kept
     lora.to("cpu", torch.float64)
@@ -131,7 +133,7 @@ def test_it_reads_below_lora() -> None:
     lora, net = load(file | MARK, {}), ControlNet.load(whole, theirs.config)
     lora.bind(base)
     step = step_for(net)
-    close(lora(step, lora.hint(picture())).middle, net(step, net.hint(picture())).middle)
+    close(lora(step, lora.hint(random_image())).middle, net(step, net.hint(random_image())).middle)
     base.fuse_lora()
     with pytest.raises(ValueError, match="a LoRA is fused"):
         lora.bind(base)
@@ -145,11 +147,11 @@ def test_a_video_unet_lends_its_spatial_weights() -> None:
     lora, net = load(file | MARK, {}), ControlNet.load(whole, theirs.config)
     lora.bind(UNetMotionModel.from_unet2d(base, adapter))
     with pytest.raises(ValueError, match="settled on is gone"):
-        lora(step_for(net), lora.hint(picture()))
+        lora(step_for(net), lora.hint(random_image()))
     video = UNetMotionModel.from_unet2d(base, adapter)
     lora.bind(video)
     step = replace(step_for(net, rows=4), frames=2)
-    close(lora(step, lora.hint(picture())).middle, net(step, net.hint(picture())).middle)
+    close(lora(step, lora.hint(random_image())).middle, net(step, net.hint(random_image())).middle)
 
 
 def test_a_unet_without_weights_tells_what_fits() -> None:
@@ -174,7 +176,7 @@ def test_another_unet_is_another_network() -> None:
     results = []
     for model in (base, randomised(unet("SD1.5"), seed=9), base):
         lora.bind(model)
-        results.append(lora(step, lora.hint(picture())).middle)
+        results.append(lora(step, lora.hint(random_image())).middle)
     assert torch.equal(results[0], results[2])
     assert not torch.equal(results[0], results[1])
 
@@ -193,7 +195,7 @@ def test_an_inpainting_unet_lends_the_channels_of_its_latents() -> None:
     lora.bind(base)
     step = step_for(net)
     nine = replace(step, x=torch.cat([step.x, step.x, step.x[:, :1]], dim=1))
-    close(lora(nine, lora.hint(picture())).middle, net(step, net.hint(picture())).middle)
+    close(lora(nine, lora.hint(random_image())).middle, net(step, net.hint(random_image())).middle)
 
 
 def test_a_half_precision_lora_computes_in_half_precision() -> None:
@@ -202,7 +204,7 @@ def test_a_half_precision_lora_computes_in_half_precision() -> None:
     lora.bind(base)
     step = step_for(lora)
     with torch.no_grad():
-        assert lora(step, lora.hint(picture())).middle.dtype == torch.float32
+        assert lora(step, lora.hint(random_image())).middle.dtype == torch.float32
     assert lora._get_net().dtype == torch.bfloat16
 
 
@@ -215,8 +217,8 @@ def test_a_guided_pipeline_equals_diffusers_with_the_network_written_out() -> No
     pipe = tiny.pipeline(StableDiffusionPipeline, unet=base)
     theirs = tiny.pipeline(StableDiffusionControlNetPipeline, unet=base, controlnet=control)
     given = {"num_inference_steps": 2, "height": 64, "width": 64, "output_type": "latent"}
-    expected = theirs("a b", image=tiny.picture(1), generator=torch.Generator().manual_seed(0), **given).images
-    with guide(pipe, [Unit(load(file | MARK, {}), tiny.picture(1))]):
+    expected = theirs("a b", image=tiny.random_image(1), generator=torch.Generator().manual_seed(0), **given).images
+    with guide(pipe, [Unit(load(file | MARK, {}), tiny.random_image(1))]):
         found = pipe("a b", generator=torch.Generator().manual_seed(0), **given).images
     close(found, expected)
 
@@ -228,7 +230,7 @@ def test_shuffle_maps_are_pooled() -> None:
     step = step_for(lora)
     with torch.no_grad():
         shapes = [
-            some(step, some.hint(picture())).skips[0].shape[2:] for some in (lora, lora.for_map_types(["shuffle"]))
+            some(step, some.hint(random_image())).skips[0].shape[2:] for some in (lora, lora.for_map_types(["shuffle"]))
         ]
     assert shapes == [(8, 8), (1, 1)]
     assert lora.global_average_pooling is None
@@ -242,7 +244,7 @@ def test_what_it_is_and_needs_is_said(tmp_path: Path, capsys: pytest.CaptureFixt
     assert (found["architecture"], found["layout"], found["details"]["rank"]) == ("control-lora", "ldm", 3)
     lora = models.load(tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match=r"bind\(unet\) comes first"):
-        lora.hint(picture())
+        lora.hint(random_image())
     with pytest.raises(ValueError, match="but the model"):
         lora.bind(unet("SD1.5"))
     assert cli.main(["convert", str(tmp_path / "a.safetensors"), str(tmp_path / "b"), "--to", "diffusers"]) == 2
@@ -277,5 +279,5 @@ def test_the_unet_may_be_gone() -> None:
     del base
     gc.collect()
     with torch.no_grad(), pytest.raises(ValueError, match="settled on is gone"):
-        lora(step, lora.hint(picture()))
+        lora(step, lora.hint(random_image()))
     assert ours(theirs) is not None

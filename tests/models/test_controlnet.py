@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import ControlNetModel, MotionAdapter, UNetMotionModel
 from diffusers.image_processor import VaeImageProcessor
-from networks import SHAPES, SIZES, all_of, ours, picture, randomised, reference, step_for, theirs_on, unet
+from networks import SHAPES, SIZES, all_of, ours, random_image, randomised, reference, step_for, theirs_on, unet
 
 from controlnet_ext.models.base_unet import get_heads
 from controlnet_ext.models.kinds.controlnet import ControlNet
@@ -28,7 +28,7 @@ SDXL = UNetSignature(
 def test_residuals_equal_diffusers(shape: str, rows: int, height: int, width: int) -> None:
     theirs = reference(shape)
     net = ours(theirs)
-    step, image = step_for(net, rows, height, width), picture(8 * height, 8 * width)
+    step, image = step_for(net, rows, height, width), random_image(8 * height, 8 * width)
     expected = theirs_on(theirs, step, image)
     results = all_of(net(step, net.hint(image)))
     for result, wanted in zip(results, expected, strict=True):
@@ -43,8 +43,8 @@ def test_residuals_equal_diffusers_in_other_dtypes(dtype: torch.dtype) -> None:
     net = ours(theirs)
     step = step_for(net)
     step = replace(step, x=step.x.to(dtype), context=step.context.to(dtype))
-    results = all_of(net(step, net.hint(picture())))
-    for result, wanted in zip(results, theirs_on(theirs, step, picture()), strict=True):
+    results = all_of(net(step, net.hint(random_image())))
+    for result, wanted in zip(results, theirs_on(theirs, step, random_image()), strict=True):
         assert result.dtype == dtype
         assert torch.equal(result, wanted)
 
@@ -52,13 +52,13 @@ def test_residuals_equal_diffusers_in_other_dtypes(dtype: torch.dtype) -> None:
 @torch.no_grad()
 def test_residuals_have_the_dtype_of_x_whatever_the_network_has() -> None:
     net = ours(reference("SD1.5")).to(torch.bfloat16)
-    assert {r.dtype for r in all_of(net(step_for(net), net.hint(picture())))} == {torch.float32}
+    assert {r.dtype for r in all_of(net(step_for(net), net.hint(random_image())))} == {torch.float32}
 
 
 @torch.no_grad()
 def test_one_hint_serves_all_rows() -> None:
     net = ours(reference("SD1.5"))
-    step, hint = step_for(net, rows=3), net.hint(picture())
+    step, hint = step_for(net, rows=3), net.hint(random_image())
     one, many = all_of(net(step, hint)), all_of(net(step, hint.repeat(3, 1, 1, 1)))
     assert all(torch.equal(a, b) for a, b in zip(one, many, strict=True))
 
@@ -67,7 +67,7 @@ def test_one_hint_serves_all_rows() -> None:
 def test_each_row_has_its_own_hint_prompt_and_time() -> None:
     """A batch equals its rows alone; the tolerance is for matrix products whose order depends on the batch."""
     net = ours(reference("SDXL"))
-    step, hints = step_for(net, rows=3), net.hint(np.stack([picture(seed=s) for s in range(3)]))
+    step, hints = step_for(net, rows=3), net.hint(np.stack([random_image(seed=s) for s in range(3)]))
     together = all_of(net(step, hints))
     for i in range(3):
         row = slice(i, i + 1)
@@ -79,7 +79,7 @@ def test_each_row_has_its_own_hint_prompt_and_time() -> None:
 @torch.no_grad()
 def test_an_inpainting_unets_x_counts_by_its_latents() -> None:
     net = ours(reference("SD1.5"))
-    step, hint = step_for(net), net.hint(picture())
+    step, hint = step_for(net), net.hint(random_image())
     nine = replace(step, x=torch.cat([step.x, torch.full_like(step.x[:, :1], 9), step.x], dim=1))
     assert all(torch.equal(a, b) for a, b in zip(all_of(net(step, hint)), all_of(net(nine, hint)), strict=True))
 
@@ -87,7 +87,7 @@ def test_an_inpainting_unets_x_counts_by_its_latents() -> None:
 @torch.no_grad()
 def test_frames_of_a_video_share_prompt_and_hint() -> None:
     net = ours(reference("SD1.5"))
-    step, hints = step_for(net, rows=4), net.hint(np.stack([picture(seed=1), picture(seed=2)]))
+    step, hints = step_for(net, rows=4), net.hint(np.stack([random_image(seed=1), random_image(seed=2)]))
     given = replace(step, t=step.t[:1], context=step.context[:2], frames=2)
     spread = replace(step, t=step.t[:1].repeat(4), context=step.context[:2].repeat_interleave(2, dim=0))
     results = all_of(net(given, hints)), all_of(net(spread, hints.repeat_interleave(2, dim=0)))
@@ -100,7 +100,9 @@ def test_pooled_residuals_equal_diffusers() -> None:
     net = ours(theirs)
     assert net.global_average_pooling
     step = step_for(net)
-    for result, wanted in zip(all_of(net(step, net.hint(picture()))), theirs_on(theirs, step, picture()), strict=True):
+    for result, wanted in zip(
+        all_of(net(step, net.hint(random_image()))), theirs_on(theirs, step, random_image()), strict=True
+    ):
         assert result.shape[2:] == (1, 1)
         assert torch.equal(result, wanted)
 
@@ -108,7 +110,7 @@ def test_pooled_residuals_equal_diffusers() -> None:
 @torch.no_grad()
 def test_hint_of_an_image_equals_diffusers_image_processor() -> None:
     theirs = reference("SD1.5")
-    image = picture(40, 72)
+    image = random_image(40, 72)
     pixels = VaeImageProcessor(do_normalize=False).preprocess(VaeImageProcessor.numpy_to_pil(image[None] / 255.0))
     expected = theirs.controlnet_cond_embedding(pixels.contiguous())
     assert torch.equal(ours(theirs).hint(image), expected)
@@ -138,7 +140,7 @@ def test_four_channels_of_a_hint_are_colours_and_what_is_repainted() -> None:
     with pytest.raises(
         ValueError, match="takes hints of 4 channels, but an image has 3: give the unit an inpaint mask"
     ):
-        net.hint(picture())
+        net.hint(random_image())
     pixels = torch.tensor([[0.2, -1], [0.4, -1], [0.6, -1]]).reshape(1, 3, 1, 2).repeat(1, 1, 64, 32)
     four = torch.tensor([[0.2, 0], [0.4, 0], [0.6, 0], [0, 1]]).reshape(1, 4, 1, 2).repeat(1, 1, 64, 32)
     assert torch.equal(net.hint(pixels), theirs.controlnet_cond_embedding(four))
@@ -150,20 +152,20 @@ def test_four_channels_of_a_hint_are_colours_and_what_is_repainted() -> None:
 def test_a_hint_of_another_size_is_refused() -> None:
     net = ours(reference("SD1.5"))
     with pytest.raises(ValueError, match="hint of 32 channels, 8x16 for x of 32 channels, 8x8"):
-        net(step_for(net), net.hint(picture(128, 64)))
+        net(step_for(net), net.hint(random_image(128, 64)))
 
 
 def test_rows_that_do_not_match_are_refused() -> None:
     net = ours(reference("SD1.5"))
     step = step_for(net, rows=4)
     with pytest.raises(ValueError, match="3 prompts for 4 rows of x and 1 frames"):
-        net(replace(step, context=step.context[:3]), net.hint(picture()))
+        net(replace(step, context=step.context[:3]), net.hint(random_image()))
 
 
 def test_an_sdxl_network_needs_the_added_vector() -> None:
     net = ours(reference("SDXL"))
     with pytest.raises(ValueError, match="needs the step's added vector"):
-        net(replace(step_for(net), added=None), net.hint(picture()))
+        net(replace(step_for(net), added=None), net.hint(random_image()))
 
 
 @pytest.mark.parametrize("shape", ["SD1.5", "SD2.1", "SDXL"])
@@ -172,7 +174,7 @@ def test_a_copy_begins_as_the_encoder_and_as_nothing(shape: str) -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     net = ControlNet.from_unet(model)
     step = step_for(net)
-    assert not any(r.any() for r in all_of(net(step, net.hint(picture()))))
+    assert not any(r.any() for r in all_of(net(step, net.hint(random_image()))))
     copied = net.state_dict()
     shared = [name for name in before if name in copied]
     assert len(shared) == sum(not name.startswith("controlnet_") for name in copied)
@@ -191,14 +193,14 @@ def test_a_copy_computes_what_diffusers_copy_does(shape: str) -> None:
     theirs, net = randomised(ControlNetModel.from_unet(model)), randomised(ControlNet.from_unet(model))
     net.load_state_dict(theirs.state_dict())
     step = step_for(net)
-    results = all_of(net(step, net.hint(picture())))
-    assert all(torch.equal(a, b) for a, b in zip(results, theirs_on(theirs, step, picture()), strict=True))
+    results = all_of(net(step, net.hint(random_image())))
+    assert all(torch.equal(a, b) for a, b in zip(results, theirs_on(theirs, step, random_image()), strict=True))
 
 
 def test_a_fresh_copy_learns() -> None:
     """The zero convolutions get gradients, and after one step of theirs so does everything before them."""
     net = ControlNet.from_unet(unet("SD1.5"))
-    step, image = step_for(net), picture()
+    step, image = step_for(net), random_image()
     for _ in range(2):
         net.zero_grad()
         sum((r - 1).square().mean() for r in all_of(net(step, net.hint(image)))).backward()
@@ -255,7 +257,7 @@ def test_a_copy_of_an_inpainting_unet_reads_all_its_channels() -> None:
     assert net.unet_signature.in_channels == 9
     step = step_for(net)
     assert step.x.shape[1] == 9
-    assert not any(r.any() for r in all_of(net(step, net.hint(picture()))))
+    assert not any(r.any() for r in all_of(net(step, net.hint(random_image()))))
 
 
 @pytest.mark.parametrize(
@@ -279,11 +281,11 @@ def test_unstated_heads_come_from_the_unet() -> None:
     net = ControlNet.load(theirs.state_dict())
     step, stated = step_for(net), ours(theirs)
     with torch.no_grad():
-        expected = all_of(stated(step, stated.hint(picture())))
-        assert not torch.equal(all_of(net(step, net.hint(picture())))[-1], expected[-1])
+        expected = all_of(stated(step, stated.hint(random_image())))
+        assert not torch.equal(all_of(net(step, net.hint(random_image())))[-1], expected[-1])
         net.bind(model)
         net.bind(model)
-        results = all_of(net(step, net.hint(picture())))
+        results = all_of(net(step, net.hint(random_image())))
     assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
     with pytest.raises(ValueError, match=r"took \(4, 4, 4, 4\) from another model; .* has \(8, 8, 8, 8\)"):
         net.bind(unet("SD1.5"))
@@ -314,8 +316,8 @@ def test_another_group_size_comes_from_the_unet_too() -> None:
     net.bind(model)
     step = step_for(net)
     with torch.no_grad():
-        result = net(step, net.hint(picture())).middle
-    assert torch.equal(result, theirs_on(theirs, step, picture())[-1])
+        result = net(step, net.hint(random_image())).middle
+    assert torch.equal(result, theirs_on(theirs, step, random_image())[-1])
 
 
 @pytest.mark.parametrize(

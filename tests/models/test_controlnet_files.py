@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
-from networks import SHAPES, all_of, ours, picture, reference, step_for, theirs_on, unet
+from networks import SHAPES, all_of, ours, random_image, reference, step_for, theirs_on, unet
 from safetensors.torch import load_file, save_file
 
 from controlnet_ext import cli, models
@@ -199,7 +199,7 @@ def test_diffusers_folders_go_both_ways(shape: str, tmp_path: Path) -> None:
     net = ours(theirs)
     save_diffusers(net, tmp_path / "ours")
     theirs.save_pretrained(tmp_path / "theirs")
-    step, image = step_for(net), picture()
+    step, image = step_for(net), random_image()
     expected = theirs_on(theirs, step, image)
     for again in (
         theirs_on(ControlNetModel.from_pretrained(tmp_path / "ours"), step, image),
@@ -397,7 +397,7 @@ def test_a_difference_is_the_network_once_the_unet_is_there(prefix: str, tmp_pat
     tensors = {(prefix if n != "difference" else "") + n: t for n, t in difference(theirs, base).items()}
     save_file(tensors, tmp_path / "diff.safetensors")
     net, whole = models.load(tmp_path / "diff.safetensors"), ours(theirs)
-    step, hint = step_for(net), net.hint(picture())
+    step, hint = step_for(net), net.hint(random_image())
     with pytest.raises(ValueError, match="the weights of the UNet it was made from are missing"):
         net(step, hint)
     with pytest.raises(ValueError, match="the weights of the UNet it was made from are missing"):
@@ -405,7 +405,7 @@ def test_a_difference_is_the_network_once_the_unet_is_there(prefix: str, tmp_pat
     net.bind(unet("SD1.5").to("meta"))  # only to see whether it fits
     net.bind(base)
     net.bind(base)  # once is enough
-    for a, b in zip(all_of(net(step, hint)), all_of(whole(step, whole.hint(picture()))), strict=True):
+    for a, b in zip(all_of(net(step, hint)), all_of(whole(step, whole.hint(random_image()))), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=2e-5)  # the sums round
     save_ldm(net, tmp_path / "whole.safetensors")
     assert "difference" not in load_file(tmp_path / "whole.safetensors")
@@ -439,7 +439,7 @@ def test_float8_is_kept_and_computes_in_the_dtype_of_x(dtype: torch.dtype, tmp_p
     assert {p.dtype for p in net.parameters()} == {dtype, torch.float16}
     theirs.load_state_dict({name: t.float() for name, t in stored.items()})
     step = step_for(net)
-    for a, b in zip(all_of(net(step, net.hint(picture()))), theirs_on(theirs, step, picture()), strict=True):
+    for a, b in zip(all_of(net(step, net.hint(random_image()))), theirs_on(theirs, step, random_image()), strict=True):
         assert a.dtype == torch.float32
         assert torch.equal(a, b)
     half = models.load(tmp_path / "small.safetensors", dtype=torch.float16)
@@ -474,7 +474,7 @@ def test_any_network_can_be_kept_in_float8(tmp_path: Path) -> None:
     sizes = [sum(p.numel() * p.element_size() for p in some.parameters()) for some in (net, whole)]
     assert sizes[0] * 4 == sizes[1]
     step = step_for(net)
-    a, b = (some(step, some.hint(picture())).middle for some in (net, whole))
+    a, b = (some(step, some.hint(random_image())).middle for some in (net, whole))
     assert (a - b).std() < 0.2 * b.std()  # three bits of mantissa
 
 

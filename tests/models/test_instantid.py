@@ -10,7 +10,7 @@ import pytest
 import tiny
 import torch
 from diffusers import StableDiffusionXLPipeline
-from networks import all_of, ours, picture, reference, step_for, theirs_on
+from networks import all_of, ours, random_image, reference, step_for, theirs_on
 
 from controlnet_ext import Unit, guide
 from controlnet_ext.models.kinds.controlnet import ControlNet
@@ -27,11 +27,11 @@ def test_residuals_are_those_of_diffusers_given_that_context() -> None:
     net = ours(theirs)
     face, absent = tokens(64, 1), tokens(64, 2)
     step = replace(step_for(net), positive=torch.tensor([False, True]))
-    hint = net.hint(picture()).expand(2, -1, -1, -1)
-    expected = theirs_on(theirs, replace(step, context=torch.stack([absent, face])), picture())
+    hint = net.hint(random_image()).expand(2, -1, -1, -1)
+    expected = theirs_on(theirs, replace(step, context=torch.stack([absent, face])), random_image())
     for a, b in zip(all_of(InstantID(net, face, absent)(step, hint)), expected, strict=True):
         assert torch.equal(a, b)
-    expected = theirs_on(theirs, replace(step, context=torch.stack([face, face])), picture())
+    expected = theirs_on(theirs, replace(step, context=torch.stack([face, face])), random_image())
     for a, b in zip(all_of(InstantID(net, face[None])(step, hint)), expected, strict=True):
         assert torch.equal(a, b)
 
@@ -42,7 +42,7 @@ def test_it_guides_a_pipeline_by_the_face_and_not_by_the_prompt() -> None:
     pipe = tiny.pipeline(StableDiffusionXLPipeline, "SDXL")
     made = []
     for face, absent in ((tokens(64, 1), None), (tokens(64, 1), tokens(64, 2)), (tokens(64, 3), None)):
-        with guide(pipe, [Unit(InstantID(net, face, absent), tiny.picture())]):
+        with guide(pipe, [Unit(InstantID(net, face, absent), tiny.random_image())]):
             made.append(fakes.run(pipe, steps=2))
     assert not any(torch.equal(made[0], other) for other in made[1:])
 
@@ -69,6 +69,6 @@ def _net() -> ControlNet:
 
 def test_without_known_rows_it_is_refused() -> None:
     net = _net()
-    step, hint = step_for(net), net.hint(picture()).expand(2, -1, -1, -1)
+    step, hint = step_for(net), net.hint(random_image()).expand(2, -1, -1, -1)
     with pytest.raises(ValueError, match="cannot tell"):
         InstantID(net, tokens(64, 1), tokens(64, 2))(step, hint)

@@ -94,12 +94,12 @@ def pipe() -> Any:
 @pytest.mark.parametrize("layout", ["ldm", "diffusers"])
 def test_latents_are_those_of_the_formula(pipe: Any, layout: str) -> None:
     """Within 1e-4 of the latents' largest value: the map is looked at once for both rows, not once for each."""
-    plain, image = fakes.run(pipe), np.asarray(tiny.picture())
+    plain, image = fakes.run(pipe), np.asarray(tiny.random_image())
     before = fakes.state(pipe)
     with torch.no_grad(), by_hand(pipe, weights(), image, 0.6):
         expected = fakes.run(pipe)
     net = load(weights(layout), {})
-    with guide(pipe, [Unit(net, tiny.picture(), weight=0.6)]):
+    with guide(pipe, [Unit(net, tiny.random_image(), weight=0.6)]):
         made = fakes.run(pipe)
     assert (made - expected).abs().max() < 1e-4 * expected.abs().max()
     assert (made - plain).abs().max() > 1e-2 * plain.abs().max()
@@ -133,7 +133,9 @@ def test_windows_modes_and_regions_bound_what_is_added(pipe: Any, mode: Any) -> 
     inputs = Inputs(pipe, name)
     try:
         fakes.run(pipe, steps=2)
-        with guide(pipe, [Unit(load(tensors, {}), tiny.picture(), mode=mode, region=region, window=Window(0.5, 1))]):
+        with guide(
+            pipe, [Unit(load(tensors, {}), tiny.random_image(), mode=mode, region=region, window=Window(0.5, 1))]
+        ):
             fakes.run(pipe, steps=2)
     finally:
         inputs.undo()
@@ -145,7 +147,7 @@ def test_windows_modes_and_regions_bound_what_is_added(pipe: Any, mode: Any) -> 
 
 
 def test_sizes_that_are_no_multiples_fit(pipe: Any) -> None:
-    with guide(pipe, [Unit(load(weights(), {}), tiny.picture())]):
+    with guide(pipe, [Unit(load(weights(), {}), tiny.random_image())]):
         pipe("a", height=72, width=88, num_inference_steps=1, output_type="latent")
 
 
@@ -159,10 +161,13 @@ def test_misfits_are_refused(pipe: Any) -> None:
     net = load(weights(), {})
     with (
         pytest.raises(ValueError, match="unit 1: the ControlLLLite"),
-        guide(tiny.pipeline(StableDiffusionPipeline), [Unit(net, tiny.picture())]),
+        guide(tiny.pipeline(StableDiffusionPipeline), [Unit(net, tiny.random_image())]),
     ):
         pass
-    with guide(pipe, [Unit(net, tiny.picture(), layers=[1] * 10)]), pytest.raises(ValueError, match="takes no layers"):
+    with (
+        guide(pipe, [Unit(net, tiny.random_image(), layers=[1] * 10)]),
+        pytest.raises(ValueError, match="takes no layers"),
+    ):
         fakes.run(pipe)
     first = "lllite_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q"
     for change, message in (

@@ -173,14 +173,14 @@ def draw(unet: Any, units: list[Unit]) -> torch.Tensor:
 
 def draw_by_diffusers(unet: Any, net: Any) -> torch.Tensor:
     pipe = tiny.pipeline(StableDiffusionControlNetPipeline, unet=unet, controlnet=net)
-    return fakes.run(pipe, steps=1, image=tiny.picture(), height=tiny.SIZE, width=tiny.SIZE)
+    return fakes.run(pipe, steps=1, image=tiny.random_image(), height=tiny.SIZE, width=tiny.SIZE)
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_plain_network_acts_as_in_diffusers(way: str) -> None:
     theirs, unet = tiny.control(), quantized(way)
     net = ControlNet.load(theirs.state_dict(), theirs.config)
-    assert torch.equal(draw(unet, [Unit(net, tiny.picture())]), draw_by_diffusers(unet, theirs))
+    assert torch.equal(draw(unet, [Unit(net, tiny.random_image())]), draw_by_diffusers(unet, theirs))
 
 
 @pytest.mark.parametrize("way", [way for way in WAYS if way != "torch"])  # which replaces layers of one class only
@@ -189,7 +189,7 @@ def test_a_network_that_is_quantized_itself_acts_as_diffusers(way: str) -> None:
     net = ControlNet.load(theirs.state_dict(), theirs.config)
     for each in (theirs, net):
         WAYS[way](each)
-    assert torch.equal(draw(tiny.unet(), [Unit(net, tiny.picture())]), draw_by_diffusers(tiny.unet(), theirs))
+    assert torch.equal(draw(tiny.unet(), [Unit(net, tiny.random_image())]), draw_by_diffusers(tiny.unet(), theirs))
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -214,7 +214,7 @@ def test_kinds_that_read_the_base_read_what_its_layers_compute_with(way: str) ->
         reference = tiny.control()
         reference.load_state_dict(whole)
         expected = draw_by_diffusers(unet, reference)
-        found = draw(unet, [Unit(net, tiny.picture())])
+        found = draw(unet, [Unit(net, tiny.random_image())])
         tolerance = 0.05 if way in ("torch", "bitsandbytes int8") else 1e-3
         assert (found - expected).abs().max() < tolerance * (expected - plain).abs().max(), kind
     copied = ControlNet.from_unet(unet, dtype=torch.float32).state_dict()
@@ -228,9 +228,9 @@ def test_a_lllite_acts_in_front_of_quantized_layers(way: str) -> None:
     pipe = tiny.pipeline(StableDiffusionXLPipeline, "SDXL", unet=tiny.unet("SDXL"))
     WAYS[way](pipe.unet)
     tensors, plain = test_lllite.weights(), fakes.run(pipe, steps=1)
-    with torch.no_grad(), test_lllite.by_hand(pipe, tensors, np.asarray(tiny.picture()), 1.0):
+    with torch.no_grad(), test_lllite.by_hand(pipe, tensors, np.asarray(tiny.random_image()), 1.0):
         expected = fakes.run(pipe, steps=1)
-    with guide(pipe, [Unit(lllite.load(tensors, {}), tiny.picture())]):
+    with guide(pipe, [Unit(lllite.load(tensors, {}), tiny.random_image())]):
         found = fakes.run(pipe, steps=1)
     # torch's rounds what its layers read, which may fall to the other side
     assert (found - expected).abs().max() < (0.1 if way == "torch" else 1e-3) * (expected - plain).abs().max()
@@ -277,7 +277,7 @@ def test_a_base_whose_weights_cannot_be_read_is_refused_by_kinds_that_read_them(
     theirs, unet = tiny.control(), tiny.unet()
     replace_linears(unet, layer)
     plain_net = ControlNet.load(theirs.state_dict(), theirs.config)
-    assert torch.equal(draw(unet, [Unit(plain_net, tiny.picture())]), draw_by_diffusers(unet, theirs))
+    assert torch.equal(draw(unet, [Unit(plain_net, tiny.random_image())]), draw_by_diffusers(unet, theirs))
     file = test_control_lora.written(test_control_lora.parts(theirs, tiny.unet())[0], theirs)
     nets = [
         ControlNet.load(make_difference(theirs), theirs.config),
@@ -286,11 +286,11 @@ def test_a_base_whose_weights_cannot_be_read_is_refused_by_kinds_that_read_them(
     said = f"the UNet is quantized .*{layer.__name__}.*: load the base model without quantization"
     pipe = tiny.pipeline(StableDiffusionPipeline, unet=unet)
     for net in nets:
-        with pytest.raises(ValueError, match=f"^unit 1: {said}"), guide(pipe, [Unit(net, tiny.picture())]):
+        with pytest.raises(ValueError, match=f"^unit 1: {said}"), guide(pipe, [Unit(net, tiny.random_image())]):
             raise AssertionError("entered")
     with pytest.raises(ValueError, match=said):
         ControlNet.from_unet(unet)
-    with guide(tiny.pipeline(StableDiffusionPipeline, unet=tiny.unet()), [Unit(nets[0], tiny.picture())]):
+    with guide(tiny.pipeline(StableDiffusionPipeline, unet=tiny.unet()), [Unit(nets[0], tiny.random_image())]):
         pass  # it has not been changed, and is added to another base
 
 

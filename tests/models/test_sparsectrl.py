@@ -98,13 +98,13 @@ def test_residuals_are_those_of_diffusers(kind: str) -> None:
 def test_a_guided_video_is_that_of_diffusers_pipeline(
     kind: str, places: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # theirs draws latents of the pictures from the global generator; the mode is what it draws around
+    # theirs draws latents of the images from the global generator; the mode is what it draws around
     monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mode())
     plain, controlled = pipelines(kind)
-    pictures = tuple(tiny.picture(seed) for seed in places)
-    expected = video(controlled, conditioning_frames=list(pictures), controlnet_frame_indices=list(places))
+    images = tuple(tiny.random_image(seed) for seed in places)
+    expected = video(controlled, conditioning_frames=list(images), controlnet_frame_indices=list(places))
     sparse = ours(kind) if places == (0,) else ours(kind).at_frames(*places)
-    with guide(plain, [Unit(sparse, pictures)]):
+    with guide(plain, [Unit(sparse, images)]):
         made = video(plain)
     assert (made - expected).abs().max() <= 1e-4 * expected.std()
     assert (video(plain) - expected).abs().max() >= 1e-2 * expected.std()
@@ -112,7 +112,7 @@ def test_a_guided_video_is_that_of_diffusers_pipeline(
 
 def test_one_image_may_stand_at_several_frames_and_each_frame_may_have_its_own() -> None:
     plain, _ = pipelines("scribble")
-    a, b = tiny.picture(1), tiny.picture(2)
+    a, b = tiny.random_image(1), tiny.random_image(2)
 
     def guided(image: Any, *frames: int) -> torch.Tensor:
         with guide(plain, [Unit(ours().at_frames(*frames), image)]):
@@ -193,7 +193,7 @@ def refusal(act: Any) -> str:
 
 def test_what_cannot_be_placed_is_refused() -> None:
     plain, _ = pipelines("scribble")
-    a = tiny.picture(1)
+    a = tiny.random_image(1)
 
     def guided(model: SparseCtrl, image: Any, **given: Any) -> None:
         with guide(plain, [Unit(model, image)]):
@@ -209,10 +209,10 @@ def test_what_cannot_be_placed_is_refused() -> None:
 
 
 def test_what_it_cannot_guide_or_read_is_refused() -> None:
-    pictures = tiny.pipeline(diffusers.StableDiffusionPipeline)
-    a = tiny.picture(1)
+    images = tiny.pipeline(diffusers.StableDiffusionPipeline)
+    a = tiny.random_image(1)
     with pytest.raises(ValueError, match="guides videos, and the UNet has no motion modules"):
-        guide(pictures, [Unit(ours(), a)]).__enter__()
+        guide(images, [Unit(ours(), a)]).__enter__()
     plain, _ = pipelines("rgb")
     with (
         pytest.raises(ValueError, match="unit 1 reads latents of an image, which an inpaint mask does not change"),

@@ -12,7 +12,7 @@ import pytest
 import tiny
 import torch
 from diffusers import StableDiffusionAdapterPipeline, StableDiffusionPipeline, StableDiffusionXLAdapterPipeline
-from networks import picture, randomised
+from networks import random_image, randomised
 
 from controlnet_ext import Unit, Window, guide, models
 from controlnet_ext.files.safetensors import write_weights
@@ -54,7 +54,7 @@ def grey(pixels: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("size", [(64, 64), (80, 112)])
 def test_features_are_equal_in_both_layouts(shape: str, layout: str, size: tuple[int, int]) -> None:
-    net, pixels = theirs(shape), grey(picture(*size))
+    net, pixels = theirs(shape), grey(random_image(*size))
     tensors = net.state_dict()
     if layout == "original":
         tensors = to_tencent_keys({name.removeprefix("adapter."): tensor for name, tensor in tensors.items()})
@@ -96,7 +96,7 @@ def test_convolved_downsampling_is_the_formula() -> None:
             conv("body.2.in_conv", 8, 16, 3)
         conv(f"body.{i}.block1", out, out, 3)
         conv(f"body.{i}.block2", out, out, 3)
-    adapter, pixels = load(tensors, {}), picture(64, 64)
+    adapter, pixels = load(tensors, {}), random_image(64, 64)
 
     def apply(name: str, x: torch.Tensor, stride: int = 1) -> torch.Tensor:
         w, b = tensors[f"{name}.weight"], tensors[f"{name}.bias"]
@@ -118,7 +118,7 @@ def test_convolved_downsampling_is_the_formula() -> None:
 
 def adapter_run(kind: type, shape: str, net: Any, **given: Any) -> torch.Tensor:
     pipe = tiny.pipeline(kind, shape, adapter=net)
-    return fakes.run(pipe, image=tiny.picture(), height=tiny.SIZE, width=tiny.SIZE, **given)
+    return fakes.run(pipe, image=tiny.random_image(), height=tiny.SIZE, width=tiny.SIZE, **given)
 
 
 @pytest.mark.parametrize("shape", ["full", "light"])
@@ -130,7 +130,7 @@ def test_latents_are_equal_to_diffusers(shape: str, guidance: float) -> None:
     plain = tiny.pipeline(StableDiffusionPipeline)
     unguided = fakes.run(plain, **given)
     before = fakes.state(plain)
-    with guide(plain, [Unit(load(net.state_dict(), net.config), tiny.picture(), weight=0.7)]):
+    with guide(plain, [Unit(load(net.state_dict(), net.config), tiny.random_image(), weight=0.7)]):
         made = fakes.run(plain, **given)
     assert torch.equal(made, expected)
     assert fakes.state(plain) == before
@@ -149,7 +149,7 @@ def test_sdxl_latents_are_equal_to_diffusers(factor: float) -> None:
         adapter_conditioning_factor=factor,
     )
     plain = tiny.pipeline(diffusers.StableDiffusionXLPipeline, "SDXL")
-    with guide(plain, [Unit(load(net.state_dict(), {}), tiny.picture(), weight=0.7, window=Window(0, factor))]):
+    with guide(plain, [Unit(load(net.state_dict(), {}), tiny.random_image(), weight=0.7, window=Window(0, factor))]):
         assert torch.equal(fakes.run(plain), expected)
 
 
@@ -157,12 +157,12 @@ def test_adapters_and_controlnets_act_together() -> None:
     """What the UNet is called with is what the units say, in both places."""
     net, control = theirs("full"), tiny.control()
     second = ControlNet.load(control.state_dict(), control.config)
-    units = [Unit(load(net.state_dict(), {}), tiny.picture()), Unit(second, tiny.picture(1), weight=0.5)]
+    units = [Unit(load(net.state_dict(), {}), tiny.random_image()), Unit(second, tiny.random_image(1), weight=0.5)]
     pipe = tiny.pipeline(StableDiffusionPipeline)
     with guide(pipe, units):
         both = fakes.run(pipe)
     # by hand: diffusers' ControlNet pipeline, whose UNet gets the adapter's features in each call
-    made = [v.repeat(2, 1, 1, 1) for v in features(net, np.asarray(tiny.picture()))]
+    made = [v.repeat(2, 1, 1, 1) for v in features(net, np.asarray(tiny.random_image()))]
     theirs_pipe = tiny.pipeline(diffusers.StableDiffusionControlNetPipeline, controlnet=control)
 
     def put(_: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -170,7 +170,9 @@ def test_adapters_and_controlnets_act_together() -> None:
 
     handle = theirs_pipe.unet.register_forward_pre_hook(put, with_kwargs=True)
     try:
-        expected = fakes.run(theirs_pipe, image=tiny.picture(1), controlnet_conditioning_scale=0.5, height=64, width=64)
+        expected = fakes.run(
+            theirs_pipe, image=tiny.random_image(1), controlnet_conditioning_scale=0.5, height=64, width=64
+        )
     finally:
         handle.remove()
     assert torch.equal(both, expected)
@@ -194,7 +196,7 @@ def test_weights_modes_layers_and_regions_multiply_the_features(mode: Any) -> No
     region = np.zeros((64, 64), np.float32)
     region[:, :32] = 1
     layers = (1, 0.5, 0.25, 2)
-    unit = Unit(net, tiny.picture(), weight=0.8, mode=mode, layers=layers, region=region, window=Window(0, 0.5))
+    unit = Unit(net, tiny.random_image(), weight=0.8, mode=mode, layers=layers, region=region, window=Window(0, 0.5))
     with guide(pipe, [unit]):
         spy = Spy(pipe)
         try:
@@ -202,7 +204,7 @@ def test_weights_modes_layers_and_regions_multiply_the_features(mode: Any) -> No
         finally:
             spy.handle.remove()
     soft = (1,) * 4 if mode == "balanced" else T2I_SOFT_WEIGHTS
-    plain = net.hint(np.asarray(tiny.picture()))
+    plain = net.hint(np.asarray(tiny.random_image()))
     assert [call is not None for call in spy.calls] == [True, True, False, False]
     for i, h in enumerate(spy.calls[0] or ()):
         half = h.shape[-1] // 2
@@ -263,7 +265,7 @@ def test_misfits_are_refused() -> None:
     for net, message in ((xl, "16 times smaller"), (load(wide.state_dict(), {}), "widths 64-64-64-64")):
         with (
             pytest.raises(ValueError, match=f"unit 1: the T2I-Adapter.*{message}"),
-            guide(pipe, [Unit(net, tiny.picture())]),
+            guide(pipe, [Unit(net, tiny.random_image())]),
         ):
             pass
     with pytest.raises(ValueError, match="multiples of 8"):

@@ -151,11 +151,11 @@ def pipeline(base: str, net: Any = None) -> Any:
     return pipe
 
 
-def run(pipe: Any, base: str, steps: int = 4, pictures: int = 1, **given: Any) -> torch.Tensor:
+def run(pipe: Any, base: str, steps: int = 4, images: int = 1, **given: Any) -> torch.Tensor:
     draw = torch.Generator().manual_seed(0)
 
     def drawn(*shape: int) -> torch.Tensor:
-        return torch.randn(1, *shape, generator=draw).repeat(pictures, *[1] * len(shape))
+        return torch.randn(1, *shape, generator=draw).repeat(images, *[1] * len(shape))
 
     prompt, pooled = drawn(7, 32), drawn(32)
     call: dict[str, Any] = {"height": 64, "width": 64, "num_inference_steps": steps, "output_type": "latent"}
@@ -169,7 +169,7 @@ def run(pipe: Any, base: str, steps: int = 4, pictures: int = 1, **given: Any) -
         call |= {"negative_prompt_embeds": drawn(7, 32), "negative_pooled_prompt_embeds": drawn(32)}
     if base == "qwen-image":
         call |= {"negative_prompt_embeds": drawn(5, 32), "true_cfg_scale": 2.0}
-        call |= {f"{name}prompt_embeds_mask": torch.ones(pictures, n) for name, n in (("", 7), ("negative_", 5))}
+        call |= {f"{name}prompt_embeds_mask": torch.ones(images, n) for name, n in (("", 7), ("negative_", 5))}
     else:
         call |= {"guidance_scale": 2.5}  # by default Flux's two pipelines have different ones
     return pipe(**call | given).images
@@ -192,14 +192,14 @@ def test_latents_are_those_of_diffusers_pipeline(base: str, shift: bool) -> None
         "flux": {"guidance_embeds": shift},
         "z-image": {"control_in_dim": 4 + 5 * shift},
     }.get(base, {})
-    net, picture = control(base, **changes), tiny.picture()
+    net, image = control(base, **changes), tiny.random_image()
     ours_window, window = Window(0.25, 0.8), {"control_guidance_start": 0.25, "control_guidance_end": 0.8}
     if base == "z-image":  # diffusers' pipeline has no windows
         ours_window, window = Window(), {}
-    expected = run(pipeline(base, net), base, control_image=picture, controlnet_conditioning_scale=0.7, **window)
+    expected = run(pipeline(base, net), base, control_image=image, controlnet_conditioning_scale=0.7, **window)
     pipe = pipeline(base)
     plain = run(pipe, base)
-    with guide(pipe, [Unit(ours(base, net), picture, weight=0.7, window=ours_window)]):
+    with guide(pipe, [Unit(ours(base, net), image, weight=0.7, window=ours_window)]):
         made = run(pipe, base)
     assert near(made, expected) and (made - plain).abs().max() > 1e-2 * plain.abs().max()
     assert torch.equal(run(pipe, base), plain)
@@ -208,19 +208,21 @@ def test_latents_are_those_of_diffusers_pipeline(base: str, shift: bool) -> None
 @pytest.mark.parametrize("refiner", ["control_noise_refiner", "control_layers"])
 def test_z_images_networks_that_weigh_inside_do_so_as_diffusers(refiner: str) -> None:
     net = control("z-image", add_control_noise_refiner=refiner, control_refiner_layers_places=[0, 1])
-    expected = run(pipeline("z-image", net), "z-image", control_image=tiny.picture(), controlnet_conditioning_scale=0.6)
-    with guide(pipe := pipeline("z-image"), [Unit(ours("z-image", net), tiny.picture(), weight=0.6)]):
+    expected = run(
+        pipeline("z-image", net), "z-image", control_image=tiny.random_image(), controlnet_conditioning_scale=0.6
+    )
+    with guide(pipe := pipeline("z-image"), [Unit(ours("z-image", net), tiny.random_image(), weight=0.6)]):
         assert near(run(pipe, "z-image"), expected)
 
 
 @pytest.mark.parametrize("base", ["flux", "sd3"])
 def test_two_units_are_the_sum_of_diffusers_two(base: str) -> None:
     nets = [control(base, seed) for seed in (2, 3)]
-    pictures = [tiny.picture(), tiny.Image.fromarray(np.asarray(tiny.picture())[::-1].copy())]
+    images = [tiny.random_image(), tiny.Image.fromarray(np.asarray(tiny.random_image())[::-1].copy())]
     both = pipeline(base, list(nets))
-    expected = run(both, base, control_image=pictures, controlnet_conditioning_scale=[0.5, 0.8])
+    expected = run(both, base, control_image=images, controlnet_conditioning_scale=[0.5, 0.8])
     pipe = pipeline(base)
-    units = [Unit(ours(base, net), p, weight=w) for net, p, w in zip(nets, pictures, (0.5, 0.8), strict=True)]
+    units = [Unit(ours(base, net), p, weight=w) for net, p, w in zip(nets, images, (0.5, 0.8), strict=True)]
     with guide(pipe, units):
         assert near(run(pipe, base), expected)
     with guide(pipe, units[:1]), guide(pipe, units[1:]):
@@ -233,7 +235,7 @@ def test_two_units_add_up_where_diffusers_has_no_pipeline_for_two(base: str) -> 
     if base == "z-image":  # which act at other layers too
         nets[1] = control(base, 3, control_layers_places=[0, 3])
     pipe = pipeline(base)
-    units = [Unit(ours(base, net), tiny.picture(), weight=w) for net, w in zip(nets, (0.5, 0.8), strict=True)]
+    units = [Unit(ours(base, net), tiny.random_image(), weight=w) for net, w in zip(nets, (0.5, 0.8), strict=True)]
     seen: list[dict[int, torch.Tensor]] = []
 
     def see(_: Any, __: Any, kwargs: dict[str, Any]) -> None:
@@ -255,24 +257,24 @@ def test_two_units_add_up_where_diffusers_has_no_pipeline_for_two(base: str) -> 
 def test_flux_true_guidance_has_the_prompts_residuals_in_both_calls() -> None:
     net = control("flux")
     given = {"true_cfg_scale": 3.0}
-    expected = run(pipeline("flux", net), "flux", control_image=tiny.picture(), **given)
-    with guide(pipe := pipeline("flux"), [Unit(ours("flux", net), tiny.picture())]):
+    expected = run(pipeline("flux", net), "flux", control_image=tiny.random_image(), **given)
+    with guide(pipe := pipeline("flux"), [Unit(ours("flux", net), tiny.random_image())]):
         assert near(run(pipe, "flux", **given), expected)
 
 
 @pytest.mark.parametrize("base", PIPES)
 def test_weight_zero_is_nothing_and_each_image_may_have_its_map(base: str) -> None:
     pipe, net = pipeline(base), ours(base, control(base))
-    plain = run(pipe, base, pictures=2)
-    with guide(pipe, [Unit(net, tiny.picture(), weight=0)]):
-        assert torch.equal(run(pipe, base, pictures=2), plain)
+    plain = run(pipe, base, images=2)
+    with guide(pipe, [Unit(net, tiny.random_image(), weight=0)]):
+        assert torch.equal(run(pipe, base, images=2), plain)
     if base in ("sd3", "z-image"):  # the others' pipelines do not tell whose row is whose
-        maps = [tiny.picture(), np.zeros((64, 64, 3), np.uint8)]
+        maps = [tiny.random_image(), np.zeros((64, 64, 3), np.uint8)]
         with guide(pipe, [Unit(net, PerSample(maps))]):
-            two = run(pipe, base, pictures=2)
+            two = run(pipe, base, images=2)
         for row, one in enumerate(maps):
             with guide(pipe, [Unit(net, one)]):
-                assert near(run(pipe, base, pictures=2)[row], two[row])
+                assert near(run(pipe, base, images=2)[row], two[row])
 
 
 def test_networks_with_a_block_for_several_act_on_those_that_the_transformer_has_them_for() -> None:
@@ -313,9 +315,9 @@ def test_a_folder_of_diffusers_loads_and_says_what_it_is(base: str, tmp_path: Pa
     assert told.details["network"] == f"diffusers.{NETS[base].__name__}"
     state = net.state_dict()
     assert all(torch.equal(tensor, state[name.removeprefix("net.")]) for name, tensor in loaded.state_dict().items())
-    with guide(pipe := pipeline(base), [Unit(loaded, tiny.picture())]):
+    with guide(pipe := pipeline(base), [Unit(loaded, tiny.random_image())]):
         made = run(pipe, base)
-    with guide(pipe, [Unit(ours(base, net), tiny.picture())]):
+    with guide(pipe, [Unit(ours(base, net), tiny.random_image())]):
         assert torch.equal(run(pipe, base), made)
 
 
@@ -347,7 +349,7 @@ def test_files_that_cannot_act_are_refused_in_one_line(change: dict[str, Any], s
     ],
 )
 def test_what_acts_on_unets_only_is_refused_by_name(change: dict[str, Any], said: str) -> None:
-    unit = Unit(ours("flux", control("flux")), tiny.picture(), **change)
+    unit = Unit(ours("flux", control("flux")), tiny.random_image(), **change)
     with pytest.raises(ValueError, match=said), guide(pipeline("flux"), [unit]):
         pass
 
@@ -376,25 +378,25 @@ def test_a_network_for_another_base_is_refused_by_name() -> None:
         ),
         (pipeline("qwen-image"), ours("flux", control("flux")), "for flux guides a FluxTransformer2DModel"),
     ]
-    picture = ControlMap(np.zeros((64, 64, 3), np.uint8), "edges")
+    image = ControlMap(np.zeros((64, 64, 3), np.uint8), "edges")
     for pipe, model, said in wrong:
-        with pytest.raises(ValueError, match=said), guide(pipe, [Unit(model, picture)]):
+        with pytest.raises(ValueError, match=said), guide(pipe, [Unit(model, image)]):
             pass
 
 
 def test_a_flux_union_reads_the_kind_that_the_map_says() -> None:
     net = control("flux", num_mode=6)
-    maps = [ControlMap(np.asarray(tiny.picture()), kind) for kind in ("depth", "pose")]
+    maps = [ControlMap(np.asarray(tiny.random_image()), kind) for kind in ("depth", "pose")]
     expected = [
-        run(pipeline("flux", net), "flux", control_image=tiny.picture(), control_mode=number, true_cfg_scale=1.0)
+        run(pipeline("flux", net), "flux", control_image=tiny.random_image(), control_mode=number, true_cfg_scale=1.0)
         for number in (2, 4)
     ]
     pipe, union = pipeline("flux"), FluxUnion(net)
     for unit, wanted in (
         (Unit(union, maps[0]), expected[0]),
         (Unit(union, maps[1]), expected[1]),
-        (Unit(union.with_types("depth"), tiny.picture()), expected[0]),
-        (Unit(union.with_types(4), tiny.picture()), expected[1]),
+        (Unit(union.with_types("depth"), tiny.random_image()), expected[0]),
+        (Unit(union.with_types(4), tiny.random_image()), expected[1]),
     ):
         with guide(pipe, [unit]):
             assert near(run(pipe, "flux"), wanted)
@@ -409,7 +411,7 @@ def test_a_flux_union_that_is_not_told_a_kind_is_refused() -> None:
     union = FluxUnion(control("flux", num_mode=3))
     with (
         pytest.raises(ValueError, match="nothing says of which"),
-        guide(pipeline("flux"), [Unit(union, tiny.picture())]),
+        guide(pipeline("flux"), [Unit(union, tiny.random_image())]),
     ):
         pass
     for kind in ("pose", 3, "lines"):
@@ -423,7 +425,7 @@ def test_a_flux_union_loads_as_what_it_is(tmp_path: Path) -> None:
     control("flux", num_mode=6).save_pretrained(tmp_path)
     told = inspect(tmp_path)
     assert (told.architecture, told.family, told.problem) == ("controlnet-union", "flux", None)
-    with guide(pipe := pipeline("flux"), [Unit(load(tmp_path), tiny.picture(), preprocessor="canny")]):
+    with guide(pipe := pipeline("flux"), [Unit(load(tmp_path), tiny.random_image(), preprocessor="canny")]):
         run(pipe, "flux")
 
 
@@ -497,7 +499,7 @@ def test_z_images_other_files_need_a_config(tmp_path: Path) -> None:
 def test_a_network_for_z_image_leaves_the_base_as_it_was() -> None:
     pipe, net = pipeline("z-image"), ours("z-image", control("z-image"))
     names, before = set(net.state_dict()), {name: t.clone() for name, t in pipe.transformer.state_dict().items()}
-    with guide(pipe, [Unit(net, tiny.picture())]):
+    with guide(pipe, [Unit(net, tiny.random_image())]):
         run(pipe, "z-image")
     assert set(net.state_dict()) == names
     assert all(torch.equal(t, before[name]) for name, t in pipe.transformer.state_dict().items())
@@ -505,7 +507,7 @@ def test_a_network_for_z_image_leaves_the_base_as_it_was() -> None:
 
 def test_pipelines_that_edit_images_are_refused() -> None:
     pipe, net = pipeline("qwen-image"), ours("qwen-image", control("qwen-image"))
-    with pytest.raises(ValueError, match="several images at once"), guide(pipe, [Unit(net, tiny.picture())]):
+    with pytest.raises(ValueError, match="several images at once"), guide(pipe, [Unit(net, tiny.random_image())]):
         pipe.transformer(
             hidden_states=torch.zeros(1, 32, 16),
             timestep=torch.ones(1),

@@ -60,14 +60,14 @@ def mask(box: tuple[int, int, int, int], size: int) -> Image.Image:
     return drawn
 
 
-FILL = {"image": tiny.picture(3), "mask_image": mask((16, 16, 48, 48), 64)}
+FILL = {"image": tiny.random_image(3), "mask_image": mask((16, 16, 48, 48), 64)}
 WIDE = [
     ("FluxFillPipeline", {"in_channels": 16 + 16 + 4 * 64, "out_channels": 16}, FILL),
-    ("FluxControlPipeline", {"in_channels": 32, "out_channels": 16}, {"control_image": tiny.picture(3)}),
+    ("FluxControlPipeline", {"in_channels": 32, "out_channels": 16}, {"control_image": tiny.random_image(3)}),
     (
         "FluxControlImg2ImgPipeline",
         {"in_channels": 32, "out_channels": 16},
-        {"image": tiny.picture(4), "control_image": tiny.picture(3), "strength": 0.7},
+        {"image": tiny.random_image(4), "control_image": tiny.random_image(3), "strength": 0.7},
     ),
 ]
 
@@ -80,7 +80,7 @@ def test_a_network_reads_the_latents_of_a_wider_x(name: str, changes: dict[str, 
     calls: list[tuple[dict[str, Any], Any]] = []
     handle = net.register_forward_hook(lambda _, __, kwargs, out: calls.append((kwargs, out)), with_kwargs=True)
     seen: list[dict[str, Any]] = []
-    with guide(pipe, [Unit(ours("flux", net), tiny.picture())]):
+    with guide(pipe, [Unit(ours("flux", net), tiny.random_image())]):
         watch = pipe.transformer.register_forward_pre_hook(lambda _, __, kwargs: seen.append(kwargs), with_kwargs=True)
         guided = last_latents(pipe, **given)
         watch.remove()
@@ -97,10 +97,13 @@ def test_a_network_reads_the_latents_of_a_wider_x(name: str, changes: dict[str, 
 def test_an_image_beside_the_one_that_is_drawn_is_refused() -> None:
     net = ours("flux", control("flux"))
     pipe = build(diffusers.FluxKontextPipeline)
-    given: dict[str, Any] = {"image": tiny.picture(3), "_auto_resize": False, "max_area": 64 * 64}
-    with guide(pipe, [Unit(net, tiny.picture())]), pytest.raises(ValueError, match=r"\(Flux Kontext\), which is not"):
+    given: dict[str, Any] = {"image": tiny.random_image(3), "_auto_resize": False, "max_area": 64 * 64}
+    with (
+        guide(pipe, [Unit(net, tiny.random_image())]),
+        pytest.raises(ValueError, match=r"\(Flux Kontext\), which is not"),
+    ):
         last_latents(pipe, **given)
-    with guide(pipe, [Unit(net, tiny.picture(), weight=0)]):
+    with guide(pipe, [Unit(net, tiny.random_image(), weight=0)]):
         last_latents(pipe, **given)
 
 
@@ -116,7 +119,7 @@ def sixteen_channels() -> Any:
 @pytest.mark.parametrize("base", ["flux", "sd3", "qwen-image"])
 def test_inpainting_crops_the_map_with_the_image(base: str) -> None:
     """As by hand; diffusers 0.42's own pipeline of Flux with a ControlNet squeezes the whole map into the part."""
-    photo, map_ = tiny.picture(1, 128), tiny.picture(2, 128)
+    photo, map_ = tiny.random_image(1, 128), tiny.random_image(2, 128)
     box, painted = (32, 16, 96, 80), mask((40, 24, 88, 72), 128)
     given: dict[str, Any] = {"strength": 0.9}
     if base == "flux":
@@ -146,7 +149,7 @@ def test_skip_layer_guidance_has_the_residuals_of_its_rows() -> None:
     def see(_: Any, __: Any, kwargs: dict[str, Any]) -> None:
         seen.append((len(kwargs["hidden_states"]), kwargs["block_controlnet_hidden_states"]))
 
-    with guide(pipe, [Unit(net, tiny.picture())]):
+    with guide(pipe, [Unit(net, tiny.random_image())]):
         handle = pipe.transformer.register_forward_pre_hook(see, with_kwargs=True)
         run(pipe, "sd3", skip_guidance_layers=[1], skip_layer_guidance_start=-0.1, skip_layer_guidance_stop=1.0)
         handle.remove()
@@ -158,7 +161,7 @@ def test_skip_layer_guidance_has_the_residuals_of_its_rows() -> None:
 
 @torch.no_grad()
 def test_a_loop_over_tiles_of_a_transformer_is_refused_unless_it_tells_their_places() -> None:
-    pipe, net, whole = pipeline("sd3"), ours("sd3", control("sd3")), np.asarray(tiny.picture(2, 128))[:64]
+    pipe, net, whole = pipeline("sd3"), ours("sd3", control("sd3")), np.asarray(tiny.random_image(2, 128))[:64]
     tiles = {left: torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(left)) for left in (0, 64)}
     pipe.scheduler.set_timesteps(3)
     t = pipe.scheduler.timesteps[:1]

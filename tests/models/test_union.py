@@ -14,7 +14,7 @@ from diffusers import (
     StableDiffusionXLControlNetUnionPipeline,
     StableDiffusionXLPipeline,
 )
-from networks import SHAPES, all_of, copy_module, picture, randomised, step_for
+from networks import SHAPES, all_of, copy_module, random_image, randomised, step_for
 from PIL import Image
 
 from controlnet_ext import ControlMap, PerSample, Unit, guide, models
@@ -62,7 +62,7 @@ def test_residuals_equal_diffusers(count: int, types: list[int]) -> None:
     net = theirs(count)
     union = ours(net).with_types(*(UNION_TYPES[t][0] for t in types))
     step = step_for(union, rows=2)
-    images = [picture(seed=s) for s, _ in enumerate(types)]
+    images = [random_image(seed=s) for s, _ in enumerate(types)]
     results = all_of(union(step, [union.hint(image) for image in images]))
     for result, wanted in zip(results, run_theirs(net, step, images, types, conditioning_scale=1.0), strict=True):
         assert wanted.std() >= 0.1
@@ -73,7 +73,7 @@ def test_residuals_equal_diffusers(count: int, types: list[int]) -> None:
 @torch.no_grad()
 def test_types_matter() -> None:
     union = ours(theirs())
-    step, image = step_for(union), picture()
+    step, image = step_for(union), random_image()
     first, second = (
         told(step, [told.hint(image)]).middle for told in (union.with_types("depth"), union.with_types("edges"))
     )
@@ -83,7 +83,7 @@ def test_types_matter() -> None:
 @torch.no_grad()
 def test_a_row_does_not_depend_on_the_others() -> None:
     union = ours(theirs()).with_types("depth")
-    step, hints = step_for(union, rows=2), union.hint(np.stack([picture(seed=1), picture(seed=2)]))
+    step, hints = step_for(union, rows=2), union.hint(np.stack([random_image(seed=1), random_image(seed=2)]))
     together = union(step, [hints]).middle
     for row in (0, 1):
         part = slice(row, row + 1)
@@ -119,7 +119,7 @@ def latents(pipe: object, **more: object) -> torch.Tensor:
 
 def test_a_guided_pipeline_equals_diffusers_union_pipeline() -> None:
     plain, reference, net = pipes(6)
-    one, two = tiny.picture(1), tiny.picture(2)
+    one, two = tiny.random_image(1), tiny.random_image(2)
     expected = latents(reference, control_image=[one, two], control_mode=[1, 3], controlnet_conditioning_scale=1.0)
     maps = ControlMap(np.asarray(one), "depth"), ControlMap(np.asarray(two), "edges")
     with guide(plain, [Unit(ours(net), maps)]):
@@ -134,11 +134,11 @@ def test_a_guided_pipeline_equals_diffusers_union_pipeline() -> None:
 
 def test_the_preprocessor_says_the_kind() -> None:
     plain, _, net = pipes(6)
-    with guide(plain, [Unit(ours(net), tiny.picture(1), preprocessor="canny")]):
+    with guide(plain, [Unit(ours(net), tiny.random_image(1), preprocessor="canny")]):
         found = latents(plain)
     from controlnet_ext import preprocess
 
-    edges = preprocess("canny", np.asarray(tiny.picture(1)))
+    edges = preprocess("canny", np.asarray(tiny.random_image(1)))
     with guide(plain, [Unit(ours(net).with_types("edges"), edges.pixels)]):
         assert torch.equal(latents(plain), found)
 

@@ -1,4 +1,4 @@
-"""Awkward pictures through every preprocessor of ours that runs here: without weights, or with the test assets'."""
+"""Awkward images through every preprocessor of ours that runs here: without weights, or with the test assets'."""
 
 import numpy as np
 import pytest
@@ -25,14 +25,14 @@ OURS = [
 ]
 FREE = [entry for entry in OURS if not entry.weights]
 LOADED = [entry for entry in OURS if entry.weights and all(file.name in WEIGHTS for file in entry.weights)]
-PICTURES = list(awkward())
+IMAGES = list(awkward())
 
 
 def wrong(ready):
-    """The names of the pictures whose maps are wrong: of another size, not of bytes, not the map of the picture that a
+    """The names of the images whose maps are wrong: of another size, not of bytes, not the map of the image that a
     viewer shows where the file holds just that, or none at all."""
     found = []
-    for name, content, wanted, apart in PICTURES:
+    for name, content, wanted, apart in IMAGES:
         mask = np.full(wanted.shape, 255, np.uint8) if ready.spec.needs_mask else None
         try:
             made = ready(content, mask)
@@ -48,7 +48,7 @@ def wrong(ready):
 
 @pytest.mark.parametrize("entry", FREE, ids=lambda entry: entry.name)
 def test_what_needs_no_weights_makes_no_map_wrong(entry):
-    assert len(PICTURES) >= 24 and wrong(entry.load()) == []
+    assert len(IMAGES) >= 24 and wrong(entry.load()) == []
 
 
 @pytest.mark.weights
@@ -61,4 +61,4 @@ def test_what_has_its_weights_here_makes_no_map_wrong(entry):
 def test_these_are_most():
     assert {"canny", "shuffle", "inpaint", "normal_depth"} <= {entry.name for entry in FREE}
     assert {"pidinet", "softedge_anyline", "mlsd", "mediapipe_face"} <= {entry.name for entry in LOADED}
-    assert all(read_image(content).shape == wanted.shape for _, content, wanted, _ in PICTURES)
+    assert all(read_image(content).shape == wanted.shape for _, content, wanted, _ in IMAGES)

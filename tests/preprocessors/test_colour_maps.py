@@ -1,4 +1,4 @@
-"""Maps of colours and places that need no network: small pictures with the answer typed out, formulas."""
+"""Maps of colours and places that need no network: small images with the answer typed out, formulas."""
 
 import cv2
 import numpy as np

@@ -74,11 +74,11 @@ def typed_out(state, x):
 
 def test_the_network_is_the_papers_formula(state):
     draw = torch.Generator().manual_seed(0)
-    pictures, mask = torch.rand(2, 3, 64, 96, generator=draw), (torch.rand(2, 1, 64, 96, generator=draw) > 0.7).float()
-    expected = typed_out(state, torch.cat([pictures * (1 - mask), mask], 1))
+    images, mask = torch.rand(2, 3, 64, 96, generator=draw), (torch.rand(2, 1, 64, 96, generator=draw) > 0.7).float()
+    expected = typed_out(state, torch.cat([images * (1 - mask), mask], 1))
     for dtype, tolerance in (("float32", 1e-5), ("bfloat16", 0.1)):  # bfloat16 has 8 bits; its spectrum has 24
         net = Network.from_module(lama.load({f"generator.{key}": t for key, t in state.items()}), Device("cpu", dtype))
-        found = net(pictures, mask)
+        found = net(images, mask)
         assert 0.1 < expected.std() < 0.4 and found.shape == (2, 3, 64, 96)
         assert (found - expected).abs().mean() < tolerance / 3 and (found - expected).abs().max() < tolerance * 5
 

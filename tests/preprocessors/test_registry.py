@@ -52,7 +52,7 @@ def test_what_is_masked_gets_the_mask_as_a_fourth_channel():
     mask[1, 2] = True
     made = preprocess("painter", IMAGE + 50, mask=mask, red=200)
     assert made.pixels[1, 2].tolist() == [200, 0, 0] and (made.pixels[~mask] == 50).all()
-    sized = preprocess("painter", IMAGE + 50, mask=mask, resolution=64)  # the mask is resized with the picture
+    sized = preprocess("painter", IMAGE + 50, mask=mask, resolution=64)  # the mask is resized with the image
     assert sized.pixels[24, 40].tolist() == [9, 0, 0] and sized.pixels.shape == (64, 96, 3)
     both = find("painter").load().run_batch([IMAGE, IMAGE + 1], masks=[mask, ~mask])
     assert [one.pixels.sum() for one in both] == [9, 9 * 23 + 3]

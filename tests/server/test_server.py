@@ -39,9 +39,9 @@ def guided(server: tuple[Client, Service]) -> np.ndarray:
 
 
 def test_a_unit_guides_the_image_and_its_map_comes_after_it(client: Client, plain: np.ndarray) -> None:
-    picture, shown = client.images({**UNIT, "threshold_a": 100, "threshold_b": 200})
-    assert picture.shape == shown.shape == (128, 128, 3)
-    assert np.abs(picture.astype(int) - plain).max() > 20
+    image, shown = client.images({**UNIT, "threshold_a": 100, "threshold_b": 200})
+    assert image.shape == shown.shape == (128, 128, 3)
+    assert np.abs(image.astype(int) - plain).max() > 20
     assert set(np.unique(shown)) == {0, 255}
     assert len(client.images({**UNIT, "save_detected_map": False})) == 1
 
@@ -69,7 +69,7 @@ def test_every_way_to_say_a_unit_gives_the_same_image(
 
 
 def test_units_that_are_off_or_say_nothing_do_nothing(client: Client, plain: np.ndarray) -> None:
-    off = [{**UNIT, "enabled": False, "image": "no picture"}, {}, {"module": "none", "model": "None", "image": ""}]
+    off = [{**UNIT, "enabled": False, "image": "no image"}, {}, {"module": "none", "model": "None", "image": ""}]
     assert np.array_equal(client.images(*off)[0], plain)
 
 
@@ -109,8 +109,8 @@ def test_a_png_tells_what_it_was_made_from(client: Client, tmp_path: Path) -> No
 
 def test_an_image_to_image_unit_without_image_looks_at_the_initial_one(client: Client) -> None:
     more = {"path": "img2img", "init_images": [photo()], "denoising_strength": 1, "resize_mode": 1}
-    picture, shown = client.images({"module": "canny", "model": CANNY, "weight": 1}, **more)
-    assert np.array_equal(client.images(UNIT, **more)[0], picture)
+    image, shown = client.images({"module": "canny", "model": CANNY, "weight": 1}, **more)
+    assert np.array_equal(client.images(UNIT, **more)[0], image)
     assert shown.any()
 
 
@@ -145,8 +145,8 @@ def test_poses_of_people_and_of_animals_are_rendered(client: Client) -> None:
     animal = {"people": [], "animals": [[20, 20, 1, 40, 30, 1] + [0] * 45], **canvas}
     status, answer = client("/controlnet/render_openpose_json", [person, animal])
     assert status == 200
-    for picture in map(serving.pixels, answer["images"]):
-        assert picture.shape == (48, 64, 3) and picture.any()
+    for image in map(serving.pixels, answer["images"]):
+        assert image.shape == (48, 64, 3) and image.any()
     openpose = {"people": [{"pose_keypoints_2d": [20, 20, 0.9] * 25, "face_keypoints_2d": [], "person_id": [-1]}]}
     status, answer = client("/controlnet/render_openpose_json", {"poses": [openpose], **canvas})
     assert status == 200 and serving.pixels(answer["images"][0]).shape == (48, 64, 3)

@@ -82,13 +82,13 @@ def test_the_requests_of_clients_give_guided_images(client: Client, sent: Any) -
     (model,) = client("/controlnet/model_list")[1]["model_list"]
     path, more = sent(model)
     plain = {name: value for name, value in more.items() if not name.startswith(("alwayson", "controlnet"))}
-    pictures = []
+    images = []
     for asked in (more, plain):
         status, answer = client(f"/sdapi/v1/{path}", {**HOME, **asked})
         assert status == 200, answer
         assert not any("is no field" in text for text in json.loads(answer["info"]).get("warnings", ()))
-        pictures.append([serving.pixels(picture) for picture in answer["images"]])
-    (guided, shown), (unguided,) = pictures
+        images.append([serving.pixels(image) for image in answer["images"]])
+    (guided, shown), (unguided,) = images
     assert np.abs(guided.astype(int) - unguided).max() > 5
     assert shown.shape == guided.shape
 

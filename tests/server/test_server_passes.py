@@ -1,4 +1,4 @@
-"""Passes of the HTTP API's pictures: hires fix, and repainting a part of an initial image."""
+"""Passes of the HTTP API's images: hires fix, and repainting a part of an initial image."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ def test_what_a_second_pass_cannot_be_is_said(said: dict[str, Any], words: str) 
 
 def test_every_upscaler_enlarges_and_each_unit_keeps_to_its_pass(client: Client) -> None:
     hires = {**SMALL, "enable_hr": True, "hr_scale": 1.25, "hr_second_pass_steps": 3}
-    pictures = [client.images(hr_upscaler=name, **hires)[0] for name in UPSCALERS]
-    assert {picture.shape for picture in pictures} == {(80, 80, 3)}
-    assert len({picture.tobytes() for picture in pictures}) >= len(UPSCALERS) - 2  # None is Lanczos; nearest by 5/4
-    plain = pictures[0]
+    images = [client.images(hr_upscaler=name, **hires)[0] for name in UPSCALERS]
+    assert {image.shape for image in images} == {(80, 80, 3)}
+    assert len({image.tobytes() for image in images}) >= len(UPSCALERS) - 2  # None is Lanczos; nearest by 5/4
+    plain = images[0]
     asked = ("Low res only", "High res only", "Both")
     shown = [client.images({**UNIT, "hr_option": said}, **hires) for said in asked]
-    low, high, both = (images[0] for images in shown)
+    low, high, both = (results[0] for results in shown)
     sides = [[len(each) for each in maps] for _, *maps in shown]
     assert sides == [[64], [80], [64, 80]]  # the maps of the passes in which the unit acts
     assert all(np.abs(a.astype(int) - b).max() > 3 for a in (low, high, both) for b in (plain,))
@@ -110,7 +110,7 @@ def patch(rows: slice, columns: slice) -> np.ndarray:
     [
         (slice(40, 60), slice(90, 110), 0, (80, 40, 120, 60)),  # 20x20 becomes 40x20, as 128x64
         (slice(40, 60), slice(90, 110), 5, (70, 35, 130, 65)),
-        (slice(0, 10), slice(0, 60), 0, (0, 0, 60, 30)),  # moved into the picture
+        (slice(0, 10), slice(0, 60), 0, (0, 0, 60, 30)),  # moved into the image
         (slice(95, 100), slice(190, 200), 0, (190, 95, 200, 100)),
         (slice(0, 100), slice(0, 20), 0, (0, 0, 200, 100)),
     ],
@@ -157,14 +157,14 @@ def test_a_blank_mask_repaints_nothing_or_everything() -> None:
 def test_outside_of_its_mask_an_inpainted_image_is_the_initial_one(client: Client, only_masked: bool) -> None:
     more = {"path": "img2img", "init_images": [photo()], "mask_blur": 0, "resize_mode": 1, **SMALL}
     more |= {"inpaint_full_res": only_masked, "mask": white(128, 128, slice(64, 128))}
-    pictures = {fill: client.images(UNIT, **more, inpainting_fill=fill)[0].astype(int) for fill in range(4)}
+    images = {fill: client.images(UNIT, **more, inpainting_fill=fill)[0].astype(int) for fill in range(4)}
     side = 384 if only_masked else 64  # the initial image's size, or the one asked for
-    for picture in pictures.values():
-        assert picture.shape == (side, side, 3)
-        assert np.array_equal(picture[:, : side // 2], pictures[1][:, : side // 2])
-    assert len({picture.tobytes() for picture in pictures.values()}) == 4
+    for image in images.values():
+        assert image.shape == (side, side, 3)
+        assert np.array_equal(image[:, : side // 2], images[1][:, : side // 2])
+    assert len({image.tobytes() for image in images.values()}) == 4
     other = client.images(**{**more, "mask": white(128, 128, slice(0, 64)), "inpainting_mask_invert": 1})[0]
-    assert np.array_equal(other[:, : side // 2], pictures[0][:, : side // 2])
+    assert np.array_equal(other[:, : side // 2], images[0][:, : side // 2])
 
 
 def test_a_control_image_is_seen_where_the_image_is_repainted(client: Client) -> None:

@@ -80,7 +80,7 @@ def asked(read: Callable[[], Any]) -> str:
 
 
 def everywhere(value: Any) -> list[Callable[[], Any]]:
-    """Readers of requests that have it wherever a picture can be."""
+    """Readers of requests that have it wherever an image can be."""
 
     def unit(**fields: Any) -> Callable[[], Any]:
         body = {"alwayson_scripts": {"ControlNet": {"args": [{"model": "m", **fields}]}}}
@@ -136,7 +136,7 @@ def test_public_addresses_are_public() -> None:
         assert is_public_address(address)
 
 
-class Pictures(BaseHTTPRequestHandler):
+class Images(BaseHTTPRequestHandler):
     """Answers by the path."""
 
     def do_GET(self) -> None:
@@ -173,7 +173,7 @@ class Pictures(BaseHTTPRequestHandler):
 @pytest.fixture(scope="module")
 def web() -> Iterator[SafeFetcher]:
     """What fetches as from the internet: a.example is public, all else as it is."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Pictures)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Images)
     server.done = threading.Event()  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever)
     thread.start()

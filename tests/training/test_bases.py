@@ -17,7 +17,7 @@ from controlnet_ext.generation.pipeline_folder import PipelineFolder
 from controlnet_ext.training.bases import EncodedBatch, FrozenBase, reads_masked_image
 from controlnet_ext.training.masks import draw_mask
 
-IMAGE = np.array(tiny.picture())
+IMAGE = np.array(tiny.random_image())
 ROUNDING = {"rtol": 0, "atol": 1e-6}  # of convolutions on another order in memory
 
 
@@ -146,7 +146,7 @@ def test_a_controlnet_is_trained_beside_an_inpainting_model_of_v_prediction_with
     monkeypatch.chdir(tmp_path)
     Path("photos").mkdir()
     for i in range(2):
-        tiny.picture(seed=i).save(f"photos/{i}.png")
+        tiny.random_image(seed=i).save(f"photos/{i}.png")
         Path(f"photos/{i}.txt").write_text("ab"[i])
     pipe = tiny.pipeline(diffusers.StableDiffusionInpaintPipeline, "SD2.1", 9, vae=tiny_vae)
     pipe.scheduler = DDPMScheduler(prediction_type="v_prediction")

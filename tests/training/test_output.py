@@ -63,7 +63,7 @@ def test_a_folder_of_a_controlnet_is_read_by_diffusers(shape: str, unets: dict[s
     assert sorted(os.listdir(path)) == ["README.md", "config.json", "diffusion_pytorch_model.safetensors"]
     assert (path / "README.md").read_text() == CARD
     theirs = diffusers.ControlNetModel.from_pretrained(path)
-    image, step = np.array(tiny.picture()), step_for(net)
+    image, step = np.array(tiny.random_image()), step_for(net)
     for a, b in zip(all_of(net(step, net.hint(image))), theirs_on(theirs, step, image), strict=True):
         assert torch.equal(a, b)
     ours = load(path)
@@ -76,7 +76,7 @@ def test_a_folder_of_a_t2i_adapter_is_read_by_diffusers(shape: str, unets: dict[
     net = create("t2i-adapter", unets[shape])
     path = write(net, "out/")
     theirs = diffusers.T2IAdapter.from_pretrained(path)
-    image = np.array(tiny.picture())
+    image = np.array(tiny.random_image())
     pixels = torch.from_numpy(image.astype(np.float32) / 255).permute(2, 0, 1)[None]
     for a, b in zip(net.hint(image), theirs(pixels), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
@@ -129,7 +129,7 @@ def test_a_control_lora_has_the_names_and_shapes_that_comfyui_and_diffusers_read
     for name, module in theirs.named_modules():
         if hasattr(module, "base_layer") and module.base_layer.bias is not None:
             module.base_layer.bias.copy_(net.tensors[f"{name}.bias".replace(".", "/")])
-    step, image = step_for(net), np.array(tiny.picture())
+    step, image = step_for(net), np.array(tiny.random_image())
     for a, b in zip(all_of(net(step, net.hint(image))), theirs_on(theirs.eval(), step, image), strict=True):
         assert b.std() > 1e-3 and (a - b).abs().max() <= 1e-5 * b.std()
 
@@ -164,7 +164,7 @@ def test_a_file_guides_the_webuis_unet_as_the_network_was_trained(target: str, s
     pooled, sizes = torch.randn(len(x), 32), torch.full((len(x), 6), 64.0)
     if y is not None:
         y = torch.cat([pooled, base.unet.add_time_proj(sizes.flatten()).reshape(len(x), -1)], dim=1)
-    image = np.array(tiny.picture())
+    image = np.array(tiny.random_image())
     batch = EncodedBatch(x, context, np.stack([image] * len(x)), added=torch.cat([pooled, sizes], dim=1))
     expected = base.predict(x, t, batch, net)
     unit = Unit(load(write(net, "out.safetensors")), image)

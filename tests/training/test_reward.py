@@ -138,7 +138,7 @@ class RandomLibrary(Library):
 
 @pytest.mark.parametrize("name", ["hed", "lineart"])
 def test_networks_give_the_maps_of_the_preprocessor_with_gradients(name):
-    pixels = np.array(tiny.picture(size=32))
+    pixels = np.array(tiny.random_image(size=32))
     x = to_tensor(pixels).requires_grad_()
     found = load_annotator(name, CPU, RandomLibrary())(x)
     expected = find(name).load("cpu", RandomLibrary())(pixels).pixels[..., 0]

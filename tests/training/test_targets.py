@@ -71,7 +71,7 @@ def small_unet(shape: str, channels: int) -> UNet2DConditionModel:
 
 
 def encode(base: FrozenBase) -> EncodedBatch:
-    images = [np.array(tiny.picture(i, SIDE)) for i in (0, 1)]
+    images = [np.array(tiny.random_image(i, SIDE)) for i in (0, 1)]
     texts = [base.encode_caption(caption) for caption in "ab"]
     added = [base.build_added(text, images[0].shape[:2]) for text in texts]
     extra = [base.encode_extra(image, draw_mask(np.random.default_rng(3), *image.shape[:2])) for image in images]
@@ -166,7 +166,7 @@ def test_the_network_that_was_trained_guides(target: str, family: str, bases: Ba
             ).images
         return made
 
-    image = np.array(tiny.picture(0, SIDE))
+    image = np.array(tiny.random_image(0, SIDE))
     assert (latents(Unit(net, image, preprocessor="canny")) - latents()).abs().max() > 1e-5
 
 
@@ -287,7 +287,7 @@ def files(tmp_path_factory: pytest.TempPathFactory, bases: BaseMaker) -> Path:
         save_ldm(create(target, bases(family)[0]), folder / f"{name}.safetensors")
     (folder / "photos").mkdir()
     for i in (0, 1):
-        tiny.picture(i).save(folder / f"photos/{i}.png")
+        tiny.random_image(i).save(folder / f"photos/{i}.png")
         (folder / f"photos/{i}.txt").write_text("ab"[i])
     tiny.pipeline(StableDiffusionPipeline, unet=small_unet("SD1.5", 4)).save_pretrained(folder / "sd")
     return folder

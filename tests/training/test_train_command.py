@@ -55,8 +55,8 @@ def shelf(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.pipeline(StableDiffusionPipeline, unet=unet()).save_pretrained(folder / "sd")
     (folder / "photos").mkdir()
     for i in range(6):
-        tiny.picture(seed=i, size=96).save(folder / f"photos/{i}.png")
-        (folder / f"photos/{i}.txt").write_text(f"picture {'abcdef'[i]}")
+        tiny.random_image(seed=i, size=96).save(folder / f"photos/{i}.png")
+        (folder / f"photos/{i}.txt").write_text(f"image {'abcdef'[i]}")
     patch = pytest.MonkeyPatch()
     patch.setattr(evaluation, "EVALUATION_DRAWS", 8)
     patch.setattr(monitoring, "write_report", lambda work: [])
@@ -125,7 +125,7 @@ def test_what_was_trained_loads_and_guides(shelf):
         with guide(pipe, units):
             return pipe("a", num_inference_steps=2, generator=torch.manual_seed(0), output_type="latent").images
 
-    guided = latents(Unit(net, np.asarray(tiny.picture(0)), preprocessor="canny"))
+    guided = latents(Unit(net, np.asarray(tiny.random_image(0)), preprocessor="canny"))
     assert (guided - latents()).abs().max() > 1e-3
 
 
@@ -268,7 +268,7 @@ def test_what_cannot_be_measured_is_refused_before_images_are_read(more, says, m
     assert says in line(capsys)
 
 
-def test_a_picture_that_changes_is_another_training(tmp_path, capsys):
+def test_an_image_that_changes_is_another_training(tmp_path, capsys):
     shutil.copytree("photos", "own")
     assert main(words("out.safetensors", "--minutes", "1e-9", data="own", steps=3)) == 1
     for caption in Path("own").glob("*.txt"):
@@ -389,7 +389,7 @@ def test_an_existing_output_is_not_replaced(capsys):
 def photos(folder: Path, count: int = 2) -> Path:
     folder.mkdir()
     for i in range(count):
-        tiny.picture(seed=i).save(folder / f"{i}.png")
+        tiny.random_image(seed=i).save(folder / f"{i}.png")
         (folder / f"{i}.txt").write_text(f" {i}\n")
     return folder
 
@@ -411,7 +411,7 @@ def test_folders_that_cannot_be_learnt_from_are_refused(tmp_path):
     folder.mkdir()
     with pytest.raises(ValueError, match="holds no images"):
         read_examples(folder)
-    tiny.picture().save(folder / "a.png")
+    tiny.random_image().save(folder / "a.png")
     with pytest.raises(ValueError, match=r"1 of 1 examples cannot be learnt from.*a\.png' has no caption"):
         read_examples(folder)
     (folder / "a.txt").write_bytes(b"\xff")
@@ -441,7 +441,7 @@ def test_lists_that_are_none_are_refused(tmp_path, row, says):
         read_examples(tmp_path)
 
 
-def test_a_copy_of_a_picture_is_on_its_side(tmp_path):
+def test_a_copy_of_an_image_is_on_its_side(tmp_path):
     found = tuple(Example(Path(f"{i}.png"), "", None, str(i % 5)) for i in range(20))
     learnt, held = split_examples(found, 0.4)
     assert len(held) == 8 and not {e.sha256 for e in learnt} & {e.sha256 for e in held}

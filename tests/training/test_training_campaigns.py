@@ -38,8 +38,8 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.pipeline(StableDiffusionPipeline, unet=unet).save_pretrained(folder / "sd")
     (folder / "photos").mkdir()
     for i in range(6):
-        tiny.picture(seed=i, size=96).save(folder / f"photos/{i}.png")
-        (folder / f"photos/{i}.txt").write_text(f"picture {'abcdef'[i]}")
+        tiny.random_image(seed=i, size=96).save(folder / f"photos/{i}.png")
+        (folder / f"photos/{i}.txt").write_text(f"image {'abcdef'[i]}")
     return folder
 
 

@@ -12,7 +12,7 @@ import torch
 from diffusers import ControlNetUnionModel
 from ldm import UNetModel
 from networks import randomised
-from tiny import SHAPES, control, picture, unet
+from tiny import SHAPES, control, random_image, unet
 from webui_host import fresh, install
 
 from controlnet_ext.guidance.contract import Step
@@ -118,7 +118,7 @@ def test_forge_gets_our_preprocessors_and_no_panel(forge):
     assert start() is None
     offered = {each.name: each for each in forge.added}
     assert "canny" not in offered and offered["threshold"].slider_1.values["label"] == "Threshold"
-    pixels = np.asarray(picture())
+    pixels = np.asarray(random_image())
     assert (offered["threshold"](pixels, 64, 127) == np.where(pixels.min(2) > 127, 255, 0)[..., None]).all()
 
 

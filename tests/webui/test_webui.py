@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from ldm import UNetModel
-from tiny import control, picture, unet
+from tiny import control, random_image, unet
 from webui_host import Request
 
 from controlnet_ext.guidance.schedule import Span
@@ -26,7 +26,7 @@ def network(host):
 def encoded():
     from controlnet_ext.sdwebui.images import encode_png_base64
 
-    return encode_png_base64(np.asarray(picture()))
+    return encode_png_base64(np.asarray(random_image()))
 
 
 def api(**changes):
@@ -204,7 +204,7 @@ def test_the_panel_has_a_component_for_each_field_and_switched_off_it_does_nothi
     values = [each.value for each in components]
     assert torch.equal(made(host, *values)[0], made(host)[0])
     on = dict(zip(PANEL_UNIT_FIELDS, values, strict=False)) | {"enabled": True, "module": "canny", "processor_res": 64}
-    on |= {"model": "diffusion_pytorch_model", "image": {"image": np.asarray(picture()), "mask": None}}
+    on |= {"model": "diffusion_pytorch_model", "image": {"image": np.asarray(random_image()), "mask": None}}
     on |= {"threshold_a": 100, "threshold_b": 200}
     guided = made(host, *[on[name] for name in PANEL_UNIT_FIELDS], *values[len(PANEL_UNIT_FIELDS) :])[0]
     assert torch.equal(guided, made(host, api(threshold_a=100, threshold_b=200))[0])
@@ -234,7 +234,7 @@ def test_png_info_comes_back_to_the_panel(host):
 
 
 def pasted(script, text):
-    """What the first unit's text makes of the panel's pictures."""
+    """What the first unit's text makes of the panel's images."""
     said = {"Steps": "4", "ControlNet 0": text}
     found = {c.values["elem_id"].removeprefix("script_controlnet_"): read(said) for c, read in script.infotext_fields}
     return {name: found[f"{name}_0"] for name in ("image", "mask", "effective_region_mask")}
@@ -257,11 +257,11 @@ def test_a_units_images_are_saved_beside_the_results_and_come_back(host, tmp_pat
 
     results, script = tmp_path / "results", ControlNetScript()
     script.ui(False)
-    seen, mask = np.asarray(picture()), np.zeros((64, 64, 3), np.uint8)
+    seen, mask = np.asarray(random_image()), np.zeros((64, 64, 3), np.uint8)
     mask[:20] = 255
     asked = api(image={"image": base64_of(seen), "mask": base64_of(mask)}, effective_region_mask=base64_of(mask))
     text = made(host, asked)[1].extra_generation_params["ControlNet 0"]
-    assert len(list((results / "controlnet").iterdir())) == 2  # the two masks are one picture
+    assert len(list((results / "controlnet").iterdir())) == 2  # the two masks are one image
     found = pasted(script, text)
     assert (found["image"]["value"] == seen).all()
     assert all((found[name]["value"] == mask).all() for name in ("mask", "effective_region_mask"))
@@ -281,10 +281,10 @@ def test_a_text_from_elsewhere_makes_no_other_file_be_read(host, tmp_path):
     folder.mkdir(parents=True)
     script, name = ControlNetScript(), "0123456789abcdef" * 2 + ".png"
     script.ui(True)
-    picture().save(tmp_path / "secret.png")
-    picture().save(tmp_path / name)
+    random_image().save(tmp_path / "secret.png")
+    random_image().save(tmp_path / name)
     (folder / name).symlink_to(tmp_path / "secret.png")
-    (folder / f"f{name[1:]}").write_text("no picture")
+    (folder / f"f{name[1:]}").write_text("no image")
     wrong = [
         name,
         f"f{name[1:]}",
@@ -298,7 +298,7 @@ def test_a_text_from_elsewhere_makes_no_other_file_be_read(host, tmp_path):
     for word in wrong:
         assert pasted(script, f"Module: canny, Image File: {word}, Mask File: {word}")["image"] is None
     (folder / name).unlink()
-    picture().save(folder / name)
+    random_image().save(folder / name)
     assert pasted(script, f"Module: canny, Image File: {name}")["image"]["value"].shape == (64, 64, 3)
 
 
@@ -314,7 +314,7 @@ def test_no_request_names_a_folder_and_the_panel_does(host, tmp_path):
 
     assert "batch_folder" not in read_request_units([api(batch_folder="/etc")], SimpleNamespace(), False)[0]
     for name in ("b.png", "a.png", "note.txt"):
-        picture().save(tmp_path / name, "PNG")
+        random_image().save(tmp_path / name, "PNG")
     batch = BatchInputs.from_units({1: {"enabled": True, "batch_folder": str(tmp_path), "loopback": False}})
     assert batch.image_count == 2 and [path.name for path in batch.files_by_unit[1]] == ["a.png", "b.png"]
     with pytest.raises(ValueError, match=r"unit 2: the batch folder .* does not exist"):
@@ -337,10 +337,10 @@ def test_a_mask_of_img2img_is_no_scribble(host):
 
     mask = np.zeros((64, 64), np.uint8)
     mask[10:30, 10:30] = 255
-    changes = {"init_images": [picture()], "image_mask": Image.fromarray(mask), "inpainting_mask_invert": 0}
+    changes = {"init_images": [random_image()], "image_mask": Image.fromarray(mask), "inpainting_mask_invert": 0}
     unit = {key: value for key, value in api().items() if key != "image"}
     (shown,) = made(host, unit, **changes)[2]
-    (expected,) = made(host, unit, init_images=[picture()])[2]
+    (expected,) = made(host, unit, init_images=[random_image()])[2]
     assert (np.asarray(shown) == np.asarray(expected)).all()
 
 
@@ -365,7 +365,7 @@ def test_strokes_on_a_transparent_canvas_are_a_mask_of_img2img(host):
     strokes = np.zeros((64, 64, 4), np.uint8)
     strokes[10:30, 10:30, 3] = 255  # black, so that over white they would be the only part that is not repainted
     p = SimpleNamespace(
-        init_images=[picture()], image_mask=Image.fromarray(strokes), inpainting_mask_invert=0, height=64, width=64
+        init_images=[random_image()], image_mask=Image.fromarray(strokes), inpainting_mask_invert=0, height=64, width=64
     )
     for inverted in (0, 1):
         p.inpainting_mask_invert = inverted

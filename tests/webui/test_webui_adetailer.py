@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from test_webui import api, hooks
-from tiny import picture
+from tiny import random_image
 from webui_host import Request
 
 FACE = (32, 16, 64, 64)  # left, top, width, height of the part that is repainted, in an image of 128x128
@@ -85,7 +85,7 @@ def crop(image: Image.Image) -> np.ndarray:
 
 
 def test_the_face_is_guided_by_its_own_part_of_the_image(host: Any) -> None:
-    network, image = host.model.model.diffusion_model, picture(3, 128)
+    network, image = host.model.model.diffusion_model, random_image(3, 128)
     p = outer(host, api())
     guided, _ = run(p)
     plain, none = run(inner(p, image, "None"))
@@ -103,15 +103,15 @@ def test_the_face_is_guided_by_its_own_part_of_the_image(host: Any) -> None:
 def test_the_outer_units_pass_through_cut_to_the_face(host: Any) -> None:
     from controlnet_ext.sdwebui.images import encode_png_base64
 
-    photo = picture(5, 128)
+    photo = random_image(5, 128)
     p = outer(host, api(module="none", image=encode_png_base64(np.asarray(photo))))
-    painted, (shown,) = run(inner(p, picture(3, 128), "Passthrough"))
+    painted, (shown,) = run(inner(p, random_image(3, 128), "Passthrough"))
     assert np.array_equal(shown, crop(photo))
-    assert not torch.equal(painted, run(inner(p, picture(3, 128), "None"))[0])
+    assert not torch.equal(painted, run(inner(p, random_image(3, 128), "None"))[0])
 
 
 def test_a_module_that_is_not_there_yet_ends_the_repainting_in_a_sentence(host: Any) -> None:
     from controlnet_ext.webui.sampling import GuidanceError
 
     with pytest.raises(GuidanceError, match="'ip-adapter-auto' of control type IP-Adapter is not supported yet"):
-        run(inner(outer(host), picture(3, 128), "diffusion_pytorch_model", module="ip-adapter-auto"))
+        run(inner(outer(host), random_image(3, 128), "diffusion_pytorch_model", module="ip-adapter-auto"))

@@ -67,13 +67,13 @@ THERE = {  # name: (label, sliders a and b as least, most, default)
     "inpaint_only+lama": ("inpaint_only+lama", NONE),
 }
 ELSEWHERE = {
-    # a picture as it is, which a unit without a preprocessor takes
+    # an image as it is, which a unit without a preprocessor takes
     "none",
-    # no map: embeddings of a picture, which are for the control model that reads them
+    # no map: embeddings of an image, which are for the control model that reads them
     *("clip_vision", "revision_clipvision", "revision_ignore_prompt"),
     *("ip-adapter-auto", "ip-adapter_clip_sd15", "ip-adapter_clip_sdxl", "ip-adapter_clip_sdxl_plus_vith"),
     *("ip-adapter_face_id", "ip-adapter_face_id_plus", "ip-adapter_pulid", "instant_id_face_embedding"),
-    # no map: attention to a reference picture
+    # no map: attention to a reference image
     *("reference_only", "reference_adain", "reference_adain+attn"),
     # not made here: they need the networks of insightface and facexlib; InstantID's ControlNet takes a drawn map
     *("facexlib", "instant_id_face_keypoints"),

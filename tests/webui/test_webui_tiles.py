@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from test_webui import api
-from tiny import control, picture
+from tiny import control, random_image
 from torch import Tensor
 from webui_host import Request
 
@@ -19,7 +19,7 @@ from controlnet_ext.hosts.ldm.guide import BatchRows, guide_ldm
 from controlnet_ext.models.kinds.controlnet import ControlNet
 
 WIDTH, HEIGHT = 128, 64
-PHOTO = np.asarray(picture(0, WIDTH))[:HEIGHT]
+PHOTO = np.asarray(random_image(0, WIDTH))[:HEIGHT]
 
 
 class TiledRequest(Request):
@@ -153,7 +153,7 @@ def upscale(host: Any, batch_size: int = 1, **changes: Any) -> list[list[np.ndar
     results are all taken for tiles."""
     from controlnet_ext.webui.script import ControlNetScript
 
-    image = picture(5, 128)
+    image = random_image(5, 128)
     p = Request(host, host.model.model.diffusion_model, prompts=[1] * batch_size, resize_mode=0, steps=1, **changes)
     p.extra_generation_params["SD upscale overlap"] = 0
     grid = Grid([], 64, 64, 128, 128, 0)
@@ -176,14 +176,14 @@ def upscale(host: Any, batch_size: int = 1, **changes: Any) -> list[list[np.ndar
 def test_the_upscale_scripts_tiles_have_their_parts_of_a_units_own_image(host: Any) -> None:
     from controlnet_ext.sdwebui.images import encode_png_base64
 
-    whole = np.asarray(picture(6, 128))
+    whole = np.asarray(random_image(6, 128))
     shown = upscale(host, unit={"image": encode_png_base64(whole)})
     parts = [whole[y : y + 64, x : x + 64] for y in (0, 64) for x in (0, 64)]
     assert all(np.array_equal(one, part) for (one,), part in zip(shown, parts, strict=True))
 
 
 def test_the_upscale_scripts_tiles_are_their_own_images_where_a_unit_has_none(host: Any) -> None:
-    whole = np.asarray(picture(5, 128))
+    whole = np.asarray(random_image(5, 128))
     for batch_size in (1, 2):
         shown = upscale(host, batch_size, unit={"image": None})
         assert np.array_equal(shown[0][0], whole[:64, :64])

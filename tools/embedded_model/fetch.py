@@ -93,7 +93,7 @@ def download_package(manager: str, package: str, folder: Path) -> Path:
         command = ["npm", "pack", "--silent", package]
     elif manager == "pip":
         command = ["pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", package]
-        if package.startswith("scipy"):  # the last that carries the picture has no wheel for newer Pythons
+        if package.startswith("scipy"):  # the last that carries the image has no wheel for newer Pythons
             command += ["--python-version", "3.10"]
     else:
         command = ["apt-get", "download", "-qq", package]

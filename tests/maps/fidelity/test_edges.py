@@ -7,11 +7,11 @@ import pytest
 from controlnet_ext.maps.fidelity import canny_f1, edge_f1
 
 
-def _picture(*rows: str) -> np.ndarray:
+def _image(*rows: str) -> np.ndarray:
     return np.array([[255 * (c == "#") for c in row] for row in rows], np.uint8)
 
 
-LINE = _picture(".....", "#####", ".....", ".....", ".....")
+LINE = _image(".....", "#####", ".....", ".....", ".....")
 
 
 def test_a_map_agrees_with_itself():
@@ -48,8 +48,8 @@ def test_maps_of_other_sizes_are_refused():
 
 
 def test_the_canny_score_of_the_image_a_map_came_from_is_one():
-    picture = np.zeros((32, 32, 3), np.uint8)
-    picture[8:24, 8:24] = 200
-    asked = cv2.Canny(picture, 100, 200)
-    assert canny_f1(asked, picture) == (1.0, 1.0)
-    assert canny_f1(asked, 255 - picture).within_1px == 1.0
+    image = np.zeros((32, 32, 3), np.uint8)
+    image[8:24, 8:24] = 200
+    asked = cv2.Canny(image, 100, 200)
+    assert canny_f1(asked, image) == (1.0, 1.0)
+    assert canny_f1(asked, 255 - image).within_1px == 1.0

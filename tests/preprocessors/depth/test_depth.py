@@ -1,4 +1,4 @@
-"""Depth by tiny random networks: the same as transformers' pipeline, its picture typed out, 16 bits, and refusals."""
+"""Depth by tiny random networks: the same as transformers' pipeline, its image typed out, 16 bits, and refusals."""
 
 import json
 
@@ -50,7 +50,7 @@ def test_depth_is_that_of_transformers_pipeline(models, name):
     for image, result in zip(images, depth(images), strict=True):
         expected = pipe(Image.fromarray(image))["predicted_depth"].numpy()
         assert expected.std() > 0.01
-        # two pictures at once, channels last: float32's last bits, 4e-6 of the values measured
+        # two images at once, channels last: float32's last bits, 4e-6 of the values measured
         np.testing.assert_allclose(result, expected, atol=2e-5 * np.abs(expected).max(), rtol=0)
 
 

@@ -76,7 +76,7 @@ def test_axes_lie_in_the_plane_and_are_seen_as_the_steps():
     steps = torch.randn(1, 2, 25, 4, 5, generator=draw, dtype=torch.float64) * 1e-6
     axes = dsine._compute_rotation_axes(n, steps, uv)
     assert (n * axes).sum(dim=1).abs().max() < 1e-9
-    seen = axes[:, :2] - uv * axes[:, 2:]  # how (u, v, 1) Z moves in the picture, at Z = 1
+    seen = axes[:, :2] - uv * axes[:, 2:]  # how (u, v, 1) Z moves in the image, at Z = 1
     torch.testing.assert_close(F.normalize(seen, dim=1), F.normalize(steps, dim=1), atol=1e-3, rtol=0)
 
 

@@ -81,13 +81,13 @@ def test_normal_midas_is_the_formula_on_midass_depth(tmp_path):
 def test_an_image_of_depth_has_normals():
     plane = (rays(120, 160, 60) * (0.6, 0, 0.8)).sum(axis=2)
     far = plane.max() / plane.min()
-    picture = ((plane - plane.min()) / np.ptp(plane) * 255).astype(np.uint8)
-    made = preprocess("normal_depth", picture, far=far)
+    image = ((plane - plane.min()) / np.ptp(plane) * 255).astype(np.uint8)
+    made = preprocess("normal_depth", image, far=far)
     n = made.values
     assert made.kind == "normals" and n.shape == (120, 160, 3)
     assert degrees(n, np.broadcast_to((0.6, 0, 0.8), n.shape)).mean() < 2
     np.testing.assert_array_equal(made.pixels, encode_normals(n))
-    assert preprocess("normal_depth", picture, resolution=64).values.shape == (64, 85, 3)
+    assert preprocess("normal_depth", image, resolution=64).values.shape == (64, 85, 3)
     for height, width in ((1, 1), (1, 9), (9, 1)):
         for smooth in (0, 2):
             flat = preprocess("normal_depth", np.zeros((height, width, 3), np.uint8), smooth=smooth)
@@ -110,7 +110,7 @@ def test_normals_from_true_depth_in_degrees(frame):
     inverse = 1 / metres
     mean, median, right = figures(normals_from_inverse_depth(inverse, FOV, 2), expected, sure)
     assert mean < 1.2 and median < 0.25 and right > 0.97  # measured 1.07, 0.18, .976 and 0.74, 0.17, .986
-    picture = ((inverse - inverse.min()) / np.ptp(inverse) * 255).astype(np.uint8)
-    made = preprocess("normal_depth", picture, fov=FOV, far=inverse.max() / inverse.min())
+    image = ((inverse - inverse.min()) / np.ptp(inverse) * 255).astype(np.uint8)
+    made = preprocess("normal_depth", image, fov=FOV, far=inverse.max() / inverse.min())
     mean, median, right = figures(made.values, expected, sure)
     assert mean < 3 and median < 2 and right > 0.97  # from 256 steps: 2.62, 1.68, .976 and 1.91, 1.29, .986

@@ -15,13 +15,13 @@ from controlnet_ext.preprocessors.edges.lineart import lineart_standard
 from controlnet_ext.preprocessors.edges.soft_edges import quantize_edges, scribble_from_edges, to_uint8
 from controlnet_ext.preprocessors.edges.teed import blend_screen, extract_lines
 from controlnet_ext.preprocessors.library import Library
-from lines import Shelf, assets, aux, controlnets_size, golden, likeness, picture, random_shelf, randomised
+from lines import Shelf, asset_image, assets, aux, controlnets_size, golden, likeness, random_shelf, randomised
 
 from controlnet_ext.files.weights import read_weights
 
 rng = np.random.default_rng(0)
 NOISE = cv2.resize(rng.integers(0, 256, (9, 12, 3), np.uint8), (90, 70), interpolation=cv2.INTER_CUBIC)
-PICTURE = cv2.resize(rng.integers(0, 256, (20, 30, 3), np.uint8), (192, 128), interpolation=cv2.INTER_CUBIC)
+IMAGE = cv2.resize(rng.integers(0, 256, (20, 30, 3), np.uint8), (192, 128), interpolation=cv2.INTER_CUBIC)
 
 
 def real(name, called=None):
@@ -50,7 +50,7 @@ def test_pidinet_tiny_gives_the_authors_outputs():
 
 @pytest.mark.weights
 def test_pidinet_gives_the_published_map():
-    image = controlnets_size(picture("cyber.png"), 512)
+    image = controlnets_size(asset_image("cyber.png"), 512)
     edges = preprocess("softedge_pidinet", image, library=real("table5_pidinet.pth"))
     assert edges.kind == "soft edges"
     assert likeness(edges.pixels[..., 0], "pidinet_res512.png") > 0.9999
@@ -58,7 +58,7 @@ def test_pidinet_gives_the_published_map():
 
 @pytest.mark.weights
 def test_pidinet_in_bfloat16_is_nearly_the_same():
-    image, library = picture("cyber.png", (192, 256)), real("table5_pidinet.pth")
+    image, library = asset_image("cyber.png", (192, 256)), real("table5_pidinet.pth")
     exact = preprocess("pidinet", image, library=library).pixels.astype(int)
     rounded = preprocess("pidinet", image, library=library, device=Device("cpu", "bfloat16")).pixels.astype(int)
     assert 0 < np.abs(exact - rounded).max() <= 25 and np.abs(exact - rounded).mean() < 1  # of 255; 8 bits of mantissa
@@ -252,7 +252,7 @@ def test_mlsd_finds_the_line_that_is_written_into_its_result():
 
 @pytest.mark.weights
 def test_mlsd_draws_the_lines_that_it_gives():
-    image = controlnets_size(picture("room.png"), 512)
+    image = controlnets_size(asset_image("room.png"), 512)
     library = real("mlsd_tiny_512_fp32.pth", "mlsd_large_512_fp32.pth")
     result = preprocess("mlsd", image, library=library, thr_v=0.2, thr_d=20.0)
     canvas = np.zeros(image.shape[:2], np.uint8)
@@ -261,7 +261,7 @@ def test_mlsd_draws_the_lines_that_it_gives():
     assert 20 < len(result.values) < 200 and result.kind == "straight lines"
     np.testing.assert_array_equal(result.pixels[..., 0], canvas)
     lengths = np.hypot(*(result.values[:, :2] - result.values[:, 2:]).T)
-    assert lengths.min() > 40  # of the picture, twice the map's
+    assert lengths.min() > 40  # of the image, twice the map's
 
 
 def test_a_line_that_leaves_every_bound_is_cut():
@@ -290,7 +290,7 @@ def test_published_weights_give_controlnet_auxs_outputs_before_rounding():
     from controlnet_aux.pidi.model import PiDiNet, config_model
     from controlnet_aux.teed.ted import TED
 
-    image = torch.from_numpy(picture("room.png", (256, 192))).permute(2, 0, 1)[None].float()
+    image = torch.from_numpy(asset_image("room.png", (256, 192))).permute(2, 0, 1)[None].float()
     with_ones = torch.cat([image, torch.ones(1, 1, 192, 256)], dim=1) / 127.5 - 1
 
     def sides(outputs):  # of TEED, of which the map is the mean's sigmoid
@@ -442,8 +442,8 @@ def test_maps_are_controlnet_auxs(name):
         net.load_state_dict(state)
     if name != "softedge_teed":
         given["image_resolution"] = 128
-    expected = detector(net)(PICTURE, detect_resolution=128, output_type="np", **given)
-    result = preprocess(name, PICTURE, library=Shelf(state)).pixels
+    expected = detector(net)(IMAGE, detect_resolution=128, output_type="np", **given)
+    result = preprocess(name, IMAGE, library=Shelf(state)).pixels
     assert expected.std() > 5
     # cut to whole numbers after other last bits: 1 apart in 3 of 1000 at most
     difference = np.abs(result.astype(int) - expected)

@@ -174,7 +174,7 @@ def test_networks_of_another_kind_are_refused():
 # Graphs that onnxruntime runs: a detector that always says the same, and points at the brightest pixel of the crop
 
 PERSON, DOG = 0, 16
-LEFT, TOP, RIGHT, BOTTOM = 100, 80, 260, 320  # of the box, in a picture of 640x640
+LEFT, TOP, RIGHT, BOTTOM = 100, 80, 260, 320  # of the box, in an image of 640x640
 
 
 def detection(kind):
@@ -243,7 +243,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def picture(x, y):
+def dot_image(x, y):
     image = np.zeros((640, 640, 3), np.uint8)
     image[y - 2 : y + 3, x - 2 : x + 3] = 255
     return image
@@ -252,29 +252,29 @@ def picture(x, y):
 @pytest.mark.parametrize("name", ["dw_openpose_full", "rtmpose"])
 def test_points_are_found_where_the_image_is_brightest(folder, name):
     library = Library([folder], download=False)
-    made = preprocess(name, picture(200, 150), library=library)
+    made = preprocess(name, dot_image(200, 150), library=library)
     ((one),) = made.values.people
     for part in (one.body, *([one.left_hand, one.right_hand, one.face] if name == "dw_openpose_full" else [])):
         assert all(abs(p.x * 640 - 200) < 3.5 and abs(p.y * 640 - 150) < 3.5 for p in part)
     assert one.body and made.kind == "pose" and made.pixels[150, 200].any()
-    assert preprocess(name, picture(200, 150)[:600, :], library=library, resolution=320).pixels.shape == (320, 341, 3)
+    assert preprocess(name, dot_image(200, 150)[:600, :], library=library, resolution=320).pixels.shape == (320, 341, 3)
 
 
 def test_an_animal_is_found_and_a_person_is_none(folder, monkeypatch):
     library = Library([folder], download=False)
-    assert preprocess("animal_openpose", picture(200, 150), library=library).values.animals == ()
+    assert preprocess("animal_openpose", dot_image(200, 150), library=library).values.animals == ()
     constant_graph(folder / YOLOX_WEIGHTS.name, detection(DOG))
     pin(monkeypatch, folder / YOLOX_WEIGHTS.name)
-    made = preprocess("animal_openpose", picture(200, 150), library=library)
+    made = preprocess("animal_openpose", dot_image(200, 150), library=library)
     ((one),) = made.values.animals
     assert all(abs(p.x * 640 - 200) < 3.5 and abs(p.y * 640 - 150) < 3.5 for p in one.points)
     assert made.pixels.any()
-    assert preprocess("dw_openpose_full", picture(200, 150), library=library).values.people == ()
+    assert preprocess("dw_openpose_full", dot_image(200, 150), library=library).values.people == ()
 
 
 def test_parts_are_left_out_of_the_map_and_stay_in_the_values(folder):
     library = Library([folder], download=False)
-    made = preprocess("dw_openpose_full", picture(200, 150), library=library, body=False, hands=False, face=False)
+    made = preprocess("dw_openpose_full", dot_image(200, 150), library=library, body=False, hands=False, face=False)
     assert not made.pixels.any() and made.values.people[0].face
 
 
@@ -321,4 +321,4 @@ def test_a_file_without_a_sha256_that_ends_its_process_is_refused(folder, monkey
 def test_without_onnxruntime_one_line_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ValueError, match=r"yolox_l\.onnx needs onnxruntime: pip install controlnet-ext\[onnx\]"):
-        preprocess("dw_openpose_full", picture(9, 9), library=Library([tmp_path], download=False))
+        preprocess("dw_openpose_full", dot_image(9, 9), library=Library([tmp_path], download=False))

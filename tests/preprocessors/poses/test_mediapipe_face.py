@@ -157,7 +157,7 @@ def test_a_face_is_found_and_turns_with_the_image(library):
     assert distance.mean() < 0.05 * np.hypot(*(eyes[1] - eyes[0]))
 
 
-# picture: mean and largest distance of the 468 points from those of mediapipe 0.10.14's FaceMesh on the same networks,
+# image: mean and largest distance of the 468 points from those of mediapipe 0.10.14's FaceMesh on the same networks,
 # in parts of the face; before 0.003 to 0.023 and 0.009 to 0.072. What is left comes from another version of OpenCV.
 MEDIAPIPE = {
     "boy.png": (0.001, 0.004),

@@ -1,4 +1,4 @@
-"""OpenPose: networks equal to controlnet_aux's; from picture to map with networks that stand in for them."""
+"""OpenPose: networks equal to controlnet_aux's; from image to map with networks that stand in for them."""
 
 import json
 import warnings
@@ -42,7 +42,7 @@ def original(module):
 
 
 class Given(torch.nn.Module):
-    """A body network that sees the same people in every picture."""
+    """A body network that sees the same people in every image."""
 
     def __init__(self, people):
         super().__init__()
@@ -56,7 +56,7 @@ class Given(torch.nn.Module):
 
 
 class Small(torch.nn.Module):
-    """A part's network: blurred grain at an eighth of the size, that depends on the picture. Its last map is empty."""
+    """A part's network: blurred grain at an eighth of the size, that depends on the image. Its last map is empty."""
 
     def __init__(self, outputs):
         super().__init__()
@@ -225,10 +225,10 @@ def test_a_map_drawn_again_from_its_json_is_the_same(resolution, tmp_path, monke
 
 def test_images_together_are_as_each_alone():
     ready = find("openpose_full").load(library=Stands())
-    pictures = [NOISE, NOISE[::-1].copy(), NOISE[:, ::-1].copy()]
-    together = ready.run_batch(pictures)
-    for one, picture in zip(together, pictures, strict=True):
-        alone = ready(picture)
+    images = [NOISE, NOISE[::-1].copy(), NOISE[:, ::-1].copy()]
+    together = ready.run_batch(images)
+    for one, image in zip(together, images, strict=True):
+        alone = ready(image)
         np.testing.assert_array_equal(one.pixels, alone.pixels)
         assert one.values == alone.values
     assert together[0].values != together[1].values
@@ -258,10 +258,10 @@ def test_boxes_are_controlnet_auxs():
         points = rng.uniform(-20, 300, (18, 3)).round()
         points[rng.random(18) < 0.2] = np.nan
         theirs = body.BodyResult([None if np.isnan(x) else body.Keypoint(x, y) for x, y, _ in points], 0, 0)
-        picture = np.zeros((240, 280, 3), np.uint8)
-        expected = {"left" if left else "right": (x, y, side) for x, y, side, left in util.handDetect(theirs, picture)}
+        image = np.zeros((240, 280, 3), np.uint8)
+        expected = {"left" if left else "right": (x, y, side) for x, y, side, left in util.handDetect(theirs, image)}
         assert find_hand_boxes(points, 240, 280) == expected
-        assert find_face_box(points, 240, 280) == util.faceDetect(theirs, picture)
+        assert find_face_box(points, 240, 280) == util.faceDetect(theirs, image)
 
 
 def test_a_part_is_found_where_it_was_planted():

@@ -48,7 +48,7 @@ def places(people):
 
 
 def original():
-    """controlnet_aux's Body as a function of (heat, fields, picture size) that gives arrays (18, 3)."""
+    """controlnet_aux's Body as a function of (heat, fields, image size) that gives arrays (18, 3)."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -77,7 +77,7 @@ def original():
 
 
 def input_size(height, width):
-    """(rows, columns) of the original's network input that show a picture: 184 pixels high."""
+    """(rows, columns) of the original's network input that show an image: 184 pixels high."""
     scale = 0.5 * 368 / height
     return int(height * scale), int(width * scale)
 
@@ -146,7 +146,7 @@ def test_controlnet_aux_finds_the_same_people(size):
 
 
 def real_maps(path, scale):
-    """Heat maps and fields of a picture from the MobileNet OpenPose at `scale` of 368 pixels; (inside, size)."""
+    """Heat maps and fields of an image from the MobileNet OpenPose at `scale` of 368 pixels; (inside, size)."""
     net = cv2.dnn.readNetFromONNX(str(ASSETS / "weights" / "openpose_mnv2small.onnx"))
     image = cv2.imread(str(path))
     height, width = image.shape[:2]

@@ -124,8 +124,8 @@ def test_a_map_is_the_image_by_its_matte_on_the_ground(state):
 
 def test_batches_are_singles(state):
     run = find(NAMES[0]).load(library=Shelf(state))
-    pictures = [IMAGE, IMAGE[::-1].copy()]
-    for one, image in zip(run.run_batch(pictures), pictures, strict=True):
+    images = [IMAGE, IMAGE[::-1].copy()]
+    for one, image in zip(run.run_batch(images), images, strict=True):
         np.testing.assert_allclose(one.values, run(image).values, atol=1e-4)
 
 

@@ -23,7 +23,7 @@ BOXES = [[10.6, 5.2, 40.9, 50.7], [30.0, 20.0, 70.0, 55.0], [-4.0, 50.0, 20.0, 6
 
 
 class Program(torch.nn.Module):
-    """Four boxes, the last with no width, and random parts and places in them, whatever the picture."""
+    """Four boxes, the last with no width, and random parts and places in them, whatever the image."""
 
     def __init__(self):
         super().__init__()

@@ -74,7 +74,7 @@ def test_sams_masks_are_those_of_transformers_pipeline(models, shape, monkeypatc
     expected = pipeline(sam, prepare, image, crops_nms_thresh=1.0)
     monkeypatch.setattr(
         "controlnet_ext.preprocessors.segmentation.sam._MAX_BOX_IOU", 1.0
-    )  # random masks all fill the picture
+    )  # random masks all fill the image
     run = TransformersSam("cpu", Library([root], download=False), SAM)
     found = run(image, 5, 0.88, 0.95)
     same(found, expected, shape)
@@ -131,11 +131,11 @@ def test_the_small_lie_on_the_large_in_the_seeds_colours():
     large[1:, 2:7], small[2:4, 3] = 1, 1
     masks = [mask_from_logits(small, 0.9, 1.0), mask_from_logits(large, 0.8, 1.0)]
     assert (masks[0].left, masks[0].top, masks[0].area) == (3, 2, 2) and masks[1].area == 25
-    picture = render_masks(masks, 6, 8, seed=3)
+    image = render_masks(masks, 6, 8, seed=3)
     first, second = np.random.default_rng(3).integers(0, 255, (2, 3))
     expected = np.zeros((6, 8, 3), int)
     expected[1:, 2:7], expected[2:4, 3] = first, second
-    np.testing.assert_array_equal(picture, expected)
+    np.testing.assert_array_equal(image, expected)
     np.testing.assert_array_equal(render_masks(masks[1:], 6, 8, seed=3)[1:, 2:7], np.broadcast_to(first, (5, 5, 3)))
     assert not render_masks([], 6, 8, seed=3).any()
     cut = masks[1].crop(3, 4)
