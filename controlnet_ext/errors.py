@@ -162,7 +162,7 @@ def suggest_names(message: str, name: str, known_names: Iterable[str]) -> str:
 
 def _find_peer_name(name: str, known_names: Iterable[str]) -> str | None:
     """Return the known name that `name` is written otherwise, or that a peer calls so, None if there is none."""
-    by_form = {_normalize_name(known): known for known in known_names}
+    by_form = {_normalize_name(own_name): own_name for own_name in known_names}
     form = _normalize_name(name)
     return next(
         (

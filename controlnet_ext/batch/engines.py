@@ -184,11 +184,11 @@ class _ChunkQueue(Generic[In, Out]):
             return future.result()
         except BrokenProcessPool:
             self.pool.shutdown()
-            done = [self._run_isolated(one) for one in chunk]
+            results = [self._run_isolated(one) for one in chunk]
             self.pool = _make_pool(self._process_count)
             for other, _ in [self.in_flight.popleft() for _ in range(len(self.in_flight))]:
                 self.put(other)
-            return done
+            return results
 
     def _run_isolated(self, item: In) -> Out:
         with closing_pool(_make_pool(1)) as pool:

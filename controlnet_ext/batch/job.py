@@ -101,8 +101,8 @@ def run_stages(
     encode, keep = EncodeStage(recipe.spec_names, recipe.json, recipe.sixteen_bit), WriteStage(sink.store)
     if recipe.networks is None or engine.runs_networks:
         maps = recipe.read_stage if recipe.networks is None else Chain(recipe.read_stage, recipe.networks)
-        made = engine.map(Chain(maps, encode), chunks, lambda image: encode([crashed_item(image)])[0])
-        results = map_in_threads(WRITER_THREADS, keep, made)
+        encoded_chunks = engine.map(Chain(maps, encode), chunks, lambda image: encode([crashed_item(image)])[0])
+        results = map_in_threads(WRITER_THREADS, keep, encoded_chunks)
     else:
         items = map(recipe.networks, engine.map(recipe.read_stage, chunks, crashed_item))
         results = map_in_threads(WRITER_THREADS, Chain(encode, keep), items)
@@ -119,9 +119,9 @@ def _iter_chunks(
         chunk = list(islice(images, recipe.chunk_size))
         if not chunk:
             return
-        left = [image for image in chunk if not sink.is_done(image)]
-        if left and is_in_shard(i, shard):
-            yield left if recipe.networks is None else chunk
+        remaining = [image for image in chunk if not sink.is_done(image)]
+        if remaining and is_in_shard(i, shard):
+            yield remaining if recipe.networks is None else chunk
 
 
 TERMINAL_INTERVAL, LOG_INTERVAL = 0.2, 60.0  # seconds between two states of the progress
@@ -215,27 +215,27 @@ def run_job(
     """
     with lock_state(record):
         errors = ErrorLog(record.folder)
-        done = 0
+        count = 0
         for stream in streams:
             with (
                 closing(JobProgress(stream.total, log)) as progress,
                 closing(stream.open_sink()) as sink,
-                closing(_remaining_results(stream, sink, recipe, engine)) as made,
+                closing(_remaining_results(stream, sink, recipe, engine)) as results,
             ):
                 for result in sink.earlier_results():
                     errors.add(result)
-                    done += 1
-                for result in made:
+                    count += 1
+                for result in results:
                     sink.add(result)
                     errors.add(result)
                     for error in result.errors:
                         progress.add_error(error)
                     progress.add(result.image.index)
-                    done += 1
+                    count += 1
                 if not sink.is_finished:
                     sink.finish()
                     stream.on_finish()
-        log(f"{done - errors.failed_count} of {done} images done")
+        log(f"{count - errors.failed_count} of {count} images done")
         if errors.failed_count:
             log(f"{errors.failed_count} failed: see {record.folder / ERRORS_FILE}")
         close_state(

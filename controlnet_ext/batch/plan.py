@@ -168,30 +168,30 @@ def plan_job(
     outputs = [plan_output(request, file, single) for file in boxes]
     draft.find_unchanged([*images, *chain(*rows)])
     is_recorded = not single or is_folder_name(request.out)
-    kept = {
+    kept_files = {
         i
-        for i, (file, made) in enumerate(zip(boxes, outputs, strict=True))
-        if is_recorded and results.is_unchanged(file, os.path.basename(made.paths[0]), made.paths)
+        for i, (file, output) in enumerate(zip(boxes, outputs, strict=True))
+        if is_recorded and results.is_unchanged(file, os.path.basename(output.paths[0]), output.paths)
     }
-    wanted = chain(
+    sources = chain(
         *(draft.iter_targets(some) for some in (images, *rows)),
         (
             (file.path, [draft.list_path(file)], draft.may_exist or shard is not None or draft.has_unchanged(some))
             for file, some in zip(lists, rows, strict=True)
         ),
         (
-            (f.path, made.paths, i in kept or draft.chunk_may_exist(i))
-            for i, (f, made) in enumerate(zip(boxes, outputs, strict=True))
+            (f.path, output.paths, i in kept_files or draft.chunk_may_exist(i))
+            for i, (f, output) in enumerate(zip(boxes, outputs, strict=True))
         ),
         ((file.mask, [], True) for some in (images, *rows) for file in some if file.mask),
     )
-    check_targets(wanted, may_replace_source=False)
+    check_targets(sources, may_replace_source=False)
     streams = [draft.make_stream(images)] if images else []
     streams += [draft.make_stream(some, draft.list_writer(file)) for file, some in zip(lists, rows, strict=True)]
-    for i, (file, made) in enumerate(zip(boxes, outputs, strict=True)):
-        if i not in kept and is_in_shard(i, draft.shard):
-            streams.append(make_output_stream(made, i, record, results if is_recorded else None, file))
-    return JobPlan(tuple(streams), record, len(draft.unchanged_keys) + len(kept))
+    for i, (file, output) in enumerate(zip(boxes, outputs, strict=True)):
+        if i not in kept_files and is_in_shard(i, draft.shard):
+            streams.append(make_output_stream(output, i, record, results if is_recorded else None, file))
+    return JobPlan(tuple(streams), record, len(draft.unchanged_keys) + len(kept_files))
 
 
 def _job_identity(
@@ -290,8 +290,8 @@ def choose_chunk_size(request: MapRequest, batch_size: int | None) -> int:
 
 def build_recipe(request: MapRequest, networks: NetworkStage | LazyNetworks | None, chunk_size: int) -> MapRecipe:
     """Return the recipe of a job with chunks of `chunk_size`."""
-    made = zip(request.specs, request.parameters, strict=True)
-    quick = tuple((spec.name, values) for spec, values in made if not isinstance(spec.factory, type))
+    pairs = zip(request.specs, request.parameters, strict=True)
+    quick = tuple((spec.name, values) for spec, values in pairs if not isinstance(spec.factory, type))
     names = tuple(spec.name for spec in request.specs)
     limit, side = get_pixel_limit(), request.min_side
     read_stage = ReadStage(quick, networks is not None, tuple(get_loaded_files()), limit, side)
@@ -303,8 +303,8 @@ def build_network_stage(
 ) -> NetworkStage | None:
     """Return a stage of the preprocessors that load weights, None if there is none."""
     slow = [
-        (make, chosen)
-        for make, chosen in zip(preprocessors, parameters, strict=True)
+        (make, values)
+        for make, values in zip(preprocessors, parameters, strict=True)
         if isinstance(make.spec.factory, type)
     ]
     return NetworkStage(tuple(slow)) if slow else None

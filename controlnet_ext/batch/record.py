@@ -86,16 +86,16 @@ def close_state(record: JobRecord, retry_failed: bool) -> None:
     Without failures that is the whole folder. With failures the errors file stays, and with `retry_failed` also the
     state that the same command needs to try them again.
     """
-    failed = (record.folder / ERRORS_FILE).exists()
+    has_errors = (record.folder / ERRORS_FILE).exists()
     for path in record.folder.iterdir():
-        if path.name != JOB_FILE and not (failed and (path.name == ERRORS_FILE or retry_failed)):
+        if path.name != JOB_FILE and not (has_errors and (path.name == ERRORS_FILE or retry_failed)):
             path.unlink()
-    if failed and retry_failed:
+    if has_errors and retry_failed:
         content = json.dumps(record.identity | {"mark": record.temp_prefix, "tried": True}, indent=1).encode()
         write_atomically(record.folder / JOB_FILE, content, overwrite=True)
         return
     os.replace(record.folder / JOB_FILE, _closing_path(record.folder))
-    if not failed:
+    if not has_errors:
         record.folder.rmdir()
     _closing_path(record.folder).unlink()
 

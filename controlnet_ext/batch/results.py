@@ -91,18 +91,18 @@ class ResultRecord:
 
     def add(self, rows: Iterable[dict[str, Any]]) -> None:
         """Write rows of this job into its file of the record."""
-        added = {row["key"]: row for row in rows}
-        kept = read_rows([self._file])
-        for key, row in added.items():
-            earlier = kept.get(key)
+        new_rows = {row["key"]: row for row in rows}
+        old_rows = read_rows([self._file])
+        for key, row in new_rows.items():
+            earlier = old_rows.get(key)
             is_same = earlier is not None and earlier.get("stamp") == row["stamp"]
-            kept[key] = row | {"made": {**earlier["made"], **row["made"]}} if earlier and is_same else row
-        if not added:
+            old_rows[key] = row | {"made": {**earlier["made"], **row["made"]}} if earlier and is_same else row
+        if not new_rows:
             return
         prefix = f"{self._file.name[1:]}."
         for path in list_temporary_files(self._file.parent, prefix):  # of a job that was killed here
             path.unlink(missing_ok=True)
-        lines = (json.dumps(row).encode() + b"\n" for row in kept.values())
+        lines = (json.dumps(row).encode() + b"\n" for row in old_rows.values())
         write_atomically(self._file, lines, overwrite=True, temp_prefix=prefix)
 
     def _name_source(self, path: str) -> str:
@@ -116,12 +116,12 @@ def forget_result(path: str) -> None:
         name = full.relative_to(folder).as_posix()
         for file in list_record_files(str(folder)):
             rows = read_rows([file])
-            kept = {
+            other_rows = {
                 key: row | {"made": {end: digest for end, digest in row["made"].items() if f"{key}_{end}" != name}}
                 for key, row in rows.items()
             }
-            if kept != rows:
-                lines = (json.dumps(row).encode() + b"\n" for row in kept.values())
+            if other_rows != rows:
+                lines = (json.dumps(row).encode() + b"\n" for row in other_rows.values())
                 write_atomically(file, lines, overwrite=True, temp_prefix=f"{file.name[1:]}.")
 
 

@@ -37,24 +37,24 @@ def run_single(
 
     Raises what the first map raises, when nothing is written yet and the image is the reason.
     """
-    written = 0
+    count = 0
     try:
         pixels = read_image(file.path, request.min_side)
         for make, values, path in zip(preprocessors, request.parameters, paths, strict=True):
-            made = make(pixels, file.mask if make.spec.needs_mask else None, **values)
+            result = make(pixels, file.mask if make.spec.needs_mask else None, **values)
             if request.json:
-                _write_output(str(Path(path).with_suffix(".json")), encode_pose_json(made), request.overwrite, log)
+                _write_output(str(Path(path).with_suffix(".json")), encode_pose_json(result), request.overwrite, log)
             _write_output(
                 path,
-                encode_image(_encoder_name(path), select_output_pixels(made, request.sixteen_bit)),
+                encode_image(_encoder_name(path), select_output_pixels(result, request.sixteen_bit)),
                 request.overwrite,
                 log,
             )
-            written += 1
+            count += 1
     except BrokenPipeError:
         raise
     except Exception as error:  # of a preprocessor of the user's own it may be anything
-        if not written and isinstance(error, (ValueError, FileNotFoundError)):
+        if not count and isinstance(error, (ValueError, FileNotFoundError)):
             raise
         log(f"controlnet-ext: {error if isinstance(error, (ValueError, OSError)) else format_error(error, file.path)}")
         return 1

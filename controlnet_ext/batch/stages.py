@@ -142,18 +142,18 @@ class NetworkStage:
     preprocessors: tuple[tuple[LoadedPreprocessor, dict[str, Any]], ...]
 
     def __call__(self, items: Sequence[WorkItem]) -> list[WorkItem]:
-        done = list(items)
+        results = list(items)
         there = [i for i, item in enumerate(items) if item.pixels is not None]
         for make, values in self.preprocessors:
             try:
                 maps = _compute_maps(make, [items[i] for i in there], values) if len(there) > 1 else []
             except Exception:
                 maps = []
-            for i, made in zip(there, maps, strict=False):
-                done[i] = replace(done[i], maps={**done[i].maps, make.spec.name: made})
+            for i, result in zip(there, maps, strict=False):
+                results[i] = replace(results[i], maps={**results[i].maps, make.spec.name: result})
             for i in there[len(maps) :]:
-                done[i] = _add_map(done[i], make, values)
-        return [replace(item, pixels=None, mask=None) for item in done]
+                results[i] = _add_map(results[i], make, values)
+        return [replace(item, pixels=None, mask=None) for item in results]
 
 
 @dataclass(frozen=True)

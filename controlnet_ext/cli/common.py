@@ -49,8 +49,8 @@ def list_changed_flags(
     parser = ArgumentParser(add_help=False)
     add_flags(parser)
     defaults = {action.dest: action.default for action in parser._actions if action.dest not in left_out}
-    given = vars(options)
-    return {name: given[name] for name, default in defaults.items() if given[name] != default}
+    values = vars(options)
+    return {name: values[name] for name, default in defaults.items() if values[name] != default}
 
 
 def add_output_options(parser: ArgumentParser, help: str, default: str | None = None) -> None:

@@ -95,10 +95,10 @@ def read_monitor_settings(
         raise ValueError(f"--fidelity-images {count}: expected 0 or more")
     if options.wandb is not None:
         check_wandb()
-    measured = _read_fidelity(count, kind, preprocess, fidelity, is_inpainting)
-    if rule.figure == "fidelity" and measured is None:
+    fidelity_settings = _read_fidelity(count, kind, preprocess, fidelity, is_inpainting)
+    if rule.figure == "fidelity" and fidelity_settings is None:
         raise ValueError(f"--stop {options.stop}: there is no fidelity to stop by without --fidelity-images")
-    return MonitorSettings(options.draws, measured, rule, options.last, options.wandb)
+    return MonitorSettings(options.draws, fidelity_settings, rule, options.last, options.wandb)
 
 
 def _read_fidelity(

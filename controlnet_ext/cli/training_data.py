@@ -116,8 +116,8 @@ def _add_loading_flags(parser: ArgumentParser) -> None:
 
 def list_data_settings(options: Namespace) -> dict[str, Any]:
     """Return the settings that change what is learnt and are not the default."""
-    changed = list_changed_flags(options, add_data_flags, NOT_OF_THE_WORK)
-    return {name: str(value) if isinstance(value, Path) else value for name, value in changed.items()}
+    flags = list_changed_flags(options, add_data_flags, NOT_OF_THE_WORK)
+    return {name: str(value) if isinstance(value, Path) else value for name, value in flags.items()}
 
 
 @dataclass(frozen=True, eq=False)

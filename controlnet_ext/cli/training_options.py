@@ -240,14 +240,14 @@ def read_execution(options: Namespace) -> Execution:
 
     Raises ValueError where an unknown one is asked for, or one whose library or device is not there.
     """
-    found = Execution(options.precision, options.optimizer, options.checkpointing, options.compile)
-    check_optimizer(found.optimizer)
-    if found.precision == "fp16":
+    execution = Execution(options.precision, options.optimizer, options.checkpointing, options.compile)
+    check_optimizer(execution.optimizer)
+    if execution.precision == "fp16":
         import torch
 
         if not torch.cuda.is_available():
             raise ValueError("precision fp16 needs a GPU, which is not there: --precision bf16 or fp32")
-    return found
+    return execution
 
 
 def list_changed_settings(options: Namespace) -> dict[str, Any]:
@@ -255,8 +255,8 @@ def list_changed_settings(options: Namespace) -> dict[str, Any]:
 
     Weighting, steps, batch, accumulation and rate are left out.
     """
-    stated = ("weighting", "seed", "steps", "batch", "accumulate", "rate")
-    left_out = (*stated, "minutes", "work", "checkpointing", "compile")
+    names = ("weighting", "seed", "steps", "batch", "accumulate", "rate")
+    left_out = (*names, "minutes", "work", "checkpointing", "compile")
     return {
         name: value
         for add_flags in (add_loss_flags, add_run_flags)

@@ -95,8 +95,8 @@ def parse_json(text: bytes | bytearray, name: str, allow_nan: bool = True) -> An
     if not allow_nan:
         hooks |= {"parse_constant": _parse_finite, "parse_float": _parse_finite}
     try:
-        decoded = text.decode(json.detect_encoding(text))
-        value = json.loads(decoded, object_pairs_hook=_reject_duplicate_keys, **hooks)
+        document = text.decode(json.detect_encoding(text))
+        value = json.loads(document, object_pairs_hook=_reject_duplicate_keys, **hooks)
     except RecursionError:
         raise ValueError(f"{name} nests its JSON too deeply, expected up to {MAX_JSON_DEPTH} levels") from None
     except ValueError as error:  # broken JSON or UTF-8, and what the hooks refuse
@@ -296,11 +296,11 @@ def write_together(
     is taken and not among `replaced`, OSError with the name of the file.
     """
     with ExitStack() as stack:
-        staged = [
+        temporary_files = [
             (stack.enter_context(_stage_file(target, content, temp_prefix)), target)
             for target, content in files.items()
         ]
-        for temporary, target in staged:
+        for temporary, target in temporary_files:
             with _name_in_errors(target):
                 commit_file(temporary, target, overwrite=target in replaced)
 

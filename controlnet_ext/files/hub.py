@@ -155,16 +155,16 @@ def _request_file_info(file: WeightsFile) -> HubFileInfo:
     headers, url, token = _request_headers(f"{constants.ENDPOINT}/{file.url_path}", constants.HF_HUB_ETAG_TIMEOUT)
     etag = (headers.get("X-Linked-Etag") or headers.get("ETag") or "").removeprefix("W/").strip('"').lower()
     size = headers.get("X-Linked-Size") or ("" if "Location" in headers else headers.get("Content-Length")) or ""
-    known = etag if re.fullmatch("[0-9a-f]{64}|[0-9a-f]{40}", etag) else file.sha256
-    if known is None:
+    digest = etag if re.fullmatch("[0-9a-f]{64}|[0-9a-f]{40}", etag) else file.sha256
+    if digest is None:
         raise OSError(f"the Hub does not say its hash, but {etag!r:.80}")
-    if file.sha256 and len(known) == 64 and known != file.sha256:
-        raise OSError(f"the Hub's has sha256 {known}, expected {file.sha256}: it was changed there")
+    if file.sha256 and len(digest) == 64 and digest != file.sha256:
+        raise OSError(f"the Hub's has sha256 {digest}, expected {file.sha256}: it was changed there")
     if file.size is None and not size.isdecimal():
         raise OSError(f"the Hub does not say its size, but {size!r:.80}")
     if file.size is not None and size.isdecimal() and int(size) != file.size:
         raise OSError(f"the Hub's has {size} bytes, expected {file.size}: it was changed there")
-    return HubFileInfo(url, file.size or int(size), file.sha256 or known, token)
+    return HubFileInfo(url, file.size or int(size), file.sha256 or digest, token)
 
 
 class _Deadline:
@@ -178,10 +178,10 @@ class _Deadline:
 
     def connect(self, address: tuple[str, int], *more: Any) -> socket.socket:
         """Return a connection, as `socket.create_connection` does, that ends with the deadline."""
-        connected = socket.create_connection(address, *more)
+        connection = socket.create_connection(address, *more)
         with self._lock:
-            self._sockets.append(connected.dup())  # TLS takes the other's descriptor
-        return connected
+            self._sockets.append(connection.dup())  # TLS takes the other's descriptor
+        return connection
 
     def extend(self, seconds: float) -> None:
         """Set the deadline to so many seconds from now."""

@@ -81,8 +81,8 @@ def iter_jpeg_segments(content: bytes) -> Iterator[tuple[int, memoryview]]:
     The compressed data behind a start of scan, 0xDA, is skipped.
     """
     at = 2
-    while found := _NEXT_MARKER.search(content, at):
-        marker, at = found[1][0], found.end()
+    while match := _NEXT_MARKER.search(content, at):
+        marker, at = match[1][0], match.end()
         if marker in (0x01, 0xD8, 0xD9):  # without payload
             yield marker, memoryview(b"")
             if marker == 0xD9:
@@ -205,8 +205,8 @@ def _is_tiff_complete(content: bytes) -> bool:
                 arrays[tag] = numbers.astype(float)  # exact below 2**53
         for offsets, sizes in _TIFF_DATA_TAGS:
             if offsets in arrays and sizes in arrays:
-                shared = min(len(arrays[offsets]), len(arrays[sizes]))
-                if (arrays[offsets][:shared] + arrays[sizes][:shared] > len(content)).any():
+                number = min(len(arrays[offsets]), len(arrays[sizes]))
+                if (arrays[offsets][:number] + arrays[sizes][:number] > len(content)).any():
                     return False
         (at,) = struct.unpack_from(order + word, content, at + entries * entry_size)
         looked_at += 1
@@ -259,12 +259,12 @@ def _check_png_size(content: bytes, name: str) -> None:
     _check_decoded_bytes(height * (1 + width * bits // 8), len(content), kind, name)
 
 
-def _check_decoded_bytes(decoded: int, size: int, kind: str, name: str) -> None:
+def _check_decoded_bytes(total: int, size: int, kind: str, name: str) -> None:
     free, for_each = DECODED_BYTES[kind]
     limit = free * max(_pixel_limit, MAX_PIXELS) // MAX_PIXELS + for_each * size
-    if decoded > limit:
+    if total > limit:
         raise ValueError(
-            f"{name} is a {kind} of {size} bytes that would take {decoded >> 20} MiB, over the limit of {limit >> 20} "
+            f"{name} is a {kind} of {size} bytes that would take {total >> 20} MiB, over the limit of {limit >> 20} "
             "MiB for its size"
         )
 
@@ -343,18 +343,18 @@ def keep_needed_png_chunks(content: bytes) -> bytes:
 
     Its decoder would unpack them all. Kept are the first profile, the first EXIF, and texts with the orientation.
     """
-    chunks, seen = [content[:8]], set[bytes]()
+    chunks, kinds = [content[:8]], set[bytes]()
     for at, name in _iter_png_chunk_places(content):
         size = 12 + int.from_bytes(content[at : at + 4], "big")
         what = name
         if name in (b"tEXt", b"zTXt", b"iTXt"):
             what = content[at + 8 : at + 33].partition(b"\0")[0]
-            is_needed = what.startswith((b"XML:com.adobe.xmp", b"Raw profile type ")) and what not in seen
+            is_needed = what.startswith((b"XML:com.adobe.xmp", b"Raw profile type ")) and what not in kinds
         else:
-            is_needed = name in (b"IDAT", b"IEND") or (name in _PNG_SINGLE_CHUNKS and name not in seen)
+            is_needed = name in (b"IDAT", b"IEND") or (name in _PNG_SINGLE_CHUNKS and name not in kinds)
         if is_needed:
             chunks.append(content[at : at + size])
-        seen.add(what)
+        kinds.add(what)
     return b"".join(chunks)
 
 
@@ -382,10 +382,10 @@ def remove_ppm_comments(content: bytes, name: str) -> bytes:
     width, height, most = (int(word) if word.isdigit() else 0 for word in (*numbers, b"1")[:3])
     check_pixels(height, width, name)
     values = width * height * (3 if kind in b"36" else 1)
-    needed = {b"1": values, b"2": 2 * values - 1, b"3": 2 * values - 1, b"4": (width + 7) // 8 * height}.get(
+    value_bytes = {b"1": values, b"2": 2 * values - 1, b"3": 2 * values - 1, b"4": (width + 7) // 8 * height}.get(
         kind, values
     )
-    if len(raster) - 1 < needed * (2 if kind in b"56" and most > 255 else 1):
+    if len(raster) - 1 < value_bytes * (2 if kind in b"56" and most > 255 else 1):
         raise ValueError(f"{name} is a PPM that is cut short: {width}x{height}, and {len(raster) - 1} bytes for it")
     return b" ".join([content[:2], *numbers]) + raster
 

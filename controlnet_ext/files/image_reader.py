@@ -113,11 +113,11 @@ def decode_pixels(image: Image, name: str) -> np.ndarray:
         turn = _read_orientation(image)
         deep = image.mode[0] in "IF"  # I, I;16, I;16B, F
         array = np.array(image) if deep else _render_bands(image)
-        hidden = image.info.get("transparency")
+        transparency = image.info.get("transparency")
     if deep:
         grey = _to_uint8(array, name)
-        if isinstance(hidden, int):
-            grey[array == hidden] = 255
+        if isinstance(transparency, int):
+            grey[array == transparency] = 255
         array = np.repeat(grey[..., None], 3, axis=2)
     return np.ascontiguousarray(_EXIF_TRANSFORMS[turn](array) if turn in _EXIF_TRANSFORMS else array)
 
@@ -177,8 +177,10 @@ def _read_alpha(image: Image) -> np.ndarray | None:
     if not _has_alpha(image):
         return None
     if image.mode[0] in "IF":
-        hidden = image.info["transparency"]
-        return np.where(np.asarray(image) == hidden, np.uint8(0), np.uint8(255)) if isinstance(hidden, int) else None
+        transparency = image.info["transparency"]
+        if not isinstance(transparency, int):
+            return None
+        return np.where(np.asarray(image) == transparency, np.uint8(0), np.uint8(255))
     return np.asarray(image.convert("LA" if image.mode == "La" else "RGBA").getchannel("A"))
 
 

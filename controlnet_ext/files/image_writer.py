@@ -64,10 +64,10 @@ def encode_image(path: str | os.PathLike[str], pixels: np.ndarray, text: Mapping
         pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR) if channel is None else channel
     if suffix == ".png" and _is_binary(pixels):
         options = _UNFILTERED_PNG
-    done, encoded = cv2.imencode(suffix, pixels, options)
-    if not done:
+    is_encoded, buffer = cv2.imencode(suffix, pixels, options)
+    if not is_encoded:
         raise ValueError(f"OpenCV could not encode {width}x{height} pixels for {name}")
-    content = encoded.tobytes()
+    content = buffer.tobytes()
     return content[:33] + chunks + content[33:] if chunks else content  # 33: after IHDR
 
 
@@ -147,13 +147,13 @@ def _decode_text_chunk(chunk: bytes, payload: bytes) -> tuple[str, str]:
     if not separator:
         raise ValueError("it has no keyword")
     name, encoding = keyword.decode("latin-1"), "latin-1"
-    packed = chunk == b"zTXt"
-    if packed:
+    is_compressed = chunk == b"zTXt"
+    if is_compressed:
         rest = rest[1:]  # method, always zlib
     elif chunk == b"iTXt":
-        packed, encoding = rest[:1] == b"\1", "utf-8"
+        is_compressed, encoding = rest[:1] == b"\1", "utf-8"
         rest = rest[2:].split(b"\0", 2)[-1]
-    if packed:
+    if is_compressed:
         unpacking = zlib.decompressobj()
         rest = unpacking.decompress(rest, PNG_TEXT_LIMIT + 1)
         if not unpacking.eof and len(rest) < PNG_TEXT_LIMIT:

@@ -63,11 +63,11 @@ def create_tensor_view(
     """Return the view. Raises ValueError where it exceeds its storage or has more values than it."""
     if len(shape) > MAX_DIMENSIONS or math.prod(n or 1 for n in shape) >= 2**63:
         raise ValueError(f"a tensor has a shape that no tensor has, of {len(shape)} dimensions")
-    held = storage.element_count * ITEMSIZE[storage.dtype] // ITEMSIZE[dtype]
+    element_count = storage.element_count * ITEMSIZE[storage.dtype] // ITEMSIZE[dtype]
     count, last = math.prod(shape), offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
-    if count and (last >= held or count > held):
+    if count and (last >= element_count or count > element_count):
         raise ValueError(
-            f"a tensor of {shape} with strides {stride} from {offset} reaches over the {held} values it has"
+            f"a tensor of {shape} with strides {stride} from {offset} reaches over the {element_count} values it has"
         )
     return TensorView(storage, dtype, offset, shape, stride)
 

@@ -89,8 +89,8 @@ def _read_parts(path: Path, load_values: bool) -> Weights:
         if not os.path.lexists(part):
             raise FileNotFoundError(f"{name} names {part.name!r}, which is not beside it")
         weights = read_weights(part, load_values)
-        wanted = {tensor for tensor, file_name in places.items() if file_name == part.name}
-        if odd := sorted(weights.tensors.keys() ^ wanted):
+        names = {tensor for tensor, file_name in places.items() if file_name == part.name}
+        if odd := sorted(weights.tensors.keys() ^ names):
             raise ValueError(f"{name} is not the index of {part.name!r}: {odd[0]!r:.80} is in one of them only")
         tensors |= weights.tensors
         metadata |= weights.metadata
@@ -221,19 +221,19 @@ def _select_tensor_views(value: dict[Any, Any]) -> dict[str, TensorView]:
 def _flatten_views(value: dict[Any, Any]) -> dict[str, TensorView]:
     """Return the tensor views in the dicts that a dict holds, and in those of its lists and tuples, by their keys with
     dots between: IP-Adapters have `image_proj` and `ip_adapter`, hypernetworks pairs by width."""
-    named = [(str(key), item) for key, item in value.items()]
-    named += [
-        (f"{key}.{i}", part) for key, item in named if isinstance(item, list | tuple) for i, part in enumerate(item)
+    items = [(str(key), item) for key, item in value.items()]
+    items += [
+        (f"{key}.{i}", part) for key, item in items if isinstance(item, list | tuple) for i, part in enumerate(item)
     ]
-    found = [
+    views = [
         (f"{key}.{name}", view)
-        for key, item in named
+        for key, item in items
         if isinstance(item, dict)
         for name, view in item.items()
         if isinstance(view, TensorView)
     ]
-    flat = dict(found)
-    if len(flat) < len(found):
+    flat = dict(views)
+    if len(flat) < len(views):
         raise ValueError("two of its tensors have one name")
     return flat
 

@@ -67,17 +67,17 @@ def composite(
     `read_mask` takes. Raises ValueError on other sizes and blurs."""
     if not isinstance(blur, int) or not 0 <= blur <= 64:
         raise ValueError(f"blur {blur!r}, expected a whole number 0..64")
-    made, own, white = read_image(image), read_image(original), read_mask(mask)
+    pixels, own, white = read_image(image), read_image(original), read_mask(mask)
     if own.shape != white.shape:
         sizes = [f"{width}x{height}" for height, width, _ in (white.shape, own.shape)]
         raise ValueError(f"the mask is {sizes[0]} pixels, but the image {sizes[1]}")
-    height, width, _ = made.shape
+    height, width, _ = pixels.shape
     both = fit_image(np.dstack([own, white[..., 0]]), height, width, fit)
     share: np.ndarray = (both[..., 3] > 127).astype(np.float32)
     if blur:
         share = cv2.blur(cv2.dilate(share, np.ones((blur, blur), np.uint8)), (blur, blur))
-    mixed = share[..., None] * made + (1 - share[..., None]) * both[..., :3]
-    return np.rint(mixed).clip(0, 255).astype(np.uint8)
+    blend = share[..., None] * pixels + (1 - share[..., None]) * both[..., :3]
+    return np.rint(blend).clip(0, 255).astype(np.uint8)
 
 
 RECOLOR_CHANNELS = {  # by `Traits.recolors`: conversion from RGB, conversion back, index of the channel
@@ -103,9 +103,9 @@ def replace_lightness(image: np.ndarray, gray: np.ndarray, channel: str, fit: st
     """Replace the image's "lightness" (L of CIE Lab) or "value" (V of HSV) with a map. Both are (H, W, 3) uint8 RGB;
     the map comes to the image's size by `fit`."""
     to, back, place = RECOLOR_CHANNELS[channel]
-    changed = cv2.cvtColor(image, to)
-    changed[..., place] = fit_image(gray, image.shape[0], image.shape[1], fit)[..., 0]
-    return cv2.cvtColor(changed, back)
+    channels = cv2.cvtColor(image, to)
+    channels[..., place] = fit_image(gray, image.shape[0], image.shape[1], fit)[..., 0]
+    return cv2.cvtColor(channels, back)
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,12 +178,12 @@ def fill_from_surroundings(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Return the image (H, W, 3) uint8 with the masked part in the colors around it, nearer ones more."""
     weights = 1 - mask[..., None].astype(np.float32) / 255
     own = pixels * weights
-    filled = np.full_like(own, 127)
+    result = np.full_like(own, 127)
     for size in FILL_BLOCK_SIZES:
         coverage = np.atleast_3d(_average_blocks(weights, size))
         near = _average_blocks(own, size) / np.maximum(coverage, 1e-6)
-        filled += np.minimum(4 * coverage, 1) * (near - filled)
-    return np.rint(filled * (1 - weights) + own).clip(0, 255).astype(np.uint8)
+        result += np.minimum(4 * coverage, 1) * (near - result)
+    return np.rint(result * (1 - weights) + own).clip(0, 255).astype(np.uint8)
 
 
 def _average_blocks(x: np.ndarray, block_size: int) -> np.ndarray:

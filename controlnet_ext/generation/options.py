@@ -70,8 +70,8 @@ def parse_unit(
     kind = values.get("kind") if spec is None else spec.makes
     model = values.get("model") or _find_model(name, kind, models)
     if model is None:
-        known = f" (the embedded model has its own for {', '.join(models)})" if models else ""
-        raise ValueError(f"no control model given{known}: name one with model=PATH")
+        hint = f" (the embedded model has its own for {', '.join(models)})" if models else ""
+        raise ValueError(f"no control model given{hint}: name one with model=PATH")
     source, is_map = _find_source(values, image, map_image)
     if is_map and spec is not None:
         _check_given_map(spec, [key for key in values if key in own])
@@ -141,15 +141,15 @@ def _check_given_map(spec: Preprocessor, parameters: Sequence[str]) -> None:
 
 def split_unit_text(text: str) -> tuple[str, dict[str, str]]:
     """Return the first word, and the values by key. Raises ValueError with the part that is malformed."""
-    found, at = [], 0
+    parts, at = [], 0
     while at <= len(text):
         match = _PART_PATTERN.match(text, at)
         if match is None:
             raise ValueError(f"{text[at:]!r}: quotes must enclose a whole value, and end")
-        key, *quoted, plain, _ = match.groups()
-        found.append((key, plain.strip() if plain is not None else next(q for q in quoted if q is not None)))
+        key, *quotes, plain, _ = match.groups()
+        parts.append((key, plain.strip() if plain is not None else next(q for q in quotes if q is not None)))
         at = match.end() + (match[5] == "")
-    (key, name), *rest = found
+    (key, name), *rest = parts
     if key or not name:
         raise ValueError(f"{text!r} does not begin with the name of a preprocessor, or none for a map, and a comma")
     values: dict[str, str] = {}
@@ -165,17 +165,17 @@ def split_unit_text(text: str) -> tuple[str, dict[str, str]]:
 def parse_settings(values: dict[str, str]) -> dict[str, Any]:
     """Return the values of `UNIT_SETTINGS` that are given, as `Unit` takes them. Raises ValueError or TypeError on
     invalid ones."""
-    found: dict[str, Any] = {key: values[key] for key in UNIT_SETTINGS if key in values}
-    if "weight" in found and "@" not in found["weight"]:
-        found["weight"] = _parse_number("weight", found["weight"])
-    if "window" in found:
-        start, dots, end = found["window"].partition("..")
+    settings: dict[str, Any] = {key: values[key] for key in UNIT_SETTINGS if key in values}
+    if "weight" in settings and "@" not in settings["weight"]:
+        settings["weight"] = _parse_number("weight", settings["weight"])
+    if "window" in settings:
+        start, dots, end = settings["window"].partition("..")
         if not dots:
-            raise ValueError(f"window {found['window']!r}: expected start..end, such as 0..0.6")
-        found["window"] = Window(_parse_number("window start", start), _parse_number("window end", end))
-    if "layers" in found:
-        found["layers"] = [_parse_number("layers", factor) for factor in found["layers"].split(",")]
-    return found
+            raise ValueError(f"window {settings['window']!r}: expected start..end, such as 0..0.6")
+        settings["window"] = Window(_parse_number("window start", start), _parse_number("window end", end))
+    if "layers" in settings:
+        settings["layers"] = [_parse_number("layers", factor) for factor in settings["layers"].split(",")]
+    return settings
 
 
 def _parse_number(name: str, text: str) -> float:
@@ -201,7 +201,7 @@ def recipe_from_options(options: Namespace) -> tuple[GenerationRecipe, str, Pipe
     for name in ("image", "map", "mask"):
         if getattr(options, name) is not None and not options.control:
             raise ValueError(f"--{name} {getattr(options, name)!r} without a --control that reads it")
-    given, specs = _parse_fields(options), []
+    field_values, specs = _parse_fields(options), []
     model = EMBEDDED_NAME if options.model is None else options.model
     folder = PipelineFolder.find(model)
     for i, text in enumerate(options.control, 1):
@@ -209,14 +209,14 @@ def recipe_from_options(options: Namespace) -> tuple[GenerationRecipe, str, Pipe
             specs.append(parse_unit(text, options.image, list_controls(model), options.mask, options.map))
             _check_files(specs[-1])
         check_control_model(specs[-1].model, i)
-    if "width" not in given:
-        given["height"], given["width"] = folder.size
+    if "width" not in field_values:
+        field_values["height"], field_values["width"] = folder.size
     device = choose_device(options.device)
     defaults: dict[str, Any] = {"steps": NUMBER_FIELDS["steps"].default}
     defaults |= {"guidance_scale": NUMBER_FIELDS["guidance"].default}
     defaults |= {"negative_prompt": "", "seed": int.from_bytes(os.urandom(4), "big"), "threads": _get_torch_threads()}
     defaults |= {"dtype": "float32" if device == "cpu" else "float16", "device": device.partition(":")[0]}
-    recipe = GenerationRecipe(**{**defaults, **given}, model=ModelRef(model), units=())
+    recipe = GenerationRecipe(**{**defaults, **field_values}, model=ModelRef(model), units=())
     units = []
     for i, spec in enumerate(specs, 1):
         with error_prefix(f"unit {i}"), _suggest_map(spec):
@@ -253,8 +253,8 @@ def recipe_from_png(options: Namespace) -> tuple[GenerationRecipe, str, None]:
     for name in ("image", "map", "mask"):
         if getattr(options, name) is not None:
             raise ValueError(f"--{name} with --from: the recipe holds its maps already")
-    saved = read_recipe(options.recipe)
-    given, units, renamed = _parse_fields(options), list(saved.units), set[int]()
+    saved_recipe = read_recipe(options.recipe)
+    field_values, units, new_models = _parse_fields(options), list(saved_recipe.units), set[int]()
     for text in options.control:
         number, changes = split_unit_text(text)
         if number not in map(str, range(1, len(units) + 1)):
@@ -262,30 +262,32 @@ def recipe_from_png(options: Namespace) -> tuple[GenerationRecipe, str, None]:
         i = int(number) - 1
         with error_prefix(f"unit {number}"):
             units[i] = _apply_changes(units[i], changes)
-        renamed |= {i} if "model" in changes else set()
+        new_models |= {i} if "model" in changes else set()
     if options.model is not None:
-        given["model"] = ModelRef(options.model, saved.model.sha256)
-    elif is_network_path(saved.model):
-        raise ValueError(f"the recipe's model lies on another machine, {saved.model.path!r:.80}: name it with --model")
+        field_values["model"] = ModelRef(options.model, saved_recipe.model.sha256)
+    elif is_network_path(saved_recipe.model):
+        raise ValueError(
+            f"the recipe's model lies on another machine, {saved_recipe.model.path!r:.80}: name it with --model"
+        )
     for i, unit in enumerate(units):
-        if i not in renamed and is_network_path(unit.model):
+        if i not in new_models and is_network_path(unit.model):
             raise ValueError(
                 f"the model of unit {i + 1} lies on another machine: name it with --control {i + 1},model=PATH"
             )
-    device = choose_device(options.device or saved.device)
-    given["device"] = device.partition(":")[0]
-    if "scheduler" in given:
-        given["scheduler_config"] = {}
-    recipe = replace(saved, **given)
-    if (recipe.height, recipe.width) != (saved.height, saved.width):
+    device = choose_device(options.device or saved_recipe.device)
+    field_values["device"] = device.partition(":")[0]
+    if "scheduler" in field_values:
+        field_values["scheduler_config"] = {}
+    recipe = replace(saved_recipe, **field_values)
+    if (recipe.height, recipe.width) != (saved_recipe.height, saved_recipe.width):
         units = [refit_unit(unit, recipe.height, recipe.width) for unit in units]
     return replace(recipe, units=tuple(units)), device, None
 
 
 def _apply_changes(recipe_unit: RecipeUnit, changes: dict[str, str]) -> RecipeUnit:
-    allowed = ("model", *UNIT_SETTINGS)
-    if odd := [key for key in changes if key not in allowed]:
-        raise ValueError(f"{odd[0]!r} cannot change in a recipe, only {', '.join(allowed)}")
+    names = ("model", *UNIT_SETTINGS)
+    if odd := [key for key in changes if key not in names]:
+        raise ValueError(f"{odd[0]!r} cannot change in a recipe, only {', '.join(names)}")
     values = parse_settings(changes)
     if "model" in changes:
         values["model"] = ModelRef(changes["model"], recipe_unit.model.sha256)
@@ -294,8 +296,8 @@ def _apply_changes(recipe_unit: RecipeUnit, changes: dict[str, str]) -> RecipeUn
 
 def _parse_fields(options: Namespace) -> dict[str, Any]:
     """Return the recipe's fields that the options state, each checked by itself."""
-    given = {name: getattr(options, name) for name in ("prompt", "negative", "scheduler", "dtype")}
-    words: dict[str, Any] = {ATTRIBUTES.get(name, name): word for name, word in given.items() if word is not None}
+    texts = {name: getattr(options, name) for name in ("prompt", "negative", "scheduler", "dtype")}
+    words: dict[str, Any] = {ATTRIBUTES.get(name, name): word for name, word in texts.items() if word is not None}
     for name in ("seed", "steps", "guidance"):
         if getattr(options, name) is not None:
             words[ATTRIBUTES.get(name, name)] = NUMBER_FIELDS[name].parse(getattr(options, name))

@@ -90,20 +90,20 @@ class PipelineFolder:
             if part not in parts or not (path / part).is_dir():
                 raise FileNotFoundError(f"{name} has no {part!r}, which a {kind} needs")
         plain, fp16 = (path / "unet" / f"diffusion_pytorch_model{suffix}.safetensors" for suffix in ("", ".fp16"))
-        found = cls(path, str(kind), parts, tuple(missing), "fp16" if fp16.exists() and not plain.exists() else None)
+        folder = cls(path, str(kind), parts, tuple(missing), "fp16" if fp16.exists() and not plain.exists() else None)
         for part in ("unet", "vae", *(part for part in parts if part.startswith("text_encoder"))):
-            found._check_weights(part)
-        found._check_encodings()
-        return found
+            folder._check_weights(part)
+        folder._check_encodings()
+        return folder
 
     def files(self) -> dict[str, Path]:
         """Return the files on which an image depends, by their names in the folder."""
-        found = {"model_index.json": self.path / "model_index.json"}
+        paths = {"model_index.json": self.path / "model_index.json"}
         for part in sorted(self.parts):
             for file in sorted((self.path / part).iterdir()):
                 if file.suffix in TEXT_SUFFIXES or file in self._list_weights(part):
-                    found[f"{part}/{file.name}"] = file
-        return found
+                    paths[f"{part}/{file.name}"] = file
+        return paths
 
     @property
     def size(self) -> tuple[int, int]:
@@ -153,27 +153,27 @@ class PipelineFolder:
         import diffusers
 
         own = self.parts["scheduler"]
-        wanted = SCHEDULER_CLASSES.get((name or own).casefold(), name or own)
-        if wanted not in (own, *SCHEDULER_CLASSES.values()):
-            raise ValueError(suggest_names(f"unknown scheduler {wanted!r:.80}", wanted, SCHEDULER_CLASSES))
+        class_name = SCHEDULER_CLASSES.get((name or own).casefold(), name or own)
+        if class_name not in (own, *SCHEDULER_CLASSES.values()):
+            raise ValueError(suggest_names(f"unknown scheduler {class_name!r:.80}", class_name, SCHEDULER_CLASSES))
         config = read_json(self.path / "scheduler" / "scheduler_config.json")
         _check_config_numbers(config, f"{str(self.path)!r}: its scheduler")
         with _wrap_load_errors(f"{str(self.path)!r}: its scheduler"):
             scheduler = getattr(diffusers, own).from_config(config)
-            if wanted == own:
+            if class_name == own:
                 return scheduler
-            more = {"skip_prk_steps": True} if wanted == "PNDMScheduler" else {}  # as Stable Diffusion has it
-            return getattr(diffusers, wanted).from_config(scheduler.config, **more)
+            more = {"skip_prk_steps": True} if class_name == "PNDMScheduler" else {}  # as Stable Diffusion has it
+            return getattr(diffusers, class_name).from_config(scheduler.config, **more)
 
     def load(self, dtype: torch.dtype, scheduler: Scheduler) -> Any:
         """Return the pipeline on the CPU. Raises ValueError in one line where diffusers cannot load it."""
         import diffusers
 
-        given: dict[str, Any] = dict.fromkeys(self.missing_parts)
+        modules: dict[str, Any] = dict.fromkeys(self.missing_parts)
         if "safety_checker" in self.missing_parts:
-            given["requires_safety_checker"] = False
+            modules["requires_safety_checker"] = False
         if self.class_name.startswith("StableDiffusionXL"):
-            given["add_watermarker"] = False  # or the image depends on what else is installed
+            modules["add_watermarker"] = False  # or the image depends on what else is installed
         with _wrap_load_errors(repr(str(self.path))):
             return getattr(diffusers, self.class_name).from_pretrained(
                 str(self.path),
@@ -182,7 +182,7 @@ class PipelineFolder:
                 variant=self.variant,
                 local_files_only=True,
                 use_safetensors=True,
-                **given,
+                **modules,
             )
 
     def _list_weights(self, part: str) -> list[Path]:
@@ -240,7 +240,7 @@ def silence_libraries() -> Iterator[None]:
     import diffusers
 
     logs = transformers.utils.logging, diffusers.utils.logging
-    kept = [(log.get_verbosity(), getattr(log, "is_progress_bar_enabled", lambda: True)()) for log in logs]
+    levels = [(log.get_verbosity(), getattr(log, "is_progress_bar_enabled", lambda: True)()) for log in logs]
     try:
         for log in logs:
             log.set_verbosity_error()
@@ -249,7 +249,7 @@ def silence_libraries() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
-        for log, (verbosity, bar) in zip(logs, kept, strict=True):
+        for log, (verbosity, bar) in zip(logs, levels, strict=True):
             log.set_verbosity(verbosity)
             (log.enable_progress_bar if bar else log.disable_progress_bar)()
 

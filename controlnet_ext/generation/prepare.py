@@ -91,8 +91,8 @@ def fit_unit(spec: UnitSpec, height: int, width: int) -> RecipeUnit:
 def refit_unit(unit: RecipeUnit, height: int, width: int) -> RecipeUnit:
     """Return the unit with its map, mask and region brought to another size in pixels."""
     source = UnitSpec(model=unit.model, image=unit.control_map, inpaint=unit.mask, region=unit.region, fit=unit.fit)
-    fitted = fit_unit(source, height, width)
-    return replace(unit, control_map=fitted.control_map, mask=fitted.mask, region=fitted.region)
+    new_unit = fit_unit(source, height, width)
+    return replace(unit, control_map=new_unit.control_map, mask=new_unit.mask, region=new_unit.region)
 
 
 def _resize_region(region: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -278,14 +278,14 @@ def _describe_versions(device: str) -> dict[str, str]:
     return {**versions, "device": f"{kind}, {name}"}
 
 
-def _compare_versions(saved: GenerationRecipe, here: GenerationRecipe) -> tuple[str, ...]:
+def _compare_versions(old: GenerationRecipe, here: GenerationRecipe) -> tuple[str, ...]:
     remarks: tuple[str, ...] = ()
-    if saved.threads != here.threads:
-        remarks = (f"made with {saved.threads} threads, here {here.threads}: the last bits may differ",)
-    if not saved.made_with:
+    if old.threads != here.threads:
+        remarks = (f"made with {old.threads} threads, here {here.threads}: the last bits may differ",)
+    if not old.made_with:
         return remarks
     return remarks + tuple(
-        f"made with {name} {saved.made_with.get(name)!r}, here {version!r}: the image may differ"
+        f"made with {name} {old.made_with.get(name)!r}, here {version!r}: the image may differ"
         for name, version in here.made_with.items()
-        if saved.made_with.get(name) != version
+        if old.made_with.get(name) != version
     )

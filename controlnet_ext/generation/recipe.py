@@ -228,8 +228,8 @@ class RecipeUnit(UnitSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if (spec := find_or_none(self.preprocessor)) is not None:
-            known = {p.name for p in (*spec.parameters, RESOLUTION_PARAMETER)}
-            spec.check({k: v for k, v in self.parameters.items() if k in known and (k, v) != ("resolution", "match")})
+            names = {p.name for p in (*spec.parameters, RESOLUTION_PARAMETER)}
+            spec.check({k: v for k, v in self.parameters.items() if k in names and (k, v) != ("resolution", "match")})
 
     @property
     def after(self) -> PostStep | None:

@@ -77,12 +77,12 @@ def encode_recipe(recipe: GenerationRecipe) -> dict[str, str]:
     words |= {name: getattr(recipe, name) for name in ("scheduler", "dtype", "device")}
     words |= {"scheduler_config": dict(recipe.scheduler_config), "made_with": dict(recipe.made_with)}
     words |= {"model": _encode_model(recipe.model), "units": units}
-    found = {PNG_KEYWORD: json.dumps(words), **images}
-    if sum(map(len, found.values())) > PNG_TEXT_TOTAL_LIMIT:
+    texts = {PNG_KEYWORD: json.dumps(words), **images}
+    if sum(map(len, texts.values())) > PNG_TEXT_TOTAL_LIMIT:
         raise ValueError(
             f"the maps of {len(units)} units take over {PNG_TEXT_TOTAL_LIMIT >> 20} MiB, more than a PNG's text"
         )
-    return found
+    return texts
 
 
 def read_recipe(path: str | os.PathLike[str]) -> GenerationRecipe:
@@ -94,12 +94,12 @@ def read_recipe(path: str | os.PathLike[str]) -> GenerationRecipe:
     with open_regular_file(path) as file:
         if file.seek(0, os.SEEK_END) > RECIPE_FILE_LIMIT:
             raise ValueError(f"{name} is over {RECIPE_FILE_LIMIT >> 20} MiB, which no image with a recipe is")
-    found = read_png_text(path)
-    if PNG_KEYWORD not in found:
+    texts = read_png_text(path)
+    if PNG_KEYWORD not in texts:
         raise ValueError(f"{name} holds no recipe of controlnet-ext")
-    words = parse_object(found[PNG_KEYWORD].encode(), f"{name}: its recipe")
+    words = parse_object(texts[PNG_KEYWORD].encode(), f"{name}: its recipe")
     try:
-        return _decode_recipe(words, found)
+        return _decode_recipe(words, texts)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name}: its recipe: {str(error)[:400]}") from error  # which may show thousands of digits
 
@@ -111,16 +111,16 @@ def _decode_recipe(fields: dict[str, Any], texts: Mapping[str, str]) -> Generati
     _check_fields("the recipe", fields, RECIPE_FIELDS)
     if not re.fullmatch(r"[A-Za-z0-9]{1,80}", fields["scheduler"]):
         raise ValueError(f"scheduler {fields['scheduler'][:80]!r} is no name of a class")
-    given = {ATTRIBUTES.get(name, name): fields[name] for name in RECIPE_FIELDS if name not in ("format", "units")}
-    given |= {"model": _decode_model("model", fields["model"]), "units": ()}
+    values = {ATTRIBUTES.get(name, name): fields[name] for name in RECIPE_FIELDS if name not in ("format", "units")}
+    values |= {"model": _decode_model("model", fields["model"]), "units": ()}
     _check_words("made_with", fields["made_with"])
-    recipe = GenerationRecipe(**given)
+    recipe = GenerationRecipe(**values)
     check_units(len(fields["units"]), recipe.width, recipe.height)  # before a map is decoded
-    made = []
+    units = []
     for i, unit in enumerate(fields["units"], 1):
         with error_prefix(f"unit {i}"):
-            made.append(_decode_unit(i, unit, texts, recipe.height, recipe.width))
-    return replace(recipe, units=tuple(made))
+            units.append(_decode_unit(i, unit, texts, recipe.height, recipe.width))
+    return replace(recipe, units=tuple(units))
 
 
 def _convert_number(name: str, value: Any) -> Any:

@@ -31,12 +31,12 @@ StepCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]  # diff
 RESIZE_INTERPOLATIONS = {"lanczos": cv2.INTER_LANCZOS4, "nearest": cv2.INTER_NEAREST}
 
 
-def render_recipe(loaded: LoadedRecipe) -> np.ndarray:
+def render_recipe(loaded_recipe: LoadedRecipe) -> np.ndarray:
     """Return the image (H, W, 3) uint8 RGB of a recipe, with the recipe's number of torch threads and deterministic
     algorithms. Raises RuntimeError in one line where the run fails."""
-    with deterministic_torch(loaded.recipe.threads, loaded.recipe.device):
+    with deterministic_torch(loaded_recipe.recipe.threads, loaded_recipe.recipe.device):
         try:
-            (pixels,) = render(loaded.pipe, loaded.recipe, loaded.guidance)
+            (pixels,) = render(loaded_recipe.pipe, loaded_recipe.recipe, loaded_recipe.guidance)
         except (ValueError, TypeError, RuntimeError) as error:  # what could be refused was refused when it was loaded
             raise RuntimeError(one_line(error, 500)) from error
     return pixels
@@ -108,9 +108,9 @@ class _PipelineRunner:
         from ..hosts.diffusers.guide import guide
 
         pipe = self.create_pipeline(kind)
-        given = {"generator": self.create_generator(), "output_type": "np", **self._arguments, **arguments}
+        call_arguments = {"generator": self.create_generator(), "output_type": "np", **self._arguments, **arguments}
         with guide(pipe, units):
-            result = pipe(num_inference_steps=steps, **given)
+            result = pipe(num_inference_steps=steps, **call_arguments)
         if any(result.get("nsfw_content_detected") or ()):
             raise RuntimeError("the model's safety checker withheld the image; try another seed or prompt")
         return result.images

@@ -82,13 +82,13 @@ class ColorFix(PostStep):
 
         Raises ValueError if `sharpness` is set and the host cannot tell the rows without the prompt.
         """
-        fixed = x0 - box_blur(x0, self.variation) + box_blur(image_latents, self.variation)
+        new_x0 = x0 - box_blur(x0, self.variation) + box_blur(image_latents, self.variation)
         if not self.sharpness:
-            return fixed
+            return new_x0
         if step.positive is None:
             raise ValueError("sharpness blurs the rows without the prompt, and the host cannot tell which those are")
-        part = (~step.positive).to(fixed)[:, None, None, None] * (self.sharpness / 100)
-        return fixed + part * (box_blur(fixed, self.variation) - fixed)
+        part = (~step.positive).to(new_x0)[:, None, None, None] * (self.sharpness / 100)
+        return new_x0 + part * (box_blur(new_x0, self.variation) - new_x0)
 
 
 def post_step_for(spec: Preprocessor | None, parameters: Mapping[str, Any]) -> PostStep | None:

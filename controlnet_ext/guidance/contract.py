@@ -349,16 +349,16 @@ class UndoStack:
 
     def enter_context(self, context: AbstractContextManager[Any]) -> None:
         """Enter a context that `close` leaves without an exception."""
-        entered: list[bool] = []
+        entries: list[bool] = []
 
         def leave() -> None:
             generator = getattr(context, "gen", None)  # of a function under contextlib.contextmanager
-            if entered if generator is None else getgeneratorstate(generator) == GEN_SUSPENDED:
+            if entries if generator is None else getgeneratorstate(generator) == GEN_SUSPENDED:
                 context.__exit__(None, None, None)
 
         self.push(leave)
         context.__enter__()
-        entered.append(True)
+        entries.append(True)
 
     def register_forward_pre_hook(self, module: Any, hook: Callable[..., Any], **options: Any) -> None:
         """Register a hook in front of a torch module's calls, with torch's options."""
@@ -379,9 +379,9 @@ class UndoStack:
 
     def _register(self, register: Any, module: Any, hook: Callable[..., Any], options: Mapping[str, Any]) -> None:
         self.make_copies_plain(module)
-        marked = ModuleHook(hook)
-        self.push(partial(_remove_hook, module, marked))
-        register(marked, **options)
+        module_hook = ModuleHook(hook)
+        self.push(partial(_remove_hook, module, module_hook))
+        register(module_hook, **options)
 
 
 class ModuleHook:

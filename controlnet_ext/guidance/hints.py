@@ -145,8 +145,8 @@ class HintImages:
                         "control model of the map, or a preprocessor that makes such maps"
                     )
         if self._preprocessor is None and model.map_type is not None:
-            for given, arrays in zip(self._unit.images, self._images, strict=True):
-                images = given.images if isinstance(given, PerSample) else (given,)
+            for entry, arrays in zip(self._unit.images, self._images, strict=True):
+                images = entry.images if isinstance(entry, PerSample) else (entry,)
                 for image, pixels in zip(images, arrays, strict=True):
                     if not isinstance(image, ControlMap):
                         warn_of_misfit(pixels, model.map_type)
@@ -163,8 +163,8 @@ class HintImages:
 
     def fit_first_map(self, height: int, width: int) -> tuple[np.ndarray, np.ndarray | None]:
         """The first image's map, and the inpainting mask beside it, both (H, W, 3) uint8."""
-        found = self._fit_map(self._images[0][0], height, width)
-        return np.ascontiguousarray(found[..., :3]), None if self._mask is None else found[..., 3:].repeat(3, axis=2)
+        pixels = self._fit_map(self._images[0][0], height, width)
+        return np.ascontiguousarray(pixels[..., :3]), None if self._mask is None else pixels[..., 3:].repeat(3, axis=2)
 
     def encode_latents(self, host: Host, crop: Crop | None = None) -> tuple[Tensor, Tensor | None]:
         """Return the VAE latents of the first image's maps, and its inpaint mask at their size; with `crop` of the part
@@ -175,12 +175,12 @@ class HintImages:
         """
         import torch
 
-        fitted = np.stack([self._fit_part(pixels, *host.pixel_size, crop) for pixels in self._images[0]])
-        latents = host.encode(np.ascontiguousarray(fitted[..., :3])).float()
+        maps = np.stack([self._fit_part(pixels, *host.pixel_size, crop) for pixels in self._images[0]])
+        latents = host.encode(np.ascontiguousarray(maps[..., :3])).float()
         if self._mask is None:
             return latents, None
-        white = torch.from_numpy(fitted[0, ..., 3] > 127).to(latents.device)
-        return latents, downscale_mask(white, fitted.shape[1] // latents.shape[2])
+        white = torch.from_numpy(maps[0, ..., 3] > 127).to(latents.device)
+        return latents, downscale_mask(white, maps.shape[1] // latents.shape[2])
 
     def stack_values(self) -> list[np.ndarray]:
         """Return `ControlMap.values` of each image of the unit as float32 `(1, ...)`, or `(n, ...)` of a `PerSample`.
@@ -210,8 +210,8 @@ class HintImages:
     def _make_map(self, pixels: np.ndarray, mask: np.ndarray | None, size: tuple[int, int] | None) -> np.ndarray:
         assert self._preprocessor is not None
         parameters = self._parameters if self._is_outpainting else self._unit.parameters
-        made = make_map(self._preprocessor.spec, self._preprocessor, pixels, mask, parameters, size, self._fit_mode)
-        return made.pixels
+        result = make_map(self._preprocessor.spec, self._preprocessor, pixels, mask, parameters, size, self._fit_mode)
+        return result.pixels
 
     def _fit_part(self, pixels: np.ndarray, height: int, width: int, crop: Crop | None) -> np.ndarray:
         """A map at that size, or the part of it that a UNet call of that size shows; the mask as in `_fit_map`."""
@@ -237,11 +237,11 @@ class HintImages:
         mask = fit(self._mask, pixels.shape[0], pixels.shape[1], "stretch")[..., :1]
         return fit(np.concatenate([pixels, mask], axis=2), height, width, self._fit_mode)
 
-    def _build_hint(self, fitted: np.ndarray) -> np.ndarray:
+    def _build_hint(self, pixels: np.ndarray) -> np.ndarray:
         if self._mask is None:
-            return fitted
-        hint = fitted[..., :3].astype(np.float32) / 255
-        hint[fitted[..., 3] > 127] = -1
+            return pixels
+        hint = pixels[..., :3].astype(np.float32) / 255
+        hint[pixels[..., 3] > 127] = -1
         return hint.transpose(2, 0, 1)
 
 
@@ -254,8 +254,8 @@ def _infer_kind(image: Any, unit: HintSource) -> str | None:
         return find(unit.preprocessor).makes
     images = image.images if isinstance(image, PerSample) else (image,)
     kinds = {image.kind if isinstance(image, ControlMap) else None for image in images}
-    stated = kinds.pop() if len(kinds) == 1 else None
-    return stated or ("inpaint" if unit.inpaint is not None else None)
+    kind = kinds.pop() if len(kinds) == 1 else None
+    return kind or ("inpaint" if unit.inpaint is not None else None)
 
 
 def _read_values(image: Any) -> np.ndarray:

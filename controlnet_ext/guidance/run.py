@@ -45,8 +45,8 @@ class ResidualCache:
 
     def find(self, step: Step, index: int) -> list[Residuals] | None:
         """Return the residuals that may serve in step number `index` of the run, from 0; None if there are none."""
-        made, then, residuals = self._entries.get(self._make_key(step), (index, None, None))
-        if then is None or not 0 < index - made < self._max_steps:
+        then_index, then, residuals = self._entries.get(self._make_key(step), (index, None, None))
+        if then is None or not 0 < index - then_index < self._max_steps:
             return None
         same = _is_equal(step.context, then.context) and _is_equal(step.added, then.added)
         if same and self._tolerance is not None:
@@ -177,12 +177,12 @@ class UnitRun:
         if not self._model.makes_residuals or (rows is not None and not len(rows)):
             return None
         part, total = replace(select_rows(step, rows), weight=weight), Residuals()
-        made = (
+        parts = (
             self._call_model(part) if self._residual_cache is None else self._reuse_or_call(part, self._residual_cache)
         )
         mask = self._get_region(part)
-        for residuals in made:
-            total += self._apply_weight(residuals, weight / len(made), mask)
+        for residuals in parts:
+            total += self._apply_weight(residuals, weight / len(parts), mask)
         return scatter_rows(total, rows, len(step.x))
 
     def check_finite(self) -> None:
@@ -202,15 +202,15 @@ class UnitRun:
 
         Raises ValueError if they are not finite.
         """
-        wanted = x0
+        new_x0 = x0
         if self._model.acts_after_step:
-            wanted = self._model.after_step(wanted, step)
+            new_x0 = self._model.after_step(new_x0, step)
         if self._unit.after is not None:
-            wanted = self._unit.after.apply_to_latents(wanted, step, *self._get_latents(step))
-        if not all_finite([wanted]):
+            new_x0 = self._unit.after.apply_to_latents(new_x0, step, *self._get_latents(step))
+        if not all_finite([new_x0]):
             raise ValueError(f"the latents of {self.name} are not finite after {self._describe_step(step)}")
         share = min(max(self._weights[step.span], 0.0), 1.0)
-        change, region = (wanted - x0) * share, self._get_region(step)
+        change, region = (new_x0 - x0) * share, self._get_region(step)
         return x0 + (change if region is None else change * region.resize_like(change))
 
     def _get_latents(self, step: Step) -> tuple[Tensor, Tensor | None]:
@@ -220,9 +220,9 @@ class UnitRun:
         if key not in self._latents:
             if len(self._latents) >= MAX_PART_LATENTS:
                 self._latents.clear()
-            encoded = [self._hint_images.encode_latents(self._host, crop) for crop in parts]
-            masks = [mask for _, mask in encoded if mask is not None]
-            self._latents[key] = torch.cat([latents for latents, _ in encoded]), torch.cat(masks) if masks else None
+            pairs = [self._hint_images.encode_latents(self._host, crop) for crop in parts]
+            masks = [mask for _, mask in pairs if mask is not None]
+            self._latents[key] = torch.cat([latents for latents, _ in pairs]), torch.cat(masks) if masks else None
         latents, mask = self._latents[key]
         count = len(latents) // len(parts)  # maps of each part
         rows = [0] * len(step.x)
@@ -257,16 +257,16 @@ class UnitRun:
 
     def _call_model(self, step: Step) -> list[Residuals]:
         """Return the residuals of weight 1 of each call of the model."""
-        found = []
+        residual_list = []
         with on_device(self._model, step.x.device):
-            made = self._get_hints(step)
-            hints = [made] if self._model.multi_hint else made
+            unit_hints = self._get_hints(step)
+            hints = [unit_hints] if self._model.multi_hint else unit_hints
             step = replace(step, weight=step.weight / len(hints))
             for hint in hints:
                 residuals: Residuals = self._model(step, hint).map(lambda h, _: h.to(step.x))
                 self._unconfirmed.append((residuals.tensors, total_sum(residuals.tensors), self._describe_step(step)))
-                found.append(residuals)
-        return found
+                residual_list.append(residuals)
+        return residual_list
 
     def _apply_weight(self, residuals: Residuals, weight: float, region: RegionMask | None) -> Residuals:
         with error_prefix(self.name):
@@ -301,10 +301,10 @@ class UnitRun:
                 rows = self._match_maps_to_rows(len(maps[0]), step, image_indices) if has_own else [0] * len(step.x)
                 if len(parts) > 1:
                     places = [parts.index(crop) for crop in step.crops or ()]
-                    chosen = np.stack([maps[place][row] for place, row in zip(places, rows, strict=True)])
+                    hint = np.stack([maps[place][row] for place, row in zip(places, rows, strict=True)])
                 else:
-                    chosen = maps[0][rows] if has_own else maps[0]
-                hints.append(self._embed_hint(chosen, step))
+                    hint = maps[0][rows] if has_own else maps[0]
+                hints.append(self._embed_hint(hint, step))
             if step.crops:
                 self._part_pixels += len(step.x) * size[0] * size[1]
                 if self._part_pixels > MAX_PART_PIXELS:  # the first parts stay: a loop over parts begins with them
@@ -352,8 +352,8 @@ class UnitRun:
         rows = self._find_active_rows(step)
         if rows is not None:
             strength = torch.zeros_like(strength).index_copy(0, rows, strength[rows])
-        cropped = self._get_region(step)
-        region = None if cropped is None else cropped.mask
+        mask = self._get_region(step)
+        region = None if mask is None else mask.mask
         self._activation = Activation(step, strength, self._unit.layers, region, self._pass_index)
         if self._place not in self._attachments:
             own = threading.get_ident()

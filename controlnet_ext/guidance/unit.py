@@ -131,9 +131,9 @@ class Unit:
                 _check_image(image)
         if self.inpaint is not None:
             _check_image(self.inpaint)
-        checked = UnitSettings(**{each.name: getattr(self, each.name) for each in fields(UnitSettings)})
-        object.__setattr__(self, "layers", checked.layers)
-        object.__setattr__(self, "region", checked.region)
+        settings = UnitSettings(**{each.name: getattr(self, each.name) for each in fields(UnitSettings)})
+        object.__setattr__(self, "layers", settings.layers)
+        object.__setattr__(self, "region", settings.region)
         check_choice("hires", self.hires, HIRES_PASSES)
         if not isinstance(self.low_vram, bool):
             raise TypeError(f"low_vram {self.low_vram!r} is {type(self.low_vram).__name__}, expected true or false")
@@ -161,8 +161,8 @@ class Unit:
             if self.parameters:
                 raise ValueError(f"parameters {', '.join(map(str, self.parameters))} without a preprocessor")
             return
-        given = {name: v for name, v in self.parameters.items() if (name, v) != ("resolution", "match")}
-        find(self.preprocessor).check(given)
+        values = {name: v for name, v in self.parameters.items() if (name, v) != ("resolution", "match")}
+        find(self.preprocessor).check(values)
         for image in self.images:
             if any(isinstance(p, ControlMap) for p in (image.images if isinstance(image, PerSample) else (image,))):
                 raise ValueError(f"preprocessor {self.preprocessor!r} on a ControlMap, which is a map already")

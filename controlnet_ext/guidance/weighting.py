@@ -85,16 +85,16 @@ def compute_step_weights(
     weights = dict.fromkeys(spans, 0.0)
     if weight == 0:
         return weights
-    held = [span for span in spans if window.contains(span)]
-    if not held:
+    inner_spans = [span for span in spans if window.contains(span)]
+    if not inner_spans:
         raise ValueError(f"window {window} of {name} holds none of {len(spans)} steps")
     schedule = make_weight_schedule(weight)
     try:
-        weights |= {span: schedule(span.start) for span in held}
+        weights |= {span: schedule(span.start) for span in inner_spans}
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name}: {error}") from error
     if not any(weights.values()):
-        raise ValueError(f"the weight of {name} is 0 in all {len(held)} steps that its window {window} holds")
+        raise ValueError(f"the weight of {name} is 0 in all {len(inner_spans)} steps that its window {window} holds")
     return weights
 
 
@@ -192,7 +192,7 @@ def select_rows(step: Step, rows: Tensor | None) -> Step:
     if rows is None:
         return step
 
-    def picked(value: Tensor | None) -> Tensor | None:
+    def pick(value: Tensor | None) -> Tensor | None:
         return None if value is None else value[rows]
 
     return replace(
@@ -200,9 +200,9 @@ def select_rows(step: Step, rows: Tensor | None) -> Step:
         x=step.x[rows],
         t=step.t[rows],
         context=step.context[rows],
-        positive=picked(step.positive),
-        added=picked(step.added),
-        samples=picked(step.samples),
+        positive=pick(step.positive),
+        added=pick(step.added),
+        samples=pick(step.samples),
         crops=tuple(step.crops[i] for i in rows.tolist()) if step.crops else step.crops,
     )
 
@@ -212,12 +212,12 @@ def scatter_rows(residuals: Residuals, rows: Tensor | None, batch_size: int) -> 
     if rows is None:
         return residuals
 
-    def placed(h: Tensor, _: int) -> Tensor:
+    def place(h: Tensor, _: int) -> Tensor:
         whole = h.new_zeros((batch_size, *h.shape[1:]))
         whole[rows] = h
         return whole
 
-    return residuals.map(placed)
+    return residuals.map(place)
 
 
 def all_finite(tensors: Sequence[Tensor], total: Tensor | None = None) -> bool:

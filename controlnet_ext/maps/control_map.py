@@ -132,8 +132,8 @@ def describe_misfit(pixels: np.ndarray, kind: str) -> str | None:
         return "no black ground"
     if kind == "normals":
         length = np.linalg.norm(sample / 127.5 - 1, axis=1)
-        seen = length[(brightest > 8) & (length > 0.1)]  # neither black nor gray ground
-        if len(seen) and np.median(np.abs(seen - 1)) > 0.1:
+        lengths = length[(brightest > 8) & (length > 0.1)]  # neither black nor gray ground
+        if len(lengths) and np.median(np.abs(lengths - 1)) > 0.1:
             return "colors that are no directions"
     if kind == "segmentation" and len(np.unique(sample >> 3, axis=0)) > 1000:
         return "thousands of colors"

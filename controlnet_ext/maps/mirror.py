@@ -28,9 +28,9 @@ def mirror_map(pixels: np.ndarray, mirroring: Mirroring) -> np.ndarray:
             "the map tells left from right by its colors, which mirroring would mix up: "
             "name the preprocessor that makes such maps, or do without --flip"
         )
-    mirrored = np.ascontiguousarray(pixels[:, ::-1])
+    mirror_pixels = np.ascontiguousarray(pixels[:, ::-1])
     channel = SIDEWAYS_CHANNELS.get(mirroring)
     if channel is not None:
-        is_direction = mirrored.any(axis=2)
-        mirrored[..., channel] = np.where(is_direction, 255 - mirrored[..., channel], 0)
-    return mirrored
+        is_direction = mirror_pixels.any(axis=2)
+        mirror_pixels[..., channel] = np.where(is_direction, 255 - mirror_pixels[..., channel], 0)
+    return mirror_pixels

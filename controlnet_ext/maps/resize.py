@@ -60,24 +60,24 @@ def resize_map(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
 def _count_colors(image: np.ndarray) -> int:
     """Count the distinct colors of an image `(H, W, 3)`, up to 201."""
     flat = image.reshape(-1, 3)
-    seen = np.zeros(1 << 24, bool)  # a tick for each possible colour, no sorting; untouched pages cost nothing
+    ticks = np.zeros(1 << 24, bool)  # a tick for each possible colour, no sorting; untouched pages cost nothing
     for some in (flat[::61], flat):  # a photo shows in the sample that it is one
         red, green, blue = some.T.astype(np.uint32)
-        seen[red << 16 | green << 8 | blue] = True
-        count = int(np.count_nonzero(seen))
+        ticks[red << 16 | green << 8 | blue] = True
+        count = int(np.count_nonzero(ticks))
         if count > 200:
             break
     return count
 
 
-def _binarize_marks(before: np.ndarray, after: np.ndarray, enlarged: bool) -> np.ndarray:
+def _binarize_marks(before: np.ndarray, after: np.ndarray, is_larger: bool) -> np.ndarray:
     """The resized marks `after` (H, W) as 0 and 255, thin where those `before` were."""
-    opened = cv2.morphologyEx(before, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
-    thin = 2 * np.count_nonzero(opened < before) > np.count_nonzero(before > 127)
+    opening = cv2.morphologyEx(before, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
+    thin = 2 * np.count_nonzero(opening < before) > np.count_nonzero(before > 127)
     if thin:
         after = _suppress_non_maxima(after)
     after = cv2.threshold(after, 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)[1]
-    return _thin_marks(after, enlarged) if thin else after
+    return _thin_marks(after, is_larger) if thin else after
 
 
 def _suppress_non_maxima(x: np.ndarray) -> np.ndarray:
@@ -204,11 +204,11 @@ def _fit_as(
     if mode == "stretch":
         return resize_map(pixels, rows, columns)
     check_pixels(rows, columns, f"a map of {image_size[1]}x{image_size[0]} scaled to {mode} {width}x{height}")
-    scaled = resize_map(pixels, rows, columns)
+    resized_pixels = resize_map(pixels, rows, columns)
     if mode == "crop":
         top, left = -geometry.top, -geometry.left
-        return np.ascontiguousarray(scaled[top : top + height, left : left + width])
-    return _fill_border(scaled, height, width, geometry.top, geometry.left)
+        return np.ascontiguousarray(resized_pixels[top : top + height, left : left + width])
+    return _fill_border(resized_pixels, height, width, geometry.top, geometry.left)
 
 
 def crop_map(

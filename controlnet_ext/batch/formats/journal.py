@@ -120,11 +120,11 @@ class JournaledOutput:
         """Append the members of a result."""
         image = result.image
         for ending, content in result.files.items():
-            written = memoryview(encode_member(self._format.member_name(image, ending), content))
-            self._crc = zlib.crc32(written, self._crc)
-            self._end += len(written)
-            while written:
-                written = written[self._file.write(written) :]
+            remaining = memoryview(encode_member(self._format.member_name(image, ending), content))
+            self._crc = zlib.crc32(remaining, self._crc)
+            self._end += len(remaining)
+            while remaining:
+                remaining = remaining[self._file.write(remaining) :]
         row = {"end": self._end, "crc": self._crc, "name": image.name, "key": image.key, "errors": result.errors}
         self._journal.write(json.dumps(row) + "\n")
 
@@ -171,7 +171,7 @@ def read_journal(journal: Path) -> list[Any]:
 
 def _verify_rows(rows: list[dict[str, Any]], part: BinaryIO) -> list[dict[str, Any]]:
     """Return the rows whose bytes are in the part: after a power cut the journal can be ahead of it."""
-    held = []
+    rows_in_file = []
     crc = at = 0
     part.seek(0)
     for row in rows:
@@ -180,5 +180,5 @@ def _verify_rows(rows: list[dict[str, Any]], part: BinaryIO) -> list[dict[str, A
             at += len(content)
         if (at, crc) != (row["end"], row["crc"]):
             break
-        held.append(row)
-    return held
+        rows_in_file.append(row)
+    return rows_in_file

@@ -67,8 +67,8 @@ def _move_paths(row: Mapping[str, Any], key: str, path: str, folder: str) -> dic
 
 def get_row_key(row: Mapping[str, Any], image_path: str, where: str) -> str:
     """Return the key of a row, a path within a folder. Raises ValueError, beginning with `where`, for another path."""
-    given = next((row[name] for name in KEY_COLUMNS if row.get(name) is not None), None)
-    key = os.path.splitext(image_path.replace(os.sep, "/"))[0] if given is None else str(given)
+    own_key = next((row[name] for name in KEY_COLUMNS if row.get(name) is not None), None)
+    key = os.path.splitext(image_path.replace(os.sep, "/"))[0] if own_key is None else str(own_key)
     parts = PurePosixPath(key).parts
     if not parts or "\0" in key or "\\" in key or ":" in key or ".." in parts or key.startswith("/"):
         raise ValueError(f"{where}: the key {key!r:.80} is no path within a folder; give the row another `key`")

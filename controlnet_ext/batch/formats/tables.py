@@ -123,27 +123,27 @@ class ParquetOutput:
     def check_columns(self) -> None:
         """Raise ValueError when the table has a column with the name of a column of maps."""
         with open_parquet(self.source_path) as file:
-            if taken := sorted({*select_kept_columns(file, self.source_path)} & {*self.map_columns()}):
-                raise ValueError(f"{self.source_path!r} has a column {taken[0]!r} already")
+            if duplicates := sorted({*select_kept_columns(file, self.source_path)} & {*self.map_columns()}):
+                raise ValueError(f"{self.source_path!r} has a column {duplicates[0]!r} already")
 
     def finalize(self, part: Path) -> None:
         """Write the table with the maps of the part."""
-        pa, made = import_pyarrow("pyarrow"), iter_indexed_members(part)
-        waiting = next(made, None)
+        pa, members = import_pyarrow("pyarrow"), iter_indexed_members(part)
+        waiting = next(members, None)
         with open_parquet(self.source_path) as file:
-            kept = select_kept_columns(file, self.source_path)
+            names = select_kept_columns(file, self.source_path)
             maps = [pa.field(name, pa.binary()) for name in self.map_columns()]
-            schema = pa.schema([*(file.schema_arrow.field(name) for name in kept), *maps])
+            schema = pa.schema([*(file.schema_arrow.field(name) for name in names), *maps])
             first = 0
             [(path, _)] = self.output_files(part)
             with import_pyarrow().ParquetWriter(path, schema) as writer:
-                for batch in iter_table_batches(file, kept, self.source_path):
+                for batch in iter_table_batches(file, names, self.source_path):
                     rows: list[dict[str, bytes]] = [{} for _ in range(batch.num_rows)]
                     while waiting is not None and waiting[0] < first + len(rows):
                         rows[waiting[0] - first] = waiting[1]
-                        waiting = next(made, None)
+                        waiting = next(members, None)
                     first += len(rows)
-                    columns = [batch.column(name) for name in kept]
+                    columns = [batch.column(name) for name in names]
                     columns += [pa.array([row.get(end) for row in rows], pa.binary()) for end in self.endings]
                     writer.write_batch(pa.record_batch(columns, schema=schema))
 

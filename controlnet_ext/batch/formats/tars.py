@@ -86,8 +86,8 @@ def open_shard(path: str | os.PathLike[str]) -> Iterator[tuple[tarfile.TarFile, 
             stream = bz2.BZ2File(file)
         elif head.startswith(b"\xfd7zXZ\0"):
             stream = lzma.LZMAFile(file)  # noqa: SIM115  nothing to close but the file
-        bounded: Any = file if stream is None else _BoundedStream(stream, FREE_BYTES + UNPACKED_PER_BYTE * size)
-        with tarfile.TarFile(fileobj=bounded, tarinfo=_Member) as tar:
+        limited_file: Any = file if stream is None else _BoundedStream(stream, FREE_BYTES + UNPACKED_PER_BYTE * size)
+        with tarfile.TarFile(fileobj=limited_file, tarinfo=_Member) as tar:
             yield tar, FREE_MEMBERS + size // BYTES_PER_MEMBER
 
 

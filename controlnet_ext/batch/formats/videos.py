@@ -56,8 +56,8 @@ class VideoSource:
                     if i >= start:
                         there, frame = video.retrieve()
                         name = f"{self.path}/{i}"
-                        broken = ValueError(f"frame {i} of {self.path!r} is damaged")
-                        content = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB) if there else broken
+                        damage = ValueError(f"frame {i} of {self.path!r} is damaged")
+                        content = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB) if there else damage
                         yield InputImage(i, str(i), name, content)
                     i += 1
                 frame_count = _count_frames(video)

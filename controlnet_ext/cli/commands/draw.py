@@ -80,15 +80,15 @@ def _parse_canvas(text: str) -> tuple[int, int]:
 
 def _output_paths(out: str, poses_by_file: dict[str, tuple[Poses, ...]]) -> dict[Path, Poses]:
     """Return the poses by output path. Raises ValueError when two would have one name."""
-    found = [
+    paths = [
         (Path(path).stem + (f"_{i}" if len(several) > 1 else ""), poses)
         for path, several in poses_by_file.items()
         for i, poses in enumerate(several, start=1)
     ]
     folder = Path(out)
-    if len(found) == 1 and not is_folder_name(out):
-        return {folder: found[0][1]}
-    targets = {folder / f"{name}.png": poses for name, poses in found}
-    if len(targets) < len(found):
-        raise ValueError(f"two of {len(found)} images would have one name in {out!r}")
+    if len(paths) == 1 and not is_folder_name(out):
+        return {folder: paths[0][1]}
+    targets = {folder / f"{name}.png": poses for name, poses in paths}
+    if len(targets) < len(paths):
+        raise ValueError(f"two of {len(paths)} images would have one name in {out!r}")
     return targets

@@ -124,11 +124,11 @@ def run(options: Namespace) -> int:
     scorer = _make_scorer(options, recipe, count)
     times = [time.perf_counter()]
     try:
-        prepared = load_recipe(recipe, device, folder)
-        for remark in prepared.warnings:
+        loaded_recipe = load_recipe(recipe, device, folder)
+        for remark in loaded_recipe.warnings:
             print_stderr(f"controlnet-ext: {remark}")
         times.append(time.perf_counter())
-        images = [_draw_image(prepared, seed, scorer, not options.no_score) for seed in seeds]
+        images = [_draw_image(loaded_recipe, seed, scorer, not options.no_score) for seed in seeds]
         times.append(time.perf_counter())
         best = images[0]
         if scorer is not None and count > 1:
@@ -144,8 +144,8 @@ def run(options: Namespace) -> int:
             raise
         print_stderr(f"controlnet-ext: {one_line(error, 500)}")
         return 1
-    start, loaded, drawn = times
-    words = f"seed {best.seed}, loaded in {loaded - start:.1f} s, drawn in {drawn - loaded:.1f} s"
+    start, load_end, render_end = times
+    words = f"seed {best.seed}, loaded in {load_end - start:.1f} s, drawn in {render_end - load_end:.1f} s"
     figures = scorer.describe(best.scores) if scorer else []
     print_stderr("; ".join([f"{outs[best.seed] or 'stdout'}: {words}", *figures]))
     return 0
@@ -171,20 +171,20 @@ def _make_scorer(options: Namespace, recipe: GenerationRecipe, count: int) -> Re
         return None
     from ...scoring.scores import RecipeScorer, ScoredImage  # 40 ms
 
-    recorded = None if options.recipe is None else ScoredImage.read(options.recipe)
-    if count == 1 and recorded is not None and not recorded.scores:
+    scored_image = None if options.recipe is None else ScoredImage.read(options.recipe)
+    if count == 1 and scored_image is not None and not scored_image.scores:
         return None
-    scorer = RecipeScorer(recipe, recorded)
+    scorer = RecipeScorer(recipe, scored_image)
     if count > 1:
         scorer.check_ranks()
     return scorer
 
 
-def _draw_image(prepared: LoadedRecipe, seed: int, scorer: RecipeScorer | None, is_stored: bool) -> _DrawnImage:
-    loaded = prepared if seed == prepared.recipe.seed else prepared.with_seed(seed)
-    pixels = render_recipe(loaded)
+def _draw_image(loaded_recipe: LoadedRecipe, seed: int, scorer: RecipeScorer | None, is_stored: bool) -> _DrawnImage:
+    reseeded = loaded_recipe if seed == loaded_recipe.recipe.seed else loaded_recipe.with_seed(seed)
+    pixels = render_recipe(reseeded)
     scores = () if scorer is None else scorer.score(pixels)
-    texts = dict(loaded.png_texts)
+    texts = dict(reseeded.png_texts)
     if scores and is_stored:
         from ...scoring.scores import encode_scores
 

@@ -28,15 +28,15 @@ def run(options: Namespace) -> int:
     """Print one description after the other."""
     from ...models.inspection import inspect
 
-    failed = False
+    has_problem = False
     for i, name in enumerate(options.files):
         description = asdict(inspect(name))
         if options.json:
             print(json.dumps(description))
         else:
             print("\n" * bool(i) + "\n".join(_format_lines(description)))
-        failed |= description["problem"] is not None
-    return int(failed)
+        has_problem |= description["problem"] is not None
+    return int(has_problem)
 
 
 def _format_lines(summary: dict[str, Any]) -> list[str]:

@@ -95,11 +95,12 @@ def arguments(parser: ArgumentParser, argv: list[str]) -> None:
     is_named = bool(argv) and not argv[0].startswith("-")
     specs = _find_specs(argv[0]) if is_named else list_preprocessors()
     group = parser.add_argument_group(f"parameters of {argv[0]}") if is_named else parser
-    taken = parser._option_string_actions  # a parameter of one's own may be called as a flag: --NAME.PARAMETER is left
+    # a parameter of one's own may be called as a flag: --NAME.PARAMETER is left
+    own_flags = parser._option_string_actions
     for word in argv if is_named else ():
         if word.startswith("--threshold"):  # as sd-webui-controlnet numbers them
             _check_flag(word, specs)
-    for flag in {flag: None for spec in specs for flag in _list_flags(spec) if f"--{flag}" not in taken}:
+    for flag in {flag: None for spec in specs for flag in _list_flags(spec) if f"--{flag}" not in own_flags}:
         help = _describe_flag(flag, specs) if is_named and "." not in flag else SUPPRESS
         group.add_argument(f"--{flag}", dest=f"--{flag}", metavar="VALUE", default=SUPPRESS, help=help)
 
@@ -183,19 +184,20 @@ def _run_many(
         places["load"] = list(get_loaded_files().items())
     size = plan.choose_chunk_size(request, options.batch)
     masks = None if options.mask is None else os.path.abspath(options.mask)
-    planned = plan.plan_job(request, files, shard, size, {"inputs": inputs, "mask": masks, "shard": shard, **places})
+    job_plan = plan.plan_job(request, files, shard, size, {"inputs": inputs, "mask": masks, "shard": shard, **places})
     engine = _make_engine(options.engine, jobs, (options.device or "cpu").startswith("cuda"))
     load = partial(_load_networks, options.names, request.parameters, options)
     networks = LazyNetworks(load) if engine.runs_networks and request.needs_networks else load()
     recipe = plan.build_recipe(request, networks, size)
     try:
-        failed = job.run_job(planned.streams, recipe, engine, planned.record, print_stderr, not request.overwrite)
-        if planned.unchanged_count:
-            print_stderr(f"{planned.unchanged_count} unchanged since an earlier job, left as they are")
+        overwrite = request.overwrite
+        failures = job.run_job(job_plan.streams, recipe, engine, job_plan.record, print_stderr, not overwrite)
+        if job_plan.unchanged_count:
+            print_stderr(f"{job_plan.unchanged_count} unchanged since an earlier job, left as they are")
     except OSError as error:
         print_stderr(f"controlnet-ext: {error}; the same command goes on from here")
         return 1
-    return 1 if failed else 0
+    return 1 if failures else 0
 
 
 def _make_engine(name: str, jobs: int, use_gpu: bool) -> StageEngine:
@@ -280,11 +282,11 @@ def _describe_flag(flag: str, specs: Sequence[Preprocessor]) -> str:
     """Return the help of --PARAMETER: the range and default for each preprocessor that has it."""
     if flag == RESOLUTION_PARAMETER.name:
         return f"short side to work at, in pixels, {RESOLUTION_PARAMETER.range} (default: that of the image)"
-    known = [(spec.name, parameter) for spec in specs for parameter in spec.parameters if parameter.name == flag]
-    texts = [f"{parameter.expected} (default: {str(parameter.default).lower()})" for _, parameter in known]
-    if len(known) == 1:
+    owners = [(spec.name, parameter) for spec in specs for parameter in spec.parameters if parameter.name == flag]
+    texts = [f"{parameter.expected} (default: {str(parameter.default).lower()})" for _, parameter in owners]
+    if len(owners) == 1:
         return texts[0]
-    return "; ".join(f"{name}: {text}" for (name, _), text in zip(known, texts, strict=True))
+    return "; ".join(f"{name}: {text}" for (name, _), text in zip(owners, texts, strict=True))
 
 
 def _list_flags(spec: Preprocessor) -> dict[str, str]:
@@ -303,4 +305,4 @@ def _parse_parameters(specs: list[Preprocessor], texts_by_flag: dict[str, str]) 
         {name: texts_by_flag[flag] for flag, name in _list_flags(spec).items() if flag in texts_by_flag}
         for spec in specs
     ]
-    return [spec.parse(chosen) for spec, chosen in zip(specs, texts, strict=True)]
+    return [spec.parse(values) for spec, values in zip(specs, texts, strict=True)]

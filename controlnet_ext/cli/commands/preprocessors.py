@@ -89,26 +89,26 @@ def _format_table(rows: Sequence[Sequence[str]], width: int | None) -> list[str]
     Columns are left out as the list `LEAST_NEEDED` has them; then the last one, the parameters, is wrapped.
     """
     widths = {name: max(map(len, column)) for name, column in zip(COLUMNS, zip(*rows, strict=True), strict=True)}
-    shown = list(COLUMNS)
+    columns = list(COLUMNS)
     *_, last = COLUMNS
     narrow = min(widths[last], MIN_LAST_WIDTH)
     for name in LEAST_NEEDED:
-        if width is None or sum(widths[each] + 2 for each in shown if each != last) + narrow <= width:
+        if width is None or sum(widths[each] + 2 for each in columns if each != last) + narrow <= width:
             break
-        shown.remove(name)
-    before = sum(widths[name] + 2 for name in shown if name != last)
+        columns.remove(name)
+    before = sum(widths[name] + 2 for name in columns if name != last)
     room = None if width is None else max(width - before, narrow)
     lines = []
     for row in rows:
         cells = dict(zip(COLUMNS, row, strict=True))
         parts = [cells[last]] if room is None else textwrap.wrap(cells[last], room) or [""]
-        lines.append("".join(cells[name].ljust(widths[name] + 2) for name in shown if name != last) + parts[0])
+        lines.append("".join(cells[name].ljust(widths[name] + 2) for name in columns if name != last) + parts[0])
         lines += [" " * before + part for part in parts[1:]]
-    if len(shown) < len(COLUMNS):
-        gone = ", ".join(name for name in COLUMNS if name not in shown)
+    if len(columns) < len(COLUMNS):
+        missing = ", ".join(name for name in COLUMNS if name not in columns)
         lines += [
             "",
-            *textwrap.wrap(f"Not shown, for want of room: {gone} (--json, or a wider terminal).", width or 80),
+            *textwrap.wrap(f"Not shown, for want of room: {missing} (--json, or a wider terminal).", width or 80),
         ]
     return [line.rstrip() for line in lines]
 
@@ -152,9 +152,9 @@ def _describe_parameter(parameter: Parameter) -> dict[str, Any]:
 
 def _describe_file(file: WeightsFile) -> dict[str, Any]:
     where = {"url": file.url} if file.url else {"repo": file.repo, "path": file.path}
-    stated = {"size": file.size, "about": file.approx_size, "sha256": file.sha256, "source": file.source or None}
+    facts = {"size": file.size, "about": file.approx_size, "sha256": file.sha256, "source": file.source or None}
     commercial = "non-commercial" not in file.license
-    return {**where, "licence": file.license, "non_commercial": not commercial, **stated}
+    return {**where, "licence": file.license, "non_commercial": not commercial, **facts}
 
 
 def _format_row(spec: Preprocessor) -> tuple[str, ...]:
@@ -178,22 +178,22 @@ def _deduplicate(words: Iterable[str]) -> list[str]:
 
 def _format_size(files: tuple[WeightsFile, ...]) -> str:
     weights = [file for file in files if not file.path.endswith(".json")]
-    known = [size for file in weights if (size := file.size or file.approx_size)]
-    if not known:
+    sizes = [size for file in weights if (size := file.size or file.approx_size)]
+    if not sizes:
         return "not stated" if weights else ""
-    rounded = any(file.size is None and file.approx_size for file in weights)
-    words = ("over " if len(known) < len(weights) else "") + ("about " if rounded else "")
-    megabytes = sum(known) / 1e6
-    if not rounded:
+    is_approximate = any(file.size is None and file.approx_size for file in weights)
+    words = ("over " if len(sizes) < len(weights) else "") + ("about " if is_approximate else "")
+    megabytes = sum(sizes) / 1e6
+    if not is_approximate:
         return f"{words}{megabytes:.1f} MB"
     return f"{words}{megabytes:.3g} MB" if megabytes < 999.5 else f"{words}{megabytes / 1000:.3g} GB"
 
 
 def _format_hash(files: tuple[WeightsFile, ...]) -> str:
-    pinned = sum(file.sha256 is not None for file in files)
-    if pinned in (0, len(files)):
-        return "" if not files else "pinned" if pinned else "not pinned"
-    return f"{pinned} of {len(files)} pinned"
+    hash_count = sum(file.sha256 is not None for file in files)
+    if hash_count in (0, len(files)):
+        return "" if not files else "pinned" if hash_count else "not pinned"
+    return f"{hash_count} of {len(files)} pinned"
 
 
 def _format_parameter(parameter: Parameter) -> str:

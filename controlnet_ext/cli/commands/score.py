@@ -103,39 +103,39 @@ def run(options: Namespace) -> int:
 
     check_stdout()
     _check_report(options)
-    stated = _parse_stated_units(options)
-    found = inputs.find_score_inputs(options.inputs, options.recursive)
-    _check_files(options, found, stated)
-    found = _leave_out_report(options, found)
-    load = _make_loader(options, [unit.spec for unit in stated])
+    units = _parse_stated_units(options)
+    images = inputs.find_score_inputs(options.inputs, options.recursive)
+    _check_files(options, images, units)
+    images = _leave_out_report(options, images)
+    load = _make_loader(options, [unit.spec for unit in units])
     reader = inputs.TargetReader(
-        stated, load, read_stated_units, options.map, options.image, options.unguided, options.floor
+        units, load, read_stated_units, options.map, options.image, options.unguided, options.floor
     )
     worst = WORST.default if options.worst is None else WORST.parse(options.worst)
     panels = None if options.report is None else results.ScorePanels(worst)
     renderer = UnguidedRenderer(options.model, options.device) if options.floor else None
     clip = None if options.clip is None else _load_clip(options)
-    scored = list(results.score_images(_show_progress(found), reader, load, renderer, panels, clip))
-    failed = sum(result.error is not None for result in scored)
-    if failed == len(scored) == 1:
-        raise ValueError(f"{scored[0].path!r}: {scored[0].error}")
-    for result in scored:
+    scores = list(results.score_images(_show_progress(images), reader, load, renderer, panels, clip))
+    failure_count = sum(result.error is not None for result in scores)
+    if failure_count == len(scores) == 1:
+        raise ValueError(f"{scores[0].path!r}: {scores[0].error}")
+    for result in scores:
         _report_problems(result)
-    if failed == len(scored):
-        raise ValueError(f"none of {failed} images has a score")
+    if failure_count == len(scores):
+        raise ValueError(f"none of {failure_count} images has a score")
     if options.json:
-        print(json.dumps(results.encode_results(scored)))
+        print(json.dumps(results.encode_results(scores)))
     else:
-        print(results.format_table(scored))
+        print(results.format_table(scores))
     if panels is not None:
         try:
-            _write_report(options, scored, panels)
+            _write_report(options, scores, panels)
         except OSError as error:
             print_stderr(f"controlnet-ext: {error}")
             return 1
-    if failed:
-        print_stderr(f"controlnet-ext: {failed} of {len(scored)} images have no score")
-    return 1 if failed else 0
+    if failure_count:
+        print_stderr(f"controlnet-ext: {failure_count} of {len(scores)} images have no score")
+    return 1 if failure_count else 0
 
 
 def _parse_stated_units(options: Namespace) -> list[StatedUnit]:
@@ -155,17 +155,17 @@ def _parse_stated_units(options: Namespace) -> list[StatedUnit]:
     return units
 
 
-def _check_files(options: Namespace, found: Sequence[ScoreInput], stated: Sequence[StatedUnit]) -> None:
+def _check_files(options: Namespace, images: Sequence[ScoreInput], units: Sequence[StatedUnit]) -> None:
     """Raise FileNotFoundError or ValueError where a path cannot be that of what it is for."""
-    named = [("--map", path) for path in options.map]
-    named += [(flag, path) for flag, path in (("--image", options.image), ("--unguided", options.unguided)) if path]
-    named += [(f"unit {i}", path) for i, unit in enumerate(stated, 1) for path in (unit.map, unit.source) if path]
-    for flag, path in named:
+    paths = [("--map", path) for path in options.map]
+    paths += [(flag, path) for flag, path in (("--image", options.image), ("--unguided", options.unguided)) if path]
+    paths += [(f"unit {i}", path) for i, unit in enumerate(units, 1) for path in (unit.map, unit.source) if path]
+    for flag, path in paths:
         if not os.path.exists(path):
             raise FileNotFoundError(f"{flag}: {path!r} does not exist")
-        if len(found) > 1 and not os.path.isdir(path):
-            raise ValueError(f"{flag} {path!r} is for one image, and there are {len(found)}: give a folder")
-    if not stated and (pair := next((each for each in found if each.maps), None)):
+        if len(images) > 1 and not os.path.isdir(path):
+            raise ValueError(f"{flag} {path!r} is for one image, and there are {len(images)}: give a folder")
+    if not units and (pair := next((each for each in images if each.maps), None)):
         raise ValueError(
             f"{pair.path!r} has a map of which nobody says how it was made: name its preprocessor with --control, or "
             "its --kind"
@@ -176,13 +176,13 @@ def _check_files(options: Namespace, found: Sequence[ScoreInput], stated: Sequen
         raise ValueError("--model is for --floor, which draws unguided images")
 
 
-def _leave_out_report(options: Namespace, found: list[ScoreInput]) -> list[ScoreInput]:
+def _leave_out_report(options: Namespace, images: list[ScoreInput]) -> list[ScoreInput]:
     """Return the inputs without an earlier report in their folder. Raises ValueError where the report would replace
     an image."""
     if options.report is None or not os.path.exists(options.report):
-        return found
-    others = [each for each in found if not os.path.samefile(each.path, options.report)]
-    if len(others) < len(found) and REPORT_KEYWORD not in read_png_text(options.report):
+        return images
+    others = [each for each in images if not os.path.samefile(each.path, options.report)]
+    if len(others) < len(images) and REPORT_KEYWORD not in read_png_text(options.report):
         raise ValueError(f"--report {options.report!r} would replace an image that is scored")
     return others
 
@@ -201,22 +201,22 @@ def _check_report(options: Namespace) -> None:
         raise FileExistsError(f"{options.report!r} exists; --overwrite replaces it")
 
 
-def _make_loader(options: Namespace, stated: Sequence[Preprocessor]) -> Callable[[Preprocessor], LoadedPreprocessor]:
+def _make_loader(options: Namespace, specs: Sequence[Preprocessor]) -> Callable[[Preprocessor], LoadedPreprocessor]:
     """Return a function that loads each preprocessor once. Those that are stated are loaded at once, so that missing
     weights are refused before any work; for those that images name nothing is downloaded."""
     from ...preprocessors.cache import LRUCache
 
-    kept = LRUCache[LoadedPreprocessor](MAX_LOADED)
+    cache = LRUCache[LoadedPreprocessor](MAX_LOADED)
     plain = Namespace(**dict.fromkeys(weights_options.OPTION_NAMES))
     offline = Namespace(**{**vars(options), "no_download": True})
 
     def load(spec: Preprocessor) -> LoadedPreprocessor:
-        given = plain if not spec.weights else options if spec in stated else offline
-        return kept.get_or_create(spec.name, lambda: weights_options.load_preprocessors([spec], given)[0])
+        source = plain if not spec.weights else options if spec in specs else offline
+        return cache.get_or_create(spec.name, lambda: weights_options.load_preprocessors([spec], source)[0])
 
-    if stated and not any(spec.weights for spec in stated) and not (options.floor or options.clip):
-        weights_options.load_preprocessors(stated, options)  # which refuses flags for networks
-    for spec in stated:
+    if specs and not any(spec.weights for spec in specs) and not (options.floor or options.clip):
+        weights_options.load_preprocessors(specs, options)  # which refuses flags for networks
+    for spec in specs:
         load(spec)
     return load
 
@@ -227,11 +227,11 @@ def _load_clip(options: Namespace) -> ClipScorer:
     return ClipScorer(options.clip, options.device or weights_options.DEVICE)
 
 
-def _show_progress(found: Sequence[ScoreInput]) -> Iterable[ScoreInput]:
+def _show_progress(images: Sequence[ScoreInput]) -> Iterable[ScoreInput]:
     """Return the inputs, with a bar on a terminal while they are taken."""
     from tqdm import tqdm
 
-    return tqdm(found, "scored", disable=True if len(found) == 1 else None)
+    return tqdm(images, "scored", disable=True if len(images) == 1 else None)
 
 
 def _report_problems(result: ScoreResult) -> None:
@@ -242,17 +242,17 @@ def _report_problems(result: ScoreResult) -> None:
         print_stderr(f"controlnet-ext: {result.path!r}: unit {number} has no score: {reason}")
 
 
-def _write_report(options: Namespace, scored: Sequence[ScoreResult], panels: ScorePanels) -> None:
+def _write_report(options: Namespace, scores: Sequence[ScoreResult], panels: ScorePanels) -> None:
     """Write the report, whole or not at all."""
     path = Path(options.report)
     if path.suffix.lower() == ".png":
         from ...scoring.report_png import render_report_image
 
-        content = encode_image("report.png", render_report_image(scored, panels), {REPORT_KEYWORD: "score"})
+        content = encode_image("report.png", render_report_image(scores, panels), {REPORT_KEYWORD: "score"})
     else:
         from ...scoring.report_html import render_report
 
-        content = render_report(scored, panels).encode("utf-8", "backslashreplace")
+        content = render_report(scores, panels).encode("utf-8", "backslashreplace")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, content, options.overwrite)
     print_stderr(path)

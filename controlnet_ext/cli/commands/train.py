@@ -234,13 +234,13 @@ def _train(
 def _write(
     options: Namespace, output: TrainingOutput, result: TrainingResult, work: Path, metadata: dict[str, str]
 ) -> None:
-    stated = {
+    settings = {
         **metadata,
         "preprocessor": options.map,
         "steps": str(result.step),
         "weights": "best" if result.is_best else "last",
     }
-    more = {f"controlnet_ext.{key}": text for key, text in stated.items()}
+    more = {f"controlnet_ext.{key}": text for key, text in settings.items()}
     output.write(result.network, more, card=build_model_card(work), overwrite=options.overwrite)
     print_stderr(f"{options.output}: {result.sentence}")
 

@@ -46,23 +46,23 @@ def compute_color_distance(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.mean(distances))
 
 
-def _compare_colors(expected: ControlMap, found: ControlMap) -> dict[str, float]:
-    difference = compute_delta_e(expected.pixels, found.pixels)
+def _compare_colors(expected: ControlMap, actual: ControlMap) -> dict[str, float]:
+    difference = compute_delta_e(expected.pixels, actual.pixels)
     return {"delta_e": float(difference.mean(dtype=np.float64)), "delta_e_95": float(np.percentile(difference, 95))}
 
 
-def _compare_distributions(expected: ControlMap, found: ControlMap) -> dict[str, float]:
-    return {"color_distance": compute_color_distance(expected.pixels, found.pixels)}
+def _compare_distributions(expected: ControlMap, actual: ControlMap) -> dict[str, float]:
+    return {"color_distance": compute_color_distance(expected.pixels, actual.pixels)}
 
 
-def _compare_lightness(expected: ControlMap, found: ControlMap) -> dict[str, float]:
-    a, b = to_gray(expected.pixels), to_gray(found.pixels)
+def _compare_lightness(expected: ControlMap, actual: ControlMap) -> dict[str, float]:
+    a, b = to_gray(expected.pixels), to_gray(actual.pixels)
     difference = np.abs(a.astype(np.float32) - b).mean(dtype=np.float64)
     return {"lightness": float(difference) * 100 / 255, "psnr": compute_psnr(a, b)}
 
 
-def _compare_embeddings(expected: ControlMap, found: ControlMap) -> dict[str, float]:
-    a, b = (np.asarray(each.values, np.float64).reshape(-1) for each in (expected, found))
+def _compare_embeddings(expected: ControlMap, actual: ControlMap) -> dict[str, float]:
+    a, b = (np.asarray(each.values, np.float64).reshape(-1) for each in (expected, actual))
     if a.shape != b.shape:
         raise ValueError(f"an embedding of {a.size} numbers cannot be compared with one of {b.size}: use one encoder")
     lengths = float(np.linalg.norm(a) * np.linalg.norm(b))

@@ -34,10 +34,10 @@ class Placement:
         g, (height, width) = self.geometry, self.canvas
         shrinks = g.rows * g.columns < values.shape[0] * values.shape[1]
         soft = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-        scaled = cv2.resize(values, (g.columns, g.rows), interpolation=cv2.INTER_NEAREST if nearest else soft)
+        resized_values = cv2.resize(values, (g.columns, g.rows), interpolation=cv2.INTER_NEAREST if nearest else soft)
         canvas = np.full((height, width, *values.shape[2:]), outside, values.dtype)
         top, left = max(g.top, 0), max(g.left, 0)
-        part = scaled[max(-g.top, 0) :, max(-g.left, 0) :][: height - top, : width - left]
+        part = resized_values[max(-g.top, 0) :, max(-g.left, 0) :][: height - top, : width - left]
         canvas[top : top + part.shape[0], left : left + part.shape[1]] = part
         return canvas
 
@@ -50,10 +50,10 @@ def place_pixel_values(values: Any, placement: Placement) -> Any:
     return placement.place_pixels(values.astype(np.float32), float("nan"))
 
 
-def read_value_pair(expected: ControlMap, found: ControlMap) -> tuple[np.ndarray, np.ndarray]:
+def read_value_pair(expected: ControlMap, actual: ControlMap) -> tuple[np.ndarray, np.ndarray]:
     """Return the values of two maps as float64 arrays of one shape, such as depth (H, W). Raises ValueError where their
     shapes differ."""
-    a, b = (np.asarray(each.values, np.float64) for each in (expected, found))
+    a, b = (np.asarray(each.values, np.float64) for each in (expected, actual))
     if a.shape != b.shape:
         raise ValueError(
             f"the values of the expected map of {expected.kind} are {a.shape}, those of the found one {b.shape}: "
@@ -106,7 +106,7 @@ class Measure:
         return self.fallback
 
     def compare(
-        self, expected: ControlMap, found: ControlMap, size: tuple[int, int] | None = None, fit_mode: str = "crop"
+        self, expected: ControlMap, actual: ControlMap, size: tuple[int, int] | None = None, fit_mode: str = "crop"
     ) -> dict[str, float]:
         """Return the figures of a found map, which shows a whole image of `size` (height, width; by default the map's
         own), against the expected one.
@@ -114,42 +114,41 @@ class Measure:
         Maps of one size are compared as they are. Otherwise the expected one is fitted to the image by `fit_mode`, as
         guidance fits it, and the found one resized. Raises ValueError in one line for a map that cannot be measured.
         """
-        chosen = self.for_map(expected)
-        if expected.size != found.size:
-            expected, found = chosen._fit_maps(expected, found, size or found.size[::-1], fit_mode)
-        for given, which in ((expected, "expected"), (found, "found")):
-            if chosen.needs_values and given.values is None:
+        measure = self.for_map(expected)
+        if expected.size != actual.size:
+            expected, actual = measure._fit_maps(expected, actual, size or actual.size[::-1], fit_mode)
+        for each, which in ((expected, "expected"), (actual, "found")):
+            if measure.needs_values and each.values is None:
                 raise ValueError(
-                    f"the {which} map of {given.kind} has no values of its size, which {chosen.name!r} reads: "
+                    f"the {which} map of {each.kind} has no values of its size, which {measure.name!r} reads: "
                     "make both maps with one preprocessor"
                 )
-        figures = {name: float(figure) for name, figure in chosen.function(expected, found).items()}
-        if chosen.score not in figures:
-            raise ValueError(f"measure {chosen.name!r} returned no figure {chosen.score!r}, its score")
+        figures = {name: float(figure) for name, figure in measure.function(expected, actual).items()}
+        if measure.score not in figures:
+            raise ValueError(f"measure {measure.name!r} returned no figure {measure.score!r}, its score")
         return figures
 
     def _fit_maps(
-        self, expected: ControlMap, found: ControlMap, size: tuple[int, int], fit_mode: str
+        self, expected: ControlMap, actual: ControlMap, size: tuple[int, int], fit_mode: str
     ) -> tuple[ControlMap, ControlMap]:
         height, width = size
         if self.keeps_map_size:
             geometry = FitGeometry.compute(*expected.size[::-1], height, width, fit_mode)
             scale = max(geometry.rows / expected.size[1], geometry.columns / expected.size[0], 1)
             height, width = (max(1, round(side / scale)) for side in size)
-            pixels = cv2.resize(found.pixels, (width, height), interpolation=cv2.INTER_AREA)
-            return self._fit_map(expected, height, width, fit_mode), ControlMap(pixels, found.kind)
-        return self._fit_map(expected, height, width, fit_mode), self._fit_map(found, height, width, "stretch")
+            pixels = cv2.resize(actual.pixels, (width, height), interpolation=cv2.INTER_AREA)
+            return self._fit_map(expected, height, width, fit_mode), ControlMap(pixels, actual.kind)
+        return self._fit_map(expected, height, width, fit_mode), self._fit_map(actual, height, width, "stretch")
 
-    def _fit_map(self, given: ControlMap, height: int, width: int, mode: str) -> ControlMap:
-        own_size = given.size[::-1]
+    def _fit_map(self, control_map: ControlMap, height: int, width: int, mode: str) -> ControlMap:
+        own_size = control_map.size[::-1]
         if own_size == (height, width):
-            return given
+            return control_map
         placement = Placement(own_size, FitGeometry.compute(*own_size, height, width, mode), (height, width))
-        pixels = (
-            resize_map(given.pixels, height, width) if mode == "stretch" else fit(given.pixels, height, width, mode)
-        )
-        values = None if given.values is None else self.place_values(given.values, placement)
-        return ControlMap(pixels, given.kind, values)
+        pixels = control_map.pixels
+        pixels = resize_map(pixels, height, width) if mode == "stretch" else fit(pixels, height, width, mode)
+        values = None if control_map.values is None else self.place_values(control_map.values, placement)
+        return ControlMap(pixels, control_map.kind, values)
 
     def compute_share(
         self, figures: Mapping[str, float], floor: Mapping[str, float], ceiling: Mapping[str, float]

@@ -53,8 +53,8 @@ def _f1(precision: float, recall: float) -> float:
     return float(2 * precision * recall / (precision + recall)) if precision + recall else 0.0
 
 
-def _compare_edges(expected: ControlMap, found: ControlMap) -> dict[str, float]:
-    score = edge_f1(expected.pixels, found.pixels)
+def _compare_edges(expected: ControlMap, actual: ControlMap) -> dict[str, float]:
+    score = edge_f1(expected.pixels, actual.pixels)
     return {"f1": score.exact, "f1_1px": score.within_1px}
 
 

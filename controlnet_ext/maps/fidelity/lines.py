@@ -14,7 +14,7 @@ SAP_THRESHOLDS = (5, 10, 15)  # squared pixels of the image at 128x128
 _SAP_SIDE = 128
 
 
-def compute_structural_ap(expected: np.ndarray, found: np.ndarray, threshold: float) -> float:
+def compute_structural_ap(expected: np.ndarray, actual: np.ndarray, threshold: float) -> float:
     """Return the structural average precision, 0..1, of lines (M, 4), the surest first, against lines (N, 4): x and y
     of both ends, in an image scaled to 128x128 pixels.
 
@@ -24,17 +24,17 @@ def compute_structural_ap(expected: np.ndarray, found: np.ndarray, threshold: fl
     ICCV 2019). NaN where no line is expected, 0 where none is found."""
     if not len(expected):
         return float("nan")
-    if not len(found):
+    if not len(actual):
         return 0.0
-    a, b = expected.reshape(1, -1, 2, 2), found.reshape(-1, 1, 2, 2)
+    a, b = expected.reshape(1, -1, 2, 2), actual.reshape(-1, 1, 2, 2)
     distances = np.minimum(((b - a) ** 2).sum(axis=(2, 3)), ((b - a[:, :, ::-1]) ** 2).sum(axis=(2, 3)))
     nearest = distances.argmin(axis=1)
-    close = distances[np.arange(len(found)), nearest] < threshold
-    right, taken = np.zeros(len(found)), set()
+    close = distances[np.arange(len(actual)), nearest] < threshold
+    right, matches = np.zeros(len(actual)), set()
     for i in np.flatnonzero(close).tolist():
-        right[i] = nearest[i] not in taken
-        taken.add(nearest[i])
-    precision = np.cumsum(right) / np.arange(1, len(found) + 1)
+        right[i] = nearest[i] not in matches
+        matches.add(nearest[i])
+    precision = np.cumsum(right) / np.arange(1, len(actual) + 1)
     highest = np.maximum.accumulate(precision[::-1])[::-1]
     return float((highest * right).sum() / len(expected))
 
@@ -47,10 +47,10 @@ def _place_lines(values: Any, placement: Placement) -> Any:
     return lines[inside].reshape(-1, 4)
 
 
-def _compare_straight_lines(expected: ControlMap, found: ControlMap) -> dict[str, float]:
+def _compare_straight_lines(expected: ControlMap, actual: ControlMap) -> dict[str, float]:
     width, height = expected.size
     scale = np.array([_SAP_SIDE / width, _SAP_SIDE / height] * 2)
-    a, b = (np.asarray(each.values, np.float64).reshape(-1, 4) * scale for each in (expected, found))
+    a, b = (np.asarray(each.values, np.float64).reshape(-1, 4) * scale for each in (expected, actual))
     scores = {f"sap{threshold}": compute_structural_ap(a, b, threshold) for threshold in SAP_THRESHOLDS}
     return {**scores, "msap": float(np.mean(list(scores.values()))), "lines": float(len(a))}
 

@@ -94,12 +94,12 @@ def measure(
         raise TypeError(f"an image to measure is an array (H, W, 3) uint8, RGB, not {type(image).__name__}: read_image")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise TypeError(f"an image to measure is (H, W, 3) uint8, RGB, not {image.shape} {image.dtype}")
-    chosen = require_measure(get_measure_of_kind(expected.kind) if by is None else by).for_map(expected)
-    found = preprocess(image)
-    check_choice("map kind", found.kind, MAP_KINDS)
-    if found.kind != expected.kind and get_measure_of_kind(found.kind) != get_measure_of_kind(expected.kind):
+    kind_measure = require_measure(get_measure_of_kind(expected.kind) if by is None else by).for_map(expected)
+    actual = preprocess(image)
+    check_choice("map kind", actual.kind, MAP_KINDS)
+    if actual.kind != expected.kind and get_measure_of_kind(actual.kind) != get_measure_of_kind(expected.kind):
         raise ValueError(
-            f"the map is of {expected.kind}, but the preprocessor makes {found.kind}: "
+            f"the map is of {expected.kind}, but the preprocessor makes {actual.kind}: "
             "measure by the preprocessor that made the map"
         )
-    return chosen.compare(expected, found, image.shape[:2], fit_mode)
+    return kind_measure.compare(expected, actual, image.shape[:2], fit_mode)

@@ -127,27 +127,27 @@ def measure_box(points: np.ndarray) -> BoxSize:
     return BoxSize(width, height)
 
 
-def compute_oks(expected: np.ndarray, found: np.ndarray, area: float, sigmas: np.ndarray) -> float:
+def compute_oks(expected: np.ndarray, actual: np.ndarray, area: float, sigmas: np.ndarray) -> float:
     """Return the object key point similarity, 0..1, of points (N, 2) with the expected ones (N, 2), both NaN where
     there is none: the mean over the expected points of exp(-d² / (8 area sigma²)), 0 for one that is not found
     (pycocotools, COCOeval.computeOks)."""
     there = ~np.isnan(expected).any(axis=1)
     if not there.any():
         return float("nan")
-    squares = ((expected - found) ** 2).sum(axis=1)[there]
+    squares = ((expected - actual) ** 2).sum(axis=1)[there]
     variances = (2 * sigmas[there]) ** 2
     return float(np.nan_to_num(np.exp(-squares / variances / (area + np.spacing(1)) / 2)).sum() / there.sum())
 
 
-def count_correct(expected: np.ndarray, found: np.ndarray, reach: float) -> tuple[int, int]:
+def count_correct(expected: np.ndarray, actual: np.ndarray, reach: float) -> tuple[int, int]:
     """Return how many of the expected points (N, 2) are found (N, 2) within `reach` pixels, and how many there are;
     NaN where there is none."""
     there = ~np.isnan(expected).any(axis=1)
-    distance = np.sqrt(((expected - found) ** 2).sum(axis=1))
+    distance = np.sqrt(((expected - actual) ** 2).sum(axis=1))
     return int((distance[there] <= reach).sum()), int(there.sum())
 
 
-def compute_nme(expected: np.ndarray, found: np.ndarray) -> float:
+def compute_nme(expected: np.ndarray, actual: np.ndarray) -> float:
     """Return the normalized mean error of a face's points (N, 2) against the expected ones (N, 2), NaN where there is
     none: the mean distance in units of that between the outer corners of the eyes (of layouts other than 300-W's 68 or
     70 and MediaPipe's 468 or 478: the root of the box's area). A distance over 1, and a point that is not found, count
@@ -162,18 +162,18 @@ def compute_nme(expected: np.ndarray, found: np.ndarray) -> float:
         unit = (box.width * box.height) ** 0.5
     if not unit > 0:
         return float("nan")
-    distance = np.sqrt(((expected - found) ** 2).sum(axis=1))[there] / unit
+    distance = np.sqrt(((expected - actual) ** 2).sum(axis=1))[there] / unit
     return float(np.minimum(np.where(np.isnan(distance), 1.0, distance), 1.0).mean())
 
 
 def match_pairs(scores: np.ndarray) -> list[tuple[int, int]]:
     """Return pairs (row, column) of scores (M, N), the highest first, each row and column once; scores of 0 or less and
     NaN make no pair."""
-    pairs, left = [], np.nan_to_num(scores, nan=0.0).astype(np.float64)
-    while left.size and left.max() > 0:
-        row, column = divmod(int(left.argmax()), left.shape[1])
+    pairs, remaining = [], np.nan_to_num(scores, nan=0.0).astype(np.float64)
+    while remaining.size and remaining.max() > 0:
+        row, column = divmod(int(remaining.argmax()), remaining.shape[1])
         pairs.append((row, column))
-        left[row], left[:, column] = 0, 0
+        remaining[row], remaining[:, column] = 0, 0
     return pairs
 
 
@@ -201,9 +201,9 @@ def _place_points(values: Any, placement: Placement) -> Any:
     height, width = placement.size
 
     def place(points: np.ndarray) -> np.ndarray:
-        placed = placement.place_points(points)
-        inside = np.all((placed >= 0) & (placed < (placement.canvas[1], placement.canvas[0])), axis=1)
-        return np.where(inside[:, None], placed, np.nan)
+        points_in_image = placement.place_points(points)
+        inside = np.all((points_in_image >= 0) & (points_in_image < (placement.canvas[1], placement.canvas[0])), axis=1)
+        return np.where(inside[:, None], points_in_image, np.nan)
 
     if isinstance(values, tuple):
         faces = [place(np.asarray(face, np.float64) * (width, height)) for face in values]
@@ -225,7 +225,7 @@ class _Tally:
         self.faces: list[float] = []
         self.missing = self.extra = 0
 
-    def add_group(self, expected: Sequence[Subject], found: Sequence[Subject], sigmas: np.ndarray) -> None:
+    def add_group(self, expected: Sequence[Subject], actual: Sequence[Subject], sigmas: np.ndarray) -> None:
         """Add the subjects of one kind, each matched with the found one of the highest similarity."""
         expected = [one for one in expected if measure_box(one.body).reach > 0]
         boxes = [measure_box(one.body) for one in expected]
@@ -235,16 +235,16 @@ class _Tally:
                     compute_oks(a.body, b.body, box.area, sigmas)
                     if count_correct(a.body, b.body, PCK_REACH * box.reach)[0]
                     else 0.0
-                    for b in found
+                    for b in actual
                 ]
                 for a, box in zip(expected, boxes, strict=True)
             ]
-        ).reshape(len(expected), len(found))
+        ).reshape(len(expected), len(actual))
         pairs = dict(match_pairs(scores))
         self.missing += len(expected) - len(pairs)
-        self.extra += len(found) - len(pairs)
+        self.extra += len(actual) - len(pairs)
         for i, (one, box) in enumerate(zip(expected, boxes, strict=True)):
-            other = found[pairs[i]] if i in pairs else None
+            other = actual[pairs[i]] if i in pairs else None
             self.oks.append(scores[i, pairs[i]] if i in pairs else 0.0)
             body = np.full_like(one.body, np.nan) if other is None else other.body
             right, count = count_correct(one.body, body, PCK_REACH * box.reach)
@@ -270,8 +270,8 @@ class _Tally:
             )
 
 
-def _compare_poses(expected: ControlMap, found: ControlMap) -> dict[str, float]:
-    a, b = (_read_subjects(each.values, each.size) for each in (expected, found))
+def _compare_poses(expected: ControlMap, actual: ControlMap) -> dict[str, float]:
+    a, b = (_read_subjects(each.values, each.size) for each in (expected, actual))
     tally = _Tally()
     tally.add_group(a.people, b.people, BODY_SIGMAS)
     tally.add_group(a.animals, b.animals, ANIMAL_SIGMAS)
@@ -292,16 +292,16 @@ def _mean_or_nan(numbers: Iterable[float]) -> float:
     return float(np.mean(there)) if there else float("nan")
 
 
-def _read_faces(given: ControlMap) -> list[np.ndarray]:
+def _read_faces(control_map: ControlMap) -> list[np.ndarray]:
     """Return the faces (N, 2) of a map in its pixels."""
-    if isinstance(given.values, tuple):
-        return [np.asarray(face, np.float64) * given.size for face in given.values]
-    people = _read_subjects(given.values, given.size).people
+    if isinstance(control_map.values, tuple):
+        return [np.asarray(face, np.float64) * control_map.size for face in control_map.values]
+    people = _read_subjects(control_map.values, control_map.size).people
     return [person.face for person in people if not np.isnan(person.face).all()]
 
 
-def _compare_faces(expected: ControlMap, found: ControlMap) -> dict[str, float]:
-    a, b = _read_faces(expected), _read_faces(found)
+def _compare_faces(expected: ControlMap, actual: ControlMap) -> dict[str, float]:
+    a, b = _read_faces(expected), _read_faces(actual)
     errors = np.array([[compute_nme(x, y) if x.shape == y.shape else 1.0 for y in b] for x in a]).reshape(
         len(a), len(b)
     )

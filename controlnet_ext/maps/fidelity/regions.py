@@ -37,17 +37,17 @@ class FittedLabels:
     names: Sequence[str]
 
 
-def compute_overlaps(expected: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def compute_overlaps(expected: np.ndarray, actual: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the pairs of labels that meet in two arrays of whole numbers of one shape, 0 or more: the expected ones
     (N,), the found ones (N,), and the counts (N,) of their pixels."""
-    pairs, counts = np.unique(expected.astype(np.int64) << 32 | found.astype(np.int64), return_counts=True)
+    pairs, counts = np.unique(expected.astype(np.int64) << 32 | actual.astype(np.int64), return_counts=True)
     return pairs >> 32, pairs & 0xFFFFFFFF, counts
 
 
-def compute_class_ious(expected: np.ndarray, found: np.ndarray) -> dict[int, float]:
+def compute_class_ious(expected: np.ndarray, actual: np.ndarray) -> dict[int, float]:
     """Return the intersection over union of every label in either of two arrays of whole numbers of one shape, 0 or
     more; of a label in one alone it is 0."""
-    a, b, counts = compute_overlaps(expected, found)
+    a, b, counts = compute_overlaps(expected, actual)
     return {
         label: float(counts[(a == label) & (b == label)].sum() / counts[(a == label) | (b == label)].sum())
         for label in np.union1d(a, b).tolist()
@@ -73,24 +73,24 @@ def _place_labels(values: Any, placement: Placement) -> Any:
     return FittedLabels(labels, values.names)
 
 
-def _read_classes(expected: ControlMap, found: ControlMap) -> tuple[np.ndarray, np.ndarray]:
+def _read_classes(expected: ControlMap, actual: ControlMap) -> tuple[np.ndarray, np.ndarray]:
     """Return the labels (N,) of the pixels of both maps in one numbering: by names where both know their classes,
     by colors otherwise."""
-    a, b = expected.values, found.values
+    a, b = expected.values, actual.values
     if not isinstance(a, ClassLabels) or not isinstance(b, ClassLabels):
-        codes = (_encode_colors(each.pixels, each.kind).reshape(-1) for each in (expected, found))
+        codes = (_encode_colors(each.pixels, each.kind).reshape(-1) for each in (expected, actual))
         return tuple(codes)  # type: ignore[return-value]
     labels = [each.labels.astype(np.int64).reshape(-1) for each in (a, b)]
-    seen = (labels[0] != _NO_CLASS) & (labels[1] != _NO_CLASS)
+    mask = (labels[0] != _NO_CLASS) & (labels[1] != _NO_CLASS)
     if tuple(a.names) != tuple(b.names):
         numbers = {name: i for i, name in enumerate(dict.fromkeys([*a.names, *b.names]))}
         tables = [np.array([numbers[name] for name in each.names]) for each in (a, b)]
-        return tables[0][labels[0][seen]], tables[1][labels[1][seen]]
-    return labels[0][seen], labels[1][seen]
+        return tables[0][labels[0][mask]], tables[1][labels[1][mask]]
+    return labels[0][mask], labels[1][mask]
 
 
-def _compare_classes(expected: ControlMap, found: ControlMap) -> dict[str, float]:
-    a, b = _read_classes(expected, found)
+def _compare_classes(expected: ControlMap, actual: ControlMap) -> dict[str, float]:
+    a, b = _read_classes(expected, actual)
     if not len(a):
         return dict.fromkeys(("miou", "accuracy", "classes"), float("nan"))
     ious = compute_class_ious(a, b)
@@ -101,8 +101,9 @@ def _compare_classes(expected: ControlMap, found: ControlMap) -> dict[str, float
     }
 
 
-def _compare_objects(expected: ControlMap, found: ControlMap) -> dict[str, float]:
-    a, b, counts = compute_overlaps(*(_encode_colors(each.pixels, each.kind).reshape(-1) for each in (expected, found)))
+def _compare_objects(expected: ControlMap, actual: ControlMap) -> dict[str, float]:
+    codes = (_encode_colors(each.pixels, each.kind).reshape(-1) for each in (expected, actual))
+    a, b, counts = compute_overlaps(*codes)
     sizes_a, sizes_b = ({label: counts[x == label].sum() for label in np.unique(x).tolist()} for x in (a, b))
     best = dict.fromkeys((label for label in sizes_a if label), 0.0)  # 0 is black, where there is no object
     for label_a, label_b, common in zip(a.tolist(), b.tolist(), counts.tolist(), strict=True):
@@ -119,10 +120,10 @@ def _compare_objects(expected: ControlMap, found: ControlMap) -> dict[str, float
     }
 
 
-def _compare_foregrounds(expected: ControlMap, found: ControlMap) -> dict[str, float]:
-    a, b = read_value_pair(expected, found)
-    seen = np.isfinite(a) & np.isfinite(b)
-    a, b = a[seen], b[seen]
+def _compare_foregrounds(expected: ControlMap, actual: ControlMap) -> dict[str, float]:
+    a, b = read_value_pair(expected, actual)
+    mask = np.isfinite(a) & np.isfinite(b)
+    a, b = a[mask], b[mask]
     front, found_front = a > 0.5, b > 0.5
     if not front.any():
         return {"iou": float("nan"), "mae": float("nan")}

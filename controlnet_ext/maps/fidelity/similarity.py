@@ -67,15 +67,15 @@ def _halve(x: np.ndarray) -> np.ndarray:
     return x[: 2 * height, : 2 * width].reshape(height, 2, width, 2).mean(axis=(1, 3))
 
 
-def _compare_lines(expected: ControlMap, found: ControlMap) -> dict[str, float]:
-    a, b = to_gray(expected.pixels), to_gray(found.pixels)
+def _compare_lines(expected: ControlMap, actual: ControlMap) -> dict[str, float]:
+    a, b = to_gray(expected.pixels), to_gray(actual.pixels)
     if a.min() == a.max():  # no line at all
         return {"ms_ssim": float("nan"), "rmse": float("nan")}
     return {"ms_ssim": compute_ms_ssim(a, b), "rmse": float(np.sqrt(np.mean((a.astype(np.float32) - b) ** 2)))}
 
 
-def _compare_images(expected: ControlMap, found: ControlMap) -> dict[str, float]:
-    a, b = expected.pixels, found.pixels
+def _compare_images(expected: ControlMap, actual: ControlMap) -> dict[str, float]:
+    a, b = expected.pixels, actual.pixels
     error = float(np.mean((a.astype(np.float32) - b) ** 2, dtype=np.float64))
     return {"psnr": compute_psnr(a, b), "rmse": error**0.5}
 

@@ -41,15 +41,15 @@ def bootstrap_interval(scores: Sequence[float], level: float = 0.95, samples: in
         raise ValueError(f"level {level} of an interval is not between 0 and 1")
     if samples < 1:
         raise ValueError(f"{samples} samples of a bootstrap, expected at least 1")
-    given = np.asarray(scores, np.float64).reshape(-1)
-    finite = given[np.isfinite(given)]
-    count, left_out = len(finite), len(given) - len(finite)
+    values = np.asarray(scores, np.float64).reshape(-1)
+    finite = values[np.isfinite(values)]
+    count, left_out = len(finite), len(values) - len(finite)
     if not count:
         return Interval(float("nan"), float("nan"), float("nan"), 0, left_out)
     numbers, means = np.random.default_rng(seed), []
     step = max(1, _RESAMPLES_AT_ONCE // count)
     for start in range(0, samples, step):
-        drawn = numbers.integers(0, count, (min(step, samples - start), count))
-        means.append(finite[drawn].mean(axis=1))
+        resamples = numbers.integers(0, count, (min(step, samples - start), count))
+        means.append(finite[resamples].mean(axis=1))
     low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(finite.mean()), float(low), float(high), count, left_out)
