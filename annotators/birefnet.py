@@ -45,16 +45,16 @@ class _Decoder(nn.Module):
     def __init__(self, widths: list[int]):
         super().__init__()
         after = [*widths[1:], widths[-1] // 2]
-        seen = [widths[0] // 8, *(width // 8 for width in widths)]  # of the image itself
+        patch_widths = [widths[0] // 8, *(width // 8 for width in widths)]  # of the image itself
         for i, n in enumerate((4, 3, 2, 1)):
-            setattr(self, f"ipt_blk{n + 1}", _SimpleConvs(3 * 4 ** (n + 1), seen[i]))
-            setattr(self, f"decoder_block{n}", _DecoderBlock(widths[i] + seen[i], after[i]))
+            setattr(self, f"ipt_blk{n + 1}", _SimpleConvs(3 * 4 ** (n + 1), patch_widths[i]))
+            setattr(self, f"decoder_block{n}", _DecoderBlock(widths[i] + patch_widths[i], after[i]))
             if n > 1:
                 setattr(self, f"lateral_block{n}", _LateralBlock(widths[i + 1], after[i]))
                 setattr(self, f"gdt_convs_{n}", nn.Sequential(nn.Conv2d(after[i], 16, 3, 1, 1), nn.BatchNorm2d(16)))
                 setattr(self, f"gdt_convs_attn_{n}", nn.Sequential(nn.Conv2d(16, 1, 1)))
-        self.ipt_blk1 = _SimpleConvs(3, seen[4])
-        self.conv_out1 = nn.Sequential(nn.Conv2d(after[3] + seen[4], 1, 1))
+        self.ipt_blk1 = _SimpleConvs(3, patch_widths[4])
+        self.conv_out1 = nn.Sequential(nn.Conv2d(after[3] + patch_widths[4], 1, 1))
 
     def forward(self, images: Tensor, features: list[Tensor]) -> Tensor:
         x = features[-1]
@@ -137,9 +137,9 @@ class DeformableConv2d(nn.Module):
             y = offset[..., 0] + (rows + i // self.kernel_size)[:, None]
             there = torch.stack([offset[..., 1] + columns + i % self.kernel_size, y], dim=-1)
             grid = (2 * there + 1) / sides - 1
-            looked = F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+            samples = F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
             weight = self.regular_conv.weight[:, :, i // self.kernel_size, i % self.kernel_size, None, None]
-            total = total + F.conv2d(looked.to(x.dtype) * strength, weight)
+            total = total + F.conv2d(samples.to(x.dtype) * strength, weight)
         return total
 
 
@@ -176,8 +176,8 @@ def _split_into_channels(images: Tensor, reference: Tensor) -> Tensor:
 def load(tensors: dict[str, Tensor]) -> BiRefNet:
     """The network of a published file's tensors, of the size that their shapes say: all of them and no others but what
     only training needs. Raises RuntimeError otherwise, ValueError where they are not those of BiRefNet on Swin."""
-    named = {_WRAPPER_PREFIX.sub("", key): tensor for key, tensor in tensors.items()}
-    tensors = {key: tensor for key, tensor in named.items() if not _UNUSED_KEYS.match(key)}
+    tensors_by_name = {_WRAPPER_PREFIX.sub("", key): tensor for key, tensor in tensors.items()}
+    tensors = {key: tensor for key, tensor in tensors_by_name.items() if not _UNUSED_KEYS.match(key)}
     width = _get_dimension(tensors, "bb.patch_embed.proj.weight", 0)
     stages = [f"bb.layers.{i}.blocks." for i in range(4)]
     tables = [f"{stage}0.attn.relative_position_bias_table" for stage in stages]

@@ -59,10 +59,10 @@ class DSINE(nn.Module):
         steps = F.normalize(self.xy_head(x).unflatten(1, (2, _WINDOW**2)), dim=1) / focal  # (B, 2, 25, h, w)
         angles = self.angle_head(x).sigmoid()[:, None] * math.pi
         around = _gather_neighbors(normals)  # (B, 3, 25, h, w)
-        turned = F.normalize(
+        rotation = F.normalize(
             _rotate_normals(around, _compute_rotation_axes(around, steps, _gather_neighbors(uv)), angles), dim=1
         )
-        return F.normalize((weights * _clamp_to_visible(turned, rays[:, :, None])).sum(dim=2), dim=1)
+        return F.normalize((weights * _clamp_to_visible(rotation, rays[:, :, None])).sum(dim=2), dim=1)
 
     def _upsample(self, hidden: Tensor, normals: Tensor, uv: Tensor) -> Tensor:
         """The normals eight times finer: means of the 3x3 around, with weights for each fine pixel."""

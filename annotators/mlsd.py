@@ -163,8 +163,8 @@ class _ResidualConvBlock(nn.Module):
 class _DilatedHead(nn.Module):
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
-        dilated = nn.Conv2d(in_channels, in_channels, 3, padding=5, dilation=5)
-        self.conv1 = nn.Sequential(dilated, nn.BatchNorm2d(in_channels), nn.ReLU(inplace=True))
+        wide_conv = nn.Conv2d(in_channels, in_channels, 3, padding=5, dilation=5)
+        self.conv1 = nn.Sequential(wide_conv, nn.BatchNorm2d(in_channels), nn.ReLU(inplace=True))
         self.conv2 = nn.Sequential(
             nn.Conv2d(in_channels, in_channels, 3, padding=1), nn.BatchNorm2d(in_channels), nn.ReLU(inplace=True)
         )

@@ -101,11 +101,11 @@ class _SwinBlock(nn.Module):
 
     def forward(self, x: Tensor, shift_mask: Tensor) -> Tensor:
         height, width = x.shape[1:3]
-        padded = F.pad(self.norm1(x), (0, 0, 0, -width % self.window, 0, -height % self.window))
-        size = padded.shape[1:3]
-        moved = padded.roll((-self.shift, -self.shift), (1, 2))
-        seen = self.attn(_partition_windows(moved, self.window), shift_mask if self.shift else None)
-        back = _merge_windows(seen, self.window, *size).roll((self.shift, self.shift), (1, 2))
+        windows_input = F.pad(self.norm1(x), (0, 0, 0, -width % self.window, 0, -height % self.window))
+        size = windows_input.shape[1:3]
+        shift_input = windows_input.roll((-self.shift, -self.shift), (1, 2))
+        attention = self.attn(_partition_windows(shift_input, self.window), shift_mask if self.shift else None)
+        back = _merge_windows(attention, self.window, *size).roll((self.shift, self.shift), (1, 2))
         x = x + back[:, :height, :width]
         return x + self.mlp(self.norm2(x))
 

@@ -141,17 +141,17 @@ class _UperHead(nn.Module):
 
     def forward(self, features: list[Tensor]) -> Tensor:
         deepest = features[-1]
-        pooled = [_resize_like(pool(deepest), deepest) for pool in self.psp_modules]
-        x = self.bottleneck(torch.cat([deepest, *pooled], dim=1))
-        found = [x]
+        pyramid = [_resize_like(pool(deepest), deepest) for pool in self.psp_modules]
+        x = self.bottleneck(torch.cat([deepest, *pyramid], dim=1))
+        levels = [x]
         for lateral, convolution, feature in reversed(
             list(zip(self.lateral_convs, self.fpn_convs, features[:-1], strict=True))
         ):
             side = lateral(feature)
             x = side + _resize_like(x, side)
-            found.append(convolution(x))
-        found = [_resize_like(one, found[-1]) for one in reversed(found)]
-        return self.conv_seg(self.fpn_bottleneck(torch.cat(found, dim=1)))
+            levels.append(convolution(x))
+        levels = [_resize_like(one, levels[-1]) for one in reversed(levels)]
+        return self.conv_seg(self.fpn_bottleneck(torch.cat(levels, dim=1)))
 
 
 class _ConvBnRelu(nn.Module):

@@ -99,8 +99,8 @@ class Library:
                     return folder / place
         from huggingface_hub import try_to_load_from_cache
 
-        cached = try_to_load_from_cache(file.repo, file.path)
-        return Path(cached) if isinstance(cached, str) else None
+        cache_path = try_to_load_from_cache(file.repo, file.path)
+        return Path(cache_path) if isinstance(cache_path, str) else None
 
     def describe_missing(self, files: Iterable[WeightsFile]) -> str:
         """Return how many of several files are missing and the command that brings them; "" for one or none."""

@@ -51,8 +51,8 @@ class Parameter:
         """
         if value is None and self.default is None:
             return None
-        accepted: Any = {int: Integral, float: Real, bool: (bool, np.bool_)}[self.type]
-        if not isinstance(value, accepted) or (isinstance(value, bool) and self.type is not bool):
+        types: Any = {int: Integral, float: Real, bool: (bool, np.bool_)}[self.type]
+        if not isinstance(value, types) or (isinstance(value, bool) and self.type is not bool):
             raise TypeError(f"{self.name} {quote_value(value)} is {type(value).__name__}, expected {self.expected}")
         if self.range and not self.range.low <= value <= self.range.high:  # NaN is outside too
             raise ValueError(f"{self.name} {value!s:.40} is outside {self.range}")

@@ -157,11 +157,11 @@ class Preprocessor:
         return values
 
     def _read_value(self, name: str, read: Callable[[Parameter, Any], Any], value: object) -> Any:
-        known = {p.name: p for p in (*self.parameters, RESOLUTION_PARAMETER)}
-        if name not in known:
+        parameters = {p.name: p for p in (*self.parameters, RESOLUTION_PARAMETER)}
+        if name not in parameters:
             raise ValueError(self.suggest_parameter(f"{self.name} has no parameter {name!r:.80}", name))
         try:
-            return read(known[name], value)
+            return read(parameters[name], value)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{self.name}: {error}") from None
 
@@ -199,20 +199,22 @@ class LoadedPreprocessor:
     spec: Preprocessor
     run: Callable[..., Any]
 
-    def __call__(self, image: object, /, mask: object = None, **given: Any) -> ControlMap:
+    def __call__(self, image: object, /, mask: object = None, **parameters: Any) -> ControlMap:
         """Return the map of an image; see `preprocess`."""
-        return self.run_batch([image], masks=None if mask is None else [mask], **given)[0]
+        return self.run_batch([image], masks=None if mask is None else [mask], **parameters)[0]
 
-    def run_batch(self, images: Sequence[Any], /, masks: Sequence[Any] | None = None, **given: Any) -> list[ControlMap]:
+    def run_batch(
+        self, images: Sequence[Any], /, masks: Sequence[Any] | None = None, **parameters: Any
+    ) -> list[ControlMap]:
         """Return the maps of several images, in their order.
 
         Images of one size are given to a network together, where it can take them. Raises ValueError or TypeError as
         `preprocess` does, for the first image that fails.
         """
         if self.spec.needs_mask is (masks is None):
-            known = "needs a mask, white where to paint" if self.spec.needs_mask else "takes no mask"
-            raise ValueError(f"{self.spec.name} {known}")
-        values = self.spec.check(given)
+            rule = "needs a mask, white where to paint" if self.spec.needs_mask else "takes no mask"
+            raise ValueError(f"{self.spec.name} {rule}")
+        values = self.spec.check(parameters)
         resolution = values.pop("resolution", None)
         read = [read_image(image, resolution) for image in images]
         if masks is not None:
@@ -250,8 +252,8 @@ def _build_map(result: object, spec: Preprocessor, work_image: np.ndarray, heigh
     is_rendered = callable(result)
     if callable(result):
         result = result(height, width)
-    given, values = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
-    pixels = _check_pixels(given, spec.name)
+    returned_pixels, values = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
+    pixels = _check_pixels(returned_pixels, spec.name)
     if isinstance(values, np.ndarray) and values.shape[:2] == work_image.shape[:2]:
         values = np.ascontiguousarray(values[:height, :width])
     if not is_rendered:  # of a map of another size, as tile_resample's, the same part
@@ -271,8 +273,8 @@ def _check_pixels(pixels: object, name: str) -> np.ndarray:
     """Return the pixels of a map that a preprocessor returned. Raises TypeError or ValueError where it did not."""
     expected = "expected an array (H, W) or (H, W, 3) of uint8, or (H, W) of uint16"
     if not isinstance(pixels, np.ndarray):
-        given = "nothing" if pixels is None else f"{type(pixels).__name__} {quote_value(pixels)}"
-        raise TypeError(f"{name} returned {given}, {expected}")
+        got = "nothing" if pixels is None else f"{type(pixels).__name__} {quote_value(pixels)}"
+        raise TypeError(f"{name} returned {got}, {expected}")
     is_map = pixels.dtype == np.uint8 and (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3))
     if not is_map and not (pixels.dtype == np.uint16 and pixels.ndim == 2):
         advice = {"f": "; of floats 0..1: (255 * x).astype(np.uint8)", "b": "; of bools: x.astype(np.uint8) * 255"}
@@ -309,22 +311,22 @@ def preprocessor(
 
     def enter(make: F) -> F:
         check_choice(f"{name}: map kind", makes, MAP_KINDS)
-        declared = read_parameters(make.__call__, skip=2) if isinstance(make, type) else read_parameters(make, skip=1)
+        parameters = read_parameters(make.__call__, skip=2) if isinstance(make, type) else read_parameters(make, skip=1)
         files = weights if isinstance(weights, tuple) else (weights,)
         label_or_name = label or name
         entry = Preprocessor(
-            name, makes, label_or_name, make, declared, files, batched, needs_mask, aliases, traits, fidelity
+            name, makes, label_or_name, make, parameters, files, batched, needs_mask, aliases, traits, fidelity
         )
         keys = {key.casefold() for key in (entry.name, entry.label, *entry.aliases)}
         if not _is_own(entry):
             _import_own_modules()  # whose names are taken too, and would be found after this one
         there = None
-        if taken := sorted(keys & _specs_by_name.keys()):
-            there = _specs_by_name[taken[0]]
+        if duplicates := sorted(keys & _specs_by_name.keys()):
+            there = _specs_by_name[duplicates[0]]
             if not replace or _is_own(there) or there.name != entry.name:
                 advice = "" if _is_own(there) else ", or replace it with replace=True"
                 raise ValueError(
-                    f"preprocessor {taken[0]!r} is entered already, by {there.factory.__module__}: "
+                    f"preprocessor {duplicates[0]!r} is entered already, by {there.factory.__module__}: "
                     f"give this one another name{advice}"
                 )
         if not _is_own(entry):
@@ -542,11 +544,11 @@ def preprocess(
     outside their range, an unreadable image.
     """
     run = find(name).load(device, library)
-    given: Any = image
-    is_stack = (isinstance(given, np.ndarray) or is_tensor(given)) and given.ndim == 4
-    if not is_stack and not isinstance(given, (list, tuple)):
-        return run(given, mask, **parameters)
-    images, masks = list(given), list(mask) if isinstance(mask, (list, tuple)) else mask
+    pixels: Any = image
+    is_stack = (isinstance(pixels, np.ndarray) or is_tensor(pixels)) and pixels.ndim == 4
+    if not is_stack and not isinstance(pixels, (list, tuple)):
+        return run(pixels, mask, **parameters)
+    images, masks = list(pixels), list(mask) if isinstance(mask, (list, tuple)) else mask
     if masks is not None and (not isinstance(masks, list) or len(masks) != len(images)):
         raise ValueError(f"{len(images)} images need a list of as many masks")
     return run.run_batch(images, masks=masks, **parameters)

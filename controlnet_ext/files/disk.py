@@ -287,13 +287,13 @@ def _name_in_errors(target: Path) -> Iterator[None]:
 
 def write_together(
     files: Mapping[Path, Content],
-    replaced: Collection[Path] = (),
+    old_files: Collection[Path] = (),
     temp_prefix: str = "",
 ) -> None:
     """Write several files, by path, which get their names one after the other when all are on the disk.
 
     A full disk leaves none of them. `temp_prefix` is that of `write_atomically`. Raises FileExistsError for a name that
-    is taken and not among `replaced`, OSError with the name of the file.
+    is taken and not among `old_files`, OSError with the name of the file.
     """
     with ExitStack() as stack:
         temporary_files = [
@@ -302,7 +302,7 @@ def write_together(
         ]
         for temporary, target in temporary_files:
             with _name_in_errors(target):
-                commit_file(temporary, target, overwrite=target in replaced)
+                commit_file(temporary, target, overwrite=target in old_files)
 
 
 def make_temporary_name(temp_prefix: str = "") -> str:

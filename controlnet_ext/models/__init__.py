@@ -191,13 +191,13 @@ class ControlFile:
         path = locate_weights(path_or_repo)
         weights = read_weights(path, with_values, with_sha256)
         name = repr(str(path))
-        stated = parse_object(
+        own_config = parse_object(
             weights.metadata.get(CONFIG_METADATA_KEY, "{}").encode(), f"{name}: {CONFIG_METADATA_KEY}"
         )
         prefix, kind = find_kind(weights.tensors, name)
         if prefix:
             weights = replace(weights, tensors={key[len(prefix) :]: tensor for key, tensor in weights.tensors.items()})
-        config = convert_whole_numbers({**stated, **read_config(path)})  # some programs write 320.0
+        config = convert_whole_numbers({**own_config, **read_config(path)})  # some programs write 320.0
         return cls(path, weights, kind, config, prefix)
 
     def describe_foreign(self) -> str:
@@ -225,9 +225,9 @@ class ControlFile:
     def _guess_map_type(self) -> str | None:
         """Return the map kind that the file states, else the only one whose words its name holds, or None."""
         text = self.weights.metadata.get(MAP_METADATA_KEY, "")
-        stated = OLD_KINDS.get(text, text)
-        if stated in MODEL_NAME_WORDS:
-            return stated
+        kind_in_file = OLD_KINDS.get(text, text)
+        if kind_in_file in MODEL_NAME_WORDS:
+            return kind_in_file
         stem = (self.path.parent if self.path.name.startswith(DIFFUSERS_STEM) else self.path).name.casefold()
         kinds = [
             kind for kind, words in MODEL_NAME_WORDS.items() if any(re.search(rf"(?<![a-z]){w}", stem) for w in words)
@@ -279,8 +279,8 @@ def load(
     instead, or what is missing.
     """
     net: Any = ControlFile.read(path_or_repo).load()
-    moved: ControlModel = net.to(device=device, dtype=dtype)
-    return moved
+    model: ControlModel = net.to(device=device, dtype=dtype)
+    return model
 
 
 def iter_kinds() -> Iterator[ModelKind]:

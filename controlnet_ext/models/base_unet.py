@@ -57,9 +57,9 @@ def _iter_parts(unet: UNet) -> Iterator[tuple[str, Any, str]]:
         return
     _check_readable(unet)
     modules = dict(unet.named_modules())
-    wrapped = tuple(f"{name}." for name, module in modules.items() if hasattr(module, "base_layer"))
+    wrappers = tuple(f"{name}." for name, module in modules.items() if hasattr(module, "base_layer"))
     for path, module in modules.items():
-        is_added = f"{path}.".startswith(wrapped) and ".base_layer" not in path and not hasattr(module, "base_layer")
+        is_added = f"{path}.".startswith(wrappers) and ".base_layer" not in path and not hasattr(module, "base_layer")
         if is_added or hasattr(module, "base_layer"):
             continue
         name = strip_wrappers(path)
@@ -127,8 +127,8 @@ def _dequantize(layer: Any, tensor: Tensor) -> Tensor:
     if type(tensor).__name__ in ("Params4bit", "Int8Params"):
         from diffusers.quantizers.bitsandbytes.utils import dequantize_bnb_weight
 
-        made: Tensor = dequantize_bnb_weight(cast(nn.Parameter, tensor), getattr(layer, "state", None))
-        return made
+        weight: Tensor = dequantize_bnb_weight(cast(nn.Parameter, tensor), getattr(layer, "state", None))
+        return weight
     return tensor if type(tensor).dequantize is Tensor.dequantize else tensor.dequantize()
 
 

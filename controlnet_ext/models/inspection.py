@@ -194,9 +194,9 @@ def find_map_type(file: ControlFile) -> tuple[str, str | None]:
 
     The source is the file's metadata, or the list in which its hash is published; ("unknown", None) without any.
     """
-    stated = normalize_kind(file.weights.metadata.get(MAP_METADATA_KEY, ""))
-    if stated in MAP_KINDS:
-        return stated, "the file's metadata"
+    kind_in_file = normalize_kind(file.weights.metadata.get(MAP_METADATA_KEY, ""))
+    if kind_in_file in MAP_KINDS:
+        return kind_in_file, "the file's metadata"
     if file.kind is not None and file.weights.sha256 in PUBLISHED_HASHES:
         kind, name, source = PUBLISHED_HASHES[file.weights.sha256]
         return kind, f"the hash of {name} in {source}"

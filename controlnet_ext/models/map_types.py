@@ -29,10 +29,10 @@ class MapTypeSelection(ControlModel):
             if len(self.types) != len(kinds):
                 raise ValueError(f"the ControlNet Union was told {len(self.types)} kinds for {len(kinds)} images")
             return self
-        stated = [kind for kind in kinds if kind is not None]
-        if len(stated) < len(kinds):
+        names = [kind for kind in kinds if kind is not None]
+        if len(names) < len(kinds):
             raise ValueError(
                 "the ControlNet Union reads maps of several kinds, and nothing says of which this one is: give a "
                 'ControlMap or a preprocessor, or say it with model=union.with_types("depth")'
             )
-        return self.with_types(*stated)
+        return self.with_types(*names)

@@ -65,6 +65,6 @@ class ClipScorer:
 
         words = self._tokenize([prompt], truncation=True, max_length=self._length, return_tensors="pt")
         pixels = self._read_images(images=[image], input_data_format="channels_last", return_tensors="pt").pixel_values
-        found = self._network(words["input_ids"], pixels, words["attention_mask"])
-        a, b = (found[name][0].double() for name in ("text_embeds", "image_embeds"))
+        output = self._network(words["input_ids"], pixels, words["attention_mask"])
+        a, b = (output[name][0].double() for name in ("text_embeds", "image_embeds"))
         return max(0.0, 100 * float(torch.nn.functional.cosine_similarity(a, b, dim=0)))

@@ -91,15 +91,15 @@ def parse_stated_unit(text: str) -> StatedUnit:
         spec = find_default_preprocessor(kind)
     elif kind is not None:
         raise ValueError(f"kind {kind!r:.40} of a map that {spec.name} makes, whose maps are {spec.makes!r}")
-    known = [parameter.name for parameter in (*spec.parameters, RESOLUTION_PARAMETER)]
+    names = [parameter.name for parameter in (*spec.parameters, RESOLUTION_PARAMETER)]
     parse_settings(values)  # of how the unit guided, which the text may say too
     for key in values:
-        if key not in (*STATED_UNIT_KEYS, *UNIT_SETTINGS, "model", *known):
-            raise ValueError(suggest_names(f"{key!r:.80} is unknown to {spec.name}", key, [*STATED_UNIT_KEYS, *known]))
+        if key not in (*STATED_UNIT_KEYS, *UNIT_SETTINGS, "model", *names):
+            raise ValueError(suggest_names(f"{key!r:.80} is unknown to {spec.name}", key, [*STATED_UNIT_KEYS, *names]))
     fit_mode = values.get("fit", "crop")
     check_choice("fit", fit_mode, FIT_MODES)
     is_match = values.get("resolution") == "match"
-    texts = {key: value for key, value in values.items() if key in known and not (is_match and key == "resolution")}
+    texts = {key: value for key, value in values.items() if key in names and not (is_match and key == "resolution")}
     region = read_mask(values["region"])[..., 0].astype(np.float32) / 255 if "region" in values else None
     parameters = {**spec.parse(texts), **({"resolution": "match"} if is_match else {})}
     return StatedUnit(spec, parameters, fit_mode, values.get("map"), values.get("image"), region)
@@ -132,8 +132,8 @@ def _list_pairs(folder: str, images: str, maps: str) -> Iterator[ScoreInput]:
     others = [os.path.join(folder, name) for name in (SOURCE_FOLDER, UNGUIDED_FOLDER)]
     indexes = [FolderIndex(path) if os.path.isdir(path) else None for path in others]
     for file in find_inputs([images], recursive=True):
-        source, unguided = (None if index is None else index.find(file.key) for index in indexes)
-        yield ScoreInput(file.path, file.key, {"": maps}, source, unguided)
+        source, unguided_path = (None if index is None else index.find(file.key) for index in indexes)
+        yield ScoreInput(file.path, file.key, {"": maps}, source, unguided_path)
 
 
 def _read_score_list(path: str) -> Iterator[ScoreInput]:
@@ -158,11 +158,11 @@ class FolderIndex:
 
     @cached_property
     def _paths(self) -> dict[str, str]:
-        found: dict[str, str] = {}
+        paths: dict[str, str] = {}
         for path, key, _ in find_inputs([self._folder], recursive=True):
-            if found.setdefault(key, path) != path:
-                raise ValueError(f"{found[key]!r} and {path!r} have one stem: remove one")
-        return found
+            if paths.setdefault(key, path) != path:
+                raise ValueError(f"{paths[key]!r} and {path!r} have one stem: remove one")
+        return paths
 
     def find(self, key: str, *suffixes: str) -> str | None:
         """Return the path of an image of this key, or of the key with one of the suffixes, as `preprocess` names
@@ -198,55 +198,55 @@ class TargetReader:
 
     def __init__(
         self,
-        stated: Sequence[StatedUnit],
+        units: Sequence[StatedUnit],
         load: Callable[[Preprocessor], LoadedPreprocessor],
         read_infotext: InfotextReader,
         maps: Sequence[str] = (),
         source: str | None = None,
-        unguided: str | None = None,
+        unguided_path: str | None = None,
         needs_recipe: bool = False,
     ):
-        self._stated, self._load, self._read_infotext = tuple(stated), load, read_infotext
-        self._maps, self._source, self._unguided, self._needs_recipe = maps, source, unguided, needs_recipe
+        self._stated, self._load, self._read_infotext = tuple(units), load, read_infotext
+        self._maps, self._source, self._unguided, self._needs_recipe = maps, source, unguided_path, needs_recipe
         self._folders: dict[str, FolderIndex] = {}
 
-    def read(self, given: ScoreInput) -> ImageTargets:
+    def read(self, score_input: ScoreInput) -> ImageTargets:
         """Return what units ask of an image. Raises FileNotFoundError, ValueError or TypeError in one line where it,
         its map or its source cannot be read, or nobody says what its units are."""
-        image = read_image(given.path)
+        image = read_image(score_input.path)
         height, width, _ = image.shape
-        texts = _read_texts(given.path)
-        recipe = self._read_recipe(given, texts, (height, width))
-        prompt = _find_prompt(given, recipe, texts)
-        path = self._find_file(self._unguided, given.key, "unguided image") or given.unguided
-        unguided = None if path is None else fit(read_image(path), height, width)
-        source_path = self._find_file(self._source, given.key, "source") or given.source
+        texts = _read_texts(score_input.path)
+        recipe = self._read_recipe(score_input, texts, (height, width))
+        prompt = _find_prompt(score_input, recipe, texts)
+        path = self._find_file(self._unguided, score_input.key, "unguided image") or score_input.unguided
+        unguided_image = None if path is None else fit(read_image(path), height, width)
+        source_path = self._find_file(self._source, score_input.key, "source") or score_input.source
         if recipe is not None and not self._stated:
             if self._maps:
                 raise ValueError(
                     "its recipe holds its maps: for others say what they are, --kind KIND or --control NAME"
                 )
             source = None if source_path is None else read_image(source_path)
-            return replace(self._read_units(image, recipe, source, texts, unguided), prompt=prompt)
-        stated = self._stated or self._read_stated_infotext(texts)
-        if len(self._maps) > len(stated):
-            raise ValueError(f"{len(self._maps)} maps (--map) of {len(stated)} units")
-        named = [replace(unit, map=path) for unit, path in zip(stated, self._maps, strict=False)]
-        stated = [*named, *stated[len(named) :]]
+            return replace(self._read_units(image, recipe, source, texts, unguided_image), prompt=prompt)
+        units = self._stated or self._read_stated_infotext(texts)
+        if len(self._maps) > len(units):
+            raise ValueError(f"{len(self._maps)} maps (--map) of {len(units)} units")
+        units_with_maps = [replace(unit, map=path) for unit, path in zip(units, self._maps, strict=False)]
+        units = [*units_with_maps, *units[len(units_with_maps) :]]
         targets = []
-        for number, unit in enumerate(stated, 1):
+        for number, unit in enumerate(units, 1):
             with error_prefix(f"unit {number}"):
-                targets.append(self._make_target(number, unit, given, source_path, (height, width)))
-        return ImageTargets(image, tuple(targets), {}, unguided, recipe, prompt)
+                targets.append(self._make_target(number, unit, score_input, source_path, (height, width)))
+        return ImageTargets(image, tuple(targets), {}, unguided_image, recipe, prompt)
 
     def _read_recipe(
-        self, given: ScoreInput, texts: Mapping[str, str], size: tuple[int, int]
+        self, score_input: ScoreInput, texts: Mapping[str, str], size: tuple[int, int]
     ) -> GenerationRecipe | None:
         if PNG_KEYWORD not in texts or (self._stated and not self._needs_recipe):
-            if self._needs_recipe and given.unguided is None and self._unguided is None:
+            if self._needs_recipe and score_input.unguided is None and self._unguided is None:
                 raise ValueError("it holds no recipe, of which an unguided image could be drawn: name one (--unguided)")
             return None
-        recipe = read_recipe(given.path)
+        recipe = read_recipe(score_input.path)
         if (recipe.height, recipe.width) != size:
             sizes = f"{size[1]}x{size[0]} pixels and its recipe's {recipe.width}x{recipe.height}"
             raise ValueError(f"the image is {sizes}: it was changed since")
@@ -258,18 +258,18 @@ class TargetReader:
         recipe: GenerationRecipe,
         source: np.ndarray | None,
         texts: Mapping[str, str],
-        unguided: np.ndarray | None,
+        unguided_image: np.ndarray | None,
     ) -> ImageTargets:
-        targets, unscored = [], {}
-        recorded = read_scores(texts)
+        targets, reasons = [], {}
+        old_scores = read_scores(texts)
         for number, unit in enumerate(recipe.units, 1):
             try:
-                targets.append(make_target(number, unit, find_unit_spec(unit), source, recorded))
+                targets.append(make_target(number, unit, find_unit_spec(unit), source, old_scores))
             except ValueError as error:
-                unscored[number] = str(error)
+                reasons[number] = str(error)
         if not recipe.units:
             raise ValueError("its recipe has no units")
-        return ImageTargets(image, tuple(targets), unscored, unguided, recipe)
+        return ImageTargets(image, tuple(targets), reasons, unguided_image, recipe)
 
     def _read_stated_infotext(self, texts: Mapping[str, str]) -> Sequence[StatedUnit]:
         advice = "say what its map is: --map MAP with --kind KIND or --control NAME"
@@ -281,12 +281,12 @@ class TargetReader:
         return units
 
     def _make_target(
-        self, number: int, unit: StatedUnit, given: ScoreInput, source_path: str | None, size: tuple[int, int]
+        self, number: int, unit: StatedUnit, score_input: ScoreInput, source_path: str | None, size: tuple[int, int]
     ) -> UnitTarget:
-        source_path = self._find_file(unit.source, given.key, "source") or source_path
+        source_path = self._find_file(unit.source, score_input.key, "source") or source_path
         source = None if source_path is None else read_image(source_path, _get_resolution(unit.parameters))
-        fitted = None if source is None else fit(source, *size, unit.fit)
-        map_path = self._find_map(unit, given)
+        pixels = None if source is None else fit(source, *size, unit.fit)
+        map_path = self._find_map(unit, score_input)
         if map_path is not None:
             control_map = read_control_map(map_path, unit.spec.makes)
         elif source is None:
@@ -301,21 +301,21 @@ class TargetReader:
         if region is not None:  # then maps are cut to it, at the size of the image
             region = cv2.resize(region, size[::-1], interpolation=cv2.INTER_LINEAR)
             control_map = replace(control_map, pixels=fit(control_map.pixels, *size, unit.fit), pixels16=None)
-        return UnitTarget(number, control_map, unit.spec, unit.parameters, region, unit.fit, fitted)
+        return UnitTarget(number, control_map, unit.spec, unit.parameters, region, unit.fit, pixels)
 
-    def _find_map(self, unit: StatedUnit, given: ScoreInput) -> str | None:
-        path = unit.map or given.maps.get(unit.spec.name) or given.maps.get("")
-        return self._find_file(path, given.key, "map", unit.spec.name)
+    def _find_map(self, unit: StatedUnit, score_input: ScoreInput) -> str | None:
+        path = unit.map or score_input.maps.get(unit.spec.name) or score_input.maps.get("")
+        return self._find_file(path, score_input.key, "map", unit.spec.name)
 
     def _find_file(self, path: str | None, key: str, what: str, *suffixes: str) -> str | None:
         """Return the path itself, or that of the image of this key in the folder `path`. Raises FileNotFoundError where
         the folder has none."""
         if path is None or not os.path.isdir(path):
             return path
-        found = self._folders.setdefault(path, FolderIndex(path)).find(key, *suffixes)
-        if found is None:
+        match = self._folders.setdefault(path, FolderIndex(path)).find(key, *suffixes)
+        if match is None:
             raise FileNotFoundError(f"{path!r} holds no {what} called {key!r:.80}")
-        return found
+        return match
 
 
 def _read_texts(path: str) -> dict[str, str]:
@@ -325,10 +325,10 @@ def _read_texts(path: str) -> dict[str, str]:
     return read_png_text(path) if is_png else {}
 
 
-def _find_prompt(given: ScoreInput, recipe: GenerationRecipe | None, texts: Mapping[str, str]) -> str | None:
+def _find_prompt(score_input: ScoreInput, recipe: GenerationRecipe | None, texts: Mapping[str, str]) -> str | None:
     """Return the words of which an image was made: of a list, of a recipe, or the first lines of the webui's text."""
-    if given.prompt is not None or recipe is not None:
-        return given.prompt if recipe is None else recipe.prompts[0]
+    if score_input.prompt is not None or recipe is not None:
+        return score_input.prompt if recipe is None else recipe.prompts[0]
     if INFOTEXT_KEYWORD not in texts:
         return None
     return re.split(r"\n(?=Negative prompt: |Steps: )", texts[INFOTEXT_KEYWORD])[0].strip()

@@ -70,19 +70,21 @@ def render_report(results: Sequence[ScoreResult], panels: ScorePanels) -> str:
         for summary in summarize_scores(scores)
         for part in _render_group(summary, [s for s in scores if get_group(s) == summary.group], panels)
     ]
-    failed = [result for result in results if result.error is not None]
-    done = f"{len(results) - len(failed)} of {len(results)} images" if failed else format_count(len(results), "image")
+    failures = [result for result in results if result.error is not None]
+    count = format_count(len(results), "image")
+    if failures:
+        count = f"{len(results) - len(failures)} of {len(results)} images"
     return "\n".join(
         [
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>Score of {done}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>",
-            f"<h1>How well {done} {'obey their maps' if len(results) > 1 else 'obeys its map'}</h1>",
+            f"<title>Score of {count}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>",
+            f"<h1>How well {count} {'obey their maps' if len(results) > 1 else 'obeys its map'}</h1>",
             '<p class="pale">The preprocessor that made the map which guided an image finds the map of that image too; '
             "the two are compared.</p>",
             *groups,
             *_render_clip(results),
-            *_render_failures(failed),
+            *_render_failures(failures),
             *_render_table(results),
             "</main>\n</body>\n</html>\n",
         ]
@@ -137,10 +139,10 @@ def _render_scale(summary: GroupSummary, scores: Sequence[UnitScore]) -> str:
     """Return a drawing of the scores as a histogram, with the mean, its interval, floor and ceiling."""
     values = [score.score for score in scores if math.isfinite(score.score)]
     marks = [(summary.floor, "floor"), (summary.ceiling, "ceiling"), (summary.score, "score")]
-    known = [(interval, name) for interval, name in marks if interval is not None and math.isfinite(interval.mean)]
+    intervals = [(interval, name) for interval, name in marks if interval is not None and math.isfinite(interval.mean)]
     if not values:
         return ""
-    ends = [*values, *(interval.mean for interval, _ in known)]
+    ends = [*values, *(interval.mean for interval, _ in intervals)]
     low, high = (0.0, 1.0) if min(ends) >= 0 and max(ends) <= 1 else (min(ends), max(ends))
     span = (high - low) or 1.0
     counts, _ = np.histogram(values, BINS, (low, low + span))
@@ -153,8 +155,8 @@ def _render_scale(summary: GroupSummary, scores: Sequence[UnitScore]) -> str:
         for i, count in enumerate(counts.tolist())
         if count
     )
-    lines, ends_of_labels, rows = "", [-math.inf] * len(known), 1
-    for interval, name in sorted(known, key=lambda mark: mark[0].mean):
+    lines, ends_of_labels, rows = "", [-math.inf] * len(intervals), 1
+    for interval, name in sorted(intervals, key=lambda mark: mark[0].mean):
         x = 600 * (interval.mean - low) / span
         anchor = "start" if x < 40 else "end" if x > 560 else "middle"
         label = f"{'mean' if name == 'score' else name} {format_figure(interval.mean)}"
@@ -184,7 +186,7 @@ def _render_card(rank: int, path: str, score: UnitScore, panel: ScorePanel) -> s
     }
     if score.share is not None and math.isfinite(score.share):
         facts["share"] = f"{score.share:.0%}"
-    listed = "".join(f"<dt>{_text(name)}</dt><dd>{value}</dd>" for name, value in facts.items())
+    terms = "".join(f"<dt>{_text(name)}</dt><dd>{value}</dd>" for name, value in facts.items())
     images = [
         (panel.expected, "the map", "map"),
         (panel.image, "the image", "photo"),
@@ -199,7 +201,7 @@ def _render_card(rank: int, path: str, score: UnitScore, panel: ScorePanel) -> s
     )
     return (
         f'<div class="card"><div><div class="pale">{rank}.</div><b>{format_figure(score.score)}</b> '
-        f'<span class="pale">{_text(score.figure)}</span><div class="name">{_text(path)}</div><dl>{listed}</dl></div>'
+        f'<span class="pale">{_text(score.figure)}</span><div class="name">{_text(path)}</div><dl>{terms}</dl></div>'
         f'<div class="panels">{figures}</div></div>'
     )
 
@@ -216,12 +218,12 @@ def _render_clip(results: Sequence[ScoreResult]) -> Iterator[str]:
         yield f"{format_count(interval.used, 'image')} fit their prompts.</p>\n</section>"
 
 
-def _render_failures(failed: Sequence[ScoreResult]) -> Iterator[str]:
-    if not failed:
+def _render_failures(failures: Sequence[ScoreResult]) -> Iterator[str]:
+    if not failures:
         return
-    yield f"<section>\n<h2>{format_count(len(failed), 'image')} without a score</h2>\n<table class='failed'>"
+    yield f"<section>\n<h2>{format_count(len(failures), 'image')} without a score</h2>\n<table class='failed'>"
     yield "<tr><th>image</th><th>reason</th></tr>"
-    for result in failed[:MAX_TABLE_ROWS]:
+    for result in failures[:MAX_TABLE_ROWS]:
         yield f"<tr><td>{_text(result.path)}</td><td>{_text(result.error)}</td></tr>"
     yield "</table>\n</section>"
 
@@ -233,8 +235,8 @@ def _render_table(results: Sequence[ScoreResult]) -> Iterator[str]:
     heads = "".join(f'<th class="number">{name}</th>' for name in ("score", "floor", "ceiling", "share"))
     yield f"<tr><th>image</th><th>unit</th><th>figure</th>{heads}</tr>"
     for path, score in rows[:MAX_TABLE_ROWS]:
-        known = (None if each is None else each[score.figure] for each in (score.floor, score.ceiling))
-        cells = (score.score, *known, score.share)
+        values = (None if each is None else each[score.figure] for each in (score.floor, score.ceiling))
+        cells = (score.score, *values, score.share)
         numbers = "".join(f'<td class="number">{format_figure(value)}</td>' for value in cells)
         unit = f"{score.number} {_text(score.preprocessor)}"
         yield f"<tr><td>{_text(path)}</td><td>{unit}</td><td>{_text(score.figure)}</td>{numbers}</tr>"

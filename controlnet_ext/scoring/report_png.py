@@ -41,9 +41,9 @@ def render_report_image(results: Sequence[ScoreResult], panels: ScorePanels) -> 
     for summary in summarize_scores(scores):
         parts.append(_render_lines(wrap_text(format_summary(summary), WIDTH - 2 * MARGIN, 3), CAPTIONS))
         parts += [_render_row(path, score, panel) for path, score, panel in panels.list_worst(summary.group)[:MAX_ROWS]]
-    failed = [result for result in results if result.error is not None]
-    if failed:
-        parts.append(_render_lines([f"{len(failed)} of {len(results)} images have no score"], ()))
+    failures = [result for result in results if result.error is not None]
+    if failures:
+        parts.append(_render_lines([f"{len(failures)} of {len(results)} images have no score"], ()))
     border = np.full((MARGIN, WIDTH, 3), PAPER_COLOR, np.uint8)
     return np.concatenate([border, *parts, border])
 
@@ -59,9 +59,9 @@ def _render_lines(lines: Sequence[str], captions: Sequence[str]) -> np.ndarray:
 
 
 def _render_row(path: str, score: UnitScore, panel: ScorePanel) -> np.ndarray:
-    found = (panel.expected, panel.image, panel.found, panel.difference)
+    panels = (panel.expected, panel.image, panel.found, panel.difference)
     scale = max(PANEL_SIDE // max(panel.image.shape[:2]), 1)
-    images = [enlarge(each, scale, cv2.INTER_NEAREST) for each in found if each is not None]
+    images = [enlarge(each, scale, cv2.INTER_NEAREST) for each in panels if each is not None]
     height = max(image.shape[0] for image in images)
     paper = np.full((height + LINE_HEIGHT + GAP, WIDTH, 3), PAPER_COLOR, np.uint8)
     for i, image in enumerate(images):

@@ -93,16 +93,16 @@ def score_images(
     images are also compared with their prompts, where these are known.
 
     What is wrong with one image is in its result."""
-    for given in inputs:
+    for score_input in inputs:
         try:
-            targets = reader.read(given)
-            unguided = targets.unguided
-            if unguided is None and renderer is not None and targets.recipe is not None:
-                unguided = renderer.render(targets.recipe)
+            targets = reader.read(score_input)
+            unguided_image = targets.unguided
+            if unguided_image is None and renderer is not None and targets.recipe is not None:
+                unguided_image = renderer.render(targets.recipe)
         except READ_ERRORS as error:
-            yield ScoreResult(given.path, error=_describe_error(error, given.path))
+            yield ScoreResult(score_input.path, error=_describe_error(error, score_input.path))
             continue
-        result = _score_image(given.path, targets, unguided, load, panels)
+        result = _score_image(score_input.path, targets, unguided_image, load, panels)
         if clip is not None and targets.prompt is not None:
             (clip_score,) = clip([targets.prompt], [targets.image])
             result = replace(result, clip_score=round(clip_score, DECIMALS))
@@ -112,26 +112,26 @@ def score_images(
 def _score_image(
     path: str,
     targets: ImageTargets,
-    unguided: np.ndarray | None,
+    unguided_image: np.ndarray | None,
     load: Callable[[Preprocessor], LoadedPreprocessor],
     panels: ScorePanels | None,
 ) -> ScoreResult:
     scores: list[UnitScore] = []
-    unscored = dict(targets.unscored)
+    failures = dict(targets.unscored)
     for target in targets.targets:
         try:
             scorer = UnitScorer(target, load(target.spec))
-            found = scorer.detect(targets.image)
-            scores.append(scorer.score_map(found, targets.image, unguided))
+            actual = scorer.detect(targets.image)
+            scores.append(scorer.score_map(actual, targets.image, unguided_image))
         except READ_ERRORS as error:
-            unscored[target.number] = one_line(error, 300)
+            failures[target.number] = one_line(error, 300)
             continue
         if panels is not None:
-            panels.add(path, scores[-1], make_panel(scorer.expected, targets.image, found, target.fit))
+            panels.add(path, scores[-1], make_panel(scorer.expected, targets.image, actual, target.fit))
     reasons = None
     if not scores:
-        reasons = "; ".join(f"unit {number}: {reason}" for number, reason in sorted(unscored.items()))
-    return ScoreResult(path, tuple(scores), unscored, reasons)
+        reasons = "; ".join(f"unit {number}: {reason}" for number, reason in sorted(failures.items()))
+    return ScoreResult(path, tuple(scores), failures, reasons)
 
 
 def _describe_error(error: BaseException, path: str) -> str:
@@ -139,29 +139,29 @@ def _describe_error(error: BaseException, path: str) -> str:
     return one_line(error, 300).removeprefix(f"{path!r}").removeprefix(":").strip()
 
 
-def make_panel(expected: ControlMap, image: np.ndarray, found: ControlMap, fit_mode: str) -> ScorePanel:
+def make_panel(expected: ControlMap, image: np.ndarray, actual: ControlMap, fit_mode: str) -> ScorePanel:
     """Return the panel of an image (H, W, 3) uint8 RGB with its maps of any size, the expected one fitted to it as in
     `Unit`, all made smaller to `PANEL_SIDE`."""
     height, width, _ = image.shape
     scale = min(PANEL_SIDE / max(height, width), 1)
     rows, columns = (max(1, round(side * scale)) for side in (height, width))
-    wanted = fit(fit(expected.pixels, height, width, fit_mode), rows, columns, "stretch")
-    own = fit(found.pixels, rows, columns, "stretch")
+    target = fit(fit(expected.pixels, height, width, fit_mode), rows, columns, "stretch")
+    own = fit(actual.pixels, rows, columns, "stretch")
     small = cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA)
-    return ScorePanel(wanted, small, own, overlay_maps(wanted, own) if expected.kind in GRAY_KINDS else None)
+    return ScorePanel(target, small, own, overlay_maps(target, own) if expected.kind in GRAY_KINDS else None)
 
 
 BOTH_COLOR, MISSED_COLOR, ADDED_COLOR = (255, 255, 255), (255, 80, 60), (70, 140, 255)  # of an overlay
 
 
-def overlay_maps(expected: np.ndarray, found: np.ndarray) -> np.ndarray:
+def overlay_maps(expected: np.ndarray, actual: np.ndarray) -> np.ndarray:
     """Return two gray maps (H, W, 3) uint8 as one image: what both have is `BOTH_COLOR`, what only the expected one has
     `MISSED_COLOR`, what only the found one has `ADDED_COLOR`."""
-    wanted, own = (pixels[..., :1].astype(np.float32) / 255 for pixels in (expected, found))
-    both = np.minimum(wanted, own)
-    parts = ((both, BOTH_COLOR), (wanted - both, MISSED_COLOR), (own - both, ADDED_COLOR))
-    mixed = sum((share * np.array(color, np.float32) for share, color in parts), np.float32(0))
-    return np.rint(mixed).clip(0, 255).astype(np.uint8)
+    target, own = (pixels[..., :1].astype(np.float32) / 255 for pixels in (expected, actual))
+    both = np.minimum(target, own)
+    parts = ((both, BOTH_COLOR), (target - both, MISSED_COLOR), (own - both, ADDED_COLOR))
+    blend = sum((share * np.array(color, np.float32) for share, color in parts), np.float32(0))
+    return np.rint(blend).clip(0, 255).astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -193,8 +193,8 @@ class GroupSummary:
 
 def summarize_clip(results: Sequence[ScoreResult]) -> Interval | None:
     """Return the mean CLIP score of the images that have one, None if none has."""
-    known = [result.clip_score for result in results if result.clip_score is not None]
-    return bootstrap_interval(known, LEVEL, SAMPLES) if known else None
+    values = [result.clip_score for result in results if result.clip_score is not None]
+    return bootstrap_interval(values, LEVEL, SAMPLES) if values else None
 
 
 def summarize_scores(scores: Sequence[UnitScore]) -> list[GroupSummary]:
@@ -270,17 +270,17 @@ def encode_results(results: Sequence[ScoreResult]) -> dict[str, Any]:
 
 
 def _encode_summary(summary: GroupSummary) -> dict[str, Any]:
-    found: dict[str, Any] = {"unit": summary.number, "preprocessor": summary.preprocessor, "kind": summary.kind}
-    found |= {"measure": summary.measure, "score": summary.figure, "level": LEVEL}
-    found["better"] = "higher" if summary.is_better_higher else "lower"
+    values: dict[str, Any] = {"unit": summary.number, "preprocessor": summary.preprocessor, "kind": summary.kind}
+    values |= {"measure": summary.measure, "score": summary.figure, "level": LEVEL}
+    values["better"] = "higher" if summary.is_better_higher else "lower"
     for name, interval in (
         ("mean", summary.score),
         ("floor", summary.floor),
         ("ceiling", summary.ceiling),
         ("share", summary.share),
     ):
-        found[name] = _encode_interval(interval)
-    return found
+        values[name] = _encode_interval(interval)
+    return values
 
 
 def _encode_interval(interval: Interval | None) -> dict[str, float | None] | None:

@@ -124,16 +124,16 @@ class UnitScorer:
         raises."""
         return self._run(image, **self._parameters)
 
-    def score(self, image: np.ndarray, unguided: np.ndarray | None = None) -> UnitScore:
-        """Return the score of an image (H, W, 3) uint8 RGB; the figures of `unguided`, an image of its size, are the
+    def score(self, image: np.ndarray, unguided_image: np.ndarray | None = None) -> UnitScore:
+        """Return the score of an image (H, W, 3) uint8 RGB; the figures of `unguided_image`, of its size, are the
         floor. Raises ValueError where the two cannot be compared, and what the preprocessor raises."""
-        return self.score_map(self.detect(image), image, unguided)
+        return self.score_map(self.detect(image), image, unguided_image)
 
-    def score_map(self, found: ControlMap, image: np.ndarray, unguided: np.ndarray | None = None) -> UnitScore:
-        """Return the score of an image (H, W, 3) uint8 RGB whose map, as `detect` finds it, is `found`. Raises as
+    def score_map(self, actual: ControlMap, image: np.ndarray, unguided_image: np.ndarray | None = None) -> UnitScore:
+        """Return the score of an image (H, W, 3) uint8 RGB whose map, as `detect` finds it, is `actual`. Raises as
         `score`."""
-        target, figures = self.target, self._compare(found, image)
-        floor = None if unguided is None else self._compare(self.detect(unguided), unguided)
+        target, figures = self.target, self._compare(actual, image)
+        floor = None if unguided_image is None else self._compare(self.detect(unguided_image), unguided_image)
         return UnitScore(
             target.number,
             target.spec.name,
@@ -148,12 +148,12 @@ class UnitScorer:
             self.measure.share_figure,
         )
 
-    def _compare(self, found: ControlMap, image: np.ndarray) -> dict[str, float]:
+    def _compare(self, actual: ControlMap, image: np.ndarray) -> dict[str, float]:
         expected, region = self.expected, self.target.region
         if region is not None:
-            expected, found = (_cut_to_region(each, region) for each in (expected, found))
+            expected, actual = (_cut_to_region(each, region) for each in (expected, actual))
         figures = self.measure.compare(
-            expected, found, None if region is not None else image.shape[:2], self.target.fit
+            expected, actual, None if region is not None else image.shape[:2], self.target.fit
         )
         return {name: round(float(value), DECIMALS) for name, value in figures.items()}
 
@@ -191,19 +191,19 @@ def make_target(
     unit: RecipeUnit,
     spec: Preprocessor,
     source: np.ndarray | None = None,
-    recorded: Sequence[UnitScore] = (),
+    old_scores: Sequence[UnitScore] = (),
 ) -> UnitTarget:
     """Return what a recipe's unit asks.
 
-    `source` (H, W, 3) uint8 RGB, of any size, is the image of a unit that holds none; `recorded` are scores of the same
-    maps, whose ceilings hold. Raises FileNotFoundError or ValueError where the unit's image cannot be read."""
+    `source` (H, W, 3) uint8 RGB, of any size, is the image of a unit that holds none; `old_scores` are scores of the
+    same maps, whose ceilings hold. Raises FileNotFoundError or ValueError where the unit's image cannot be read."""
     height, width = unit.control_map.pixels.shape[:2]
     if unit.source is not None:
         source = read_image(unit.source, max(height, width))  # a larger JPEG at a fraction
-    fitted = None if source is None else fit(source, height, width, unit.fit)
+    pixels = None if source is None else fit(source, height, width, unit.fit)
     parameters = unit.parameters if unit.preprocessor else {}
-    same = (score.ceiling for score in recorded if (score.number, score.preprocessor) == (number, spec.name))
-    return UnitTarget(number, unit.control_map, spec, parameters, unit.region, unit.fit, fitted, next(same, None))
+    same = (score.ceiling for score in old_scores if (score.number, score.preprocessor) == (number, spec.name))
+    return UnitTarget(number, unit.control_map, spec, parameters, unit.region, unit.fit, pixels, next(same, None))
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,12 +223,12 @@ class ScoredImage:
 class RecipeScorer:
     """Scores images of one recipe by each of its units.
 
-    `recorded` is an image of the same maps with its scores, if there is one: they hold for equal pixels, and their
+    `scored_image` is an image of the same maps with its scores, if there is one: they hold for equal pixels, and their
     ceilings for all images of its size. Preprocessors are loaded when the first image is scored, and nothing is
     downloaded."""
 
-    def __init__(self, recipe: GenerationRecipe, recorded: ScoredImage | None = None):
-        self._recipe, self._recorded = recipe, recorded
+    def __init__(self, recipe: GenerationRecipe, scored_image: ScoredImage | None = None):
+        self._recipe, self._recorded = recipe, scored_image
         self._unscored: dict[int, str] = {}  # reasons by the number of the unit
 
     def score(self, image: np.ndarray) -> tuple[UnitScore, ...]:
@@ -236,14 +236,14 @@ class RecipeScorer:
         others cannot."""
         if self._recorded and self._recorded.scores and np.array_equal(image, self._recorded.pixels):
             return self._recorded.scores
-        found = []
+        scores = []
         with deterministic_torch(limit_threads(self._recipe.threads), self._recipe.device):
             for scorer in self._scorers:
                 try:
-                    found.append(scorer.score(image))
+                    scores.append(scorer.score(image))
                 except Exception as error:  # no image is lost because its score cannot be found
                     self._unscored[scorer.target.number] = one_line(error, 200)
-        return tuple(found)
+        return tuple(scores)
 
     def check_ranks(self) -> None:
         """Raise ValueError unless a unit that acts can be scored, so that images can be compared."""
@@ -279,10 +279,10 @@ class RecipeScorer:
 
     @cached_property
     def _scorers(self) -> tuple[UnitScorer, ...]:
-        recorded = self._recorded
+        scored_image = self._recorded
         size = self._recipe.height, self._recipe.width
-        ceilings = recorded.scores if recorded is not None and recorded.pixels.shape[:2] == size else ()
-        found = []
+        ceilings = scored_image.scores if scored_image is not None and scored_image.pixels.shape[:2] == size else ()
+        scorers = []
         for number, unit in enumerate(self._recipe.units, 1):
             try:
                 spec = find_unit_spec(unit)
@@ -291,10 +291,10 @@ class RecipeScorer:
                     raise ValueError(f"its map came as an image, and {spec.name}, which finds it again, has weights")
                 if spec.weights and not fidelity.needs_values:  # another run of the network would only give the ceiling
                     unit = replace(unit, source=None)
-                found.append(UnitScorer(make_target(number, unit, spec, None, ceilings), _load_offline(spec)))
+                scorers.append(UnitScorer(make_target(number, unit, spec, None, ceilings), _load_offline(spec)))
             except (ValueError, OSError) as error:
                 self._unscored[number] = one_line(error, 200)
-        return tuple(found)
+        return tuple(scorers)
 
 
 def _load_offline(spec: Preprocessor) -> LoadedPreprocessor:
@@ -333,12 +333,12 @@ def encode_scores(scores: Sequence[UnitScore]) -> dict[str, str]:
 
 def describe_score(score: UnitScore) -> dict[str, Any]:
     """Return a score as a JSON object; null stands for NaN and for what is unknown."""
-    found: dict[str, Any] = {"unit": score.number, "preprocessor": score.preprocessor, "kind": score.kind}
-    found |= {"measure": score.measure, "score": score.figure, "better": _DIRECTIONS[score.is_better_higher]}
+    description: dict[str, Any] = {"unit": score.number, "preprocessor": score.preprocessor, "kind": score.kind}
+    description |= {"measure": score.measure, "score": score.figure, "better": _DIRECTIONS[score.is_better_higher]}
     for name in ("figures", "floor", "ceiling"):
         figures = getattr(score, name)
-        found[name] = figures and {key: _to_json(value) for key, value in figures.items()}
-    return {**found, "share": None if score.share is None else _to_json(score.share)}
+        description[name] = figures and {key: _to_json(value) for key, value in figures.items()}
+    return {**description, "share": None if score.share is None else _to_json(score.share)}
 
 
 _DIRECTIONS = {True: "higher", False: "lower"}
@@ -403,8 +403,8 @@ def _read_number(value: object, name: str) -> float:
 
 def format_score(score: UnitScore) -> str:
     """Return a score in words, such as `f1 0.712 (ceiling 0.930)`."""
-    known = {"floor": score.floor, "ceiling": score.ceiling}
-    more = ", ".join(f"{name} {format_figure(each[score.figure])}" for name, each in known.items() if each is not None)
+    bounds = {"floor": score.floor, "ceiling": score.ceiling}
+    more = ", ".join(f"{name} {format_figure(each[score.figure])}" for name, each in bounds.items() if each is not None)
     return f"{score.figure} {format_figure(score.score)}" + (f" ({more})" if more else "")
 
 

@@ -135,8 +135,8 @@ class UnitBuilder:
             model = self._load_model(webui_unit, model_name)
             if self.unet is not None:
                 model.bind(self.unet)
-            built = build_unit(webui_unit, model_name, model, self.load_preprocessor, host.size, host.mask_blur)
-            return built if host.hires_size is None else _fit_hires_map(built, host.hires_size)
+            built_unit = build_unit(webui_unit, model_name, model, self.load_preprocessor, host.size, host.mask_blur)
+            return built_unit if host.hires_size is None else _fit_hires_map(built_unit, host.hires_size)
 
     def _load_model(self, webui_unit: WebuiUnit, model_name: str) -> ControlModel:
         """Return the model; of a unit without one what its preprocessor does after each step."""
@@ -234,10 +234,10 @@ def build_unit(
     return BuiltUnit(unit, map_image, model_name, finish, map_image if spec.traits.starts_from_map else None)
 
 
-def _fit_hires_map(built: BuiltUnit, size: tuple[int, int]) -> BuiltUnit:
-    image: Any = built.unit.image[0] if isinstance(built.unit.image, tuple) else built.unit.image
+def _fit_hires_map(built_unit: BuiltUnit, size: tuple[int, int]) -> BuiltUnit:
+    image: Any = built_unit.unit.image[0] if isinstance(built_unit.unit.image, tuple) else built_unit.unit.image
     pixels = image.pixels if isinstance(image, ControlMap) else image
-    return replace(built, hires_map_image=fit(pixels, *size, built.unit.fit))
+    return replace(built_unit, hires_map_image=fit(pixels, *size, built_unit.unit.fit))
 
 
 def _is_inpaint(webui_unit: WebuiUnit) -> bool:
@@ -289,8 +289,8 @@ def _make_maps(
         mask = _resize_mask(mask, images[0])
         images[0], mask = extend_for_outpainting(spec, images[0], mask, size, webui_unit.fit)
     run = load_preprocessor(spec.name)
-    made = (make_map(spec, run, image, mask, parameters, size, webui_unit.fit) for image in images)
-    return [each.pixels for each in made], mask
+    maps = (make_map(spec, run, image, mask, parameters, size, webui_unit.fit) for image in images)
+    return [each.pixels for each in maps], mask
 
 
 def _select_source(pair: ImageMaskPair, is_inpaint: bool) -> np.ndarray:
@@ -303,8 +303,8 @@ def _select_source(pair: ImageMaskPair, is_inpaint: bool) -> np.ndarray:
 
 def _resize_mask(mask: np.ndarray, image: np.ndarray) -> np.ndarray:
     """The mask at the size of its image, black and white."""
-    sized = cv2.resize(mask, image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
-    return np.where(sized > 127, np.uint8(255), np.uint8(0))
+    resized_mask = cv2.resize(mask, image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+    return np.where(resized_mask > 127, np.uint8(255), np.uint8(0))
 
 
 def _select_map_type(model: ControlModel, kind: str, count: int) -> ControlModel:

@@ -76,8 +76,8 @@ class ModelCatalog:
         ValueError with the closest names."""
         stem = re.sub(r"\s*\[[0-9a-fA-F]{4,64}\]\s*$", "", name).strip().casefold()
         whole = name.strip().casefold()
-        alike = [listed for listed in self._paths if listed.rpartition(" [")[0].casefold() == stem]
-        exact = [listed for listed in alike if listed.casefold() == whole]
+        alike = [name_in_list for name_in_list in self._paths if name_in_list.rpartition(" [")[0].casefold() == stem]
+        exact = [name_in_list for name_in_list in alike if name_in_list.casefold() == whole]
         if not alike:
             sentence = f"unknown control model {name!r:.80}"
             raise ValueError(

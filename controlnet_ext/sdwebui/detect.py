@@ -61,8 +61,8 @@ class PoseFields(JsonObject):
 
 def list_modules(use_labels: bool) -> dict[str, Any]:
     """Return the names of preprocessors, or with `use_labels` their labels, and the sliders of each."""
-    named = {(entry.label if use_labels else entry.name): describe_sliders(entry) for entry in list_preprocessors()}
-    details = {name: {"model_free": False, "sliders": each} for name, each in {"none": [], **named}.items()}
+    sliders = {(entry.label if use_labels else entry.name): describe_sliders(entry) for entry in list_preprocessors()}
+    details = {name: {"model_free": False, "sliders": each} for name, each in {"none": [], **sliders}.items()}
     return {"module_list": list(details), "module_detail": details}
 
 

@@ -79,8 +79,8 @@ class JsonObject:
     def make_schema(cls, limits: RequestLimits, model_names: Sequence[str] = ()) -> Schema:
         """Return the JSON schema of the object within `limits`; `model_names` are the listed control models."""
         fields = cls.list_fields()
-        refused = [f"`{name}`" for name, each in fields.items() if isinstance(each, UnsupportedField)]
-        required = [name for name, each in fields.items() if each.is_required]
+        refusals = [f"`{name}`" for name, each in fields.items() if isinstance(each, UnsupportedField)]
+        required_names = [name for name, each in fields.items() if each.is_required]
         properties = {
             name: each.make_schema(limits, model_names)
             for name, each in fields.items()
@@ -89,8 +89,8 @@ class JsonObject:
         return {
             "type": "object",
             "properties": properties,
-            **({"required": required} if required else {}),
-            **({"description": f"Refused where they have a value: {', '.join(refused)}"} if refused else {}),
+            **({"required": required_names} if required_names else {}),
+            **({"description": f"Refused where they have a value: {', '.join(refusals)}"} if refusals else {}),
         }
 
     def find_value(self, *names: str) -> Any:
@@ -110,10 +110,10 @@ class JsonObject:
     def describe_unknown_members(self, consequence: str = "was ignored") -> list[str]:
         """Return a sentence for each member that is no field and none of `ignored_names`, with the nearest fields; for
         the first `MAX_WARNINGS` of them."""
-        known = [name for field in self.list_fields().values() for name in (field.name, *field.aliases)]
-        unknown = (name for name in self.values if name not in known and name not in self.ignored_names)
+        names = [name for field in self.list_fields().values() for name in (field.name, *field.aliases)]
+        unknown = (name for name in self.values if name not in names and name not in self.ignored_names)
         return [
-            suggest_names(f"{self.owner}: {quote_value(name, 80)} is no field and {consequence}", name, known)
+            suggest_names(f"{self.owner}: {quote_value(name, 80)} is no field and {consequence}", name, names)
             for name in islice(unknown, MAX_WARNINGS)
         ]
 
@@ -163,8 +163,8 @@ class Field(Generic[T_co]):
 
     def parse(self, value: Any, record: JsonObject) -> T_co:
         """Return the value in the field's type. Raises ValueError where it has none."""
-        checked: T_co = value
-        return checked
+        result: T_co = value
+        return result
 
     def get_default(self, limits: RequestLimits) -> Any:
         """Return the value that the field has where none is given."""

@@ -97,9 +97,9 @@ def parse_image_mask_pairs(value: object, mask: object, name: str) -> tuple[Imag
     pairs = [(image, its) for image, its in pairs if not is_empty_value(image)]
     if pairs and is_empty_value(pairs[0][1]):
         pairs[0] = pairs[0][0], mask
-    masked = name.replace("image", "mask")
+    mask_name = name.replace("image", "mask")
     return tuple(
-        (decode_base64_image(image, name), None if is_empty_value(its) else decode_base64_mask(its, masked))
+        (decode_base64_image(image, name), None if is_empty_value(its) else decode_base64_mask(its, mask_name))
         for image, its in pairs
     )
 

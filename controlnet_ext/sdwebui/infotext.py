@@ -123,9 +123,9 @@ def read_stated_units(text: str) -> list[StatedUnit]:
     from ..scoring.inputs import StatedUnit  # which hosts of the webui do not need
 
     units = []
-    for number, quoted in UNIT_PATTERN.findall(text.rpartition("\n")[2]):
+    for number, text_of_unit in UNIT_PATTERN.findall(text.rpartition("\n")[2]):
         with error_prefix(f"ControlNet {number}"):
-            unit = parse_unit_text(str(parse_json(quoted.encode(), "its text")))
+            unit = parse_unit_text(str(parse_json(text_of_unit.encode(), "its text")))
             module = find_module(str(unit.get("module", "none")))
             if module is None or unit.get("enabled") is False:
                 continue

@@ -77,10 +77,10 @@ def parameters_from_sliders(
         assert parameter.range is not None
         if _check_slider(spec, field, value, parameter.range, parameter.default):
             parameters[parameter.name] = round(value) if parameter.type is int else value
-    taken = {p.name: parameters.get(p.name, p.default) for p in get_threshold_parameters(spec)}
-    if {"low", "high"} <= set(taken) and taken["low"] > taken["high"]:
+    values = {p.name: parameters.get(p.name, p.default) for p in get_threshold_parameters(spec)}
+    if {"low", "high"} <= set(values) and values["low"] > values["high"]:
         # as OpenCV takes those of Canny in sd-webui-controlnet
-        parameters |= {"low": taken["high"], "high": taken["low"]}
+        parameters |= {"low": values["high"], "high": values["low"]}
     return parameters
 
 
@@ -127,9 +127,9 @@ def cache_maps(
     maps = LRUCache[ControlMap](max(capacity, 0))
 
     def load(name: str) -> PreprocessorCall:
-        def run(image: np.ndarray, mask: np.ndarray | None = None, /, **given: Any) -> ControlMap:
-            key = name, _hash_array(image), _hash_array(mask), *sorted(given.items())
-            return maps.get_or_create(key, lambda: load_preprocessor(name)(image, mask, **given))
+        def run(image: np.ndarray, mask: np.ndarray | None = None, /, **values: Any) -> ControlMap:
+            key = name, _hash_array(image), _hash_array(mask), *sorted(values.items())
+            return maps.get_or_create(key, lambda: load_preprocessor(name)(image, mask, **values))
 
         return run
 

@@ -63,25 +63,26 @@ def create_scheduler(folder: PipelineFolder, name: str, noise_schedule: str) -> 
     Without a name it is the model's own. "DPM++ 2M Karras" is sampler and noise schedule in one, as in the webui before
     1.9. Raises ValueError for unknown names, with the nearest ones, and for a schedule that the sampler does not have.
     """
-    for known in NOISE_SCHEDULES:
-        if name.casefold().endswith(f" {known.casefold()}"):
-            name, noise_schedule = name[: -len(known) - 1], known
+    for schedule in NOISE_SCHEDULES:
+        if name.casefold().endswith(f" {schedule.casefold()}"):
+            name, noise_schedule = name[: -len(schedule) - 1], schedule
     names = {each.casefold(): each for each in SAMPLERS}
     if name and name.casefold() not in names:
         raise ValueError(suggest_names(f"unknown sampler {name!r:.80}", name, SAMPLERS))
-    shown = names[name.casefold()] if name else "the model's own"
-    key, more = SAMPLERS[shown] if name else (None, {})
+    label = names[name.casefold()] if name else "the model's own"
+    key, more = SAMPLERS[label] if name else (None, {})
     scheduler = folder.make_scheduler(key)
     if noise_schedule.casefold() not in AUTOMATIC_NAMES:
-        word = next((known for known in NOISE_SCHEDULES if known.casefold() == noise_schedule.casefold()), None)
+        words = (schedule for schedule in NOISE_SCHEDULES if schedule.casefold() == noise_schedule.casefold())
+        word = next(words, None)
         if word is None:
             raise ValueError(
                 f"unknown scheduler {noise_schedule!r:.80}, known are: Automatic, {', '.join(NOISE_SCHEDULES)}"
             )
         if NOISE_SCHEDULES[word] not in scheduler.config:
-            raise ValueError(f"the sampler {shown!r} has no scheduler {word!r}")
-        more, shown = {**more, NOISE_SCHEDULES[word]: True}, f"{shown} {word}"
-    return type(scheduler).from_config(scheduler.config, **more), shown
+            raise ValueError(f"the sampler {label!r} has no scheduler {word!r}")
+        more, label = {**more, NOISE_SCHEDULES[word]: True}, f"{label} {word}"
+    return type(scheduler).from_config(scheduler.config, **more), label
 
 
 INPAINTING_FILLS = (
@@ -133,8 +134,8 @@ def parse_inpaint_area(
 
 def prepare_inpaint_mask(fields: InpaintFields, mask: np.ndarray, image: np.ndarray) -> np.ndarray:
     """Return the mask `(H, W, 3)` in 0 and 255, as large as its image, inverted where the request says so."""
-    sized = cv2.resize(mask, image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
-    white = (cv2.cvtColor(sized, cv2.COLOR_RGB2GRAY) > 127) != fields.inpainting_mask_invert
+    resized_mask = cv2.resize(mask, image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+    white = (cv2.cvtColor(resized_mask, cv2.COLOR_RGB2GRAY) > 127) != fields.inpainting_mask_invert
     return cv2.merge([np.where(white, np.uint8(255), np.uint8(0))] * 3)
 
 
@@ -387,10 +388,10 @@ def _list_warnings(fields: GenerationFields) -> list[str]:
 
 def _parse_units(fields: GenerationFields) -> tuple[tuple[int, WebuiUnit], ...]:
     """Return the units that are on with their places, from alwayson_scripts, else from the older controlnet_units."""
-    listed = _list_units(fields)
-    units = parse_webui_units(listed, fields.limits.max_units)
+    values = _list_units(fields)
+    units = parse_webui_units(values, fields.limits.max_units)
     places = {place for place, _ in units}
-    for i, value in enumerate(listed, 1):
+    for i, value in enumerate(values, 1):
         if i not in places:
             _check_off(UnitFields(value, f"unit {i}"))
     return units
@@ -405,7 +406,7 @@ def _check_off(fields: UnitFields) -> None:
 
 def _list_units(fields: GenerationFields) -> list[Any]:
     """Return the units as they stand in the request. Raises ValueError where they stand where none are looked for."""
-    listed: list[Any] = []
+    values: list[Any] = []
     for title, script in JsonObject(fields.alwayson_scripts or {}, "alwayson_scripts").values.items():
         if title.casefold() not in SCRIPT_TITLES:
             raise ValueError(f"alwayson_scripts: always on script {title!r:.80} not found")
@@ -414,10 +415,10 @@ def _list_units(fields: GenerationFields) -> list[Any]:
         args = script.get("args") if isinstance(script, Mapping) else script
         if args is not None and not isinstance(args, list):
             raise ValueError(f"alwayson_scripts: args of {title} is {type(args).__name__}, expected a list of units")
-        listed += args or []
-    if not listed:
+        values += args or []
+    if not values:
         older = fields.controlnet_units or []
         if not isinstance(older, list):
             raise fields.make_error("controlnet_units", older, "a list of units")
-        listed = older
-    return listed
+        values = older
+    return values

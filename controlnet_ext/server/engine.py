@@ -55,17 +55,17 @@ class GenerationEngine:
         self.size = self._folder.size
         self.unit_builder = UnitBuilder(catalog, load_preprocessor, device, torch_dtype, self._pipe.unet)
 
-    def generate(self, request: WebuiRequest, abandoned: threading.Event | None = None) -> dict[str, Any]:
+    def generate(self, request: WebuiRequest, stop_event: threading.Event | None = None) -> dict[str, Any]:
         """Return the webui's answer: images, then the maps of their units, as PNGs in base64, and `info` about them.
 
         Raises ValueError, TypeError or FileNotFoundError where the request cannot be, RuntimeError where it failed on
-        the way, RequestAbandoned at the next step once `abandoned` is set.
+        the way, RequestAbandoned at the next step once `stop_event` is set.
         """
         progress = GenerationProgress(request.image_count)
         self.progress = progress
         try:
-            with record_warnings() as warned:
-                return self._generate(request, progress, abandoned, warned)
+            with record_warnings() as warnings:
+                return self._generate(request, progress, stop_event, warnings)
         finally:
             self.progress = GenerationProgress()
 
@@ -73,8 +73,8 @@ class GenerationEngine:
         self,
         request: WebuiRequest,
         progress: GenerationProgress,
-        abandoned: threading.Event | None,
-        warned: Sequence[str],
+        stop_event: threading.Event | None,
+        warnings: Sequence[str],
     ) -> dict[str, Any]:
         if request.checkpoint is not None and request.checkpoint.rpartition(" [")[0].casefold() not in (
             "",
@@ -85,11 +85,11 @@ class GenerationEngine:
                 f"{self.checkpoint_name!r} only"
             )
         with silence_libraries():
-            scheduler, sampled = create_scheduler(self._folder, request.sampler_name, request.noise_schedule)
+            scheduler, sampler_label = create_scheduler(self._folder, request.sampler_name, request.noise_schedule)
         inputs = _get_host_inputs(request)
         units = []
         for number, unit in request.units:
-            check_abandoned(abandoned)
+            check_abandoned(stop_event)
             units.append(self.unit_builder.build(number, unit, inputs))
         guidance = _make_guidance_setup(units, request.hires_fix is not None)
         models = {place: each.model_name for (place, _), each in zip(request.units, units, strict=True)}
@@ -98,11 +98,11 @@ class GenerationEngine:
         for k in range(request.image_count):
             if progress.stop_requested.is_set():
                 break
-            check_abandoned(abandoned)
+            check_abandoned(stop_event)
             progress.begin_image(k)
             one = replace(request, seed=request.seed + k)
-            (pixels,) = render(self._pipe, one, guidance, scheduler, partial(_observe_step, progress, abandoned))
-            texts.append(format_infotext(request, request.seed + k, sampled, self.checkpoint_name, models))
+            (pixels,) = render(self._pipe, one, guidance, scheduler, partial(_observe_step, progress, stop_event))
+            texts.append(format_infotext(request, request.seed + k, sampler_label, self.checkpoint_name, models))
             images.append(encode_png_base64(pixels, {"parameters": texts[-1]}))
         maps = [
             encode_png_base64(pixels)
@@ -111,8 +111,8 @@ class GenerationEngine:
             for pixels in each.list_pass_maps()
         ]
         unknown = self._folder.describe_unknown_words(*request.prompts, negative=request.negative_prompt)
-        notes = dict.fromkeys((*request.warnings, *([unknown] if unknown else []), *warned))
-        info = _build_info(request, texts, sampled, self.checkpoint_name, list(notes))
+        notes = dict.fromkeys((*request.warnings, *([unknown] if unknown else []), *warnings))
+        info = _build_info(request, texts, sampler_label, self.checkpoint_name, list(notes))
         return {"images": images + maps if request.returns_images else [], "info": json.dumps(info)}
 
 
@@ -144,7 +144,7 @@ def _make_guidance_setup(built_units: Sequence[BuiltUnit], has_hires_pass: bool)
 
 def _observe_step(
     progress: GenerationProgress,
-    abandoned: threading.Event | None,
+    stop_event: threading.Event | None,
     pipe: DiffusionPipeline,
     step: int,
     timestep: object,
@@ -152,7 +152,7 @@ def _observe_step(
 ) -> dict[str, Any]:
     """Count the step, render a preview if one is requested, and stop the run if that is requested: diffusers'
     `callback_on_step_end`. Raises RequestAbandoned where nobody waits for the images."""
-    check_abandoned(abandoned)
+    check_abandoned(stop_event)
     progress.step += 1
     if progress.preview_requested.is_set():
         progress.preview_requested.clear()

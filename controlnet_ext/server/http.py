@@ -86,18 +86,18 @@ class RequestBody:
         content, self._content = self._content, bytearray()
         return parse_request_json(content)
 
-    async def receive(self, request: Request, stopped: asyncio.Future[Any] | None = None) -> None:
+    async def receive(self, request: Request, answer_future: asyncio.Future[Any] | None = None) -> None:
         """Receive the whole body.
 
         Raises RequestError for a body that is no plain JSON, too large, too slow, or for which there is no memory, or
-        whose client leaves; and what `stopped` raises where that comes first.
+        whose client leaves; and what `answer_future` raises where that comes first.
         """
         self._check_headers(request)
         loop = asyncio.get_running_loop()
         latest, deadline, expected = loop.time() + BODY_SECONDS, loop.time() + PACE_SECONDS, PACE_BYTES
         is_over = False
         while not is_over:
-            message = await _receive(request, min(deadline, latest) - loop.time(), stopped)
+            message = await _receive(request, min(deadline, latest) - loop.time(), answer_future)
             if message is None:
                 raise RequestError(
                     408, f"the request came too slowly, expected {PACE_BYTES >> 10} KiB each {PACE_SECONDS:g} s"
@@ -128,18 +128,18 @@ class RequestBody:
             raise RequestError(413, f"the request is over {self.max_bytes >> 20} MiB")
 
 
-async def _receive(request: Request, seconds: float, stopped: asyncio.Future[Any] | None = None) -> Any:
-    """Return the next ASGI message, or None where none comes in time. Raises what `stopped` raises before."""
+async def _receive(request: Request, seconds: float, answer_future: asyncio.Future[Any] | None = None) -> Any:
+    """Return the next ASGI message, or None where none comes in time. Raises what `answer_future` raises before."""
     receiving = asyncio.ensure_future(request.receive())
     try:
         await asyncio.wait(
-            {receiving} if stopped is None else {receiving, stopped},
+            {receiving} if answer_future is None else {receiving, answer_future},
             timeout=max(seconds, 0),
             return_when=asyncio.FIRST_COMPLETED,
         )
         if receiving.done():
             return receiving.result()
-        return stopped.result() if stopped is not None and stopped.done() else None
+        return answer_future.result() if answer_future is not None and answer_future.done() else None
     finally:
         receiving.cancel()
 
@@ -172,25 +172,25 @@ def queued_endpoint(answer: Callable[[Any, threading.Event], Any], worker: Reque
 
     async def call(request: Request) -> Any:
         with worker.reserve() as slot, RequestBody(MAX_BODY_BYTES) as body:
-            answered = asyncio.wrap_future(slot.future)
+            answer_future = asyncio.wrap_future(slot.future)
             try:
-                await body.receive(request, answered)
-                slot.submit(lambda abandoned: answer(body.parse(), abandoned))
-                return await _wait_for_answer(request, answered)
+                await body.receive(request, answer_future)
+                slot.submit(lambda stop_event: answer(body.parse(), stop_event))
+                return await _wait_for_answer(request, answer_future)
             finally:
-                answered.cancel()
+                answer_future.cancel()
 
     return _make_endpoint(call)
 
 
-async def _wait_for_answer(request: Request, answered: asyncio.Future[Any]) -> Any:
+async def _wait_for_answer(request: Request, answer_future: asyncio.Future[Any]) -> Any:
     """Return the answer. Raises RequestError if the client leaves before."""
     leaving = asyncio.ensure_future(request.receive())
     try:
-        await asyncio.wait({answered, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not answered.done() and leaving.result()["type"] == "http.disconnect":
+        await asyncio.wait({answer_future, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not answer_future.done() and leaving.result()["type"] == "http.disconnect":
             raise RequestError(CLIENT_GONE, "the client is gone")
-        return await answered
+        return await answer_future
     finally:
         leaving.cancel()
 

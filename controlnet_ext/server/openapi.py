@@ -133,12 +133,12 @@ def _collect_schemas(
 
 def make_default_document() -> Schema:
     """Return the document of a server with the default limits, a token, and the embedded control models."""
-    unused: Any = None  # no answer is called
+    endpoint: Any = None  # no answer is called
     limits = RequestLimits()
     routes = [
-        *CONTROL_ROUTES.create(ControlContext(unused, limits.max_units, unused, unused)),
-        *SERVER_ROUTES.create(ServerContext(unused, unused)),
-        create_document_route(unused),
+        *CONTROL_ROUTES.create(ControlContext(endpoint, limits.max_units, endpoint, endpoint)),
+        *SERVER_ROUTES.create(ServerContext(endpoint, endpoint)),
+        create_document_route(endpoint),
     ]
     return make_openapi_document(routes, limits, ("embedded/canny",), True)
 

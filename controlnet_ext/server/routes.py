@@ -100,11 +100,11 @@ class RouteTable(Generic[ContextT]):
 
         def register(answer: Answer) -> Answer:
             def create(context: ContextT) -> ApiRoute:
-                bound = partial(answer, context)
+                function = partial(answer, context)
                 if request is None:
-                    endpoint = get_endpoint(bound)
+                    endpoint = get_endpoint(function)
                 else:
-                    endpoint = queued_endpoint(bound, context.worker) if is_queued else json_endpoint(bound)
+                    endpoint = queued_endpoint(function, context.worker) if is_queued else json_endpoint(function)
                 return ApiRoute(method, path, summary, endpoint, response, request, query_flags, is_open)
 
             self._factories.append(create)
@@ -122,8 +122,8 @@ class RouteTable(Generic[ContextT]):
 
 def make_object_schema(properties: Schema, *optional: str) -> Schema:
     """Return the schema of an object with these properties, all but the optional ones required."""
-    required = [name for name in properties if name not in optional]
-    return {"type": "object", "properties": properties, **({"required": required} if required else {})}
+    names = [name for name in properties if name not in optional]
+    return {"type": "object", "properties": properties, **({"required": names} if names else {})}
 
 
 def _make_list_schema(items: Schema) -> Schema:
@@ -170,7 +170,7 @@ POSES = NamedSchema(  # the second where poses state no canvas, as OpenPose's ow
 OPTIONS = NamedSchema(
     "Options", make_object_schema({"sd_model_checkpoint": {**TEXT, "maxLength": 300}}, "sd_model_checkpoint")
 )
-GENERATED = NamedSchema(
+GENERATION = NamedSchema(
     "GeneratedImages",
     make_object_schema(
         {
@@ -279,8 +279,8 @@ def _get_settings(context: ControlContext, _: Request) -> dict[str, int]:
     request=DetectFields,
     is_queued=True,
 )
-def _detect_maps(context: ControlContext, value: Any, abandoned: Event) -> Any:
-    return context.detect_maps(value, abandoned)
+def _detect_maps(context: ControlContext, value: Any, stop_event: Event) -> Any:
+    return context.detect_maps(value, stop_event)
 
 
 @CONTROL_ROUTES.add(
@@ -313,24 +313,24 @@ SERVER_ROUTES: RouteTable[ServerContext] = RouteTable()
     "POST",
     "/sdapi/v1/txt2img",
     "Images of a prompt, then the map of each unit",
-    GENERATED,
+    GENERATION,
     request=TextToImageFields,
     is_queued=True,
 )
-def _generate_from_text(context: ServerContext, value: Any, abandoned: Event) -> dict[str, Any]:
-    return context.service.generate(value, from_image=False, abandoned=abandoned)
+def _generate_from_text(context: ServerContext, value: Any, stop_event: Event) -> dict[str, Any]:
+    return context.service.generate(value, from_image=False, stop_event=stop_event)
 
 
 @SERVER_ROUTES.add(
     "POST",
     "/sdapi/v1/img2img",
     "Images of a prompt and an image, then the map of each unit",
-    GENERATED,
+    GENERATION,
     request=ImageToImageFields,
     is_queued=True,
 )
-def _generate_from_image(context: ServerContext, value: Any, abandoned: Event) -> dict[str, Any]:
-    return context.service.generate(value, from_image=True, abandoned=abandoned)
+def _generate_from_image(context: ServerContext, value: Any, stop_event: Event) -> dict[str, Any]:
+    return context.service.generate(value, from_image=True, stop_event=stop_event)
 
 
 @SERVER_ROUTES.add(

@@ -39,31 +39,31 @@ class Service:
         self._fetch = fetch
         self.engine, self.catalog, self.limits, self._load_preprocessor = engine, catalog, limits, load_preprocessor
 
-    def generate(self, value: object, from_image: bool, abandoned: threading.Event | None = None) -> dict[str, Any]:
+    def generate(self, value: object, from_image: bool, stop_event: threading.Event | None = None) -> dict[str, Any]:
         """Return the answer to a request for images: img2img with `from_image`, else txt2img.
 
         Raises ValueError, TypeError or FileNotFoundError for the client, RuntimeError for what failed on the way,
-        RequestAbandoned between two steps once `abandoned` is set.
+        RequestAbandoned between two steps once `stop_event` is set.
         """
         parameters = _select_scalars(value)
         request = parse_generation_request(
-            self._replace_urls(value, abandoned), self.engine.size, self.limits, from_image
+            self._replace_urls(value, stop_event), self.engine.size, self.limits, from_image
         )
-        return {**self.engine.generate(request, abandoned), "parameters": parameters}
+        return {**self.engine.generate(request, stop_event), "parameters": parameters}
 
-    def detect_maps(self, value: object, abandoned: threading.Event | None = None) -> dict[str, Any]:
+    def detect_maps(self, value: object, stop_event: threading.Event | None = None) -> dict[str, Any]:
         """Return the answer to a request for maps. Raises ValueError for the client, RequestAbandoned between two
-        images once `abandoned` is set."""
-        value = self._replace_urls(value, abandoned)
-        return detect_maps(value, self._load_preprocessor, partial(check_abandoned, abandoned))
+        images once `stop_event` is set."""
+        value = self._replace_urls(value, stop_event)
+        return detect_maps(value, self._load_preprocessor, partial(check_abandoned, stop_event))
 
-    def _replace_urls(self, value: object, abandoned: threading.Event | None) -> Any:
+    def _replace_urls(self, value: object, stop_event: threading.Event | None) -> Any:
         fetch = self._fetch
         if fetch is None:
             return value
 
         def fetch_next(url: str) -> bytes:
-            check_abandoned(abandoned)
+            check_abandoned(stop_event)
             return fetch(url)
 
         return replace_urls(value, fetch_next)

@@ -65,9 +65,9 @@ class RequestAbandoned(Exception):
     """Raised inside work whose answer nobody waits for any more."""
 
 
-def check_abandoned(abandoned: threading.Event | None) -> None:
+def check_abandoned(stop_event: threading.Event | None) -> None:
     """Raise RequestAbandoned if the event is set; work calls this between its steps."""
-    if abandoned is not None and abandoned.is_set():
+    if stop_event is not None and stop_event.is_set():
         raise RequestAbandoned("nobody waits for the answer")
 
 

@@ -56,9 +56,9 @@ class EncodedBatch:
         context = torch.where(rows[:, None, None], caption.context, self.context)
         if self.added is None or caption.pooled is None:
             return replace(self, context=context)
-        pooled, sizes = self.added[:, :-SIZE_COUNT], self.added[:, -SIZE_COUNT:]
-        pooled = torch.where(rows[:, None], caption.pooled, pooled)
-        return replace(self, context=context, added=torch.cat([pooled, sizes], dim=1))
+        embeddings, sizes = self.added[:, :-SIZE_COUNT], self.added[:, -SIZE_COUNT:]
+        embeddings = torch.where(rows[:, None], caption.pooled, embeddings)
+        return replace(self, context=context, added=torch.cat([embeddings, sizes], dim=1))
 
 
 def reads_masked_image(unet_config: Mapping[str, Any], vae_config: Mapping[str, Any]) -> bool:
@@ -71,9 +71,9 @@ def reads_masked_image(unet_config: Mapping[str, Any], vae_config: Mapping[str, 
         raise ValueError(
             f"the model's UNet reads {channels} channels, expected {latents}, or {2 * latents + 1} for inpainting"
         )
-    added = unet_config.get("addition_embed_type")
-    if added not in (None, "text_time"):
-        raise ValueError(f"the model's UNet has addition_embed_type {added!r:.40}, expected that of SDXL, or none")
+    embed_type = unet_config.get("addition_embed_type")
+    if embed_type not in (None, "text_time"):
+        raise ValueError(f"the model's UNet has addition_embed_type {embed_type!r:.40}, expected that of SDXL, or none")
     return bool(channels != latents)
 
 
@@ -122,17 +122,17 @@ class FrozenBase:
         vae = self._pipe.vae
         with torch.autocast(self.device.type, enabled=False):
             x = latents.to(self.device, vae.dtype) / vae.config["scaling_factor"]
-            decoded: Tensor = vae.decode(x + (vae.config.get("shift_factor") or 0)).sample
-        return decoded / 2 + 0.5
+            image: Tensor = vae.decode(x + (vae.config.get("shift_factor") or 0)).sample
+        return image / 2 + 0.5
 
     @torch.no_grad()
     def encode_caption(self, caption: str) -> EncodedCaption:
         """Return the text states of a caption, on the CPU."""
         with torch.autocast(self.device.type, enabled=False):
-            found = self._pipe.encode_prompt(
+            embeddings = self._pipe.encode_prompt(
                 caption, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
             )
-        return EncodedCaption(found[0][0].cpu(), found[2][0].cpu() if self.is_sdxl else None)
+        return EncodedCaption(embeddings[0][0].cpu(), embeddings[2][0].cpu() if self.is_sdxl else None)
 
     def build_added(
         self,
@@ -175,40 +175,40 @@ class FrozenBase:
             if batch.extra is None:
                 raise ValueError("an inpainting model needs the mask and the masked latents of the batch")
             x = torch.cat([x, batch.extra.to(self.device)], dim=1)
-        given: dict[str, Any] = {}
+        arguments: dict[str, Any] = {}
         step = Step(x, t, context, Span(0, 1))
         if self.is_sdxl:
             if batch.added is None:
                 raise ValueError("an SDXL needs the pooled text states and the sizes of the batch")
-            given["added_cond_kwargs"] = self._split_added(batch.added.to(self.device))
-            step = replace(step, added=self._embed_added(**given["added_cond_kwargs"]))
+            arguments["added_cond_kwargs"] = self._split_added(batch.added.to(self.device))
+            step = replace(step, added=self._embed_added(**arguments["added_cond_kwargs"]))
         if net is None:
-            return self._call_unet(step, given)
+            return self._call_unet(step, arguments)
         hint = net.hint(batch.maps)
         if isinstance(net, AttentionModel):
-            return self._call_inside(net, step, hint, given)
+            return self._call_inside(net, step, hint, arguments)
         residuals: Residuals = net(step, hint)
-        return self._call_unet(step, {**given, **_name_residuals(residuals)})
+        return self._call_unet(step, {**arguments, **_name_residuals(residuals)})
 
-    def _call_inside(self, net: AttentionModel, step: Step, hint: Hint, given: dict[str, Any]) -> Tensor:
+    def _call_inside(self, net: AttentionModel, step: Step, hint: Hint, arguments: dict[str, Any]) -> Tensor:
         activation = Activation(step, torch.ones(len(step.x), device=self.device), None, None, 0)
         is_needed_again = False
         try:
             host = DiffusersHost(self._pipe, self.unet)
             self._attached.enter_context(net.attach(host, hint, lambda: activation))
-            predicted = self._call_unet(step, given)
+            prediction = self._call_unet(step, arguments)
             is_needed_again = torch.is_grad_enabled() and self.unet.is_gradient_checkpointing
-            return predicted
+            return prediction
         finally:
             if not is_needed_again:
                 self.release()
 
-    def _call_unet(self, step: Step, given: dict[str, Any]) -> Tensor:
-        predicted: Tensor = self.unet(step.x, step.t, step.context, **given).sample
-        return predicted
+    def _call_unet(self, step: Step, arguments: dict[str, Any]) -> Tensor:
+        prediction: Tensor = self.unet(step.x, step.t, step.context, **arguments).sample
+        return prediction
 
-    def _split_added(self, added: Tensor) -> dict[str, Tensor]:
-        return {"text_embeds": added[:, :-SIZE_COUNT], "time_ids": added[:, -SIZE_COUNT:]}
+    def _split_added(self, vectors: Tensor) -> dict[str, Tensor]:
+        return {"text_embeds": vectors[:, :-SIZE_COUNT], "time_ids": vectors[:, -SIZE_COUNT:]}
 
     def _embed_added(self, text_embeds: Tensor, time_ids: Tensor) -> Tensor:
         """Return `Step.added`, with the sizes as the UNet embeds them."""

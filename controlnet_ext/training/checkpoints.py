@@ -94,9 +94,9 @@ def append_row(row: Mapping[str, float], folder: Path) -> None:
 def trim_log(folder: Path, step: int) -> None:
     """Remove rows that were written after the checkpoint of this step."""
     log = folder / LOG_FILE
-    kept = "".join(json.dumps(row) + "\n" for row in read_log(log) if row["step"] <= step)
-    if log.exists() and log.read_text() != kept:
-        write_atomically(log, kept.encode(), overwrite=True)
+    lines = "".join(json.dumps(row) + "\n" for row in read_log(log) if row["step"] <= step)
+    if log.exists() and log.read_text() != lines:
+        write_atomically(log, lines.encode(), overwrite=True)
 
 
 def write_best_weights(folder: Path, network: nn.Module, step: int) -> None:
@@ -105,14 +105,14 @@ def write_best_weights(folder: Path, network: nn.Module, step: int) -> None:
     The file of a ControlNet is one that `load` reads.
     """
     tensors = {name: t.detach() for name, t in network.state_dict().items()}
-    stated = build_metadata(network) if isinstance(network, ControlModel) else {}
-    write_weights(folder / f"best_{step}.safetensors", tensors, {**stated, "step": str(step)}, overwrite=True)
+    metadata = build_metadata(network) if isinstance(network, ControlModel) else {}
+    write_weights(folder / f"best_{step}.safetensors", tensors, {**metadata, "step": str(step)}, overwrite=True)
 
 
-def remove_best_weights(folder: Path, kept: float | None) -> None:
+def remove_best_weights(folder: Path, best_step: float | None) -> None:
     """Remove the best weights of other steps than this, which a kill may have left."""
     for step, path in _list_best(folder).items():
-        if step != kept:
+        if step != best_step:
             path.unlink()
 
 
@@ -121,11 +121,11 @@ def read_best_weights(folder: Path) -> tuple[int, dict[str, Tensor]] | None:
 
     The names of tensors are those of the network's `state_dict`.
     """
-    found = _list_best(folder)
-    return None if not found else (max(found), dict(read_weights(found[max(found)]).tensors))
+    matches = _list_best(folder)
+    return None if not matches else (max(matches), dict(read_weights(matches[max(matches)]).tensors))
 
 
 def _list_best(folder: Path) -> dict[int, Path]:
     """Return the files of best weights by step."""
-    found = ((BEST_PATTERN.fullmatch(path.name), path) for path in folder.iterdir())
-    return {int(match[1]): path for match, path in found if match}
+    matches = ((BEST_PATTERN.fullmatch(path.name), path) for path in folder.iterdir())
+    return {int(match[1]): path for match, path in matches if match}

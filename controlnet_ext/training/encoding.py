@@ -90,20 +90,20 @@ class ExampleEncoder:
         path = self._get_image_path(sample, size, view)
         return path is not None and path.exists()
 
-    def encode(self, sample: Sample, size: Size, view: View, decoded: DecodedExample) -> EncodedExample:
+    def encode(self, sample: Sample, size: Size, view: View, example: DecodedExample) -> EncodedExample:
         """Return the example, whose pixels may be absent where `has_image` is True.
 
         Raises MissingPixelsError where they are absent and needed.
         """
-        image = self._encode_image(sample, size, view, decoded)
-        text = self._encode_caption(decoded.caption)
-        height, width, top, left, *_ = decoded.sizes
-        added = self._frozen.build_added(text, size, (height, width), (top, left))
-        encoded = EncodedExample(decoded.name, image, text, decoded.map, added)
-        if self._in_memory and self._bytes + encoded.nbytes <= CACHE_BYTES:
-            self._bytes += encoded.nbytes
-            self._examples[sample, size, view] = encoded
-        return encoded
+        image = self._encode_image(sample, size, view, example)
+        text = self._encode_caption(example.caption)
+        height, width, top, left, *_ = example.sizes
+        vector = self._frozen.build_added(text, size, (height, width), (top, left))
+        result = EncodedExample(example.name, image, text, example.map, vector)
+        if self._in_memory and self._bytes + result.nbytes <= CACHE_BYTES:
+            self._bytes += result.nbytes
+            self._examples[sample, size, view] = result
+        return result
 
     def _get_image_path(self, sample: Sample, size: Size, view: View) -> Path | None:
         return self._get_path([sample.key, *size, view.place, view.is_mirrored])
@@ -114,16 +114,16 @@ class ExampleEncoder:
         digest = hashlib.sha256(json.dumps([self._identity, *key]).encode()).hexdigest()
         return self._folder / f"{digest}.safetensors"
 
-    def _encode_image(self, sample: Sample, size: Size, view: View, decoded: DecodedExample) -> EncodedImage:
+    def _encode_image(self, sample: Sample, size: Size, view: View, example: DecodedExample) -> EncodedImage:
         path = self._get_image_path(sample, size, view)
-        stored = _read_tensors(path)
-        if "latents" in stored:
-            return EncodedImage(stored["latents"], stored.get("extra"))
-        if decoded.pixels is None:
+        tensors = _read_tensors(path)
+        if "latents" in tensors:
+            return EncodedImage(tensors["latents"], tensors.get("extra"))
+        if example.pixels is None:
             raise MissingPixelsError(f"{str(path)!r} is gone or damaged")
         rng = np.random.default_rng(int(hashlib.sha256(sample.key.encode()).hexdigest()[:16], 16))
-        latents = self._frozen.encode_latents(decoded.pixels)
-        extra = self._frozen.encode_extra(decoded.pixels, draw_mask(rng, *size))
+        latents = self._frozen.encode_latents(example.pixels)
+        extra = self._frozen.encode_extra(example.pixels, draw_mask(rng, *size))
         _write_tensors(path, {"latents": latents, "extra": extra})
         return EncodedImage(latents, extra)
 
@@ -131,9 +131,9 @@ class ExampleEncoder:
         if caption in self._captions:
             return self._captions[caption]
         path = self._get_path(["caption", caption])
-        stored = _read_tensors(path)
-        if "context" in stored:
-            return EncodedCaption(stored["context"], stored.get("pooled"))
+        tensors = _read_tensors(path)
+        if "context" in tensors:
+            return EncodedCaption(tensors["context"], tensors.get("pooled"))
         text = self._frozen.encode_caption(caption)
         if path is not None:
             _write_tensors(path, {"context": text.context, "pooled": text.pooled})
@@ -156,8 +156,8 @@ def _write_tensors(path: Path | None, tensors: dict[str, Tensor | None]) -> None
     with suppress(OSError):
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            known = {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}
-            write_weights(path, known, {}, overwrite=True)
+            contents = {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}
+            write_weights(path, contents, {}, overwrite=True)
 
 
 class EncodedExamples:
@@ -179,32 +179,32 @@ class EncodedExamples:
     def _load_example(self, i: int) -> EncodedExample:
         for k in range(len(self.dataset)):
             sample = self.dataset[(i + k) % len(self.dataset)]
-            found = self._encoder.find(sample, self._size, CENTER)
-            if found is not None:
-                return found
+            example = self._encoder.find(sample, self._size, CENTER)
+            if example is not None:
+                return example
             try:
-                decoded = sample.decode(*self._size, CENTER, self.dataset.maps)
+                decoded_example = sample.decode(*self._size, CENTER, self.dataset.maps)
             except (ValueError, OSError) as error:
                 self._encoder.tolerance.add(sample.name, one_line(error, 300))
                 self._encoder.tolerance.check(len(self.dataset))
                 continue
-            return self._encoder.encode(sample, self._size, CENTER, decoded)
+            return self._encoder.encode(sample, self._size, CENTER, decoded_example)
         raise ValueError(f"none of {len(self.dataset)} examples can be read")
 
 
-def stack_examples(found: Sequence[EncodedExample]) -> EncodedBatch:
+def stack_examples(examples: Sequence[EncodedExample]) -> EncodedBatch:
     """Return the batch of examples of one size."""
     return EncodedBatch(
-        latents=torch.stack([each.image.latents for each in found]),
-        context=torch.stack([each.text.context for each in found]),
-        maps=np.stack([each.map for each in found]),
-        names=tuple(each.name for each in found),
-        added=_stack_known([each.added for each in found]),
-        extra=_stack_known([each.image.extra for each in found]),
+        latents=torch.stack([each.image.latents for each in examples]),
+        context=torch.stack([each.text.context for each in examples]),
+        maps=np.stack([each.map for each in examples]),
+        names=tuple(each.name for each in examples),
+        added=_stack_known([each.added for each in examples]),
+        extra=_stack_known([each.image.extra for each in examples]),
     )
 
 
 def _stack_known(tensors: Sequence[Tensor | None]) -> Tensor | None:
     """Return the tensors of all examples as one, None where the model has none."""
-    known = [tensor for tensor in tensors if tensor is not None]
-    return torch.stack(known) if known else None
+    present = [tensor for tensor in tensors if tensor is not None]
+    return torch.stack(present) if present else None

@@ -58,25 +58,25 @@ class FixedNoiseLoss:
             batch = self._examples.load_batch([i * len(self._examples) // count for i in draws.tolist()])
             noise = torch.randn(batch.latents.shape, generator=numbers)
             x, target, t = self._objective.add_noise(batch.latents, noise, times[draws])
-            predicted = self._frozen.predict(x, t, batch, net)
-            errors = self._objective.compute_errors(predicted, target, t, importance_sampled=False)
+            prediction = self._frozen.predict(x, t, batch, net)
+            errors = self._objective.compute_errors(prediction, target, t, importance_sampled=False)
             for time, error in zip(t.tolist(), errors.tolist(), strict=True):
                 losses[time * QUARTILES // levels].append(error)
         every = [loss for quartile in losses for loss in quartile]
         return NoiseLosses(_average(every), tuple(_average(quartile) for quartile in losses))
 
 
-def compute_gains(guided: NoiseLosses, unguided: NoiseLosses) -> dict[str, float]:
+def compute_gains(losses: NoiseLosses, unguided_losses: NoiseLosses) -> dict[str, float]:
     """Return the gains of control, losses without it minus losses with it, as figures of the log.
 
     `gain` is that of the mean, and a figure for each quartile follows, the least noise first. `relative_gain` is the
     mean over quartiles of the gain as a share of the loss without control: much noise, at which control acts most and
     losses are smallest, counts as much as little noise.
     """
-    gains = [before - after for before, after in zip(unguided.quartiles, guided.quartiles, strict=True)]
-    shares = [gain / before for gain, before in zip(gains, unguided.quartiles, strict=True) if before > 0]
+    gains = [before - after for before, after in zip(unguided_losses.quartiles, losses.quartiles, strict=True)]
+    shares = [gain / before for gain, before in zip(gains, unguided_losses.quartiles, strict=True) if before > 0]
     by_quartile = {f"gain_q{i}": gain for i, gain in enumerate(gains, 1)}
-    return {"gain": unguided.mean - guided.mean, **by_quartile, "relative_gain": _average(shares)}
+    return {"gain": unguided_losses.mean - losses.mean, **by_quartile, "relative_gain": _average(shares)}
 
 
 def _average(numbers: list[float]) -> float:

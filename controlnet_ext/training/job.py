@@ -122,24 +122,26 @@ class TrainingJob:
         self, work_dir: Path, settings: MonitorSettings
     ) -> Callable[[LayerwiseOffload, int], dict[str, float]]:
         """Return what measures a network, and the model without control when it is first called."""
-        fixed: dict[str, FixedNoiseLoss] = {}
+        fixed_losses: dict[str, FixedNoiseLoss] = {}
         images: list[FidelityImages] = []
 
         def prepare() -> None:
             for side, each in self._examples.items():
-                fixed[side] = FixedNoiseLoss(self._frozen, each, self._objective, self._batch_size, settings.draws)
+                fixed_losses[side] = FixedNoiseLoss(
+                    self._frozen, each, self._objective, self._batch_size, settings.draws
+                )
             if settings.fidelity is not None:
                 held_out = self._examples["held_out"].dataset
                 images.append(FidelityImages(self._frozen, held_out, self._size, settings.fidelity, work_dir))
 
         def measure(net: LayerwiseOffload, step: int) -> dict[str, float]:
-            if not fixed:
+            if not fixed_losses:
                 prepare()
-            losses = {side: each.measure(net) for side, each in fixed.items()}
+            losses = {side: each.measure(net) for side, each in fixed_losses.items()}
             return {
                 **{side: each.mean for side, each in losses.items()},
-                **{f"{side}_unguided": each.unguided_loss for side, each in fixed.items()},
-                **compute_gains(losses["held_out"], fixed["held_out"].unguided),
+                **{f"{side}_unguided": each.unguided_loss for side, each in fixed_losses.items()},
+                **compute_gains(losses["held_out"], fixed_losses["held_out"].unguided),
                 **{name: value for each in images for name, value in each(net, step).items()},
             }
 
@@ -162,12 +164,14 @@ class TrainingJob:
 def _choose_weights(net: LayerwiseOffload, work_dir: Path, settings: MonitorSettings) -> TrainingResult:
     """Return the result of a training whose last weights are in `net`, which is given the best ones if asked."""
     rows = read_log(work_dir / LOG_FILE)
-    last, best, found = int(rows[-1]["step"]), settings.rule(rows).best_step, read_best_weights(work_dir)
+    last, best, best_weights = int(rows[-1]["step"]), settings.rule(rows).best_step, read_best_weights(work_dir)
     is_best = best == last
-    if not settings.publishes_last and not is_best and found is not None:
-        net.load_state_dict(found[1])
-        sentence = f"the best weights, of step {found[0]:,}, by {settings.rule.figure}; the last step was {last:,}"
-        return TrainingResult(net, found[0], True, f"{sentence}; {describe_fit(rows)}")
+    if not settings.publishes_last and not is_best and best_weights is not None:
+        net.load_state_dict(best_weights[1])
+        sentence = (
+            f"the best weights, of step {best_weights[0]:,}, by {settings.rule.figure}; the last step was {last:,}"
+        )
+        return TrainingResult(net, best_weights[0], True, f"{sentence}; {describe_fit(rows)}")
     sentence = f"the weights of the last step, {last:,}" + (", which are the best" if is_best else "")
     if not is_best:
         sentence += f"; the best, of step {best or 0:,.0f}, are kept in {str(work_dir)!r}"
@@ -204,9 +208,9 @@ class BatchReader:
     def list_suspects(self) -> list[str]:
         """Return the names of examples of the last step whose loss is not finite, of all of them if it is for all."""
         finite = {part: errors.isfinite().tolist() for part, errors in self.errors.items()}
-        named = [pair for part, each in finite.items() for pair in zip(self._read[part].names, each, strict=True)]
-        wrong = [name for name, is_finite in named if not is_finite]
-        return wrong or [name for name, _ in named]
+        pairs = [pair for part, each in finite.items() for pair in zip(self._read[part].names, each, strict=True)]
+        wrong = [name for name, is_finite in pairs if not is_finite]
+        return wrong or [name for name, _ in pairs]
 
 
 def compute_control_errors(
@@ -221,6 +225,6 @@ def compute_control_errors(
 ) -> Tensor:
     """Return the losses (B,) on a batch with noise from `rng`. Gradients flow to the network alone."""
     x, target, t = objective.sample(batch.latents, rng, rank, ranks)
-    predicted = frozen.predict(x, t, batch, net)
-    errors = objective.compute_errors(predicted, target, t)
-    return errors if reward is None else errors + reward.compute_errors(x, predicted, t, batch)
+    prediction = frozen.predict(x, t, batch, net)
+    errors = objective.compute_errors(prediction, target, t)
+    return errors if reward is None else errors + reward.compute_errors(x, prediction, t, batch)

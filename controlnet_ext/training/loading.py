@@ -86,12 +86,12 @@ class TrainingBatches:
 
         Close the iterator to end its workers. Raises ValueError when too many examples cannot be read.
         """
-        planned: deque[PlannedBatch] = deque()  # by the loader, ahead of what is yielded
-        given = self._loading.workers
-        workers = choose_worker_count(self._encoder.device) if given is None else given
+        plans: deque[PlannedBatch] = deque()  # by the loader, ahead of what is yielded
+        setting = self._loading.workers
+        workers = choose_worker_count(self._encoder.device) if setting is None else setting
         loader = DataLoader(
             self._reader,
-            batch_sampler=self._iter_requests(planned, first_step, parts, rank, ranks),  # type: ignore[arg-type]
+            batch_sampler=self._iter_requests(plans, first_step, parts, rank, ranks),  # type: ignore[arg-type]
             num_workers=workers,
             collate_fn=list,
             prefetch_factor=BATCHES_AHEAD if workers else None,
@@ -101,35 +101,34 @@ class TrainingBatches:
         with _without_cv2_threads():
             iterator = iter(loader)
         for results in iterator:
-            yield self._encode_batch(planned.popleft(), results)
+            yield self._encode_batch(plans.popleft(), results)
 
     def _iter_requests(
-        self, planned: deque[PlannedBatch], first_step: int, parts: int, rank: int, ranks: int
+        self, plans: deque[PlannedBatch], first_step: int, parts: int, rank: int, ranks: int
     ) -> Iterator[list[Request]]:
         """Yield what is to be read for each batch: the examples that are not in memory."""
         count, tolerance = self._batch_size * ranks, self._loading.tolerance
         for plan in self._source.iter_plans(self._sampling, count, self._seed, first_step, parts, tolerance):
             draws = plan.draws[rank::ranks]
-            found = [self._encoder.find(draw.sample, plan.size, draw.view) for draw in draws]
-            planned.append(PlannedBatch(plan.size, tuple(zip(draws, found, strict=True))))
+            cached_examples = [self._encoder.find(draw.sample, plan.size, draw.view) for draw in draws]
+            plans.append(PlannedBatch(plan.size, tuple(zip(draws, cached_examples, strict=True))))
             yield [
                 self._make_request(draw.sample, plan.size, draw.view)
-                for draw, example in zip(draws, found, strict=True)
+                for draw, example in zip(draws, cached_examples, strict=True)
                 if example is None
             ]
 
     def _make_request(self, sample: Sample, size: Size, view: View) -> Request:
         return Request(sample, size, view, not self._encoder.has_image(sample, size, view))
 
-    def _encode_batch(self, planned: PlannedBatch, results: list[DecodedExample | str]) -> EncodedBatch:
+    def _encode_batch(self, plan: PlannedBatch, results: list[DecodedExample | str]) -> EncodedBatch:
         """Return the batch; `results` are those of its examples that were not in memory when it was planned."""
         waiting = iter(results)
-        found = [
-            self._encode(draw, planned.size, next(waiting)) if example is None else example
-            for draw, example in planned.draws
+        examples = [
+            self._encode(draw, plan.size, next(waiting)) if example is None else example for draw, example in plan.draws
         ]
-        draws = [draw for draw, _ in planned.draws]
-        batch = stack_examples(found)
+        draws = [draw for draw, _ in plan.draws]
+        batch = stack_examples(examples)
         batch = batch.replace_captions(torch.tensor([d.drops_caption for d in draws]), self._encoder.empty_caption)
         drops_map = np.array([draw.drops_map for draw in draws])
         return replace(batch, maps=np.where(drops_map[:, None, None, None], np.uint8(0), batch.maps))

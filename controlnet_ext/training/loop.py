@@ -118,8 +118,8 @@ class TrainingLoop(Generic[TrainedModule]):
 
     def run(self, evaluate: Evaluation[TrainedModule], stop_rule: StopRule) -> TrainedModule | None:
         """Train and return the averaged weights of the last step, None when the minutes ran out before it."""
-        stopped = self._processes.call_on_first(lambda: _decide_again(stop_rule, self._folder, self._first))
-        if stopped or self._first >= self._schedule.steps:
+        must_stop = self._processes.call_on_first(lambda: _decide_again(stop_rule, self._folder, self._first))
+        if must_stop or self._first >= self._schedule.steps:
             return self._finish()
         self._module = self._wrap()
         saves_memory = self._execution.has_checkpointing
@@ -131,16 +131,18 @@ class TrainingLoop(Generic[TrainedModule]):
             for step in range(self._first, self._schedule.steps):
                 self._take_step(step)
                 bar.update()
-                done, late = step + 1, self._is_over_time()
-                is_measured = done % self._schedule.evaluation_interval == 0 or done == self._schedule.steps or late
-                stopped = is_measured and self._measure(done, evaluate, stop_rule)
+                step_count, late = step + 1, self._is_over_time()
+                is_measured = (
+                    step_count % self._schedule.evaluation_interval == 0 or step_count == self._schedule.steps or late
+                )
+                must_stop = is_measured and self._measure(step_count, evaluate, stop_rule)
                 if self._processes.sum([float(interrupt.is_set())])[0] > 0:
                     if not is_measured:
-                        self._processes.call_on_first(lambda done=done: self._save(done))  # type: ignore[misc]
+                        self._processes.call_on_first(lambda step_count=step_count: self._save(step_count))  # type: ignore[misc]
                     raise KeyboardInterrupt
-                if stopped:
+                if must_stop:
                     break
-                if late and done < self._schedule.steps:
+                if late and step_count < self._schedule.steps:
                     return None
         return self._finish()
 
@@ -233,38 +235,38 @@ class TrainingLoop(Generic[TrainedModule]):
         late = time.monotonic() - self._began > self._schedule.max_minutes * 60
         return self._processes.sum([float(late)])[0] > 0
 
-    def _measure(self, done: int, evaluate: Evaluation[TrainedModule], stop_rule: StopRule) -> bool:
+    def _measure(self, step_count: int, evaluate: Evaluation[TrainedModule], stop_rule: StopRule) -> bool:
         """Write a row and a checkpoint in the first process; return True where the stop rule ends the training."""
 
         def measure() -> bool:
             self._averaged.eval()
             with self._autocast() if self._processes.device.type != "cpu" else nullcontext():
-                figures = evaluate(self._averaged, done)
+                figures = evaluate(self._averaged, step_count)
             self._network.train()
-            row = {"step": done, "loss": sum(self._state.losses) / len(self._state.losses), **figures}
+            row = {"step": step_count, "loss": sum(self._state.losses) / len(self._state.losses), **figures}
             append_row(row, self._folder)  # before the checkpoint: after a kill it is written anew
-            self._print_row(row, done)
+            self._print_row(row, step_count)
             decision = stop_rule(read_log(self._folder / LOG_FILE))
             for sentence in (decision.message, decision.reason):
                 if sentence is not None:
                     _print(sentence)
-            if decision.best_step == done:
-                write_best_weights(self._folder, self._averaged, done)
+            if decision.best_step == step_count:
+                write_best_weights(self._folder, self._averaged, step_count)
             self._state.losses.clear()
-            self._save(done)
+            self._save(step_count)
             remove_best_weights(self._folder, decision.best_step)
             return decision.reason is not None
 
-        stopped = self._processes.call_on_first(measure)
+        must_stop = self._processes.call_on_first(measure)
         self._state.losses.clear()
-        return stopped
+        return must_stop
 
-    def _print_row(self, row: Mapping[str, float], done: int) -> None:
-        left = (time.monotonic() - self._began) / (done - self._first) * (self._schedule.steps - done)
-        _print(" ".join([*(f"{k} {v:.4g}" for k, v in row.items()), f"left {left / 60:.0f} min"]))
+    def _print_row(self, row: Mapping[str, float], step_count: int) -> None:
+        seconds = (time.monotonic() - self._began) / (step_count - self._first) * (self._schedule.steps - step_count)
+        _print(" ".join([*(f"{k} {v:.4g}" for k, v in row.items()), f"left {seconds / 60:.0f} min"]))
 
-    def _save(self, done: int) -> None:
-        self._state.save(self._folder / CHECKPOINT_FILE, done)
+    def _save(self, step_count: int) -> None:
+        self._state.save(self._folder / CHECKPOINT_FILE, step_count)
 
     def _finish(self) -> TrainedModule:
         return self._averaged.requires_grad_(False).eval()

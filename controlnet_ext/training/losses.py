@@ -88,25 +88,25 @@ class DiffusionLoss:
             t,
         )
 
-    def predict_clean(self, x: Tensor, predicted: Tensor, t: Tensor) -> Tensor:
+    def predict_clean(self, x: Tensor, prediction: Tensor, t: Tensor) -> Tensor:
         """Return the latents without noise (B, C, h, w) that predictions of that shape mean for noised latents x.
 
-        `t` (B,) are their timesteps. On the device of `predicted`, in float32.
+        `t` (B,) are their timesteps. On the device of `prediction`, in float32.
         """
-        x, predicted = x.to(predicted.device), predicted.float()
+        x, prediction = x.to(prediction.device), prediction.float()
         signal, sigma = (each[t].view(-1, 1, 1, 1).to(x.device) for each in (self._signal, self._noise))
-        return signal * x - sigma * predicted if self._predicts_velocity else (x - sigma * predicted) / signal
+        return signal * x - sigma * prediction if self._predicts_velocity else (x - sigma * prediction) / signal
 
-    def compute_loss(self, predicted: Tensor, target: Tensor, t: Tensor, importance_sampled: bool = True) -> Tensor:
+    def compute_loss(self, prediction: Tensor, target: Tensor, t: Tensor, importance_sampled: bool = True) -> Tensor:
         """Return the mean of `compute_errors`, shape ()."""
-        return self.compute_errors(predicted, target, t, importance_sampled).mean()
+        return self.compute_errors(prediction, target, t, importance_sampled).mean()
 
-    def compute_errors(self, predicted: Tensor, target: Tensor, t: Tensor, importance_sampled: bool = True) -> Tensor:
+    def compute_errors(self, prediction: Tensor, target: Tensor, t: Tensor, importance_sampled: bool = True) -> Tensor:
         """Return the weighted losses (B,) of predictions (B, C, h, w) at timesteps (B,).
 
         `importance_sampled` is True for timesteps from `sample`, False for evenly spaced ones.
         """
-        squares = (predicted.float() - target.to(predicted.device)).square()
+        squares = (prediction.float() - target.to(prediction.device)).square()
         if self._settings.kind != "l2":
             c = self._huber_c[t].view(-1, 1, 1, 1).to(squares.device)
             squares = 2 * ((squares + c * c).sqrt() - c) * (c if self._settings.kind == "huber" else 1)

@@ -48,10 +48,10 @@ def compile_with_check(network: nn.Module, loss: Callable[[], Tensor], compile_p
     with _without_zeros(network):
         expected = _compute_gradients(network, loss)
         compile_parts()
-        found = _compute_gradients(network, loss)
+        actual = _compute_gradients(network, loss)
     scale = torch.stack([gradient.norm() for gradient in expected.values()]).norm()
     for name, gradient in expected.items():
-        difference = (found[name] - gradient).norm()
+        difference = (actual[name] - gradient).norm()
         if not difference <= MAX_DIFFERENCE * gradient.norm() + MIN_SHARE * scale:  # NaN neither
             share = (difference / gradient.norm()).item()
             raise ValueError(
@@ -63,13 +63,13 @@ def compile_with_check(network: nn.Module, loss: Callable[[], Tensor], compile_p
 def _compute_gradients(network: nn.Module, loss: Callable[[], Tensor]) -> dict[str, Tensor]:
     network.zero_grad()
     loss().backward()
-    found = {
+    gradients = {
         name: torch.zeros_like(p) if p.grad is None else p.grad.clone()
         for name, p in network.named_parameters()
         if p.requires_grad
     }
     network.zero_grad()
-    return found
+    return gradients
 
 
 @contextmanager

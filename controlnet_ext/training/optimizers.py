@@ -82,8 +82,8 @@ class OptimizerState:
         state = self._optimizer.state_dict()
         learnt = {str(i): each for i, each in state["state"].items()}
         for i, (group, new) in enumerate(zip(state["param_groups"], self._new_groups, strict=True)):
-            changed = {k: v for k, v in group.items() if k not in RESET_KEYS and (k not in new or v != new[k])}
-            learnt |= {f"group.{i}": changed} if changed else {}
+            changes = {k: v for k, v in group.items() if k not in RESET_KEYS and (k not in new or v != new[k])}
+            learnt |= {f"group.{i}": changes} if changes else {}
         tensors: dict[str, Tensor] = {}
         values: dict[str, Any] = {}
         _flatten(learnt, "", tensors, values)

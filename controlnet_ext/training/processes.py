@@ -134,11 +134,11 @@ class Processes:
         import torch
 
         forms = self.call_on_first(lambda: {name: (t.shape, t.dtype) for name, t in (tensors or {}).items()})
-        shared = {}
+        tensors_on_all = {}
         for name, (shape, dtype) in forms.items():
             tensor = torch.empty(shape, dtype=dtype) if tensors is None else tensors[name]
             content = tensor.contiguous().flatten().view(torch.uint8).to(self.device)  # a view of any dtype can be sent
             if content.numel():
                 torch.distributed.broadcast(content, 0)
-            shared[name] = content.cpu().view(dtype).reshape(shape)
-        return shared
+            tensors_on_all[name] = content.cpu().view(dtype).reshape(shape)
+        return tensors_on_all

@@ -55,20 +55,20 @@ class Reward:
         self._settings, self._frozen, self._objective = settings, frozen, objective
         self._annotate = load_annotator(settings.name, frozen.device, library)
 
-    def compute_errors(self, x: Tensor, predicted: Tensor, t: Tensor, batch: EncodedBatch) -> Tensor:
+    def compute_errors(self, x: Tensor, prediction: Tensor, t: Tensor, batch: EncodedBatch) -> Tensor:
         """Return the weighted losses (B,), 0 without one, of predictions (B, C, h, w) for noised latents x of that
         shape, at timesteps t (B,). A mean over examples in several processes is that over all of them."""
         has_map = torch.from_numpy(batch.maps.any((1, 2, 3)))
         rows = ((t < self._settings.timesteps) & has_map).nonzero()[:, 0]
-        errors = torch.zeros(len(t), device=predicted.device)
+        errors = torch.zeros(len(t), device=prediction.device)
         if len(rows) == 0:
             return errors
-        clean = self._objective.predict_clean(x[rows], predicted[rows.to(predicted.device)], t[rows])
-        with torch.autocast(predicted.device.type, enabled=False):
+        clean = self._objective.predict_clean(x[rows], prediction[rows.to(prediction.device)], t[rows])
+        with torch.autocast(prediction.device.type, enabled=False):
             with torch.no_grad():
                 expected = self._annotate(self._frozen.decode_latents(batch.latents[rows]))
-            found = self._annotate(self._frozen.decode_latents(clean))
-            differences = (found - expected).square().mean((1, 2, 3))
+            actual = self._annotate(self._frozen.decode_latents(clean))
+            differences = (actual - expected).square().mean((1, 2, 3))
         return errors.index_put((rows.to(errors.device),), self._settings.weight * differences)
 
 

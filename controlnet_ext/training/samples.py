@@ -63,8 +63,8 @@ class FidelityImages:
         _write_strip(self._folder / name_step_strip(step), images)
         figures = self._score(images)
         share = self._settings.by.compute_share(figures, self._floor, self._ceiling)
-        found = {"fidelity": figures[self._settings.by.score], "fidelity_share": share}
-        return {name: value for name, value in found.items() if math.isfinite(value)}
+        scores = {"fidelity": figures[self._settings.by.score], "fidelity_share": share}
+        return {name: value for name, value in scores.items() if math.isfinite(value)}
 
     def _make_map(self, pixels: np.ndarray, control: np.ndarray) -> ControlMap:
         """Return the map of an example, with the values that no pixels hold where it is made from the image."""
@@ -75,29 +75,29 @@ class FidelityImages:
         """Return the figures of floor and ceiling, which are measured once."""
         path = self._folder / BOUNDS_FILE
         if path.exists():
-            stored = read_json(path)
-            return stored["floor"], stored["ceiling"]
-        unguided = self._draw(None)
+            old_bounds = read_json(path)
+            return old_bounds["floor"], old_bounds["ceiling"]
+        unguided_images = self._draw(None)
         _write_strip(self._folder / MAPS_STRIP, [each.pixels for each in self._maps])
         _write_strip(self._folder / SOURCES_STRIP, self._sources)
-        _write_strip(self._folder / UNGUIDED_STRIP, unguided)
-        floor, ceiling = self._score(unguided), self._score(self._sources)
+        _write_strip(self._folder / UNGUIDED_STRIP, unguided_images)
+        floor, ceiling = self._score(unguided_images), self._score(self._sources)
         by = self._settings.by
-        known = {"measure": by.name, "score": by.score, "unit": by.unit, "width": self._size[1]}
-        content = json.dumps({**known, "floor": floor, "ceiling": ceiling}, indent=2) + "\n"
+        bounds = {"measure": by.name, "score": by.score, "unit": by.unit, "width": self._size[1]}
+        content = json.dumps({**bounds, "floor": floor, "ceiling": ceiling}, indent=2) + "\n"
         write_atomically(path, content.encode(), overwrite=True)  # last: what it says of is there
         return floor, ceiling
 
     def _score(self, images: Sequence[np.ndarray]) -> dict[str, float]:
         """Return the mean figures of images, without those of maps that ask for nothing."""
         settings = self._settings
-        found: list[Mapping[str, float]] = [
+        figures: list[Mapping[str, float]] = [
             measure(expected, image, settings.preprocess, settings.by)
             for expected, image in zip(self._maps, images, strict=True)
         ]
         means = {}
-        for name in found[0]:
-            finite = [each[name] for each in found if math.isfinite(each[name])]
+        for name in figures[0]:
+            finite = [each[name] for each in figures if math.isfinite(each[name])]
             means[name] = sum(finite) / len(finite) if finite else math.nan
         return means
 
@@ -107,7 +107,7 @@ class FidelityImages:
         pipe = copy.copy(self._frozen.pipe)  # what it remembers of a run stays out of the original
         pipe.scheduler = copy.deepcopy(pipe.scheduler)
         pipe.set_progress_bar_config(disable=True)
-        given: dict[str, Any] = {
+        arguments: dict[str, Any] = {
             "prompt": self._captions,
             "height": self._size[0],
             "width": self._size[1],
@@ -119,7 +119,7 @@ class FidelityImages:
         units = [] if net is None else [Unit(net, PerSample(self._maps))]
         device, dtype = self._frozen.device.type, self._frozen.unet.dtype
         with torch.autocast(device, dtype, enabled=dtype != torch.float32), guide(pipe, units):
-            images = pipe(**given).images
+            images = pipe(**arguments).images
         return [np.rint(np.clip(np.nan_to_num(image), 0, 1) * 255).astype(np.uint8) for image in images]
 
 
@@ -130,19 +130,19 @@ def _read_examples(
 
     Raises ValueError where none can be read.
     """
-    total, found, broken = len(dataset), [], ""
+    total, examples, last_error = len(dataset), [], ""
     count = min(count, total)
     for i in range(count):
         first, end = i * total // count, (i + 1) * total // count
         for j in range(first, min(end, first + MAX_TRIES)):
             try:
-                found.append(dataset.read(j, *size))
+                examples.append(dataset.read(j, *size))
                 break
             except (ValueError, OSError) as error:  # the losses report it
-                broken = str(error)
-    if not found:
-        raise ValueError(f"no held-out image can be read to measure the fidelity of images by its map: {broken}")
-    return found
+                last_error = str(error)
+    if not examples:
+        raise ValueError(f"no held-out image can be read to measure the fidelity of images by its map: {last_error}")
+    return examples
 
 
 def _write_strip(path: Path, images: Sequence[np.ndarray]) -> None:

@@ -104,11 +104,11 @@ class PatienceRule:
             return Decision(rows[-1]["step"])
         best = max(range(len(rows)), key=lambda i: (scores[i], -i))
         first = next((i for i, row in enumerate(rows) if has_learnt(row)), len(rows))
-        waited = len(rows) - 1 - max(best, first)
-        if self.patience is None or waited < self.patience:
+        count = len(rows) - 1 - max(best, first)
+        if self.patience is None or count < self.patience:
             return Decision(rows[best]["step"])
         reason = (
-            f"stopped after step {rows[-1]['step']:,.0f}: the {figure.title} has not improved in {waited} "
+            f"stopped after step {rows[-1]['step']:,.0f}: the {figure.title} has not improved in {count} "
             f"measurements; it was best, {rows[best][figure.key]:.4g}, after step {rows[best]['step']:,.0f}"
         )
         return Decision(rows[best]["step"], reason=reason)
@@ -119,5 +119,5 @@ def has_learnt(row: Row) -> bool:
 
     Also True for rows of trainings that do not measure the latter.
     """
-    unguided = row.get("training_unguided", math.nan)
-    return math.isnan(unguided) or row["training"] < (1 - LEARNT_SHARE) * unguided
+    unguided_loss = row.get("training_unguided", math.nan)
+    return math.isnan(unguided_loss) or row["training"] < (1 - LEARNT_SHARE) * unguided_loss

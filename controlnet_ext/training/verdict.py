@@ -59,8 +59,8 @@ def describe_fit(rows: Sequence[Row]) -> str:
         f"held-out loss {last['held_out']:.4g} ({last['held_out_unguided']:.4g} without control), "
         f"training loss {last['training']:.4g} ({last['training_unguided']:.4g})"
     )
-    named = f"; {BIAS_AND_VARIANCE[fit.status]}" if fit.status in BIAS_AND_VARIANCE else ""
-    return f"{fit.finding}; {figures}{named}{f': {fit.advice}' if fit.advice else ''}"
+    term = f"; {BIAS_AND_VARIANCE[fit.status]}" if fit.status in BIAS_AND_VARIANCE else ""
+    return f"{fit.finding}; {figures}{term}{f': {fit.advice}' if fit.advice else ''}"
 
 
 def classify_fit(rows: Sequence[Row]) -> Fit:
@@ -81,7 +81,7 @@ def _classify(rows: Sequence[Row], steps: Sequence[float], i: int, lowest: Row) 
     last = rows[i]
     if not has_losses(last) or not has_losses(lowest):
         return Fit(UNKNOWN, "the losses with and without control were not measured")
-    gained = {side: last[f"{side}_unguided"] - last[side] for side in ("training", "held_out")}
+    gains = {side: last[f"{side}_unguided"] - last[side] for side in ("training", "held_out")}
     before = bisect.bisect_right(steps, 0.75 * last["step"], 0, i + 1) - 1
     earlier = rows[before] if before >= 0 else last
     if last["step"] < MIN_VERDICT_STEPS:
@@ -91,14 +91,14 @@ def _classify(rows: Sequence[Row], steps: Sequence[float], i: int, lowest: Row) 
         where = f"the held-out loss was lowest, {lowest['held_out']:.4g}, after {lowest['step']:.0f} steps"
         if last["training"] > (1 + SIGNIFICANT_CHANGE) * lowest["training"]:
             return Fit(DIVERGES, f"diverges: {where}, and both losses rise", "a lower --rate", "rising like it")
-        if compute_gap(last) - compute_gap(lowest) > SIGNIFICANT_GAP * max(gained["training"], 0):
+        if compute_gap(last) - compute_gap(lowest) > SIGNIFICANT_GAP * max(gains["training"], 0):
             trend = "rising" if i == 0 or last["held_out"] >= rows[i - 1]["held_out"] else "above its lowest"
             return Fit(OVERFITS, f"overfits: {where}", "more images, or fewer steps", trend)
-    if has_learnt(last) and gained["held_out"] < MIN_SHARED_GAIN * gained["training"]:
-        share = math.floor(100 * gained["held_out"] / gained["training"])
+    if has_learnt(last) and gains["held_out"] < MIN_SHARED_GAIN * gains["training"]:
+        share = math.floor(100 * gains["held_out"] / gains["training"])
         what = f"overfits: {share} % of what control gains on training images holds for others"
         return Fit(OVERFITS, what, "more images", f"with {share} % of the gain on training images")
-    if gained["held_out"] <= 0:
+    if gains["held_out"] <= 0:
         finding = "underfits: control does not help yet"
         return Fit(UNDERFITS, finding, "more steps", "no better than without control")
     if last["held_out"] < (1 - SIGNIFICANT_CHANGE) * earlier["held_out"]:

@@ -91,13 +91,16 @@ def _name(setting: object) -> object:
 
 def _check_content(folder: Path, settings: Mapping[str, Any]) -> None:
     if (folder / ARGUMENTS_FILE).exists():
-        stored = read_json(folder / ARGUMENTS_FILE)
-        for name, value in {**dict.fromkeys(stored), **settings}.items():  # a setting that is left out is the default
-            given = stored.get(name)
-            if given != value and not (name == STEPS and isinstance(given, int) and given < value):
+        old_arguments = read_json(folder / ARGUMENTS_FILE)
+        for name, value in {
+            **dict.fromkeys(old_arguments),
+            **settings,
+        }.items():  # a setting that is left out is the default
+            old_value = old_arguments.get(name)
+            if old_value != value and not (name == STEPS and isinstance(old_value, int) and old_value < value):
                 raise ValueError(
-                    f"{str(folder)!r} holds a training with another {name} ({_name(given)}, now {_name(value)}): give "
-                    "the same arguments to go on, or another --work"
+                    f"{str(folder)!r} holds a training with another {name} ({_name(old_value)}, now {_name(value)}): "
+                    "give the same arguments to go on, or another --work"
                 )
     elif os.path.lexists(folder):
         own = {LOCK_FILE, MAP_FOLDER, CACHE_FOLDER, *(path.name for path in list_temporary_files(folder))}

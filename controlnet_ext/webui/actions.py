@@ -47,12 +47,13 @@ def update_with_all_choices(field: str, value: Any) -> Any:
 def update_sliders(module_name: str, *values: Any) -> list[Any]:
     """Return updates of the three sliders for a module, at these values; None means its default."""
     entry = find_module(module_name)
-    shown: list[Any] = list(describe_sliders(entry)) if entry else []
-    if not shown or shown[0]["name"] != RESOLUTION_SLIDER:
-        shown = [None, *shown]
+    sliders: list[Any] = list(describe_sliders(entry)) if entry else []
+    if not sliders or sliders[0]["name"] != RESOLUTION_SLIDER:
+        sliders = [None, *sliders]
     at = values or (None,) * len(SLIDER_FIELDS)
     return [
-        _update_slider(each, value) for each, value in zip((*shown, None, None)[: len(SLIDER_FIELDS)], at, strict=True)
+        _update_slider(each, value)
+        for each, value in zip((*sliders, None, None)[: len(SLIDER_FIELDS)], at, strict=True)
     ]
 
 
@@ -63,22 +64,22 @@ def _update_slider(slider: dict[str, Any] | None, value: Any) -> Any:
     return gr.update(visible=True, label=slider["name"], value=slider["value"] if value is None else value, **bounds)
 
 
-def refresh_models(control_type: str, chosen: str) -> Any:
+def refresh_models(control_type: str, choice: str) -> Any:
     """Search the folders again and return an update of the models of a control type for the loaded checkpoint."""
     host.get_model_catalog().rescan()
     names = list_control_types(host.list_fitting_models())[control_type]["model_list"]
-    return gr.update(choices=names, value=chosen if chosen in names else "None")
+    return gr.update(choices=names, value=choice if choice in names else "None")
 
 
 def preview_map(
     image: Any, mask: Any, module_name: str, resolution: float, threshold_a: float, threshold_b: float
 ) -> list[Any]:
     """Return the image's map, an error message, a pose's JSON, and an update of the box that shows it."""
-    pixels, painted = get_image_and_mask(image)
+    pixels, strokes = get_image_and_mask(image)
     if pixels is None:
         return [None, "There is no image.", gr.update(), gr.update()]
     request: dict[str, Any] = {"controlnet_module": module_name}
-    request |= {"controlnet_input_images": [pixels], "controlnet_masks": [mask if painted is None else painted]}
+    request |= {"controlnet_input_images": [pixels], "controlnet_masks": [mask if strokes is None else strokes]}
     request |= {
         "controlnet_processor_res": resolution,
         "controlnet_threshold_a": threshold_a,

@@ -31,11 +31,11 @@ def register() -> None:
 def _add_axes() -> None:
     from modules import scripts
 
-    for loaded in scripts.scripts_data:
-        if loaded.script_class.__module__ in XYZ_MODULE_NAMES and hasattr(loaded.module, "AxisOption"):
-            there = {option.label for option in loaded.module.axis_options}
-            loaded.module.axis_options.extend(
-                o for o in create_axis_options(loaded.module.AxisOption) if o.label not in there
+    for script_data in scripts.scripts_data:
+        if script_data.script_class.__module__ in XYZ_MODULE_NAMES and hasattr(script_data.module, "AxisOption"):
+            there = {option.label for option in script_data.module.axis_options}
+            script_data.module.axis_options.extend(
+                o for o in create_axis_options(script_data.module.AxisOption) if o.label not in there
             )
 
 

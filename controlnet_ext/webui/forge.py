@@ -41,18 +41,18 @@ def register() -> None:
 
 
 def _create_forge_preprocessor(spec: Preprocessor, forge_module: Any) -> Any:
-    class Offered(forge_module.Preprocessor):  # type: ignore[misc]
+    class SpecPreprocessor(forge_module.Preprocessor):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             kind = CONTROL_TYPES.get(spec.makes)
             self.name, self.tags = spec.label, [kind] if kind else []
             self.model_filename_filters = [kind.casefold(), *MODEL_NAME_WORDS[spec.makes]] if kind else []
-            shown = describe_sliders(spec)
-            if not shown or shown[0]["name"] != RESOLUTION_SLIDER:
+            sliders = describe_sliders(spec)
+            if not sliders or sliders[0]["name"] != RESOLUTION_SLIDER:
                 self.slider_resolution = forge_module.PreprocessorParameter(visible=False)
             else:
-                shown = shown[1:]
-            for i, each in enumerate(shown[:2], 1):
+                sliders = sliders[1:]
+            for i, each in enumerate(sliders[:2], 1):
                 bounds = {"minimum": each["min"], "maximum": each["max"], "step": each["step"]}
                 slider = forge_module.PreprocessorParameter(
                     label=each["name"], value=each["value"], visible=True, **bounds
@@ -68,4 +68,4 @@ def _create_forge_preprocessor(spec: Preprocessor, forge_module: Any) -> Any:
                 input_image, mask, **parameters_from_sliders(spec, resolution or -1, a, b)
             ).pixels
 
-    return Offered()
+    return SpecPreprocessor()

@@ -60,8 +60,8 @@ def get_forge_dtype() -> torch.dtype:
     """Return the dtype in which Forge computes."""
     if hasattr(memory_management, "get_computation_dtype"):
         return memory_management.get_computation_dtype(FORGE_DEVICE)
-    stored = memory_management.unet_dtype()
-    return memory_management.unet_manual_cast(stored, FORGE_DEVICE) or stored
+    dtype = memory_management.unet_dtype()
+    return memory_management.unet_manual_cast(dtype, FORGE_DEVICE) or dtype
 
 
 class ForgeControlModel(ControlNetPatcher):  # type: ignore[misc]
@@ -119,10 +119,14 @@ class ForgeNetworkAdapter(nn.Module):
         """Return residuals, of the skips and then of the middle block, for x `(B, C, h, w)` and the hint `(B, 3, H,
         W)` in 0..1. Raises GuidanceError if the file is broken, does not fit the UNet, or does not read the map."""
         try:
-            made = self._run_network(Step(x, timesteps, context, WHOLE_RUN, added=y), hint)
+            residuals = self._run_network(Step(x, timesteps, context, WHOLE_RUN, added=y), hint)
         except LOAD_ERRORS as error:
             raise GuidanceError(f"ControlNet: {error}") from error
-        return [*made.skips, made.middle] if RETURNS_LIST else {"output": list(made.skips), "middle": [made.middle]}
+        return (
+            [*residuals.skips, residuals.middle]
+            if RETURNS_LIST
+            else {"output": list(residuals.skips), "middle": [residuals.middle]}
+        )
 
     def _run_network(self, step: Step, hint: Tensor) -> Any:
         if self._error is not None:
@@ -132,8 +136,8 @@ class ForgeNetworkAdapter(nn.Module):
             self._bound_network = self.net.for_map_types((self._map_kind,))
         if self._cached_hint is None or self._cached_hint[0] is not hint:
             self._cached_hint = hint, self._bound_network.hint(hint)
-        made = self._cached_hint[1]
-        return self._bound_network(step, [made] if self._bound_network.multi_hint else made)
+        hint_tensor = self._cached_hint[1]
+        return self._bound_network(step, [hint_tensor] if self._bound_network.multi_hint else hint_tensor)
 
 
 class ForgeControl(ControlNet):  # type: ignore[misc]
@@ -144,9 +148,9 @@ class ForgeControl(ControlNet):  # type: ignore[misc]
 
     def copy(self) -> ForgeControl:
         """Return a copy that shares the network."""
-        copied = ForgeControl(self.control_model)
-        self.copy_to(copied)
-        return copied
+        other = ForgeControl(self.control_model)
+        self.copy_to(other)
+        return other
 
     def get_models(self) -> list[Any]:
         """Return the models without ours, whose layers Forge's swapping does not know."""

@@ -23,8 +23,8 @@ def read_canvas(value: Any) -> Any:
         is_painted = mask is not None and read_mask(mask).any()  # an opaque black mask has an alpha of 255
         return {**value, "mask": mask if is_painted else None}
     layers = [layer for layer in value.get("layers") or () if layer is not None]
-    painted = [np.where(layer[..., 3:] > 0, np.uint8(255), np.uint8(0)).repeat(3, 2) for layer in layers]
-    mask = np.maximum.reduce(painted) if painted else None
+    masks = [np.where(layer[..., 3:] > 0, np.uint8(255), np.uint8(0)).repeat(3, 2) for layer in layers]
+    mask = np.maximum.reduce(masks) if masks else None
     image = value["background"]
     if image is not None and image.shape[2] == 4 and not image[..., 3].any():
         image = None  # gradio 4 gives a transparent one where there is none

@@ -30,9 +30,9 @@ def _declare_options() -> None:
     import gradio as gr
     from modules import shared
 
-    def option(key: str, default: Any, words: str, component: Any = None, given: Any = None, **more: Any) -> None:
-        shown = shared.OptionInfo(default, words, component, given or more or {}, section=SECTION)
-        shared.opts.add_option(key, shown)
+    def option(key: str, default: Any, words: str, component: Any = None, arguments: Any = None, **more: Any) -> None:
+        info = shared.OptionInfo(default, words, component, arguments or more or {}, section=SECTION)
+        shared.opts.add_option(key, info)
 
     units: dict[str, Any] = {"minimum": 1, "maximum": 10, "step": 1}
     option("control_net_detectedmap_dir", "detected_maps", "Folder for saved control maps")
@@ -76,11 +76,11 @@ def list_model_folders() -> list[str]:
     from modules import shared
     from modules.paths import models_path
 
-    named = (get_setting("control_net_models_path", ""), getattr(shared.cmd_opts, "controlnet_dir", None))
+    folders = (get_setting("control_net_models_path", ""), getattr(shared.cmd_opts, "controlnet_dir", None))
     paths = [
         Path(models_path) / MODEL_FOLDER_NAME,
         EXTENSION_FOLDER / "models",
-        *(_resolve_path(name) for name in named if name),
+        *(_resolve_path(name) for name in folders if name),
     ]
     return [str(folder) for folder in dict.fromkeys(paths) if folder.is_dir()]
 
@@ -97,8 +97,8 @@ def list_weight_folders() -> list[str]:
 def list_result_folders() -> list[Path]:
     """Return the folders of results: one, or one for txt2img and one for img2img."""
     one = get_setting("outdir_samples", "")
-    named = [one] if one else [get_setting(f"outdir_{tab}_samples", "") for tab in ("txt2img", "img2img")]
-    return [Path(name) for name in named if name]
+    folders = [one] if one else [get_setting(f"outdir_{tab}_samples", "") for tab in ("txt2img", "img2img")]
+    return [Path(name) for name in folders if name]
 
 
 def get_map_folder() -> Path:

@@ -90,9 +90,9 @@ def read_request_units(args: Sequence[Any], p: Any, with_script_control: bool) -
         }
     for field, value in changes.items():
         each = value if isinstance(value, list | tuple) else [value] * len(units)
-        for unit, given in zip(units, each, strict=False):
-            if given is not None:
-                unit[field] = given
+        for unit, setting in zip(units, each, strict=False):
+            if setting is not None:
+                unit[field] = setting
     return units
 
 
@@ -237,8 +237,8 @@ def _get_init_image(p: Any) -> ImageMaskPair | None:
     image, mask = np.asarray(images[0].convert("RGB")), getattr(p, "image_mask", None)
     if mask is None:
         return image, None
-    painted = read_mask(mask)
-    return image, 255 - painted if p.inpainting_mask_invert else painted
+    mask_pixels = read_mask(mask)
+    return image, 255 - mask_pixels if p.inpainting_mask_invert else mask_pixels
 
 
 def _get_init_fit(p: Any) -> str:

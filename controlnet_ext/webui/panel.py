@@ -86,9 +86,9 @@ class UnitComponents:
     def _add_model_controls(self) -> None:
         """Preprocessor and model, by control type, and how strongly and when."""
         names = host.list_fitting_models()
-        shown = gr.Dropdown if host.get_setting("controlnet_control_type_dropdown", False) else gr.Radio
+        component = gr.Dropdown if host.get_setting("controlnet_control_type_dropdown", False) else gr.Radio
         types = [name for name in list_control_types(names) if name not in UNSUPPORTED_CONTROL_TYPES]
-        self.components["type"] = shown(types, value="All", label="Control Type", elem_id=self._element_id("type"))
+        self.components["type"] = component(types, value="All", label="Control Type", elem_id=self._element_id("type"))
         with gr.Row():
             self._add_dropdown("module", "Preprocessor", list(list_modules(True)["module_list"]), "none")
             self._run_button = self._create_tool_button("run", "💥", "Make the map")

@@ -19,7 +19,7 @@ def create_paste_fields(unit_index: int, components: dict[str, Any]) -> list[tup
     components unchanged where the settings say so."""
     key = f"ControlNet {unit_index}"
 
-    def wanted(function: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, Any]], Any]:
+    def if_enabled(function: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, Any]], Any]:
         return lambda params: function(params) if host.get_setting("control_net_sync_field_args", True) else None
 
     def of(name: str) -> Callable[[dict[str, Any]], Any]:
@@ -31,7 +31,7 @@ def create_paste_fields(unit_index: int, components: dict[str, Any]) -> list[tup
     texts = [(components[name], of(name)) for name in sorted(UNIT_TEXT_FIELDS)]
     types = [(components["type"], lambda params: "All" if key in params else None)]
     fields = types + texts + [(components[name], image_reader(name)) for name in INPUT_LABELS]
-    return [(component, wanted(function)) for component, function in fields]
+    return [(component, if_enabled(function)) for component, function in fields]
 
 
 def _update_image(field: str, text: str) -> Any:

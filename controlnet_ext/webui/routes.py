@@ -35,8 +35,8 @@ def merge_openapi(host_openapi: Callable[[], Any], document: Mapping[str, Any], 
     def both() -> Any:
         document = host_openapi()
         parts = document.get("components", {})
-        known = {**parts.get("schemas", {}), **schemas}
-        return {**document, "paths": {**document["paths"], **paths}, "components": {**parts, "schemas": known}}
+        all_schemas = {**parts.get("schemas", {}), **schemas}
+        return {**document, "paths": {**document["paths"], **paths}, "components": {**parts, "schemas": all_schemas}}
 
     return both
 
@@ -89,8 +89,8 @@ def mount_routes(_: Any, app: Any) -> None:
         ControlContext(
             host.get_model_catalog(),
             host.get_unit_count(),
-            lambda value, abandoned: detect_maps(
-                value, host.get_preprocessor_loader(), partial(check_abandoned, abandoned)
+            lambda value, stop_event: detect_maps(
+                value, host.get_preprocessor_loader(), partial(check_abandoned, stop_event)
             ),
             HostWorker(MAX_PENDING),
         )

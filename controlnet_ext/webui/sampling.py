@@ -51,12 +51,12 @@ def inject_initial_noise(p: Any, pixels: np.ndarray | None) -> Iterator[None]:
     if pixels is None:
         yield
         return
-    p.rng = changed = ImageNoiseRNG(p, pixels)
+    p.rng = rng = ImageNoiseRNG(p, pixels)
     try:
         yield
     finally:
-        if p.rng is changed:
-            p.rng = changed._rng
+        if p.rng is rng:
+            p.rng = rng._rng
 
 
 class TileHint:
@@ -124,12 +124,12 @@ class GuidedSampler:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with _wrap_errors():
-            made = self._build_units()
-            if not made:
+            built_units = self._build_units()
+            if not built_units:
                 return self._original_sample(*args, **kwargs)
             hires = bool(getattr(self.p, "enable_hr", False))
-            units = [unit for each in made for unit in each.split_by_pass(hires)]
-            noise_image = find_initial_noise_image(made, hires)
+            units = [unit for each in built_units for unit in each.split_by_pass(hires)]
+            noise_image = find_initial_noise_image(built_units, hires)
             with _guide_units(self.p, units, self._network), inject_initial_noise(self.p, noise_image):
                 return self._original_sample(*args, **kwargs)
 

@@ -158,12 +158,12 @@ class ControlNetScript(scripts.Script):
 
     def ui(self, is_img2img: bool) -> list[Any]:
         """Build the panel and return its components."""
-        shown = build_panel(self, is_img2img, host.get_unit_count())
+        panel = build_panel(self, is_img2img, host.get_unit_count())
         self.infotext_fields, self.paste_field_names = (
-            shown.paste_fields,
-            [name for _, name in shown.paste_fields if name],
+            panel.paste_fields,
+            [name for _, name in panel.paste_fields if name],
         )
-        return shown.components
+        return panel.components
 
     def before_process(self, p: Any, *args: Any) -> None:
         """Set the number of iterations to that of a batch folder's images."""
@@ -194,11 +194,11 @@ class ControlNetScript(scripts.Script):
         if finishes:
             apply_finishes(images, finishes)
 
-    def postprocess_image(self, p: Any, shown: Any, *args: Any) -> None:
+    def postprocess_image(self, p: Any, pp: Any, *args: Any) -> None:
         """Store the image for units that loop."""
         request = vars(p).get("controlnet_ext")
         if request is not None and request.batch_inputs.looping_units:
-            request.last_image = np.asarray(shown.image.convert("RGB"))
+            request.last_image = np.asarray(pp.image.convert("RGB"))
 
     def postprocess(self, p: Any, processed: Any, *args: Any) -> None:
         """Append the maps to the results."""

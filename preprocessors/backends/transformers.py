@@ -228,8 +228,8 @@ def compute_input_size(settings: dict[str, Any], height: int, width: int) -> tup
         size = {"height": size, "width": size} if longest is None else {"shortest_edge": size, "longest_edge": longest}
     size = {key: value for key, value in size.items() if value is not None} if isinstance(size, dict) else {}
     whole = size.keys() >= {"height", "width"}
-    known = whole or "shortest_edge" in size or "longest_edge" in size
-    if not known or not all(type(value) is int and 0 < value <= _MAX_INPUT_SIDE for value in size.values()):
+    is_supported = whole or "shortest_edge" in size or "longest_edge" in size
+    if not is_supported or not all(type(value) is int and 0 < value <= _MAX_INPUT_SIDE for value in size.values()):
         raise ValueError(
             f"preprocessor_config.json has the size {settings.get('size')!r:.80}, expected sides in pixels"
         )

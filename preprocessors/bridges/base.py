@@ -133,8 +133,8 @@ def bridge_detector(
                 (detector, where), lambda: _load_detector(detector, library, where.name)
             )
 
-        def __call__(self, image: np.ndarray, **given: Any) -> np.ndarray:
-            return _call_detector(detector, self.loaded.call, image, given)
+        def __call__(self, image: np.ndarray, **options: Any) -> np.ndarray:
+            return _call_detector(detector, self.loaded.call, image, options)
 
     arguments = [
         Argument(word, Argument.POSITIONAL_OR_KEYWORD) for word in ("self", "image")
@@ -173,25 +173,25 @@ def _load_detector(detector: Detector, library: Library, device: str) -> _Loaded
     try:
         files = {word: str(path.absolute()) for word, path in zip(detector.file_arguments, paths, strict=True)}
         with redirect_stdout(sys.stderr):
-            made = kind.from_pretrained(str(paths[0].parent), **files, **detector.load_arguments)
-        module = made
+            result = kind.from_pretrained(str(paths[0].parent), **files, **detector.load_arguments)
+        module = result
         for part in detector.network_attribute.split(".") if detector.network_attribute else ():
             module = getattr(module, part)
         module.to(device)
     except (*_DETECTOR_ERRORS, ValueError, RuntimeError, ImportError, OSError) as error:
         raise ValueError(f"{detector.package.name}'s {detector.name} does not load: {_format_error(error)}") from error
-    return _LoadedDetector(made, sum(path.stat().st_size for path in paths))
+    return _LoadedDetector(result, sum(path.stat().st_size for path in paths))
 
 
 def _call_detector(
     detector: Detector, call: Callable[..., Any], image: np.ndarray, arguments: dict[str, Any]
 ) -> np.ndarray:
     height, width = image.shape[:2]
-    known = signature(call).parameters
-    if "detect_resolution" in known:
+    parameters = signature(call).parameters
+    if "detect_resolution" in parameters:
         image = pad_to_multiple(image[None], 64)[0]  # to whose multiples controlnet_aux would resize
-    sizes = {word: min(image.shape[:2]) for word in _SIZE_ARGUMENTS if word in known}
-    kind = {"output_type": "np"} if "output_type" in known else {}
+    sizes = {word: min(image.shape[:2]) for word in _SIZE_ARGUMENTS if word in parameters}
+    kind = {"output_type": "np"} if "output_type" in parameters else {}
     arguments = {**detector.extra_defaults, **arguments}
     seed = arguments.pop("seed", 0) if detector.is_random else None
     try:

@@ -47,23 +47,23 @@ def boost_depth(image: np.ndarray, estimate: EstimateFunction, merge: MergeFunct
     factor = max(min(1, 4 * density * size / _MAX_SIZE), 0.2)
     large = [round(2 * size * side / max(height, width)) for side in (height, width)]
     large = [round(side / factor) for side in large]
-    detailed = _resize_cubic(image, *large)
-    parts = _select_patches(detailed, int(32 / factor))
+    large_image = _resize_cubic(image, *large)
+    parts = _select_patches(large_image, int(32 / factor))
     scale = height / large[0]
-    detailed = _resize_cubic(detailed, round(large[0] * scale), round(large[1] * scale))
-    base = _resize_cubic(whole, *detailed.shape[:2])
+    large_image = _resize_cubic(large_image, round(large[0] * scale), round(large[1] * scale))
+    base = _resize_cubic(whole, *large_image.shape[:2])
     depth = base.copy()
     for part in parts:
         left, top, side = (round(pixels * scale) for pixels in part)
         here = np.s_[top : top + side, left : left + side]
         before = _resize_cubic(base[here], MERGE_SIZE, MERGE_SIZE)
-        merged = _fit_linear(
-            merge(_normalize_depth(before), _estimate_double(detailed[here], 2 * RECEPTIVE_FIELD, estimate, merge)),
+        patch_depth = _fit_linear(
+            merge(_normalize_depth(before), _estimate_double(large_image[here], 2 * RECEPTIVE_FIELD, estimate, merge)),
             before,
         )
         rows, columns = depth[here].shape
         mask = _make_blend_weights(rows)[:, None] * _make_blend_weights(columns)
-        depth[here] += mask * (_resize_cubic(merged, rows, columns) - depth[here])
+        depth[here] += mask * (_resize_cubic(patch_depth, rows, columns) - depth[here])
     return _resize_cubic(depth, height, width)
 
 
@@ -132,7 +132,7 @@ def _select_patches(image: np.ndarray, step: int) -> list[tuple[int, int, int]]:
         a, b = sums[top, [left, left + side]], sums[top + side, [left, left + side]]
         return bool((b[1] - b[0] - a[1] + a[0]) / side**2 >= average)
 
-    found = []
+    patches = []
     for left in range(0, width - 2 * RECEPTIVE_FIELD, round(0.75 * RECEPTIVE_FIELD)):
         for top in range(0, height - 2 * RECEPTIVE_FIELD, round(0.75 * RECEPTIVE_FIELD)):
             part = left, top, 2 * RECEPTIVE_FIELD
@@ -143,8 +143,8 @@ def _select_patches(image: np.ndarray, step: int) -> list[tuple[int, int, int]]:
                 if x < 0 or y < 0 or y + side > height or x + side > width or not dense(x, y, side):
                     break
                 part = x, y, side
-            found.append(part)
-    return sorted(found, key=lambda part: -part[2])
+            patches.append(part)
+    return sorted(patches, key=lambda part: -part[2])
 
 
 def _make_blend_weights(count: int) -> np.ndarray:

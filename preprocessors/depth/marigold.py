@@ -100,7 +100,7 @@ class MarigoldPipeline:
         longest = self.model_index.get("default_processing_resolution") if processing is None else processing
         least = ceil(max(height, width) / longest) if longest else 1  # a strip must not be lost
         image = pad_to_multiple(image[None], 1, least)[0]
-        known = signature(getattr(diffusers, self.pipeline_class)).parameters.keys() - _PIPELINE_COMPONENTS
+        parameters = signature(getattr(diffusers, self.pipeline_class)).parameters.keys() - _PIPELINE_COMPONENTS
         scheduler = getattr(diffusers, self.scheduler_config["_class_name"]).from_config(self.scheduler_config)
         pipe = getattr(diffusers, self.pipeline_class)(
             unet=self.unet.module,
@@ -108,7 +108,7 @@ class MarigoldPipeline:
             scheduler=scheduler,  # its own, for it counts steps
             text_encoder=None,
             tokenizer=None,
-            **{name: value for name, value in self.model_index.items() if name in known},
+            **{name: value for name, value in self.model_index.items() if name in parameters},
         )
         pipe.image_processor.preprocess = _preprocess_in_float32(pipe.image_processor.preprocess)
         pipe.empty_text_embedding = self.text_embedding
@@ -135,11 +135,13 @@ def _preprocess_in_float32(preprocess: Callable[..., Any]) -> Callable[..., Any]
     """Marigold's preparation of an image in float32, for torch shrinks none in bfloat16 on a CPU."""
     import torch
 
-    def prepared(image: object, processing: int, way: str, device: object, dtype: object) -> tuple[Any, ...]:
+    def preprocess_in_float32(
+        image: object, processing: int, way: str, device: object, dtype: object
+    ) -> tuple[Any, ...]:
         pixels, *sizes = preprocess(image, processing, way, device, torch.float32)
         return pixels.to(dtype), *sizes
 
-    return prepared
+    return preprocess_in_float32
 
 
 def load_marigold(library: Library, files: ModelFiles, pipeline_class: str, device: str | Device) -> MarigoldPipeline:
@@ -193,13 +195,15 @@ def _check_config(path: Path, pipeline_class: str, model_index: dict[str, Any], 
         if value is not None and not (type(value) is int and 0 <= value <= 2**16):
             raise ValueError(f"{str(path)!r} has the {name} {value!r:.40}, expected a whole number")
     check_config_numbers(repr(str(path / SCHEDULER_CONFIG_JSON)), scheduler)
-    found = scheduler.get("_class_name")
-    if found not in _SCHEDULER_CLASSES:
+    class_name = scheduler.get("_class_name")
+    if class_name not in _SCHEDULER_CLASSES:
         raise ValueError(
-            f"{str(path)!r} has the scheduler {found!r:.80}, expected one of: {', '.join(_SCHEDULER_CLASSES)}"
+            f"{str(path)!r} has the scheduler {class_name!r:.80}, expected one of: {', '.join(_SCHEDULER_CLASSES)}"
         )
     try:
-        getattr(diffusers, found).from_config(scheduler).set_timesteps(model_index.get("default_denoising_steps") or 1)
+        getattr(diffusers, class_name).from_config(scheduler).set_timesteps(
+            model_index.get("default_denoising_steps") or 1
+        )
     except _CONFIG_ERRORS as error:
         raise ValueError(f"{str(path)!r}'s scheduler is refused: {one_line(error, 300)}") from error
 

@@ -43,9 +43,9 @@ class LineartAnime:
 
     def __call__(self, images: np.ndarray) -> list[np.ndarray]:
         size = images.shape[2], images.shape[1]
-        seen = tuple(-(-side // SIZE_MULTIPLE) * SIZE_MULTIPLE for side in size)
-        distorted = np.stack([cv2.resize(image, seen, interpolation=cv2.INTER_CUBIC) for image in images])
-        papers = self.network(to_batch_tensor(distorted) / 127.5 - 1)[:, 0].numpy() * 127.5 + 127.5
+        input_size = tuple(-(-side // SIZE_MULTIPLE) * SIZE_MULTIPLE for side in size)
+        batch = np.stack([cv2.resize(image, input_size, interpolation=cv2.INTER_CUBIC) for image in images])
+        papers = self.network(to_batch_tensor(batch) / 127.5 - 1)[:, 0].numpy() * 127.5 + 127.5
         papers = [cv2.resize(paper, size, interpolation=cv2.INTER_CUBIC) for paper in papers]
         return [255 - paper.clip(0, 255).astype(np.uint8) for paper in papers]
 

@@ -81,6 +81,6 @@ class InpaintLama:
         )
         x = to_batch_tensor(small[None]) / 255
         output = self.network(x[:, :3], (x[:, 3:] > 0.5).float())[0, :, :height, :width].permute(1, 2, 0).numpy()
-        filled = cv2.resize(output * 255, image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+        filling = cv2.resize(output * 255, image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
         share = image[..., 3:] / np.float32(255)
-        return (filled * share + image[..., :3] * (1 - share)).clip(0, 255).astype(np.uint8)
+        return (filling * share + image[..., :3] * (1 - share)).clip(0, 255).astype(np.uint8)

@@ -28,13 +28,13 @@ def encode_poses(poses: Poses) -> dict[str, Any]:
     confidences are not all 1, they stand in a list of their own, such as `pose_confidences`, which others ignore."""
     people = []
     for person in poses.people:
-        written: dict[str, Any] = {}
+        result: dict[str, Any] = {}
         for part, name in _JSON_PART_NAMES.items():
             points = getattr(person, part)
-            written[f"{name}_keypoints_2d"] = _flatten_points(points) or None
+            result[f"{name}_keypoints_2d"] = _flatten_points(points) or None
             if confidences := _list_confidences(points):
-                written[f"{name}_confidences"] = confidences
-        people.append(written)
+                result[f"{name}_confidences"] = confidences
+        people.append(result)
     value: dict[str, Any] = {"people": people}
     if poses.animals:
         value["animals"] = [_flatten_points(animal.points) for animal in poses.animals]
@@ -146,18 +146,18 @@ def _get_list(value: dict[str, Any], key: str) -> list[Any]:
     return _check_type(value.get(key) or [], list, key)
 
 
-def _get_canvas(value: dict[str, Any], given: tuple[int, int] | None) -> tuple[int, int]:
+def _get_canvas(value: dict[str, Any], size: tuple[int, int] | None) -> tuple[int, int]:
     """Return height and width: those of the file, or those that are given where it states none."""
     if value.get("canvas_height") is None and value.get("canvas_width") is None:
-        if given is None:
+        if size is None:
             raise ValueError(
                 "canvas_width and canvas_height are missing, as in OpenPose's own files: give the size of the image "
                 "(draw --canvas WIDTHxHEIGHT)"
             )
-        return given
+        return size
     height, width = _get_side(value, "canvas_height"), _get_side(value, "canvas_width")
-    if given is not None and given != (height, width):
-        raise ValueError(f"its canvas is {width}x{height}, not {given[1]}x{given[0]}: give none")
+    if size is not None and size != (height, width):
+        raise ValueError(f"its canvas is {width}x{height}, not {size[1]}x{size[0]}: give none")
     return height, width
 
 

@@ -107,14 +107,14 @@ def _merge_face_boxes(boxes: np.ndarray, scores: np.ndarray, min_confidence: flo
     )
     centre, half, points = boxes[:, :1] + anchors[:, None], boxes[:, 1:2] / 2, boxes[:, 2:] + anchors[:, None]
     boxes = np.concatenate([centre - half, centre + half, points], axis=1)
-    left = np.argsort(-scores, kind="stable")[: (scores >= min_confidence).sum()]
-    found = []
-    while left.size:
-        same = _compute_iou(boxes[left[0]], boxes[left]) > _MAX_IOU
+    remaining = np.argsort(-scores, kind="stable")[: (scores >= min_confidence).sum()]
+    means = []
+    while remaining.size:
+        same = _compute_iou(boxes[remaining[0]], boxes[remaining]) > _MAX_IOU
         same[0] = True
-        found.append(np.average(boxes[left[same]], axis=0, weights=scores[left[same]]))
-        left = left[~same]
-    return found
+        means.append(np.average(boxes[remaining[same]], axis=0, weights=scores[remaining[same]]))
+        remaining = remaining[~same]
+    return means
 
 
 def _compute_iou(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
@@ -215,13 +215,13 @@ class MediapipeFace:
         max_faces: Annotated[int, Range(1, 10)] = 1,
         min_confidence: Annotated[float, Range(0.01, 1)] = 0.5,
     ) -> object:
-        found = [
+        meshes = [
             detect_face_mesh(self.mesh_network, image, one)
             for one in detect_faces(self.detector, image, min_confidence)[:max_faces]
         ]
         faces = [
             np.concatenate([points, detect_irises(self.iris_network, image, points)])
-            for points in found
+            for points in meshes
             if points is not None and min(np.ptp(points, axis=0)) >= _MIN_FACE_SIZE
         ]
 

@@ -98,9 +98,9 @@ def find_face_points(heatmaps: Tensor, side: int) -> np.ndarray:
 
     points = np.full((70, 3), np.nan)
     for i, one in enumerate(heatmaps[:70]):
-        enlarged = F.interpolate(one[None, None], (side, side), mode="bilinear", align_corners=True)[0, 0].numpy()
-        if enlarged.max() > _MIN_HEAT:
-            points[i] = _find_peak(enlarged, 1)
+        heat_map = F.interpolate(one[None, None], (side, side), mode="bilinear", align_corners=True)[0, 0].numpy()
+        if heat_map.max() > _MIN_HEAT:
+            points[i] = _find_peak(heat_map, 1)
     return points
 
 

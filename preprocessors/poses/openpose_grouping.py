@@ -65,11 +65,11 @@ def blur_matrix(matrix: np.ndarray) -> np.ndarray:
     """Return the matrix `(n, m)` that also blurs its result, as scipy.ndimage.gaussian_filter of sigma 3 does, cut at 4
     sigma."""
     weights = np.exp(-0.5 * (np.arange(-12, 13) / 3) ** 2)
-    padded = np.pad(matrix, ((12, 12), (0, 0)), "symmetric")
-    blurred = np.zeros_like(matrix)
+    border_matrix = np.pad(matrix, ((12, 12), (0, 0)), "symmetric")
+    blur = np.zeros_like(matrix)
     for i, weight in enumerate(weights / weights.sum()):
-        blurred += weight * padded[i : i + len(matrix)]
-    return blurred
+        blur += weight * border_matrix[i : i + len(matrix)]
+    return blur
 
 
 def _find_peaks(heatmap: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -97,15 +97,15 @@ def _match_limbs(
     parts = np.array_split(start_points, -(-len(start_points) * len(end_points) // _MAX_PAIRS))
     scores = np.concatenate([_score_limbs(part, end_points, field, rows, columns) for part in parts])
     order = np.argsort(-scores, axis=None, kind="stable")[: (scores > 0).sum()]
-    found: list[tuple[int, int, float]] = []
+    limbs: list[tuple[int, int, float]] = []
     used_a: set[int] = set()
     used_b: set[int] = set()
     for i, j in zip(*(axis.tolist() for axis in np.unravel_index(order, scores.shape)), strict=True):
         if i not in used_a and j not in used_b:
             used_a.add(i)
             used_b.add(j)
-            found.append((i, j, float(scores[i, j])))
-    return found
+            limbs.append((i, j, float(scores[i, j])))
+    return limbs
 
 
 def _score_limbs(
@@ -166,8 +166,8 @@ def _assemble_bodies(scores: list[np.ndarray], limbs: list[list[tuple[int, int, 
 
 
 def _to_array(person: _BodyCandidate, points: list[np.ndarray], scores: list[np.ndarray]) -> np.ndarray:
-    found = np.full((18, 3), np.nan)
+    array = np.full((18, 3), np.nan)
     for part, place in enumerate(person.point_indices):
         if place >= 0:
-            found[part] = *points[part][place], scores[part][place]
-    return found
+            array[part] = *points[part][place], scores[part][place]
+    return array

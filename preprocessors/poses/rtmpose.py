@@ -58,15 +58,15 @@ def _decode_boxes(output: np.ndarray, input_size: tuple[int, int], classes: rang
 def _suppress_overlaps(boxes: np.ndarray) -> np.ndarray:
     """Boxes without those that overlap an earlier one: greedy non-maximum suppression."""
     areas = (boxes[:, 2:] - boxes[:, :2] + 1).prod(axis=1)
-    kept = []
-    left = np.arange(len(boxes))
-    while left.size:
-        i, others = left[0], left[1:]
-        kept.append(i)
+    indices = []
+    remaining = np.arange(len(boxes))
+    while remaining.size:
+        i, others = remaining[0], remaining[1:]
+        indices.append(i)
         corner = np.minimum(boxes[i, 2:], boxes[others, 2:]) - np.maximum(boxes[i, :2], boxes[others, :2])
         common = (corner + 1).clip(0).prod(axis=1)
-        left = others[common / (areas[i] + areas[others] - common) <= _MAX_IOU]
-    return boxes[kept]
+        remaining = others[common / (areas[i] + areas[others] - common) <= _MAX_IOU]
+    return boxes[indices]
 
 
 _BOX_SCALE = 1.25  # how much larger than the box the crop is

@@ -125,13 +125,13 @@ def make_background_preprocessor(weights: WeightsFile, infer_mattes: MattingFunc
         def __call__(
             self, images: np.ndarray, *, ground: Annotated[int, Range(0, 255)] = 255, matte: bool = False
         ) -> list[tuple[np.ndarray, np.ndarray]]:
-            found = []
+            mattes = []
             for image, part in zip(images, infer_mattes(self.network, images), strict=True):
                 part = part[..., None]
-                seen = part * 255 if matte else image * part + np.float32(ground) * (1 - part)
-                pixels = (seen + 0.5).astype(np.uint8)
-                found.append((pixels[..., 0] if matte else pixels, part[..., 0]))
-            return found
+                floats = part * 255 if matte else image * part + np.float32(ground) * (1 - part)
+                pixels = (floats + 0.5).astype(np.uint8)
+                mattes.append((pixels[..., 0] if matte else pixels, part[..., 0]))
+            return mattes
 
     return Background
 

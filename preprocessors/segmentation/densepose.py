@@ -71,8 +71,8 @@ def _detect_surfaces(network: Callable[[np.ndarray], tuple[Any, ...]], image: np
                 surface[here, axis] = _upsample(x[i : i + 1, part : part + 1], down, across)[here]
         cut = slice(max(-top, 0), max(height - top, 0)), slice(max(-left, 0), max(width - left, 0))
         place = slice(max(top, 0), max(top + down, 0)), slice(max(left, 0), max(left + across, 0))
-        seen = parts[cut] > 0
-        labels[place][seen], uv[place][seen] = parts[cut][seen], surface[cut][seen]
+        mask = parts[cut] > 0
+        labels[place][mask], uv[place][mask] = parts[cut][mask], surface[cut][mask]
     return DensePoseSurfaces(labels, uv)
 
 

@@ -71,13 +71,13 @@ class TransformersSam:
             masks = self._propose_masks(image, used, points, least_score)
             logits, scores = torch.cat([low for low, _ in masks]), torch.cat([score for _, score in masks])
             stabilities, boxes = self._measure_masks(logits, used, height, width)
-            kept = (stabilities > least_stability).nonzero()[:, 0]
-            best = non_max_suppression(boxes[kept].numpy(), scores[kept].numpy(), _MAX_BOX_IOU)
+            indices = (stabilities > least_stability).nonzero()[:, 0]
+            best = non_max_suppression(boxes[indices].numpy(), scores[indices].numpy(), _MAX_BOX_IOU)
             return [
                 mask_from_logits(
                     self._upsample_logits(logits[i : i + 1], used, height, width)[0].cpu().numpy(), *numbers
                 )
-                for i in kept[best].tolist()
+                for i in indices[best].tolist()
                 for numbers in [(scores[i].item(), stabilities[i].item())]
             ]
 
@@ -94,7 +94,7 @@ class TransformersSam:
         steps = (torch.arange(points, dtype=torch.float64) + 0.5) / points
         y, x = torch.meshgrid(steps * content_size[0], steps * content_size[1], indexing="ij")
         grid = torch.stack([x, y], dim=-1).reshape(1, -1, 1, 2).to(self.network.device, self.network.dtype)
-        found = []
+        masks = []
         for some in grid.split(_POINTS_PER_BATCH, dim=1):
             labels = torch.ones(some.shape[:3], dtype=torch.int64, device=some.device)
             result = self.module(
@@ -104,8 +104,8 @@ class TransformersSam:
             if not scores.isfinite().all():
                 raise ValueError("the network's scores are no numbers: compute in float32 or bfloat16")
             sure = scores > least_score
-            found.append((result["pred_masks"].float().flatten(0, 2)[sure], scores[sure].cpu()))
-        return found
+            masks.append((result["pred_masks"].float().flatten(0, 2)[sure], scores[sure].cpu()))
+        return masks
 
     def _measure_masks(
         self, logits: Tensor, content_size: tuple[int, int], height: int, width: int
@@ -170,9 +170,9 @@ def make_sam_preprocessor(files: ModelFiles) -> type:
             masks = self.masks(image, points, least_score, least_stability)
 
             def result(height: int, width: int) -> tuple[np.ndarray, tuple[ObjectMask, ...]]:
-                kept = [mask for mask in (mask.crop(height, width) for mask in masks) if mask.area]
-                kept.sort(key=lambda mask: -mask.area)
-                return render_masks(kept, height, width, seed), tuple(kept)
+                visible_masks = [mask for mask in (mask.crop(height, width) for mask in masks) if mask.area]
+                visible_masks.sort(key=lambda mask: -mask.area)
+                return render_masks(visible_masks, height, width, seed), tuple(visible_masks)
 
             return result
 

@@ -53,9 +53,9 @@ class Segmentation:
         height, width = images.shape[1:3]
         scale = min(_SHORT_SIDE / min(height, width), _MAX_LONG_SIDE / max(height, width))
         h, w = (int(side * scale + 0.5) for side in (height, width))
-        seen = pad_to_multiple(np.stack([cv2.resize(image, (w, h)) for image in images]), 1, min_size=_MIN_SIDE)
-        scores = self.network(normalize_imagenet(seen.astype(np.float32) / 255))
+        batch = pad_to_multiple(np.stack([cv2.resize(image, (w, h)) for image in images]), 1, min_size=_MIN_SIDE)
+        scores = self.network(normalize_imagenet(batch.astype(np.float32) / 255))
         if not scores.isfinite().all():
             raise ValueError("the network's scores are no numbers: compute in float32 or bfloat16")
-        scores = interpolate(scores.to(self.network.device), seen.shape[1:3], mode="bilinear", align_corners=False)
+        scores = interpolate(scores.to(self.network.device), batch.shape[1:3], mode="bilinear", align_corners=False)
         return upsample_argmax(scores[..., :h, :w], height, width)

@@ -95,7 +95,7 @@ def test_matrices_in_fp8_are_read_by_diffusers_and_by_us(eight_bits: tuple[Path,
         assert {t.dtype for t in theirs.values()} == {torch.float32}
         for name, tensor in trained.items():
             assert (theirs[name] - tensor).abs().max() <= tensor.abs().max() / 16 + 1e-3, name
-    assert np.abs(picture(base) - picture(out)).max() < 0.2
+    assert np.abs(draw_image(base) - draw_image(out)).max() < 0.2
     net, context = load(out / "controlnet_canny"), torch.randn(1, 77, 128)
     step = Step(torch.randn(1, 4, 8, 8), torch.tensor([500]), context, Span(0, 1))
     assert torch.isfinite(net(step, net.hint(np.full((64, 64, 3), 200, np.uint8))).middle).all()

@@ -41,7 +41,7 @@ def installed(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.chdir(tmp_path)
     ramp = np.tile(np.linspace(0, 255, 64, dtype=np.uint8), (48, 1))
     Path("map.png").write_bytes(encode_image("map.png", ramp))
-    tiny.picture(size=64).save("photo.png")
+    tiny.random_image(size=64).save("photo.png")
 
 
 def generate(out: str, *more: str) -> int:

@@ -181,10 +181,10 @@ def _make_scorer(options: Namespace, recipe: GenerationRecipe, count: int) -> Re
 
 
 def _draw_image(loaded_recipe: LoadedRecipe, seed: int, scorer: RecipeScorer | None, is_stored: bool) -> _DrawnImage:
-    reseeded = loaded_recipe if seed == loaded_recipe.recipe.seed else loaded_recipe.with_seed(seed)
-    pixels = render_recipe(reseeded)
+    recipe_of_seed = loaded_recipe if seed == loaded_recipe.recipe.seed else loaded_recipe.with_seed(seed)
+    pixels = render_recipe(recipe_of_seed)
     scores = () if scorer is None else scorer.score(pixels)
-    texts = dict(reseeded.png_texts)
+    texts = dict(recipe_of_seed.png_texts)
     if scores and is_stored:
         from ...scoring.scores import encode_scores
 

@@ -41,8 +41,8 @@ TENSORS_PREFIX = "tensors."  # of all names in the state dict
 
 def to_file_keys(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors of a network's state dict under the names of Stability's files, which are ldm's."""
-    named = {name.removeprefix(TENSORS_PREFIX).replace("/", "."): tensor for name, tensor in tensors.items()}
-    return {**ldm_keys.to_ldm_keys(named), MARKER_KEY: torch.zeros(0)}
+    tensors_by_name = {name.removeprefix(TENSORS_PREFIX).replace("/", "."): tensor for name, tensor in tensors.items()}
+    return {**ldm_keys.to_ldm_keys(tensors_by_name), MARKER_KEY: torch.zeros(0)}
 
 
 class ControlLora(CompilableBlocks):
@@ -98,32 +98,33 @@ class ControlLora(CompilableBlocks):
             raise ValueError(reason)
         if source.is_empty(unet):
             return
-        shared = source.get_encoder_shapes(unet)  # also where it is built already: a LoRA may have been fused since
+        # also where it is built already: a LoRA may have been fused since
+        encoder_shapes = source.get_encoder_shapes(unet)
         first = source.get_layer(unet, "conv_in")  # tells UNets apart, whatever shows them
         if self._built is None or self._built[0]() is not first:
-            self._built = weakref.ref(first), self._build(unet, shared)
+            self._built = weakref.ref(first), self._build(unet, encoder_shapes)
 
     def check_compatible(self, unet: UNet) -> None:
         """Check that this network fits a UNet, building nothing. Raises ValueError if it does not."""
         if reason := incompatibility(self.unet_signature, UNetSignature.from_unet(unet)):
             raise ValueError(reason)
 
-    def _build(self, unet: UNet, shared: dict[str, Tensor]) -> ControlNet:
+    def _build(self, unet: UNet, encoder_shapes: dict[str, Tensor]) -> ControlNet:
         own = {name: self.tensors[key] for name, key in self._parameter_keys.items()}
-        shared["conv_in.weight"] = shared["conv_in.weight"][
+        encoder_shapes["conv_in.weight"] = encoder_shapes["conv_in.weight"][
             :, : self.unet_signature.in_channels
         ]  # of an inpainting UNet
         config = {**source.get_unet_config(unet), **self._stated_config, "num_attention_heads": None}
         config["attention_head_dim"] = source.get_heads(unet)
         whole = {name: tensor for name, tensor in own.items() if not name.endswith((".up", ".down"))}
         with torch.device("meta"):
-            net = ControlNet(ControlNetConfig.from_tensors({**whole, **shared}, config)).eval()
+            net = ControlNet(ControlNetConfig.from_tensors({**whole, **encoder_shapes}, config)).eval()
         missing, used = [], set()
         for name, layer in [(name, module) for name, module in net.named_modules() if module._parameters]:
             parts = {part: own[f"{name}.{part}"] for part in LAYER_PARTS if f"{name}.{part}" in own}
             used |= {f"{name}.{part}" for part in parts}
             lacking = [part for part, _ in layer.named_parameters() if part not in parts]
-            missing += [f"{name}.{part}" for part in lacking if f"{name}.{part}" not in shared]
+            missing += [f"{name}.{part}" for part in lacking if f"{name}.{part}" not in encoder_shapes]
             if not missing:
                 _check_shapes(name, layer, parts)
                 parent, _, last = name.rpartition(".")
@@ -214,13 +215,13 @@ def _create_factors(name: str, weight: Tensor, rank: int) -> dict[str, Tensor]:
 
 
 def _check_shapes(name: str, layer: nn.Module, parts: Mapping[str, Tensor]) -> None:
-    for part, wanted in layer.named_parameters():
-        if part in parts and parts[part].shape != wanted.shape:
-            raise ValueError(f"tensor {name}.{part} is {list(parts[part].shape)}, expected {list(wanted.shape)}")
+    for part, parameter in layer.named_parameters():
+        if part in parts and parts[part].shape != parameter.shape:
+            raise ValueError(f"tensor {name}.{part} is {list(parts[part].shape)}, expected {list(parameter.shape)}")
         if part == "weight" and "up" in parts:
             sizes = [parts["up"].shape[0], parts["down"][0].numel()]
-            if sizes != [wanted.shape[0], wanted[0].numel()]:
-                raise ValueError(f"tensors {name}.up and .down make {sizes} of {list(wanted.shape)}")
+            if sizes != [parameter.shape[0], parameter[0].numel()]:
+                raise ValueError(f"tensors {name}.up and .down make {sizes} of {list(parameter.shape)}")
 
 
 detect = KeyMarkers(((re.escape(MARKER_KEY),),))

@@ -291,7 +291,7 @@ class ControlNet(CompilableBlocks):
 
     def details(self) -> dict[str, Any]:
         """Return the facts for `controlnet-ext inspect`."""
-        plan, pooled = self.net_config, self.global_average_pooling
+        plan, is_pooled = self.net_config, self.global_average_pooling
         return {
             "base": self.unet_signature.label,
             "transformer blocks": " ".join(
@@ -300,7 +300,7 @@ class ControlNet(CompilableBlocks):
             "heads": " ".join(map(str, plan.heads or plan.default_heads))
             + (" (stated)" if plan.heads else " (likely)"),
             "hint channels": plan.hint_channels[0],
-            "global average pooling": {True: "on", False: "off", None: "unstated, on for shuffle maps"}[pooled],
+            "global average pooling": {True: "on", False: "off", None: "unstated, on for shuffle maps"}[is_pooled],
         } | ({"difference": "to be added to the UNet it was made from"} if self.difference is not None else {})
 
     def _current_config(self) -> ControlNetConfig:

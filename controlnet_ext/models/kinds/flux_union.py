@@ -48,9 +48,9 @@ class FluxUnion(MapTypeSelection, TransformerControlNet):
                 f"the ControlNet Union was asked for {names}, and reads {', '.join(FLUX_MODE_NUMBERS)}, or "
                 f"0..{count - 1}"
             )
-        selected = copy(self)
-        selected.types = numbers
-        return selected
+        union = copy(self)
+        union.types = numbers
+        return union
 
     def forward(self, step: TransformerStep, hints: Sequence[Tensor]) -> Residuals:  # type: ignore[override]
         """Return residuals of weight 1, the mean over all hints, each for its kind."""

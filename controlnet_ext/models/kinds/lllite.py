@@ -94,8 +94,8 @@ class ControlLLLite(LayerwiseOffload, AttentionModel):
             raise ValueError(f"a ControlLLLite is made for {len(CONDITIONING_STRIDES)} levels, the UNet has {levels}")
         lites, per = {}, [len(level.resnets) for level in unet.down_blocks]
         for name, layer in _iter_linear_layers(unet):
-            if trained := TRAINED_LAYERS.fullmatch(name):
-                strides = CONDITIONING_STRIDES[levels - 1 if trained[2] is None else int(trained[2])]
+            if match := TRAINED_LAYERS.fullmatch(name):
+                strides = CONDITIONING_STRIDES[levels - 1 if match[2] is None else int(match[2])]
                 lite = LLLiteModule(unwrap(layer).in_features, HIDDEN_CHANNELS, CONDITIONING_CHANNELS, strides)
                 for parameter in lite.up.parameters():
                     nn.init.zeros_(parameter)
@@ -166,11 +166,11 @@ class LLLiteHook:
                 f"{self._name} is called on {len(x)} of {len(now.strength)} rows (perturbed attention guidance does "
                 "that), whose strength is not known"
             )
-        encoded = self._encoded_map
-        if encoded is None:
-            encoded = self._module.encode_map(self._hint.to(x.dtype))
-            self._encoded_map = None if encoded.requires_grad else encoded
-        look = encoded.to(x).expand(len(x), -1, -1, -1)
+        embedding = self._encoded_map
+        if embedding is None:
+            embedding = self._module.encode_map(self._hint.to(x.dtype))
+            self._encoded_map = None if embedding.requires_grad else embedding
+        look = embedding.to(x).expand(len(x), -1, -1, -1)
         if look.shape[-2] * look.shape[-1] != x.shape[1]:
             raise ValueError(
                 f"{self._name} reads {x.shape[1]} pixels, but the map has {look.shape[-1]}x{look.shape[-2]}"
@@ -194,8 +194,8 @@ def load(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> ControlLLL
     names = sorted({name.partition(".")[0] for name in tensors})
     with torch.device("meta"):
         net = ControlLLLite({name: _build_module(name, tensors) for name in names})
-    called = {f"lites.{name}": name for name in tensors}
-    load_strict(net, {ours: tensors[name] for ours, name in called.items()}, called)
+    stored_names = {f"lites.{name}": name for name in tensors}
+    load_strict(net, {ours: tensors[name] for ours, name in stored_names.items()}, stored_names)
     return net.eval()
 
 

@@ -72,8 +72,8 @@ class TemporalTransformerBlock(nn.Module):
         self.ff = FeedForward(width)
 
     def forward(self, h: Tensor) -> Tensor:
-        normed = self.pos_embed(self.norm1(h))
-        h = self.attn1(normed, normed) + h
+        x = self.pos_embed(self.norm1(h))
+        h = self.attn1(x, x) + h
         out: Tensor = self.ff(self.norm3(h)) + h
         return out
 
@@ -221,9 +221,9 @@ class SparseCtrl(ControlNetWrapper):
                 raise TypeError(f"frame {frame!r:.40} is {type(frame).__name__}, expected a whole number")
         if not frames:
             raise ValueError("at_frames() needs a frame of the video, such as at_frames(0)")
-        placed = copy(self)
-        placed.frames = frames
-        return placed
+        other = copy(self)
+        other.frames = frames
+        return other
 
     def bind(self, unet: UNet) -> None:
         """Bind the network, like `ControlNet.bind`. Raises ValueError on a UNet without motion modules."""
@@ -361,8 +361,8 @@ def load(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> SparseCtrl
     counts = read_motion_depths(tensors)
     heads = config.get("motion_num_attention_heads", MOTION_HEADS)
     heads = heads if isinstance(heads, list | tuple) else [heads] * len(plan.widths)
-    stored = next((t.shape[1] for name, t in tensors.items() if name.endswith(POSITIONS_KEY) and t.ndim == 3), None)
-    frames = stored or config.get("motion_max_seq_length", MAX_FRAMES)
+    length = next((t.shape[1] for name, t in tensors.items() if name.endswith(POSITIONS_KEY) and t.ndim == 3), None)
+    frames = length or config.get("motion_max_seq_length", MAX_FRAMES)
     for what, numbers in (("motion_num_attention_heads", heads), ("motion_max_seq_length", [frames])):
         if not all(isinstance(n, int) and not isinstance(n, bool) and 1 <= n <= MAX_WIDTH for n in numbers):
             raise ValueError(f"{what} is {numbers!r:.40}, expected whole numbers 1..{MAX_WIDTH}")
@@ -371,15 +371,15 @@ def load(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> SparseCtrl
     with torch.device("meta"):
         net = SparseCtrl(plan, counts, heads, frames, latents)
     like = next((t.dtype for t in tensors.values() if t.dtype not in FLOAT8_DTYPES), torch.float32)
-    wanted = {name.removeprefix(NET_PREFIX): tensor for name, tensor in net.state_dict().items()}
-    computed = {
+    own_tensors = {name.removeprefix(NET_PREFIX): tensor for name, tensor in net.state_dict().items()}
+    position_tables = {
         name: compute_positions(t.shape[2], frames).to(like)
-        for name, t in wanted.items()
+        for name, t in own_tensors.items()
         if name.endswith(POSITIONS_KEY)
     }
-    called = dict(zip(wanted, to_animatediff_keys(wanted) if authors else wanted, strict=True))
-    own = {NET_PREFIX + name: tensor for name, tensor in {**computed, **tensors}.items()}
-    load_strict(net, own, {NET_PREFIX + name: own for name, own in called.items()})
+    stored_names = dict(zip(own_tensors, to_animatediff_keys(own_tensors) if authors else own_tensors, strict=True))
+    own = {NET_PREFIX + name: tensor for name, tensor in {**position_tables, **tensors}.items()}
+    load_strict(net, own, {NET_PREFIX + name: own for name, own in stored_names.items()})
     return net.eval()
 
 

@@ -148,8 +148,8 @@ class TokenAppendingHook:
             raise ValueError("a style adapter appends tokens to the prompt, which a mask of the prompt does not know")
         if self._last_append[0] is not context or self._last_append[1] is not now:
             self._last_append = context, now, self._append_tokens(context, now)
-        appended = self._last_append[2]
-        return args, {**kwargs, name: (appended, *more) if more else appended}
+        tokens = self._last_append[2]
+        return args, {**kwargs, name: (tokens, *more) if more else tokens}
 
     def _append_tokens(self, context: Tensor, activation: Activation) -> Tensor:
         for what, value in (("layers", activation.layers), ("region", activation.region)):
@@ -177,10 +177,10 @@ def load(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> StyleAdapt
 
     Raises ValueError on tensors that are missing, unknown, misshapen or not finite.
     """
-    called = {name.removeprefix(STYLE_PREFIX): name for name in tensors}
-    if len(called) != len(tensors):
+    stored_names = {name.removeprefix(STYLE_PREFIX): name for name in tensors}
+    if len(stored_names) != len(tensors):
         raise ValueError(f"holds one tensor twice, with and without {STYLE_PREFIX!r}")
-    plain = {name: tensors[own] for name, own in called.items()}
+    plain = {name: tensors[own] for name, own in stored_names.items()}
     proj, embedding = plain.get("proj"), plain["style_embedding"]
     if proj is None or proj.ndim != 2 or proj.shape[0] % STYLE_HEADS:
         raise ValueError(f"tensor proj is missing, or no matrix of a multiple of {STYLE_HEADS} rows")
@@ -189,7 +189,7 @@ def load(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> StyleAdapt
     layers = next((n for n in range(MAX_LAYERS) if f"transformer_layes.{n}.ln_1.weight" not in plain), MAX_LAYERS)
     with torch.device("meta"):
         net = StyleAdapter(proj.shape[0], proj.shape[1], layers, embedding.shape[1])
-    load_strict(net, plain, called)
+    load_strict(net, plain, stored_names)
     return net.eval()
 
 

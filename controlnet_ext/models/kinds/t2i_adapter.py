@@ -108,13 +108,13 @@ def read_t2i_config(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) ->
     levels = count_consecutive("body.{}.resnets.0.block1.weight", tensors)
     ends = "body.{}.out_conv.weight" if light else "body.{}.resnets.0.block2.weight"
     widths = tuple(get_conv_tensor(ends.format(i), tensors).shape[0] for i in range(levels))
-    stated = config.get("adapter_type")
+    adapter_type = config.get("adapter_type")
     factor = config.get("downscale_factor", 16 if not light and first.shape[1] % 256 == 0 else 8)
     if factor not in (8, 16):
         raise ValueError(f"downscale_factor is {factor!r:.40}, expected 8 or 16")
     kind = "light_adapter" if light else "full_adapter_xl" if factor == 16 else "full_adapter"
-    if stated not in (None, kind):
-        raise ValueError(f"adapter_type is {stated!r:.40}, but the tensors are those of a {kind}")
+    if adapter_type not in (None, kind):
+        raise ValueError(f"adapter_type is {adapter_type!r:.40}, but the tensors are those of a {kind}")
     channels = first.shape[1] // factor**2
     if channels not in (1, 3) or channels * factor**2 != first.shape[1]:
         raise ValueError(f"it reads {first.shape[1]} channels, expected {factor**2} for each of 1 or 3 of an image")
@@ -180,8 +180,8 @@ class AdapterLevel(nn.Module):
         self.downsample = (
             Conv2d(width, width, 3, stride=2, padding=1) if level in adapter_config.conv_downsampled_levels else None
         )
-        widened = adapter_config.is_light or level in adapter_config.widened_levels
-        self.in_conv = Conv2d(width, inner, kernel, padding=kernel // 2) if widened else None
+        is_wider = adapter_config.is_light or level in adapter_config.widened_levels
+        self.in_conv = Conv2d(width, inner, kernel, padding=kernel // 2) if is_wider else None
         self.resnets = nn.Sequential(
             *(
                 AdapterResnet(inner, 3 if adapter_config.is_light else kernel)
@@ -212,8 +212,10 @@ class T2IAdapter(LayerwiseOffload):
     def __init__(self, adapter_config: T2IAdapterConfig):
         super().__init__()
         self.adapter_config = adapter_config
-        published = adapter_config.widths == PUBLISHED_WIDTHS
-        self.family = "sd" if not published else "sdxl" if adapter_config.adapter_type == "full_adapter_xl" else "sd15"
+        is_published = adapter_config.widths == PUBLISHED_WIDTHS
+        self.family = (
+            "sd" if not is_published else "sdxl" if adapter_config.adapter_type == "full_adapter_xl" else "sd15"
+        )
         pixels = adapter_config.hint_channels * adapter_config.downscale_factor**2
         self.conv_in = None if adapter_config.is_light else Conv2d(pixels, adapter_config.widths[0], 3, padding=1)
         inputs = (pixels if adapter_config.is_light else adapter_config.widths[0], *adapter_config.widths[:-1])
@@ -329,17 +331,19 @@ def load(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> T2IAdapter
     Raises ValueError on tensors that are missing, unknown, misshapen or not finite, and on a config that contradicts
     them.
     """
-    called = {name.removeprefix(T2I_PREFIX): name for name in tensors}
-    if len(called) != len(tensors):
+    stored_names = {name.removeprefix(T2I_PREFIX): name for name in tensors}
+    if len(stored_names) != len(tensors):
         raise ValueError(f"holds one tensor twice, with and without {T2I_PREFIX!r}")
-    plain = {name: tensors[own] for name, own in called.items()}
+    plain = {name: tensors[own] for name, own in stored_names.items()}
     if layout(plain) == "ldm":
         table = build_t2i_key_table(plain)
-        called = {new: called[own] for own, new in zip(plain, rename_keys(dict.fromkeys(plain), table), strict=True)}
+        stored_names = {
+            new: stored_names[own] for own, new in zip(plain, rename_keys(dict.fromkeys(plain), table), strict=True)
+        }
         plain = rename_keys(plain, table)
     with torch.device("meta"):
         net = T2IAdapter(read_t2i_config(plain, config))
-    load_strict(net, plain, called)
+    load_strict(net, plain, stored_names)
     return net.eval()
 
 

@@ -139,38 +139,38 @@ class TransformerControlNet(nn.Module, ControlModel):
     def compute_residuals(self, step: TransformerStep, hint: Tensor, **extra_arguments: Any) -> Residuals:
         """Return residuals for a hint `(B, ...)`, with `extra_arguments` for the network."""
         hint = hint.expand(len(step.x), *hint.shape[1:]) if len(hint) == 1 else hint
-        made = self.net(
+        outputs = self.net(
             controlnet_cond=hint,
             conditioning_scale=1.0,
             return_dict=False,
             **self._build_arguments(step),
             **extra_arguments,
         )
-        made = (made,) if self.family == "qwen-image" else made  # one list, for it has no single blocks
+        outputs = (outputs,) if self.family == "qwen-image" else outputs  # one list, for it has no single blocks
         if self._is_net_compiled:  # the next replay of CUDA graphs writes over its results
-            made = tuple(None if each is None else [h.clone() for h in each] for each in made)
+            outputs = tuple(None if each is None else [h.clone() for h in each] for each in outputs)
         blocks, singles = (
             expand_to_blocks(each or (), count, self.family)
-            for each, count in zip((*made, ())[:2], self._block_counts, strict=True)
+            for each, count in zip((*outputs, ())[:2], self._block_counts, strict=True)
         )
         return Residuals(blocks, None, singles)
 
     def _build_arguments(self, step: TransformerStep) -> dict[str, Any]:
         """Return the arguments of the network, except for the hint."""
         device, dtype = self.device, self.dtype
-        given = {
+        arguments = {
             name: value.to(device, dtype) if _is_float_tensor(value) else value
             for name, value in step.arguments.items()
         }
         if self.family == "sd3" and not self.needs_vae_shift:
-            given["pooled_projections"] = torch.zeros_like(given["pooled_projections"])
+            arguments["pooled_projections"] = torch.zeros_like(arguments["pooled_projections"])
         if self.net.config["joint_attention_dim"] is None:
-            given["encoder_hidden_states"] = None
+            arguments["encoder_hidden_states"] = None
         if self.family == "flux" and not self.net.config.guidance_embeds:
-            given["guidance"] = None
-        elif self.family == "flux" and given.get("guidance") is None:
+            arguments["guidance"] = None
+        elif self.family == "flux" and arguments.get("guidance") is None:
             raise ValueError("the ControlNet reads the scale of guidance, and the base is not called with one")
-        return given
+        return arguments
 
     def details(self) -> dict[str, Any]:
         """Return the facts for `controlnet-ext inspect`."""
@@ -257,10 +257,10 @@ def build_network(name: str, config: Mapping[str, Any], tensor_count: int) -> An
 
 def _find_base(names: Collection[str]) -> str | None:
     """Return the base model whose networks have such names."""
-    found = (
+    bases = (
         base for base, its in BASE_MODELS.items() if all(any(n.startswith(m) for n in names) for m in its.key_prefixes)
     )
-    return next(found, None)
+    return next(bases, None)
 
 
 def _get_width(net: ModelMixin) -> int:

@@ -82,9 +82,9 @@ class ControlNetUnion(MapTypeSelection, ControlNetWrapper):
             types.append(next(number for number, names in enumerate(UNION_TYPES) if kind in names))
         if not types:
             raise ValueError(f"with_types() needs a kind of map: {', '.join(self.kinds)}")
-        selected = copy(self)
-        selected.types = tuple(types)
-        return selected
+        union = copy(self)
+        union.types = tuple(types)
+        return union
 
     def bind(self, unet: UNet) -> None:
         """Bind the network, like `ControlNet.bind`."""
@@ -195,22 +195,22 @@ def load(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> ControlNet
 
     Raises ValueError like `ControlNet.load`, and if it has more types than are known.
     """
-    known = ["task_embedding", "control_add_embedding.linear_1.weight"]
-    if any(tensors[name].ndim != 2 for name in known):
-        raise ValueError(f"tensors {' and '.join(known)} are no matrices")
-    types, inputs = tensors[known[0]].shape[0], tensors[known[1]].shape[1]
+    names = ["task_embedding", "control_add_embedding.linear_1.weight"]
+    if any(tensors[name].ndim != 2 for name in names):
+        raise ValueError(f"tensors {' and '.join(names)} are no matrices")
+    types, inputs = tensors[names[0]].shape[0], tensors[names[1]].shape[1]
     if not 1 <= types <= len(UNION_TYPES) or inputs % types or inputs // types % 2:
         raise ValueError(
             f"a union of {types} types with {inputs} numbers for them, expected 1..{len(UNION_TYPES)} types"
         )
     layers = len({name.split(".")[1] for name in tensors if name.startswith("transformer_layes.")})
     inner = {name: tensor for name, tensor in tensors.items() if not name.startswith(UNION_PREFIXES)}
-    stated = {**config, "addition_time_embed_dim": config.get("addition_time_embed_dim") or inputs // types}
+    full_config = {**config, "addition_time_embed_dim": config.get("addition_time_embed_dim") or inputs // types}
     with torch.device("meta"):
-        union = ControlNetUnion(ControlNetConfig.from_tensors(inner, stated), types, layers, inputs // types)
+        union = ControlNetUnion(ControlNetConfig.from_tensors(inner, full_config), types, layers, inputs // types)
     own = {name: tensor for name, tensor in tensors.items() if name not in inner}
-    called = {name: name.removeprefix(NET_PREFIX) for name in union.state_dict()}
-    load_strict(union, {**{NET_PREFIX + name: tensor for name, tensor in inner.items()}, **own}, called)
+    stored_names = {name: name.removeprefix(NET_PREFIX) for name in union.state_dict()}
+    load_strict(union, {**{NET_PREFIX + name: tensor for name, tensor in inner.items()}, **own}, stored_names)
     return union.eval()
 
 

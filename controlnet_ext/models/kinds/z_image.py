@@ -82,11 +82,13 @@ class ZImageControlNet(TransformerControlNet):
         arguments["x"] = [row.to(self.device, self.dtype) for row in arguments["x"]]
         rows = list(hint.expand(len(step.x), *hint.shape[1:]).unbind())
         weight = step.weight if self.net.config["add_control_noise_refiner"] else 1.0
-        made = self.net(control_context=rows, conditioning_scale=weight, **arguments)
+        outputs = self.net(control_context=rows, conditioning_scale=weight, **arguments)
         if self._is_net_compiled:  # the next replay of CUDA graphs writes over its results
-            made = {layer: h.clone() for layer, h in made.items()}
+            outputs = {layer: h.clone() for layer, h in outputs.items()}
         zero = step.x.new_zeros(())
-        return Residuals(tuple(made[layer] / weight if layer in made else zero for layer in range(self._layer_count)))
+        return Residuals(
+            tuple(outputs[layer] / weight if layer in outputs else zero for layer in range(self._layer_count))
+        )
 
     def details(self) -> dict[str, Any]:
         """Return the facts for `controlnet-ext inspect`."""
@@ -133,8 +135,8 @@ def _infer_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     before = tensors.get(BEFORE_PROJ_KEY)
     if count != 6:  # from 2.0 on; 3 are 2.1-lite's, at 0, 10 and 20
         without = not any(name.startswith(REFINER_PREFIX) for name in tensors)
-        untrained = before is not None and before.shape == (width, width) and not before.is_meta and not before.any()
-        refiner = "control_layers" if without or untrained else "control_noise_refiner"
+        is_zero = before is not None and before.shape == (width, width) and not before.is_meta and not before.any()
+        refiner = "control_layers" if without or is_zero else "control_noise_refiner"
     return {
         "_class_name": CONTROLNET_CLASS,
         "control_layers_places": [BASE_LAYER_COUNT * i // count for i in range(count)],

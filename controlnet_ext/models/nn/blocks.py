@@ -179,8 +179,8 @@ class TransformerBlock(nn.Module):
         self.ff = FeedForward(width)
 
     def forward(self, h: Tensor, context: Tensor) -> Tensor:
-        normed = self.norm1(h)
-        h = self.attn1(normed, normed) + h
+        x = self.norm1(h)
+        h = self.attn1(x, x) + h
         h = self.attn2(self.norm2(h), context) + h
         out: Tensor = self.ff(self.norm3(h)) + h
         return out

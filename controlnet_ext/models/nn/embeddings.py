@@ -82,8 +82,8 @@ def to_hint_pixels(image: np.ndarray | Tensor) -> Tensor:
             return image
     elif isinstance(image, np.ndarray):
         if image.dtype == np.uint8 and image.ndim in (3, 4) and image.shape[-1] == 3:
-            scaled = image.astype(np.float32) / 255  # not on a GPU, which multiplies by 1/255: another last bit
-            pixels = torch.from_numpy(scaled if image.ndim == 4 else scaled[None])
+            floats = image.astype(np.float32) / 255  # not on a GPU, which multiplies by 1/255: another last bit
+            pixels = torch.from_numpy(floats if image.ndim == 4 else floats[None])
             return pixels.permute(0, 3, 1, 2).contiguous()
     else:
         raise TypeError(f"hint of type {type(image).__name__}, expected an array or a tensor")

@@ -73,9 +73,9 @@ class LayerwiseOffload(nn.Module, ControlModel):
     def stream_to(self, device: torch.device) -> Any:
         """Return this network computing on `device` with the same weights, which stay where they are: each layer's are
         copied there when it is called, and freed afterwards."""
-        streamed = copy(self)
-        streamed.stream_device = device
-        return streamed
+        other = copy(self)
+        other.stream_device = device
+        return other
 
     def iter_parts(self) -> Iterator[nn.Module]:
         """Yield the modules that compute, those of other networks that it is made of too."""
@@ -128,27 +128,27 @@ class ControlNetWrapper(nn.Module, ControlModel):
 
     def stream_to(self, device: torch.device) -> Any:
         """Return this model computing on `device`, as `LayerwiseOffload.stream_to`."""
-        moved: Any = copy(self)
-        moved.stream_device = device
-        moved._modules = {**self._modules, "net": self.net.stream_to(device)}
-        return moved
+        other: Any = copy(self)
+        other.stream_device = device
+        other._modules = {**self._modules, "net": self.net.stream_to(device)}
+        return other
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the ControlNet's blocks, as `CompilableBlocks.compile`."""
         self.net.compile(*args, **kwargs)
 
 
-Pooled = TypeVar("Pooled", bound=CompilableBlocks)
+PooledModel = TypeVar("PooledModel", bound=CompilableBlocks)
 
 
-def with_global_average_pooling(model: Pooled) -> Pooled:
+def with_global_average_pooling(model: PooledModel) -> PooledModel:
     """The model with its residuals averaged over the image."""
-    pooled = copy(model)
-    pooled.global_average_pooling = True
-    return pooled
+    other = copy(model)
+    other.global_average_pooling = True
+    return other
 
 
-def with_pooling_for(model: Pooled, kinds: Sequence[str | None]) -> Pooled:
+def with_pooling_for(model: PooledModel, kinds: Sequence[str | None]) -> PooledModel:
     """The model for maps of these kinds (None: unknown): pooled if all are "shuffle" and its config states nothing."""
     has_default = model.global_average_pooling is None and set(kinds) == {"shuffle"}
     return with_global_average_pooling(model) if has_default else model

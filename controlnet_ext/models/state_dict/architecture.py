@@ -96,19 +96,19 @@ class ControlNetConfig:
         """The plan of a ControlNet in diffusers' layout. `config` may be empty or partial. ValueError when the
         tensors cannot be a ControlNet, the config asks for what this network does not have, or the two contradict
         each other."""
-        for setting, known in SUPPORTED_SETTINGS.items():
-            value = config.get(setting, known[0])
-            if any(v not in known for v in (value if isinstance(value, list | tuple) else [value])):
-                raise ValueError(f"{setting} is {value!r}, only {' or '.join(map(repr, known))} is supported")
+        for setting, choices in SUPPORTED_SETTINGS.items():
+            value = config.get(setting, choices[0])
+            if any(v not in choices for v in (value if isinstance(value, list | tuple) else [value])):
+                raise ValueError(f"{setting} is {value!r}, only {' or '.join(map(repr, choices))} is supported")
         levels = range(_count_tensors("down_blocks.{}.resnets.0.conv1.weight", tensors))
         widths = [_get_size(f"down_blocks.{i}.resnets.0.conv1.weight", 0, tensors) for i in levels]
-        stated = config.get("block_out_channels", widths)
-        if not isinstance(stated, list | tuple) or list(stated) != widths:
-            raise ValueError(f"the config states widths {stated!r}, but the tensors have {widths}")
+        config_widths = config.get("block_out_channels", widths)
+        if not isinstance(config_widths, list | tuple) or list(config_widths) != widths:
+            raise ValueError(f"the config states widths {config_widths!r}, but the tensors have {widths}")
         encoder = "controlnet_cond_embedding"
         blocks = range(1, _count_tensors(encoder + ".blocks.{}.weight", tensors), 2)
         attention = next((name for name in tensors if name.endswith("attn2.to_k.weight")), None)
-        added = "add_embedding.linear_1.weight"
+        embedding_key = "add_embedding.linear_1.weight"
         return cls(
             in_channels=_get_size("conv_in.weight", 1, tensors),
             widths=tuple(widths),
@@ -118,7 +118,7 @@ class ControlNetConfig:
             transformer_depths=tuple(_read_depths(f"down_blocks.{i}", tensors) for i in levels),
             middle_depth=next(iter(_read_depths("mid_block", tensors)), None),
             context_width=_get_size(attention, 1, tensors) if attention else None,
-            added_width=_get_size(added, 1, tensors) if added in tensors else None,
+            added_width=_get_size(embedding_key, 1, tensors) if embedding_key in tensors else None,
             has_linear_projection=any(
                 tensor.ndim == 2 for name, tensor in tensors.items() if name.endswith("proj_in.weight")
             ),
@@ -153,8 +153,8 @@ class ControlNetConfig:
         heads = (
             {} if self.heads is None else {"attention_head_dim": list(self.heads), "norm_num_groups": self.norm_groups}
         )
-        pooled = {} if self.global_average_pooling is None else {"global_pool_conditions": self.global_average_pooling}
-        return heads | {"addition_time_embed_dim": self.time_id_width} | pooled
+        pooling = {} if self.global_average_pooling is None else {"global_pool_conditions": self.global_average_pooling}
+        return heads | {"addition_time_embed_dim": self.time_id_width} | pooling
 
     def config(self) -> dict[str, Any]:
         """The config of the same network as a `diffusers.ControlNetModel`; ValueError when that class cannot be it."""
@@ -214,10 +214,10 @@ def _read_depths(block: str, tensors: Mapping[str, Tensor]) -> tuple[int, ...]:
 
 def _read_heads(config: Mapping[str, Any], levels: int) -> tuple[int, ...] | None:
     """Stated heads; diffusers calls their number attention_head_dim for historic reasons (its issue 2011)."""
-    stated = config.get("num_attention_heads") or config.get("attention_head_dim")
-    if stated is None:
+    setting = config.get("num_attention_heads") or config.get("attention_head_dim")
+    if setting is None:
         return None
-    heads = stated if isinstance(stated, list | tuple) else [stated] * levels
+    heads = setting if isinstance(setting, list | tuple) else [setting] * levels
     if len(heads) != levels:
         raise ValueError(f"the config states heads for {len(heads)} levels, but the tensors have {levels}")
     return tuple(_check_positive("attention_head_dim", n) for n in heads)

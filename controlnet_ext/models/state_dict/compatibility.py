@@ -90,8 +90,8 @@ def incompatibility(net: UNetSignature, unet: UNetSignature) -> str | None:
 def _get_prompt_width(config: Mapping[str, Any]) -> int | None:
     """Width of the prompt embeddings a pipeline passes; Kolors' UNet projects them to its own width first."""
     if config["encoder_hid_dim_type"] == "text_proj":
-        projected: int | None = config["encoder_hid_dim"]
-        return projected
+        prompt_width: int | None = config["encoder_hid_dim"]
+        return prompt_width
     width = config["cross_attention_dim"]
     if isinstance(width, int) or width is None:
         return width

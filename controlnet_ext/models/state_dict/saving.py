@@ -47,7 +47,7 @@ def save_diffusers(
     if not overwrite and any(map(os.path.lexists, files)):
         raise FileExistsError(f"{os.fspath(folder)!r} holds a model already; it is only replaced when asked for")
     Path(folder).mkdir(parents=True, exist_ok=True)
-    write_together(files, replaced=files if overwrite else ())
+    write_together(files, old_files=files if overwrite else ())
 
 
 def save_ldm(
@@ -78,10 +78,10 @@ def convert_model(
         if not isinstance(net, CompilableBlocks):
             raise ValueError(f"a {net.architecture} has no residuals that could be pooled")
         net.global_average_pooling = True
-    known, _ = find_map_type(file)
+    kind_in_file, _ = find_map_type(file)
     more = {key: text for key, text in file.weights.metadata.items() if key.startswith(METADATA_PREFIX)}
-    if map_type or known != "unknown":
-        more[MAP_METADATA_KEY] = map_type or known
+    if map_type or kind_in_file != "unknown":
+        more[MAP_METADATA_KEY] = map_type or kind_in_file
     if layout == "ldm" and Path(target).suffix != ".safetensors":
         raise ValueError(f"{os.fspath(target)!r} does not end in .safetensors")
     (save_diffusers if layout == "diffusers" else save_ldm)(net, target, overwrite, more)

@@ -19,13 +19,13 @@ def load_strict(net: nn.Module, tensors: Mapping[str, Tensor], stored_names: Map
     """Make `tensors` the weights of `net` without copying them; where their dtypes differ, all become the one that
     holds them all, but float8 stays as it is. ValueError when one is missing, unknown, of another shape, not of a
     floating-point dtype, or not finite. `names` are what the file calls them, where that differs."""
-    wanted, called = net.state_dict(), stored_names or {}
-    missing = [called.get(name, name) for name in wanted if name not in tensors]
-    check_names(missing, [called.get(name, name) for name in tensors if name not in wanted])
+    own_tensors, names = net.state_dict(), stored_names or {}
+    missing = [names.get(name, name) for name in own_tensors if name not in tensors]
+    check_names(missing, [names.get(name, name) for name in tensors if name not in own_tensors])
     for name, tensor in tensors.items():
-        own = called.get(name, name)
-        if tensor.shape != wanted[name].shape:
-            raise ValueError(f"tensor {own} is {_format_shape(tensor)}, expected {_format_shape(wanted[name])}")
+        own = names.get(name, name)
+        if tensor.shape != own_tensors[name].shape:
+            raise ValueError(f"tensor {own} is {_format_shape(tensor)}, expected {_format_shape(own_tensors[name])}")
         check_values(own, tensor)
     wide = {name: tensor for name, tensor in tensors.items() if tensor.dtype not in FLOAT8_DTYPES}
     if wide:

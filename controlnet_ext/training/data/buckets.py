@@ -18,17 +18,17 @@ def list_sizes(size: tuple[int, int], step: int) -> tuple[tuple[int, int], ...]:
     Raises ValueError where there are no others.
     """
     area = size[0] * size[1]
-    found = {size}
+    sizes = {size}
     for long in range(step, math.isqrt(int(area * MAX_ASPECT)) + 1, step):
         short = area // long // step * step
         if short and short <= long <= MAX_ASPECT * short and long * short >= MIN_AREA * area:
-            found |= {(long, short), (short, long)}
-    if len(found) == 1:
+            sizes |= {(long, short), (short, long)}
+    if len(sizes) == 1:
         raise ValueError(
             f"--buckets: no other size has the area of {size[1]}x{size[0]} and sides in steps of {step}: "
             "a larger --size, or no --buckets"
         )
-    return tuple(sorted(found))
+    return tuple(sorted(sizes))
 
 
 @lru_cache(maxsize=2**14)

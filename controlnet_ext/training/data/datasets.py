@@ -47,9 +47,9 @@ class ControlDataset(Protocol):
 
 def read_sample(sample: Sample, maps: MapMaker, height: int, width: int) -> tuple[np.ndarray, np.ndarray, str]:
     """Return the middle of an example: image and map, (height, width, 3) uint8 RGB, and caption."""
-    decoded = sample.decode(height, width, CENTER, maps)
-    assert decoded.pixels is not None
-    return decoded.pixels, decoded.map, decoded.caption
+    example = sample.decode(height, width, CENTER, maps)
+    assert example.pixels is not None
+    return example.pixels, example.map, example.caption
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,8 +225,8 @@ class RandomSource(TrainingSource):
                 if weights is None:
                     size, rows = sampling.size, rng.integers(len(data), size=(batch_size, 1 + SUBSTITUTES))
                 else:
-                    chosen = int(np.searchsorted(weights, rng.integers(weights[-1]), side="right"))
-                    size, members = groups[chosen]
+                    group = int(np.searchsorted(weights, rng.integers(weights[-1]), side="right"))
+                    size, members = groups[group]
                     rows = np.array(members)[rng.integers(len(members), size=(batch_size, 1 + SUBSTITUTES))]
                 samples = [[data[int(i)] for i in each] for each in rows]
                 yield _plan_batch(size, [(each[0], tuple(each[1:])) for each in samples], sampling, rng)
@@ -235,8 +235,8 @@ class RandomSource(TrainingSource):
 class StreamSource(TrainingSource):
     """Examples of shards, each once in an epoch. Images whose size fills a bucket make a batch."""
 
-    def __init__(self, stream: ShardStream, measured: ControlDataset):
-        self._stream, self._measured = stream, measured
+    def __init__(self, stream: ShardStream, evaluation_set: ControlDataset):
+        self._stream, self._measured = stream, evaluation_set
 
     @property
     def identity(self) -> str:
@@ -290,10 +290,10 @@ def _plan_batch(
 ) -> BatchPlan:
     """Return the batch of these samples, each with its substitutes."""
     places = rng.integers(CROP_PLACES, size=len(samples)) / (CROP_PLACES - 1)
-    mirrored, captions, maps = rng.random((3, len(samples)))
+    flips, captions, maps = rng.random((3, len(samples)))
     draws = []
     for i, (sample, substitutes) in enumerate(samples):
-        view = View(float(places[i]) if sampling.is_random_crop else 0.5, bool(sampling.flips and mirrored[i] < 0.5))
+        view = View(float(places[i]) if sampling.is_random_crop else 0.5, bool(sampling.flips and flips[i] < 0.5))
         drops = bool(captions[i] < sampling.caption_dropout), bool(maps[i] < sampling.map_dropout)
         draws.append(Draw(sample, sample.resolve_view(view), *drops, substitutes))
     return BatchPlan(size, tuple(draws))

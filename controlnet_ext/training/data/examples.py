@@ -222,7 +222,7 @@ class Example:
         the name of the file.
         """
         view = self.resolve_view(view)
-        mirrored = view.is_mirrored
+        is_mirrored = view.is_mirrored
         photo = None if self.size is not None and not needs_pixels else decode_source(self.image)
         size = self.size if photo is None else photo.shape[:2]
         assert size is not None
@@ -230,14 +230,14 @@ class Example:
         def crop() -> np.ndarray:
             whole = decode_source(self.image) if photo is None else photo
             pixels = fit(whole, height, width, "crop", view.place)
-            return np.ascontiguousarray(pixels[:, ::-1]) if mirrored else pixels
+            return np.ascontiguousarray(pixels[:, ::-1]) if is_mirrored else pixels
 
         pixels = crop() if needs_pixels else None
         if self.map is not None:
-            given = decode_source(self.map)
+            whole_map = decode_source(self.map)
             with error_prefix(name_source(self.map)):
-                control = fit_map_of_image(given, (size[0], size[1]), height, width, "crop", view.place)
-                control = mirror_map(control, maps.mirroring) if mirrored else control
+                control = fit_map_of_image(whole_map, (size[0], size[1]), height, width, "crop", view.place)
+                control = mirror_map(control, maps.mirroring) if is_mirrored else control
         else:
             with error_prefix(self.name):
                 control = maps.make_map(lambda: crop() if pixels is None else pixels, self.key, height, width, view)
@@ -273,12 +273,12 @@ class SceneSample:
         if height != width:
             raise ValueError(f"scenes are square, not {width}x{height}")
         scene = draw_scene(self.seed, height)
-        mirrored = view.is_mirrored and not SIDED_WORDS.search(scene.caption)
-        pixels = np.ascontiguousarray(scene.pixels[:, ::-1]) if mirrored else scene.pixels
-        control = maps.make_map(lambda: pixels, self.key, height, width, View(view.place, mirrored))
+        is_mirrored = view.is_mirrored and not SIDED_WORDS.search(scene.caption)
+        pixels = np.ascontiguousarray(scene.pixels[:, ::-1]) if is_mirrored else scene.pixels
+        control = maps.make_map(lambda: pixels, self.key, height, width, View(view.place, is_mirrored))
         return DecodedExample(self.name, scene.caption, control, (height, width, 0, 0, height, width), pixels)
 
 
-def make_map_maker(given: MapFunction | MapMaker | None, kind: str = "other") -> MapMaker:
+def make_map_maker(maker: MapFunction | MapMaker | None, kind: str = "other") -> MapMaker:
     """Return the maker itself, or one around a function."""
-    return given if isinstance(given, MapMaker) else MapMaker(given, get_mirroring_of_kind(kind))
+    return maker if isinstance(maker, MapMaker) else MapMaker(maker, get_mirroring_of_kind(kind))

@@ -29,21 +29,21 @@ def _index_maps(folder: Path, preprocessor: str | None) -> dict[str, list[Path]]
     """Return the maps of a folder by the stem of their image: their own, or what stands before the name of a
     preprocessor; where there are maps of several preprocessors, those of this one."""
     paths = list_images(folder)
-    found: dict[str, list[Path]] = {}
+    by_stem: dict[str, list[Path]] = {}
     for path in paths:
-        found.setdefault(path.stem, []).append(path)
+        by_stem.setdefault(path.stem, []).append(path)
     if not any("_" in path.stem for path in paths):
-        return found
+        return by_stem
     names = {spec.name for spec in list_preprocessors()}
-    made: dict[str, dict[str, list[Path]]] = {}
+    by_preprocessor: dict[str, dict[str, list[Path]]] = {}
     for path in paths:
         for place in (i for i, letter in enumerate(path.stem) if letter == "_"):
             if path.stem[place + 1 :] in names:
-                made.setdefault(path.stem[:place], {}).setdefault(path.stem[place + 1 :], []).append(path)
-    for stem, by_name in made.items():
+                by_preprocessor.setdefault(path.stem[:place], {}).setdefault(path.stem[place + 1 :], []).append(path)
+    for stem, by_name in by_preprocessor.items():
         several = [path for each in by_name.values() for path in each]
-        found.setdefault(stem, by_name.get(preprocessor or "", several))
-    return found
+        by_stem.setdefault(stem, by_name.get(preprocessor or "", several))
+    return by_stem
 
 
 def describe_orphans(folder: Path) -> str | None:
@@ -55,7 +55,7 @@ def describe_orphans(folder: Path) -> str | None:
     return f"{len(orphans)} captions in {str(folder)!r} have no image of their stem, such as {orphans[0].name!r}"
 
 
-def _make_row(image: Path, found: list[Path], maps: Path | None, list_name: str) -> ExampleRow:
+def _make_row(image: Path, map_paths: list[Path], maps: Path | None, list_name: str) -> ExampleRow:
     captions = [image.with_suffix(suffix) for suffix in CAPTION_SUFFIXES if image.with_suffix(suffix).exists()]
     problem = None
     if not captions:
@@ -65,10 +65,14 @@ def _make_row(image: Path, found: list[Path], maps: Path | None, list_name: str)
         )
     elif len(captions) > 1:
         problem = f"{str(image)!r} has two captions, {captions[0].name!r} and {captions[1].name!r}: remove one"
-    elif maps is not None and len(found) != 1:
-        several = f"{len(found)} maps called {image.stem!r}, expected one" if found else f"no map called {image.stem!r}"
+    elif maps is not None and len(map_paths) != 1:
+        several = (
+            f"{len(map_paths)} maps called {image.stem!r}, expected one"
+            if map_paths
+            else f"no map called {image.stem!r}"
+        )
         problem = f"{str(maps)!r} holds {several}, for {str(image)!r}"
-    return ExampleRow(image, captions[0] if captions else "", found[0] if found else None, problem)
+    return ExampleRow(image, captions[0] if captions else "", map_paths[0] if map_paths else None, problem)
 
 
 def list_images(folder: Path) -> list[Path]:

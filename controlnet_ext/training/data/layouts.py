@@ -60,8 +60,8 @@ def check_data_source(text: str) -> None:
 
 def _find_beside_shards(folder: Path) -> str | None:
     """Return the name of other training data in a folder of shards, None without any."""
-    found = [marker for marker, holds in MARKERS.items() if holds(folder)]
-    return found[0] if found else next((path.name for path in list_images(folder)), None)
+    markers = [marker for marker, holds in MARKERS.items() if holds(folder)]
+    return markers[0] if markers else next((path.name for path in list_images(folder)), None)
 
 
 def read_examples(
@@ -87,21 +87,21 @@ def _read_rows(path: Path, options: ReadingOptions) -> list[ExampleRow]:
     if path.is_file():
         _refuse_maps(options, repr(str(path)))
         return _read_file(path, options)
-    found = [marker for marker, holds in MARKERS.items() if holds(path)]
-    if len(found) > 1:
-        raise ValueError(f"{str(path)!r} holds both {found[0]} and {found[1]}: remove one, or name one with --data")
-    if not found:
+    markers = [marker for marker, holds in MARKERS.items() if holds(path)]
+    if len(markers) > 1:
+        raise ValueError(f"{str(path)!r} holds both {markers[0]} and {markers[1]}: remove one, or name one with --data")
+    if not markers:
         rows = list_captioned_images(path, options.maps, METADATA_FILES[0], options.map_column)
         if not rows and (path / TRAIN_SPLIT).is_dir():
             return _read_rows(path / TRAIN_SPLIT, options)
         if rows and (line := describe_orphans(path)):
             options.tolerance.note(line)
         return rows
-    _refuse_maps(options, repr(found[0]))
-    if found[0] == ARROW:
+    _refuse_maps(options, repr(markers[0]))
+    if markers[0] == ARROW:
         files = list_arrow_files(path)
     else:
-        files = list_parquet_files(path) if found[0] == PARQUET else [path / found[0]]
+        files = list_parquet_files(path) if markers[0] == PARQUET else [path / markers[0]]
     return [row for file in files for row in _read_file(file, options)]
 
 

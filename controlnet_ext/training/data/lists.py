@@ -40,15 +40,15 @@ def read_list_rows(path: Path, columns: Columns, map_column: str | None) -> list
 def _read_row(
     path: Path, row: dict[str, Any], where: str, columns: Columns, map_column: str | None, sources: set[str]
 ) -> ExampleRow:
-    named = {name: value for name, value in row.items() if value is not None}
+    values = {name: value for name, value in row.items() if value is not None}
     try:
-        image, text = named[columns.find_image(named, where)], named[columns.find_text(named, where)]
+        image, text = values[columns.find_image(values, where)], values[columns.find_text(values, where)]
     except ValueError as error:
         if columns != USUAL_COLUMNS:
             raise
         raise ValueError(f'{where}: expected {{"file_name": "a.png", "text": "a caption"}}') from error
     own = find_named_map(row, where) if columns.map is None else columns.map
-    control = named.get(own or map_column or "")
+    control = values.get(own or map_column or "")
     is_source = isinstance(image, str) and posixpath.normpath(image) in sources
     return ExampleRow(
         path.parent / image if is_source else resolve_inside(path.parent, image, where),

@@ -84,9 +84,9 @@ class CachedMapMaker(MapMaker):
         what = json.dumps([key, height, width, view.place, view.is_mirrored, self._identity])
         path = self._folder / f"{hashlib.sha256(what.encode()).hexdigest()}.png"
         with suppress(FileNotFoundError, ValueError):
-            stored = read_image(path)
-            if stored.shape == (height, width, 3):
-                return stored
+            cached_map = read_image(path)
+            if cached_map.shape == (height, width, 3):
+                return cached_map
         control = super().make_map(pixels, key, height, width, view)
         with suppress(OSError):
             self._folder.mkdir(parents=True, exist_ok=True)

@@ -111,8 +111,8 @@ def _make_options(request: DataRequest, loading: LoadingSettings) -> ReadingOpti
 def _read_held_out(validation: str, request: DataRequest, loading: LoadingSettings) -> tuple[Example, ...]:
     if is_shard_pattern(validation):
         stream = ShardStream(tuple(list_shards(validation)), ShardReader(request.columns, 0.0, needs_size=True))
-        found = stream.find_first(MEASURED_EXAMPLES, loading.tolerance)[0]
-        return tuple(replace(each, sha256=hashlib.sha256(read_source(each.image)).hexdigest()) for each in found)
+        examples = stream.find_first(MEASURED_EXAMPLES, loading.tolerance)[0]
+        return tuple(replace(each, sha256=hashlib.sha256(read_source(each.image)).hexdigest()) for each in examples)
     return read_examples(Path(validation), options=_make_options(request, loading))
 
 
@@ -145,12 +145,12 @@ def _read_shards(
     share = parse_share(validation)
     if share is not None and not 0 < share < 1:
         raise ValueError(f"validation {share:g} of the shards leaves none on one side")
-    given = [] if share is not None else list(_read_held_out(validation, request, loading))
-    hashes = frozenset(_hash_ends_of(example) for example in given)
+    own_examples = [] if share is not None else list(_read_held_out(validation, request, loading))
+    hashes = frozenset(_hash_ends_of(example) for example in own_examples)
     reader = ShardReader(request.columns, share or 0.0, sampling.has_buckets, maps.make is None, hashes)
     stream = ShardStream(tuple(list_shards(request.data)), reader)
-    first, found = stream.find_first(MEASURED_EXAMPLES, loading.tolerance)
-    held_out = found if share is not None else given
+    first, examples = stream.find_first(MEASURED_EXAMPLES, loading.tolerance)
+    held_out = examples if share is not None else own_examples
     if not first or not held_out:
         raise ValueError(
             f"validation {validation} of {len(first) + len(held_out)} examples in {request.data!r} leaves none on one "
@@ -158,8 +158,8 @@ def _read_shards(
         )
     _check_flips((*first, *held_out), maps, sampling)
     _report_near_duplicates(first, held_out, report)
-    measured = FolderDataset(tuple(first), maps)
-    return StreamSource(stream, measured), FolderDataset(tuple(held_out), maps)
+    evaluation_set = FolderDataset(tuple(first), maps)
+    return StreamSource(stream, evaluation_set), FolderDataset(tuple(held_out), maps)
 
 
 def _hash_ends_of(example: Example) -> str:
@@ -170,9 +170,9 @@ def _hash_ends_of(example: Example) -> str:
 
 def _check_flips(examples: Iterable[Example], maps: MapMaker, sampling: Sampling) -> None:
     """Raise ValueError where a given map would be mirrored that cannot be."""
-    given = next((example for example in examples if example.map is not None), None)
-    if sampling.flips and maps.mirroring == "sided" and given is not None:
+    example = next((example for example in examples if example.map is not None), None)
+    if sampling.flips and maps.mirroring == "sided" and example is not None:
         raise ValueError(
-            f"--flip: the map of {given.name} tells left from right by its colors, which mirroring would mix up: "
+            f"--flip: the map of {example.name} tells left from right by its colors, which mirroring would mix up: "
             "leave the maps out, so that --map makes them of the mirrored images, or do without --flip"
         )

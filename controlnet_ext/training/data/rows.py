@@ -39,19 +39,19 @@ class Columns:
 
     def find_image(self, names: Collection[str], where: str) -> str:
         """Return the column of the images. Raises ValueError, beginning with `where`, when there is none."""
-        found = _find_column(self.image, PATH_COLUMNS, names, "image", where)
-        if found is None:
+        column = _find_column(self.image, PATH_COLUMNS, names, "image", where)
+        if column is None:
             raise ValueError(f"{where}: no column of images ({', '.join(PATH_COLUMNS)}); name it: --columns image=A")
-        return found
+        return column
 
     def find_text(self, names: Collection[str], where: str) -> str:
         """Return the column of the captions. Raises ValueError, beginning with `where`, when there is none."""
-        found = _find_column(self.text, TEXT_COLUMNS, names, "text", where)
-        if found is None:
+        column = _find_column(self.text, TEXT_COLUMNS, names, "text", where)
+        if column is None:
             raise ValueError(
                 f"{where}: no column of captions, expected {' or '.join(TEXT_COLUMNS)}; name it: --columns"
             )
-        return found
+        return column
 
     def find_map(self, names: Collection[str], where: str) -> str | None:
         """Return the column of the maps, None when there is none."""
@@ -61,13 +61,13 @@ class Columns:
 USUAL_COLUMNS = Columns()
 
 
-def _find_column(given: str | None, usual: Sequence[str], names: Collection[str], role: str, where: str) -> str | None:
-    if given is None:
+def _find_column(column: str | None, usual: Sequence[str], names: Collection[str], role: str, where: str) -> str | None:
+    if column is None:
         return next((name for name in usual if name in names), None)
-    if given not in names:
+    if column not in names:
         some = ", ".join(sorted(map(str, names))[:10])
-        raise ValueError(f"{where}: --columns {role}={given} is none of its columns: {some:.200}")
-    return given
+        raise ValueError(f"{where}: --columns {role}={column} is none of its columns: {some:.200}")
+    return column
 
 
 @dataclass(frozen=True)
@@ -110,15 +110,15 @@ def build_examples(rows: Sequence[ExampleRow], tolerance: Tolerance) -> tuple[Ex
     Raises ValueError when more than `tolerance` cannot be learnt from: a file that is missing or no complete image, a
     caption that is no text, a map that `check_same_aspect` refuses.
     """
-    found = []
+    examples = []
     for row in rows:
         try:
-            found.append(_build_example(row))
+            examples.append(_build_example(row))
         except (ValueError, OSError) as error:
             tolerance.add(name_source(row.image), one_line(error))
     tolerance.listed += len(rows)
     tolerance.check()
-    return tuple(found)
+    return tuple(examples)
 
 
 def _build_example(row: ExampleRow) -> Example:
@@ -131,9 +131,9 @@ def _build_example(row: ExampleRow) -> Example:
         with open_regular_file(caption) as file:
             caption = decode_caption(file.read(CAPTION_LIMIT + 1), repr(str(caption)))
     if row.map is not None:
-        drawn = read_source(row.map)
-        map_size = measure_image(drawn, name_source(row.map))
-        map_sha256 = hashlib.sha256(drawn).hexdigest()
+        map_content = read_source(row.map)
+        map_size = measure_image(map_content, name_source(row.map))
+        map_sha256 = hashlib.sha256(map_content).hexdigest()
         with error_prefix(name_source(row.map)):
             check_same_aspect(map_size, size)
     return Example(row.image, caption, row.map, hashlib.sha256(content).hexdigest(), size, map_sha256)
@@ -141,10 +141,10 @@ def _build_example(row: ExampleRow) -> Example:
 
 def find_named_map(row: Mapping[str, Any], where: str) -> str | None:
     """Return the column of a row that names its map, None if none does. Raises ValueError where two differ."""
-    given = {name: row[name] for name in MAP_COLUMNS if row.get(name) is not None}
-    if not given:
+    paths = {name: row[name] for name in MAP_COLUMNS if row.get(name) is not None}
+    if not paths:
         return None
-    first, *others = given
-    if any(given[other] != given[first] for other in others):
+    first, *others = paths
+    if any(paths[other] != paths[first] for other in others):
         raise ValueError(f"{where}: {first} and {others[0]} name different maps: remove one")
     return first

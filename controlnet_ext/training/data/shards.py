@@ -113,12 +113,12 @@ def expand_braces(text: str) -> list[Path]:
     choices: list[list[str]] = []
     count = 1
     for i, part in enumerate(parts):
-        found = RANGE.fullmatch(part) if i % 2 else None
-        first, last = (int(found[1]), int(found[2])) if found else (0, 0)
-        if found and (last < first or last - first >= MAX_SHARDS):
+        match = RANGE.fullmatch(part) if i % 2 else None
+        first, last = (int(match[1]), int(match[2])) if match else (0, 0)
+        if match and (last < first or last - first >= MAX_SHARDS):
             raise ValueError(f"{{{part}}} in {quote_value(text, 200)}: expected a rising range of up to {MAX_SHARDS}")
-        if found:
-            choices.append([f"{n:0{len(found[1])}d}" for n in range(first, last + 1)])
+        if match:
+            choices.append([f"{n:0{len(match[1])}d}" for n in range(first, last + 1)])
         else:
             choices.append(part.split(",") if i % 2 else [part])
         count *= len(choices[-1])
@@ -159,22 +159,22 @@ class ShardReader:
         n = 0
         while True:
             try:
-                found = next(samples, None)
+                sample = next(samples, None)
             except TAR_ERRORS as error:
                 reason = f"{str(path)!r} is broken after {n} examples: {one_line(error, 200)}"
                 tolerance.add(str(path), reason)
                 return tolerance.check()
-            if found is None:
+            if sample is None:
                 return None
             n += 1
             tolerance.streamed += 1
-            if isinstance(found, BrokenSample):
-                tolerance.add(found.name, found.reason)
+            if isinstance(sample, BrokenSample):
+                tolerance.add(sample.name, sample.reason)
                 tolerance.check()
             else:
-                if found.sha256 in self.held_out:
-                    tolerance.note(f"{found.name} is also in the data of --validation, and not learnt from")
-                yield found, found.sha256 in self.held_out or int(found.sha256[:16], 16) < self.share * 2**64
+                if sample.sha256 in self.held_out:
+                    tolerance.note(f"{sample.name} is also in the data of --validation, and not learnt from")
+                yield sample, sample.sha256 in self.held_out or int(sample.sha256[:16], 16) < self.share * 2**64
 
     def _iter_samples(self, path: Path) -> Iterator[Example | BrokenSample]:
         with open_shard(path) as (tar, limit), open_regular_file(path) as file:
@@ -184,10 +184,10 @@ class ShardReader:
                     if len(fields) < MAX_FIELDS:
                         fields[name] = TarMember(str(path), info.name, info.offset_data, info.size)
                 try:
-                    found: Example | BrokenSample = self._make_example(key, fields, file, f"{path}/{key}")
+                    sample: Example | BrokenSample = self._make_example(key, fields, file, f"{path}/{key}")
                 except (ValueError, OSError) as error:
-                    found = BrokenSample(f"{path}/{key}", one_line(error))
-                yield found
+                    sample = BrokenSample(f"{path}/{key}", one_line(error))
+                yield sample
 
     def _make_example(self, key: str, fields: dict[str, TarMember], file: BinaryIO, where: str) -> Example:
         name = quote_value(where, 200)
@@ -208,8 +208,8 @@ class ShardReader:
         return Example(image, caption, control, digest, size)
 
     def _read_caption(self, fields: dict[str, TarMember], file: BinaryIO, name: str) -> str:
-        given = self.columns.text
-        texts = [f for f in fields if (f in (given, f"{given}.txt") if given else f in TEXT_FIELDS)]
+        column = self.columns.text
+        texts = [f for f in fields if (f in (column, f"{column}.txt") if column else f in TEXT_FIELDS)]
         if len(texts) > 1:
             raise ValueError(f"{name} has {len(texts)} captions, expected one: {', '.join(texts):.200}")
         if texts:
@@ -225,15 +225,15 @@ def hash_ends(head: bytes, tail: bytes, length: int) -> str:
     return hashlib.sha256(b"".join((head, tail, length.to_bytes(8, "big")))).hexdigest()
 
 
-def _find_image(fields: dict[str, TarMember], given: str | None, usual: Sequence[str]) -> TarMember | None:
-    """Return the image with the role `given`, or with the first of the usual ones: `.png`, `.map.png`."""
+def _find_image(fields: dict[str, TarMember], column: str | None, usual: Sequence[str]) -> TarMember | None:
+    """Return the image with the role `column`, or with the first of the usual ones: `.png`, `.map.png`."""
     by_role: dict[str, TarMember] = {}
     for name, member in fields.items():
         role, _, suffix = name.lower().rpartition(".")
         if suffix in SAMPLE_IMAGE_FIELDS:
             by_role.setdefault(role, member)
             by_role.setdefault(name, member)
-    return next((by_role[role] for role in ([given] if given is not None else usual) if role in by_role), None)
+    return next((by_role[role] for role in ([column] if column is not None else usual) if role in by_role), None)
 
 
 def _measure(image: TarMember, file: BinaryIO) -> tuple[int, int]:
@@ -274,15 +274,15 @@ class ShardStream:
         """
         epoch, count = 0, 0
         while True:
-            passed = 0
+            epoch_count = 0
             for example in self._iter_epoch(seed, epoch, tolerance):
-                passed += 1
-                if passed > skip:
+                epoch_count += 1
+                if epoch_count > skip:
                     yield example
-            if not passed:
+            if not epoch_count:
                 raise ValueError(f"{str(self.paths[0])!r} and its like hold no examples to learn from")
-            count = count or passed
-            skip = max(0, skip - passed)
+            count = count or epoch_count
+            skip = max(0, skip - epoch_count)
             epoch += 1 + skip // count
             skip %= count
 
@@ -308,13 +308,13 @@ class ShardStream:
         Without a share that is held out, none of the latter is looked for. No more of the shards is read than that
         takes. Raises ValueError when more than `tolerance` of it is broken.
         """
-        found: tuple[list[Example], list[Example]] = ([], [])
+        sets: tuple[list[Example], list[Example]] = ([], [])
         for path in self.paths:
             for example, is_held_out in self.reader.iter_shard(path, tolerance):
-                if len(found[is_held_out]) < count:
-                    found[is_held_out].append(example)
-                if len(found[0]) == count and (not self.reader.share or len(found[1]) == count):
+                if len(sets[is_held_out]) < count:
+                    sets[is_held_out].append(example)
+                if len(sets[0]) == count and (not self.reader.share or len(sets[1]) == count):
                     tolerance.check(is_whole=True)
-                    return found
+                    return sets
         tolerance.check(is_whole=True)
-        return found
+        return sets

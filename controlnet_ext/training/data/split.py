@@ -28,16 +28,16 @@ def split_examples(examples: tuple[Example, ...], share: float) -> tuple[tuple[E
     count = max(1, round(share * len(different)))
     if not 0 < share < 1 or count >= len(different):
         raise ValueError(f"validation {share:g} of {len(different)} different images leaves none on one side")
-    held = set(different[:count])
-    return tuple(e for e in examples if e.sha256 not in held), tuple(e for e in examples if e.sha256 in held)
+    held_out = set(different[:count])
+    return tuple(e for e in examples if e.sha256 not in held_out), tuple(e for e in examples if e.sha256 in held_out)
 
 
 def check_disjoint(train_set: tuple[Example, ...], held_out: tuple[Example, ...]) -> None:
     """Raise ValueError when an image of the held-out set is also in the training set."""
-    known = {example.sha256: example for example in train_set}
+    examples = {example.sha256: example for example in train_set}
     for example in held_out:
-        if example.sha256 in known:
-            twin = known[example.sha256].name
+        if example.sha256 in examples:
+            twin = examples[example.sha256].name
             raise ValueError(f"{example.name} is held out and also to be learnt, as {twin}: remove one")
 
 
@@ -57,17 +57,17 @@ def find_near_duplicates(train_set: Sequence[Example], held_out: Sequence[Exampl
 
     Images are decoded, up to 10,000, the held-out ones first. Those that cannot be are left out.
     """
-    held, rest = _hash_examples(held_out[:MAX_COMPARED]), max(0, MAX_COMPARED - len(held_out))
+    hashes, rest = _hash_examples(held_out[:MAX_COMPARED]), max(0, MAX_COMPARED - len(held_out))
     learnt = _hash_examples(train_set[:rest])
-    if not held or not learnt:
+    if not hashes or not learnt:
         return []
     signs = [
         np.unpackbits(np.array([bits for _, bits in side], ">u8").view(np.uint8).reshape(-1, 8), axis=1) * np.float32(2)
         - 1
-        for side in (held, learnt)
+        for side in (hashes, learnt)
     ]
     pairs = []
-    for example, row in zip((example for example, _ in held), signs[0], strict=True):
+    for example, row in zip((example for example, _ in hashes), signs[0], strict=True):
         distances = (HASH_BITS - signs[1] @ row) / 2
         nearest = int(distances.argmin())
         if distances[nearest] <= MAX_DISTANCE:
@@ -76,23 +76,23 @@ def find_near_duplicates(train_set: Sequence[Example], held_out: Sequence[Exampl
 
 
 def _hash_examples(examples: Sequence[Example]) -> list[tuple[Example, int]]:
-    found = []
+    hashes = []
     for example in examples:
         with suppress(ValueError, OSError):
             if (
                 bits := compute_dhash(read_small_image(read_source(example.image), example.name, MIN_HASHED_SIDE))
             ) is not None:
-                found.append((example, bits))
-    return found
+                hashes.append((example, bits))
+    return hashes
 
 
 def describe_near_duplicates(pairs: Sequence[tuple[Example, Example]]) -> str | None:
     """Return a line that names pairs of near-duplicates, None without any."""
     if not pairs:
         return None
-    named = "; ".join(f"{held.name} is like {learnt.name}" for held, learnt in pairs[:5])
+    text = "; ".join(f"{held_out.name} is like {learnt.name}" for held_out, learnt in pairs[:5])
     more = f"; and {len(pairs) - 5} more" if len(pairs) > 5 else ""
     return (
         f"{len(pairs)} held-out images look like ones to learn from, so that the held-out loss says too little of new "
-        f"images: {named}{more}"
+        f"images: {text}{more}"
     )

@@ -77,11 +77,11 @@ def list_arrow_files(folder: Path) -> list[Path]:
         raise ValueError(f"{where} names no files: is it a dataset that save_to_disk wrote?")
     if state.get("_indices_files") or state.get("_indices_data_files"):
         raise ValueError(f"{where} has indices: call flatten_indices() before save_to_disk()")
-    found = [resolve_inside(folder, file.get("filename"), where) for file in files]
-    for path in found:
+    paths = [resolve_inside(folder, file.get("filename"), where) for file in files]
+    for path in paths:
         if not path.exists():
             raise FileNotFoundError(f"{str(path)!r} does not exist, which {where} names")
-    return found
+    return paths
 
 
 def list_parquet_files(folder: Path) -> list[Path]:
@@ -134,8 +134,8 @@ def _list_sources(path: Path, table: Any, column: str) -> Iterator[ImageFile | N
         contents, paths = values, pa.chunked_array([pa.nulls(len(table))])
     else:
         raise ValueError(f"{str(path)!r}: the column {column} holds {kind}, expected images or their files")
-    packed = contents.is_valid().to_pylist() if contents.type != pa.null() else [False] * len(table)
-    for i, (is_packed, name) in enumerate(zip(packed, paths.to_pylist(), strict=True)):
+    has_bytes = contents.is_valid().to_pylist() if contents.type != pa.null() else [False] * len(table)
+    for i, (is_packed, name) in enumerate(zip(has_bytes, paths.to_pylist(), strict=True)):
         if is_packed:
             yield ArrowImage(str(path), column, i)
         else:
@@ -156,8 +156,8 @@ def _open_arrow(path: str) -> Any:
     if not (end.endswith(FILE_MARK) if is_file else end == STREAM_END):
         raise ValueError(f"{path!r} is cut short, or no Arrow file")
     try:
-        mapped = pa.memory_map(path)
-        table = (pa.ipc.open_file(mapped) if is_file else pa.ipc.open_stream(mapped)).read_all()
+        memory_map = pa.memory_map(path)
+        table = (pa.ipc.open_file(memory_map) if is_file else pa.ipc.open_stream(memory_map)).read_all()
         if table.nbytes > FREE_BYTES + UNPACKED_PER_BYTE * size:
             raise ValueError(f"it takes {table.nbytes} bytes in memory")
         table.validate(full=True)
@@ -177,26 +177,26 @@ def unpack_parquet(path: Path, columns: Columns, map_column: str | None, folder:
     with open_parquet(str(path)) as file:
         names = file.schema_arrow.names
         own = columns.find_map(names, where) or (map_column if map_column in names else None)
-        wanted = [columns.find_image(names, where), columns.find_text(names, where), *([own] if own else [])]
-        what = json.dumps([os.path.abspath(path), status.st_size, status.st_mtime_ns, wanted])
+        column_names = [columns.find_image(names, where), columns.find_text(names, where), *([own] if own else [])]
+        what = json.dumps([os.path.abspath(path), status.st_size, status.st_mtime_ns, column_names])
         target = folder / f"{hashlib.sha256(what.encode()).hexdigest()[:32]}.arrow"
         if target.exists():
             return target
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            write_atomically(target, _iter_stream(pa, file, wanted, str(path)), overwrite=True)
+            write_atomically(target, _iter_stream(pa, file, column_names, str(path)), overwrite=True)
         except (ValueError, pa.ArrowException) as error:
             raise ValueError(f"{where} is broken: {one_line(error, 200)}") from error
     return target
 
 
-def _iter_stream(pa: Any, file: Any, wanted: list[str], path: str) -> Iterator[bytes]:
+def _iter_stream(pa: Any, file: Any, column_names: list[str], path: str) -> Iterator[bytes]:
     """Yield an Arrow stream of these columns."""
     buffer = _Buffer()
-    schema = pa.schema([file.schema_arrow.field(name) for name in wanted])
+    schema = pa.schema([file.schema_arrow.field(name) for name in column_names])
     with pa.ipc.new_stream(pa.PythonFile(buffer, mode="w"), schema) as writer:
-        for batch in iter_table_batches(file, wanted, path):
-            writer.write_batch(batch.select(wanted))
+        for batch in iter_table_batches(file, column_names, path):
+            writer.write_batch(batch.select(column_names))
             yield buffer.take()
     yield buffer.take()
 

@@ -45,13 +45,13 @@ class Tolerance:
         All are `listed`, `at_least` so many where none was listed, and of streams those that were seen, 1,000 at least
         unless they are seen as a whole.
         """
-        listed = self.listed if self.listed or self.streamed else at_least
-        streamed = self.streamed if is_whole or not self.streamed else max(self.streamed, MIN_SEEN)
+        list_count = self.listed if self.listed or self.streamed else at_least
+        stream_count = self.streamed if is_whole or not self.streamed else max(self.streamed, MIN_SEEN)
         reasons = list(self._reasons.values())
-        if len(reasons) > self.share * (listed + streamed):
+        if len(reasons) > self.share * (list_count + stream_count):
             more = f", and {len(reasons) - MAX_REASONS} more" if len(reasons) > MAX_REASONS else ""
             raise ValueError(
-                f"{len(reasons)} of {listed + self.streamed} examples cannot be learnt from, over --tolerate "
+                f"{len(reasons)} of {list_count + self.streamed} examples cannot be learnt from, over --tolerate "
                 f"{self.share:g}: {'; '.join(reasons[:MAX_REASONS])}{more}"
             )
         for reason in reasons[self._reported :]:

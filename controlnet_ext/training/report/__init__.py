@@ -18,11 +18,11 @@ def write_report(work_folder: Path) -> list[Path]:
     Loads no network and no torch. Raises ValueError for a folder in which nothing was measured.
     """
     contents = ReportContents.read(work_folder)
-    written = [work_folder / REPORT_PAGE]
-    write_atomically(written[0], render_page(contents).encode(), overwrite=True)
+    paths = [work_folder / REPORT_PAGE]
+    write_atomically(paths[0], render_page(contents).encode(), overwrite=True)
     if importlib.util.find_spec("matplotlib") is not None:
         from .figure import render_figure
 
-        written.append(work_folder / REPORT_IMAGE)
-        write_atomically(written[1], render_figure(contents), overwrite=True)
-    return written
+        paths.append(work_folder / REPORT_IMAGE)
+        write_atomically(paths[1], render_figure(contents), overwrite=True)
+    return paths

@@ -29,7 +29,7 @@ def build_model_card(work_folder: Path) -> str:
 
 def render_card(contents: ReportContents) -> str:
     """Return the card: data, steps, license, curves, scores and the command."""
-    facts, arguments, published = contents.facts, contents.arguments, contents.published
+    facts, arguments, published_row = contents.facts, contents.arguments, contents.published
     target = str(arguments.get("target") or "controlnet")
     tags = ["diffusers", "stable-diffusion", target, "controlnet-ext", *([facts["kind"]] if "kind" in facts else [])]
     header = {
@@ -59,7 +59,7 @@ def render_card(contents: ReportContents) -> str:
             f"is 0 for images without control ({bounds['floor'][score]:.4g}), 1 for the source images "
             f"({bounds['ceiling'][score]:.4g})."
         ]
-    lines += ["", *_draw_table(contents.rows, published), ""]
+    lines += ["", *_draw_table(contents.rows, published_row), ""]
     lines += [
         "Curves, each from its lowest to its highest value:",
         "",
@@ -75,25 +75,25 @@ def render_card(contents: ReportContents) -> str:
 
 def _list_data(contents: ReportContents) -> list[str]:
     arguments = contents.arguments
-    found = [f"- step {contents.published['step']:,.0f} of {contents.last['step']:,.0f} that were trained"]
+    lines = [f"- step {contents.published['step']:,.0f} of {contents.last['step']:,.0f} that were trained"]
     if contents.image_counts:
-        found.append(f"- {contents.image_counts}")
+        lines.append(f"- {contents.image_counts}")
     names = {"batch": "images a batch", "rate": "learning rate", "size": "size", "seed": "seed"}
-    found += [f"- {title}: {arguments[name]}" for name, title in names.items() if name in arguments]
+    lines += [f"- {title}: {arguments[name]}" for name, title in names.items() if name in arguments]
     hashes = {"data": "images and captions", "model": "base model"}
-    found += [f"- {title}: `{arguments[name]}`" for name, title in hashes.items() if name in arguments]
-    return found
+    lines += [f"- {title}: `{arguments[name]}`" for name, title in hashes.items() if name in arguments]
+    return lines
 
 
-def _draw_table(rows: Sequence[Row], published: Row) -> list[str]:
-    keys = [key for key in CARD_COLUMNS if key in published]
+def _draw_table(rows: Sequence[Row], published_row: Row) -> list[str]:
+    keys = [key for key in CARD_COLUMNS if key in published_row]
     step = max(1, -(-len(rows) // MAX_CURVE_ROWS))
-    shown = [row for i, row in enumerate(rows) if i % step == 0 or row is published or row is rows[-1]]
+    selection = [row for i, row in enumerate(rows) if i % step == 0 or row is published_row or row is rows[-1]]
     table = ["| " + " | ".join(CARD_COLUMNS[key] for key in keys) + " |", "|" + " --- |" * len(keys)]
-    for row in shown:
+    for row in selection:
         cells = [f"{row[key]:,.0f}" if key == "step" else f"{row[key]:.4g}" if key in row else "" for key in keys]
-        marked = [f"**{cell}**" if row is published and cell else cell for cell in cells]
-        table.append("| " + " | ".join(marked) + " |")
+        bold_cells = [f"**{cell}**" if row is published_row and cell else cell for cell in cells]
+        table.append("| " + " | ".join(bold_cells) + " |")
     return table
 
 
@@ -101,14 +101,14 @@ def _draw_curves(rows: Sequence[Row]) -> list[str]:
     """Return a line of blocks for each figure, as high as its values, of at most `MAX_CURVE_BLOCKS` measurements."""
     keys = [key for key in CARD_COLUMNS if key != "step" and all(key in row for row in rows)]
     stride = -(-len(rows) // MAX_CURVE_BLOCKS)
-    found = []
+    lines = []
     for key in keys:
         values = [row[key] for row in rows[::stride]]
         low, high = min(values), max(values)
         levels = [round((len(BLOCKS) - 1) * (value - low) / (high - low)) if high > low else 0 for value in values]
         curve = "".join(BLOCKS[level] for level in levels)
-        found.append(f"{CARD_COLUMNS[key]:14} {curve}  {values[0]:.4g} to {rows[-1][key]:.4g}")
-    return found
+        lines.append(f"{CARD_COLUMNS[key]:14} {curve}  {values[0]:.4g} to {rows[-1][key]:.4g}")
+    return lines
 
 
 def _escape(text: str) -> str:

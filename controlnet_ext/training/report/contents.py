@@ -112,15 +112,15 @@ class ReportContents:
     def sentences(self) -> list[str]:
         """The verdict, what happened when, and why the training stopped."""
         state = describe_state(self.rows, self.best["step"])
-        found = [describe_fit(self.rows), state, self.decision.reason]
-        return [_capitalize(each) + "." for each in found if each]
+        texts = [describe_fit(self.rows), state, self.decision.reason]
+        return [_capitalize(each) + "." for each in texts if each]
 
     @property
     def image_counts(self) -> str | None:
         """Numbers of images to learn from and held out, in words; None where they are not known."""
         counts = (("training_images", "images"), ("training_shards", "shards of images"))
-        known = next(((self.facts[name], words) for name, words in counts if name in self.facts), None)
-        return known and f"{known[0]:,} {known[1]}, {self.facts['held_out_images']:,} more held out"
+        entry = next(((self.facts[name], words) for name, words in counts if name in self.facts), None)
+        return entry and f"{entry[0]:,} {entry[1]}, {self.facts['held_out_images']:,} more held out"
 
     @property
     def best_title(self) -> str:
@@ -138,21 +138,21 @@ def _read_if_there(path: Path) -> dict[str, Any]:
 
 def _read_strips(folder: Path, rows: Sequence[Row], best_step: float | None) -> list[Strip]:
     """Return the strips of sources, maps, images without control, and of up to `MAX_STEP_STRIPS` measurements."""
-    fixed = [
+    fixed_images = [
         (SOURCES_STRIP, "held-out images", "never trained on"),
         (MAPS_STRIP, "their maps", ""),
         (UNGUIDED_STRIP, "without control", "same noise"),
     ]
-    found = [
+    strips = [
         Strip(label, note, read_image(folder / name), is_map=name == MAPS_STRIP)
-        for name, label, note in fixed
+        for name, label, note in fixed_images
         if (folder / name).exists()
     ]
     for row in _choose_rows([row for row in rows if (folder / name_step_strip(int(row["step"]))).exists()], best_step):
         pixels, is_best = read_image(folder / name_step_strip(int(row["step"]))), row["step"] == best_step
         share = f"fidelity {100 * row['fidelity_share']:.0f} %" if "fidelity_share" in row else ""
-        found.append(Strip(f"step {row['step']:,.0f}", f"{share}{' · best' if is_best else ''}", pixels, is_best))
-    return found
+        strips.append(Strip(f"step {row['step']:,.0f}", f"{share}{' · best' if is_best else ''}", pixels, is_best))
+    return strips
 
 
 def _choose_rows(rows: Sequence[Row], best_step: float | None) -> list[Row]:

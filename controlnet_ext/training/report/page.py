@@ -86,12 +86,12 @@ def render_page(contents: ReportContents) -> str:
 
 def _describe_data(contents: ReportContents) -> str:
     arguments = contents.arguments
-    found = [f"{contents.last['step']:,.0f} of {arguments.get('steps', contents.last['step']):,} steps"]
+    lines = [f"{contents.last['step']:,.0f} of {arguments.get('steps', contents.last['step']):,} steps"]
     if contents.image_counts:
-        found.append(contents.image_counts)
+        lines.append(contents.image_counts)
     if "map" in arguments:
-        found.append(f"maps: {arguments['map']}")
-    return " · ".join(found)
+        lines.append(f"maps: {arguments['map']}")
+    return " · ".join(lines)
 
 
 def _render_verdict(contents: ReportContents) -> str:
@@ -163,15 +163,15 @@ def _render_chart(chart: Chart, contents: ReportContents) -> str:
 def _render_line(line: Line, chart: Chart, places: Sequence[tuple[float, float]]) -> str:
     dash = ' stroke-dasharray="5 4" opacity="0.55"' if line.is_dashed else ""
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-    drawn = f'<polyline points="{path}" fill="none" stroke="{line.color}" stroke-width="2"{dash}/>'
+    svg = f'<polyline points="{path}" fill="none" stroke="{line.color}" stroke-width="2"{dash}/>'
     if line.is_dashed or len(places) > MAX_DOTS:
-        return drawn
+        return svg
     dots = (
         f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{line.color}"><title>{escape(line.name)}, step {step:,.0f}: '
         f"{chart.format_value(value)}</title></circle>"
         for (x, y), (step, value) in zip(places, line.points, strict=True)
     )
-    return drawn + "".join(dots)
+    return svg + "".join(dots)
 
 
 def _render_key(line: Line) -> str:
@@ -216,10 +216,10 @@ def _render_table(contents: ReportContents) -> str:
         return f'<tr class="best">{cells}</tr>' if row["step"] == contents.best["step"] else f"<tr>{cells}</tr>"
 
     stride = -(-len(contents.rows) // MAX_TABLE_ROWS)
-    shown = [row for i, row in enumerate(contents.rows) if i % stride == 0 or row in (contents.best, contents.last)]
-    rows = "".join(render_row(row) for row in shown)
+    selection = [row for i, row in enumerate(contents.rows) if i % stride == 0 or row in (contents.best, contents.last)]
+    rows = "".join(render_row(row) for row in selection)
     table = f'<div class="scroll"><table><tr>{head}</tr>{rows}</table></div>'
-    title = f"All figures of {len(shown)} of {len(contents.rows)} measurements; all of them are in {LOG_FILE}"
+    title = f"All figures of {len(selection)} of {len(contents.rows)} measurements; all of them are in {LOG_FILE}"
     return f'<details class="card"><summary>{title}</summary>{table}</details>'
 
 
@@ -231,7 +231,7 @@ def _format_figure(key: str, row: Row) -> str:
 
 def _render_facts(contents: ReportContents) -> str:
     command = contents.facts.get("command")
-    shown = {
+    facts = {
         "controlnet-ext": contents.facts.get("version"),
         "best by": contents.best_title,
         **{name: _shorten_hash(name, value) for name, value in contents.arguments.items()},
@@ -239,7 +239,7 @@ def _render_facts(contents: ReportContents) -> str:
     }
     rows = "".join(
         f"<tr><td>{escape(name)}</td><td>{escape(str(value))}</td></tr>"
-        for name, value in shown.items()
+        for name, value in facts.items()
         if value is not None
     )
     code = f"<pre>{escape(command)}</pre>" if command else ""

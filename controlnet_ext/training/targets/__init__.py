@@ -98,21 +98,21 @@ class TrainingTarget:
         )
         net = net.to(get_layer(unet, "conv_in").weight.device, torch.float32)
         net.bind(unet)
-        trained: LayerwiseOffload = net.requires_grad_(True)
-        return trained
+        network: LayerwiseOffload = net.requires_grad_(True)
+        return network
 
     def _read_control(self, path: Path, with_values: bool = True) -> ControlFile:
         file = ControlFile.read(path, with_values)
         if file.kind is None or file.kind.name != self.kind:
-            found = file.describe_foreign() if file.kind is None else f"a {file.kind.name.replace('_', '-')}"
-            raise ValueError(f"{str(path)!r} is {found}, expected a {self.name}, which is to be trained")
+            description = file.describe_foreign() if file.kind is None else f"a {file.kind.name.replace('_', '-')}"
+            raise ValueError(f"{str(path)!r} is {description}, expected a {self.name}, which is to be trained")
         return file
 
 
 def list_targets() -> list[str]:
     """Return the names of all targets, the default first."""
-    found = [module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__)]
-    return sorted(found, key=lambda name: (name != DEFAULT_TARGET, name))
+    names = [module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__)]
+    return sorted(names, key=lambda name: (name != DEFAULT_TARGET, name))
 
 
 def find_target(name: str | None, control: Path | None = None) -> TrainingTarget:
@@ -120,15 +120,15 @@ def find_target(name: str | None, control: Path | None = None) -> TrainingTarget
 
     Raises ValueError with the nearest names if there is none of the name, or the file is of no target's kind.
     """
-    known = list_targets()
+    names = list_targets()
     if name is None and control is not None:
         file = ControlFile.read(control, with_values=False)
         name = "" if file.kind is None else file.kind.name.replace("_", "-")
-        if name not in known:
-            found = file.describe_foreign() if file.kind is None else f"a {name}"
-            raise ValueError(f"{str(control)!r} is {found}, expected one of: {', '.join(known)}")
+        if name not in names:
+            description = file.describe_foreign() if file.kind is None else f"a {name}"
+            raise ValueError(f"{str(control)!r} is {description}, expected one of: {', '.join(names)}")
     name = name or DEFAULT_TARGET
-    if name not in known:
-        raise ValueError(suggest_names(f"unknown target {name!r:.80}", name, known))
+    if name not in names:
+        raise ValueError(suggest_names(f"unknown target {name!r:.80}", name, names))
     target: TrainingTarget = importlib.import_module(f"{__name__}.{name.replace('-', '_')}").TARGET
     return target

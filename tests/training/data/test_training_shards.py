@@ -133,7 +133,7 @@ def list_plans(source, first_step, count, parts=2, batch=3, **sampling):
 def test_a_stream_goes_on_where_it_was_without_reading_an_image(tmp_path, monkeypatch, buckets):
     pattern = write_shards(tmp_path, 3, 4, height=64, width=64)
     write_tar(tmp_path / "00.tar", {"w.png": make_png(0, 64, 160), "w.map.png": make_png(1, 64, 160), "w.txt": b"w"})
-    source = StreamSource(make_stream(pattern, needs_size=buckets), measured=None)
+    source = StreamSource(make_stream(pattern, needs_size=buckets), evaluation_set=None)
     settings = {"size": (64, 64), "step": 16, "has_buckets": buckets, "is_random_crop": True, "flips": True}
     whole = list_plans(source, 0, 24, **settings)
     monkeypatch.setattr(TarMember, "read", lambda _: pytest.fail("an image was read"))
