@@ -42,8 +42,8 @@ def resolve_embedded(name: str) -> str:
         return str(EMBEDDED_FOLDER)
     folders = _find_control_folders()
     if match[1] not in folders:
-        known = ", ".join(folders) or "nothing"
-        raise FileNotFoundError(f"{name!r}: the embedded model has a ControlNet for {known} only")
+        names = ", ".join(folders) or "nothing"
+        raise FileNotFoundError(f"{name!r}: the embedded model has a ControlNet for {names} only")
     return str(folders[match[1]])
 
 
@@ -68,16 +68,16 @@ def restrict_map_kind(model: ControlModel, name: str) -> ControlModel:
     kind = get_control_kind(match[1]) if match else None
     if kind is None or (model.refuses_other_maps and model.map_type == kind):
         return model
-    restricted = copy(model) if model.refuses_other_maps else model
-    restricted.map_type, restricted.refuses_other_maps = kind, True
-    return restricted
+    net = copy(model) if model.refuses_other_maps else model
+    net.map_type, net.refuses_other_maps = kind, True
+    return net
 
 
 def _find_control_folders() -> dict[str, Path]:
     """The folders of the ControlNets by control, in the order of the names."""
     folders = sorted(EMBEDDED_FOLDER.glob(f"{CONTROL_PREFIX}*"))
-    found = {name: folder for folder in folders for name in folder.name.removeprefix(CONTROL_PREFIX).split("+")}
-    return dict(sorted(found.items()))
+    by_kind = {name: folder for folder in folders for name in folder.name.removeprefix(CONTROL_PREFIX).split("+")}
+    return dict(sorted(by_kind.items()))
 
 
 ABOUT_FILE = "about.json"  # in the model's folder: its version, those before it, and its words
@@ -119,12 +119,12 @@ def describe_unknown_words(folder: Path, prompts: Sequence[str | None], negative
         words = re.findall(r"[^\W\d_]+", (prompt or "").casefold())
         style = next((style for style in styles if style.begins(words)), None)
         has_no_style |= bool(words) and style is None and prompt is not negative
-        known = everything if style is None else style.words
-        unknown.setdefault(style, {}).update(dict.fromkeys(word for word in words if word not in known))
+        vocabulary = everything if style is None else style.words
+        unknown.setdefault(style, {}).update(dict.fromkeys(word for word in words if word not in vocabulary))
     remarks = []
     if has_no_style:
-        named = ", ".join(f'"{style.name}"' for style in styles)
-        remarks.append(f"the embedded model draws what the beginning of a prompt names, one of {named}, as in: ")
+        names = ", ".join(f'"{style.name}"' for style in styles)
+        remarks.append(f"the embedded model draws what the beginning of a prompt names, one of {names}, as in: ")
         remarks[-1] += styles[0].example
     for style, some in unknown.items():
         if some:

@@ -108,20 +108,20 @@ def _find_model(name: str, kind: str | None, models: Mapping[str, str]) -> str |
 
 def _find_source(values: Mapping[str, str], image: str | None, map_image: str | None) -> tuple[str, bool]:
     """Return the file that a unit reads, and whether it holds the map itself. Raises ValueError for none or two."""
-    named = [key for key in ("image", "map") if key in values]
-    given = {"image": image, "map": map_image} if not named else {key: values[key] for key in named}
-    found = [(path, key == "map") for key, path in given.items() if path is not None]
-    if len(found) > 1:
+    keys = [key for key in ("image", "map") if key in values]
+    paths = {"image": image, "map": map_image} if not keys else {key: values[key] for key in keys}
+    sources = [(path, key == "map") for key, path in paths.items() if path is not None]
+    if len(sources) > 1:
         raise ValueError(
             "image and map: a unit reads an image, of which its preprocessor makes the map, or the map itself; name "
             "one of the two with image=PATH or map=PATH"
         )
-    if not found:
+    if not sources:
         raise ValueError(
             "no image given: name one with image=PATH, or for all units with --image; a finished map with map=PATH or "
             "--map"
         )
-    return found[0]
+    return sources[0]
 
 
 def _check_given_map(spec: Preprocessor, parameters: Sequence[str]) -> None:
