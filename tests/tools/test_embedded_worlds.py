@@ -242,3 +242,6 @@ def test_a_control_is_listed_with_the_scenes_that_have_its_map(shapes, tmp_path)
     assert "map" not in lists["canny"][0]
     assert lists["segmentation"][0]["map"] == "landscapes/classes.png"
     assert [row["map"] for row in lists["pose"]] == [f"shapes/training/{i:06d}_pose.png" for i in PERSON_ROWS]
+    together = control_lists.take_in_turn([lists["canny"], lists["pose"]])
+    assert together[:3] == [lists["canny"][0], lists["pose"][0], lists["canny"][1]]
+    assert len(together) == len(lists["canny"]) + len(lists["pose"])

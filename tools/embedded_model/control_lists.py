@@ -2,8 +2,9 @@
 
 WORLDS/images/canny.jsonl, depth.jsonl, segmentation.jsonl and pose.jsonl mix the domains and are what
 `controlnet-ext train --data` reads: images with their captions, and in the column `map` the map, but for canny, whose
-maps the training makes. A scene without a map is in no list of that map. Held-out scenes are in none: figures are
-taken on them, so no training may be chosen by them.
+maps the training makes. A scene without a map is in no list of that map. together.jsonl has the rows of all four, for
+one network that reads all maps. Held-out scenes are in none: figures are taken on them, so no training may be chosen
+by them.
 """
 
 from __future__ import annotations
@@ -32,6 +33,11 @@ def list_control(worlds: Path, control: str, domains: tuple[str, ...]) -> list[d
                 if column is None or column in row
             ]
         )
+    return take_in_turn(lists)
+
+
+def take_in_turn(lists: list[list[dict[str, str]]]) -> list[dict[str, str]]:
+    """Return the rows of all lists, one of each in turn."""
     return [row for row in chain.from_iterable(zip_longest(*lists)) if row is not None]
 
 
@@ -40,8 +46,8 @@ def main() -> None:
     parser.add_argument("worlds", type=Path, help="what render_worlds filled")
     parser.add_argument("--count", type=int, help="so many rows of each list, for a trial")
     options = parser.parse_args()
-    for control in MAPS:
-        rows = list_control(options.worlds, control, RENDERED if control == "pose" else DOMAINS)
+    lists = {name: list_control(options.worlds, name, RENDERED if name == "pose" else DOMAINS) for name in MAPS}
+    for control, rows in {**lists, "together": take_in_turn([*lists.values()])}.items():
         path = options.worlds / "images" / f"{control}.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows[: options.count]))
         print(f"{len(rows[: options.count])} rows in {path}")

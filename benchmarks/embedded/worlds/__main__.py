@@ -94,7 +94,11 @@ def prepare(options: argparse.Namespace, weights: dict[str, Any]) -> tuple[Measu
 
 def parse_options(words: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, help="a folder saved by diffusers, perhaps with folders controlnet_NAME")
+    parser.add_argument(
+        "model",
+        type=Path,
+        help="a folder saved by diffusers, perhaps with folders controlnet_NAME or controlnet_NAME+NAME",
+    )
     parser.add_argument("worlds", type=Path)
     parser.add_argument("judges", type=Path)
     parser.add_argument("-o", "--output", type=Path, required=True, help="a folder")
@@ -128,8 +132,12 @@ def parse_options(words: list[str] | None) -> argparse.Namespace:
 
 def find_controls(options: argparse.Namespace, parser: argparse.ArgumentParser) -> dict[str, str]:
     """Return the files of the controls that are measured, by name."""
-    there = {name: options.model / f"controlnet_{name}" for name in CONTROLS}
-    given = {name: str(path) for name, path in there.items() if path.exists()}
+    given = {
+        name: str(path)
+        for path in sorted(options.model.glob("controlnet_*"))
+        for name in path.name.removeprefix("controlnet_").split("+")
+        if name in CONTROLS
+    }
     for text in options.control:
         name, _, path = text.partition("=")
         if name not in CONTROLS or not path:
@@ -140,7 +148,7 @@ def find_controls(options: argparse.Namespace, parser: argparse.ArgumentParser) 
     wanted = [] if options.controls == "none" else options.controls.split(",")
     for name in wanted:
         if name not in given:
-            parser.error(f"--controls {name}: {there.get(name, 'it')} is not there; name a file with --control")
+            parser.error(f"--controls {name}: {options.model} has none; name a file with --control {name}=FILE")
     return {name: given[name] for name in wanted}
 
 
