@@ -107,3 +107,25 @@ def test_a_judge_is_loaded_as_it_was_saved(tmp_path):
 def test_the_things_of_a_scene_share_its_label():
     assert judges.read_kinds("glossy render of a rose and a blue eagle on a red ground") == ["eagle", "rose"]
     assert judges.read_kinds("landscape of hills with a rose") == []
+
+
+def test_a_batch_is_mostly_things_where_there_are_landscapes_too():
+    is_thing = torch.arange(20) < 10
+    images = np.zeros((20, 32, 32, 3), np.uint8)
+    images[10:] = 255
+    labels = {head: torch.where(is_thing, judges.NO_LABEL, 0) for head in ("season", "time")}
+    labels["thing"] = torch.where(is_thing, 3, judges.NO_LABEL)
+    kinds = torch.zeros(20, len(judges.KINDS), dtype=torch.bool)
+    kinds[:10, 3] = True
+    data = judges.JudgeSet(images, labels, kinds, None)
+    inputs = []
+
+    def net(x):
+        inputs.append(x)
+        return {head: torch.zeros(len(x), len(names)) for head, names in judges.HEADS.items()}
+
+    loss = judges.classes_loss(net, data, torch.Generator().manual_seed(0))
+    chance = sum(np.log(len(names)) for names in judges.HEADS.values())
+    assert loss.item() == pytest.approx(chance, rel=1e-5)
+    means = inputs[0].mean((1, 2, 3))
+    assert (means < 0).tolist() == [True] * 24 + [False] * 8

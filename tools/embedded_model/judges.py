@@ -71,12 +71,11 @@ class SceneClassifier(nn.Module):
 
     def __init__(self, width: int = 40):
         super().__init__()
-        widths = (width, 2 * width, 4 * width, 6 * width)
         stages = [conv(3, width, 2)]
-        for before, after in zip((width, *widths), widths, strict=False):
-            stages += [conv(before, after, 2), conv(after, after)]
-        self.trunk = nn.Sequential(*stages)
-        self.heads = nn.ModuleDict({name: nn.Linear(2 * widths[-1], len(names)) for name, names in HEADS.items()})
+        for before, after, stride in ((1, 1, 2), (1, 2, 2), (2, 4, 2), (4, 4, 1)):
+            stages += [conv(before * width, after * width, stride), conv(after * width, after * width)]
+        self.trunk = nn.Sequential(*stages)  # to 6x6: the smallest things fill a cell
+        self.heads = nn.ModuleDict({name: nn.Linear(8 * width, len(names)) for name, names in HEADS.items()})
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         x = self.trunk(x)
@@ -160,10 +159,11 @@ class JudgeSet:
         kinds = torch.tensor([[kind in each for kind in KINDS] for each in shown])
         return cls(np.stack(images), labels, kinds, np.stack(maps) if maps else None)
 
-    def labeled_groups(self) -> list[Tensor]:
+    def labeled_groups(self) -> dict[str, Tensor]:
         """Numbers of the images that show things, and of those that have a season or a time of day."""
-        landscape = torch.stack([self.labels["season"], self.labels["time"]]).ne(NO_LABEL).any(0)
-        return [torch.nonzero(each)[:, 0] for each in (self.kinds.any(1), landscape) if each.any()]
+        has_landscape = torch.stack([self.labels["season"], self.labels["time"]]).ne(NO_LABEL).any(0)
+        groups = {"things": self.kinds.any(1), "landscapes": has_landscape}
+        return {name: torch.nonzero(each)[:, 0] for name, each in groups.items()}
 
 
 def shrink(image: np.ndarray) -> np.ndarray:
@@ -210,15 +210,17 @@ def disturb(x: Tensor, maps: Tensor, rng: torch.Generator) -> tuple[Tensor, Tens
 
 
 def classes_loss(net: nn.Module, data: JudgeSet, rng: torch.Generator) -> Tensor:
-    """Mean cross entropy of the labels of a batch, half things and half landscapes. The things of a scene share one:
-    so scenes of several teach what things look like too."""
-    groups = data.labeled_groups()
-    rows = torch.cat([group[torch.randint(len(group), (BATCH // len(groups),), generator=rng)] for group in groups])
+    """Mean cross entropy of the labels of a batch, three quarters things and the rest landscapes, which are soon
+    learnt. The things of a scene share one: so scenes of several teach what things look like too."""
+    groups = {name: group for name, group in data.labeled_groups().items() if len(group)}
+    counts = {"things": BATCH * 3 // 4, "landscapes": BATCH // 4} if len(groups) > 1 else dict.fromkeys(groups, BATCH)
+    rows = torch.cat([each[torch.randint(len(each), (counts[name],), generator=rng)] for name, each in groups.items()])
     x = to_input(data.images[rows.numpy()])
     x, _ = disturb(x, torch.zeros(len(x), 1, *x.shape[2:]), rng)
     logits = {head: each.float() for head, each in net(x).items()}
     kinds = data.kinds[rows].float()
-    parts = [-(kinds * F.log_softmax(logits["thing"], 1)).sum() / kinds.sum().clamp(min=1)]
+    shares = kinds / kinds.sum(1, keepdim=True).clamp(min=1)
+    parts = [-(shares * F.log_softmax(logits["thing"], 1)).sum() / shares.sum().clamp(min=1)]
     parts += [F.cross_entropy(logits[head], data.labels[head][rows]) for head in ("season", "time")]
     return torch.stack(parts).nan_to_num(0).sum()  # nan where a batch has no label of a head
 
@@ -302,14 +304,15 @@ class Judge:
     compute_loss: Callable[[nn.Module, JudgeSet, torch.Generator], Tensor]
     measure: Callable[[nn.Module, JudgeSet], dict[str, float]]
     domains: tuple[str, ...]
+    steps: int
     column: str | None = None
 
 
 JUDGES = {
-    "classes": Judge(SceneClassifier, classes_loss, measure_classes, ("things", "landscapes")),
-    "depth": Judge(DepthNetwork, depth_loss, measure_depth, DOMAINS, "depth"),
+    "classes": Judge(SceneClassifier, classes_loss, measure_classes, ("things", "landscapes"), 8000),
+    "depth": Judge(DepthNetwork, depth_loss, measure_depth, DOMAINS, 4000, "depth"),
     "segmentation": Judge(
-        SegmentationNetwork, segmentation_loss, measure_segmentation, ("landscapes",), "segmentation"
+        SegmentationNetwork, segmentation_loss, measure_segmentation, ("landscapes",), 2000, "segmentation"
     ),
 }
 
@@ -326,8 +329,8 @@ def main() -> None:
     parser.add_argument("judge", choices=JUDGES)
     parser.add_argument("worlds", type=Path, help="what render_worlds filled")
     parser.add_argument("folder", type=Path, help="FOLDER/JUDGE gets checkpoint, log.jsonl and judge.safetensors")
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--every", type=int, default=250)
+    parser.add_argument("--steps", type=int, help="by default those of the judge")
+    parser.add_argument("--every", type=int, default=500, help="steps between two checkpoints and rows of log.jsonl")
     parser.add_argument("--count", type=int, default=20_000, help="images of each domain")
     parser.add_argument("--vae", type=Path, help="only measure the trained judge, also on what this VAE gives back")
     options = parser.parse_args()
@@ -347,7 +350,7 @@ def main() -> None:
         judge.create(),
         lambda net, step, part: judge.compute_loss(net, training, make_generator(step, part)),
         lambda net, step: {f"held_out_{name}": value for name, value in judge.measure(net, held_out).items()},
-        TrainingSchedule(options.steps, learning_rate=2e-3, evaluation_interval=options.every),
+        TrainingSchedule(options.steps or judge.steps, learning_rate=2e-3, evaluation_interval=options.every),
         folder,
     )
     if net is not None:
