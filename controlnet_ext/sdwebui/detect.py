@@ -8,10 +8,10 @@ from typing import Any
 
 from ..files.image_formats import MAX_PIXELS, MAX_SIDE
 from ..preprocessors.poses.drawing import render_pose
-from ..preprocessors.poses.json import encode_poses, parse_poses
+from ..preprocessors.poses.json import POSES_SCHEMA, encode_poses, parse_poses
 from ..preprocessors.poses.key_points import Poses
 from ..preprocessors.registry import LoadedPreprocessor, list_preprocessors
-from .fields import IMAGE_REF, Field, ImageField, IntField, JsonObject, NumberField, TextField, is_empty_value
+from .fields import IMAGE_REF, Field, ImageField, IntField, JsonObject, NumberField, Schema, TextField, is_empty_value
 from .images import check_total_pixels, decode_base64_mask, encode_png_base64, parse_image_mask_pairs
 from .modules import describe_sliders, find_module, parameters_from_sliders
 from .units import SLIDER_BOUND, SLIDER_RULE
@@ -47,14 +47,15 @@ class DetectFields(JsonObject):
     controlnet_threshold_b = NumberField(f"Second slider of the module; {SLIDER_RULE}", -1, -SLIDER_BOUND, SLIDER_BOUND)
 
 
+POSE_LIST_SCHEMA: Schema = {"type": "array", "maxItems": MAX_REQUEST_IMAGES, "items": POSES_SCHEMA}
+
+
 class PoseFields(JsonObject):
     """The fields of a request for images of poses that state no canvas, as OpenPose's own."""
 
     schema_name = "PosesOnCanvas"
 
-    poses: Field[Any] = Field(
-        "Poses of images", {"type": "array", "maxItems": MAX_REQUEST_IMAGES}, default=[], is_required=True
-    )
+    poses: Field[Any] = Field("Poses of images", POSE_LIST_SCHEMA, default=[], is_required=True)
     canvas_width = IntField("Width in pixels of the image to which poses belong that state none", None, 1, MAX_SIDE)
     canvas_height = IntField("Its height", None, 1, MAX_SIDE)
 

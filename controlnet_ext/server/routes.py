@@ -15,18 +15,19 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 from starlette.requests import Request
 from starlette.routing import Route
 
-from ..preprocessors.poses.key_points import MAX_FACE_POINTS
+from ..preprocessors.poses.json import POSES_SCHEMA
 from ..sdwebui.catalog import ModelCatalog
 from ..sdwebui.control_types import list_control_types
 from ..sdwebui.detect import (
     API_VERSION,
-    MAX_REQUEST_IMAGES,
+    POSE_LIST_SCHEMA,
     DetectFields,
+    PoseFields,
     describe_settings,
     list_modules,
     render_poses,
 )
-from ..sdwebui.fields import JsonObject, Schema
+from ..sdwebui.fields import JsonObject, RequestLimits, Schema
 from ..sdwebui.requests import ImageToImageFields, TextToImageFields
 from .http import Endpoint, get_endpoint, json_endpoint, queued_endpoint
 from .service import Service, measure_memory
@@ -152,20 +153,8 @@ JOB_STATE = make_object_schema(
         **dict.fromkeys(("job_count", "job_no", "sampling_step", "sampling_steps"), COUNT),
     }
 )
-POINTS: Schema = {"type": ["array", "null"], "items": NUMBER, "maxItems": 3 * MAX_FACE_POINTS}
-KEYPOINT_FIELDS = tuple(f"{part}_keypoints_2d" for part in ("pose", "face", "hand_left", "hand_right"))
-PERSON = make_object_schema(dict.fromkeys(KEYPOINT_FIELDS, POINTS), *KEYPOINT_FIELDS)
-CANVAS = {name: {"type": "integer", "minimum": 1} for name in ("canvas_width", "canvas_height")}
-POSE_LIST: Schema = {
-    "type": "array",
-    "maxItems": MAX_REQUEST_IMAGES,
-    "items": make_object_schema(
-        {"people": _make_list_schema(PERSON), "animals": _make_list_schema(POINTS), **CANVAS},
-        *("people", "animals", *CANVAS),
-    ),
-}
-POSES = NamedSchema(  # the second where poses state no canvas, as OpenPose's own: `PoseFields`
-    "PosesOfImages", {"anyOf": [POSE_LIST, make_object_schema({"poses": POSE_LIST, **CANVAS})]}
+POSES = NamedSchema(  # the last where poses state no canvas, as OpenPose's own
+    "PosesOfImages", {"anyOf": [POSE_LIST_SCHEMA, POSES_SCHEMA, PoseFields.make_schema(RequestLimits())]}
 )
 OPTIONS = NamedSchema(
     "Options", make_object_schema({"sd_model_checkpoint": {**TEXT, "maxLength": 300}}, "sd_model_checkpoint")
@@ -271,7 +260,7 @@ def _get_settings(context: ControlContext, _: Request) -> dict[str, int]:
     NamedSchema(
         "Maps",
         make_object_schema(
-            {"info": TEXT, "images": IMAGES, "poses": _make_list_schema({"type": "object"}), "warnings": NAMES},
+            {"info": TEXT, "images": IMAGES, "poses": _make_list_schema(POSES_SCHEMA), "warnings": NAMES},
             "poses",
             "warnings",
         ),

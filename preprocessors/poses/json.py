@@ -13,12 +13,34 @@ import os
 from typing import Any, TypeVar
 
 from ...files.disk import open_regular_file, parse_json, parse_whole_number
-from .key_points import COORDINATE_RANGE, Animal, KeyPoint, KeyPoints, Person, Poses
+from .key_points import COORDINATE_RANGE, MAX_FACE_POINTS, Animal, KeyPoint, KeyPoints, Person, Poses
 
 T = TypeVar("T")
 
 POSE_FILE_LIMIT = 2**24  # bytes of a file
 _JSON_PART_NAMES = {"body": "pose", "left_hand": "hand_left", "right_hand": "hand_right", "face": "face"}
+
+
+def _make_number_list_schema(max_items: int) -> dict[str, Any]:
+    return {"type": ["array", "null"], "items": {"type": "number"}, "maxItems": max_items}
+
+
+def _make_schema() -> dict[str, Any]:
+    points, confidences = _make_number_list_schema(3 * MAX_FACE_POINTS), _make_number_list_schema(MAX_FACE_POINTS)
+    names = _JSON_PART_NAMES.values()
+    person = {f"{name}_keypoints_2d": points for name in names} | {f"{name}_confidences": confidences for name in names}
+    return {
+        "type": "object",
+        "properties": {
+            "people": {"type": "array", "items": {"type": "object", "properties": person}},
+            "animals": {"type": "array", "items": points},
+            "animal_confidences": {"type": "array", "items": confidences},
+            **{name: {"type": "integer", "minimum": 1} for name in ("canvas_width", "canvas_height")},
+        },
+    }
+
+
+POSES_SCHEMA = _make_schema()  # of the object of one image, as JSON schemas are
 
 
 def encode_poses(poses: Poses) -> dict[str, Any]:
