@@ -24,7 +24,8 @@ from ..sdwebui.fields import Schema
 from .http import error_response
 from .openapi import make_openapi_document
 from .page import create_page_routes
-from .routes import CONTROL_ROUTES, SERVER_ROUTES, ApiRoute, ControlContext, ServerContext, create_document_route
+from .route_table import ApiRoute
+from .routes import CONTROL_ROUTES, SERVER_ROUTES, ControlContext, ServerContext, create_document_route
 from .service import Service
 from .worker import RequestWorker
 

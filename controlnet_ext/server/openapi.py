@@ -13,15 +13,8 @@ from ..sdwebui.detect import API_VERSION
 from ..sdwebui.fields import JsonObject, RequestLimits, Schema
 from ..sdwebui.units import UnitFields
 from .http import MAX_BODY_BYTES
-from .routes import (
-    CONTROL_ROUTES,
-    SERVER_ROUTES,
-    ApiRoute,
-    ControlContext,
-    NamedSchema,
-    ServerContext,
-    create_document_route,
-)
+from .route_table import ApiRoute, NamedSchema
+from .routes import CONTROL_ROUTES, SERVER_ROUTES, ControlContext, ServerContext, create_document_route
 
 IMAGE_SCHEMA = NamedSchema(
     "Image",

@@ -10,7 +10,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from .. import __version__
-from .routes import ApiRoute
+from .route_table import ApiRoute
 
 PAGE_PATHS = ("/", "/docs")
 PAGE_HEADERS = {

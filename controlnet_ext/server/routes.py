@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from threading import Event
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any
 
 from starlette.requests import Request
-from starlette.routing import Route
 
 from ..preprocessors.poses.json import POSES_SCHEMA
 from ..sdwebui.catalog import ModelCatalog
@@ -27,122 +25,28 @@ from ..sdwebui.detect import (
     list_modules,
     render_poses,
 )
-from ..sdwebui.fields import JsonObject, RequestLimits, Schema
+from ..sdwebui.fields import RequestLimits, Schema
 from ..sdwebui.requests import ImageToImageFields, TextToImageFields
-from .http import Endpoint, get_endpoint, json_endpoint, queued_endpoint
+from .http import get_endpoint
+from .route_table import (
+    BOOLEAN,
+    COUNT,
+    IMAGES,
+    NAMES,
+    NUMBER,
+    TEXT,
+    ApiRoute,
+    NamedSchema,
+    RouteTable,
+    make_list_schema,
+    make_nullable_schema,
+    make_object_schema,
+)
 from .service import Service, measure_memory
 from .worker import RequestWorker
 
-
-@dataclass(frozen=True)
-class NamedSchema:
-    """A JSON schema with its name among the components of an OpenAPI document."""
-
-    name: str
-    schema: Schema
-
-
-@dataclass(frozen=True)
-class ApiRoute:
-    """A route with its description: `request` is the table or schema of the body, None where no body is read;
-    `query_flags` are booleans in the query; `is_open` routes need no token."""
-
-    method: Literal["GET", "POST"]
-    path: str
-    summary: str
-    endpoint: Endpoint
-    response: NamedSchema
-    request: type[JsonObject] | NamedSchema | None = None
-    query_flags: tuple[str, ...] = ()
-    is_open: bool = False
-
-    def to_starlette(self) -> Route:
-        """Return the route as starlette has it."""
-        return Route(self.path, self.endpoint, methods=[self.method])
-
-
-class RouteContext(Protocol):
-    """The least that an answer is given."""
-
-    @property
-    def worker(self) -> RequestWorker:
-        """The worker that queued answers are handed to."""
-        ...
-
-
-ContextT = TypeVar("ContextT", bound=RouteContext)
-Answer = TypeVar("Answer", bound=Callable[..., Any])
-
-
-class RouteTable(Generic[ContextT]):
-    """Routes in the order in which they are added, whose answers are given a context of one type."""
-
-    def __init__(self) -> None:
-        self._factories: list[Callable[[ContextT], ApiRoute]] = []
-
-    def add(
-        self,
-        method: Literal["GET", "POST"],
-        path: str,
-        summary: str,
-        response: NamedSchema,
-        *,
-        request: type[JsonObject] | NamedSchema | None = None,
-        query_flags: tuple[str, ...] = (),
-        is_open: bool = False,
-        is_queued: bool = False,
-    ) -> Callable[[Answer], Answer]:
-        """Return a decorator that adds a route, fields as in `ApiRoute`.
-
-        The decorated function is called with the context and the JSON of the body, or with the context and the
-        `Request` where no `request` is declared, and returns JSON. With `is_queued` the worker calls it, with a third
-        argument: the event that is set when nobody waits for the answer any more. Else it is called at once.
-        """
-
-        def register(answer: Answer) -> Answer:
-            def create(context: ContextT) -> ApiRoute:
-                function = partial(answer, context)
-                if request is None:
-                    endpoint = get_endpoint(function)
-                else:
-                    endpoint = queued_endpoint(function, context.worker) if is_queued else json_endpoint(function)
-                return ApiRoute(method, path, summary, endpoint, response, request, query_flags, is_open)
-
-            self._factories.append(create)
-            return answer
-
-        return register
-
-    def create(self, context: ContextT) -> list[ApiRoute]:
-        """Return all routes, their answers bound to `context`."""
-        return [create(context) for create in self._factories]
-
-
-# Parts of the schemas
-
-
-def make_object_schema(properties: Schema, *optional: str) -> Schema:
-    """Return the schema of an object with these properties, all but the optional ones required."""
-    names = [name for name in properties if name not in optional]
-    return {"type": "object", "properties": properties, **({"required": names} if names else {})}
-
-
-def _make_list_schema(items: Schema) -> Schema:
-    return {"type": "array", "items": items}
-
-
-def _make_nullable_schema(kind: str) -> Schema:
-    return {"type": [kind, "null"]}
-
-
-TEXT: Schema = {"type": "string"}
-COUNT: Schema = {"type": "integer", "minimum": 0}
-NUMBER: Schema = {"type": "number"}
-BOOLEAN: Schema = {"type": "boolean"}
-NAMES = _make_list_schema(TEXT)
-IMAGES = _make_list_schema({"type": "string", "format": "byte", "description": "A PNG in base64"})
 SLIDER = make_object_schema({"name": TEXT, "value": NUMBER, "min": NUMBER, "max": NUMBER, "step": NUMBER})
-MODULE = make_object_schema({"model_free": BOOLEAN, "sliders": _make_list_schema(SLIDER)})
+MODULE = make_object_schema({"model_free": BOOLEAN, "sliders": make_list_schema(SLIDER)})
 CONTROL_TYPE = make_object_schema(
     {"module_list": NAMES, "model_list": NAMES, "default_option": TEXT, "default_model": TEXT}
 )
@@ -172,7 +76,7 @@ GENERATION = NamedSchema(
         }
     ),
 )
-NOTHING = NamedSchema("Nothing", _make_nullable_schema("object"))
+NOTHING = NamedSchema("Nothing", make_nullable_schema("object"))
 EMPTY_LIST = NamedSchema("EmptyList", {"type": "array", "maxItems": 0})
 
 
@@ -260,7 +164,7 @@ def _get_settings(context: ControlContext, _: Request) -> dict[str, int]:
     NamedSchema(
         "Maps",
         make_object_schema(
-            {"info": TEXT, "images": IMAGES, "poses": _make_list_schema(POSES_SCHEMA), "warnings": NAMES},
+            {"info": TEXT, "images": IMAGES, "poses": make_list_schema(POSES_SCHEMA), "warnings": NAMES},
             "poses",
             "warnings",
         ),
@@ -367,8 +271,8 @@ def _refresh_models(context: ServerContext, _: Request) -> None:
                 "progress": {"type": "number", "minimum": 0, "maximum": 1},
                 "eta_relative": NUMBER,
                 "state": JOB_STATE,
-                "current_image": _make_nullable_schema("string"),
-                "textinfo": _make_nullable_schema("string"),
+                "current_image": make_nullable_schema("string"),
+                "textinfo": make_nullable_schema("string"),
             }
         ),
     ),
@@ -384,11 +288,11 @@ def _get_progress(context: ServerContext, request: Request) -> dict[str, Any]:
     "The checkpoint",
     NamedSchema(
         "Checkpoints",
-        _make_list_schema(
+        make_list_schema(
             make_object_schema(
                 {
                     **dict.fromkeys(("title", "model_name", "filename"), TEXT),
-                    **{name: _make_nullable_schema("string") for name in ("hash", "sha256", "config")},
+                    **{name: make_nullable_schema("string") for name in ("hash", "sha256", "config")},
                 }
             )
         ),
@@ -404,7 +308,7 @@ def _list_checkpoints(context: ServerContext, _: Request) -> list[dict[str, Any]
     "Names of samplers",
     NamedSchema(
         "Samplers",
-        _make_list_schema(make_object_schema({"name": TEXT, "aliases": NAMES, "options": {"type": "object"}})),
+        make_list_schema(make_object_schema({"name": TEXT, "aliases": NAMES, "options": {"type": "object"}})),
     ),
 )
 def _list_samplers(context: ServerContext, _: Request) -> list[dict[str, Any]]:
@@ -417,7 +321,7 @@ def _list_samplers(context: ServerContext, _: Request) -> list[dict[str, Any]]:
     "Names of noise schedules",
     NamedSchema(
         "Schedulers",
-        _make_list_schema(
+        make_list_schema(
             make_object_schema({"name": TEXT, "label": TEXT, "aliases": {"type": ["array", "null"], "items": TEXT}})
         ),
     ),
@@ -442,12 +346,12 @@ def _list_scripts(context: ServerContext, _: Request) -> dict[str, list[str]]:
     "Scripts, without the arguments of an interface",
     NamedSchema(
         "ScriptInfo",
-        _make_list_schema(
+        make_list_schema(
             make_object_schema(
                 {
                     "name": TEXT,
                     **dict.fromkeys(("is_alwayson", "is_img2img"), BOOLEAN),
-                    "args": _make_list_schema({"type": "object"}),
+                    "args": make_list_schema({"type": "object"}),
                 }
             )
         ),
@@ -463,11 +367,11 @@ def _describe_scripts(context: ServerContext, _: Request) -> list[dict[str, Any]
     "Upscalers of hires fix that enlarge pixels",
     NamedSchema(
         "Upscalers",
-        _make_list_schema(
+        make_list_schema(
             make_object_schema(
                 {
                     "name": TEXT,
-                    **{name: _make_nullable_schema("string") for name in ("model_name", "model_path", "model_url")},
+                    **{name: make_nullable_schema("string") for name in ("model_name", "model_path", "model_url")},
                     "scale": NUMBER,
                 }
             )
@@ -482,7 +386,7 @@ def _list_upscalers(context: ServerContext, _: Request) -> list[dict[str, Any]]:
     "GET",
     "/sdapi/v1/latent-upscale-modes",
     "Upscalers of hires fix that enlarge latents",
-    NamedSchema("LatentUpscalers", _make_list_schema(make_object_schema({"name": TEXT}))),
+    NamedSchema("LatentUpscalers", make_list_schema(make_object_schema({"name": TEXT}))),
 )
 def _list_latent_upscalers(context: ServerContext, _: Request) -> list[dict[str, str]]:
     return context.service.list_latent_upscalers()
