@@ -3,8 +3,9 @@
     python benchmarks/demo.py [--steps 20] [--rounds 3]
 
 Both are whole processes and take turns. The second imports what any diffusers pipeline imports, loads the embedded UNet
-and calls it once a step on as many rows as the demo: three prompts, with and without a map, with and without the
-prompt. One call before is its warm-up. Seconds of the processor too, which other work on the machine does not add to.
+and calls it once a step on as many rows as the demo: of each prompt four, with and without a map, with and without the
+prompt; once for each map. One call before is its warm-up. Seconds of the processor too, which other work on the machine
+does not add to.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ from pathlib import Path
 
 import torch
 
-from controlnet_ext.embedded import EMBEDDED_FOLDER
+from controlnet_ext.cli.commands.demo import PROMPTS
+from controlnet_ext.embedded import EMBEDDED_FOLDER, EMBEDDED_NAME, list_controls, read_demo_choices
 
-ROWS = 12
+ROWS_OF_A_PROMPT = 4
 BARE = """
 import json, sys, time
 clocks = lambda: (time.perf_counter(), time.process_time())
@@ -34,15 +36,18 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel
 imported = clocks()
 unet = UNet2DConditionModel.from_pretrained(sys.argv[1])
-x, t, words = torch.randn(ROWS, 4, 16, 16), torch.tensor(500), torch.randn(ROWS, 77, 128)
+side, width = unet.config.sample_size, unet.config.cross_attention_dim
+batches = [(torch.randn(int(n), 4, side, side), torch.randn(int(n), 77, width)) for n in sys.argv[3:]]
 with torch.no_grad():
-    unet(x, t, words)
+    for x, words in batches:
+        unet(x, 500, words)
     loaded = clocks()
     for _ in range(int(sys.argv[2])):
-        unet(x, t, words)
+        for x, words in batches:
+            unet(x, 500, words)
 done = clocks()
 print(json.dumps([[b - a for a, b in zip(*pair)] for pair in ((start, imported), (loaded, done))]))
-""".replace("ROWS", str(ROWS))
+"""
 
 
 def main() -> None:
@@ -51,7 +56,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     print(f"torch {torch.__version__}, Python {platform.python_version()}, {torch.get_num_threads()} threads")
-    print(f"{options.steps} steps on {ROWS} rows of 16x16 latents, fp32; median (least to most) of {options.rounds}")
+    print(f"{options.steps} steps on {count_rows()} rows, fp32; median (least to most) of {options.rounds}")
     rounds = [measured(options.steps) for _ in range(options.rounds)]
     for k, words in enumerate(("on the clock", "of the processor")):
         demo, imports, steps = ([one[part][k] for one in rounds] for part in range(3))
@@ -61,6 +66,15 @@ def main() -> None:
         whole = statistics.median(d / (i + s) for d, i, s in zip(demo, imports, steps, strict=True))
         own = statistics.median((d - i) / s for d, i, s in zip(demo, imports, steps, strict=True))
         print(f"  the demo takes {whole:.2f} x imports and bare steps; without the imports {own:.2f} x the bare steps")
+
+
+def count_rows() -> list[int]:
+    """Rows of the UNet's batches in the demo, one batch for each map."""
+    choices = read_demo_choices(EMBEDDED_FOLDER)
+    prompts = [choices.get("edges", PROMPTS)]
+    if "depth" in list_controls(EMBEDDED_NAME):
+        prompts.append(choices.get("depth", ()))
+    return [ROWS_OF_A_PROMPT * len(some) for some in prompts if some]
 
 
 def measured(steps: int) -> list[tuple[float, float]]:
@@ -73,7 +87,9 @@ def measured(steps: int) -> list[tuple[float, float]]:
         processor = after.children_user + after.children_system - worked.children_user - worked.children_system
         demo = time.perf_counter() - begin, processor
     bare = subprocess.run(
-        command("-c", BARE, str(EMBEDDED_FOLDER / "unet"), str(steps)), check=True, stdout=subprocess.PIPE
+        command("-c", BARE, str(EMBEDDED_FOLDER / "unet"), str(steps), *map(str, count_rows())),
+        check=True,
+        stdout=subprocess.PIPE,
     )
     return [demo, *json.loads(bare.stdout)]
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 EMBEDDED_NAME = "embedded"
 EMBEDDED_FOLDER = Path(__file__).parent / "model"  # as diffusers saves it, with the folders of its ControlNets
 SAMPLE_PHOTO = Path(__file__).parent / "coffee.jpg"  # Rachel Michetti, CC0: the middle of examples/coffee.jpg
+SAMPLE_DEPTH = Path(__file__).parent / "landscape_depth.png"  # of tools/embedded_model/landscapes, white is near
 CONTROL_PREFIX = "controlnet_"  # of the folder of a ControlNet
 
 
@@ -132,6 +133,13 @@ def describe_unknown_words(folder: Path, prompts: Sequence[str | None], negative
             sentence = f"the embedded model does not know {_quote_words(list(some))}{after}"
             remarks.append(sentence if style is None else f"{sentence}: it draws {style.draws}, as in: {style.example}")
     return "; ".join(remarks) or None
+
+
+def read_demo_choices(folder: Path) -> dict[str, Any]:
+    """The prompts of the demo that the model in this folder draws well, for "edges" and for "depth", and the scale of
+    "guidance"; those that are lacking are nobody's choice."""
+    choices: dict[str, Any] = _read_about(folder).get("demo", {})
+    return choices
 
 
 def describe_other_version(sha256: Mapping[str, str], here: Mapping[str, str]) -> str | None:

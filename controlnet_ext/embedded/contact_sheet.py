@@ -1,4 +1,4 @@
-"""The demo's contact sheet: a photo and its map on the left, then a column for each prompt."""
+"""The demo's contact sheet: for each map a part with the map on the left, then a column for each prompt."""
 
 from __future__ import annotations
 
@@ -22,30 +22,77 @@ MIN_PANEL_SIDE = 256  # pixels a side, at least
 MARGIN, GAP, LINE_HEIGHT = 28, 20, 20
 TEXT_SUPERSAMPLING = 4  # text is drawn this much larger, then averaged: smooth letters
 F1_LEGEND = "F1: how far the edges of an image are those of the map, 0 to 1. Within 1 px: the next pixel counts too."
+JUMPS_LEGEND = (
+    "The score: at how many of the depth map's jumps, the outlines of what stands before something else, the image has "
+    "an edge within 1 px, 0 to 1."
+)
 FONT, FONT_SCALE, FONT_THICKNESS = cv2.FONT_HERSHEY_SIMPLEX, 0.46 * TEXT_SUPERSAMPLING, TEXT_SUPERSAMPLING + 1
 
 
 @dataclass(frozen=True, eq=False)
 class Column:
-    """The results of one prompt: images (H, W, 3) RGB uint8 of the map's size, and how well each obeys the map."""
+    """The results of one prompt: images (H, W, 3) RGB uint8 of the map's size, and how well each obeys the map: F1 of
+    edges, or the share of a depth map's jumps that it has."""
 
     prompt: str
-    unguided_image: np.ndarray
-    guided_image: np.ndarray
-    unguided_score: EdgeScore
-    guided_score: EdgeScore
+    unguided: np.ndarray
+    guided: np.ndarray
+    unguided_score: EdgeScore | float
+    guided_score: EdgeScore | float
 
 
-def render_sheet(photo: np.ndarray, edge_map: np.ndarray, columns: Sequence[Column], footer: str) -> np.ndarray:
-    """The sheet (H, W, 3) RGB uint8 of a photo, any size, and its canny map, (h, w, 3), both RGB uint8."""
-    scale = -(-MIN_PANEL_SIDE // min(edge_map.shape[:2]))
-    height, width = edge_map.shape[0] * scale, edge_map.shape[1] * scale
+@dataclass(frozen=True, eq=False)
+class Section:
+    """A part of the sheet, of one map: on the left `panels` of an image, RGB uint8 of any size, and its caption, the
+    map among them; then a column for each prompt. `edges` (H, W, 3) RGB uint8 is what is laid over the guided images,
+    `overlay_caption` says so, and `legend` says what the score is."""
+
+    panels: Sequence[tuple[np.ndarray, str]]
+    edges: np.ndarray
+    columns: Sequence[Column]
+    overlay_caption: str
+    legend: str
+
+
+def make_edge_section(photo: np.ndarray, edge_map: np.ndarray, columns: Sequence[Column]) -> Section:
+    """The part of a photo, any size, and its canny map, (h, w, 3), both RGB uint8."""
+    panels = [(photo, "the photo"), (edge_map, "its canny map")]
+    return Section(panels, edge_map, columns, "the map over the guided image", F1_LEGEND)
+
+
+def make_depth_section(depth_map: np.ndarray, columns: Sequence[Column]) -> Section:
+    """The part of a landscape's depth map (h, w, 3) RGB uint8."""
+    jumps = find_depth_jumps(depth_map)
+    panels = [(depth_map, "the depth of a landscape, near is white"), (jumps, "where depth jumps")]
+    return Section(panels, jumps, columns, "the jumps over the guided image", JUMPS_LEGEND)
+
+
+def render_sheet(
+    photo: np.ndarray, edge_map: np.ndarray, columns: Sequence[Column], footer: str, more: Sequence[Section] = ()
+) -> np.ndarray:
+    """The sheet (H, W, 3) RGB uint8 of a photo, any size, and its canny map, (h, w, 3), both RGB uint8; below them
+    `more` parts and a footer."""
+    parts = [_render_section(section) for section in (make_edge_section(photo, edge_map, columns), *more)]
+    across = max(part.shape[1] for part in parts)
+    end = np.full((2 * LINE_HEIGHT + MARGIN, across, 3), PAPER_COLOR, np.uint8)
+    for k, line in enumerate(wrap_text(footer, across - 2 * MARGIN)):
+        draw_text(end, line, MARGIN, k * LINE_HEIGHT, PALE_TEXT_COLOR)
+    pieces = [
+        cv2.copyMakeBorder(part, 0, 0, 0, across - part.shape[1], cv2.BORDER_CONSTANT, value=PAPER_COLOR)
+        for part in parts
+    ]
+    return np.concatenate([*pieces, end])
+
+
+def _render_section(section: Section) -> np.ndarray:
+    scale = -(-MIN_PANEL_SIDE // min(section.edges.shape[:2]))
+    height, width = section.edges.shape[0] * scale, section.edges.shape[1] * scale
     first, pitch = (
         MARGIN + 2 * LINE_HEIGHT + 4,
         height + 2 * LINE_HEIGHT + GAP,
     )  # where rows begin: above the first is the prompt
-    across = 2 * MARGIN + (len(columns) + 1) * (width + GAP) - GAP
-    paper = np.full((first + 3 * pitch + 2 * LINE_HEIGHT + MARGIN, across, 3), PAPER_COLOR, np.uint8)
+    across = 2 * MARGIN + (len(section.columns) + 1) * (width + GAP) - GAP
+    paper = np.full((first + 3 * pitch, across, 3), PAPER_COLOR, np.uint8)
 
     def place(column: int, row: int, image: np.ndarray, *lines: str) -> None:
         x, y = MARGIN + column * (width + GAP), first + row * pitch
@@ -53,26 +100,34 @@ def render_sheet(photo: np.ndarray, edge_map: np.ndarray, columns: Sequence[Colu
         for i, line in enumerate(lines):
             draw_text(paper, line, x, y + height + 4 + i * LINE_HEIGHT, PALE_TEXT_COLOR if i else TEXT_COLOR)
 
-    place(0, 0, fit(photo, height, width), "the photo")
-    place(0, 1, enlarge(edge_map, scale, cv2.INTER_NEAREST), "its canny map")
-    _draw_legend(paper, MARGIN, first + 2 * pitch, width)
-    for i, column in enumerate(columns, 1):
+    for row, (image, caption) in enumerate(section.panels):
+        is_map = image.shape == section.edges.shape
+        panel = enlarge(image, scale, cv2.INTER_NEAREST) if is_map else fit(image, height, width)
+        place(0, row, panel, caption)
+    _draw_legend(paper, MARGIN, first + 2 * pitch, width, section.legend)
+    for i, column in enumerate(section.columns, 1):
         lines = wrap_text(column.prompt, width)
         for k, line in enumerate(lines, 2 - len(lines)):
             draw_text(paper, line, MARGIN + i * (width + GAP), MARGIN + k * LINE_HEIGHT, TEXT_COLOR)
-        images = column.unguided_image, column.guided_image
-        unguided_image, guided_image = (enlarge(image, scale, cv2.INTER_CUBIC) for image in images)
-        place(i, 0, unguided_image, "without guidance", _format_score(column.unguided_score))
-        place(i, 1, guided_image, "guided, from the same noise", _format_score(column.guided_score))
-        place(
-            i,
-            2,
-            enlarge(overlay_edges(edge_map, column.guided_image), scale, cv2.INTER_NEAREST),
-            "the map over the guided image",
-        )
-    for k, line in enumerate(wrap_text(footer, across - 2 * MARGIN)):
-        draw_text(paper, line, MARGIN, first + 3 * pitch + k * LINE_HEIGHT, PALE_TEXT_COLOR)
+        plain, result = (enlarge(image, scale, cv2.INTER_CUBIC) for image in (column.unguided, column.guided))
+        place(i, 0, plain, "without guidance", _format_score(column.unguided_score))
+        place(i, 1, result, "guided, from the same noise", _format_score(column.guided_score))
+        overlay = enlarge(overlay_edges(section.edges, column.guided), scale, cv2.INTER_NEAREST)
+        place(i, 2, overlay, section.overlay_caption)
     return paper
+
+
+def find_depth_jumps(depth_map: np.ndarray) -> np.ndarray:
+    """Return where a depth map (H, W, 3) RGB uint8 jumps, white on black: the outlines of what stands before
+    something else."""
+    return cv2.cvtColor(cv2.Canny(np.ascontiguousarray(depth_map[..., 0]), 60, 120), cv2.COLOR_GRAY2RGB)
+
+
+def compute_jump_share(jumps: np.ndarray, image: np.ndarray) -> float:
+    """Return the share of a depth map's jumps (H, W, 3) at which an image (H, W, 3) RGB uint8 has an edge within a
+    pixel; 1 where there are none."""
+    edges = jumps.max(2) > 127
+    return float((edges & _find_near_edges(image)).sum() / edges.sum()) if edges.any() else 1.0
 
 
 def overlay_edges(edge_map: np.ndarray, image: np.ndarray) -> np.ndarray:
@@ -81,6 +136,11 @@ def overlay_edges(edge_map: np.ndarray, image: np.ndarray) -> np.ndarray:
     edges, overlay = edge_map.max(2) > 127, image // 2
     overlay[edges & near], overlay[edges & ~near] = HIT_COLOR, MISS_COLOR
     return overlay
+
+
+def _find_near_edges(image: np.ndarray) -> np.ndarray:
+    """(H, W) bool: an edge of the image (H, W, 3) is here or on a pixel beside."""
+    return cv2.dilate(cv2.Canny(np.ascontiguousarray(image), 100, 200), np.ones((3, 3), np.uint8)) > 0
 
 
 def enlarge(image: np.ndarray, scale: int, interpolation: int) -> np.ndarray:
@@ -115,14 +175,17 @@ def _measure_text(text: str) -> int:
     return -(-cv2.getTextSize(text, FONT, FONT_SCALE, FONT_THICKNESS)[0][0] // TEXT_SUPERSAMPLING)
 
 
-def _format_score(score: EdgeScore) -> str:
+def _format_score(score: EdgeScore | float) -> str:
+    if isinstance(score, float):
+        return f"{score:.2f} of the jumps within 1 px"
     return f"F1 {score.within_1px:.2f} within 1 px, {score.exact:.2f} exact"
 
 
-def _draw_legend(paper: np.ndarray, x: int, y: int, width: int) -> None:
-    """Draw the legend of the last row and of the scores."""
-    for i, (colour, text) in enumerate(((HIT_COLOR, "edges that the image has"), (MISS_COLOR, "edges that it misses"))):
-        cv2.line(paper, (x, y + 10 + i * LINE_HEIGHT), (x + 24, y + 10 + i * LINE_HEIGHT), colour, 3)
-        draw_text(paper, text, x + 36, y + i * LINE_HEIGHT, TEXT_COLOR)
-    for i, line in enumerate(wrap_text(F1_LEGEND, width, 4), 3):
+def _draw_legend(paper: np.ndarray, x: int, y: int, width: int, text: str) -> None:
+    """Draw the legend of the last row and, as `text`, that of the scores."""
+    meanings = (HIT_COLOR, "edges that the image has"), (MISS_COLOR, "edges that it misses")
+    for i, (color, meaning) in enumerate(meanings):
+        cv2.line(paper, (x, y + 10 + i * LINE_HEIGHT), (x + 24, y + 10 + i * LINE_HEIGHT), color, 3)
+        draw_text(paper, meaning, x + 36, y + i * LINE_HEIGHT, TEXT_COLOR)
+    for i, line in enumerate(wrap_text(text, width, 5), 3):
         draw_text(paper, line, x, y + i * LINE_HEIGHT, PALE_TEXT_COLOR)

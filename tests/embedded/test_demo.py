@@ -26,6 +26,8 @@ from controlnet_ext.embedded.contact_sheet import (
     MIN_PANEL_SIDE,
     MISS_COLOR,
     Column,
+    compute_jump_share,
+    find_depth_jumps,
     overlay_edges,
     render_sheet,
     wrap_text,
@@ -35,6 +37,7 @@ from controlnet_ext.files.image_writer import encode_image
 from controlnet_ext.generation import pairs
 from controlnet_ext.maps.fidelity import EdgeScore, canny_f1
 from controlnet_ext.maps.resize import fit
+from tools.embedded_model.world_words import DEMO
 
 INSTALLED = embedded.EMBEDDED_FOLDER
 SCORES = re.compile(r"(.+): F1 within 1 px (\d\.\d\d), unguided (\d\.\d\d); exact (\d\.\d\d), unguided (\d\.\d\d)")
@@ -58,12 +61,16 @@ def installed(shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.chdir(tmp_path)
 
 
-def panel(whole: np.ndarray, column: int, row: int) -> np.ndarray:
-    """An image on a sheet, as it is shown."""
-    x, y = (
+def panel_origin(column: int, row: int) -> tuple[int, int]:
+    return (
         MARGIN + column * (MIN_PANEL_SIDE + GAP),
         MARGIN + 2 * LINE_HEIGHT + 4 + row * (MIN_PANEL_SIDE + 2 * LINE_HEIGHT + GAP),
     )
+
+
+def panel(whole: np.ndarray, column: int, row: int) -> np.ndarray:
+    """An image on a sheet, as it is shown."""
+    x, y = panel_origin(column, row)
     return whole[y : y + MIN_PANEL_SIDE, x : x + MIN_PANEL_SIDE]
 
 
@@ -241,6 +248,40 @@ def test_text_stays_in_its_lines() -> None:
     few, many = (render_sheet(asked, asked, [column] * n, "i" * 2000) for n in (1, 3))
     for whole in (few, many):  # no ink in the margins
         assert (whole[:, -MARGIN:] == whole[0, 0]).all() and (whole[-MARGIN // 2 :] == whole[0, 0]).all()
+
+
+def test_a_model_with_depth_shows_a_landscapes_depth_below(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    standin.save_small(tmp_path / "worlds", ["canny", "depth"])
+    monkeypatch.setattr(embedded, "EMBEDDED_FOLDER", tmp_path / "worlds")
+    capsys.readouterr()  # of saving
+    assert main(["demo", "--steps", "1", "--prompt", "glossy render of a red cup", "-o", "sheet.png"]) == 0
+    *lines, last = capsys.readouterr().err.splitlines()
+    assert [line.partition(": ")[0] for line in lines] == ["glossy render of a red cup", *DEMO["depth"]]
+    assert all(
+        re.search(r"(0|1)\.\d\d of the depth map's jumps within 1 px, unguided (0|1)\.\d\d$", s) for s in lines[1:]
+    )
+    assert "1 steps, guidance 2; 8 images in" in last
+    whole = read_image("sheet.png")
+    depth = fit(read_image(embedded.SAMPLE_DEPTH), standin.SMALL_SIZE, standin.SMALL_SIZE)
+    below = whole[panel_origin(0, 3)[1] + MARGIN + 2 * LINE_HEIGHT + 4 :]
+    shown = below[:MIN_PANEL_SIDE, MARGIN : MARGIN + MIN_PANEL_SIDE]
+    assert np.array_equal(shown, np.kron(depth, np.ones((4, 4, 1), np.uint8)))
+    assert whole.shape[1] == 2 * MARGIN + 4 * MIN_PANEL_SIDE + 3 * GAP
+
+
+def test_the_share_of_jumps_is_that_of_the_edges_that_an_image_has() -> None:
+    depth = np.zeros((32, 32, 3), np.uint8)
+    depth[8:24, 8:24] = 200
+    jumps = find_depth_jumps(depth)
+    assert jumps.any() and not jumps[12:20, 12:20].any()
+    half = depth.copy()
+    half[:, 16:] = 0
+    assert compute_jump_share(jumps, depth) == 1.0
+    assert 0.3 < compute_jump_share(jumps, half) < 0.7
+    assert compute_jump_share(jumps, np.zeros_like(depth)) == 0.0
+    assert compute_jump_share(np.zeros_like(jumps), depth) == 1.0
 
 
 def test_the_embedded_model_obeys_the_photo(

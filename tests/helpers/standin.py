@@ -15,7 +15,7 @@ from controlnet_ext.models.kinds.controlnet import ControlNet
 from controlnet_ext.models.state_dict.saving import save_diffusers
 from tools.embedded_model.publish import write_about
 from tools.embedded_model.train_base import make_noise_scheduler, make_unet
-from tools.embedded_model.world_words import describe_shapes, describe_styles
+from tools.embedded_model.world_words import DEMO, describe_shapes, describe_styles
 
 
 def save(folder: Path, zeros: bool = False) -> None:
@@ -60,4 +60,4 @@ def save_small(folder: Path, controls: Sequence[str] = CONTROLS) -> None:
     StableDiffusionPipeline(**parts, requires_safety_checker=False).save_pretrained(folder)
     for seed, control in enumerate(controls):
         save_diffusers(randomised(ControlNet.from_unet(unet), seed), folder / f"controlnet_{control}")
-    write_about(folder, describe_styles())
+    write_about(folder, describe_styles(), demo=DEMO)

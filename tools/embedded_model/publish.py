@@ -35,7 +35,7 @@ from controlnet_ext.files.safetensors import write_weights
 from controlnet_ext.generation.recipe import hash_file
 from controlnet_ext.models import DIFFUSERS_STEM, ControlFile
 from controlnet_ext.models.state_dict.saving import METADATA_PREFIX, save_diffusers
-from tools.embedded_model.world_words import describe_shapes, describe_styles
+from tools.embedded_model.world_words import DEMO, describe_shapes, describe_styles
 
 CONFIG_FILE = "config.json"
 METADATA = {"format": "pt"}  # transformers before 5 refuses a file without it
@@ -68,7 +68,10 @@ def publish(base: Path, folder: Path, fp8: bool = False) -> None:
     for name, content in encode_text_files(words, pipe.text_encoder).items():
         _write_text(folder / ("text_encoder" if name == CONFIG_FILE else "tokenizer") / name, content)
     _copy_settings(base / "model_index.json", folder / "model_index.json")
-    write_about(folder, describe_styles() if "glossy</w>" in words.get_vocab() else [describe_shapes("")], earlier)
+    if "glossy</w>" in words.get_vocab():
+        write_about(folder, describe_styles(), earlier, DEMO)
+    else:
+        write_about(folder, [describe_shapes("")], earlier)
 
 
 def store_in_fp8(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -89,12 +92,19 @@ def find_earlier_versions(folder: Path) -> dict[str, int]:
     return {**about["earlier"], hash_file(folder / UNET_WEIGHTS): about["version"]}
 
 
-def write_about(folder: Path, styles: Sequence[Mapping[str, Any]], earlier: Mapping[str, int] | None = None) -> None:
-    """Write which version of the model lies in a folder, those before it, and what it draws. A UNet that is among the
-    earlier ones keeps its version; another has the next."""
+def write_about(
+    folder: Path,
+    styles: Sequence[Mapping[str, Any]],
+    earlier: Mapping[str, int] | None = None,
+    demo: Mapping[str, Any] | None = None,
+) -> None:
+    """Write which version of the model lies in a folder, those before it, what it draws, and what the demo asks it for.
+    A UNet that is among the earlier ones keeps its version; another has the next."""
     known = dict(earlier or {})
     version = known.pop(hash_file(folder / UNET_WEIGHTS), None) or max(known.values(), default=0) + 1
     about = {"version": version, "earlier": known, "styles": list(styles)}
+    if demo is not None:
+        about["demo"] = dict(demo)
     _write_text(folder / ABOUT_FILE, json.dumps(about, indent=1) + "\n")
 
 

@@ -64,6 +64,21 @@ def describe_styles() -> list[dict[str, Any]]:
     ]
 
 
+DEMO = {  # what `controlnet-ext demo` draws
+    "edges": [
+        f"{things.STYLE} a red cup on a wooden ground in front of a blue wall",
+        f"{things.STYLE} a yellow cup on a checkered green ground",
+        f"{SHAPE_STYLE} a blue circle and an orange ring on a dotted red ground",
+    ],
+    "depth": [
+        f"{landscapes.STYLE} mountains by a lake with pine trees in summer by day",
+        f"{landscapes.STYLE} mountains by a lake with pine trees in winter at sunset",
+        f"{landscapes.STYLE} mountains by a lake with pine trees in autumn at night",
+    ],
+    "guidance": 2.0,
+}
+
+
 def write_tokenizer(folder: Path) -> CLIPTokenizer:
     """A tokenizer for the vocabulary, from the `vocab.json` and `merges.txt` that it writes into `folder`.
 
