@@ -205,7 +205,8 @@ def test_a_person_in_its_own_scene_covers_itself_and_in_another_place_does_not()
 
 
 def test_the_means_of_figures_have_intervals():
-    figures = arms.summarize({"f1": [0.0, 1.0, float("nan")] * 20})
+    figures = arms.summarize({"f1": [0.0, 1.0, float("nan")] * 20, "limbs": [], "season": [float("nan")]})
+    assert figures.keys() == {"f1"}
     assert figures["f1"]["mean"] == 0.5
     assert figures["f1"]["count"] == 40
     assert 0.3 < figures["f1"]["low"] < 0.5 < figures["f1"]["high"] < 0.7

@@ -27,11 +27,12 @@ OTHER = "other_"  # before a figure against another scene's map
 
 
 def summarize(scores: Scores) -> Figures:
-    """Return mean, bounds of the 95 % bootstrap interval and count of each figure's scores."""
+    """Return mean, bounds of the 95 % bootstrap interval and count of each figure's scores, of those that have any."""
     figures = {}
     for name, each in scores.items():
         interval = bootstrap_interval(each)
-        figures[name] = {"mean": interval.mean, "low": interval.low, "high": interval.high, "count": interval.used}
+        if interval.used:
+            figures[name] = {"mean": interval.mean, "low": interval.low, "high": interval.high, "count": interval.used}
     return figures
 
 
