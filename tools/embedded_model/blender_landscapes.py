@@ -104,12 +104,12 @@ def export_scene(seed: int, path: Path) -> bool:
     plan = landscapes.choose_plan(rng)
     if plan.trees is not None or plan.weather != "clear" or plan.time in ("dusk", "night"):
         return False
-    grid, eye = landscapes._build_grid(rng, plan, COLUMNS)
+    grid, eye = landscapes.build_grid(rng, plan, COLUMNS)
     steep = np.hypot(grid.slope_x, grid.slope_z)
     pixel = grid.distance / (plan.focal * COLUMNS)
-    fine = landscapes._noise(rng, grid.x, grid.distance, 16, 5, pixel * 1.5, gain=0.6)
-    patch = landscapes._noise(rng, grid.x, grid.distance, 130, 4, pixel * 1.5)
-    albedo, _ = landscapes._choose_ground(rng, plan, grid.height, steep, fine, patch, grid.distance)
+    fine = landscapes.make_noise(rng, grid.x, grid.distance, 16, 5, pixel * 1.5, gain=0.6)
+    patch = landscapes.make_noise(rng, grid.x, grid.distance, 130, 4, pixel * 1.5)
+    albedo, _ = landscapes.choose_ground(rng, plan, grid.height, steep, fine, patch, grid.distance)
     np.savez(
         path,
         points=np.stack([grid.x, grid.distance, grid.ground - eye], -1).astype(np.float32),

@@ -124,16 +124,16 @@ def render(seed: int, size: int = 256) -> Landscape:
 def _render_once(rng: np.random.Generator, size: int) -> Landscape:
     plan = choose_plan(rng)
     fine = size * FINE
-    grid, eye = _build_grid(rng, plan, fine)
-    hit = _cast_rays(grid, plan, eye, fine)
-    sky = cv2.resize(_draw_sky(rng, plan, size), (fine, fine), interpolation=cv2.INTER_CUBIC)
-    pixels, classes = _shade_ground(rng, plan, grid, hit, sky, fine)
-    depth = np.where(hit >= 0, _distance_at(hit), np.float32(SKY_DEPTH))
-    normals = _normals(grid, hit, classes)
+    grid, eye = build_grid(rng, plan, fine)
+    hit = cast_rays(grid, plan, eye, fine)
+    sky = cv2.resize(draw_sky(rng, plan, size), (fine, fine), interpolation=cv2.INTER_CUBIC)
+    pixels, classes = shade_ground(rng, plan, grid, hit, sky, fine)
+    depth = np.where(hit >= 0, distance_at(hit), np.float32(SKY_DEPTH))
+    normals = compute_normals(grid, hit, classes)
     if plan.trees is not None:
-        _plant_trees(rng, plan, grid, eye, pixels, depth, normals, classes, sky)
-    _fill_water(rng, plan, eye, pixels, depth, classes, sky)
-    image = cv2.resize(_to_display(pixels, plan), (size, size), interpolation=cv2.INTER_AREA)
+        plant_trees(rng, plan, grid, eye, pixels, depth, normals, classes, sky)
+    fill_water(rng, plan, eye, pixels, depth, classes, sky)
+    image = cv2.resize(to_display(pixels, plan), (size, size), interpolation=cv2.INTER_AREA)
     pick = slice(FINE // 2, None, FINE)
     return Landscape(
         np.clip(np.rint(image), 0, 255).astype(np.uint8),
@@ -226,7 +226,7 @@ def _sample(array: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return cv2.remap(array, u, v, cv2.INTER_LINEAR)
 
 
-def _noise(rng, x, z, wave: float, octaves: int, footprint=0.0, gain: float = 0.5) -> np.ndarray:
+def make_noise(rng, x, z, wave: float, octaves: int, footprint=0.0, gain: float = 0.5) -> np.ndarray:
     """Fractal noise about -1..1 of wavelength `wave` metres; octaves finer than the footprint fade away."""
     u0, v0, turn = rng.uniform(0, 64), rng.uniform(0, 64), rng.uniform(0, 2 * math.pi)
     tile = _noise_tile()[0]
@@ -246,7 +246,7 @@ def _mountains(rng, x, z, wave: float, octaves: int, footprint) -> np.ndarray:
     u0, v0, turn = rng.uniform(0, 64), rng.uniform(0, 64), rng.uniform(0, 2 * math.pi)
     tile, right, down = _noise_tile()
     warp = wave * 0.16
-    wx, wz = (_noise(rng, x, z, wave * 0.7, 2, footprint) for _ in range(2))
+    wx, wz = (make_noise(rng, x, z, wave * 0.7, 2, footprint) for _ in range(2))
     x, z = x + warp * wx, z + warp * wz
     total, weight = np.zeros_like(x), 1.0
     dx, dz = np.zeros_like(x), np.zeros_like(x)
@@ -267,7 +267,7 @@ def _mountains(rng, x, z, wave: float, octaves: int, footprint) -> np.ndarray:
     return total
 
 
-def _smoothstep(low: float, high: float, x: np.ndarray) -> np.ndarray:
+def smoothstep(low: float, high: float, x: np.ndarray) -> np.ndarray:
     t = np.clip((x - low) / (high - low), 0, 1)
     return t * t * (3 - 2 * t)
 
@@ -279,30 +279,30 @@ def _distances() -> np.ndarray:
     return np.concatenate([near, np.geomspace(MIDDLE, FARTHEST, STEPS - NEAR_STEPS)]).astype(np.float32)
 
 
-def _distance_at(step: np.ndarray) -> np.ndarray:
+def distance_at(step: np.ndarray) -> np.ndarray:
     """Metres at a fractional index of the distances."""
     return np.interp(step, np.arange(STEPS), _distances()).astype(np.float32)
 
 
-def _step_at(distance: np.ndarray) -> np.ndarray:
+def step_at(distance: np.ndarray) -> np.ndarray:
     """The fractional index of a distance in metres."""
     return np.interp(distance, _distances(), np.arange(STEPS)).astype(np.float32)
 
 
-def _build_grid(rng: np.random.Generator, plan: Plan, columns: int) -> tuple[Grid, float]:
+def build_grid(rng: np.random.Generator, plan: Plan, columns: int) -> tuple[Grid, float]:
     """The terrain in front of the camera, and the camera's height above the zero of heights."""
     distance = np.repeat(_distances()[:, None], columns, 1)
     across = (np.arange(columns, dtype=np.float32) + 0.5 - columns / 2) / (plan.focal * columns)
     x = distance * across
     footprint = distance * 0.006
     ground = _HEIGHTS[plan.terrain](rng, plan, x, distance, footprint)
-    woods = _noise(rng, x, distance, 420, 5, footprint) + 0.35 * _noise(rng, x, distance, 60, 3, footprint)
+    woods = make_noise(rng, x, distance, 420, 5, footprint) + 0.35 * make_noise(rng, x, distance, 60, 3, footprint)
     if plan.trees is not None and plan.trees != "palm":
         steep = np.hypot(*_slopes(ground, distance, plan.focal * columns))
-        woods = woods - 1.4 * np.clip(steep - 0.55, 0, None) - _smoothstep(500, 800, ground) * 2
+        woods = woods - 1.4 * np.clip(steep - 0.55, 0, None) - smoothstep(500, 800, ground) * 2
         woods = np.where(ground > 1.5, woods, -2)
-        canopy = 9 + 7 * _noise(rng, x, distance, 22, 2, footprint)  # far forests raise the ground by their crowns
-        ground = ground + canopy * _smoothstep(0.05, 0.2, woods) * _smoothstep(350, 700, distance)
+        canopy = 9 + 7 * make_noise(rng, x, distance, 22, 2, footprint)  # far forests raise the ground by their crowns
+        ground = ground + canopy * smoothstep(0.05, 0.2, woods) * smoothstep(350, 700, distance)
     else:
         woods = np.full_like(ground, -2)
     height = np.maximum(ground, plan.water_level) if plan.water else ground
@@ -328,10 +328,10 @@ def _slopes(height: np.ndarray, distance: np.ndarray, focal: float) -> tuple[np.
 def _mountain_heights(rng, plan, x, z, footprint):
     wave = rng.uniform(2400, 4200)
     begin = rng.uniform(500, 1300)
-    rise = _smoothstep(begin, begin + rng.uniform(2000, 4000), z)
+    rise = smoothstep(begin, begin + rng.uniform(2000, 4000), z)
     peaks = _mountains(rng, x, z, wave, 7, footprint)
     ground = _foreground(rng, plan, x, z, footprint)
-    hills = 90 * _smoothstep(250, 1600, z) * (_noise(rng, x, z, 700, 5, footprint) + 0.15)
+    hills = 90 * smoothstep(250, 1600, z) * (make_noise(rng, x, z, 700, 5, footprint) + 0.15)
     range_ = rise * np.clip(peaks * 0.62 + 0.12, -0.05, None)
     return ground + hills + range_ * rng.uniform(0.15, 0.36) / (range_ / z).max()  # as high in the image as wanted
 
@@ -339,48 +339,50 @@ def _mountain_heights(rng, plan, x, z, footprint):
 def _hill_heights(rng, plan, x, z, footprint):
     ground = _foreground(rng, plan, x, z, footprint)
     wave, high = rng.uniform(700, 1300), rng.uniform(60, 130)
-    rolling = _noise(rng, x, z, wave, 5, footprint, gain=0.36)
-    far = _smoothstep(1500, 6000, z) * rng.uniform(150, 420) * (_noise(rng, x, z, 2800, 6, footprint, gain=0.42) + 0.4)
-    return ground + _smoothstep(60, 900, z) * high * (rolling + 0.35) + far
+    rolling = make_noise(rng, x, z, wave, 5, footprint, gain=0.36)
+    far = (
+        smoothstep(1500, 6000, z) * rng.uniform(150, 420) * (make_noise(rng, x, z, 2800, 6, footprint, gain=0.42) + 0.4)
+    )
+    return ground + smoothstep(60, 900, z) * high * (rolling + 0.35) + far
 
 
 def _desert_heights(rng, plan, x, z, footprint):
     """Dunes: smooth on the wind's side, steep behind the crest."""
     wave, high = rng.uniform(130, 280), rng.uniform(28, 60)
-    bend = 0.35 * _noise(rng, x, z, wave * 2.2, 2, footprint) * wave
+    bend = 0.35 * make_noise(rng, x, z, wave * 2.2, 2, footprint) * wave
     turn = rng.uniform(0.5, 1.2) * rng.choice([-1, 1])
     phase = (x * math.cos(turn) + z * math.sin(turn) + bend) / wave
     saw = phase - np.floor(phase)
     crest = np.where(saw < 0.72, saw / 0.72, (1 - saw) / 0.28)
     crest = crest * crest * (3 - 2 * crest)
-    size = np.clip(0.8 + 0.8 * _noise(rng, x, z, wave * 3, 2, footprint), 0.15, 2) * (
-        0.25 + 0.75 * _smoothstep(20, 250, z)
+    size = np.clip(0.8 + 0.8 * make_noise(rng, x, z, wave * 3, 2, footprint), 0.15, 2) * (
+        0.25 + 0.75 * smoothstep(20, 250, z)
     )
     fade = np.clip(1.6 - footprint / wave * 5, 0, 1)
     ripple = 0.07 * np.sin(phase * wave * 2.2) * np.clip(1.2 - footprint * 1.2, 0, 1)
-    mesas = _smoothstep(0.1, 0.22, _noise(rng, x, z, 2600, 4, footprint)) * _smoothstep(1800, 3000, z)
+    mesas = smoothstep(0.1, 0.22, make_noise(rng, x, z, 2600, 4, footprint)) * smoothstep(1800, 3000, z)
     return high * size * crest * fade + ripple + rng.choice([0, 1]) * mesas * rng.uniform(150, 300)
 
 
 def _island_heights(rng, plan, x, z, footprint):
-    base = 1.5 * _noise(rng, x, z, rng.uniform(500, 1100), 6, footprint)
+    base = 1.5 * make_noise(rng, x, z, rng.uniform(500, 1100), 6, footprint)
     peaks = _mountains(rng, x, z, 1500, 7, footprint)
-    shape = base - rng.uniform(0.0, 0.25) - 0.4 * (1 - _smoothstep(40, 250, z))
+    shape = base - rng.uniform(0.0, 0.25) - 0.4 * (1 - smoothstep(40, 250, z))
     if rng.random() < 0.6:  # a beach before the camera
-        near = rng.uniform(14, 45) * (1 + 0.5 * _noise(rng, x, z, 60, 3, footprint)) + rng.uniform(-0.6, 0.6) * x
+        near = rng.uniform(14, 45) * (1 + 0.5 * make_noise(rng, x, z, 60, 3, footprint)) + rng.uniform(-0.6, 0.6) * x
         shape = np.maximum(shape, 0.06 * np.clip(1 - z / np.maximum(near, 3), -1, 1))
-    rise = _smoothstep(150, 2500, z)
+    rise = smoothstep(150, 2500, z)
     return np.where(shape > 0, 80 * shape + 560 * rise * shape * np.clip(0.4 + peaks, 0, 2), 60 * shape)
 
 
 def _foreground(rng, plan, x, z, footprint):
     """A meadow, and a basin in it where there is a lake."""
-    meadow = 7 * _noise(rng, x, z, 180, 5, footprint, gain=0.42) + 7
+    meadow = 7 * make_noise(rng, x, z, 180, 5, footprint, gain=0.42) + 7
     if plan.water is None:
         return meadow
     begin = rng.uniform(20, 130)
     width = rng.uniform(150, 420)  # half of the lake's length
-    shore = 1 + 0.5 * _noise(rng, x, z, 300, 5, footprint)
+    shore = 1 + 0.5 * make_noise(rng, x, z, 300, 5, footprint)
     side = rng.uniform(-0.3, 0.3) * z
     basin = np.exp(-(((z - begin - width) / (0.9 * width)) ** 4) - ((x - side) / (width * 1.4)) ** 4)
     return meadow + 1 - rng.uniform(22, 34) * basin * shore
@@ -394,7 +396,7 @@ _HEIGHTS = {
 }
 
 
-def _sun_direction(plan: Plan) -> np.ndarray:
+def sun_direction(plan: Plan) -> np.ndarray:
     """Unit vector (right, up, away) towards the sun or moon."""
     flat = math.cos(plan.sun_height)
     return np.array(
@@ -408,7 +410,7 @@ def _cast_sun_shadows(plan: Plan, height: np.ndarray, distance: np.ndarray, foca
     z = distance[::2, ::2]
     columns = np.arange(0, height.shape[1], 2, dtype=np.float32) + 0.5 - height.shape[1] / 2
     x = z * columns / focal
-    right, up, away = _sun_direction(plan)
+    right, up, away = sun_direction(plan)
     light = np.ones_like(coarse)
     for length in np.geomspace(0.012, 0.7, 18).astype(np.float32):
         reach = length * z
@@ -416,7 +418,7 @@ def _cast_sun_shadows(plan: Plan, height: np.ndarray, distance: np.ndarray, foca
         behind = there_z < NEAREST
         there_z = np.maximum(there_z, NEAREST)
         column = (x + right * reach) / there_z * focal + height.shape[1] / 2 - 0.5
-        blocking = cv2.remap(height, column, _step_at(there_z), cv2.INTER_LINEAR, borderValue=-1e4)
+        blocking = cv2.remap(height, column, step_at(there_z), cv2.INTER_LINEAR, borderValue=-1e4)
         blocking = np.where(behind, -1e4, blocking)
         above = coarse + up * reach - blocking
         light = np.minimum(light, np.clip(above / (0.04 * reach) + 0.5, 0, 1))
@@ -426,7 +428,7 @@ def _cast_sun_shadows(plan: Plan, height: np.ndarray, distance: np.ndarray, foca
 # ------------------------------------------------------------------------------------------------------------- rays
 
 
-def _cast_rays(grid: Grid, plan: Plan, eye: float, size: int) -> np.ndarray:
+def cast_rays(grid: Grid, plan: Plan, eye: float, size: int) -> np.ndarray:
     """For each pixel the fractional index of the distance at which its ray meets the ground, -1 where it meets none."""
     rows = np.arange(size, dtype=np.float32) + 0.5
     rise = (plan.horizon * size - rows) / (plan.focal * size)  # tangent of each row's elevation
@@ -446,14 +448,14 @@ def _cast_rays(grid: Grid, plan: Plan, eye: float, size: int) -> np.ndarray:
     return hit
 
 
-def _gather(array: np.ndarray, hit: np.ndarray) -> np.ndarray:
+def gather(array: np.ndarray, hit: np.ndarray) -> np.ndarray:
     """A grid's array at the points that the rays meet."""
     columns = np.broadcast_to(np.arange(hit.shape[1], dtype=np.float32), hit.shape)
     return cv2.remap(array, columns, np.maximum(hit, 0), cv2.INTER_LINEAR)
 
 
-def _normals(grid: Grid, hit: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    slope_x, slope_z = _gather(grid.slope_x, hit), _gather(grid.slope_z, hit)
+def compute_normals(grid: Grid, hit: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    slope_x, slope_z = gather(grid.slope_x, hit), gather(grid.slope_z, hit)
     normals = np.dstack([-slope_x, np.ones_like(slope_x), slope_z])
     normals /= np.linalg.norm(normals, axis=2, keepdims=True)
     normals[classes == WATER] = (0, 1, 0)
@@ -469,7 +471,7 @@ def _linear(color: tuple[int, int, int]) -> np.ndarray:
     return (np.array(color, np.float32) / 255) ** 2.2
 
 
-def _to_display(pixels: np.ndarray, plan: Plan) -> np.ndarray:
+def to_display(pixels: np.ndarray, plan: Plan) -> np.ndarray:
     """Linear light to sRGB 0..255, bright parts rolled off."""
     bright = np.percentile(pixels.mean(2)[::4, ::4], 96)
     pixels = pixels * min(1.0, 0.82 / bright)  # exposure: snow in the sun keeps its shape
@@ -477,7 +479,7 @@ def _to_display(pixels: np.ndarray, plan: Plan) -> np.ndarray:
     return 255 * np.clip(soft, 0, 1) ** (1 / 2.2)
 
 
-def _draw_sky(rng: np.random.Generator, plan: Plan, size: int) -> np.ndarray:
+def draw_sky(rng: np.random.Generator, plan: Plan, size: int) -> np.ndarray:
     """The sky in linear light: gradient, glow and disc of the sun or moon, stars, clouds: (H, W, 3)."""
     zenith, middle, low, light = (_linear(c) for c in SKIES[plan.time][:4])
     rows = (np.arange(size, dtype=np.float32)[:, None] + 0.5) / size
@@ -491,7 +493,7 @@ def _draw_sky(rng: np.random.Generator, plan: Plan, size: int) -> np.ndarray:
     if plan.weather == "fog":
         gray = np.full(3, float((low + middle).mean() / 2), np.float32) + 0.35 * (low - low.mean())
         sky = sky + (0.8 - 0.3 * second) * (gray - sky)
-    direction = _sun_direction(plan)
+    direction = sun_direction(plan)
     ray = np.dstack([columns / plan.focal + 0 * rows, up + 0 * columns, np.ones((size, size), np.float32)])
     ray /= np.linalg.norm(ray, axis=2, keepdims=True)
     angle = np.arccos(np.clip(ray @ direction, -1, 1))
@@ -520,10 +522,10 @@ def _add_clouds(rng, plan, sky, up, columns, angle):
     u, v = columns / lift * 1.0 + 0 * up, 1.0 / lift + 0 * columns
     x, z = (u * 1000).astype(np.float32), (v * 1000 / plan.focal).astype(np.float32)
     footprint = (1000 / lift**2 / len(sky) * 0.5 + 0 * columns).astype(np.float32)
-    density = 1.6 * _noise(rng, x, z, rng.uniform(1500, 3200), 6, footprint, gain=0.58) + cover
-    density = density * _smoothstep(0.0, 0.12, up)
-    alpha = _smoothstep(0.0, 0.4, density)[..., None] * 0.95
-    thick = _smoothstep(0.1, 0.9, density)[..., None]
+    density = 1.6 * make_noise(rng, x, z, rng.uniform(1500, 3200), 6, footprint, gain=0.58) + cover
+    density = density * smoothstep(0.0, 0.12, up)
+    alpha = smoothstep(0.0, 0.4, density)[..., None] * 0.95
+    thick = smoothstep(0.1, 0.9, density)[..., None]
     power = {"morning": 1.0, "day": 1.05, "sunset": 1.0, "dusk": 0.3, "night": 0.12}[plan.time]
     bright = light * power * (0.75 + 0.9 * np.exp(-angle / 0.35))[..., None]
     dark = ambient * power * 0.55 + sky * 0.25
@@ -544,29 +546,29 @@ def _haze_color(plan: Plan, sky: np.ndarray) -> np.ndarray:
     return cv2.GaussianBlur(band, (0, 0), len(sky) / 10, borderType=cv2.BORDER_REPLICATE)
 
 
-def _shade_ground(rng, plan, grid, hit, sky, size):
+def shade_ground(rng, plan, grid, hit, sky, size):
     """Colors and classes of what the rays meet, linear light; water is left flat, for _fill_water."""
-    z = _distance_at(np.maximum(hit, 0)).astype(np.float32)
+    z = distance_at(np.maximum(hit, 0)).astype(np.float32)
     columns = (np.arange(size, dtype=np.float32)[None] + 0.5 - size / 2) / (plan.focal * size)
     x = z * columns
-    height, ground = _gather(grid.height, hit), _gather(grid.ground, hit)
-    slope_x, slope_z = _gather(grid.slope_x, hit), _gather(grid.slope_z, hit)
+    height, ground = gather(grid.height, hit), gather(grid.ground, hit)
+    slope_x, slope_z = gather(grid.slope_x, hit), gather(grid.slope_z, hit)
     pixel = z / (plan.focal * size)
     steep = np.hypot(slope_x, slope_z)
     up = 1 / np.sqrt(1 + steep * steep)
-    direction = _sun_direction(plan)
+    direction = sun_direction(plan)
     lambert = np.clip((-slope_x * direction[0] + direction[1] - slope_z * direction[2]) * up, 0, 1)
-    fine = _noise(rng, x, z, 16, 5, pixel * 1.5, gain=0.6)
-    patch = _noise(rng, x, z, 130, 4, pixel * 1.5)
-    fine = fine + 0.5 * _noise(rng, x, z, 1.3, 4, pixel * 1.5, gain=0.7) * np.clip(1.3 - pixel * 3, 0, 1)
-    albedo, classes = _choose_ground(rng, plan, height, steep, fine, patch, z)
-    woods = _smoothstep(0.05, 0.2, _gather(grid.woods, hit)) * _smoothstep(350, 700, z)
+    fine = make_noise(rng, x, z, 16, 5, pixel * 1.5, gain=0.6)
+    patch = make_noise(rng, x, z, 130, 4, pixel * 1.5)
+    fine = fine + 0.5 * make_noise(rng, x, z, 1.3, 4, pixel * 1.5, gain=0.7) * np.clip(1.3 - pixel * 3, 0, 1)
+    albedo, classes = choose_ground(rng, plan, height, steep, fine, patch, z)
+    woods = smoothstep(0.05, 0.2, gather(grid.woods, hit)) * smoothstep(350, 700, z)
     leaves = np.stack([_linear(c) for c in _tree_colors(plan)]).mean(0)
     albedo = albedo + woods[..., None] * (leaves * (0.75 + 0.5 * fine[..., None]) - albedo)
     classes[woods > 0.5] = TREE
     direct, ambient = _light(plan)
-    shadow = _gather(grid.shadow, hit)
-    rough = 1 + 0.35 * fine * _smoothstep(0.0, 0.6, steep)  # small bumps that the grid does not hold
+    shadow = gather(grid.shadow, hit)
+    rough = 1 + 0.35 * fine * smoothstep(0.0, 0.6, steep)  # small bumps that the grid does not hold
     bounce = 0.55 + 0.45 * up
     pixels = albedo * (direct * (lambert * shadow * rough)[..., None] + ambient * bounce[..., None])
     pixels = _add_haze(plan, pixels, z, height, sky)
@@ -590,12 +592,12 @@ def _tree_colors(plan: Plan) -> list[tuple[int, int, int]]:
     return list(LEAVES[plan.season])
 
 
-def _choose_ground(rng, plan, height, steep, fine, patch, z):
+def choose_ground(rng, plan, height, steep, fine, patch, z):
     """Albedo (linear) and class of bare ground by height and slope."""
     if plan.terrain == "desert":
         sand = [(222, 178, 116), (214, 150, 92), (232, 202, 158)][rng.integers(3)]
         rock = _linear((168, 96, 62)) * (1 + 0.25 * np.sin(height / 9 + 2 * fine))[..., None]
-        cliff = _smoothstep(0.75, 1.1, steep)[..., None]
+        cliff = smoothstep(0.75, 1.1, steep)[..., None]
         albedo = _linear(sand) * (1 + 0.06 * fine[..., None])
         return albedo + cliff * (rock - albedo), np.where(cliff[..., 0] > 0.5, ROCK, SAND).astype(np.uint8)
     first, second = (_linear(c) for c in GRASSES[plan.season])
@@ -606,20 +608,20 @@ def _choose_ground(rng, plan, height, steep, fine, patch, z):
         albedo = _add_flowers(rng, albedo, fine, patch, z)
     stone = _linear([(118, 112, 108), (132, 116, 100), (104, 104, 112)][rng.integers(3)])
     layers = 1 + 0.09 * np.sin(height / 40 + 4 * patch) + 0.25 * fine
-    bare = _smoothstep(0.55, 0.95, steep + 0.18 * fine + 0.35 * _smoothstep(400, 900, height))[..., None]
+    bare = smoothstep(0.55, 0.95, steep + 0.18 * fine + 0.35 * smoothstep(400, 900, height))[..., None]
     albedo = albedo + bare * (stone * layers[..., None] - albedo)
     classes[bare[..., 0] > 0.5] = ROCK
     if plan.water:
-        beach = (1 - _smoothstep(0.6, 2.6 if plan.water == "sea" else 1.4, height + 0.4 * fine))[..., None]
+        beach = (1 - smoothstep(0.6, 2.6 if plan.water == "sea" else 1.4, height + 0.4 * fine))[..., None]
         sand = _linear((226, 206, 160) if plan.water == "sea" else (150, 138, 116))
         albedo = albedo + beach * (sand * (1 + 0.1 * fine[..., None]) - albedo)
         classes[beach[..., 0] > 0.5] = SAND
     line = plan.snow_line + 90 * patch + 60 * fine
     soft = 25 if plan.season == "winter" else 120
-    snow = _smoothstep(0, soft, height - line) * (1 - _smoothstep(0.75, 1.25, steep - 0.12 * fine))
+    snow = smoothstep(0, soft, height - line) * (1 - smoothstep(0.75, 1.25, steep - 0.12 * fine))
     if plan.season == "winter":
-        snow = np.maximum(snow, 0.93 * (1 - _smoothstep(0.5, 0.9, steep + 0.2 * fine)) * _smoothstep(-0.9, -0.4, fine))
-        snow = snow * _smoothstep(0.2, 0.9, height + 0.3 * fine) if plan.water else snow
+        snow = np.maximum(snow, 0.93 * (1 - smoothstep(0.5, 0.9, steep + 0.2 * fine)) * smoothstep(-0.9, -0.4, fine))
+        snow = snow * smoothstep(0.2, 0.9, height + 0.3 * fine) if plan.water else snow
     albedo = albedo + snow[..., None] * (_linear((244, 247, 252)) - albedo)
     classes[snow > 0.5] = SNOW
     return albedo, classes
@@ -629,7 +631,7 @@ def _add_flowers(rng, albedo, fine, patch, z):
     """Dots of one color in a meadow, in patches and near the camera."""
     color = _linear([(240, 220, 90), (235, 120, 150), (225, 225, 240), (170, 110, 210), (225, 70, 60)][rng.integers(5)])
     dots = rng.random(z.shape).astype(np.float32)
-    share = _smoothstep(0.0, 0.5, patch + 0.3) * np.clip(0.2 - z / 900, 0, 0.12)
+    share = smoothstep(0.0, 0.5, patch + 0.3) * np.clip(0.2 - z / 900, 0, 0.12)
     on = cv2.GaussianBlur((dots < share).astype(np.float32), (0, 0), 0.7)[..., None]
     return albedo + np.clip(on * 1.4, 0, 1) * (color - albedo)
 
@@ -637,7 +639,7 @@ def _add_flowers(rng, albedo, fine, patch, z):
 # ------------------------------------------------------------------------------------------------------------- trees
 
 
-def _plant_trees(rng, plan, grid, eye, pixels, depth, normals, classes, sky):
+def plant_trees(rng, plan, grid, eye, pixels, depth, normals, classes, sky):
     """Draw single trees from far to near into all arrays, in place."""
     size = len(pixels)
     sprites = tree_sprites("bare" if plan.trees == "leafy" and plan.season == "winter" else plan.trees)
@@ -647,7 +649,7 @@ def _plant_trees(rng, plan, grid, eye, pixels, depth, normals, classes, sky):
     column = rng.uniform(-0.08, 1.08, count) * size
     tall = rng.uniform(0.7, 1.3, count) * {"pine": 14, "leafy": 11, "palm": 10}[plan.trees]
     inside = np.clip(column, 0, size - 1).astype(np.float32)
-    places = inside[None], _step_at(distance)[None]
+    places = inside[None], step_at(distance)[None]
     ground, woods, slope_x, slope_z, shadow = (
         cv2.remap(a, *places, cv2.INTER_LINEAR)[0]
         for a in (grid.ground, grid.woods, grid.slope_x, grid.slope_z, grid.shadow)
@@ -674,7 +676,7 @@ def _plant_trees(rng, plan, grid, eye, pixels, depth, normals, classes, sky):
         snow = 0.75 if plan.season == "winter" and plan.trees == "pine" else 0.0
         tone = _TreeTone(color, direct * (0.25 + 0.75 * shadow[i]), ambient, haze[int(inside[i])], through, snow)
         _draw_tree(
-            sprite, tone, _sun_direction(plan), column[i], row, high, distance[i], pixels, depth, normals, classes
+            sprite, tone, sun_direction(plan), column[i], row, high, distance[i], pixels, depth, normals, classes
         )
 
 
@@ -725,7 +727,7 @@ def _draw_tree(sprite, tone, sun, column, row, high, distance, pixels, depth, no
 # ------------------------------------------------------------------------------------------------------------- water
 
 
-def _fill_water(rng, plan, eye, pixels, depth, classes, sky):
+def fill_water(rng, plan, eye, pixels, depth, classes, sky):
     """Reflections in the water, in place: what stands at depth z appears mirrored at the waterline of that depth."""
     if not plan.water or not (classes == WATER).any():
         return
@@ -738,7 +740,7 @@ def _fill_water(rng, plan, eye, pixels, depth, classes, sky):
     x = below * ((np.arange(size, dtype=np.float32) + 0.5 - size / 2) / focal)
     pixel = below * below / (focal * max(eye - plan.water_level, 1.0))
     wave = 5 if plan.water == "lake" else 9
-    ripple = _noise(rng, x, below * 0.35, wave, 4, pixel * 0.4, gain=0.6)[rows - top, columns]
+    ripple = make_noise(rng, x, below * 0.35, wave, 4, pixel * 0.4, gain=0.6)[rows - top, columns]
     swell = ripple * np.clip(30 / z, 0.02, 1) * (0.35 if plan.water == "lake" else 1.0)
     mirror = 2 * horizon - rows + swell * 0.06 * size
     limit = size - 1
@@ -758,7 +760,7 @@ def _fill_water(rng, plan, eye, pixels, depth, classes, sky):
     direct, ambient = _light(plan)
     deep = _linear((24, 66, 86) if plan.water == "lake" else (16, 84, 112)) * (0.45 * direct + ambient)
     water = deep + share * (image * np.array([0.9, 0.95, 0.97], np.float32) - deep)
-    direction = _sun_direction(plan)
+    direction = sun_direction(plan)
     aim = (
         np.abs((columns + 0.5 - size / 2) / focal - direction[0] / max(direction[2], 1e-3)) if direction[2] > 0 else 9.0
     )
