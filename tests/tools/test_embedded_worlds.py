@@ -11,7 +11,15 @@ import pytest
 from diffusers import AutoencoderTiny
 
 from controlnet_ext.embedded.scenes import HELD_OUT_SEEDS, TRAINING_SEEDS, draw_scene
-from tools.embedded_model import control_lists, encode_worlds, landscapes, render_worlds, things
+from tools.embedded_model import (
+    control_lists,
+    encode_worlds,
+    landscape_plan,
+    landscape_terrain,
+    landscapes,
+    render_worlds,
+    things,
+)
 from tools.embedded_model.world_sets import DOMAINS, find_person, open_pixels, write_part
 from tools.embedded_model.world_sets import renderer as make_renderer
 
@@ -57,28 +65,28 @@ def test_depth_of_a_landscape_is_positive_and_its_sky_is_farthest(seed):
     made = landscape(seed)
     assert made.depth.dtype == np.float32
     assert (made.depth > 0).all()
-    sky = made.classes == landscapes.SKY
-    assert (made.depth[sky] == landscapes.SKY_DEPTH).all()
-    assert (made.depth[~sky] <= landscapes.FARTHEST).all()
+    sky = made.classes == landscape_plan.SKY
+    assert (made.depth[sky] == landscape_plan.SKY_DEPTH).all()
+    assert (made.depth[~sky] <= landscape_terrain.FARTHEST).all()
 
 
 @pytest.mark.parametrize("seed", range(3, 7))
 def test_normals_of_a_landscape_have_length_one_below_the_sky(seed):
     made = landscape(seed)
     lengths = np.linalg.norm(made.normals, axis=2)
-    sky = made.classes == landscapes.SKY
+    sky = made.classes == landscape_plan.SKY
     assert np.allclose(lengths[~sky], 1, atol=1e-3)
     assert (lengths[sky] == 0).all()
 
 
 @pytest.mark.parametrize("seed", range(3, 7))
 def test_captions_of_landscapes_hold_only_words_of_the_vocabulary(seed):
-    assert words(landscape(seed).caption) <= landscapes.vocabulary()
+    assert words(landscape(seed).caption) <= landscape_plan.vocabulary()
 
 
 def test_water_of_a_landscape_is_flat_and_named():
     made = next(landscape(seed) for seed in range(3, 40) if "lake" in landscape(seed).caption)
-    water = made.classes == landscapes.WATER
+    water = made.classes == landscape_plan.WATER
     assert water.any()
     assert (made.normals[water] == (0, 1, 0)).all()
 
@@ -144,7 +152,7 @@ def test_a_rendered_set_lists_images_with_their_maps_and_goes_on_where_it_was(tm
 
 
 def test_a_map_of_depth_is_white_where_near_and_black_in_the_sky():
-    depth = np.array([[1, 2, 4, landscapes.SKY_DEPTH]], np.float32)
+    depth = np.array([[1, 2, 4, landscape_plan.SKY_DEPTH]], np.float32)
     assert render_worlds.draw_depth_map(depth).tolist() == [[255, 255, 128, 0]]
 
 

@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderTiny
 from safetensors.torch import save_file
 
-from tools.embedded_model import judges, landscapes, render_worlds
+from tools.embedded_model import judges, landscape_plan, landscapes, render_worlds
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_an_image_and_its_map_are_shifted_alike():
 
 
 def test_classes_of_a_map_are_read_back():
-    classes = np.arange(len(landscapes.CLASSES), dtype=np.uint8)[None]
+    classes = np.arange(len(landscape_plan.CLASSES), dtype=np.uint8)[None]
     assert np.array_equal(render_worlds.read_class_map(render_worlds.draw_class_map(classes)), classes)
 
 

@@ -98,18 +98,20 @@ def _add_camera(scene, focal: float, horizon: float) -> None:
 
 def export_scene(seed: int, path: Path) -> bool:
     """Write what Blender needs of our landscape of that seed; False, and nothing, where trees stand in it."""
-    from tools.embedded_model import landscapes
+    from tools.embedded_model.landscape_light import choose_ground
+    from tools.embedded_model.landscape_plan import choose_plan
+    from tools.embedded_model.landscape_terrain import build_grid, make_noise
 
     rng = np.random.default_rng((seed, 0x1A4D))
-    plan = landscapes.choose_plan(rng)
+    plan = choose_plan(rng)
     if plan.trees is not None or plan.weather != "clear" or plan.time in ("dusk", "night"):
         return False
-    grid, eye = landscapes.build_grid(rng, plan, COLUMNS)
+    grid, eye = build_grid(rng, plan, COLUMNS)
     steep = np.hypot(grid.slope_x, grid.slope_z)
     pixel = grid.distance / (plan.focal * COLUMNS)
-    fine = landscapes.make_noise(rng, grid.x, grid.distance, 16, 5, pixel * 1.5, gain=0.6)
-    patch = landscapes.make_noise(rng, grid.x, grid.distance, 130, 4, pixel * 1.5)
-    albedo, _ = landscapes.choose_ground(rng, plan, grid.height, steep, fine, patch, grid.distance)
+    fine = make_noise(rng, grid.x, grid.distance, 16, 5, pixel * 1.5, gain=0.6)
+    patch = make_noise(rng, grid.x, grid.distance, 130, 4, pixel * 1.5)
+    albedo, _ = choose_ground(rng, plan, grid.height, steep, fine, patch, grid.distance)
     np.savez(
         path,
         points=np.stack([grid.x, grid.distance, grid.ground - eye], -1).astype(np.float32),

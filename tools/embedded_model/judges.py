@@ -30,7 +30,7 @@ from controlnet_ext.maps.fidelity.regions import compute_class_ious
 from controlnet_ext.training.config import TrainingSchedule
 from controlnet_ext.training.loop import train
 from controlnet_ext.training.losses import make_generator
-from tools.embedded_model import landscapes, things
+from tools.embedded_model import landscape_plan, things
 from tools.embedded_model.render_worlds import list_file, read_class_map, read_rows
 from tools.embedded_model.world_sets import DOMAINS
 
@@ -39,16 +39,16 @@ MARGIN = 8  # of them an image is shifted by, at most
 BATCH = 32
 NO_LABEL = -100  # the label that cross entropy leaves out
 KINDS = tuple(kind for group in things.read_catalog().values() for kind in group)
-HEADS = {"thing": KINDS, "season": landscapes.SEASONS, "time": tuple(landscapes.TIMES)}
+HEADS = {"thing": KINDS, "season": landscape_plan.SEASONS, "time": tuple(landscape_plan.TIMES)}
 
 
 def read_labels(caption: str) -> dict[str, str | None]:
     """Return what a caption says of a scene by HEADS: its thing if it has just one, its season and its time of day."""
     labels: dict[str, str | None] = dict.fromkeys(HEADS)
     words = re.findall(r"\w+", caption)
-    if caption.startswith(landscapes.STYLE):
-        labels["season"] = next((season for season in landscapes.SEASONS if season in words), None)
-        labels["time"] = next((time for time, text in landscapes.TIMES.items() if text in caption), None)
+    if caption.startswith(landscape_plan.STYLE):
+        labels["season"] = next((season for season in landscape_plan.SEASONS if season in words), None)
+        labels["time"] = next((time for time, text in landscape_plan.TIMES.items() if text in caption), None)
     elif caption.startswith(things.STYLE):
         kinds = read_kinds(caption)
         labels["thing"] = kinds[0] if len(kinds) == 1 else None
@@ -125,7 +125,7 @@ class SegmentationNetwork(MapNetwork):
     """Logits of the classes of landscapes (B, 7, 96, 96)."""
 
     def __init__(self, width: int = 24):
-        super().__init__(len(landscapes.CLASSES), width)
+        super().__init__(len(landscape_plan.CLASSES), width)
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,8 @@ from controlnet_ext.preprocessors.poses.key_points import KeyPoint, Person, Pose
 
 from controlnet_ext.embedded.scenes import Scene, Thing
 from controlnet_ext.maps.resize import resize_map
-from tools.embedded_model.landscapes import CLASSES, SKY_DEPTH, Landscape
+from tools.embedded_model.landscape_plan import CLASSES, SKY_DEPTH
+from tools.embedded_model.landscapes import Landscape
 from tools.embedded_model.world_sets import PART, PERSON, RENDERED, SEEDS, find_person, renderer
 
 SIZE = 192

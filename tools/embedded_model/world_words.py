@@ -16,7 +16,7 @@ from controlnet_ext.embedded.captions import MAX_TOKENS, SPECIAL_TOKENS
 from controlnet_ext.embedded.captions import VOCABULARY as SHAPE_WORDS
 from controlnet_ext.embedded.grounds import GROUNDS
 from controlnet_ext.embedded.scenes import PALETTE, THING_KINDS
-from tools.embedded_model import landscapes, things
+from tools.embedded_model import landscape_plan, things
 from tools.embedded_model.world_sets import SHAPE_STYLE
 
 WIDTH = 128
@@ -27,7 +27,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789.!?'-,"
 
 def vocabulary() -> list[str]:
     """Every word that a caption of the three worlds can hold, sorted."""
-    return sorted({*SHAPE_STYLE.split(), *SHAPE_WORDS} | things.vocabulary() | landscapes.vocabulary())
+    return sorted({*SHAPE_STYLE.split(), *SHAPE_WORDS} | things.vocabulary() | landscape_plan.vocabulary())
 
 
 def describe_shapes(style: str = SHAPE_STYLE) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def describe_styles() -> list[dict[str, Any]]:
     catalog = {group: list(kinds) for group, kinds in things.read_catalog().items()}
     groups = [f"{group} ({', '.join(kinds[:SHOWN_KINDS])}, ...)" for group, kinds in catalog.items()]
     outdoors = f"on {', '.join(things.OUTDOORS)} or a floor"
-    weather = [*landscapes.SEASONS, *landscapes.TIMES.values(), *landscapes.WEATHERS.values()]
+    weather = [*landscape_plan.SEASONS, *landscape_plan.TIMES.values(), *landscape_plan.WEATHERS.values()]
     return [
         describe_shapes(),
         {
@@ -56,10 +56,10 @@ def describe_styles() -> list[dict[str, Any]]:
             "words": sorted(things.vocabulary() - {","}),
         },
         {
-            "style": landscapes.STYLE,
-            "draws": f"{', '.join(landscapes.TERRAINS)}, by a lake or in the sea, with trees, {', '.join(weather)}",
-            "example": f"{landscapes.STYLE} snowy mountains by a lake with pine trees in winter at sunset",
-            "words": sorted(landscapes.vocabulary() - {","}),
+            "style": landscape_plan.STYLE,
+            "draws": f"{', '.join(landscape_plan.TERRAINS)}, by a lake or in the sea, with trees, {', '.join(weather)}",
+            "example": f"{landscape_plan.STYLE} snowy mountains by a lake with pine trees in winter at sunset",
+            "words": sorted(landscape_plan.vocabulary() - {","}),
         },
     ]
 
