@@ -71,9 +71,9 @@ DEMO = {  # what `controlnet-ext demo` draws
         f"{SHAPE_STYLE} a blue circle and an orange ring on a dotted red ground",
     ],
     "depth": [
-        f"{landscapes.STYLE} mountains by a lake with pine trees in summer by day",
-        f"{landscapes.STYLE} mountains by a lake with pine trees in winter at sunset",
-        f"{landscapes.STYLE} mountains by a lake with pine trees in autumn at night",
+        f"{landscape_plan.STYLE} mountains by a lake with pine trees in summer by day",
+        f"{landscape_plan.STYLE} mountains by a lake with pine trees in winter at sunset",
+        f"{landscape_plan.STYLE} mountains by a lake with pine trees in autumn at night",
     ],
     "guidance": 2.0,
 }
