@@ -8,9 +8,7 @@ serves several is `controlnet_<control>+<control>`.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from copy import copy
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,14 +62,17 @@ def get_control_kind(control: str) -> str | None:
 
 def restrict_map_kind(model: ControlModel, name: str) -> ControlModel:
     """Let a control model that was just loaded by a name such as "embedded/canny" refuse maps of other kinds, and
-    return it; a copy of it where it serves another control already. A model of another name stays as it is."""
+    return it. A model of another name stays as it is."""
+    kind = get_map_kind(name)
+    if kind is not None:
+        model.map_type, model.refuses_other_maps = kind, True
+    return model
+
+
+def get_map_kind(name: str) -> str | None:
+    """The kind of maps that the control model of a name such as "embedded/canny" reads; None for other names."""
     match = re.fullmatch(rf"{EMBEDDED_NAME}/(\w+)", name)
-    kind = get_control_kind(match[1]) if match else None
-    if kind is None or (model.refuses_other_maps and model.map_type == kind):
-        return model
-    net = copy(model) if model.refuses_other_maps else model
-    net.map_type, net.refuses_other_maps = kind, True
-    return net
+    return get_control_kind(match[1]) if match else None
 
 
 def _find_control_folders() -> dict[str, Path]:
@@ -83,63 +84,6 @@ def _find_control_folders() -> dict[str, Path]:
 
 ABOUT_FILE = "about.json"  # in the model's folder: its version, those before it, and its words
 UNET_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"  # whose sha256 tells versions apart
-MAX_QUOTED_WORDS = 8  # of a prompt, in a sentence on those that the model does not know
-
-
-@dataclass(frozen=True)
-class Style:
-    """A world that the model draws. `name` begins a prompt and says which it is, "" for the only one; `words` are all
-    that it knows there; `draws` says what that is, and `example` is a prompt."""
-
-    name: str
-    words: frozenset[str]
-    draws: str
-    example: str
-
-    @classmethod
-    def parse(cls, fields: Mapping[str, Any]) -> Style:
-        """Return the style that its fields in `ABOUT_FILE` describe."""
-        return cls(fields["style"], frozenset(fields["words"]), fields["draws"], fields["example"])
-
-    def begins(self, words: Sequence[str]) -> bool:
-        """Return True if a prompt of these words names the style."""
-        own = self.name.split()
-        return list(words[: len(own)]) == own
-
-
-def describe_unknown_words(folder: Path, prompts: Sequence[str | None], negative: str | None = None) -> str | None:
-    """Return a sentence on the words of prompts that the embedded model in this folder does not know, and on prompts
-    that name none of its styles; None if there is nothing to say, or nobody says what it knows."""
-    styles = [Style.parse(fields) for fields in _read_about(folder).get("styles", [])]
-    if not styles:
-        return None
-    everything = frozenset().union(*(style.words for style in styles))
-    unknown: dict[Style | None, dict[str, None]] = {}
-    has_no_style = False
-    for prompt in [*prompts, negative]:
-        words = re.findall(r"[^\W\d_]+", (prompt or "").casefold())
-        style = next((style for style in styles if style.begins(words)), None)
-        has_no_style |= bool(words) and style is None and prompt is not negative
-        vocabulary = everything if style is None else style.words
-        unknown.setdefault(style, {}).update(dict.fromkeys(word for word in words if word not in vocabulary))
-    remarks = []
-    if has_no_style:
-        names = ", ".join(f'"{style.name}"' for style in styles)
-        remarks.append(f"the embedded model draws what the beginning of a prompt names, one of {names}, as in: ")
-        remarks[-1] += styles[0].example
-    for style, some in unknown.items():
-        if some:
-            after = f' after "{style.name}"' if style is not None and style.name else ""
-            sentence = f"the embedded model does not know {_quote_words(list(some))}{after}"
-            remarks.append(sentence if style is None else f"{sentence}: it draws {style.draws}, as in: {style.example}")
-    return "; ".join(remarks) or None
-
-
-def read_demo_choices(folder: Path) -> dict[str, Any]:
-    """The prompts of the demo that the model in this folder draws well, for "edges" and for "depth", and the scale of
-    "guidance"; those that are lacking are nobody's choice."""
-    choices: dict[str, Any] = _read_about(folder).get("demo", {})
-    return choices
 
 
 def describe_other_version(sha256: Mapping[str, str], here: Mapping[str, str]) -> str | None:
@@ -147,7 +91,7 @@ def describe_other_version(sha256: Mapping[str, str], here: Mapping[str, str]) -
     folder, are of the one that has those `here`."""
     if UNET_WEIGHTS not in sha256 or sha256[UNET_WEIGHTS] == here.get(UNET_WEIGHTS):
         return None
-    about = _read_about(EMBEDDED_FOLDER)
+    about = read_about(EMBEDDED_FOLDER)
     version = about.get("earlier", {}).get(sha256[UNET_WEIGHTS])
     made_with = "another version" if version is None else f"version {version}"
     return (
@@ -157,11 +101,14 @@ def describe_other_version(sha256: Mapping[str, str], here: Mapping[str, str]) -
     )
 
 
-def _read_about(folder: Path) -> dict[str, Any]:
+def read_about(folder: Path) -> dict[str, Any]:
+    """Return what `ABOUT_FILE` in a model's folder says; nothing where there is none."""
     path = folder / ABOUT_FILE
     return read_json(path) if path.exists() else {}
 
 
-def _quote_words(words: Sequence[str]) -> str:
-    more = f" and {len(words) - MAX_QUOTED_WORDS} more" if len(words) > MAX_QUOTED_WORDS else ""
-    return ", ".join(word[:40] for word in words[:MAX_QUOTED_WORDS]) + more
+def read_demo_choices(folder: Path) -> dict[str, Any]:
+    """The prompts of the demo that the model in this folder draws well, for "edges" and for "depth", and the scale of
+    "guidance"; those that are lacking are nobody's choice."""
+    choices: dict[str, Any] = read_about(folder).get("demo", {})
+    return choices

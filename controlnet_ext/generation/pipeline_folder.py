@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import embedded
-from ..embedded import resolve_embedded
+from ..embedded import read_about, resolve_embedded
 from ..errors import one_line, quote_value, suggest_names
 from ..files.disk import open_regular_file, read_json
 from ..files.safetensors import read_safetensors_contents
@@ -46,7 +46,29 @@ SCHEDULER_CLASSES = {
     "pndm": "PNDMScheduler",
     "unipc": "UniPCMultistepScheduler",
 }
+MAX_QUOTED_WORDS = 8  # of a prompt, in a sentence on those that the embedded model does not know
 TEXT_SUFFIXES = (".json", ".txt", ".model")  # what tokenizers and configurations are written in
+
+
+@dataclass(frozen=True)
+class Style:
+    """A world that the embedded model draws. `name` begins a prompt and says which it is, "" for the only one; `words`
+    are all that it knows there; `draws` says what that is, and `example` is a prompt."""
+
+    name: str
+    words: frozenset[str]
+    draws: str
+    example: str
+
+    @classmethod
+    def parse(cls, fields: Mapping[str, Any]) -> Style:
+        """Return the style that its fields in a model's about.json describe."""
+        return cls(fields["style"], frozenset(fields["words"]), fields["draws"], fields["example"])
+
+    def begins(self, words: Sequence[str]) -> bool:
+        """Return True if a prompt of these words names the style."""
+        own = self.name.split()
+        return list(words[: len(own)]) == own
 
 
 @dataclass(frozen=True)
@@ -54,13 +76,15 @@ class PipelineFolder:
     """A folder with a model_index.json that names one of `PIPELINE_CLASSES`, or of the classes that it was found as.
 
     `parts` are the names of its parts and their classes in diffusers or transformers; `missing_parts` are optional ones
-    that it names and does not hold. `variant` is "fp16" where it holds the UNet in that variant only."""
+    that it names and does not hold. `variant` is "fp16" where it holds the UNet in that variant only. `styles` are
+    those of the embedded model, none of any other."""
 
     path: Path
     class_name: str
     parts: dict[str, str]
     missing_parts: tuple[str, ...]
     variant: str | None
+    styles: tuple[Style, ...] = ()
 
     @classmethod
     def find(cls, path_or_repo: str, classes: Sequence[str] = PIPELINE_CLASSES) -> PipelineFolder:
@@ -90,7 +114,9 @@ class PipelineFolder:
             if part not in parts or not (path / part).is_dir():
                 raise FileNotFoundError(f"{name} has no {part!r}, which a {kind} needs")
         plain, fp16 = (path / "unet" / f"diffusion_pytorch_model{suffix}.safetensors" for suffix in ("", ".fp16"))
-        folder = cls(path, str(kind), parts, tuple(missing), "fp16" if fp16.exists() and not plain.exists() else None)
+        variant = "fp16" if fp16.exists() and not plain.exists() else None
+        styles = read_about(path).get("styles", []) if path == embedded.EMBEDDED_FOLDER else []
+        folder = cls(path, str(kind), parts, tuple(missing), variant, tuple(map(Style.parse, styles)))
         for part in ("unet", "vae", *(part for part in parts if part.startswith("text_encoder"))):
             folder._check_weights(part)
         folder._check_encodings()
@@ -131,11 +157,9 @@ class PipelineFolder:
         return widths if isinstance(widths, list) else []
 
     def describe_unknown_words(self, *prompts: str | None, negative: str | None = None) -> str | None:
-        """Return a sentence on the words of prompts that the embedded model does not know; None if it knows all of
-        them, or this is another model."""
-        if self.path != embedded.EMBEDDED_FOLDER:
-            return None
-        return embedded.describe_unknown_words(self.path, prompts, negative)
+        """Return a sentence on the words of prompts that the embedded model does not know, and on prompts that name
+        none of its styles; None if there is nothing to say, or this is another model."""
+        return _describe_unknown_words(self.styles, prompts, negative) if self.styles else None
 
     def make_meta_unet(self) -> Any:
         """Return its UNet without weights, on torch's meta device, to check control models against."""
@@ -279,3 +303,31 @@ def _wrap_load_errors(name: str) -> Iterator[None]:
         yield
     except (*foreign, SafetensorError) as error:
         raise ValueError(f"{name} cannot be loaded: {one_line(error, 300)}") from error
+
+
+def _describe_unknown_words(styles: Sequence[Style], prompts: Sequence[str | None], negative: str | None) -> str | None:
+    everything = frozenset().union(*(style.words for style in styles))
+    unknown: dict[Style | None, dict[str, None]] = {}
+    has_no_style = False
+    for prompt in [*prompts, negative]:
+        words = re.findall(r"[^\W\d_]+", (prompt or "").casefold())
+        style = next((style for style in styles if style.begins(words)), None)
+        has_no_style |= bool(words) and style is None and prompt is not negative
+        vocabulary = everything if style is None else style.words
+        unknown.setdefault(style, {}).update(dict.fromkeys(word for word in words if word not in vocabulary))
+    remarks = []
+    if has_no_style:
+        names = ", ".join(f'"{style.name}"' for style in styles)
+        remarks.append(f"the embedded model draws what the beginning of a prompt names, one of {names}, as in: ")
+        remarks[-1] += styles[0].example
+    for style, some in unknown.items():
+        if some:
+            after = f' after "{style.name}"' if style is not None and style.name else ""
+            sentence = f"the embedded model does not know {_quote_words(list(some))}{after}"
+            remarks.append(sentence if style is None else f"{sentence}: it draws {style.draws}, as in: {style.example}")
+    return "; ".join(remarks) or None
+
+
+def _quote_words(words: Sequence[str]) -> str:
+    more = f" and {len(words) - MAX_QUOTED_WORDS} more" if len(words) > MAX_QUOTED_WORDS else ""
+    return ", ".join(word[:40] for word in words[:MAX_QUOTED_WORDS]) + more

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from inspect import GEN_SUSPENDED, getgeneratorstate
@@ -242,6 +243,14 @@ class ControlModel:
     def check_compatible(self, unet: UNet) -> None:
         """Check that the model fits a UNet, keeping nothing of it. Raises ValueError if it does not."""
         self.bind(unet)
+
+    def restrict_maps(self, kind: str) -> Self:
+        """Return a copy that refuses maps of other kinds; itself where it does already."""
+        if self.refuses_other_maps and self.map_type == kind:
+            return self
+        model = copy(self)
+        model.map_type, model.refuses_other_maps = kind, True
+        return model
 
     def for_map_types(self, kinds: Sequence[str | None]) -> Self:
         """Return the model that reads maps of these kinds, one for each image (None: unknown).

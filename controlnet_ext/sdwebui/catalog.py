@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..embedded import list_controls, restrict_map_kind
+from ..embedded import get_map_kind, list_controls
 from ..errors import suggest_names
 from ..files.disk import open_regular_file
 from ..generation.recipe import find_control_files
@@ -48,7 +48,8 @@ class ModelCatalog:
             for own in self._embedded_models
             for path in [find_control_files(own)["weights"]]
         }
-        self._embedded_names = frozenset(paths)
+        kinds = {name: get_map_kind(name.rpartition(" [")[0]) for name in paths}
+        self._kinds = {name: kind for name, kind in kinds.items() if kind is not None}
         for folder in self._folders:
             for path in sorted(p for p in folder.rglob("*") if is_weights_name(p.name) and p.is_file()):
                 stem = path.name.partition(".")[0] if path.suffix == ".json" else path.stem  # of weights in parts
@@ -92,7 +93,7 @@ class ModelCatalog:
 
         path = self._paths[name]
         model = self._networks.get_or_create((path, device, dtype), lambda: models.load(path, device, dtype))
-        return restrict_map_kind(model, name.rpartition(" [")[0]) if name in self._embedded_names else model
+        return model.restrict_maps(self._kinds[name]) if name in self._kinds else model
 
 
 def _probe(path: Path) -> Any:

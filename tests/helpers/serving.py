@@ -83,9 +83,9 @@ class Client:
 
 @contextmanager
 def served(
-    units: int = 3, queue: int = 16, token: str | None = None, fetch: Any = None
+    units: int = 3, queue: int = 16, token: str | None = None, fetch: Any = None, folders: tuple[str, ...] = ()
 ) -> Iterator[tuple[Client, Service]]:
-    shelf = ModelCatalog((), "embedded")
+    shelf = ModelCatalog(folders, "embedded")
     ready = create_preprocessor_loader("cpu", Library(download=False))
     desk = Service(
         GenerationEngine("embedded", shelf, ready, "cpu", "float32"),
