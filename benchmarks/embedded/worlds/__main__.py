@@ -7,9 +7,9 @@
 WORLDS are held-out scenes, of `tools.embedded_model.render_worlds`; JUDGES the networks of
 `tools.embedded_model.judges`. Each image is a scene's caption, drawn by a plain StableDiffusionPipeline with the
 model's own scheduler, from noise that is that of the scene's seed in every arm. Images stay in OUT/images, so that
-nothing is drawn twice, and figures of arms that are not measured this time in OUT/worlds_figures.json. The table goes
-to stdout and OUT/worlds.md, contact sheets of the first scenes to OUT. Settings are chosen with `--split choosing`,
-on scenes that no figure is taken on.
+nothing is drawn twice, and figures of arms that are not measured this time in OUT/worlds_figures.json: two processes
+may measure two domains at once. The table goes to stdout and OUT/worlds.md, contact sheets of the first scenes to OUT.
+Settings are chosen with `--split choosing`, on scenes that no figure is taken on.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ def main(words: list[str] | None = None) -> None:
     arms = read_arms(path, made_with, weights)
     for name, figures in iter_arms(options, measurement):
         control = find_control_of_arm(name)
+        arms = read_arms(path, made_with, weights)  # again: another process may measure other domains
         arms[name] = {**figures, "control": weights[control]} if control in weights else figures
         text = json.dumps({"made_with": made_with, "arms": arms}, indent=1) + "\n"
         write_atomically(path, text.encode(), overwrite=True)
