@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.embedded.scenes import MEASURED
+from benchmarks.embedded.scenes import EVALUATION_SEEDS
 from benchmarks.embedded.scores import colour_share
 from controlnet_ext.embedded.scenes import Scene, draw_scene
 from controlnet_ext.files.image_reader import read_image
@@ -42,20 +42,20 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12)
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
-    scenes = [draw_scene(seed, SIDE) for seed in MEASURED[: options.scenes]]
-    images, scores, chosen = [], [], []
-    loaded, start = None, time.process_time()
+    scenes = [draw_scene(seed, SIDE) for seed in EVALUATION_SEEDS[: options.scenes]]
+    images, scores, choices = [], [], []
+    loaded_recipe, start = None, time.process_time()
     for k, scene in enumerate(scenes):
         recipe = make_recipe(scene, options.count * k, options.steps)
         paths = [options.folder / f"{k}_{i}.png" for i in range(options.count)]
         if not all(path.exists() for path in paths):
-            loaded = draw_images(recipe, loaded, paths)
+            loaded_recipe = draw_images(recipe, loaded_recipe, paths)
             print(f"scene {k + 1} of {len(scenes)}, {time.process_time() - start:.0f} s", file=sys.stderr, flush=True)
         scorer = RecipeScorer(recipe)
         images.append([read_image(path) for path in paths])
         scores.append([scorer.score(image) for image in images[-1]])
-        chosen.append(scorer.choose_best(scores[-1])[0])
-    print(json.dumps(summarize(scenes, images, scores, chosen), indent=1))
+        choices.append(scorer.choose_best(scores[-1])[0])
+    print(json.dumps(summarize(scenes, images, scores, choices), indent=1))
 
 
 def make_recipe(scene: Scene, seed: int, steps: int) -> GenerationRecipe:
@@ -81,37 +81,37 @@ def make_recipe(scene: Scene, seed: int, steps: int) -> GenerationRecipe:
     )
 
 
-def draw_images(recipe: GenerationRecipe, loaded: LoadedRecipe | None, paths: list[Path]) -> LoadedRecipe:
+def draw_images(recipe: GenerationRecipe, loaded_recipe: LoadedRecipe | None, paths: list[Path]) -> LoadedRecipe:
     """Draw the images that are missing, one a seed, with networks that are loaded once."""
-    if loaded is None:
-        loaded = load_recipe(recipe, "cpu")
-        loaded.pipe.set_progress_bar_config(disable=True)
-    unit = recipe.units[0].make_unit(loaded.guidance.units[0].model)
+    if loaded_recipe is None:
+        loaded_recipe = load_recipe(recipe, "cpu")
+        loaded_recipe.pipe.set_progress_bar_config(disable=True)
+    unit = recipe.units[0].make_unit(loaded_recipe.guidance.units[0].model)
     for i, path in enumerate(paths):
         if not path.exists():
-            run = replace(loaded, recipe=replace(recipe, seed=recipe.seed + i), guidance=GuidanceSetup((unit,)))
+            run = replace(loaded_recipe, recipe=replace(recipe, seed=recipe.seed + i), guidance=GuidanceSetup((unit,)))
             write_image(path, render_recipe(run))
-    return loaded
+    return loaded_recipe
 
 
 def summarize(
-    scenes: list[Scene], images: list[list[np.ndarray]], scores: list[list[tuple[UnitScore, ...]]], chosen: list[int]
+    scenes: list[Scene], images: list[list[np.ndarray]], scores: list[list[tuple[UnitScore, ...]]], choices: list[int]
 ) -> dict[str, Any]:
-    found: dict[str, Any] = {"scenes": len(scenes), "images": len(images[0]), "first_is_best": chosen.count(0)}
+    summary: dict[str, Any] = {"scenes": len(scenes), "images": len(images[0]), "first_is_best": choices.count(0)}
     for figure in ("f1", "f1_1px"):
         table = np.array([[some[0].figures[figure] for some in of_scene] for of_scene in scores])
-        best = table[np.arange(len(table)), chosen]
-        found[figure] = {
+        best = table[np.arange(len(table)), choices]
+        summary[figure] = {
             "first": describe(table[:, 0]),
             "best": describe(best),
             "gain": describe(best - table[:, 0]),
             "mean_of_all": describe(table.mean(axis=1)),
         }
-    for name, places in (("first", [0] * len(scenes)), ("best", chosen)):
-        found[f"colors_{name}"] = round(
+    for name, places in (("first", [0] * len(scenes)), ("best", choices)):
+        summary[f"colors_{name}"] = round(
             colour_share(scenes, [some[i] for some, i in zip(images, places, strict=True)]), 4
         )
-    return found
+    return summary
 
 
 def describe(values: np.ndarray) -> str:

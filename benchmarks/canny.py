@@ -85,20 +85,20 @@ def main() -> None:
 def python(code: str, *arguments: str) -> str:
     """What the code prints, run from the repository's root."""
     root = Path(__file__).resolve().parents[1]
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code, *arguments], cwd=root, capture_output=True, text=True, check=True
     )
-    return done.stdout
+    return process.stdout
 
 
 def report(commands: dict[str, list[str]], runs: int) -> None:
-    measured: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
+    measurements: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
     for _ in range(runs + 1):
         for name, arguments in commands.items():
-            measured[name].append(once(arguments))
+            measurements[name].append(once(arguments))
     print(f"median (least to most) of {runs} runs in turn, after 1; the ratio is the median of each run's")
-    floor = tuple(zip(*measured["floor"][1:], strict=True))
-    for name, samples in measured.items():
+    floor = tuple(zip(*measurements["floor"][1:], strict=True))
+    for name, samples in measurements.items():
         times, peaks = zip(*samples[1:], strict=True)
         slower, larger = (
             statistics.median(mine / its for mine, its in zip(column, other, strict=True))

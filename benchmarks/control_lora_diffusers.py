@@ -25,7 +25,7 @@ from test_control_lora import parts, written
 from controlnet_ext.models.kinds.controlnet import ControlNet
 
 
-def loaded(theirs: ControlNetModel, base: torch.nn.Module, file: dict[str, torch.Tensor]) -> ControlNetModel:
+def load_control_lora(theirs: ControlNetModel, base: torch.nn.Module, file: dict[str, torch.Tensor]) -> ControlNetModel:
     """diffusers' way from a file to a network."""
     hint = theirs.config.conditioning_embedding_out_channels
     net = ControlNetModel.from_unet(base, conditioning_embedding_out_channels=hint)
@@ -35,16 +35,16 @@ def loaded(theirs: ControlNetModel, base: torch.nn.Module, file: dict[str, torch
 
 def effective(net: Any) -> dict[str, torch.Tensor]:
     """What each layer computes with, factors multiplied out."""
-    found = {}
+    tensors = {}
     for name, module in net.named_modules():
         if hasattr(module, "get_delta_weight"):
             (adapter,) = module.lora_A
-            found[f"{name}.weight"] = module.base_layer.weight + module.get_delta_weight(adapter)
+            tensors[f"{name}.weight"] = module.base_layer.weight + module.get_delta_weight(adapter)
             if module.base_layer.bias is not None:
-                found[f"{name}.bias"] = module.base_layer.bias
+                tensors[f"{name}.bias"] = module.base_layer.bias
         elif ".lora_" not in name and not name.endswith("base_layer"):
-            found |= {f"{name}.{own}": tensor for own, tensor in module.named_parameters(recurse=False)}
-    return found
+            tensors |= {f"{name}.{own}": tensor for own, tensor in module.named_parameters(recurse=False)}
+    return tensors
 
 
 @torch.no_grad()
@@ -53,7 +53,7 @@ def main() -> None:
     for shape in ("SD1.5", "SDXL"):
         theirs, base = reference(shape), unet(shape)
         file, whole = parts(theirs, base)
-        net, formula = loaded(theirs, base, file), ControlNet.load(whole, theirs.config)
+        net, formula = load_control_lora(theirs, base, file), ControlNet.load(whole, theirs.config)
         own = effective(net)
         wrong = [name for name, tensor in whole.items() if (own[name] - tensor).abs().max() > 1e-5]
         biases = [name for name in wrong if name.endswith(".bias") and name.replace(".bias", ".up") in file]
@@ -62,8 +62,8 @@ def main() -> None:
         expected = all_of(formula(step, formula.hint(random_image())))
 
         def difference(step: Any = step, net: Any = net, expected: Any = expected) -> float:
-            made = theirs_on(net, step, random_image())
-            return max(((a - b).abs().max() / b.std()).item() for a, b in zip(made, expected, strict=True))
+            residuals = theirs_on(net, step, random_image())
+            return max(((a - b).abs().max() / b.std()).item() for a, b in zip(residuals, expected, strict=True))
 
         before = difference()
         for name in biases:

@@ -92,20 +92,20 @@ def draw(folder: Path, count: int) -> None:
 def compare(images: Path, out: Path, runs: int) -> None:
     commands = {f"--jobs {jobs}": ours(images, out, jobs) for jobs in (1, 2)}
     commands["controlnet_aux"] = [AUX, str(images), str(out)]
-    measured: dict[str, list[tuple[float, float]]] = {name: [] for name in (*commands, "its loop alone")}
+    measurements: dict[str, list[tuple[float, float]]] = {name: [] for name in (*commands, "its loop alone")}
     expected: dict[str, np.ndarray] = {}
     for _ in range(runs):
         for name, command in commands.items():
-            seconds, work, printed = once(command)
-            measured[name].append((seconds, work))
-            if printed.strip():
-                clock, processor = map(float, printed.split())
-                measured["its loop alone"].append((clock, processor))
+            seconds, work, output = once(command)
+            measurements[name].append((seconds, work))
+            if output.strip():
+                clock, processor = map(float, output.split())
+                measurements["its loop alone"].append((clock, processor))
             same(out, expected)
             subprocess.run(["rm", "-r", str(out)], check=True)
     count = len(list(images.iterdir()))
-    loops = measured["its loop alone"]
-    for name, samples in measured.items():
+    loops = measurements["its loop alone"]
+    for name, samples in measurements.items():
         times, work = (np.array(column) / count * 1e3 for column in zip(*samples, strict=True))
         by_clock, by_work = (
             statistics.median(loop[i] / mine[i] for loop, mine in zip(loops, samples, strict=True)) for i in (0, 1)
@@ -128,13 +128,13 @@ def steps(paths: list[Path]) -> None:
 
     cv2.setNumThreads(1)
 
-    def saved(edges: np.ndarray) -> bytes:
+    def save_map(edges: np.ndarray) -> bytes:
         Image.fromarray(cv2.cvtColor(edges, cv2.COLOR_GRAY2RGB)).save(file := io.BytesIO(), "png")
         return file.getvalue()
 
     chains: dict[str, list[Callable[[Any], Any]]] = {
         "ours": [read_image, canny, lambda edges: encode_image("a.png", edges)],
-        "theirs": [lambda path: np.array(Image.open(path)), lambda image: cv2.Canny(image, 100, 200), saved],
+        "theirs": [lambda path: np.array(Image.open(path)), lambda image: cv2.Canny(image, 100, 200), save_map],
     }
     for memory in ("given back", "kept"):
         if memory == "kept":
@@ -142,10 +142,10 @@ def steps(paths: list[Path]) -> None:
         for name, chain in chains.items():
             spent = np.zeros(len(chain))
             for path in paths:
-                made: Any = path
+                result: Any = path
                 for i, step in enumerate(chain):
                     begin = time.thread_time()
-                    made = step(made)
+                    result = step(result)
                     spent[i] += time.thread_time() - begin
             times = ", ".join(f"{words} {ms:.2f}" for words, ms in zip(STEPS, spent / len(paths) * 1e3, strict=True))
             print(f"{name:6}, memory {memory}: {times} ms")
@@ -158,7 +158,7 @@ def ours(images: Path, out: Path, jobs: int) -> list[str]:
 def once(command: list[str]) -> tuple[float, float, str]:
     """Seconds on the clock, seconds of processors with all child processes, and what is printed."""
     before, begin = os.times(), time.perf_counter()
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", *command],
         env=ALONE,
         stdout=subprocess.PIPE,
@@ -168,7 +168,7 @@ def once(command: list[str]) -> tuple[float, float, str]:
     )
     seconds, after = time.perf_counter() - begin, os.times()
     work = after.children_user + after.children_system - before.children_user - before.children_system
-    return seconds, work, done.stdout
+    return seconds, work, process.stdout
 
 
 def same(out: Path, expected: dict[str, np.ndarray]) -> None:
@@ -185,22 +185,22 @@ def peaks(images: Path, out: Path, jobs: int) -> list[float]:
     """The largest memory that our processes have together (MiB of their own and their share) in each tenth."""
     import psutil
 
-    count, found = len(list(images.iterdir())), [0.0] * 10
+    count, peak_values = len(list(images.iterdir())), [0.0] * 10
     process = subprocess.Popen(
         [sys.executable, "-c", *ours(images, out, jobs)], env=ALONE, stderr=subprocess.DEVNULL, cwd=ROOT
     )
     while process.poll() is None:
-        made = len(os.listdir(out)) if out.is_dir() else 0
+        file_count = len(os.listdir(out)) if out.is_dir() else 0
         total = 0.0
         for each in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
             try:
                 total += each.memory_full_info().pss / 2**20
             except psutil.Error:
                 continue
-        tenth = min(9, made * 10 // count)
-        found[tenth] = max(found[tenth], total)
+        tenth = min(9, file_count * 10 // count)
+        peak_values[tenth] = max(peak_values[tenth], total)
         time.sleep(0.2)
-    return found
+    return peak_values
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def main() -> None:
     options = parser.parse_args()
     print(f"torch {torch.__version__}, Python {platform.python_version()}, {torch.get_num_threads()} threads")
     print(f"{options.steps} steps on {count_rows()} rows, fp32; median (least to most) of {options.rounds}")
-    rounds = [measured(options.steps) for _ in range(options.rounds)]
+    rounds = [measure_runs(options.steps) for _ in range(options.rounds)]
     for k, words in enumerate(("on the clock", "of the processor")):
         demo, imports, steps = ([one[part][k] for one in rounds] for part in range(3))
         print(f"seconds {words}:")
@@ -77,14 +77,16 @@ def count_rows() -> list[int]:
     return [ROWS_OF_A_PROMPT * len(some) for some in prompts if some]
 
 
-def measured(steps: int) -> list[tuple[float, float]]:
+def measure_runs(steps: int) -> list[tuple[float, float]]:
     """Seconds on the clock and of the processor: the demo, the imports, the bare steps."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "sheet.png"
-        begin, worked = time.perf_counter(), os.times()
+        begin, times_before = time.perf_counter(), os.times()
         subprocess.run(command("-m", "controlnet_ext.cli", "demo", "--steps", str(steps), "-o", str(out)), check=True)
         after = os.times()
-        processor = after.children_user + after.children_system - worked.children_user - worked.children_system
+        processor = (
+            after.children_user + after.children_system - times_before.children_user - times_before.children_system
+        )
         demo = time.perf_counter() - begin, processor
     bare = subprocess.run(
         command("-c", BARE, str(EMBEDDED_FOLDER / "unet"), str(steps), *map(str, count_rows())),

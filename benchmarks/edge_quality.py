@@ -44,8 +44,8 @@ def main() -> None:
     for name in options.names:
         begin = time.perf_counter()
         run = find(name).load(library=library)
-        given = {"safe_steps": 0} if any(p.name == "safe_steps" for p in run.spec.parameters) else {}
-        counts = sum(counted(run(read_image(path), **given).pixels[..., 0], path) for path in images)
+        parameters = {"safe_steps": 0} if any(p.name == "safe_steps" for p in run.spec.parameters) else {}
+        counts = sum(count_edges(run(read_image(path), **parameters).pixels[..., 0], path) for path in images)
         precision, recall = counts[:, 0] / np.maximum(counts[:, 1], 1), counts[:, 2] / counts[:, 3]
         f = 2 * precision * recall / np.maximum(precision + recall, 1e-9)
         best = int(f.argmax())
@@ -55,21 +55,21 @@ def main() -> None:
         )
 
 
-def counted(pixels: np.ndarray, path: Path) -> np.ndarray:
+def count_edges(pixels: np.ndarray, path: Path) -> np.ndarray:
     """For each threshold: (pixels matched, pixels, boundary pixels matched, boundary pixels)."""
     people = [person["Boundaries"][0, 0] for person in loadmat(path.with_suffix(".mat"))["groundTruth"][0]]
     reach = REACH * np.hypot(*pixels.shape)
-    soft = thinned(pixels.astype(np.float32) / 255)
+    soft = thin_edges(pixels.astype(np.float32) / 255)
     rows = []
     for threshold in THRESHOLDS:
         places = np.argwhere(soft > threshold)
-        right, found, total = np.zeros(len(places), bool), 0, 0
+        right, hit_count, total = np.zeros(len(places), bool), 0, 0
         for boundaries in people:
             truth = np.argwhere(boundaries)
-            matched = matching(places, truth, reach)
-            right |= matched
-            found, total = found + matched.sum(), total + len(truth)
-        rows.append((right.sum(), len(places), found, total))
+            is_match = matching(places, truth, reach)
+            right |= is_match
+            hit_count, total = hit_count + is_match.sum(), total + len(truth)
+        rows.append((right.sum(), len(places), hit_count, total))
     return np.array(rows, float)
 
 
@@ -82,7 +82,7 @@ def matching(places: np.ndarray, truth: np.ndarray, reach: float) -> np.ndarray:
     return maximum_bipartite_matching(graph, perm_type="column") >= 0
 
 
-def thinned(soft: np.ndarray) -> np.ndarray:
+def thin_edges(soft: np.ndarray) -> np.ndarray:
     """Soft edges (H, W) where they are at least as high as both neighbours across their direction, 0 elsewhere.
     The direction is that in which the map, smoothed, is bent most; a map of 0 and 1 stays as it is."""
     if np.isin(soft, (0, 1)).all():

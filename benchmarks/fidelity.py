@@ -118,12 +118,12 @@ def print_speed() -> None:
 def time_calls(call: Callable[[], Any]) -> float:
     """The median milliseconds of the processor that a call takes, after one to warm up."""
     call()
-    found = []
+    times = []
     for _ in range(RUNS):
         start = time.process_time()
         call()
-        found.append(1000 * (time.process_time() - start))
-    return statistics.median(found)
+        times.append(1000 * (time.process_time() - start))
+    return statistics.median(times)
 
 
 def list_others() -> Iterator[tuple[str, tuple[str, Callable[[], Any]]]]:
@@ -189,9 +189,9 @@ def print_ceilings(photos: Path, library: Library, taesd: Path | None, only: lis
         print(f"| {spec.name} | {spec.fidelity.name}: {spec.fidelity.score} | {cells} | {with_score} |", flush=True)
 
 
-def score_all(measure: Measure, expected: list[ControlMap], found: list[ControlMap]) -> list[float]:
+def score_all(measure: Measure, expected: list[ControlMap], actual: list[ControlMap]) -> list[float]:
     """The score of each found map by the expected one of its place; of no found maps none."""
-    pairs = zip(expected, found, strict=bool(found))
+    pairs = zip(expected, actual, strict=bool(actual))
     return [measure.compare(a, b, (SIDE, SIDE))[measure.score] for a, b in pairs]
 
 

@@ -68,20 +68,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--weights", metavar="FOLDER", type=Path)
     options = parser.parse_args(arguments)
     photo = find("inpaint").load()(PHOTO, resolution=RESOLUTION).pixels
-    shown = {panel: one for panel in PANELS if (one := draw_panel(panel, options.weights)) is not None}
+    images = {panel: one for panel in PANELS if (one := draw_panel(panel, options.weights)) is not None}
     sheet = contact_sheet(
         [
             ("the photo", photo),
-            *((titled(panel), one) for panel, one in shown.items()),
+            *((make_title(panel), one) for panel, one in images.items()),
             ("people drawn from key points", people(*photo.shape[:2])),
             ("a ball's depth", depth := ball(*photo.shape[:2])),
             ("normal_depth of that", find("normal_depth").load()(depth, far=2).pixels),
         ]
     )
-    encoded = cv2.imencode(".jpg", sheet[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1].tobytes()
-    write_atomically(options.output / "gallery.jpg", encoded, overwrite=True)
-    write_atomically(options.output / "gallery.md", page(shown).encode(), overwrite=True)
-    print(f"{options.output / 'gallery.md'}: {len(shown)} maps, {len(encoded) / 1e3:.0f} kB")
+    jpeg = cv2.imencode(".jpg", sheet[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1].tobytes()
+    write_atomically(options.output / "gallery.jpg", jpeg, overwrite=True)
+    write_atomically(options.output / "gallery.md", page(images).encode(), overwrite=True)
+    print(f"{options.output / 'gallery.md'}: {len(images)} maps, {len(jpeg) / 1e3:.0f} kB")
 
 
 def draw_panel(panel: Panel, weights: Path | None) -> np.ndarray | None:
@@ -115,9 +115,9 @@ def ball(height: int, width: int) -> np.ndarray:
     return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
 
 
-def titled(panel: Panel) -> str:
-    given = {name: value for name, value in panel.parameters.items() if name != "resolution"}
-    return " ".join([panel.name, *(f"{name}={value}" for name, value in given.items())])
+def make_title(panel: Panel) -> str:
+    parameters = {name: value for name, value in panel.parameters.items() if name != "resolution"}
+    return " ".join([panel.name, *(f"{name}={value}" for name, value in parameters.items())])
 
 
 def contact_sheet(panels: list[tuple[str, np.ndarray]]) -> np.ndarray:
@@ -140,7 +140,7 @@ def command(panel: Panel) -> str:
     return f"`controlnet-ext preprocess {panel.name} examples/coffee.jpg -o map.png {' '.join(words)}`"
 
 
-def page(shown: dict[Panel, np.ndarray]) -> str:
+def page(images: dict[Panel, np.ndarray]) -> str:
     """The page's text."""
     lines = [
         "# Gallery",
@@ -153,7 +153,7 @@ def page(shown: dict[Panel, np.ndarray]) -> str:
         "| preprocessor | map | weights | command |",
         "|---|---|---|---|",
     ]
-    for panel in shown:
+    for panel in images:
         entry = find(panel.name)
         weights = f"{panel.file}, {entry.weights[0].license}" if panel.file else "none"
         lines.append(f"| {panel.name} | {entry.makes} | {weights} | {command(panel)} |")
@@ -166,16 +166,16 @@ def page(shown: dict[Panel, np.ndarray]) -> str:
         "",
         *(f"- {name}: {why}" for name, why in WHY_NOT.items()),
     ]
-    named = {panel.name for panel in shown} | set(WHY_NOT) | {"normal_depth"}
-    rest = [entry for entry in list_preprocessors() if entry.name not in named]
-    closed = [e for e in rest if any("non-commercial" in file.license for file in e.weights)]
-    absent = [e for e in rest if e.weights and e not in closed]
-    bridged = [e for e in rest if not e.weights and ".bridges." in e.factory.__module__]
-    others = [e for e in rest if e not in (*closed, *absent, *bridged)]
+    names = {panel.name for panel in images} | set(WHY_NOT) | {"normal_depth"}
+    rest = [entry for entry in list_preprocessors() if entry.name not in names]
+    non_commercial = [e for e in rest if any("non-commercial" in file.license for file in e.weights)]
+    absent = [e for e in rest if e.weights and e not in non_commercial]
+    of_bridges = [e for e in rest if not e.weights and ".bridges." in e.factory.__module__]
+    others = [e for e in rest if e not in (*non_commercial, *absent, *of_bridges)]
     for why, entries in (
-        ("weights that are not for commercial use", closed),
+        ("weights that are not for commercial use", non_commercial),
         ("weights that were not available", absent),
-        ("detectors of other packages", bridged),
+        ("detectors of other packages", of_bridges),
         ("not in the gallery yet", others),
     ):
         if entries:

@@ -74,12 +74,12 @@ def main() -> None:
         f"of {options.runs} runs in turn, after 1"
     )
     with tempfile.TemporaryDirectory() as folder:
-        images = made(Path(folder), options.images, options.size)
+        images = write_images(Path(folder), options.images, options.size)
         for name in options.names:
-            compared(name, images, options)
+            compare_networks(name, images, options)
 
 
-def made(folder: Path, count: int, size: int) -> list[Path]:
+def write_images(folder: Path, count: int, size: int) -> list[Path]:
     """Images of noise of all scales, discs and lines."""
     numbers, paths = np.random.default_rng(0), []
     for i in range(count):
@@ -97,7 +97,7 @@ def made(folder: Path, count: int, size: int) -> list[Path]:
     return paths
 
 
-def compared(name: str, images: list[Path], options: argparse.Namespace) -> None:
+def compare_networks(name: str, images: list[Path], options: argparse.Namespace) -> None:
     make, detector, file = THEIRS[name]
     torch.manual_seed(0)
     net = make().eval()
@@ -108,18 +108,18 @@ def compared(name: str, images: list[Path], options: argparse.Namespace) -> None
     state = net.state_dict()
     entry, theirs = find(name), detector(net.to(options.device))
     size = {"detect_resolution": options.size} | ({} if name == "softedge_teed" else {"image_resolution": options.size})
-    computed: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    functions: dict[str, Callable[[np.ndarray], np.ndarray]] = {
         "controlnet_aux": lambda image: theirs(image, output_type="np", **size),
         "ours": partial(pixels, entry.load(options.device, Shelf(state))),  # type: ignore[arg-type]
         "ours, bfloat16": partial(pixels, entry.load(Device(options.device, "bfloat16"), Shelf(state))),  # type: ignore[arg-type]
     }
-    seconds: dict[str, list[tuple[float, float]]] = {who: [] for who in computed}
+    seconds: dict[str, list[tuple[float, float]]] = {who: [] for who in functions}
     for _ in range(options.runs + 1):
-        for who, compute in computed.items():
-            seconds[who].append(timed(compute, images, who))
+        for who, compute in functions.items():
+            seconds[who].append(time_function(compute, images, who))
     print(f"\n{name}, {'the published' if real else 'random'} weights, seconds an image")
     base = tuple(zip(*seconds["controlnet_aux"][1:], strict=True))
-    maps = {who: np.stack([read_image(target(path, who)).astype(int) for path in images]) for who in computed}
+    maps = {who: np.stack([read_image(target(path, who)).astype(int) for path in images]) for who in functions}
     for who, pairs in seconds.items():
         clocks, processors = (np.array(column) / len(images) for column in zip(*pairs[1:], strict=True))
         ratios = [
@@ -131,15 +131,15 @@ def compared(name: str, images: list[Path], options: argparse.Namespace) -> None
             f"  {who:15} {np.median(clocks):.3f} ({clocks.min():.3f} to {clocks.max():.3f}), of the processor "
             f"{np.median(processors):.3f}; {ratios[0]:.2f} times as fast, {ratios[1]:.2f} by the processor"
             + ("" if who == "controlnet_aux" else f"; off by {off.max()} of 255 at most, {off.mean():.4f} on average")
-            + (f"; {convolutions(computed[who], images[0]):.0%} convolutions" if options.profile else "")
+            + (f"; {convolutions(functions[who], images[0]):.0%} convolutions" if options.profile else "")
         )
 
 
 def convolutions(compute: Callable[[np.ndarray], np.ndarray], image: Path) -> float:
     """How much of the operators' time on the CPU convolutions are."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         compute(read_image(image))
-    times = {event.key: event.self_cpu_time_total for event in found.key_averages()}
+    times = {event.key: event.self_cpu_time_total for event in profile.key_averages()}
     return sum(time for name, time in times.items() if "conv" in name) / sum(times.values())
 
 
@@ -151,7 +151,7 @@ def target(image: Path, who: str) -> Path:
     return image.with_name(f"{image.stem}_{who.split()[-1].strip(',')}.png")
 
 
-def timed(compute: Callable[[np.ndarray], np.ndarray], images: list[Path], who: str) -> tuple[float, float]:
+def time_function(compute: Callable[[np.ndarray], np.ndarray], images: list[Path], who: str) -> tuple[float, float]:
     """Seconds on the clock and of the processor."""
     clock, processor = time.perf_counter(), time.process_time()
     for path in images:

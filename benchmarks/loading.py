@@ -44,8 +44,8 @@ def main() -> None:
     print(f"{torch.get_num_threads()} threads, page cache warm, median (least to most) of {options.runs} processes")
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         for kind in options.kinds.split(","):
-            path = written(kind, Path(folder))
-            runs = [measured(path) for _ in range(options.runs)]
+            path = write_checkpoint(kind, Path(folder))
+            runs = [measure_file(path) for _ in range(options.runs)]
             raw, load, peak = ([run[name] for run in runs] for name in ("raw", "load", "peak"))
             ratio = [a / b for a, b in zip(load, raw, strict=True)]
             print(
@@ -55,7 +55,7 @@ def main() -> None:
             path.unlink()
 
 
-def written(kind: str, folder: Path) -> Path:
+def write_checkpoint(kind: str, folder: Path) -> Path:
     """A file as published: a ControlNet of that shape in ldm's layout."""
     from diffusers import ControlNetModel
 
@@ -78,7 +78,7 @@ def written(kind: str, folder: Path) -> Path:
     return path
 
 
-def measured(path: Path) -> dict[str, float]:
+def measure_file(path: Path) -> dict[str, float]:
     words = [sys.executable, __file__, "--one", str(path)]
     return json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
 

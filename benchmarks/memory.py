@@ -52,16 +52,16 @@ def main() -> None:
     for kind in (*DTYPES, "Control-LoRA"):
         for stays in [[]] if options.device == "cpu" else [[], ["--low-vram"]]:
             words = [sys.executable, *sys.argv, "--one", kind, *stays]
-            found = json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
-            sizes = "  ".join(f"{name} {found[name] / 1e6:.0f} MB" for name in ("numbers", "after", "peak"))
-            print(f"{kind:13} {'low_vram' if stays else '':8} {sizes}  call {found['call']:.2f} s")
+            result = json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+            sizes = "  ".join(f"{name} {result[name] / 1e6:.0f} MB" for name in ("numbers", "after", "peak"))
+            print(f"{kind:13} {'low_vram' if stays else '':8} {sizes}  call {result['call']:.2f} s")
 
 
 @torch.no_grad()
 def one(options: argparse.Namespace) -> dict[str, float]:
     """Bytes of the model's numbers, by how much memory rose, and seconds of a call."""
     kind, device, latents = options.one, torch.device(options.device), options.latents
-    unet = made().to(device)
+    unet = make_unet().to(device)
     before = used(device)
     net = load(factors(unet, options.rank), {}) if kind == "Control-LoRA" else whole(getattr(torch, kind))
     net.bind(unet)
@@ -98,7 +98,7 @@ def whole(dtype: torch.dtype) -> ControlNet:
     return ControlNet.load({name: some(*tensor.shape).to(dtype) for name, tensor in names.items()})
 
 
-def made() -> UNet2DConditionModel:
+def make_unet() -> UNet2DConditionModel:
     """SD1.5's UNet, every page of its memory in use."""
     with torch.device("meta"):
         unet = UNet2DConditionModel(**PUBLISHED["SD1.5"]).to(torch.bfloat16)
@@ -112,9 +112,9 @@ def factors(unet: UNet2DConditionModel, rank: int) -> dict[str, torch.Tensor]:
     """A file of that rank, as Stability's are written."""
     with torch.device("meta"):
         names = ControlNetModel(**PUBLISHED["SD1.5"]).state_dict()
-    shared, file = get_encoder_tensors(unet), {"lora_controlnet": torch.zeros(0)}
+    encoder_tensors, file = get_encoder_tensors(unet), {"lora_controlnet": torch.zeros(0)}
     for name, tensor in names.items():
-        if name in shared and tensor.ndim > 1:
+        if name in encoder_tensors and tensor.ndim > 1:
             stem = name.removesuffix(".weight")
             file[f"{stem}.up"] = some(tensor.shape[0], rank, *[1] * (tensor.ndim - 2))
             file[f"{stem}.down"] = some(rank, *tensor.shape[1:])

@@ -62,7 +62,7 @@ def compare(name: str, config: dict[str, object], options: argparse.Namespace) -
     dtype, device, size = getattr(torch, options.dtype), options.device, options.latents
     with torch.device("meta"):
         theirs = ControlNetModel(**config).eval()
-    tensors = {key: drawn(t.shape).to(device, dtype) for key, t in theirs.state_dict().items()}
+    tensors = {key: draw_tensor(t.shape).to(device, dtype) for key, t in theirs.state_dict().items()}
     theirs.load_state_dict(tensors, assign=True)  # both hold these very tensors: SDXL's are 5 GB in float32
     ours = ControlNet.load(tensors, theirs.config)
 
@@ -92,16 +92,16 @@ def compare(name: str, config: dict[str, object], options: argparse.Namespace) -
     deviation = min(float(b.std()) for _, b in pairs)
     parameters = sum(t.numel() for t in tensors.values())
     print(f"{name}: {parameters:,} parameters, error/std {error:.1e}, smallest std {deviation:.2f}")
-    for who, seconds in timed({"ours": our_call, "diffusers": diffusers_call}, options).items():
+    for who, seconds in time_calls({"ours": our_call, "diffusers": diffusers_call}, options).items():
         print(f"  {who} {statistics.median(seconds):.3f} s ({min(seconds):.3f} to {max(seconds):.3f})")
 
 
-def drawn(shape: torch.Size) -> torch.Tensor:
+def draw_tensor(shape: torch.Size) -> torch.Tensor:
     """Random weights, also where a fresh ControlNet has zeros, that keep activations near a standard deviation of 1."""
     return torch.randn(shape) * (shape[1:].numel() ** -0.5 if len(shape) > 1 else 0.3)
 
 
-def timed(calls: dict[str, Callable[[], object]], options: argparse.Namespace) -> dict[str, list[float]]:
+def time_calls(calls: dict[str, Callable[[], object]], options: argparse.Namespace) -> dict[str, list[float]]:
     """Seconds of each run, the calls taking turns, so that what else the machine does falls on both alike."""
     seconds: dict[str, list[float]] = {who: [] for who in calls}
     for run in range(WARM_UP + options.runs):

@@ -31,11 +31,11 @@ def main() -> None:
         expected, sure = true_normals(metres, FOV)
         inverse = 1 / metres
         image = ((inverse - inverse.min()) / np.ptp(inverse) * 255).astype(np.uint8)
-        found = {
+        normals = {
             "from the depth": normals_from_inverse_depth(inverse, FOV, 2),
             "from an image of it": preprocess("normal_depth", image, fov=FOV, far=inverse.max() / inverse.min()).values,
         }
-        for name, each in found.items():
+        for name, each in normals.items():
             mean, median, right = figures(each, expected, sure)
             print(f"{path.name}, {name}: {mean:.2f}, {median:.2f}, {right:.3f} ({sure.mean():.0%} of the pixels)")
 
@@ -61,19 +61,19 @@ def true_normals(metres: np.ndarray, fov: float) -> tuple[np.ndarray, np.ndarray
         return cv2.boxFilter(x, cv2.CV_64F, size, borderType=cv2.BORDER_REFLECT)
 
     middle = mean(points)
-    spread = [
+    deviations = [
         [mean(points[..., i] * points[..., j]) - middle[..., i] * middle[..., j] for j in range(3)] for i in range(3)
     ]
-    lengths, axes = np.linalg.eigh(np.moveaxis(np.array(spread), (0, 1), (2, 3)))
+    lengths, axes = np.linalg.eigh(np.moveaxis(np.array(deviations), (0, 1), (2, 3)))
     n = axes[..., 0] * np.where((axes[..., 0] * points).sum(axis=2, keepdims=True) > 0, -1, 1)
     sure = lengths[..., 0] < THICK**2
     sure[:REACH] = sure[-REACH:] = sure[:, :REACH] = sure[:, -REACH:] = False
     return n * (-1, -1, -1), sure
 
 
-def figures(found: np.ndarray, expected: np.ndarray, sure: np.ndarray) -> tuple[float, float, float]:
+def figures(normals: np.ndarray, expected: np.ndarray, sure: np.ndarray) -> tuple[float, float, float]:
     """Degrees on average, their median, and the share within 11.25, of the normals that are known."""
-    off = degrees(found, expected)[sure]
+    off = degrees(normals, expected)[sure]
     return off.mean(), np.median(off), (off < 11.25).mean()
 
 

@@ -49,26 +49,26 @@ def main() -> None:
     compare("true people", [perfect(image, true) for image, true in images], options.runs)
     right, of = 0, 0
     for image, true in images:
-        found = group_bodies(*network(net, image, 552))
+        bodies = group_bodies(*network(net, image, 552))
         for points, box in true:
-            seen = ~np.isnan(points[:, 0])
-            seen[1] = False  # COCO has no neck
-            near = [(np.hypot(*(one[:, :2] - points).T)[seen] < 0.1 * max(box[2:])).sum() for one in found]
-            right, of = right + max(near, default=0), of + seen.sum()
+            is_visible = ~np.isnan(points[:, 0])
+            is_visible[1] = False  # COCO has no neck
+            near = [(np.hypot(*(one[:, :2] - points).T)[is_visible] < 0.1 * max(box[2:])).sum() for one in bodies]
+            right, of = right + max(near, default=0), of + is_visible.sum()
     print(f"PCK of the small network at 552 pixels: {right / of:.3f} of {of} points")
 
 
 def people(truth: dict, image: int) -> list[tuple[np.ndarray, list[float]]]:
     """Points (18, 2) in pixels, NaN where not labelled, and box, of those with five points or more."""
-    found = []
+    people_of_image = []
     for one in truth["annotations"]:
         if one["image_id"] == image and one["num_keypoints"] >= 5:
             points = np.array(one["keypoints"], float).reshape(17, 3)
             points[points[:, 2] == 0] = np.nan
             openpose = np.array([points[i or 0, :2] for i in COCO])
             openpose[1] = points[[5, 6], :2].mean(axis=0)
-            found.append((openpose, one["bbox"]))
-    return found
+            people_of_image.append((openpose, one["bbox"]))
+    return people_of_image
 
 
 def network(net: cv2.dnn.Net, image: np.ndarray, height: int) -> Maps:
@@ -113,14 +113,14 @@ def compare(name: str, maps: list[Maps], runs: int) -> None:
     except (ImportError, RuntimeError) as error:
         print(f"controlnet_aux is left out: {error}")
     times: dict[str, list[float]] = {key: [] for key in groupings}
-    found = {}
+    results = {}
     for _ in range(runs + 1):
         for key, grouping in groupings.items():
             begin = time.perf_counter()
-            found[key] = [grouping(*one) for one in maps]
+            results[key] = [grouping(*one) for one in maps]
             times[key].append(time.perf_counter() - begin)
     for key, (_, *samples) in times.items():
-        count = sum(map(len, found[key]))
+        count = sum(map(len, results[key]))
         middle, least, most = (1e3 * of(samples) for of in (statistics.median, min, max))
         print(f"{name}, {key}: {middle:.0f} ms ({least:.0f} to {most:.0f}), {count} people")
     if len(groupings) == 2:
@@ -128,7 +128,7 @@ def compare(name: str, maps: list[Maps], runs: int) -> None:
         same = all(
             len(a) == len(b)
             and all(np.array_equal(p[:, :2], q[:, :2], equal_nan=True) for p, q in zip(a, b, strict=True))
-            for a, b in zip(*found.values(), strict=True)
+            for a, b in zip(*results.values(), strict=True)
         )
         print(f"{name}: {ratio:.0f} times as fast, {'the same people' if same else 'OTHER PEOPLE'}")
 
@@ -140,7 +140,7 @@ def controlnet_aux() -> Callable[..., list[np.ndarray]]:
 
     torch.set_num_threads(1)
 
-    class Given(torch.nn.Module):
+    class FixedOutput(torch.nn.Module):
         def __init__(self, heat: np.ndarray, fields: np.ndarray):
             super().__init__()
             self.maps = torch.tensor(fields)[None], torch.tensor(heat)[None]
@@ -151,7 +151,7 @@ def controlnet_aux() -> Callable[..., list[np.ndarray]]:
 
     def grouping(heat: np.ndarray, fields: np.ndarray, inside: object, size: tuple[int, int]) -> list[np.ndarray]:
         body = Body.__new__(Body)
-        body.model = Given(heat, fields)
+        body.model = FixedOutput(heat, fields)
         candidate, subset = body(np.zeros((*size, 3), np.uint8))  # a resize of this image is in its time: 1 ms
         absent = [np.nan] * 3
         return [np.array([candidate[int(i)][:3] if i >= 0 else absent for i in row[:18]]) for row in subset]

@@ -32,9 +32,9 @@ def main() -> None:
     images = [(cv2.imread(str(folder / one["file_name"])), people(truth, one["id"])) for one in truth["images"]]
     net = cv2.dnn.readNetFromONNX(str(options.assets / "weights" / "openpose_mnv2small.onnx"))
     for height in HEIGHTS:
-        found = [group_bodies(*network(net, image, height)) for image, _ in images]
-        shares = [pck(found, [true for _, true in images], part) for part in PARTS]
-        counts = f"{sum(map(len, found))} people found of {sum(len(true) for _, true in images)}"
+        bodies = [group_bodies(*network(net, image, height)) for image, _ in images]
+        shares = [pck(bodies, [true for _, true in images], part) for part in PARTS]
+        counts = f"{sum(map(len, bodies))} people found of {sum(len(true) for _, true in images)}"
         print(
             f"{height} pixels high: " + ", ".join(f"PCK@{p} {s:.3f}" for p, s in zip(PARTS, shares, strict=True)),
             counts,
@@ -42,15 +42,15 @@ def main() -> None:
         )
 
 
-def pck(found: list[list[np.ndarray]], true: list[list[tuple[np.ndarray, list[float]]]], part: float) -> float:
+def pck(bodies: list[list[np.ndarray]], true: list[list[tuple[np.ndarray, list[float]]]], part: float) -> float:
     """The share of the true points (18, 2) of all images that are found within that part of their box."""
     right, of = 0, 0
-    for persons, expected in zip(found, true, strict=True):
+    for persons, expected in zip(bodies, true, strict=True):
         for points, box in expected:
-            seen = ~np.isnan(points[:, 0])
-            seen[1] = False  # the neck
-            near = [(np.hypot(*(one[:, :2] - points).T)[seen] < part * max(box[2:])).sum() for one in persons]
-            right, of = right + max(near, default=0), of + seen.sum()
+            is_visible = ~np.isnan(points[:, 0])
+            is_visible[1] = False  # the neck
+            near = [(np.hypot(*(one[:, :2] - points).T)[is_visible] < part * max(box[2:])).sum() for one in persons]
+            right, of = right + max(near, default=0), of + is_visible.sum()
     return right / of
 
 

@@ -24,8 +24,8 @@ from controlnet_ext.embedded.scenes import draw_scene
 from controlnet_ext.generation.pipeline_folder import PipelineFolder, silence_libraries
 from controlnet_ext.maps.fidelity import canny_f1
 
-from .embedded.sampling import decoded
-from .embedded.scenes import MEASURED, edges
+from .embedded.sampling import decode_latents
+from .embedded.scenes import EVALUATION_SEEDS, edges
 
 BATCH = 16
 ARMS: list[dict[str, Any]] = [
@@ -54,15 +54,17 @@ def main() -> None:
     print("| | F1 | beside reuse 1 | calls an image's run | seconds |\n|---|---|---|---|---|")
     first: np.ndarray | None = None
     for arm in ARMS:
-        scores, calls, seconds = measured(pipe, net, options, arm)
+        scores, calls, seconds = measure_arm(pipe, net, options, arm)
         first = scores if first is None else first
         difference = scores - first
-        shown = [f"{x.mean():.3f} ± {x.std(ddof=1) / len(x) ** 0.5:.3f}" for x in (scores, difference)]
+        cells = [f"{x.mean():.3f} ± {x.std(ddof=1) / len(x) ** 0.5:.3f}" for x in (scores, difference)]
         words = ", ".join(f"{name} {value:g}" for name, value in arm.items())
-        print(f"| {words} | {shown[0]} | {shown[1]} | {calls:.1f} | {seconds:.2f} |", flush=True)
+        print(f"| {words} | {cells[0]} | {cells[1]} | {calls:.1f} | {seconds:.2f} |", flush=True)
 
 
-def measured(pipe: Any, net: Any, options: argparse.Namespace, arm: dict[str, Any]) -> tuple[np.ndarray, float, float]:
+def measure_arm(
+    pipe: Any, net: Any, options: argparse.Namespace, arm: dict[str, Any]
+) -> tuple[np.ndarray, float, float]:
     """F1 within a pixel of each scene, calls of the network in a run, seconds an image."""
     scores, calls, spent, runs = [], 0, 0.0, 0
 
@@ -72,13 +74,13 @@ def measured(pipe: Any, net: Any, options: argparse.Namespace, arm: dict[str, An
 
     handle = net.register_forward_hook(count)
     for begin in range(0, options.scenes, BATCH):
-        seeds = MEASURED[begin : min(begin + BATCH, options.scenes)]
-        drawn = [draw_scene(seed) for seed in seeds]
-        maps = [edges(each.pixels) for each in drawn]
+        seeds = EVALUATION_SEEDS[begin : min(begin + BATCH, options.scenes)]
+        scenes = [draw_scene(seed) for seed in seeds]
+        maps = [edges(each.pixels) for each in scenes]
         start, runs = time.process_time(), runs + 1
         with guide(pipe, [Unit(net, PerSample(maps), **arm)]):
             latents = pipe(
-                [each.caption for each in drawn],
+                [each.caption for each in scenes],
                 latents=torch.stack([noise(pipe, seed) for seed in seeds]).to(options.device),
                 num_inference_steps=options.steps,
                 guidance_scale=options.guidance,
@@ -86,9 +88,9 @@ def measured(pipe: Any, net: Any, options: argparse.Namespace, arm: dict[str, An
             ).images
         spent += time.process_time() - start
         with torch.no_grad():
-            images = decoded(pipe.vae, latents / pipe.vae.config["scaling_factor"])
+            images = decode_latents(pipe.vae, latents / pipe.vae.config["scaling_factor"])
         pairs = zip(maps, images, strict=True)
-        scores += [canny_f1(asked[..., 0], image).within_1px for asked, image in pairs if asked.any()]
+        scores += [canny_f1(edge_map[..., 0], image).within_1px for edge_map, image in pairs if edge_map.any()]
     handle.remove()
     return np.array(scores), calls / runs, spent / options.scenes
 

@@ -88,15 +88,15 @@ def compare(options: argparse.Namespace) -> None:
     """Time the ways in turn and print their steps, then where the time of a guided call goes."""
     dtype, device = getattr(torch, options.dtype), options.device
     shape, plain_kind, controlled_kind = SHAPES[options.shape]
-    unet = drawn(UNet2DConditionModel, dtype, device, **shape, **UP.get(options.shape, {}))
-    theirs = drawn(ControlNetModel, dtype, device, **shape)
+    unet = make_random(UNet2DConditionModel, dtype, device, **shape, **UP.get(options.shape, {}))
+    theirs = make_random(ControlNetModel, dtype, device, **shape)
     ours = ControlNet.load(theirs.state_dict(), theirs.config)  # the same tensors, not copies
-    parts, given = make_parts(options, unet), make_arguments(options, shape["cross_attention_dim"])
+    parts, arguments = make_parts(options, unet), make_arguments(options, shape["cross_attention_dim"])
     plain = plain_kind(**parts, scheduler=DDIMScheduler(**DDIM))
     controlled = controlled_kind(**parts, controlnet=theirs, scheduler=DDIMScheduler(**DDIM))
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (options.size,) * 2 + (3,), np.uint8))
-    ways = make_ways(options, plain, ours, image, given)
-    ways["diffusers"] = lambda: steps(controlled, device, given | {"image": image})
+    ways = make_ways(options, plain, ours, image, arguments)
+    ways["diffusers"] = lambda: steps(controlled, device, arguments | {"image": image})
     walls, works, latents = defaultdict(list), defaultdict(list), {}
     for _ in range(options.rounds):
         for name, way in ways.items():
@@ -136,7 +136,7 @@ def make_arguments(options: argparse.Namespace, width: int) -> dict[str, Any]:
 
 
 def make_ways(
-    options: argparse.Namespace, pipe: Any, net: ControlNet, image: Image.Image, given: dict[str, Any]
+    options: argparse.Namespace, pipe: Any, net: ControlNet, image: Image.Image, arguments: dict[str, Any]
 ) -> dict[str, Callable[[], Result]]:
     """A call of the pipeline without units, and each way of ours to guide it; `--compiled` is compiled here."""
 
@@ -144,14 +144,14 @@ def make_ways(
 
     def run_guided(unit: Unit = unit) -> Result:
         with guide(pipe, [unit]):
-            return steps(pipe, options.device, given)
+            return steps(pipe, options.device, arguments)
 
     def run_on_one_stream() -> Result:
         with mock.patch.object(session, "open_side_stream", lambda _: None):
             return run_guided()
 
     ways: dict[str, Callable[[], Result]] = {
-        "unguided": lambda: steps(pipe, options.device, given),
+        "unguided": lambda: steps(pipe, options.device, arguments),
         "ours": run_guided,
     }
     if options.device == "cuda":
@@ -170,8 +170,8 @@ def print_seconds(words: str, times: dict[str, list[float]]) -> None:
     print(f"seconds {words}:")
     for name, seconds in times.items():
         ratio = statistics.median(seconds) / statistics.median(times["diffusers"])
-        shown = f"{statistics.median(seconds):8.4f} ({min(seconds):.4f} to {max(seconds):.4f})"
-        print(f"  {name:10} {shown}  {ratio:.3f} x diffusers")
+        text = f"{statistics.median(seconds):8.4f} ({min(seconds):.4f} to {max(seconds):.4f})"
+        print(f"  {name:10} {text}  {ratio:.3f} x diffusers")
 
 
 def where(guided: Callable[[], Any], device: str, count: int, net: ControlNet, unet: Any) -> None:
@@ -206,17 +206,17 @@ def where(guided: Callable[[], Any], device: str, count: int, net: ControlNet, u
     print(f"of net, {PROMPT} {inside:8.4f} s  {inside / total:7.2%}")
 
 
-def steps(pipe: Any, device: str, given: dict[str, Any]) -> Result:
+def steps(pipe: Any, device: str, arguments: dict[str, Any]) -> Result:
     """Between the callbacks of one call, seconds on the clock and of the processor; and its latents."""
     pipe.set_progress_bar_config(disable=True)
     at = [(clock(device), time.process_time())]
 
-    def ended(pipe: Any, i: int, t: Any, given: dict[str, Any]) -> dict[str, Any]:
+    def ended(pipe: Any, i: int, t: Any, arguments: dict[str, Any]) -> dict[str, Any]:
         at.append((clock(device), time.process_time()))
-        return given
+        return arguments
 
     seed = torch.Generator().manual_seed(0)
-    result = pipe(**given, generator=seed, output_type="latent", callback_on_step_end=ended).images
+    result = pipe(**arguments, generator=seed, output_type="latent", callback_on_step_end=ended).images
     return [(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(at)], result
 
 
@@ -226,7 +226,7 @@ def clock(device: str) -> float:
     return time.perf_counter()
 
 
-def drawn(kind: Any, dtype: torch.dtype, device: str, **config: Any) -> Any:
+def make_random(kind: Any, dtype: torch.dtype, device: str, **config: Any) -> Any:
     """A network whose every tensor is random and keeps activations near 1."""
     with torch.device("meta"):
         net = kind(**config).eval()
@@ -241,8 +241,8 @@ def drawn(kind: Any, dtype: torch.dtype, device: str, **config: Any) -> Any:
 def cpu() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
-    named = [line.split(": ")[1] for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.machine()
+    names = [line.split(": ")[1] for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 if __name__ == "__main__":

@@ -82,16 +82,16 @@ def measure_waiting(folder: Path, options: argparse.Namespace) -> None:
         iterator = TrainingBatches(source, encoder, sampling, settings, BATCH, 0).iterate(0)
         for _ in itertools.islice(iterator, 2):
             time.sleep(options.step)
-        waited, began = 0.0, time.perf_counter()
+        waiting_seconds, began = 0.0, time.perf_counter()
         for _ in range(options.batches):
-            asked = time.perf_counter()
+            start = time.perf_counter()
             next(iterator)
-            waited += time.perf_counter() - asked
+            waiting_seconds += time.perf_counter() - start
             time.sleep(options.step)
         total = time.perf_counter() - began
         iterator.close()
         print(
-            f"{workers} workers: {100 * waited / total:.1f} % of the time waits, "
+            f"{workers} workers: {100 * waiting_seconds / total:.1f} % of the time waits, "
             f"{BATCH * options.batches / total:.1f} images/s"
         )
 

@@ -387,8 +387,8 @@ def compare(options: argparse.Namespace) -> None:
         for _ in range(options.rounds):
             for clocks, run in ((theirs, train_like_diffusers), (ours, train_like_us)):
                 clocks.append(StepClock())
-                found = run(pipe, folder, options, clocks[-1])
-                encodings += [found] if found is not None else []
+                result = run(pipe, folder, options, clocks[-1])
+                encodings += [result] if result is not None else []
                 gc.collect()
     rates = [report(name, clocks, options.batch) for name, clocks in (("diffusers", theirs), ("ours", ours))]
     print(f"ratio {rates[1] / rates[0]:.2f}; ours encodes an image once, in {statistics.median(encodings):.3f} s")
@@ -399,8 +399,8 @@ def compare_memory(options: argparse.Namespace) -> None:
     for name, flags in {"diffusers": ["--only", "diffusers"], **CONFIGURATIONS}.items():
         command = [sys.executable, "-m", "benchmarks.training_speed", "--model", options.model, "--steps", "1"]
         command += ["--size", str(options.size), "--batch", str(options.batch), "--only", "ours", *flags]
-        done = subprocess.run(command, capture_output=True, text=True)
-        print(f"{name}: {done.stdout.strip() or done.stderr.strip().splitlines()[-1]}", flush=True)
+        process = subprocess.run(command, capture_output=True, text=True)
+        print(f"{name}: {process.stdout.strip() or process.stderr.strip().splitlines()[-1]}", flush=True)
 
 
 def count_operations(size: int) -> dict[str, float]:
@@ -410,8 +410,8 @@ def count_operations(size: int) -> dict[str, float]:
 
     def count(call: Callable[[], Any]) -> tuple[float, Any]:
         with FlopCounterMode(display=False) as counter:
-            found = call()
-        return counter.get_total_flops() / 1e9, found
+            result = call()
+        return counter.get_total_flops() / 1e9, result
 
     with torch.device("meta"):
         pipe = {name: build() for name, build in list_parts("sd15").items()}
@@ -426,8 +426,8 @@ def count_operations(size: int) -> dict[str, float]:
         "text encoder": count(lambda: text(ids)[0])[0],
     }
     found["copy"], (down, middle) = count(lambda: copy(x, t, context, controlnet_cond=image, return_dict=False))
-    given = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
-    found["UNet"], predicted = count(lambda: unet(x, t, context, **given, return_dict=False)[0])
+    arguments = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+    found["UNet"], predicted = count(lambda: unet(x, t, context, **arguments, return_dict=False)[0])
     found["backward"] = count(lambda: predicted.sum().backward())[0]
     return found
 

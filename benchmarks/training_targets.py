@@ -118,9 +118,12 @@ def main() -> None:
                     continue
                 net: Any = target.create(base.unet, settings)
                 count = sum(p.numel() for p in net.parameters())
-                kept = [count_kept(base, net, SIDES[family], saves) / 1e9 for saves in (False, True)]
+                gigabytes = [count_kept(base, net, SIDES[family], saves) / 1e9 for saves in (False, True)]
                 states = 4 * STATES * count / 1e9
-                print(f"| {family} | {name} | {count:,} | {states:.2f} | {kept[0]:.2f} | {kept[1]:.2f} |", flush=True)
+                print(
+                    f"| {family} | {name} | {count:,} | {states:.2f} | {gigabytes[0]:.2f} | {gigabytes[1]:.2f} |",
+                    flush=True,
+                )
 
 
 def learn(steps: int = 30, rate: float = 2e-3) -> None:

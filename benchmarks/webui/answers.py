@@ -37,9 +37,9 @@ def refusals(webui: Webui) -> Iterator[Seen]:
     wrong = []
     for unit, words in REFUSED:
         status, answer = webui.asked(unit)
-        said = str(answer.get("detail") or answer.get("errors"))
-        if status != 422 or not said.startswith(f"ControlNet: {words}"):
-            wrong.append(f"{unit}: {status} {said}"[:200])
+        message = str(answer.get("detail") or answer.get("errors"))
+        if status != 422 or not message.startswith(f"ControlNet: {words}"):
+            wrong.append(f"{unit}: {status} {message}"[:200])
     status, _ = webui.asked({}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {})
     wrong += [] if status == 422 else [f"11 units: {status}"]
     count = len(REFUSED) + 1
@@ -55,12 +55,12 @@ def texts(webui: Webui) -> Iterator[Seen]:
     guided = webui.drawn(SAID)
     _, answer = webui.post("/sdapi/v1/png-info", {"image": guided.png})
     text = answer["parameters"].get("ControlNet 0", "")
-    found = parse_unit_text(text)
-    lost = [key for key, value in SAID.items() if found.get(key) != value]
+    fields = parse_unit_text(text)
+    missing = [key for key, value in SAID.items() if fields.get(key) != value]
     yield Seen(
         "/sdapi/v1/png-info: the unit's fields",
-        f"lost: {', '.join(lost)}" if lost else f"{len(SAID)} of {len(SAID)}",
-        not lost,
+        f"lost: {', '.join(missing)}" if missing else f"{len(SAID)} of {len(SAID)}",
+        not missing,
     )
     start = {
         "init_images": [IMAGE],
@@ -90,13 +90,20 @@ def routes(webui: Webui) -> Iterator[Seen]:
         f"{len(types)}; Canny offers {types['Canny']['default_model']}",
         types["Canny"]["default_model"] in models,
     )
-    said = webui.get("/controlnet/version")["version"], webui.get("/controlnet/settings")["control_net_unit_count"]
-    yield Seen("/controlnet/version, units of /controlnet/settings", f"{said[0]}, {said[1]}", said[0] == 3)
-    asked = {"controlnet_module": "canny", "controlnet_input_images": [IMAGE], "controlnet_processor_res": 128}
-    status, answer = webui.post("/controlnet/detect", asked)
+    version_and_count = (
+        webui.get("/controlnet/version")["version"],
+        webui.get("/controlnet/settings")["control_net_unit_count"],
+    )
+    yield Seen(
+        "/controlnet/version, units of /controlnet/settings",
+        f"{version_and_count[0]}, {version_and_count[1]}",
+        version_and_count[0] == 3,
+    )
+    body = {"controlnet_module": "canny", "controlnet_input_images": [IMAGE], "controlnet_processor_res": 128}
+    status, answer = webui.post("/controlnet/detect", body)
     yield Seen("/controlnet/detect", f"{status}, a map of {pixels(answer['images'][0]).shape[:2]}", status == 200)
     pose = {"people": [{"pose_keypoints_2d": [32, 32, 1] * 18}], "canvas_width": 64, "canvas_height": 96}
     status, answer = webui.post("/controlnet/render_openpose_json", [pose])
     yield Seen("/controlnet/render_openpose_json", f"{status}, {pixels(answer['images'][0]).shape[:2]}", status == 200)
-    listed = [path for path in webui.get("/openapi.json")["paths"] if path.startswith("/controlnet/")]
-    yield Seen("our routes in the host's /openapi.json", f"{len(listed)} of 7", len(listed) == 7)
+    paths = [path for path in webui.get("/openapi.json")["paths"] if path.startswith("/controlnet/")]
+    yield Seen("our routes in the host's /openapi.json", f"{len(paths)} of 7", len(paths) == 7)
