@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
+
 import cv2
 import numpy as np
 import pytest
 import torch
-from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, StableDiffusionPipeline
+from diffusers import AutoencoderTiny, ControlNetModel, StableDiffusionControlNetPipeline, StableDiffusionPipeline
+from lines import assets
 from PIL import Image
 
 import controlnet_ext
 from controlnet_ext.embedded import EMBEDDED_FOLDER
 from controlnet_ext.embedded.scenes import HELD_OUT_SEEDS, draw_scene, find_majority_color
 from controlnet_ext.maps.fidelity import canny_f1
+from tools.embedded_model.distill_vae import load_taesd
 
 MOST = {"unet": 5.5e6, "vae": 1.2e6, "text_encoder": 1e6}  # parameters
 SETTINGS = {"num_inference_steps": 8, "guidance_scale": 4.0, "output_type": "np"}
@@ -79,6 +83,37 @@ def test_diffusers_own_control_pipeline_obeys_maps(pipe: StableDiffusionPipeline
     assert np.mean([canny_f1(asked, each).within_1px for asked, each in zip(maps, images, strict=True)]) > 0.6
     others = [*maps[1:], maps[0]]
     assert np.mean([canny_f1(asked, each).within_1px for asked, each in zip(others, images, strict=True)]) < 0.3
+
+
+@pytest.fixture(scope="module")
+def autoencoders() -> tuple[AutoencoderTiny, AutoencoderTiny]:
+    """TAESD and the autoencoder of the package."""
+    weights = assets() / "weights"
+    if not (weights / "taesd_decoder.safetensors").exists():
+        pytest.skip(f"no weights of TAESD in {weights}")
+    vae = EMBEDDED_FOLDER / "vae"
+    if json.loads((vae / "config.json").read_text())["_class_name"] != "AutoencoderTiny":
+        pytest.skip("the embedded model's latents are its own: its VAE is an AutoencoderKL")
+    return load_taesd(weights), AutoencoderTiny.from_pretrained(vae)
+
+
+@torch.no_grad()
+def test_its_decoder_reads_the_latents_of_taesd_and_taesd_those_of_its_encoder(
+    autoencoders: tuple[AutoencoderTiny, AutoencoderTiny],
+) -> None:
+    taesd, own = autoencoders
+    pixels = np.stack([draw_scene(seed, 192).pixels for seed in HELD_OUT_SEEDS[6000:6004]])
+    x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+    error = {
+        (a, b): (nets[1].decode(nets[0].encode(x).latents).sample.clamp(-1, 1) - x).square().mean().item() / 4
+        for (a, b), nets in {
+            ("taesd", "taesd"): (taesd, taesd),
+            ("taesd", "own"): (taesd, own),
+            ("own", "taesd"): (own, taesd),
+        }.items()
+    }
+    for pair in (("taesd", "own"), ("own", "taesd")):  # within 3 dB of TAESD with itself
+        assert error[pair] < 2 * error["taesd", "taesd"], error
 
 
 def test_load_takes_the_names_that_the_command_takes() -> None:
