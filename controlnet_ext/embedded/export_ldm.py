@@ -4,8 +4,10 @@
 Writes shapes.safetensors (UNet, VAE and text encoder under ldm's names) and shapes.yaml, the folder shapes_text
 (tokenizer and text encoder) that the yaml names, and shapes_<map>.safetensors with its yaml for each ControlNet. ldm's
 code has 32 groups written into it and the embedded networks have 8, so `wide` lays them into networks four times as
-wide. Names in the yaml, and values that are not the model's, are those of v1-inference.yaml (CompVis/stable-diffusion)
-and cldm_v15.yaml (lllyasviel/ControlNet).
+wide. A UNet with levels of several widths, and an AutoencoderTiny, stay as they are: the yaml names networks that the
+extension brings (`webui.narrow_networks`), and ControlNets for such a UNet have no yaml, since the extension alone
+reads them. Names in the yaml, and values that are not the model's, are those of v1-inference.yaml
+(CompVis/stable-diffusion) and cldm_v15.yaml (lllyasviel/ControlNet).
 """
 
 from __future__ import annotations
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     from ..models.kinds.controlnet import ControlNet
 
 UNET_PREFIX, VAE_PREFIX, TEXT_PREFIX = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
+OWN_NETWORKS = "sd_webui_controlnet_ext.webui.narrow_networks"  # by the name that the extension has in webui
 VAE_RENAMES = (
     (r"down_blocks\.(\d+)\.resnets\.(\d+)", r"down.\1.block.\2"),
     (r"down_blocks\.(\d+)\.downsamplers\.0", r"down.\1.downsample"),
@@ -107,41 +110,82 @@ def get_width_and_heads(unet: UNet) -> tuple[int, int]:
     return widths.pop(), heads.pop()
 
 
-def build_model_yaml(unet: UNet, vae: ModelMixin, scheduler: Scheduler, text_folder: Path) -> dict[str, Any]:
-    """For the file of a whole model; `text` is the folder of tokenizer and text encoder, as absolute path."""
-    width, heads = get_width_and_heads(unet)
-    levels, vae_widths = len(unet.config["block_out_channels"]), vae.config["block_out_channels"]
+def needs_own_unet(unet: UNet) -> bool:
+    """Return True for a UNet whose levels differ in width, so that no wider one of ldm's code computes the same: groups
+    of joined skips would not be the same channels."""
+    return len(set(unet.config["block_out_channels"])) > 1
+
+
+def needs_own_autoencoder(vae: ModelMixin) -> bool:
+    """Return True for diffusers' AutoencoderTiny, which ldm's code has not."""
+    return "encoder_block_out_channels" in vae.config
+
+
+def build_unet_config(unet: UNet) -> dict[str, Any]:
+    """The UNet's part of the yaml: ldm's class, or the function of this extension. ValueError when levels differ in
+    heads."""
+    widths = list(unet.config["block_out_channels"])
     network = {
         "image_size": unet.config["sample_size"],
         "in_channels": unet.config["in_channels"],
         "out_channels": unet.config["out_channels"],
-        "model_channels": width * compute_width_factor(unet.config["norm_num_groups"]),
-        "attention_resolutions": [2**level for level in range(levels - 1)],
+        "model_channels": widths[0],
+        "attention_resolutions": [2**level for level in range(len(widths) - 1)],
         "num_res_blocks": unet.config["layers_per_block"],
-        "channel_mult": [1] * levels,
-        "num_heads": heads,
+        "num_heads": heads_of(unet)[0],
         "use_spatial_transformer": True,
         "transformer_depth": 1,
         "context_dim": unet.config["cross_attention_dim"],
         "use_checkpoint": False,
         "legacy": False,
     }
+    if needs_own_unet(unet):
+        if len(set(heads_of(unet))) > 1:
+            raise ValueError(f"heads {heads_of(unet)}: expected the same in all levels")
+        own = {"level_widths": widths, "norm_groups": unet.config["norm_num_groups"]}
+        return {"target": f"{OWN_NETWORKS}.build_unet", "params": network | own}
+    width, _ = get_width_and_heads(unet)
+    network["model_channels"] = width * compute_width_factor(unet.config["norm_num_groups"])
+    network["channel_mult"] = [1] * len(widths)
+    return {"target": "ldm.modules.diffusionmodules.openaimodel.UNetModel", "params": network}
+
+
+def build_autoencoder_config(vae: ModelMixin) -> dict[str, Any]:
+    """The autoencoder's part of the yaml: ldm's class, or that of this extension. ValueError for levels of an
+    AutoencoderTiny that differ in width."""
+    if needs_own_autoencoder(vae):
+        widths = {*vae.config["encoder_block_out_channels"], *vae.config["decoder_block_out_channels"]}
+        if len(widths) > 1:
+            raise ValueError(f"widths {sorted(widths)} of an AutoencoderTiny: expected the same in all levels")
+        params = {
+            "width": widths.pop(),
+            "latent_channels": vae.config["latent_channels"],
+            "encoder_blocks": list(vae.config["num_encoder_blocks"]),
+            "decoder_blocks": list(vae.config["num_decoder_blocks"]),
+        }
+        return {"target": f"{OWN_NETWORKS}.TinyAutoencoder", "params": params}
+    widths = vae.config["block_out_channels"]
     autoencoder = {
         "double_z": True,
         "z_channels": vae.config["latent_channels"],
         "resolution": vae.config["sample_size"],
         "in_channels": vae.config["in_channels"],
         "out_ch": vae.config["out_channels"],
-        "ch": vae_widths[0] * compute_width_factor(vae.config["norm_num_groups"]),
-        "ch_mult": [width // vae_widths[0] for width in vae_widths],
+        "ch": widths[0] * compute_width_factor(vae.config["norm_num_groups"]),
+        "ch_mult": [width // widths[0] for width in widths],
         "num_res_blocks": vae.config["layers_per_block"],
         "attn_resolutions": [],
     }
-    first_stage = {
+    params = {
         "embed_dim": vae.config["latent_channels"],
         "ddconfig": autoencoder,
         "lossconfig": {"target": "torch.nn.Identity"},
     }
+    return {"target": "ldm.models.autoencoder.AutoencoderKL", "params": params}
+
+
+def build_model_yaml(unet: UNet, vae: ModelMixin, scheduler: Scheduler, text_folder: Path) -> dict[str, Any]:
+    """For the file of a whole model; `text` is the folder of tokenizer and text encoder, as absolute path."""
     return {
         "model": {
             "target": "ldm.models.diffusion.ddpm.LatentDiffusion",
@@ -156,8 +200,8 @@ def build_model_yaml(unet: UNet, vae: ModelMixin, scheduler: Scheduler, text_fol
                 "channels": unet.config["in_channels"],
                 "scale_factor": vae.config["scaling_factor"],
                 "use_ema": False,
-                "unet_config": {"target": "ldm.modules.diffusionmodules.openaimodel.UNetModel", "params": network},
-                "first_stage_config": {"target": "ldm.models.autoencoder.AutoencoderKL", "params": first_stage},
+                "unet_config": build_unet_config(unet),
+                "first_stage_config": build_autoencoder_config(vae),
                 "cond_stage_config": {
                     "target": "ldm.modules.encoders.modules.FrozenCLIPEmbedder",
                     "params": {"version": str(text_folder), "max_length": 77},
@@ -192,21 +236,30 @@ METADATA = {"format": "pt"}  # transformers before 5 refuses a file without it
 
 
 def build_checkpoint(unet: UNet, vae: ModelMixin, text_encoder: nn.Module) -> dict[str, Tensor]:
-    """The tensors of one file in ldm's layout, from the parts of a diffusers pipeline of SD1.5's topology. ValueError
-    when the UNet's levels differ in width or heads, or 32 is not a multiple of the groups."""
-    _, heads = get_width_and_heads(unet)
-    wide = widen_state_dict(unet.state_dict(), compute_width_factor(unet.config["norm_num_groups"]), heads)
-    wide_vae = widen_state_dict(vae.state_dict(), compute_width_factor(vae.config["norm_num_groups"]))
+    """The tensors of one file in ldm's layout, from the parts of a diffusers pipeline of SD1.5's topology: those of the
+    wider networks where there are such. ValueError when 32 is not a multiple of the groups of one of these."""
+    tensors: Mapping[str, Tensor] = unet.state_dict()
+    if not needs_own_unet(unet):
+        _, heads = get_width_and_heads(unet)
+        tensors = widen_state_dict(tensors, compute_width_factor(unet.config["norm_num_groups"]), heads)
     text = rename_text_encoder(text_encoder.state_dict())
+    if needs_own_autoencoder(vae):
+        first_stage = {VAE_PREFIX + name: tensor for name, tensor in vae.state_dict().items()}
+    else:
+        wide_vae = widen_state_dict(vae.state_dict(), compute_width_factor(vae.config["norm_num_groups"]))
+        first_stage = rename_vae(wide_vae, len(vae.config["block_out_channels"]))
     return {
-        **rename_unet(wide, len(unet.config["block_out_channels"]), unet.config["layers_per_block"]),
-        **rename_vae(wide_vae, len(vae.config["block_out_channels"])),
+        **rename_unet(tensors, len(unet.config["block_out_channels"]), unet.config["layers_per_block"]),
+        **first_stage,
         **{TEXT_PREFIX + name: tensor for name, tensor in text.items()},
     }
 
 
 def build_control_file(net: ControlNet) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and the metadata of a ControlNet's file in ldm's layout, for the UNet of `checkpoint`."""
+    if len(set(net.net_config.widths)) > 1:
+        tensors = {CONTROL_MODEL_PREFIX + name: tensor for name, tensor in to_ldm_keys(net.state_dict()).items()}
+        return tensors, {**METADATA, models.CONFIG_METADATA_KEY: json.dumps(net.net_config.unstored_config())}
     times = compute_width_factor(net.net_config.norm_groups)
     tensors = to_ldm_keys(
         widen_state_dict(net.state_dict(), times, (net.net_config.heads or net.net_config.default_heads)[0])
@@ -232,9 +285,10 @@ def export_model(model: Path, out: Path, dtype: torch.dtype = torch.float16, ove
     encoder = rename_text_encoder(pipe.text_encoder.state_dict())
     write_weights(text / "model.safetensors", _cast_tensors(dtype, encoder), METADATA, overwrite)
 
-    def write(name: str, tensors: dict[str, Tensor], metadata: dict[str, str], config: dict[str, Any]) -> Path:
+    def write(name: str, tensors: dict[str, Tensor], metadata: dict[str, str], config: dict[str, Any] | None) -> Path:
         path = out / f"{name}.safetensors"
-        write_atomically(path.with_suffix(".yaml"), yaml.safe_dump(config, sort_keys=False).encode(), overwrite)
+        if config is not None:
+            write_atomically(path.with_suffix(".yaml"), yaml.safe_dump(config, sort_keys=False).encode(), overwrite)
         write_weights(path, _cast_tensors(dtype, tensors), metadata, overwrite)
         return path
 
@@ -244,7 +298,9 @@ def export_model(model: Path, out: Path, dtype: torch.dtype = torch.float16, ove
         net: Any = models.load(folder)
         net.bind(pipe.unet)
         name = f"{FILE_PREFIX}_{folder.name.removeprefix('controlnet_')}"
-        paths.append(write(name, *build_control_file(net), build_control_yaml(base, net.net_config.hint_channels[0])))
+        hint_channels = net.net_config.hint_channels[0]
+        control_yaml = None if needs_own_unet(pipe.unet) else build_control_yaml(base, hint_channels)
+        paths.append(write(name, *build_control_file(net), control_yaml))
     return paths
 
 
