@@ -264,12 +264,14 @@ def deterministic_torch(threads: int, device: str) -> Iterator[None]:
 
     own_threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    is_changed = device != "cpu"  # on a CPU all that a pipeline does is, and this would also fill fresh memory
     torch.set_num_threads(threads)
-    if device != "cpu":  # on a CPU all that a pipeline does is, and this would also fill fresh memory
+    if is_changed:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts; torch asks for it
         torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(strict, warn_only=warn_only)
+        if is_changed:  # the call imports torch._inductor, half a second
+            torch.use_deterministic_algorithms(strict, warn_only=warn_only)
         torch.set_num_threads(own_threads)
