@@ -7,7 +7,7 @@ import codecs
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +47,10 @@ SCHEDULER_CLASSES = {
     "unipc": "UniPCMultistepScheduler",
 }
 MAX_QUOTED_WORDS = 8  # of a prompt, in a sentence on those that the embedded model does not know
+INITIALIZERS = ("normal_", "uniform_", "kaiming_uniform_", "trunc_normal_")
+"""Functions of torch.nn.init, and methods of a tensor, that fill it with random numbers."""
+TEXT_MODEL_PREFIX = "text_model."
+"""Names in a CLIP text encoder begin with it, except in transformers from 5 on."""
 TEXT_SUFFIXES = (".json", ".txt", ".model")  # what tokenizers and configurations are written in
 
 
@@ -199,6 +203,8 @@ class PipelineFolder:
         if self.class_name.startswith("StableDiffusionXL"):
             modules["add_watermarker"] = False  # or the image depends on what else is installed
         with _wrap_load_errors(repr(str(self.path))):
+            if (text_encoder := self._load_text_encoder(dtype)) is not None:
+                modules["text_encoder"] = text_encoder
             return getattr(diffusers, self.class_name).from_pretrained(
                 str(self.path),
                 torch_dtype=dtype,
@@ -208,6 +214,37 @@ class PipelineFolder:
                 use_safetensors=True,
                 **modules,
             )
+
+    def _load_text_encoder(self, dtype: torch.dtype) -> Any:
+        """Return the CLIP text encoder that `CLIPTextModel.from_pretrained` would give; None for one of another class,
+        with an adapter, quantized, in several files or with other tensors, which from_pretrained has to read.
+
+        from_pretrained prepares for all models of transformers: it compiles 1000 regular expressions and imports sympy,
+        a tenth of the start."""
+        folder, weights = self.path / "text_encoder", self._list_weights("text_encoder")
+        has_adapter = (folder / "adapter_config.json").exists()
+        if self.parts["text_encoder"] != "CLIPTextModel" or len(weights) != 1 or has_adapter:
+            return None
+        from transformers import CLIPTextConfig, CLIPTextModel
+
+        from ..files.weights import read_weights
+
+        config = CLIPTextConfig.from_pretrained(str(folder), local_files_only=True)
+        if config.to_dict().get("quantization_config") is not None:
+            return None
+        with _skip_initialization():
+            model: Any = CLIPTextModel(config)
+        own = {name.removeprefix(TEXT_MODEL_PREFIX): name for name in model.state_dict()}
+        read = read_weights(weights[0]).tensors
+        tensors = {name.removeprefix(TEXT_MODEL_PREFIX): tensor for name, tensor in read.items()}
+        tensors.pop("embeddings.position_ids", None)  # numbers from 0 on, which older versions saved
+        own.pop("embeddings.position_ids", None)
+        if tensors.keys() != own.keys():
+            return None
+        model.load_state_dict(
+            {own[name]: tensor.to(dtype) for name, tensor in tensors.items()}, strict=False, assign=True
+        )
+        return model.eval()
 
     def _list_weights(self, part: str) -> list[Path]:
         variant = rf"(\.{self.variant})?" if self.variant else ""
@@ -253,6 +290,20 @@ def _check_config_numbers(config: Mapping[str, Any], name: str) -> None:
         numbers = [n for n in values if isinstance(n, int | float) and not isinstance(n, bool)]
         if key != "trained_betas" and (len(values) > MAX_CONFIG_LAYERS or any(abs(n) > most for n in numbers)):
             raise ValueError(f"{name} has {quote_value(value)} for {quote_value(key)}, expected at most {most}")
+
+
+def _skip_initialization() -> AbstractContextManager[Any]:
+    """Return a context in which parameters keep the memory that they are given: no numbers are drawn for them."""
+    from torch.overrides import TorchFunctionMode
+
+    class SkipInitialization(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            kwargs = kwargs or {}
+            if getattr(function, "__name__", None) in INITIALIZERS:
+                return kwargs["tensor"] if "tensor" in kwargs else args[0]
+            return function(*args, **kwargs)
+
+    return SkipInitialization()
 
 
 @contextmanager

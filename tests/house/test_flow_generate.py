@@ -45,4 +45,5 @@ def test_generate_builds_and_reads_each_thing_once(warm_python: str) -> None:
     )  # the model; its ControlNet, looked for and loaded
     assert calls["controlnet_ext/generation/pipeline_folder.py"]["PipelineFolder.find"] == 1
     assert opened.pop("controlnet_canny/diffusion_pytorch_model.safetensors") == 1
+    assert opened.pop("text_encoder/model.safetensors") == 3  # its tensors too, which diffusers maps into memory
     assert set(opened.values()) == {2}, json.dumps(opened)  # parts of the pipeline: once the header, once the hash
