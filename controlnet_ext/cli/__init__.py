@@ -6,6 +6,7 @@ has closed it, as `| head` does. Results go to files or stdout, messages and pro
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import pkgutil
@@ -17,10 +18,12 @@ from typing import NoReturn
 from .. import __version__
 from ..errors import suggest_names
 from . import commands
-from .common import print_stderr
+from .common import print_stderr, resume_garbage_collection
+from .deferred_imports import defer_imports
 
 HELP_WIDTH = 120  # columns; argparse would ask the terminal, for which it imports shutil: 3 ms
 FLAG_COLUMNS = 24  # columns of a flag and its value, before its help
+PIPELINE_COMMANDS = ("demo", "generate", "serve")  # they load a pipeline, and then resume the garbage collection
 READER_GONE = 141  # exit code, that of other commands, which SIGPIPE ends
 
 
@@ -55,6 +58,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     try:
         command = _load_command(name)
+        if name not in PIPELINE_COMMANDS:
+            resume_garbage_collection()
         return command.run(_parse_options(command, f"controlnet-ext {name}", words[1:]))
     except BrokenPipeError:
         return READER_GONE
@@ -77,6 +82,9 @@ def program() -> NoReturn:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
+    gc.disable()  # imports make a million objects that stay; to look through them takes a fifth of the time
+    if sys.argv[1:] and sys.argv[1] in PIPELINE_COMMANDS:
+        defer_imports()
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115  until the process ends
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from argparse import ArgumentError, ArgumentParser, Namespace
@@ -18,6 +19,13 @@ from ..preprocessors.registry import register_file
 DEVICE_HELP = f"one of: {', '.join(DEVICES)}, or cuda:N (default: the fastest one present)"
 DTYPE_HELP = f"one of: {', '.join(DTYPES)} (default: float32 on a CPU, float16 elsewhere)"
 MODEL_HELP = "folder saved by diffusers (SD1.5, SD2.1, SDXL), or owner/name in the local Hugging Face cache"
+
+
+def resume_garbage_collection() -> None:
+    """Collect garbage again, if the process was started without (`cli.program`); what is imported by now stays."""
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
 
 
 def add_load_option(parser: ArgumentParser, argv: Sequence[str]) -> None:

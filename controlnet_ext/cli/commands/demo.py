@@ -44,7 +44,13 @@ from ...guidance.contract import ControlModel
 from ...maps.control_map import ControlMap
 from ...maps.fidelity import EdgeScore, canny_f1
 from ...maps.resize import fit
-from ..common import add_output_options, print_stderr, resolve_output_path, write_output
+from ..common import (
+    add_output_options,
+    print_stderr,
+    resolve_output_path,
+    resume_garbage_collection,
+    write_output,
+)
 
 if TYPE_CHECKING:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -109,6 +115,7 @@ def run(options: Namespace) -> int:
         print_stderr(f"controlnet-ext: {remark}")
     start = time.perf_counter()
     pipe, nets = _load_models(folder, [part.control for part in parts])
+    resume_garbage_collection()
     load_end = time.perf_counter()
     try:
         columns = [_generate_columns(pipe, nets, part, guidance, **numbers) for part in parts]

@@ -50,6 +50,7 @@ from ..common import (
     add_output_options,
     print_stderr,
     resolve_output_path,
+    resume_garbage_collection,
     write_output,
 )
 
@@ -125,6 +126,7 @@ def run(options: Namespace) -> int:
     times = [time.perf_counter()]
     try:
         loaded_recipe = load_recipe(recipe, device, folder)
+        resume_garbage_collection()
         for remark in loaded_recipe.warnings:
             print_stderr(f"controlnet-ext: {remark}")
         times.append(time.perf_counter())

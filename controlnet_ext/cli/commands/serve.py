@@ -24,7 +24,7 @@ from ...generation.options import choose_device
 from ...generation.recipe import DTYPES, MAX_UNITS
 from ...preprocessors.library import Library
 from ...sdwebui.fields import RequestLimits
-from ..common import DEVICE_HELP, DTYPE_HELP, MODEL_HELP, add_load_option, print_stderr
+from ..common import DEVICE_HELP, DTYPE_HELP, MODEL_HELP, add_load_option, print_stderr, resume_garbage_collection
 from ..weights_options import add_library_options
 
 DEFAULT_LIMITS = RequestLimits()
@@ -118,6 +118,7 @@ def run(options: Namespace) -> int:
         loader = create_preprocessor_loader(device, library)
         engine = GenerationEngine(options.model, catalog, loader, device, dtype)
         service = Service(engine, catalog, loader, limits, SafeFetcher() if options.fetch else None)
+        resume_garbage_collection()
         worker = RequestWorker(options.queue)
         hosts = ALLOWED_HOST_NAMES if options.host in LOOPBACK_HOSTS else ("*",)
         writer = stack.enter_context(closing(LineWriter(print_stderr)))
