@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .answers import refusals, routes, texts
-from .calls import Seen, Webui
+from .calls import Check, Webui
 from .guidance import afterwards, guidance, inpainting, passes
 from .meanwhile import meanwhile
 from .neighbours import neighbours
@@ -41,13 +41,13 @@ def main() -> int:
     print(f"{platform.machine()}, {os.cpu_count()} CPUs, load {load}, Python {platform.python_version()}\n")
     print("| | seen |\n|---|---|")
     right = True
-    for seen in rows(webui, options):
-        right &= seen.holds
-        print(f"| {seen.what} | {'' if seen.holds else 'WRONG: '}{seen.figure} |", flush=True)
+    for check in rows(webui, options):
+        right &= check.holds
+        print(f"| {check.what} | {'' if check.holds else 'WRONG: '}{check.figure} |", flush=True)
     return 0 if right else 1
 
 
-def rows(webui: Webui, options: argparse.Namespace) -> Iterator[Seen]:
+def rows(webui: Webui, options: argparse.Namespace) -> Iterator[Check]:
     for part in PARTS:
         if options.only is None or part.__name__ in options.only:
             yield from part(webui)

@@ -18,7 +18,7 @@ from PIL import Image
 from controlnet_ext.embedded import SAMPLE_PHOTO
 
 SIDE = 128  # of the images, in pixels
-ASKED: dict[str, Any] = {
+REQUEST: dict[str, Any] = {
     "prompt": "a blue blob and a yellow curve on a red ground",
     "seed": 3,
     "steps": 4,
@@ -31,7 +31,7 @@ IMAGE = base64.b64encode(SAMPLE_PHOTO.read_bytes()).decode()
 
 
 @dataclass(frozen=True)
-class Seen:
+class Check:
     """A row of the table: what was tried, what was seen, and whether that is as it should be."""
 
     what: str
@@ -40,7 +40,7 @@ class Seen:
 
 
 @dataclass(frozen=True, eq=False)
-class Drawn:
+class Render:
     """Images and the maps after them, (H, W, 3) uint8 RGB, and the first image's PNG in base64 with its text."""
 
     images: list[np.ndarray]
@@ -68,31 +68,31 @@ class Webui:
     def post(self, path: str, body: Any) -> tuple[int, Any]:
         """Status and answer."""
         headers = {"Content-Type": "application/json"}
-        asked = urllib.request.Request(self.url + path, json.dumps(body).encode(), headers)
+        request = urllib.request.Request(self.url + path, json.dumps(body).encode(), headers)
         try:
-            with urllib.request.urlopen(asked, timeout=600) as answer:
+            with urllib.request.urlopen(request, timeout=600) as answer:
                 return answer.status, json.load(answer)
         except urllib.error.HTTPError as error:
             return error.code, json.load(error)
 
-    def asked(self, *units: dict[str, Any], **changes: Any) -> tuple[int, Any]:
+    def post_units(self, *units: dict[str, Any], **changes: Any) -> tuple[int, Any]:
         """Of txt2img, or with `init_images` of img2img; each unit is what it has other than `self.unit`."""
-        body = {**ASKED, **changes}
+        body = {**REQUEST, **changes}
         if units:
             args = [{**self.unit, **unit} for unit in units]
             body["alwayson_scripts"] = {**body.get("alwayson_scripts", {}), "ControlNet": {"args": args}}
         return self.post(f"/sdapi/v1/{'img2img' if 'init_images' in changes else 'txt2img'}", body)
 
-    def drawn(self, *units: dict[str, Any], **changes: Any) -> Drawn:
+    def draw(self, *units: dict[str, Any], **changes: Any) -> Render:
         """RuntimeError with the webui's answer where it gives none."""
-        status, answer = self.asked(*units, **changes)
+        status, answer = self.post_units(*units, **changes)
         if status != 200:
             raise RuntimeError(f"{status}: {answer!s:.300}")
-        said = json.loads(answer["info"])
-        begin = said["index_of_first_image"]
-        end = begin + len(said["all_seeds"])
+        info = json.loads(answer["info"])
+        begin = info["index_of_first_image"]
+        end = begin + len(info["all_seeds"])
         images = [pixels(each) for each in answer["images"]]
-        return Drawn(images[begin:end], images[end:], answer["images"][begin], said["infotexts"][0])
+        return Render(images[begin:end], images[end:], answer["images"][begin], info["infotexts"][0])
 
     @contextmanager
     def options(self, **changes: Any) -> Iterator[None]:

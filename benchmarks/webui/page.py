@@ -21,7 +21,7 @@ from selenium.webdriver.common.by import By
 
 from controlnet_ext.embedded import SAMPLE_PHOTO
 
-from .calls import ASKED, SIDE, Seen, Webui, apart
+from .calls import REQUEST, SIDE, Check, Webui, apart
 
 UNIT = "#script_txt2img_controlnet_"
 ARGUMENTS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1400,2200")
@@ -29,15 +29,15 @@ MODE = "My prompt is more important"
 SECONDS = 90  # that anything may take
 
 
-def page(webui: Webui, shot: Path) -> Iterator[Seen]:
+def page(webui: Webui, shot: Path) -> Iterator[Check]:
     tab = Tab(webui.url)
     try:
-        yield from _worked(tab)
-        first, text = tab.generated(), tab.text()
+        yield from _check_work(tab)
+        first, text = tab.generate(), tab.text()
         tab.browser.save_screenshot(str(shot))
-        yield Seen("Generate", f"an image of {first.shape[:2]}, with its unit's text", "ControlNet 0:" in text)
-        yield from _pasted(tab, first, text)
-        yield _refused(tab)
+        yield Check("Generate", f"an image of {first.shape[:2]}, with its unit's text", "ControlNet 0:" in text)
+        yield from _check_paste(tab, first, text)
+        yield _check_refusal(tab)
     finally:
         tab.browser.quit()
 
@@ -71,8 +71,8 @@ class Tab:
         """What it gives once that is something. TimeoutError after SECONDS."""
         for _ in range(2 * SECONDS):
             try:
-                if found := true():
-                    return found
+                if value := true():
+                    return value
             except WebDriverException:
                 pass
             time.sleep(0.5)
@@ -86,7 +86,7 @@ class Tab:
     def value(self, part: str, kind: str = "") -> str:
         return str(self.one(f"{UNIT}{part}_0 input{kind}").get_attribute("value"))
 
-    def chosen(self, part: str) -> list[str]:
+    def choices(self, part: str) -> list[str]:
         labels = self.all(f"{UNIT}{part}_0 label")
         return [label.text for label in labels if label.find_element(By.TAG_NAME, "input").is_selected()]
 
@@ -94,7 +94,7 @@ class Tab:
         script = "arguments[0].value = arguments[1]; updateInput(arguments[0])"
         self.browser.execute_script(script, self.one(selector), value)
 
-    def generated(self) -> np.ndarray:
+    def generate(self) -> np.ndarray:
         """The first image after a click on Generate."""
         self.one("#txt2img_generate").click()
         self.until(lambda: self.one("#html_log_txt2img").text.count("Time taken"))
@@ -107,32 +107,32 @@ class Tab:
         return str(self.one("#html_info_txt2img").text)
 
 
-def _worked(tab: Tab) -> Iterator[Seen]:
+def _check_work(tab: Tab) -> Iterator[Check]:
     """From an image's upload to all that Generate needs."""
     tab.fresh()
     tab.one(f"{UNIT}image_0 input[type=file]").send_keys(str(SAMPLE_PHOTO))
     on = tab.until(lambda: tab.one(f"{UNIT}enabled_0 input").is_selected())
-    yield Seen("page: an upload switches the unit on", str(on), on)
+    yield Check("page: an upload switches the unit on", str(on), on)
     tab.click_word("type", "Canny")
     tab.until(lambda: tab.value("module") == "canny")
     words = f"canny, {tab.value('model')}"
-    yield Seen("control type Canny: preprocessor and model", words, tab.value("model") != "None")
+    yield Check("control type Canny: preprocessor and model", words, tab.value("model") != "None")
     tab.one(f"{UNIT}run_0").click()
     tab.until(lambda: tab.one(f"{UNIT}preview_0 img").is_displayed())
     tab.one(f"{UNIT}size_0").click()
     sizes = [tab.one(f"#txt2img_{side} input[type=number]").get_attribute("value") for side in ("width", "height")]
-    yield Seen("preview, and the image's size taken over", "x".join(sizes), sizes[0] != "512")
-    given = {"steps": ASKED["steps"], "cfg_scale": ASKED["cfg_scale"], "width": SIDE, "height": SIDE}
-    for name, value in given.items():
+    yield Check("preview, and the image's size taken over", "x".join(sizes), sizes[0] != "512")
+    values = {"steps": REQUEST["steps"], "cfg_scale": REQUEST["cfg_scale"], "width": SIDE, "height": SIDE}
+    for name, value in values.items():
         tab.write(f"#txt2img_{name} input[type=number]", value)
-    tab.write("#txt2img_seed input[type=number]", ASKED["seed"])
-    tab.write("#txt2img_prompt textarea", ASKED["prompt"])
+    tab.write("#txt2img_seed input[type=number]", REQUEST["seed"])
+    tab.write("#txt2img_prompt textarea", REQUEST["prompt"])
     tab.write(f"{UNIT}weight_0 input[type=number]", 0.9)
     tab.write(f"{UNIT}threshold_a_0 input[type=number]", 60)
     tab.click_word("control_mode", MODE)
 
 
-def _pasted(tab: Tab, first: np.ndarray, text: str) -> Iterator[Seen]:
+def _check_paste(tab: Tab, first: np.ndarray, text: str) -> Iterator[Check]:
     """An image's text, pasted into a new page."""
     tab.fresh()
     tab.write("#txt2img_prompt textarea", text)
@@ -142,21 +142,21 @@ def _pasted(tab: Tab, first: np.ndarray, text: str) -> Iterator[Seen]:
     there = tab.until(lambda: tab.all(f"{UNIT}image_0 img, {UNIT}image_0 canvas"))
     time.sleep(2)  # what a change of the module would do
     low = tab.value("threshold_a", "[type=number]")
-    found = tab.value("module"), tab.value("model"), low, *tab.chosen("control_mode")
-    right = bool(there) and found[-2:] == ("60", MODE)
-    yield Seen("pasted into a new page", f"{', '.join(found)}, and the image", right)
-    far = apart(first, tab.generated())
-    yield Seen("Generate there", "equal" if far == 0 else f"{far} of 255 apart", far == 0)
+    values = tab.value("module"), tab.value("model"), low, *tab.choices("control_mode")
+    right = bool(there) and values[-2:] == ("60", MODE)
+    yield Check("pasted into a new page", f"{', '.join(values)}, and the image", right)
+    far = apart(first, tab.generate())
+    yield Check("Generate there", "equal" if far == 0 else f"{far} of 255 apart", far == 0)
 
 
-def _refused(tab: Tab) -> Seen:
+def _check_refusal(tab: Tab) -> Check:
     tab.fresh()
     tab.one(f"{UNIT}enabled_0 input").click()
     tab.click_word("type", "Canny")
     tab.until(lambda: tab.value("module") == "canny")
     tab.one("#txt2img_generate").click()
     words = "unit 1: it is on and has no image"
-    said = tab.until(lambda: words in tab.one("#txt2img_results").text and tab.one("#txt2img_results").text)
-    return Seen(
-        "a unit without an image: the page says", next(line for line in said.splitlines() if words in line), True
+    text = tab.until(lambda: words in tab.one("#txt2img_results").text and tab.one("#txt2img_results").text)
+    return Check(
+        "a unit without an image: the page says", next(line for line in text.splitlines() if words in line), True
     )
