@@ -39,7 +39,7 @@ def build_unet(level_widths: Sequence[int], norm_groups: int, **params: Any) -> 
 @contextmanager
 def _replace_normalizations(openaimodel: Any, groups: int) -> Iterator[None]:
     """Let ldm's code build normalizations of so many groups; changes its two functions for the time."""
-    attention = importlib.import_module("ldm.modules.attention")
+    attention: Any = importlib.import_module("ldm.modules.attention")
     kind = type(openaimodel.normalization(32))  # GroupNorm32, which computes in float32
     originals = openaimodel.normalization, attention.Normalize
     openaimodel.normalization = lambda channels: kind(groups, channels)
