@@ -157,13 +157,13 @@ def build_autoencoder_config(vae: ModelMixin) -> dict[str, Any]:
         widths = {*vae.config["encoder_block_out_channels"], *vae.config["decoder_block_out_channels"]}
         if len(widths) > 1:
             raise ValueError(f"widths {sorted(widths)} of an AutoencoderTiny: expected the same in all levels")
-        params = {
+        network = {
             "width": widths.pop(),
             "latent_channels": vae.config["latent_channels"],
             "encoder_blocks": list(vae.config["num_encoder_blocks"]),
             "decoder_blocks": list(vae.config["num_decoder_blocks"]),
         }
-        return {"target": f"{OWN_NETWORKS}.TinyAutoencoder", "params": params}
+        return {"target": f"{OWN_NETWORKS}.TinyAutoencoder", "params": {"ddconfig": network}}
     widths = vae.config["block_out_channels"]
     autoencoder = {
         "double_z": True,

@@ -9,7 +9,7 @@ be installed.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -66,11 +66,13 @@ class _Block(nn.Module):
 class TinyAutoencoder(nn.Module):
     """diffusers' AutoencoderTiny as ldm's first stage: latents are those that the UNet sees, without a distribution.
 
-    `width` is that of all levels; `encoder_blocks` and `decoder_blocks` are their blocks from the image inwards and
-    from the latents outwards."""
+    `ddconfig` is called as webui wants it: `width` of all levels, `latent_channels`, and the levels' `encoder_blocks`
+    and `decoder_blocks`, from the image inwards and from the latents outwards."""
 
-    def __init__(self, width: int, latent_channels: int, encoder_blocks: Sequence[int], decoder_blocks: Sequence[int]):
+    def __init__(self, ddconfig: Mapping[str, Any]):
         super().__init__()
+        width, latent_channels = ddconfig["width"], ddconfig["latent_channels"]
+        encoder_blocks, decoder_blocks = ddconfig["encoder_blocks"], ddconfig["decoder_blocks"]
         inwards: list[nn.Module] = []
         for level, count in enumerate(encoder_blocks):
             first = nn.Conv2d(3 if level == 0 else width, width, 3, 1 if level == 0 else 2, 1, bias=level == 0)
