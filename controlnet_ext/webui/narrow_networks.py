@@ -87,6 +87,16 @@ class TinyAutoencoder(nn.Module):
         self.encoder = nn.ModuleDict({"layers": nn.Sequential(*inwards)})
         self.decoder = nn.ModuleDict({"layers": nn.Sequential(*outwards)})
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of its weights, to which webui casts what it gives."""
+        return next(self.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device of its weights."""
+        return next(self.parameters()).device
+
     def encode(self, x: Tensor) -> Tensor:
         """Return latents (B, 4, H/8, W/8) of images (B, 3, H, W) in -1..1."""
         latents: Tensor = self.encoder["layers"](x.add(1).div(2))
