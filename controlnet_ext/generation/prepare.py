@@ -135,9 +135,10 @@ def load_recipe(recipe: GenerationRecipe, device: str, folder: PipelineFolder | 
             raise ValueError(f"the {type(scheduler).__name__} has other settings here than the recipe's")
         _check_steps(recipe, scheduler)
         dtype = getattr(torch, recipe.dtype)
-        hashes = _verify_model(recipe.model, folder) if recipe.model.sha256 else {}
+        # another version of the embedded model is told before its networks do not fit
+        hashes = _verify_model(recipe.model, folder) if recipe.model.path == EMBEDDED_NAME else {}
         recipe_units, units = _load_units(recipe.units, folder, device, dtype)
-        hashes = hashes or hash_files(folder.files())
+        hashes = hashes or _verify_model(recipe.model, folder)
         complete = replace(
             recipe,
             model=ModelRef(recipe.model.path, hashes),
