@@ -153,7 +153,7 @@ def test_a_rendered_set_lists_images_with_their_maps_and_goes_on_where_it_was(tm
 
 def test_a_map_of_depth_is_white_where_near_and_black_in_the_sky():
     depth = np.array([[1, 2, 4, landscape_plan.SKY_DEPTH]], np.float32)
-    assert render_worlds.draw_depth_map(depth).tolist() == [[255, 255, 128, 0]]
+    assert render_worlds.draw_depth_map(depth).tolist() == [[255, 255, 236, 0]]  # 1 + 254 log(5000) / log(10000)
 
 
 def test_latents_of_a_rendered_set_are_those_of_its_images_and_keep_its_captions(tmp_path, monkeypatch):

@@ -27,6 +27,7 @@ from tools.embedded_model.landscapes import Landscape
 from tools.embedded_model.world_sets import PART, PERSON, RENDERED, SEEDS, find_person, renderer
 
 SIZE = 192
+FARTHEST_DEPTH = 20_000.0  # metres that are almost black
 NEAREST_DEPTH = 2.0  # metres that are white in a map of depth, however near the scene begins
 POSE_SCALES = (1, 2, 3)  # of the images that maps of pose are drawn for, by row
 # RGB of ADE20K's palette for sky, water, mountain, snow (which ADE20K has not: white), grass, sand, tree
@@ -40,9 +41,12 @@ CLASS_COLORS = dict(
 
 
 def draw_depth_map(depth: np.ndarray) -> np.ndarray:
-    """Return inverse depth (H, W) uint8 of metres (H, W): white is the nearest, black the sky, as MiDaS has it."""
-    inverse = np.where(depth < SKY_DEPTH, 1 / np.maximum(depth, NEAREST_DEPTH), 0)
-    return np.round(255 * inverse / max(inverse.max(), 1e-9)).astype(np.uint8)
+    """Return a map (H, W) uint8 of metres (H, W): white is the nearest, black the sky. It falls with the logarithm of
+    the distance, so that ridges kilometres away differ, as they do in maps of depth networks; the inverse would be 0
+    beyond a hundred metres."""
+    nearest = max(depth.min(), NEAREST_DEPTH)
+    share = np.log(FARTHEST_DEPTH / np.clip(depth, nearest, FARTHEST_DEPTH)) / np.log(FARTHEST_DEPTH / nearest)
+    return np.where(depth < SKY_DEPTH, np.round(1 + 254 * share), 0).astype(np.uint8)
 
 
 def draw_class_map(classes: np.ndarray) -> np.ndarray:
