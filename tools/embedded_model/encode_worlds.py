@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderTiny
 
+from tools.embedded_model.distill_vae import load_taesd
 from tools.embedded_model.render_worlds import list_file, read_rows
 from tools.embedded_model.world_sets import DOMAINS, PART, SEEDS
 
@@ -60,10 +61,12 @@ def encode_set(worlds: Path, vae: Any, domain: str, split: str, size: int) -> No
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("worlds", type=Path, help="what render_worlds filled")
-    parser.add_argument("vae", type=Path, help="what distill_vae has written")
+    parser.add_argument("vae", type=Path, help="what distill_vae has written, or TEACHER for the latents of TAESD")
     parser.add_argument("--size", type=int, default=192, help="pixels, a multiple of 8")
     options = parser.parse_args()
-    vae = AutoencoderTiny.from_pretrained(options.vae).eval().to(memory_format=torch.channels_last)
+    is_teacher = (options.vae / "taesd_encoder.safetensors").exists()
+    vae = load_taesd(options.vae) if is_teacher else AutoencoderTiny.from_pretrained(options.vae).eval()
+    vae.to(memory_format=torch.channels_last)
     for domain in DOMAINS:
         for split in SEEDS:
             encode_set(options.worlds, vae, domain, split, options.size)
