@@ -167,6 +167,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=96, help="of a crop, in pixels")
     parser.add_argument("--rate", type=float, default=0.01, help="of Muon; Adam has a tenth")
     parser.add_argument("--every", type=int, default=200, help="steps between two rows of log.jsonl")
+    parser.add_argument("--start", type=Path, help="a saved autoencoder that learns further, in a new folder")
     return parser.parse_args()
 
 
@@ -192,7 +193,8 @@ def main() -> None:
     source = CropSource(options.worlds, options.size)
     held_out = held_out_crops(options.worlds)
     teacher = load_taesd(options.teacher).to(memory_format=torch.channels_last)
-    vae = student_vae().to(memory_format=torch.channels_last)
+    vae = student_vae() if options.start is None else AutoencoderTiny.from_pretrained(options.start)
+    vae.to(memory_format=torch.channels_last)
     average = copy.deepcopy(vae).eval().requires_grad_(False)
     optimizers = make_optimizers(vae, options.rate)
     path = options.folder / "checkpoint.pt"
